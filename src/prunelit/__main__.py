@@ -1,0 +1,38 @@
+"""The console script; answers what needs no torch by itself, since importing it takes seconds."""
+
+import os
+import sys
+
+from prunelit import __version__
+
+HELP = """\
+usage: prunelit [-h] [--version] {fit,validate} --config FILE [options]
+
+Prune a causal language model and see which of its uses survive.
+
+subcommands:
+  fit        Prune the model, write it, and compare it with the dense one.
+  validate   Compare the pruned model that `fit` wrote with the dense one.
+
+`prunelit fit --help` lists every option, `prunelit fit --config FILE --print_config` the
+configuration that results from a file and the options after it.
+"""
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = sys.argv[1:]
+    if arguments in ([], ["-h"], ["--help"]):
+        print(HELP, end="")
+    elif arguments == ["--version"]:
+        print(f"prunelit {__version__}")
+    else:
+        # A user's own pruner or callback lies beside the YAML file that names it.
+        sys.path.insert(0, os.getcwd())
+        from prunelit.cli import main as run
+
+        run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""One form for what a model reads: dicts with `input_ids` and `attention_mask`, both (B, T)."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from prunelit.errors import InputError
+
+Batch = dict[str, Tensor]
+
+
+def as_batches(inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]], size: int) -> list[Batch]:
+    """Model-input batches of a token tensor or of batches in either form.
+
+    Args:
+        inputs: (S, L) token ids, cut into batches of `size` sequences; or an iterable of batches,
+            each (B, T) token ids or a mapping with `input_ids` and, where there is padding,
+            `attention_mask`. Other keys are refused: nothing would read them.
+        size: sequences a batch.
+
+    Raises:
+        InputError: if there is nothing in it, or a batch has another form.
+    """
+    if size < 1:
+        raise InputError(f"Expected `batch_size` of at least 1 but got {size}.")
+    pieces = inputs.split(size) if isinstance(inputs, Tensor) and inputs.numel() else inputs
+    batches = [_as_batch(piece) for piece in pieces]
+    if not sum(int(batch["attention_mask"].sum()) for batch in batches):
+        raise InputError("Expected at least one token to read but the input holds none.")
+    return batches
+
+
+def _as_batch(piece: Tensor | Mapping[str, Tensor]) -> Batch:
+    batch = {"input_ids": piece} if isinstance(piece, Tensor) else dict(piece)
+    unknown = sorted(set(batch) - {"input_ids", "attention_mask"})
+    if unknown or "input_ids" not in batch:
+        raise InputError(
+            f"Expected a batch with `input_ids` and `attention_mask` but got {sorted(batch)}."
+        )
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    if ids.ndim != 2 or ids.shape != mask.shape or ids.is_floating_point():
+        raise InputError(
+            "Expected integer `input_ids` of shape (B, T) with `attention_mask` of the same shape "
+            f"but got {tuple(ids.shape)} ({ids.dtype}) and {tuple(mask.shape)}."
+        )
+    return {"input_ids": ids, "attention_mask": mask}

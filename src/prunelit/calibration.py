@@ -1,0 +1,216 @@
+"""The block-by-block driver: observe, reduce over ranks, prune, run again, propagate."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.batches import Batch
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, final_hidden
+from prunelit.pruners.base import Probe, Pruner
+
+
+@dataclass
+class _Stream:
+    """One calibration batch on its way through the blocks."""
+
+    hidden: Tensor  # (B, T, D), the input of the next block
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # other arguments, block by block
+    tokens: Tensor  # (B, T) bool, False at padding
+
+
+def calibrate(
+    model: PreTrainedModel,
+    pruner: Pruner,
+    batches: list[Batch],
+    check_batch: Batch,
+    around_block: Callable[[int], Any],
+) -> None:
+    """Prune every block in place, each reading what the pruned blocks before it put out.
+
+    Two passes over the calibration tokens a block: one to observe, one to propagate.
+
+    Args:
+        model: in evaluation mode, gradients off.
+        pruner: the method.
+        batches: this rank's share, possibly empty.
+        check_batch: a small batch, the same on every rank, for the replay check.
+        around_block: gives a context manager that is open while block i is worked on.
+
+    Raises:
+        InputError: before any weight changes, if the blocks of this model cannot be replayed one
+            by one or the pruner refuses one of them.
+    """
+    _, blocks = decoder_blocks(model)
+    watched = [pruner.watch(block) for block in blocks]
+    shared = _check_replay(model, blocks, watched, check_batch)
+    del watched
+    streams = [_capture(model, blocks, batch) for batch in batches]
+    for index, block in enumerate(blocks):
+        with around_block(index):
+            probes = pruner.watch(block)
+            for follower, leader in shared[index].items():
+                probes[follower].statistic = probes[leader].statistic
+            leaders = {name: probes[name] for name in probes if name not in shared[index]}
+            for stream in streams:
+                with _observing(block, leaders, stream.tokens):
+                    _run(block, stream, index)
+            for probe in leaders.values():
+                probe.statistic.all_reduce_()
+            pruner.prune_block(block, probes)
+            for stream in streams:
+                stream.hidden = _run(block, stream, index)
+    pruner.finish(model)
+
+
+def _run(block: nn.Module, stream: _Stream, index: int) -> Tensor:
+    device = next(block.parameters()).device
+    args, kwargs = stream.calls[index]
+    inputs = move_data_to_device((stream.hidden, args, kwargs), device)
+    output = block(inputs[0], *inputs[1], **inputs[2])
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch) -> _Stream:
+    """The input of block 0 and every block's other arguments, without running a block."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    first: list[Tensor] = []
+
+    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not first:
+            first.append(hidden)
+        # A cache would be appended to by each replay.
+        calls.append((args, {key: value for key, value in kwargs.items() if "past" not in key}))
+        return hidden
+
+    with _replaced_forward(blocks, passing):
+        final_hidden(model, **move_data_to_device(batch, model.device))
+    if len(calls) != len(blocks):
+        raise InputError(
+            f"{type(model).__name__} called {len(calls)} of its {len(blocks)} blocks, so they "
+            "cannot be calibrated one by one."
+        )
+    return _Stream(first[0], calls, batch["attention_mask"].bool().to(first[0].device))
+
+
+@contextmanager
+def _replaced_forward(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
+    own = [vars(block).get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block, function in zip(blocks, own, strict=True):
+            if function is None:
+                del block.forward
+            else:
+                block.forward = function
+
+
+def _check_replay(
+    model: PreTrainedModel,
+    blocks: nn.ModuleList,
+    watched: list[dict[str, Probe]],
+    batch: Batch,
+) -> list[dict[str, str]]:
+    """Compare a replay with the model's own run, and note which probes read the same tensor.
+
+    Returns:
+        For each block, {follower: leader} of the probed submodules.
+    """
+    last: list[Tensor] = []
+
+    def keep_last(_module: nn.Module, _args: Any, output: Any) -> None:
+        last.append(output if isinstance(output, Tensor) else output[0])
+
+    handle = blocks[-1].register_forward_hook(keep_last)
+    try:
+        final_hidden(model, **move_data_to_device(batch, model.device))
+    finally:
+        handle.remove()
+    try:
+        stream = _capture(model, blocks, batch)
+        shared = []
+        for index, (block, probes) in enumerate(zip(blocks, watched, strict=True)):
+            with _noting_shared_inputs(block, probes) as followers:
+                stream.hidden = _run(block, stream, index)
+            shared.append(followers)
+    except (TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"The blocks of {type(model).__name__} cannot be run one by one: {error}."
+        ) from error
+    mine, own = stream.hidden[stream.tokens].float(), last[0][stream.tokens].float()
+    # Bit-equal on a CPU; some GPU kernels add in another order from call to call.
+    tolerance = 1e-5 if stream.hidden.dtype.itemsize >= 4 else 2e-2
+    worst = (mine - own).abs().max().item()
+    if not worst <= tolerance * own.abs().max().item():
+        raise InputError(
+            f"Running the blocks of {type(model).__name__} one by one differs by {worst:.3g} from "
+            "running the model, so calibration would see wrong inputs."
+        )
+    return shared
+
+
+@contextmanager
+def _noting_shared_inputs(
+    block: nn.Module, probes: dict[str, Probe]
+) -> Iterator[dict[str, str]]:
+    followers: dict[str, str] = {}
+    seen: list[tuple[Tensor, str]] = []  # holding the tensors keeps their identities unique
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            leader = next((other for tensor, other in seen if tensor is args[0]), None)
+            if leader is None:
+                seen.append((args[0], name))
+            elif type(probes[leader].statistic) is type(probes[name].statistic):
+                followers[name] = leader
+
+        return hook
+
+    handles = [
+        block.get_submodule(name).register_forward_pre_hook(note(name))
+        for name, probe in probes.items()
+        if probe.at == "input"
+    ]
+    try:
+        yield followers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _observing(block: nn.Module, probes: dict[str, Probe], tokens: Tensor) -> Iterator[None]:
+    whole = bool(tokens.all())
+
+    def feed(name: str, probe: Probe) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, args: Any, output: Any) -> None:
+            x = args[0] if probe.at == "input" else output
+            x = x if isinstance(x, Tensor) else x[0]
+            if x.numel() != tokens.numel() * x.shape[-1]:
+                raise InputError(
+                    f"{name!r} reads {tuple(x.shape)} where the batch has "
+                    f"{tuple(tokens.shape)} tokens, so padding cannot be told apart: exclude it."
+                )
+            x = x.reshape(-1, x.shape[-1])
+            probe.statistic.update(x if whole else x[tokens.reshape(-1).to(x.device)])
+
+        return hook
+
+    handles = [
+        block.get_submodule(name).register_forward_hook(feed(name, probe))
+        for name, probe in probes.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

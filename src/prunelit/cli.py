@@ -1,0 +1,97 @@
+"""The command line: `prunelit fit` and `prunelit validate`."""
+
+import logging
+import sys
+import warnings
+from typing import Any, NoReturn
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from prunelit.callbacks import Pruning, Results, TaskProgressBar
+from prunelit.datamodule import PruneData
+from prunelit.errors import InputError
+from prunelit.module import PairedLM
+from prunelit.trainer import PruneTrainer
+
+
+# Warnings of Lightning that say nothing to someone who prunes without training.
+_BESIDE_THE_POINT = (
+    ".*configure_optimizers` returned `None`",
+    ".*isinstance\\(treespec, LeafSpec\\)` is deprecated",
+)
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """Says what is wrong with a configuration in a few words, without the usage of every option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Called by jsonargparse: print the innermost reason and leave with status 2."""
+        lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+        print(f"prunelit: error: {' '.join(lines)}", file=sys.stderr)
+        sys.exit(2)
+
+
+class PruneLitCLI(LightningCLI):
+    """LightningCLI with the group `pruning` and the subcommands `fit` and `validate`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods that are offered, with the arguments that are not options."""
+        # Data comes from the datamodule; there is no training and so no checkpoint to go on from.
+        given = {"model", "datamodule", "verbose", "ckpt_path", "weights_only"}
+        loaders = {"dataloaders", "train_dataloaders", "val_dataloaders"}
+        return {"fit": given | loaders, "validate": given | loaders}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Called by LightningCLI."""
+        parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Called by LightningCLI: adds what every run shows and leaves behind."""
+        keys = self._parser(self.subcommand).callback_keys
+        callbacks = [self._get(self.config_init, key) for key in keys]
+        callbacks = [callback for callback in callbacks if callback is not None]
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        callbacks.append(Results())
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(TaskProgressBar())
+        return self._instantiate_trainer(config, callbacks)
+
+
+def run(args: list[str] | None = None) -> PruneLitCLI:
+    """Parse and run; `None` takes the process's own arguments, which DDP passes on."""
+    return PruneLitCLI(
+        PairedLM,
+        PruneData,
+        trainer_class=PruneTrainer,
+        trainer_defaults={
+            "max_epochs": 0,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+        },
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_class=OneSentenceParser,
+        args=args,
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run, and turn what a user can mend into one sentence on stderr and exit status 2."""
+    # Lightning's tips about products it could log to.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    for message in _BESIDE_THE_POINT:
+        warnings.filterwarnings("ignore", message=message)
+    try:
+        run(args)
+    except InputError as error:
+        print(f"prunelit: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+
+

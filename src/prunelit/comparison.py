@@ -1,0 +1,117 @@
+"""`compare`: dense against pruned in embedding, logit and probability space, streamed."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit.batches import Batch, as_batches
+from prunelit.errors import InputError
+from prunelit.metrics.deviation import deviations
+from prunelit.models.architecture import check_unembedding, final_hidden, unembed
+
+# Tokens unembedded at a time: (32, V) float32 buffers stay near the cache of a CPU core.
+CHUNK = 32
+
+
+@torch.no_grad()
+def compare(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]],
+    *,
+    batch_size: int = 8,
+    temperature: float = 1.0,
+    subset: Tensor | None = None,
+) -> dict[str, float]:
+    """Mean deviation of the pruned from the dense model over the tokens of `inputs`.
+
+    Both models read the same tokens (teacher forcing). The embedding is the last hidden state after
+    the final norm. Logits are compared a few tokens at a time, so no (tokens, V) tensor exists.
+
+    Args:
+        dense: the reference.
+        pruned: the model under test, with the same vocabulary and hidden size.
+        inputs: (S, L) token ids, or an iterable of (B, T) token ids or of mappings with `input_ids`
+            and `attention_mask`. Padded tokens are not compared.
+        batch_size: sequences a forward pass where `inputs` is one tensor.
+        temperature: of the softmax.
+        subset: token ids; adds the `subspace_*` quantities on these columns of the logits.
+
+    Returns:
+        Every quantity of `prunelit.metrics.deviations` as a mean over tokens, and `n`, the number of
+        tokens. KL and Jensen-Shannon in nats.
+
+    Raises:
+        InputError: if the models do not fit together or the input is empty.
+    """
+    batches = as_batches(inputs, batch_size)
+    check_comparable(dense, pruned, batches[0])
+    totals: dict[str, float] = {}
+    n = 0
+    for batch in batches:
+        sums, counts = deviation_sums(
+            dense, pruned, batch, temperature=temperature, subset=subset
+        )
+        for name, values in sums.items():
+            totals[name] = totals.get(name, 0.0) + values.sum().item()
+        n += int(counts.sum())
+    return {**{name: total / n for name, total in totals.items()}, "n": n}
+
+
+def deviation_sums(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    subset: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums over the real tokens of each sequence.
+
+    Returns:
+        For each quantity (B,) float64 sums, and the (B,) number of real tokens.
+    """
+    batch = move_data_to_device(batch, dense.device)
+    mask = batch["attention_mask"].bool()
+    hidden = [final_hidden(model, **batch)[mask] for model in (dense, pruned)]
+    row = mask.nonzero()[:, 0]
+    sums: dict[str, Tensor] = {}
+    # Trainer precision may have autocast on; the comparison itself is float32 whatever ran before.
+    with torch.autocast(mask.device.type, enabled=False):
+        for rows, h, h_pruned in zip(row.split(CHUNK), *(h.split(CHUNK) for h in hidden), strict=True):
+            values = deviations(
+                h,
+                h_pruned,
+                unembed(dense, h),
+                unembed(pruned, h_pruned),
+                temperature=temperature,
+                subset=subset,
+            )
+            for name, value in values.items():
+                total = sums.setdefault(
+                    name, torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
+                )
+                total.index_add_(0, rows, value.double())
+    return sums, mask.sum(1)
+
+
+def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel, batch: Batch) -> None:
+    """Refuse two models whose embeddings or logits cannot be subtracted.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    for what in ("vocab_size", "hidden_size"):
+        sizes = [
+            getattr(model.config.get_text_config(decoder=True), what) for model in (dense, pruned)
+        ]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"Expected dense and pruned model with the same {what} but got {sizes[0]} and "
+                f"{sizes[1]}."
+            )
+    for model in (dense, pruned):
+        check_unembedding(model, batch["input_ids"][:1, :8].to(model.device))

@@ -1,0 +1,10 @@
+"""The one exception type for what a user can mend."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: a file, a key, a name, a shape, a weight.
+
+    The message is one sentence that says what was expected, what was got and what to do. The
+    command line prints it on stderr and exits with status 2; every other exception is a fault of
+    prunelit or of a library and keeps its traceback.
+    """

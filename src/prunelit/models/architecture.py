@@ -1,0 +1,119 @@
+"""Where the parts of a decoder-only Hugging Face model are, for any family."""
+
+import inspect
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from prunelit.errors import InputError
+
+
+def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The name and the list of the decoder blocks.
+
+    It is the shallowest ModuleList with as many entries as the text configuration has layers.
+
+    Raises:
+        InputError: if there is none, as in an encoder-decoder.
+    """
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not lists or model.config.is_encoder_decoder:
+        raise InputError(
+            f"Expected a decoder-only model with a list of {count} blocks but found none in "
+            f"{type(model).__name__}."
+        )
+    return min(lists, key=lambda item: item[0].count("."))
+
+
+def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
+    """Every linear map of a block by its name inside the block (GPT-2's Conv1D included)."""
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+
+
+def oriented_weight(linear: nn.Module) -> Tensor:
+    """The weight of a linear map as (O, I), a view that shares storage (Conv1D stores (I, O))."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The embedding h that the unembedding reads: after the last block and the final norm.
+
+    Left-padded sequences get positions that count real tokens only, as in `generate`; a family that
+    takes no positions derives them from the mask itself.
+
+    Args:
+        model: a causal LM.
+        input_ids: (B, T).
+        attention_mask: (B, T), 0 at padding.
+
+    Returns:
+        (B, T, D), in the model's dtype.
+    """
+    options = {}
+    left_padded = bool((attention_mask[:, 0] == 0).any())
+    if left_padded and "position_ids" in inspect.signature(model.base_model.forward).parameters:
+        options["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+    return model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
+    ).last_hidden_state
+
+
+def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The logits z of final embeddings, with the scale and soft cap that the family applies.
+
+    Args:
+        model: a causal LM.
+        hidden: (..., D), as `final_hidden` gives it: the final norm is already applied.
+
+    Returns:
+        (..., V), float32.
+    """
+    config = model.config.get_text_config(decoder=True)
+    head = model.get_output_embeddings()
+    assert head is not None
+    # Under mixed precision hidden states are narrower than the weights.
+    logits = head(hidden.to(head.weight.dtype)).float()
+    # Cohere multiplies, Granite divides, Gemma 2 and 3 cap: no other head of transformers 5 does
+    # more, and `check_unembedding` refuses a family for which this is not the whole truth.
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if scale := getattr(config, "logits_scaling", None):
+        logits = logits / scale
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * (logits / cap).tanh()
+    return logits
+
+
+def check_unembedding(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """Refuse a model whose logits are not what `unembed` makes of its final embedding.
+
+    Args:
+        model: a causal LM.
+        input_ids: (1, T), a few tokens are enough.
+
+    Raises:
+        InputError: naming the model's class and the difference.
+    """
+    mask = input_ids.new_ones(input_ids.shape)
+    own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
+    ours = unembed(model, final_hidden(model, input_ids, mask))
+    difference = (own - ours).abs().max().item()
+    # Half-precision heads may fuse or round differently; a missing scale or cap is far larger.
+    tolerance = (1e-4 if model.dtype.itemsize >= 4 else 3e-2) * max(1.0, own.abs().max().item())
+    if not difference <= tolerance:
+        raise InputError(
+            f"The logits of {type(model).__name__} differ by {difference:.3g} from the unembedding "
+            "of its last hidden state, so prunelit cannot compare models of this class."
+        )

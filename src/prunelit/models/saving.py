@@ -1,0 +1,97 @@
+"""Write a pruned model as a folder that stock `from_pretrained` loads."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunelit.errors import InputError
+
+REPORT_FILE = "pruning.json"
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuse a target before the heavy work starts.
+
+    Raises:
+        InputError: if `folder` exists and is not a pruned model, or cannot be created.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / REPORT_FILE).is_file() and _has_content(folder):
+        raise InputError(
+            f"{str(folder)!r} exists and holds no {REPORT_FILE}, so it was not written by prunelit: "
+            "choose another output folder or remove it."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"Nothing can be written into {str(folder.parent)!r}: {error}.") from error
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    report: Any,
+) -> None:
+    """Write weights (safetensors), configuration, tokenizer and `pruning.json`.
+
+    Everything is written under a temporary name beside `folder` and renamed when complete; a pruned
+    model that was there before is replaced only then.
+
+    Args:
+        model: the pruned model; tied weights stay tied.
+        tokenizer: its tokenizer.
+        folder: where to; parents are created.
+        report: what `prunelit.prune` returned.
+
+    Raises:
+        InputError: if `folder` exists and was not written by prunelit.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        text = json.dumps(report.as_dict(), indent=2, allow_nan=False)
+        (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        # mkdtemp gives 0700; a model folder is as readable as any other new folder.
+        partial.chmod(folder.parent.stat().st_mode & 0o777)
+        _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_report(folder: str | Path) -> dict[str, Any] | None:
+    """The content of `pruning.json` in `folder`; None if there is no pruned model.
+
+    Raises:
+        InputError: if the file is there and is not JSON.
+    """
+    path = Path(folder) / REPORT_FILE
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{str(path)!r} is not valid JSON: {error}.") from error
+
+
+def _has_content(folder: Path) -> bool:
+    return not folder.is_dir() or any(folder.iterdir())
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) / "old"
+    folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old.parent)

@@ -1,0 +1,74 @@
+"""Log-likelihoods of given tokens, unembedding only the positions that are scored."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit.models.architecture import final_hidden, unembed
+
+# Positions unembedded at a time: bounds the (positions, V) float32 logits.
+CHUNK = 128
+
+
+def log_likelihoods(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target token.
+
+    Args:
+        model: a causal LM.
+        hidden: (N, D), final embeddings of the positions before the targets.
+        targets: (N,), token ids.
+
+    Returns:
+        (N,) float64, nats.
+    """
+    pieces = []
+    with torch.autocast(hidden.device.type, enabled=False):
+        for h, ids in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            logits = unembed(model, h)
+            chosen = logits.gather(1, ids[:, None])[:, 0].double()
+            pieces.append(chosen - logits.logsumexp(1).double())
+    return torch.cat(pieces)
+
+
+def window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Negative log-likelihood of tokens 2 to L of each window, given the tokens before.
+
+    Args:
+        model: a causal LM.
+        input_ids: (B, L), no padding.
+
+    Returns:
+        (B, L - 1) float64, nats.
+    """
+    hidden = final_hidden(model, input_ids, torch.ones_like(input_ids))[:, :-1]
+    scores = log_likelihoods(model, hidden.flatten(0, 1), input_ids[:, 1:].flatten())
+    return -scores.view(hidden.shape[:2])
+
+
+def continuation_scores(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    spans: Tensor,
+    targets: Tensor,
+) -> Tensor:
+    """Summed log-likelihood of continuations that stand inside right-padded sequences.
+
+    Args:
+        model: a causal LM.
+        input_ids: (B, T), right-padded.
+        attention_mask: (B, T).
+        spans: (C, 3), for each continuation the sequence it is scored in and the first and last
+            position (inclusive) whose next token belongs to it.
+        targets: the continuations' token ids, end to end.
+
+    Returns:
+        (C,) float64, nats.
+    """
+    hidden = final_hidden(model, input_ids, attention_mask)
+    sequence, first, last = spans.unbind(1)
+    lengths = last - first + 1
+    owner = torch.repeat_interleave(torch.arange(len(spans), device=spans.device), lengths)
+    offset = torch.arange(len(owner), device=spans.device) - (lengths.cumsum(0) - lengths)[owner]
+    scores = log_likelihoods(model, hidden[sequence[owner], first[owner] + offset], targets)
+    return scores.new_zeros(len(spans)).index_add_(0, owner, scores)

@@ -1,0 +1,6 @@
+"""How to prune: one method a file."""
+
+from prunelit.pruners.base import LinearPruner, Probe, Pruner
+from prunelit.pruners.wanda import Wanda
+
+__all__ = ["LinearPruner", "Probe", "Pruner", "Wanda"]

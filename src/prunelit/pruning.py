@@ -1,0 +1,233 @@
+"""`prune`: the calibration driver with its checks, its progress bar and its report."""
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import prunelit
+from prunelit.batches import Batch, as_batches
+from prunelit.calibration import calibrate
+from prunelit.memory import PeakMemory
+from prunelit.models.architecture import decoder_blocks, linear_modules
+from prunelit.models.loading import check_weights
+from prunelit.pruners.base import Pruner
+from prunelit.recipe import describe
+
+
+@dataclass
+class TensorSparsity:
+    """Achieved sparsity of one weight: `zeros` of `size` entries are exactly 0."""
+
+    name: str
+    shape: list[int]
+    size: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.size
+
+
+@dataclass
+class BlockCost:
+    """Time and memory of one block's calibration and pruning.
+
+    Args:
+        index: of the block.
+        seconds: wall clock.
+        peak_bytes: on CUDA the most that was allocated on the device while this block was worked
+            on; elsewhere the process's resident high-water mark by its end (it never falls).
+    """
+
+    index: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass
+class PruningReport:
+    """What was done and what came of it; `pruning.json` holds the same.
+
+    Args:
+        recipe: plain data that decides the masks: the pruner and the calibration tokens.
+        tensors: every linear weight inside the blocks, pruned or not.
+        blocks: what each block cost.
+        peak_memory: what `peak_bytes` of a block means here.
+        parameters: number of parameters of the model, shared ones counted once.
+        zeros: how many of these are exactly 0.
+        versions: of the packages that decide the outcome.
+    """
+
+    recipe: dict[str, Any]
+    tensors: list[TensorSparsity]
+    blocks: list[BlockCost]
+    peak_memory: str
+    parameters: int
+    zeros: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """Achieved sparsity over the linear weights of all blocks."""
+        return sum(t.zeros for t in self.tensors) / sum(t.size for t in self.tensors)
+
+    def block_sparsity(self, prefix: str) -> float:
+        """Achieved sparsity over the linear weights under `prefix`, such as `model.layers.0`."""
+        chosen = [t for t in self.tensors if t.name.startswith(prefix + ".")]
+        return sum(t.zeros for t in chosen) / sum(t.size for t in chosen)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with the achieved sparsity of each tensor, block and the model."""
+        prefixes = list(dict.fromkeys(block_prefix(t.name) for t in self.tensors))
+        return {
+            **asdict(self),
+            "sparsity": self.sparsity,
+            "tensors": [{**asdict(t), "sparsity": t.sparsity} for t in self.tensors],
+            "blocks": [
+                {**asdict(b), "name": prefix, "sparsity": self.block_sparsity(prefix)}
+                for b, prefix in zip(self.blocks, prefixes, strict=True)
+            ],
+        }
+
+
+def block_prefix(name: str) -> str:
+    """`model.layers.3` of `model.layers.3.mlp.up_proj.weight`: up to the first number."""
+    parts = name.split(".")
+    number = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: number + 1])
+
+
+@torch.no_grad()
+def prune(
+    model: PreTrainedModel,
+    pruner: Pruner,
+    inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]],
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> PruningReport:
+    """Prune `model` in place, block by block, calibrated on `inputs`.
+
+    Where a process group exists, every rank passes the same model and inputs; batches are dealt out
+    by stride and the masks are those of a single process.
+
+    Args:
+        model: a decoder-only causal LM; each block is worked on where its weights are.
+        pruner: the method.
+        inputs: (S, L) token ids, or an iterable of (B, T) token ids or of mappings with `input_ids`
+            and `attention_mask`. Padded tokens enter no statistic.
+        batch_size: sequences a batch where `inputs` is one tensor. It may change the last bits of
+            activations, so it belongs to the recipe.
+        progress: show a progress bar over the blocks on rank 0.
+
+    Returns:
+        Achieved sparsity a tensor, block and model; seconds and peak memory a block.
+
+    Raises:
+        InputError: before any weight changes, where the model, the pruner and the inputs do not fit
+            together.
+    """
+    batches = as_batches(inputs, batch_size)
+    check_weights(model, type(model).__name__)
+    prefix, blocks = decoder_blocks(model)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    memory = PeakMemory(model.device)
+    costs: list[BlockCost] = []
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        disable=not progress or rank > 0 or not sys.stderr.isatty(),
+        console=_stderr_console(),
+    )
+    with bar:
+        task = bar.add_task(f"Pruning with {type(pruner).__name__}", total=len(blocks), rate="")
+
+        @contextmanager
+        def around_block(index: int) -> Iterator[None]:
+            memory.start()
+            start = time.perf_counter()
+            yield
+            costs.append(BlockCost(index, time.perf_counter() - start, memory.peak()))
+            spent = sum(cost.seconds for cost in costs)
+            bar.update(task, advance=1, rate=f"{len(costs) / spent:.2f} blocks/s")
+
+        was_training = model.training
+        model.eval()
+        try:
+            calibrate(model, pruner, batches[rank::world], _first_sequence(batches), around_block)
+        finally:
+            model.train(was_training)
+    return PruningReport(
+        recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
+        tensors=_tensors(prefix, blocks),
+        blocks=costs,
+        peak_memory=memory.meaning,
+        parameters=sum(p.numel() for p in model.parameters()),
+        zeros=sum(int((p == 0).sum()) for p in model.parameters()),
+        versions={
+            "prunelit": prunelit.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def describe_batches(batches: list[Batch]) -> dict[str, Any]:
+    """How many sequences and tokens calibrate, in which batches, and the hash of their ids."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for key in ("input_ids", "attention_mask"):
+            digest.update(str(tuple(batch[key].shape)).encode())
+            digest.update(batch[key].long().cpu().numpy().tobytes())
+    return {
+        "sequences": sum(batch["input_ids"].shape[0] for batch in batches),
+        "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
+        "batches": len(batches),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _stderr_console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _first_sequence(batches: list[Batch]) -> Batch:
+    """The first sequence with a real token: enough to check the replay, cheap to run."""
+    batch = next(batch for batch in batches if batch["attention_mask"].any())
+    row = int(batch["attention_mask"].any(1).nonzero()[0])
+    return {key: value[row : row + 1] for key, value in batch.items()}
+
+
+def _tensors(prefix: str, blocks: torch.nn.ModuleList) -> list[TensorSparsity]:
+    return [
+        TensorSparsity(
+            name=f"{prefix}.{index}.{name}.weight",
+            shape=list(linear.weight.shape),
+            size=linear.weight.numel(),
+            zeros=int((linear.weight == 0).sum()),
+        )
+        for index, block in enumerate(blocks)
+        for name, linear in linear_modules(block).items()
+    ]

@@ -1,0 +1,101 @@
+"""Figures of one run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from prunelit.report.rows import Row
+
+DENSE, PRUNED, CHANCE = "#4C72B0", "#DD8452", "#444444"
+
+# The reading of a task is the metric whose scale is 0 to 1 and whose chance level is known.
+_READINGS = ("acc", "mrr", "contains")
+
+
+def readings_figure(rows: Sequence[Row]) -> Figure:
+    """Dense beside pruned for every reading (multiple choice, retrieval, rollout) of the run.
+
+    Bars with standard errors; a dashed line where the task states the score of chance.
+    """
+    chosen: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row.metric in _READINGS and row.model in ("dense", "pruned"):
+            chosen.setdefault((row.task, row.metric), {})[row.model] = row
+    figure = Figure(figsize=(1.9 + 1.6 * max(2, len(chosen)), 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for offset, (model, colour) in enumerate((("dense", DENSE), ("pruned", PRUNED))):
+        places = [i for i, models in enumerate(chosen.values()) if model in models]
+        picked = [models[model] for models in chosen.values() if model in models]
+        axes.bar(
+            [place + 0.36 * offset for place in places],
+            [row.value for row in picked],
+            width=0.34,
+            yerr=[row.standard_error for row in picked],
+            capsize=3,
+            color=colour,
+            label=model,
+        )
+        for place, row in zip(places, picked, strict=True):
+            axes.annotate(
+                f"{row.value:.2f}",
+                (place + 0.36 * offset, row.value + row.standard_error),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    labelled = False
+    for place, models in enumerate(chosen.values()):
+        details = next(iter(models.values())).details
+        chance = details.get("chance", details.get("chance_mrr"))
+        if chance is not None:
+            axes.hlines(
+                chance,
+                place - 0.2,
+                place + 0.56,
+                colors=CHANCE,
+                linestyles="dashed",
+                label=None if labelled else "chance",
+            )
+            labelled = True
+    axes.set_xticks(
+        [place + 0.18 for place in range(len(chosen))],
+        [f"{task}\n({metric}, n={next(iter(m.values())).n})" for (task, metric), m in chosen.items()],
+    )
+    axes.set_ylim(0, 1.08)
+    axes.set_ylabel("score")
+    axes.set_title("What survives pruning (bars: ± standard error)", fontsize=10)
+    if chosen:
+        axes.legend(fontsize=8, frameon=False, loc="upper right")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def sparsity_figure(report: dict[str, Any]) -> Figure:
+    """Achieved sparsity of every linear weight: blocks across, modules down."""
+    blocks = [block["name"] for block in report["blocks"]]
+    modules: list[str] = []
+    cells: dict[tuple[str, str], float] = {}
+    for tensor in report["tensors"]:
+        block = next(name for name in blocks if tensor["name"].startswith(name + "."))
+        module = tensor["name"].removeprefix(block + ".").removesuffix(".weight")
+        if module not in modules:
+            modules.append(module)
+        cells[module, block] = tensor["sparsity"]
+    values = [[cells.get((module, block), float("nan")) for block in blocks] for module in modules]
+    figure = Figure(
+        figsize=(2.8 + 0.22 * len(blocks), 1.6 + 0.3 * len(modules)), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        values, vmin=0, vmax=1, cmap=matplotlib.colormaps["viridis"], aspect="auto"
+    )
+    axes.set_yticks(range(len(modules)), modules, fontsize=8)
+    step = max(1, len(blocks) // 15)
+    axes.set_xticks(range(0, len(blocks), step), [str(i) for i in range(0, len(blocks), step)])
+    axes.set_xlabel("block")
+    axes.set_title(f"Achieved sparsity (all linear weights: {report['sparsity']:.3f})", fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of exact zeros")
+    return figure

@@ -1,0 +1,81 @@
+"""Results as text."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prunelit.report.rows import Row
+
+
+def show(table: Table) -> None:
+    """Print a table on stdout, no narrower than it needs where stdout is not a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table)
+
+
+def results_table(rows: Sequence[Row]) -> Table:
+    """Dense, pruned and difference, one line a metric, each with its standard error."""
+    table = Table(title="Dense against pruned (value ± standard error)", title_justify="left")
+    table.add_column("task")
+    table.add_column("metric")
+    for name in ("dense", "pruned", "difference", "n"):
+        table.add_column(name, justify="right")
+    cells: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault((row.task, row.metric), {})[row.model] = row
+    last = None
+    for (task, metric), models in cells.items():
+        if last not in (None, task):
+            table.add_section()
+        table.add_row(
+            task if task != last else "",
+            metric,
+            _cell(models.get("dense")),
+            _cell(models.get("pruned") or models.get("pair")),
+            _cell(models.get("difference"), signed=True),
+            str(next(iter(models.values())).n),
+        )
+        last = task
+    return table
+
+
+def pruning_table(report: dict[str, Any]) -> Table:
+    """Achieved sparsity, seconds and peak memory of each block."""
+    table = Table(
+        title=f"Achieved sparsity {report['sparsity']:.4f} of the linear weights in all blocks",
+        caption=f"peak memory: {report['peak_memory']}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("block", "sparsity", "seconds", "peak MiB"):
+        table.add_column(name, justify="right" if name != "block" else "left")
+    for block in report["blocks"]:
+        table.add_row(
+            block["name"],
+            f"{block['sparsity']:.4f}",
+            f"{block['seconds']:.2f}",
+            f"{block['peak_bytes'] / 2**20:.0f}",
+        )
+    return table
+
+
+def markdown_table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows with the same keys as a Markdown table, which TensorBoard renders."""
+    keys = list(rows[0])
+    lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
+    for row in rows:
+        cells = [row[key].replace("|", "\\|").replace("\n", "<br>") for key in keys]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row | None, *, signed: bool = False) -> str:
+    if row is None:
+        return ""
+    value = f"{row.value:+.4g}" if signed else f"{row.value:.4g}"
+    return value if math.isnan(row.standard_error) else f"{value} ± {row.standard_error:.2g}"

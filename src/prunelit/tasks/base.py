@@ -1,0 +1,119 @@
+"""The contract of everything that is measured."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunelit.errors import InputError
+from prunelit.report.rows import Row
+from prunelit.tasks.items import ItemTable
+
+
+@dataclass
+class Pair:
+    """The two models of a run; a plain object, so that neither becomes a submodule by it.
+
+    Args:
+        pruned: the model under test.
+        dense: the frozen reference; None where it was switched off.
+        tokenizer: of both.
+    """
+
+    pruned: PreTrainedModel
+    dense: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+
+    def models(self) -> dict[str, PreTrainedModel]:
+        """`{"dense": ..., "pruned": ...}`, without `dense` where there is no reference."""
+        if self.dense is None:
+            return {"pruned": self.pruned}
+        return {"dense": self.dense, "pruned": self.pruned}
+
+
+class Task(ABC):
+    """One measurement of dense and pruned model on the same items.
+
+    A task turns its data into items, measures a batch of items, and sums the items up. It never
+    deals with ranks: batches are the same whatever their number, each is measured by one rank,
+    and the table of items is complete before `summarise` sees it.
+
+    Args:
+        name: the task's part of `val/<task>/<metric>`.
+        batch_size: items a batch. The last bits of a logit depend on it.
+    """
+
+    needs_reference = False
+
+    def __init__(self, name: str, batch_size: int) -> None:
+        if not name or "/" in name:
+            raise InputError(f"Expected a task name without '/' but got {name!r}.")
+        if batch_size < 1:
+            raise InputError(f"Expected `batch_size` of at least 1 but got {batch_size}.")
+        self.name = name
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def read(self) -> None:
+        """Read the rows, without any model or tokenizer: the place to refuse bad data early."""
+
+    @abstractmethod
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokenise; called once after `read`.
+
+        Returns:
+            The number of items.
+        """
+
+    @abstractmethod
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The batch of the items `indices`; tensors in it are moved to the device."""
+
+    @abstractmethod
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Measure one batch.
+
+        Returns:
+            For each column of the table one value (or one row of a tensor) an item of the batch.
+        """
+
+    @abstractmethod
+    def summarise(self, table: ItemTable) -> list[Row]:
+        """Results from the values of all items."""
+
+    def texts(self, table: ItemTable) -> list[dict[str, str]]:
+        """Rows of a text table for TensorBoard; most tasks have none."""
+        return []
+
+    def batches(self, size: int, rank: int, world: int) -> "RankBatches":
+        """This rank's batches: every `world`-th one, and an empty one where a rank has one fewer.
+
+        Without the empty one a rank with nothing to do would leave the loop while others wait.
+        """
+        chunks = [
+            list(range(start, min(start + self.batch_size, size)))
+            for start in range(0, size, self.batch_size)
+        ]
+        mine = chunks[rank::world]
+        mine += [[]] * (-(-len(chunks) // world) - len(mine))
+        return RankBatches(self, mine)
+
+
+class RankBatches:
+    """A sized iterable of collated batches. Not a DataLoader: Lightning would shard it again."""
+
+    def __init__(self, task: Task, chunks: list[list[int]]) -> None:
+        self._task = task
+        self._chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for indices in self._chunks:
+            batch = self._task.collate(indices) if indices else {}
+            yield {**batch, "indices": torch.tensor(indices, dtype=torch.int64)}

@@ -1,0 +1,62 @@
+"""Dense against pruned in embedding, logit and probability space, on text."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelit.comparison import check_comparable, deviation_sums
+from prunelit.report.rows import Row
+from prunelit.tasks.base import Pair
+from prunelit.tasks.items import ItemTable
+from prunelit.tasks.windows import WindowTask
+
+
+class Deviation(WindowTask):
+    """Every quantity of `prunelit.compare`, teacher-forced on the windows of a text.
+
+    Standard errors count windows, not tokens, as independent.
+
+    Args:
+        path: text rows, see `prunelit.rows.load_rows`; documents are joined by an empty line.
+        split: of the data set.
+        column: that holds the text.
+        length: tokens a window.
+        limit: number of windows; None is all.
+        temperature: of the softmax.
+        batch_size: windows a batch.
+        name: of the task.
+    """
+
+    needs_reference = True
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        column: str = "text",
+        length: int = 256,
+        limit: int | None = None,
+        temperature: float = 1.0,
+        batch_size: int = 4,
+        name: str = "deviation",
+    ) -> None:
+        super().__init__(path, split, column, length, limit, batch_size, name)
+        self.temperature = temperature
+        self._checked = False
+
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+        assert pair.dense is not None
+        ids = batch["input_ids"]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if not self._checked:
+            check_comparable(pair.dense, pair.pruned, inputs)
+            self._checked = True
+        sums, counts = deviation_sums(
+            pair.dense, pair.pruned, inputs, temperature=self.temperature
+        )
+        return {name: values / counts for name, values in sums.items()}
+
+    def summarise(self, table: ItemTable) -> list[Row]:
+        details = {**self.details(self.length), "temperature": self.temperature}
+        return table.pair_rows(self.name, table.columns(), details)

@@ -1,0 +1,127 @@
+"""Values of single items, exact on any number of ranks, and their means with error bars."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prunelit.report.rows import Row
+
+
+class ItemTable:
+    """One slot an item and column. Each item is measured by exactly one rank.
+
+    Slots are assigned, never added to, so that the table is bit-identical on any number of ranks.
+
+    Args:
+        size: number of items.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._columns: dict[str, Tensor] = {}
+        self._seen = torch.zeros(size, dtype=torch.int64)
+
+    def assign(self, indices: Tensor, values: dict[str, Tensor]) -> None:
+        """Fill the slots of a batch.
+
+        Args:
+            indices: (B,) item numbers.
+            values: for each column (B, ...), floating or integer.
+        """
+        indices = indices.cpu()
+        self._seen[indices] += 1
+        for name, value in values.items():
+            value = value.detach().cpu()
+            if name not in self._columns:
+                self._columns[name] = value.new_zeros(self.size, *value.shape[1:])
+            self._columns[name][indices] = value
+
+    def all_reduce_(self) -> None:
+        """Collect the slots of all ranks, in place.
+
+        Raises:
+            RuntimeError: if an item was measured by no rank or by two.
+        """
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._gather()
+        if not bool((self._seen == 1).all()):
+            raise RuntimeError("Expected every item to be measured exactly once.")
+
+    def _gather(self) -> None:
+        # A rank without items does not know the columns, so shapes travel with the values.
+        gathered: list[tuple[Tensor, dict[str, Tensor]]] = [None] * dist.get_world_size()  # type: ignore[list-item]
+        mine = self._seen.nonzero()[:, 0]
+        local = {name: column[mine] for name, column in self._columns.items()}
+        dist.all_gather_object(gathered, (mine, local))
+        self._columns.clear()
+        self._seen.zero_()
+        for indices, values in gathered:
+            if len(indices):
+                self.assign(indices, values)
+
+    def columns(self) -> list[str]:
+        """Names of the columns, in the order in which they were first assigned."""
+        return list(self._columns)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def __getitem__(self, name: str) -> Tensor:
+        """(size, ...), the column."""
+        return self._columns[name]
+
+    def paired_rows(
+        self, task: str, metrics: Sequence[str], details: dict[str, Any]
+    ) -> list[Row]:
+        """Rows for dense, pruned and their difference (pruned minus dense), item by item.
+
+        Columns are named `dense/<metric>` and `pruned/<metric>`.
+        """
+        rows = []
+        for metric in metrics:
+            values = {
+                model: self[f"{model}/{metric}"].double()
+                for model in ("dense", "pruned")
+                if f"{model}/{metric}" in self
+            }
+            if len(values) == 2:
+                values["difference"] = values["pruned"] - values["dense"]
+            for model, column in values.items():
+                value, error = mean(column)
+                rows.append(Row(task, metric, model, value, error, self.size, dict(details)))
+        return rows
+
+    def pair_rows(self, task: str, metrics: Sequence[str], details: dict[str, Any]) -> list[Row]:
+        """Rows for quantities of both models together, where these were measured."""
+        return [
+            Row(task, metric, "pair", *mean(self[metric]), self.size, dict(details))
+            for metric in metrics
+            if metric in self
+        ]
+
+
+def mean(values: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
+    """Mean of items and its standard error.
+
+    With weights it is the ratio of sums, sum(w x) / sum(w), as for tokens grouped in windows; its
+    error is the linearised one, which counts items, not tokens, as independent.
+
+    Args:
+        values: (n,).
+        weights: (n,), number of units (tokens) behind each value; None is one each.
+
+    Returns:
+        The mean and its standard error; the error is NaN for a single item.
+    """
+    values = values.double()
+    weights = torch.ones_like(values) if weights is None else weights.double()
+    n = len(values)
+    centre = (weights * values).sum() / weights.sum()
+    if n < 2:
+        return centre.item(), float("nan")
+    residuals = weights * (values - centre)
+    error = (residuals.square().sum() * n / (n - 1)).sqrt() / weights.sum()
+    return centre.item(), error.item()

@@ -1,0 +1,63 @@
+"""Perplexity of a text."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from prunelit.models.scoring import window_nll
+from prunelit.report.rows import Row
+from prunelit.tasks.base import Pair
+from prunelit.tasks.items import ItemTable, mean
+from prunelit.tasks.windows import WindowTask
+
+
+class Perplexity(WindowTask):
+    """exp of the mean negative log-likelihood of a token, in non-overlapping windows.
+
+    The first token of a window has no context and is not scored, so a window of L tokens counts
+    L - 1. `nll` is in nats a token. Standard errors count windows as independent; those of
+    `perplexity` and of its `difference` are first order in the error of `nll`.
+
+    Args:
+        path: text rows, see `prunelit.rows.load_rows`; documents are joined by an empty line.
+        split: of the data set.
+        column: that holds the text.
+        length: L, tokens a window, at least 2.
+        limit: number of windows; None is all.
+        batch_size: windows a batch.
+        name: of the task.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        column: str = "text",
+        length: int = 512,
+        limit: int | None = None,
+        batch_size: int = 8,
+        name: str = "perplexity",
+    ) -> None:
+        super().__init__(path, split, column, length, limit, batch_size, name)
+
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {
+            f"{name}/nll": window_nll(model, batch["input_ids"]).mean(1)
+            for name, model in pair.models().items()
+        }
+
+    def summarise(self, table: ItemTable) -> list[Row]:
+        details = self.details(self.length - 1)
+        rows = table.paired_rows(self.name, ["nll"], details)
+        perplexity = {row.model: math.exp(row.value) for row in rows if row.model != "difference"}
+        # d exp(m) = exp(m) dm for each model, window by window, so that pairing carries over.
+        scaled = {model: value * table[f"{model}/nll"] for model, value in perplexity.items()}
+        if "dense" in perplexity:
+            perplexity["difference"] = perplexity["pruned"] - perplexity["dense"]
+            scaled["difference"] = scaled["pruned"] - scaled["dense"]
+        rows += [
+            Row(self.name, "perplexity", model, value, mean(scaled[model])[1], table.size, details)
+            for model, value in perplexity.items()
+        ]
+        return rows

@@ -1,0 +1,68 @@
+"""Multiple-choice rows, which a triad reads three ways."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from prunelit.errors import InputError
+from prunelit.rows import load_rows
+
+
+@dataclass
+class Question:
+    """One row: a context, its possible continuations and which one is right."""
+
+    id: str
+    context: str
+    choices: list[str]
+    label: int
+
+    @property
+    def answer(self) -> str:
+        """The right choice."""
+        return self.choices[self.label]
+
+
+def load_questions(path: str, split: str, limit: int | None) -> list[Question]:
+    """Rows `{id, context, choices, label}`.
+
+    Raises:
+        InputError: naming the first row that is not of this form.
+    """
+    columns = ["id", "context", "choices", "label"]
+    rows = load_rows(path, columns=columns, split=split, limit=limit)
+    for number, row in enumerate(rows):
+        if (problem := _problem(row)) is not None:
+            raise InputError(f"Row {number} (id {row['id']!r}) of {path!r}: {problem}.")
+    return [Question(str(row["id"]), row["context"], row["choices"], row["label"]) for row in rows]
+
+
+def check_template(template: str, *names: str) -> None:
+    """Refuse a template that lacks a field or has an unknown one.
+
+    Raises:
+        InputError: naming the fields that it may use.
+    """
+    try:
+        filled = template.format(**{name: f"\0{name}\0" for name in names})
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"Expected a template with the fields {', '.join(names)} but {template!r} fails with "
+            f"{type(error).__name__} {error}."
+        ) from error
+    for name in names:
+        if f"\0{name}\0" not in filled:
+            raise InputError(f"Expected the field {{{name}}} in the template {template!r}.")
+
+
+def _problem(row: dict[str, Any]) -> str | None:
+    if not isinstance(row["context"], str) or not row["context"].strip():
+        return "`context` is not a text"
+    choices = row["choices"]
+    if not isinstance(choices, list) or len(choices) < 2 or not all(
+        isinstance(choice, str) and choice.strip() for choice in choices
+    ):
+        return "`choices` is not a list of at least two texts"
+    label = row["label"]
+    if not isinstance(label, int) or not 0 <= label < len(choices):
+        return f"expected `label` in [0, {len(choices)}) but got {label!r}"
+    return None

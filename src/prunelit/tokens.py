@@ -1,0 +1,108 @@
+"""Documents to token windows: packed calibration sequences and evaluation windows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prunelit.errors import InputError
+
+
+def pack(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sequences: int,
+    length: int,
+    seed: int,
+) -> Tensor:
+    """Calibration sequences: documents in an order drawn by `seed`, end to end, cut to `length`.
+
+    Documents are joined by the end-of-text token, as in pre-training.
+
+    Args:
+        documents: raw text.
+        tokenizer: of the model.
+        sequences: S.
+        length: L, tokens a sequence.
+        seed: of the order of the documents.
+
+    Returns:
+        (S, L) int64 token ids, no padding.
+
+    Raises:
+        InputError: if there is too little text, saying how much there was.
+    """
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
+    needed = sequences * length
+    ids: list[int] = []
+    for index in order.tolist():
+        if len(ids) >= needed:
+            break
+        ids.extend(encode(tokenizer, documents[index]))
+        if tokenizer.eos_token_id is not None:
+            ids.append(tokenizer.eos_token_id)
+    if len(ids) < needed:
+        raise InputError(
+            f"Expected at least {needed} tokens for {sequences} sequences of {length} but the "
+            f"{len(documents)} documents hold only {len(ids)}: give more text, or fewer or shorter "
+            "sequences."
+        )
+    return torch.tensor(ids[:needed]).view(sequences, length)
+
+
+def windows(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    limit: int | None,
+    separator: str = "\n\n",
+) -> Tensor:
+    """Non-overlapping windows of the documents joined by `separator`; a partial last one is dropped.
+
+    Args:
+        documents: raw text, kept in order.
+        tokenizer: of the model.
+        length: L, tokens a window, at least 2.
+        limit: keep only the first so many windows.
+        separator: between documents.
+
+    Returns:
+        (N, L) int64 token ids.
+
+    Raises:
+        InputError: if there is not one whole window, saying how much there was.
+    """
+    if length < 2:
+        raise InputError(f"Expected `length` of at least 2 but got {length}.")
+    ids = torch.tensor(encode(tokenizer, separator.join(documents)), dtype=torch.int64)
+    count = len(ids) // length
+    if count == 0:
+        raise InputError(
+            f"Expected at least one window of {length} tokens but the {len(documents)} documents "
+            f"hold only {len(ids)}."
+        )
+    return ids[: count * length].view(count, length)[:limit]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids without special tokens and without a warning about the model's length."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, both (B, T), of sequences of unequal length.
+
+    Scoring pads on the right, where positions are those of the unpadded sequence in every family;
+    generation pads on the left.
+    """
+    longest = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), longest), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        place = slice(longest - len(sequence), None) if left else slice(len(sequence))
+        ids[row, place] = torch.tensor(sequence, dtype=torch.int64)
+        mask[row, place] = 1
+    return {"input_ids": ids, "attention_mask": mask}
