@@ -32,6 +32,11 @@ def as_batches(inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]], size: i
 
 
 def _as_batch(piece: Tensor | Mapping[str, Tensor]) -> Batch:
+    if not isinstance(piece, Tensor | Mapping):
+        raise InputError(
+            "Expected batches that are token tensors or mappings with `input_ids` but got a "
+            f"{type(piece).__name__} in their place; put a single batch in a list."
+        )
     batch = {"input_ids": piece} if isinstance(piece, Tensor) else dict(piece)
     unknown = sorted(set(batch) - {"input_ids", "attention_mask"})
     if unknown or "input_ids" not in batch:

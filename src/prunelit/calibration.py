@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -159,9 +158,7 @@ def _check_replay(
 
 
 @contextmanager
-def _noting_shared_inputs(
-    block: nn.Module, probes: dict[str, Probe]
-) -> Iterator[dict[str, str]]:
+def _noting_shared_inputs(block: nn.Module, probes: dict[str, Probe]) -> Iterator[dict[str, str]]:
     followers: dict[str, str] = {}
     seen: list[tuple[Tensor, str]] = []  # holding the tensors keeps their identities unique
 

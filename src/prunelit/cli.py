@@ -1,10 +1,12 @@
 """The command line: `prunelit fit` and `prunelit validate`."""
 
 import logging
+import re
 import sys
 import warnings
 from typing import Any, NoReturn
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -13,7 +15,6 @@ from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.module import PairedLM
 from prunelit.trainer import PruneTrainer
-
 
 # Warnings of Lightning that say nothing to someone who prunes without training.
 _BESIDE_THE_POINT = (
@@ -27,8 +28,11 @@ class OneSentenceParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Called by jsonargparse: print the innermost reason and leave with status 2."""
-        lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-        print(f"prunelit: error: {' '.join(lines)}", file=sys.stderr)
+        sentence = str(message)
+        if ex is not None and (reason := _innermost(ex)) is not ex:
+            key = re.match(r'Parser key "[^"]*"[^:]*:', sentence)
+            sentence = f"{key[0] if key else ''} {reason}"
+        print(f"prunelit: error: {' '.join(sentence.split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -46,6 +50,13 @@ class PruneLitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Called by LightningCLI."""
         parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
+
+    def instantiate_classes(self) -> None:
+        """Called by LightningCLI: what a constructor refuses is for the user to mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise InputError(" ".join(str(_innermost(error)).split())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Called by LightningCLI: adds what every run shows and leaves behind."""
@@ -91,7 +102,12 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+def _innermost(error: BaseException) -> BaseException:
+    """What jsonargparse's list of every type that it tried for a value came from."""
+    while "any of the Union subtypes" in str(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _no_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
-
-

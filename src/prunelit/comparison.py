@@ -1,6 +1,7 @@
 """`compare`: dense against pruned in embedding, logit and probability space, streamed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -12,8 +13,9 @@ from prunelit.errors import InputError
 from prunelit.metrics.deviation import deviations
 from prunelit.models.architecture import check_unembedding, final_hidden, unembed
 
-# Tokens unembedded at a time: (32, V) float32 buffers stay near the cache of a CPU core.
-CHUNK = 32
+# Tokens unembedded at a time, which wants a large matrix product, and compared at a time, which
+# wants its (8, V) buffers in the cache of a CPU core; on a GPU both are small.
+UNEMBED, COMPARE = 64, 8
 
 
 @torch.no_grad()
@@ -41,24 +43,38 @@ def compare(
         subset: token ids; adds the `subspace_*` quantities on these columns of the logits.
 
     Returns:
-        Every quantity of `prunelit.metrics.deviations` as a mean over tokens, and `n`, the number of
-        tokens. KL and Jensen-Shannon in nats.
+        Every quantity of `prunelit.metrics.deviations` as a mean over tokens, and `n`, the number
+        of tokens. KL and Jensen-Shannon in nats.
 
     Raises:
         InputError: if the models do not fit together or the input is empty.
     """
     batches = as_batches(inputs, batch_size)
-    check_comparable(dense, pruned, batches[0])
     totals: dict[str, float] = {}
     n = 0
-    for batch in batches:
-        sums, counts = deviation_sums(
-            dense, pruned, batch, temperature=temperature, subset=subset
-        )
-        for name, values in sums.items():
-            totals[name] = totals.get(name, 0.0) + values.sum().item()
-        n += int(counts.sum())
+    with _evaluating(dense, pruned):
+        check_comparable(dense, pruned, batches[0])
+        for batch in batches:
+            sums, counts = deviation_sums(
+                dense, pruned, batch, temperature=temperature, subset=subset
+            )
+            for name, values in sums.items():
+                totals[name] = totals.get(name, 0.0) + values.sum().item()
+            n += int(counts.sum())
     return {**{name: total / n for name, total in totals.items()}, "n": n}
+
+
+@contextmanager
+def _evaluating(*models: PreTrainedModel) -> Iterator[None]:
+    """Dropout would compare two models, or a model and itself, by chance."""
+    training = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)
 
 
 def deviation_sums(
@@ -81,20 +97,15 @@ def deviation_sums(
     sums: dict[str, Tensor] = {}
     # Trainer precision may have autocast on; the comparison itself is float32 whatever ran before.
     with torch.autocast(mask.device.type, enabled=False):
-        for rows, h, h_pruned in zip(row.split(CHUNK), *(h.split(CHUNK) for h in hidden), strict=True):
-            values = deviations(
-                h,
-                h_pruned,
-                unembed(dense, h),
-                unembed(pruned, h_pruned),
-                temperature=temperature,
-                subset=subset,
-            )
-            for name, value in values.items():
-                total = sums.setdefault(
-                    name, torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
-                )
-                total.index_add_(0, rows, value.double())
+        for rows, h, h_pruned in zip(
+            row.split(UNEMBED), *(h.split(UNEMBED) for h in hidden), strict=True
+        ):
+            tensors = (rows, h, h_pruned, unembed(dense, h), unembed(pruned, h_pruned))
+            for part in zip(*(tensor.split(COMPARE) for tensor in tensors), strict=True):
+                values = deviations(*part[1:], temperature=temperature, subset=subset)
+                for name, value in values.items():
+                    zero = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
+                    sums.setdefault(name, zero).index_add_(0, part[0], value.double())
     return sums, mask.sum(1)
 
 

@@ -1,6 +1,7 @@
 """Calibration tokens and the list of tasks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -66,7 +67,8 @@ class PruneData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Called by Lightning on every rank before the model's weights are loaded."""
         assert self.trainer is not None
-        self.prepare(self.trainer.lightning_module.tokenizer)
+        module: Any = self.trainer.lightning_module
+        self.prepare(module.tokenizer)
 
     def read(self) -> None:
         """Read all rows; needs no tokenizer.
@@ -78,9 +80,7 @@ class PruneData(LightningDataModule):
             return
         if self.calibration is not None:
             column = self.calibration.column
-            rows = load_rows(
-                self.calibration.path, columns=[column], split=self.calibration.split
-            )
+            rows = load_rows(self.calibration.path, columns=[column], split=self.calibration.split)
             self._documents = [row[column] for row in rows]
         for task in self.tasks.values():
             task.read()
@@ -117,7 +117,7 @@ class PruneData(LightningDataModule):
         return as_batches(self.calibration_tokens, self.calibration.batch_size)
 
     def train_dataloader(self) -> list[Batch]:
-        """Called by Lightning in `fit`, which here has no training steps: the calibration batches."""
+        """Called by Lightning in `fit`, which here has no training steps: calibration batches."""
         return self.calibration_batches()
 
     def val_dataloader(self) -> dict[str, RankBatches]:

@@ -1,4 +1,4 @@
-"""The one exception type for what a user can mend."""
+"""The one exception type for what a user can mend, and what other exceptions say."""
 
 
 class InputError(ValueError):
@@ -8,3 +8,9 @@ class InputError(ValueError):
     command line prints it on stderr and exits with status 2; every other exception is a fault of
     prunelit or of a library and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, cut to its first line; the name of the type where it said nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -102,22 +102,32 @@ class PairedLM(LightningModule):
             "dtype": self._options["dtype"],
         }
 
-    def setup(self, stage: str) -> None:
-        """Called by Lightning after the callbacks: without a pruning callback both are dense."""
+    def check_run(self, stage: str) -> None:
+        """Refuse what this run cannot do; a callback with heavy work to do calls it before.
+
+        Raises:
+            InputError: naming the option.
+        """
         trainer = self.trainer
         if stage == "fit" and trainer.max_epochs != 0:
             raise InputError(_NO_TRAINING.format(trainer.max_epochs))
-        if trainer.limit_val_batches != 1.0:
+        limit = trainer.limit_val_batches
+        if not (isinstance(limit, float) and limit == 1):  # Lightning's int 1 is a single batch
             raise InputError(
-                f"Expected `trainer.limit_val_batches` 1.0 but got {trainer.limit_val_batches}: a "
-                "task measures all of its items; give the task a `limit` instead."
+                f"Expected `trainer.limit_val_batches` 1.0 but got {limit}: a task measures all of "
+                "its items; give the task a `limit` instead."
             )
+        tasks = self._data().tasks
         if not self.reference:
-            needing = [name for name, task in self._tasks().items() if task.needs_reference]
+            needing = [name for name, task in tasks.items() if task.needs_reference]
             if needing:
                 raise InputError(
-                    f"The tasks {needing} compare with the dense model: set `model.reference: true`."
+                    f"The tasks {needing} need the dense model: set `model.reference: true`."
                 )
+
+    def setup(self, stage: str) -> None:
+        """Called by Lightning after the callbacks: without a pruning callback both are dense."""
+        self.check_run(stage)
         self.load()
 
     def configure_optimizers(self) -> None:
@@ -130,7 +140,7 @@ class PairedLM(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Called by Lightning: an empty table for each task."""
         for model in self.pair.models().values():
-            model.to(self.device).eval()
+            model.to(self.device).eval()  # type: ignore[arg-type]
         data = self._data()
         self.tables = {name: ItemTable(data.sizes[name]) for name in data.tasks}
 
@@ -177,6 +187,6 @@ _NO_TRAINING = (
 
 
 def scalar_name(row: Row) -> str:
-    """`val/<task>/<metric>` for the pruned model or the pair; dense and difference have a suffix."""
+    """`val/<task>/<metric>` for pruned model or pair; dense and difference have a suffix."""
     suffix = "" if row.model in ("pruned", "pair") else f"_{row.model}"
     return f"val/{row.task}/{row.metric}{suffix}"

@@ -20,7 +20,7 @@ import prunelit
 from prunelit.batches import Batch, as_batches
 from prunelit.calibration import calibrate
 from prunelit.memory import PeakMemory
-from prunelit.models.architecture import decoder_blocks, linear_modules
+from prunelit.models.architecture import decoder_blocks, linear_weights
 from prunelit.models.loading import check_weights
 from prunelit.pruners.base import Pruner
 from prunelit.recipe import describe
@@ -224,10 +224,10 @@ def _tensors(prefix: str, blocks: torch.nn.ModuleList) -> list[TensorSparsity]:
     return [
         TensorSparsity(
             name=f"{prefix}.{index}.{name}.weight",
-            shape=list(linear.weight.shape),
-            size=linear.weight.numel(),
-            zeros=int((linear.weight == 0).sum()),
+            shape=list(weight.shape),
+            size=weight.numel(),
+            zeros=int((weight == 0).sum()),
         )
         for index, block in enumerate(blocks)
-        for name, linear in linear_modules(block).items()
+        for name, weight in linear_weights(block).items()
     ]

@@ -37,6 +37,8 @@ def load_rows(
     Raises:
         InputError: if the file is missing, broken or empty, or lacks a column.
     """
+    if limit is not None and limit < 0:
+        raise InputError(f"Expected `limit` of at least 1 but got {limit}.")
     try:
         if is_hub_name(path):
             data = datasets.load_dataset(path, name, split=split)
@@ -51,7 +53,7 @@ def load_rows(
         raise InputError(
             f"Expected rows with {missing} in {path!r} but its columns are {data.column_names}."
         )
-    rows = list(data.select_columns(list(columns)))[:limit]
+    rows = [dict(row) for row in data.select_columns(list(columns))][:limit]
     if not rows:
         raise InputError(f"{path!r} (split {split!r}) holds no rows.")
     return rows
@@ -82,5 +84,7 @@ def _builder(file: Path) -> str:
 def _reason(error: Exception) -> str:
     # `datasets` wraps the parser's message, which says what is wrong with the file.
     cause = error.__cause__ or error
+    if isinstance(cause, StopIteration):  # the json builder's word for a file of no bytes
+        return "it is empty."
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return (lines[0] if lines else type(cause).__name__).rstrip(".") + "."

@@ -8,7 +8,17 @@ from prunelit.errors import InputError
 
 PYPI = "pypi:"
 SHIPPED = "prunelit:"
-_FILE_SUFFIXES = {".json", ".jsonl", ".gz", ".parquet", ".txt", ".utf8", ".gguf", ".safetensors"}
+_FILE_SUFFIXES = {
+    ".gguf",
+    ".gz",
+    ".json",
+    ".jsonl",
+    ".parquet",
+    ".safetensors",
+    ".text",
+    ".txt",
+    ".utf8",
+}
 
 
 def is_hub_name(source: str) -> bool:
@@ -32,11 +42,11 @@ def local_path(source: str) -> Path:
         return _inside_distribution(source)
     if source.startswith(SHIPPED):
         folder = Path(str(importlib.resources.files("prunelit"))) / "data"
-        path = folder / source.removeprefix(SHIPPED)
+        name = source.removeprefix(SHIPPED)
         known = sorted(file.name for file in folder.iterdir() if file.suffix == ".jsonl")
-        if path.name not in known:
+        if name not in known:
             raise InputError(f"Expected one of prunelit's own files {known} but got {source!r}.")
-        return path
+        return folder / name
     path = Path(source).expanduser()
     if not path.exists():
         raise InputError(f"Expected an existing file or folder but {source!r} does not exist.")

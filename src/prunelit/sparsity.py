@@ -26,7 +26,9 @@ class Sparsity(ABC):
             (O, I) bool, True keeps. Of equal scores the one with the lower column index goes.
         """
 
-    def check(self, shape: tuple[int, int], name: str) -> None:
+    def check(  # noqa: B027 - most shapes suit most methods
+        self, shape: tuple[int, int], name: str
+    ) -> None:
         """Refuse a weight of this shape before any heavy work.
 
         Raises:

@@ -34,15 +34,20 @@ def pack(
     Raises:
         InputError: if there is too little text, saying how much there was.
     """
+    if sequences < 1 or length < 1:
+        raise InputError(
+            f"Expected `sequences` and `length` of at least 1 but got {sequences} and {length}."
+        )
+    end = tokenizer.eos_token_id
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
     needed = sequences * length
     ids: list[int] = []
     for index in order.tolist():
         if len(ids) >= needed:
             break
-        ids.extend(encode(tokenizer, documents[index]))
-        if tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
+        ids.extend(encode(tokenizer, documents[int(index)]))
+        if isinstance(end, int):
+            ids.append(end)
     if len(ids) < needed:
         raise InputError(
             f"Expected at least {needed} tokens for {sequences} sequences of {length} but the "
@@ -60,7 +65,7 @@ def windows(
     limit: int | None,
     separator: str = "\n\n",
 ) -> Tensor:
-    """Non-overlapping windows of the documents joined by `separator`; a partial last one is dropped.
+    """Non-overlapping windows of the joined documents; a partial last one is dropped.
 
     Args:
         documents: raw text, kept in order.
@@ -77,6 +82,8 @@ def windows(
     """
     if length < 2:
         raise InputError(f"Expected `length` of at least 2 but got {length}.")
+    if limit is not None and limit < 1:
+        raise InputError(f"Expected `limit` of at least 1 but got {limit}.")
     ids = torch.tensor(encode(tokenizer, separator.join(documents)), dtype=torch.int64)
     count = len(ids) // length
     if count == 0:
@@ -89,10 +96,18 @@ def windows(
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids without special tokens and without a warning about the model's length."""
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
 
 
-def pad(sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> dict[str, Tensor]:
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the padding token, which `load_tokenizer` sees to."""
+    assert isinstance(tokenizer.pad_token_id, int)
+    return tokenizer.pad_token_id
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool = False
+) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, both (B, T), of sequences of unequal length.
 
     Scoring pads on the right, where positions are those of the unpadded sequence in every family;

@@ -40,13 +40,14 @@ class Pruning(Callback):
         if self.report is not None:  # `fit` went before this `validate` in the same process
             return
         data, module = self._checked(trainer, pl_module)
+        module.check_run(stage)
         folder = self.folder(trainer)
         recipe = self.recipe(data, module)
         if stage == "fit":
             check_writable(folder)
         else:
             written = read_report(folder)
-            if written is not None and written["recipe"] == recipe:
+            if written is not None and written.get("recipe") == recipe:
                 rank_zero_info(f"Using the pruned model in {folder}: its recipe is this one.")
                 module.load(pruned_folder=folder)
                 self.report = written
@@ -69,7 +70,7 @@ class Pruning(Callback):
         batches = data.calibration_batches()
         module.load()
         assert module.model is not None
-        module.model.to(trainer.strategy.root_device)
+        module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
         with trainer.precision_plugin.forward_context():
             return prune(module.model, self.pruner, batches)
 

@@ -40,10 +40,14 @@ def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def linear_weights(block: nn.Module) -> dict[str, Tensor]:
+    """The weights of `linear_modules` as they are stored."""
+    return {name: linear.get_parameter("weight") for name, linear in linear_modules(block).items()}
+
+
 def oriented_weight(linear: nn.Module) -> Tensor:
     """The weight of a linear map as (O, I), a view that shares storage (Conv1D stores (I, O))."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
+    weight = linear.get_parameter("weight")
     return weight.T if isinstance(linear, Conv1D) else weight
 
 

@@ -58,7 +58,7 @@ def rollout(
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:
-        written = model.generate(
+        written = model.generate(  # type: ignore[operator]
             input_ids=input_ids, attention_mask=attention_mask, generation_config=greedy
         )
     finally:

@@ -4,8 +4,10 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -13,10 +15,12 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
 
 # Part of the cache key: raise it when the conversion writes other bytes.
 _CONVERSION = 1
+# What the parser of transformers lets through where bytes are wrong or missing.
+_DAMAGED = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError, struct.error)
 
 
 def cache_folder() -> Path:
@@ -43,7 +47,8 @@ def converted(gguf: Path) -> Path:
     missing = [name for name in ("gguf", "accelerate") if not importlib.util.find_spec(name)]
     if missing:
         raise InputError(
-            f"Reading {gguf.name} needs {' and '.join(missing)}: run `pip install 'prunelit[gguf]'`."
+            f"Reading {gguf.name} needs {' and '.join(missing)}: run "
+            "`pip install 'prunelit[gguf]'`."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -54,15 +59,25 @@ def converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    # mkdtemp gives 0700; a folder made inside is as readable as any other new one.
+    partial = scratch / "model"
     try:
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
             )
+            model, info = loaded
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise InputError(f"{gguf} cannot be read as a GGUF model: {error}.") from error
+        except _DAMAGED as error:
+            raise InputError(
+                f"{gguf} cannot be read as a GGUF model: {first_line(error)}"
+            ) from error
+        if missing := sorted(info["missing_keys"]):
+            raise InputError(
+                f"{gguf} cannot be read as a GGUF model: it lacks {len(missing)} weights of "
+                f"{type(model).__name__}, the first is {missing[0]!r}."
+            )
         # The loaded model counts as quantised, and refuses to be saved, although its weights are
         # plain float32: an ordinary model of the same class takes them over.
         del model.config.quantization_config
@@ -73,4 +88,4 @@ def _convert(gguf: Path, target: Path) -> None:
         tokenizer.save_pretrained(partial)
         partial.rename(target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)

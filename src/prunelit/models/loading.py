@@ -11,7 +11,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
 from prunelit.models.gguf import converted
 from prunelit.sources import is_hub_name, local_path
 
@@ -44,15 +44,18 @@ def load_pretrained(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(source, **options)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attn_implementation,
             output_loading_info=True,
             **options,
         )
+        model, info = loaded
     except (OSError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(f"No model could be loaded from {source!r}: {_first_line(error)}") from error
+        raise InputError(
+            f"No model could be loaded from {source!r}: {first_line(error)}"
+        ) from error
     if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
@@ -73,17 +76,20 @@ def load_tokenizer(
     Raises:
         InputError: if there is none, or it has neither a padding nor an end-of-text token.
     """
+    folder = _resolve(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            _resolve(source), trust_remote_code=trust_remote_code, revision=revision
+            folder, trust_remote_code=trust_remote_code, revision=revision
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"No tokenizer could be loaded from {source!r}: {_first_line(error)}"
+            f"No tokenizer could be loaded from {source!r}: {first_line(error)}"
         ) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise InputError(f"The tokenizer of {source!r} has no padding and no end-of-text token.")
+            raise InputError(
+                f"The tokenizer of {source!r} has no padding and no end-of-text token."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
@@ -103,7 +109,7 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
 def _check_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
 ) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     highest = max(tokenizer.get_vocab().values())
     if highest >= rows:
         raise InputError(
@@ -124,8 +130,3 @@ def _resolve(source: str) -> str:
             f"Expected {source!r} to be a model folder with a config.json, or a .gguf file."
         )
     return str(path)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

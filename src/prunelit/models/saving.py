@@ -22,8 +22,8 @@ def check_writable(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder / REPORT_FILE).is_file() and _has_content(folder):
         raise InputError(
-            f"{str(folder)!r} exists and holds no {REPORT_FILE}, so it was not written by prunelit: "
-            "choose another output folder or remove it."
+            f"{str(folder)!r} exists and holds no {REPORT_FILE}, so it was not written by "
+            "prunelit: choose another output folder or remove it."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,17 +55,18 @@ def save_pretrained(
     """
     folder = Path(folder)
     check_writable(folder)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    # mkdtemp gives 0700; a folder made inside is as readable as any other new one.
+    partial = scratch / "model"
     try:
+        partial.mkdir()
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         text = json.dumps(report.as_dict(), indent=2, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-        # mkdtemp gives 0700; a model folder is as readable as any other new folder.
-        partial.chmod(folder.parent.stat().st_mode & 0o777)
         _swap(partial, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def read_report(folder: str | Path) -> dict[str, Any] | None:
@@ -93,5 +94,10 @@ def _swap(partial: Path, folder: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) / "old"
     folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old.parent)
+    try:
+        partial.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old.parent)

@@ -124,7 +124,9 @@ class LinearPruner(Pruner):
             if _matches(name, self.include) and not _matches(name, self.exclude)
         }
         if not chosen:
-            raise InputError(f"`include` {self.include} less `exclude` {self.exclude} leaves nothing.")
+            raise InputError(
+                f"`include` {self.include} less `exclude` {self.exclude} leaves nothing."
+            )
         for name, linear in chosen.items():
             rows, columns = oriented_weight(linear).shape
             self.sparsity.check((rows, columns), name)
@@ -135,13 +137,16 @@ class LinearPruner(Pruner):
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         for name, probe in probes.items():
+            # Scores that are not finite would still give a mask, and finite weights.
+            if not torch.isfinite(probe.statistic.value).all():
+                raise InputError(
+                    f"The calibration inputs of {name!r} are not finite or their squares overflow: "
+                    "load the model in a wider dtype."
+                )
             weight = oriented_weight(block.get_submodule(name))
             pruned = self.prune_weight(weight.float(), probe.statistic)
             if not torch.isfinite(pruned).all():
-                raise InputError(
-                    f"{type(self).__name__} made NaN or infinite weights in {name!r}: its "
-                    "calibration inputs or its weights are not finite."
-                )
+                raise InputError(f"{type(self).__name__} made NaN or infinite weights in {name!r}.")
             weight.copy_(pruned)
 
 

@@ -57,12 +57,15 @@ def readings_figure(rows: Sequence[Row]) -> Figure:
                 place + 0.56,
                 colors=CHANCE,
                 linestyles="dashed",
-                label=None if labelled else "chance",
+                label="_chance" if labelled else "chance",
             )
             labelled = True
     axes.set_xticks(
         [place + 0.18 for place in range(len(chosen))],
-        [f"{task}\n({metric}, n={next(iter(m.values())).n})" for (task, metric), m in chosen.items()],
+        [
+            f"{task}\n({metric}, n={next(iter(m.values())).n})"
+            for (task, metric), m in chosen.items()
+        ],
     )
     axes.set_ylim(0, 1.08)
     axes.set_ylabel("score")
@@ -89,9 +92,7 @@ def sparsity_figure(report: dict[str, Any]) -> Figure:
         figsize=(2.8 + 0.22 * len(blocks), 1.6 + 0.3 * len(modules)), layout="constrained"
     )
     axes = figure.add_subplot()
-    image = axes.imshow(
-        values, vmin=0, vmax=1, cmap=matplotlib.colormaps["viridis"], aspect="auto"
-    )
+    image = axes.imshow(values, vmin=0, vmax=1, cmap=matplotlib.colormaps["viridis"], aspect="auto")
     axes.set_yticks(range(len(modules)), modules, fontsize=8)
     step = max(1, len(blocks) // 15)
     axes.set_xticks(range(0, len(blocks), step), [str(i) for i in range(0, len(blocks), step)])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunelit.comparison import check_comparable, deviation_sums
+from prunelit.errors import InputError
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair
 from prunelit.tasks.items import ItemTable
@@ -42,6 +43,8 @@ class Deviation(WindowTask):
         name: str = "deviation",
     ) -> None:
         super().__init__(path, split, column, length, limit, batch_size, name)
+        if not temperature > 0:
+            raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
         self.temperature = temperature
         self._checked = False
 
@@ -52,9 +55,7 @@ class Deviation(WindowTask):
         if not self._checked:
             check_comparable(pair.dense, pair.pruned, inputs)
             self._checked = True
-        sums, counts = deviation_sums(
-            pair.dense, pair.pruned, inputs, temperature=self.temperature
-        )
+        sums, counts = deviation_sums(pair.dense, pair.pruned, inputs, temperature=self.temperature)
         return {name: values / counts for name, values in sums.items()}
 
     def summarise(self, table: ItemTable) -> list[Row]:

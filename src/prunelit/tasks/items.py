@@ -73,9 +73,7 @@ class ItemTable:
         """(size, ...), the column."""
         return self._columns[name]
 
-    def paired_rows(
-        self, task: str, metrics: Sequence[str], details: dict[str, Any]
-    ) -> list[Row]:
+    def paired_rows(self, task: str, metrics: Sequence[str], details: dict[str, Any]) -> list[Row]:
         """Rows for dense, pruned and their difference (pruned minus dense), item by item.
 
         Columns are named `dense/<metric>` and `pruned/<metric>`.

@@ -13,7 +13,7 @@ from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.questions import check_template, load_questions
-from prunelit.tokens import encode, pad
+from prunelit.tokens import encode, pad, pad_token
 
 
 class MultipleChoice(Task):
@@ -56,7 +56,7 @@ class MultipleChoice(Task):
         self._questions = load_questions(self.path, self.split, self.limit)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        self._pad_id = tokenizer.pad_token_id
+        self._pad_id = pad_token(tokenizer)
         self._requests = []
         for question in self._questions:
             prompt = self.template.format(context=question.context)
@@ -85,7 +85,7 @@ class MultipleChoice(Task):
                 spans.append((row, len(context) - 1, len(read) - 1))
                 targets.extend(continuation)
         return {
-            **pad(sequences, self._pad_id),
+            "input_ids": pad(sequences, self._pad_id)["input_ids"],
             "spans": torch.tensor(spans),
             "targets": torch.tensor(targets),
             "questions": list(indices),
@@ -101,13 +101,14 @@ class MultipleChoice(Task):
             scores = continuation_scores(
                 model,
                 batch["input_ids"],
-                batch["attention_mask"],
                 batch["spans"],
                 batch["targets"],
             ).cpu()
             table = torch.full((len(questions), widest), -torch.inf, dtype=torch.float64)
             size = torch.ones_like(table)
-            for row, (question, own) in enumerate(zip(questions, scores.split(counts), strict=True)):
+            for row, (question, own) in enumerate(
+                zip(questions, scores.split(counts), strict=True)
+            ):
                 table[row, : len(own)] = own
                 bytes_ = [len(choice.encode()) for choice in question.choices]
                 size[row, : len(own)] = torch.tensor(bytes_, dtype=torch.float64)

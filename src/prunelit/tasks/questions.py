@@ -44,7 +44,7 @@ def check_template(template: str, *names: str) -> None:
     """
     try:
         filled = template.format(**{name: f"\0{name}\0" for name in names})
-    except (KeyError, IndexError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
             f"Expected a template with the fields {', '.join(names)} but {template!r} fails with "
             f"{type(error).__name__} {error}."
@@ -58,11 +58,13 @@ def _problem(row: dict[str, Any]) -> str | None:
     if not isinstance(row["context"], str) or not row["context"].strip():
         return "`context` is not a text"
     choices = row["choices"]
-    if not isinstance(choices, list) or len(choices) < 2 or not all(
-        isinstance(choice, str) and choice.strip() for choice in choices
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(choice, str) and choice.strip() for choice in choices)
     ):
         return "`choices` is not a list of at least two texts"
     label = row["label"]
-    if not isinstance(label, int) or not 0 <= label < len(choices):
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(choices):
         return f"expected `label` in [0, {len(choices)}) but got {label!r}"
     return None

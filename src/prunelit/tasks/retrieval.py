@@ -19,7 +19,7 @@ from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.questions import check_template, load_questions
-from prunelit.tokens import encode, pad
+from prunelit.tokens import encode, pad, pad_token
 
 
 class Retrieval(Task):
@@ -49,7 +49,7 @@ class Retrieval(Task):
         path: str,
         split: str = "train",
         query_template: str = 'Question: {text}\nThe answer in one word is "',
-        candidate_template: str = 'The word "{text}',
+        candidate_template: str = 'This word: "{text}" means in one word: "',
         pooling: Literal["last", "mean"] = "last",
         centre: bool = True,
         limit: int | None = None,
@@ -77,7 +77,7 @@ class Retrieval(Task):
         self._relevant = [place[question.answer] for question in self._questions]
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        self._pad_id = tokenizer.pad_token_id
+        self._pad_id = pad_token(tokenizer)
         texts = [self.query_template.format(text=q.context) for q in self._questions]
         texts += [self.candidate_template.format(text=text) for text in self._candidates]
         self._tokens = [encode(tokenizer, text) for text in texts]

@@ -16,7 +16,7 @@ from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.questions import check_template, load_questions
-from prunelit.tokens import encode, pad
+from prunelit.tokens import encode, pad, pad_token
 
 
 class Rollout(Task):
@@ -24,10 +24,10 @@ class Rollout(Task):
 
     Metrics, means over prompts: `exact_match` of answer and target after normalising case,
     punctuation and spaces; `contains` the target as whole words; `repetition`, the fraction of
-    4-grams of tokens that repeat an earlier one; `end_of_text`, whether the model stopped by itself;
-    `length` in tokens. Of the pair: `first_divergence`, the step (from 0) of the first token that
-    differs, where a pair that never differs counts its whole length; and `diverged`, the share that
-    differs at all.
+    4-grams of tokens that repeat an earlier one; `end_of_text`, whether the model stopped by
+    itself; `length` in tokens. Of the pair: `first_divergence`, the step (from 0) of the first
+    token that differs, where a pair that never differs counts its whole length; and `diverged`,
+    the share that differs at all.
 
     Args:
         path: rows `{id, context, choices, label}`, see `prunelit.rows.load_rows`; the right choice
@@ -79,7 +79,7 @@ class Rollout(Task):
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         tokens = [self._tokens[index] for index in indices]
-        padded = pad(tokens, self._tokenizer.pad_token_id, left=True)
+        padded = pad(tokens, pad_token(self._tokenizer), left=True)
         return {**padded, "questions": list(indices)}
 
     def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -96,7 +96,9 @@ class Rollout(Task):
             tokens = written.tokens.cpu()
             answers = [self._text(row) for row in tokens]
             columns = {
-                "exact_match": [normalise(a) == normalise(t) for a, t in zip(answers, targets, strict=True)],
+                "exact_match": [
+                    normalise(a) == normalise(t) for a, t in zip(answers, targets, strict=True)
+                ],
                 "contains": [contains(a, t) for a, t in zip(answers, targets, strict=True)],
                 "repetition": [repetition(row[row >= 0].tolist()) for row in tokens],
                 "end_of_text": written.ended.tolist(),

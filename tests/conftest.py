@@ -1,0 +1,267 @@
+"""Tiny models of every family, a tiny tokenizer, and folders that hold both."""
+
+import os
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Nothing here may reach for a hub that is not there, and wait for it; read at import.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import datasets
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.decoders import ByteLevel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+import prunelit.__main__
+import prunelit.cli  # here, since Lightning's log handler keeps the stderr of its import
+
+# Tiny tensors gain nothing from threads, which on a busy machine wait for each other.
+torch.set_num_threads(1)
+
+VOCABULARY = 300
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def _common(**more: object) -> dict:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        **more,
+    }
+
+
+# Sliding windows are shorter than the sequences of the tests, so that they matter.
+FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(
+        **_common(intermediate_size=48, num_key_value_heads=2, tie_word_embeddings=True)
+    ),
+    "qwen2": lambda: Qwen2Config(
+        **_common(
+            intermediate_size=48,
+            num_key_value_heads=2,
+            use_sliding_window=True,
+            sliding_window=6,
+            max_window_layers=1,
+        )
+    ),
+    "qwen3": lambda: Qwen3Config(
+        **_common(intermediate_size=48, num_key_value_heads=2, head_dim=8)
+    ),
+    "mistral": lambda: MistralConfig(
+        **_common(intermediate_size=48, num_key_value_heads=2, sliding_window=6)
+    ),
+    "gemma2": lambda: Gemma2Config(
+        **_common(intermediate_size=48, num_key_value_heads=2, head_dim=8, sliding_window=6)
+    ),
+    "phi": lambda: PhiConfig(**_common(intermediate_size=48)),
+    "gpt_neox": lambda: GPTNeoXConfig(**_common(intermediate_size=48)),
+    "opt": lambda: OPTConfig(**_common(ffn_dim=48, word_embed_proj_dim=16)),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument `family` runs on every family."""
+    if "family" in metafunc.fixturenames:
+        metafunc.parametrize("family", list(FAMILIES))
+
+
+def build_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=0.15)
+    return model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Rows of tests do not fill the user's cache."""
+    folder = str(tmp_path_factory.mktemp("datasets"))
+    datasets.config.HF_DATASETS_CACHE = Path(folder)
+    os.environ["HF_DATASETS_CACHE"] = folder
+
+
+@pytest.fixture
+def make_model() -> Callable[..., PreTrainedModel]:
+    """`make_model("llama", seed=0)`: a random tiny model with weights large enough to matter."""
+    return build_model
+
+
+@pytest.fixture
+def model(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    return make_model("llama")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<end>": 0} | {symbol: i + 1 for i, symbol in enumerate(alphabet)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<end>", pad_token="<end>", padding_side="left"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens (256) after `<end>` (id 0), with a chat template."""
+    return build_tokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A saved tiny Llama with its tokenizer."""
+    path = tmp_path / "dense"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def input_ids() -> torch.Tensor:
+    """(6, 20) token ids without the end-of-text token."""
+    return torch.randint(1, 257, (6, 20), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def padded(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same tokens with rows 0 and 3 padded on the left by 7 and 2."""
+    mask = torch.ones_like(input_ids)
+    mask[0, :7] = 0
+    mask[3, :2] = 0
+    return {"input_ids": input_ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data beside the checkout; the project does not need it."""
+    if not SHARED.is_dir():
+        pytest.skip("no folder of real data beside the checkout")
+    return SHARED
+
+
+# Seven questions, of which one has a choice that begins another, and twelve lines of text.
+MATERIAL = Path(__file__).parent / "material"
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to read only: a model (`dense`), `questions.jsonl` and `text.jsonl`."""
+    path = tmp_path_factory.mktemp("material")
+    shutil.copytree(MATERIAL, path, dirs_exist_ok=True)
+    build_model().save_pretrained(path / "dense")
+    build_tokenizer().save_pretrained(path / "dense")
+    return path
+
+
+MakeConfig = Callable[[Path], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def make_config(material: Path) -> MakeConfig:
+    """`make_config(folder)`: `material/config.yaml` as plain data, writing into `folder`."""
+    template = string.Template((MATERIAL / "config.yaml").read_text(encoding="utf-8"))
+
+    def make(folder: Path) -> dict[str, Any]:
+        return yaml.safe_load(template.substitute(material=material, folder=folder))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def save_config() -> Callable[[Path, dict[str, Any]], Path]:
+    """`save_config(folder, config)` writes `config.yaml` and returns its path."""
+
+    def save(folder: Path, config: dict[str, Any]) -> Path:
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+        return path
+
+    return save
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`cli(*arguments)` is `prunelit *arguments`, in this process."""
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["prunelit", *arguments])
+        monkeypatch.setattr(sys, "path", sys.path.copy())
+        prunelit.__main__.main()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def console() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`console(folder, *arguments)` runs the real console entry in `folder`."""
+
+    def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "prunelit", *arguments]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fitted(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_config: MakeConfig,
+    save_config: Callable[..., Path],
+    console: Callable[..., subprocess.CompletedProcess[str]],
+) -> Path:
+    """The folder of one `prunelit fit`, to read only; `stdout` and `stderr` lie in it too."""
+    folder = tmp_path_factory.mktemp("fitted")
+    save_config(folder, make_config(folder))
+    done = console(folder, "fit", "--config", "config.yaml")
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder

@@ -1,0 +1,115 @@
+"""What holds of every pruning method that prunelit exports, on every family."""
+
+import copy
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import prunelit.pruners
+from prunelit import prune
+from prunelit.models.architecture import decoder_blocks
+from prunelit.pruners import Pruner
+from prunelit.recipe import describe
+from prunelit.sparsity import Sparsity, Unstructured
+
+PRUNERS = [
+    pruner
+    for name in prunelit.pruners.__all__
+    if inspect.isclass(pruner := getattr(prunelit.pruners, name))
+    and issubclass(pruner, Pruner)
+    and not inspect.isabstract(pruner)
+]
+
+every_pruner = pytest.mark.parametrize("pruner_class", PRUNERS, ids=lambda p: p.__name__)
+
+
+def build(pruner_class: type[Pruner]) -> Pruner:
+    """The method with its own defaults; a sparsity, where it asks for one, is 50%."""
+    parameters = inspect.signature(pruner_class).parameters.values()
+    arguments = {p.name: Unstructured(0.5) for p in parameters if p.annotation is Sparsity}
+    return pruner_class(**arguments)  # type: ignore[arg-type]
+
+
+def rebuild(recipe: Any) -> Any:
+    """From `{class_path, init_args}` to an object."""
+    if isinstance(recipe, dict) and "class_path" in recipe:
+        module, _, name = recipe["class_path"].rpartition(".")
+        arguments = {key: rebuild(value) for key, value in recipe["init_args"].items()}
+        return getattr(importlib.import_module(module), name)(**arguments)
+    return recipe
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=input_ids).logits
+
+
+def test_there_are_pruners_to_check() -> None:
+    assert PRUNERS
+
+
+@every_pruner
+def test_logits_change_and_only_weights_of_blocks_do(
+    pruner_class: type[Pruner],
+    family: str,
+    make_model: Callable[..., PreTrainedModel],
+    input_ids: torch.Tensor,
+) -> None:
+    model = make_model(family)
+    dense = copy.deepcopy(model)
+    report = prune(model, build(pruner_class), input_ids, batch_size=4)
+    after = logits(model, input_ids)
+    assert torch.isfinite(after).all()
+    assert not torch.allclose(after, logits(dense, input_ids), atol=1e-3)
+    prefix, _ = decoder_blocks(model)
+    before = dense.state_dict()
+    changed = [name for name, w in model.state_dict().items() if not w.equal(before[name])]
+    assert changed
+    assert all(name.startswith(f"{prefix}.") for name in changed)
+    # Counted zeros are those of the model, and pruning made them.
+    zeros = {tensor.name: tensor.zeros for tensor in report.tensors}
+    weights = model.state_dict()
+    assert zeros == {name: int((weights[name] == 0).sum()) for name in zeros}
+    assert report.zeros == sum(int((p == 0).sum()) for p in model.parameters())
+    assert 0 < report.sparsity < 1
+    assert sum(zeros.values()) > sum(int((before[name] == 0).sum()) for name in zeros)
+    json.dumps(report.as_dict(), allow_nan=False)
+
+
+@every_pruner
+def test_the_recipe_rebuilds_the_method(
+    pruner_class: type[Pruner],
+    make_model: Callable[..., PreTrainedModel],
+    input_ids: torch.Tensor,
+) -> None:
+    pruner = build(pruner_class)
+    recipe = json.loads(json.dumps(describe(pruner)))
+    again = rebuild(recipe)
+    assert type(again) is pruner_class
+    assert describe(again) == recipe
+    first, second = make_model(), make_model()
+    report = prune(first, pruner, input_ids)
+    assert report.recipe["pruner"] == recipe
+    prune(second, again, input_ids)
+    for name, weight in first.state_dict().items():
+        assert weight.equal(second.state_dict()[name]), name
+
+
+@every_pruner
+def test_padding_enters_no_decision(
+    pruner_class: type[Pruner],
+    make_model: Callable[..., PreTrainedModel],
+    padded: dict[str, torch.Tensor],
+) -> None:
+    first, second = make_model(), make_model()
+    garbage = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, 123)
+    prune(first, build(pruner_class), [padded])
+    prune(second, build(pruner_class), [{**padded, "input_ids": garbage}])
+    for name, weight in first.state_dict().items():
+        assert (weight == 0).equal(second.state_dict()[name] == 0), name

@@ -1,0 +1,158 @@
+"""What holds of every task that prunelit exports."""
+
+import copy
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import prunelit.tasks
+from prunelit.report.rows import Row
+from prunelit.tasks import ItemTable, Pair, Task
+
+TASKS = [
+    task
+    for name in prunelit.tasks.__all__
+    if inspect.isclass(task := getattr(prunelit.tasks, name))
+    and issubclass(task, Task)
+    and not inspect.isabstract(task)
+]
+# Arguments that fit a task to the tiny data, given to those that have them.
+SMALL = {"length": 12, "max_new_tokens": 4, "limit": 7}
+
+every_task = pytest.mark.parametrize("task_class", TASKS, ids=lambda task: task.__name__)
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path, material: Path) -> Path:
+    """Rows that any task can read: questions that have a text too."""
+    questions = (material / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = (material / "text.jsonl").read_text(encoding="utf-8").splitlines()
+    path = tmp_path / "rows.jsonl"
+    merged = [
+        json.dumps(json.loads(question) | json.loads(text))
+        for question, text in zip(questions, texts, strict=False)
+    ]
+    path.write_text("\n".join(merged))
+    return path
+
+
+@torch.no_grad()
+def measure(task_class: type[Task], path: Path, pair: Pair, batch_size: int = 3) -> list[Row]:
+    parameters = inspect.signature(task_class).parameters
+    small = {name: value for name, value in SMALL.items() if name in parameters}
+    task = task_class(path=str(path), batch_size=batch_size, **small)  # type: ignore[call-arg]
+    task.read()
+    size = task.prepare(pair.tokenizer)
+    assert size > batch_size
+    table = ItemTable(size)
+    for batch in task.batches(size, 0, 1):
+        table.assign(batch["indices"], task.step(pair, batch))
+    table.all_reduce_()
+    rows = task.summarise(table)
+    assert all(row.task == task.name for row in rows)
+    return rows
+
+
+def by_name(rows: list[Row]) -> dict[tuple[str, str], float]:
+    values = {(row.metric, row.model): row.value for row in rows}
+    assert len(values) == len(rows)
+    return values
+
+
+@pytest.fixture
+def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
+    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+
+
+def test_there_are_tasks_to_check() -> None:
+    assert len(TASKS) >= 5
+
+
+@every_task
+def test_a_model_against_its_own_copy_shows_no_difference(
+    task_class: type[Task], rows_file: Path, pair: Pair
+) -> None:
+    same = Pair(copy.deepcopy(pair.pruned), pair.pruned, pair.tokenizer)
+    rows = by_name(measure(task_class, rows_file, same))
+    for (metric, model), value in rows.items():
+        if model == "difference":
+            assert value == 0, metric
+            assert rows[metric, "dense"] == rows[metric, "pruned"]
+    if not any(model == "difference" for _, model in rows):
+        # Quantities of the pair: swapping two equal models changes none of them.
+        swapped = Pair(same.dense, same.pruned, pair.tokenizer)  # type: ignore[arg-type]
+        assert by_name(measure(task_class, rows_file, swapped)) == rows
+
+
+@every_task
+def test_another_model_is_noticed(task_class: type[Task], rows_file: Path, pair: Pair) -> None:
+    same = Pair(copy.deepcopy(pair.pruned), pair.pruned, pair.tokenizer)
+    null = measure(task_class, rows_file, same)
+    changed = measure(task_class, rows_file, pair)
+    assert by_name(null).keys() == by_name(changed).keys()
+    # A mean may stay by chance; the error of the paired difference then tells.
+    assert any(
+        (row.value, row.standard_error) != (before.value, before.standard_error)
+        for before, row in zip(null, changed, strict=True)
+        if row.model in ("difference", "pair")
+    )
+
+
+@every_task
+def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: Pair) -> None:
+    rows = measure(task_class, rows_file, pair)
+    assert rows
+    for row in rows:
+        assert math.isfinite(row.value), row
+        assert math.isfinite(row.standard_error), row
+        assert row.standard_error >= 0, row
+        assert row.n >= 2, row
+        assert row.model in ("dense", "pruned", "difference", "pair"), row
+        hashes = [value for key, value in row.details.items() if key.endswith("_sha256")]
+        assert hashes, row
+        assert all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes), row
+        assert json.loads(json.dumps(row.details)) == row.details
+
+
+@every_task
+def test_the_hash_belongs_to_the_data(
+    task_class: type[Task], rows_file: Path, pair: Pair, tmp_path: Path
+) -> None:
+    def hashes(path: Path) -> set[str]:
+        rows = measure(task_class, path, pair)
+        return {v for row in rows for k, v in row.details.items() if k.endswith("_sha256")}
+
+    lines = rows_file.read_text().splitlines()
+    moved, changed = tmp_path / "moved.jsonl", tmp_path / "changed.jsonl"
+    moved.write_text("\n".join(lines))
+    last = json.loads(lines[-1])
+    last |= {"context": last["context"] + "?", "text": last["text"] + "."}
+    changed.write_text("\n".join([*lines[:-1], json.dumps(last)]))
+    assert hashes(rows_file) == hashes(moved)
+    assert hashes(rows_file).isdisjoint(hashes(changed))
+
+
+@every_task
+def test_batch_size_does_not_matter(task_class: type[Task], rows_file: Path, pair: Pair) -> None:
+    alone = by_name(measure(task_class, rows_file, pair, batch_size=1))
+    together = by_name(measure(task_class, rows_file, pair, batch_size=3))
+    assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+@every_task
+def test_without_a_reference_only_the_pruned_model_is_measured(
+    task_class: type[Task], rows_file: Path, pair: Pair
+) -> None:
+    if task_class.needs_reference:
+        pytest.skip("compares with the dense model, which the module checks before a run")
+    both = by_name(measure(task_class, rows_file, pair))
+    alone = by_name(measure(task_class, rows_file, Pair(pair.pruned, None, pair.tokenizer)))
+    assert alone == {key: value for key, value in both.items() if key[1] == "pruned"}
+    assert alone

@@ -1,0 +1,226 @@
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from prunelit import load_pretrained
+from prunelit.errors import InputError
+from prunelit.models import gguf as conversion
+from prunelit.models.gguf import cache_folder, converted
+
+# Run by two processes, which begin to convert at the same moment.
+PROCESS = """
+import sys, time
+from pathlib import Path
+from prunelit import load_pretrained
+
+folder, own, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+(folder / own).touch()
+while not (folder / other).exists():
+    time.sleep(0.001)
+model, tokenizer = load_pretrained(str(folder / "tiny.gguf"))
+print(model.model.embed_tokens.weight.double().sum().item())
+"""
+
+
+def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A Qwen2 and its tokenizer, with one merge more, as float32 GGUF."""
+    config = model.config
+    vocabulary = tokenizer.get_vocab()
+    tokens = ["<|endoftext|>", *sorted(vocabulary, key=vocabulary.__getitem__)[1:], "ab"]
+    tokens += [f"<unused {i}>" for i in range(config.vocab_size - len(tokens))]
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(0)
+    writer.add_pad_token_id(0)
+    writer.add_chat_template(tokenizer.chat_template)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, parameter in model.named_parameters():
+        plain = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(plain, parameter.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+def qwen2(
+    make_model: Callable[..., PreTrainedModel], request: pytest.FixtureRequest
+) -> PreTrainedModel:
+    config = make_model("qwen2").config
+    # GGUF knows no sliding window for this family.
+    config.use_sliding_window, config.sliding_window = False, None
+    config.layer_types = ["full_attention"] * config.num_hidden_layers
+    config.tie_word_embeddings = request.param
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def file(
+    qwen2: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", qwen2, tokenizer)
+    return tmp_path / "tiny.gguf"
+
+
+def folders(tmp_path: Path) -> list[Path]:
+    """What lies in the cache beside the lock files, hidden folders included."""
+    return [path for path in (tmp_path / "cache" / "gguf").iterdir() if path.suffix != ".lock"]
+
+
+@torch.no_grad()
+def test_conversion_keeps_every_weight_and_the_tokenizer(
+    file: Path, qwen2: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, input_ids: Tensor
+) -> None:
+    model, loaded = load_pretrained(str(file))
+    assert model.dtype == torch.float32
+    for name, parameter in qwen2.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter), name
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    assert tied is qwen2.config.tie_word_embeddings
+    torch.testing.assert_close(model(input_ids).logits, qwen2(input_ids).logits)
+    assert loaded("hello ab")["input_ids"] == [*tokenizer("hello ")["input_ids"], 257]
+    assert loaded.chat_template == tokenizer.chat_template
+    assert loaded.eos_token_id == 0
+
+
+def test_stock_transformers_loads_and_saves_the_converted_folder(
+    file: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(converted(file))
+    model.half().save_pretrained(tmp_path / "again")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "again").dtype == torch.float16
+
+
+def test_second_call_converts_nothing(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = converted(file)
+    assert folders(tmp_path) == [first]
+    monkeypatch.setattr(conversion, "_convert", lambda *_: pytest.fail("converted again"))
+    assert converted(file) == first
+    # The content counts, not where the file lies.
+    moved = file.rename(file.parent / "cache" / file.name)
+    assert converted(moved) == first
+
+
+def test_changed_file_is_converted_anew(file: Path, tmp_path: Path) -> None:
+    first = converted(file)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    second = converted(file)
+    assert first != second
+    assert sorted(folders(tmp_path)) == sorted([first, second])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"GGUF",
+        lambda data: b"not a GGUF file, but text\n" * 100,
+        lambda data: data[:100],
+        lambda data: data[:5000],
+        lambda data: data[:-100],
+        lambda data: data[:4] + b"\xff\xff\xff\xff" + data[8:],
+        lambda data: data.replace(b"qwen2", b"qwenX"),
+        lambda data: data.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx"),
+    ],
+    ids=[
+        *("empty", "magic_only", "text", "header_cut", "keys_cut", "weights_cut"),
+        *("version", "architecture", "weight_missing"),
+    ],
+)
+def test_damaged_file_is_named_and_leaves_nothing(
+    file: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(
+        InputError, match=r"tiny\.gguf cannot be read as a GGUF model: \S"
+    ) as caught:
+        load_pretrained(str(file))
+    assert "\n" not in str(caught.value)
+    assert folders(tmp_path) == []
+
+
+def test_interrupted_conversion_leaves_nothing(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion.AutoTokenizer, "from_pretrained", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            converted(file)
+    assert folders(tmp_path) == []
+    assert converted(file).is_dir()
+
+
+def test_missing_extra_gives_the_pip_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "accelerate" else find(name)
+    )
+    with pytest.raises(InputError, match=r"needs accelerate: run `pip install 'prunelit\[gguf\]'`"):
+        converted(file)
+
+
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("PRUNELIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert cache_folder().name == "prunelit"
+    assert cache_folder() != tmp_path
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("qwen2", [False], ids=["untied"], indirect=True)
+def test_two_processes_convert_once(file: Path, tmp_path: Path, qwen2: PreTrainedModel) -> None:
+    (tmp_path / "process.py").write_text(PROCESS)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "process.py", tmp_path, f"ready-{own}", f"ready-{1 - own}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    expected = qwen2.model.embed_tokens.weight.double().sum().item()
+    assert [float(output) for output, _ in outputs] == [expected] * 2
+    assert sum("Converting tiny.gguf" in errors for _, errors in outputs) == 1
+    assert len(folders(tmp_path)) == 1

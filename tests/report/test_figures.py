@@ -1,0 +1,113 @@
+"""Figures of one run: what is drawn, not how it looks."""
+
+import io
+import math
+
+import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+
+from prunelit.report.figures import readings_figure, sparsity_figure
+from prunelit.report.rows import Row
+
+
+def paired(task: str, metric: str, dense: float, pruned: float, **details: float) -> list[Row]:
+    return [
+        Row(task, metric, "dense", dense, 0.05, 45, details),
+        Row(task, metric, "pruned", pruned, 0.04, 45, details),
+        Row(task, metric, "difference", pruned - dense, 0.03, 45, details),
+    ]
+
+
+def heights(figure: Figure) -> dict[str, list[float]]:
+    bars = [c for c in figure.axes[0].containers if isinstance(c, BarContainer)]
+    return {str(bar.get_label()): [patch.get_height() for patch in bar.patches] for bar in bars}
+
+
+def drawn(figure: Figure) -> bytes:
+    """The PNG, which must come out without a warning."""
+    image = io.BytesIO()
+    figure.savefig(image, dpi=60)
+    return image.getvalue()
+
+
+def test_readings_stand_side_by_side_with_their_level_of_chance() -> None:
+    rows = [
+        *paired("multiple_choice", "acc", 0.84, 0.6, chance=0.25),
+        *paired("multiple_choice", "acc_norm", 0.9, 0.7, chance=0.25),
+        *paired("retrieval", "mrr", 0.69, 0.36, chance_mrr=0.09),
+        *paired("rollout", "contains", 0.67, 0.0),
+        *paired("perplexity", "nll", 3.6, 4.3),
+    ]
+    figure = readings_figure(rows)
+    assert heights(figure) == {"dense": [0.84, 0.69, 0.67], "pruned": [0.6, 0.36, 0.0]}
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert [label.splitlines()[0] for label in labels] == [
+        *("multiple_choice", "retrieval", "rollout")
+    ]
+    assert "acc, n=45" in labels[0]
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["chance", "dense", "pruned"]
+    chance = [
+        segment[0][1]
+        for collection in figure.axes[0].collections
+        if collection.get_linestyle() and collection.get_label() in ("chance", "_child0")
+        for segment in collection.get_segments()  # type: ignore[attr-defined]
+    ]
+    assert 0.25 in chance
+    assert drawn(figure).startswith(b"\x89PNG")
+
+
+def test_without_a_reference_the_pruned_model_stands_alone() -> None:
+    rows = [row for row in paired("facts", "acc", 0.8, 0.6) if row.model == "pruned"]
+    assert heights(readings_figure(rows))["pruned"] == [0.6]
+    assert drawn(readings_figure(rows))
+
+
+def test_one_item_has_a_bar_without_an_error() -> None:
+    rows = [Row("facts", "acc", "pruned", 1.0, math.nan, 1)]
+    figure = readings_figure(rows)
+    assert heights(figure)["pruned"] == [1.0]
+    assert drawn(figure)
+
+
+def test_a_run_without_readings_is_drawn_empty() -> None:
+    assert drawn(readings_figure([Row("perplexity", "nll", "dense", 3.6, 0.1, 9)]))
+
+
+@pytest.fixture
+def report() -> dict:
+    """Two blocks; the second has no `mlp.up`."""
+    return {
+        "sparsity": 0.4,
+        "blocks": [{"name": "model.layers.1"}, {"name": "model.layers.10"}],
+        "tensors": [
+            {"name": "model.layers.1.attn.q.weight", "sparsity": 0.5},
+            {"name": "model.layers.1.mlp.up.weight", "sparsity": 0.25},
+            {"name": "model.layers.10.attn.q.weight", "sparsity": 0.75},
+        ],
+    }
+
+
+def test_sparsity_is_a_picture_of_modules_and_blocks(report: dict) -> None:
+    figure = sparsity_figure(report)
+    (image,) = figure.axes[0].images
+    values = image.get_array()
+    assert values is not None
+    assert values.tolist()[0] == [0.5, 0.75]
+    assert values[1][0] == 0.25
+    assert bool(values.mask[1][1])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["attn.q", "mlp.up"]
+    assert image.get_clim() == (0, 1)
+    assert "0.400" in figure.axes[0].get_title()
+    assert drawn(figure)
+
+
+def test_many_blocks_do_not_crowd_the_axis() -> None:
+    blocks = [{"name": f"model.layers.{i}"} for i in range(40)]
+    tensors = [{"name": f"{block['name']}.q.weight", "sparsity": 0.5} for block in blocks]
+    figure = sparsity_figure({"sparsity": 0.5, "blocks": blocks, "tensors": tensors})
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels[0] == "0"
+    assert len(labels) <= 20

@@ -1,0 +1,79 @@
+"""Results as text."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from prunelit.report.rows import Row
+from prunelit.report.tables import markdown_table, pruning_table, results_table, show
+
+
+def cells(table: Table) -> list[list[str]]:
+    return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+def test_one_line_a_metric_with_dense_pruned_and_difference() -> None:
+    rows = [
+        Row("facts", "acc", "dense", 0.84, 0.05461, 45),
+        Row("facts", "acc", "pruned", 0.6, 0.073, 45),
+        Row("facts", "acc", "difference", -0.24, 0.05, 45),
+        Row("facts", "kl", "pair", 0.74812, 0.01, 45),
+        Row("text", "perplexity", "pruned", 1234567.0, math.nan, 1),
+    ]
+    assert cells(results_table(rows)) == [
+        ["facts", "acc", "0.84 ± 0.055", "0.6 ± 0.073", "-0.24 ± 0.05", "45"],
+        ["", "kl", "", "0.7481 ± 0.01", "", "45"],
+        ["text", "perplexity", "", "1.235e+06", "", "1"],
+    ]
+
+
+def test_a_gain_has_its_sign() -> None:
+    rows = [Row("facts", "mrr", "difference", 0.1, 0.02, 9)]
+    assert cells(results_table(rows))[0][4] == "+0.1 ± 0.02"
+
+
+def test_no_results_are_an_empty_table() -> None:
+    assert cells(results_table([])) == []
+
+
+def test_blocks_show_sparsity_seconds_and_memory() -> None:
+    report = {
+        "sparsity": 0.49987,
+        "peak_memory": "resident high-water mark",
+        "blocks": [
+            {"name": "model.layers.0", "sparsity": 0.5, "seconds": 1.234, "peak_bytes": 3 * 2**20},
+        ],
+    }
+    table = pruning_table(report)
+    assert cells(table) == [["model.layers.0", "0.5000", "1.23", "3"]]
+    assert "0.4999" in str(table.title)
+    assert "resident high-water mark" in str(table.caption)
+
+
+def test_markdown_cells_cannot_break_the_table() -> None:
+    rows = [{"prompt": "a | b\nc", "dense": "x"}, {"prompt": "", "dense": "y"}]
+    assert markdown_table(rows).splitlines() == [
+        "| prompt | dense |",
+        "| --- | --- |",
+        "| a \\| b<br>c | x |",
+        "|  | y |",
+    ]
+
+
+def test_a_table_is_printed_in_full_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = Row("a_task_with_a_long_name", "a_metric_with_a_long_name", "dense", 0.5, 0.25, 3)
+    show(results_table([row]))
+    printed = capsys.readouterr().out
+    for text in ("a_task_with_a_long_name", "a_metric_with_a_long_name", "0.5 ± 0.25"):
+        assert text in printed
+
+
+def test_the_title_names_what_is_compared() -> None:
+    text = io.StringIO()
+    Console(file=text, width=120).print(results_table([Row("t", "m", "pair", 1.0, 0.1, 3)]))
+    assert "Dense against pruned (value ± standard error)" in text.getvalue()

@@ -1,0 +1,95 @@
+"""The task `Deviation` against NumPy and against `prunelit.compare`."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from prunelit import InputError, compare
+from prunelit.report.rows import Row
+from prunelit.tasks import Deviation, ItemTable, Pair
+
+
+@pytest.fixture
+def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
+    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+
+
+@torch.no_grad()
+def measure(
+    material: Path, pair: Pair, temperature: float = 1.0
+) -> tuple[dict[str, Row], torch.Tensor]:
+    """Rows by metric, and the (5, 12) windows."""
+    task = Deviation(
+        str(material / "text.jsonl"), length=12, limit=5, batch_size=2, temperature=temperature
+    )
+    task.read()
+    size = task.prepare(pair.tokenizer)
+    table = ItemTable(size)
+    for batch in task.batches(size, 0, 1):
+        table.assign(batch["indices"], task.step(pair, batch))
+    rows = task.summarise(table)
+    assert {row.model for row in rows} == {"pair"}
+    return {row.metric: row for row in rows}, task.collate(range(size))["input_ids"]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_errors_are_those_of_numpy_window_by_window(
+    material: Path, pair: Pair, temperature: float
+) -> None:
+    rows, ids = measure(material, pair, temperature)
+    assert pair.dense is not None
+    with torch.no_grad():
+        z, z_pruned = (m(input_ids=ids).logits.double().numpy() for m in (pair.dense, pair.pruned))
+    log_p, log_q = log_softmax(z / temperature, -1), log_softmax(z_pruned / temperature, -1)
+    expected = {
+        "kl_dense_pruned": (np.exp(log_p) * (log_p - log_q)).sum(-1),
+        "kl_pruned_dense": (np.exp(log_q) * (log_q - log_p)).sum(-1),
+        "logit_mse": ((z_pruned - z) ** 2).mean(-1),
+        "top1_agreement": (z.argmax(-1) == z_pruned.argmax(-1)).astype(float),
+    }
+    for metric, values in expected.items():
+        windows = values.mean(1)
+        row = rows[metric]
+        assert row.n == 5
+        assert row.value == pytest.approx(windows.mean(), rel=1e-4), metric
+        error = windows.std(ddof=1) / math.sqrt(5)
+        assert row.standard_error == pytest.approx(error, rel=1e-3), metric
+        assert row.details["temperature"] == temperature
+
+
+def test_it_reports_what_compare_reports(material: Path, pair: Pair) -> None:
+    rows, ids = measure(material, pair)
+    assert pair.dense is not None
+    expected = compare(pair.dense, pair.pruned, ids, batch_size=2)
+    assert expected.pop("n") == 60
+    assert {name: row.value for name, row in rows.items()} == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_model_does_not_deviate_from_itself(material: Path, pair: Pair) -> None:
+    rows, _ = measure(material, Pair(pair.pruned, pair.pruned, pair.tokenizer))
+    for metric, row in rows.items():
+        same = 1 if any(word in metric for word in ("cosine", "agreement", "overlap")) else 0
+        assert row.value == pytest.approx(same, abs=1e-6), metric
+
+
+def test_it_needs_the_reference() -> None:
+    assert Deviation.needs_reference
+
+
+def test_models_that_cannot_be_subtracted_are_refused(material: Path, pair: Pair) -> None:
+    small = LlamaConfig(
+        vocab_size=280,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    other = Pair(AutoModelForCausalLM.from_config(small), pair.dense, pair.tokenizer)
+    with pytest.raises(InputError, match="same vocab_size but got 300 and 280"):
+        measure(material, other)

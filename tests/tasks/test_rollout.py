@@ -1,0 +1,237 @@
+"""Rollouts of models that write exactly what a test tells them to."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prunelit import InputError
+from prunelit.report.rows import Row
+from prunelit.tasks import ItemTable, Pair, Rollout
+from prunelit.tasks.rollout import contains, normalise, repetition
+
+
+def writer(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedModel:
+    """A model whose next token follows from the last one alone.
+
+    After `>`, the end of the chat prompt, it writes `text`, of which no character comes twice but
+    a last one that closes a loop; without a loop it ends the text.
+    """
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=272,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    (begin, *ids) = tokenizer(">" + text)["input_ids"]
+    follows = dict(zip([begin, *ids], [*ids, 0], strict=True))
+    if len(set(ids)) < len(ids):
+        follows = dict(reversed(list(zip([begin, *ids[:-1]], ids, strict=True))))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(257, 272))
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        for last, following in follows.items():
+            model.lm_head.weight[following, last] = 1
+    return model
+
+
+@torch.no_grad()
+def measure(
+    material: Path, pair: Pair, **arguments: object
+) -> tuple[dict[tuple[str, str], Row], ItemTable, Rollout]:
+    task = Rollout(str(material / "questions.jsonl"), batch_size=3, **arguments)
+    task.read()
+    size = task.prepare(pair.tokenizer)
+    table = ItemTable(size)
+    for batch in task.batches(size, 0, 1):
+        table.assign(batch["indices"], task.step(pair, batch))
+    rows = task.summarise(table)
+    assert {row.n for row in rows} == {7}
+    return {(row.metric, row.model): row for row in rows}, table, task
+
+
+def test_every_metric_of_two_known_texts(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    # Paris is the answer of one question of seven; the other model writes Para and goes in circles.
+    pair = Pair(writer(tokenizer, "Para"), writer(tokenizer, "Paris"), tokenizer)
+    rows, table, task = measure(material, pair, max_new_tokens=10)
+    values = {key: row.value for key, row in rows.items()}
+    assert values == pytest.approx(
+        {
+            ("exact_match", "dense"): 1 / 7,
+            ("exact_match", "pruned"): 0,
+            ("exact_match", "difference"): -1 / 7,
+            ("contains", "dense"): 1 / 7,
+            ("contains", "pruned"): 0,
+            ("contains", "difference"): -1 / 7,
+            # Of the seven 4-grams of "Pararararara"[:10] three are new.
+            ("repetition", "dense"): 0,
+            ("repetition", "pruned"): 4 / 7,
+            ("repetition", "difference"): 4 / 7,
+            ("end_of_text", "dense"): 1,
+            ("end_of_text", "pruned"): 0,
+            ("end_of_text", "difference"): -1,
+            ("length", "dense"): 6,
+            ("length", "pruned"): 10,
+            ("length", "difference"): 4,
+            ("first_divergence", "pair"): 3,
+            ("diverged", "pair"): 1,
+        }
+    )
+    texts = task.texts(table)
+    assert len(texts) == 7
+    assert texts[0] == {
+        "prompt": "What is the capital of France?",
+        "target": "Paris",
+        "dense": "Paris",
+        "pruned": "Pararararar"[:10],
+    }
+
+
+def test_a_pair_that_never_differs_counts_its_whole_length(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    pair = Pair(writer(tokenizer, "Rome"), writer(tokenizer, "Rome"), tokenizer)
+    rows, _, _ = measure(material, pair, max_new_tokens=10)
+    assert rows["diverged", "pair"].value == 0
+    assert rows["first_divergence", "pair"].value == 5
+    assert rows["length", "pruned"].value == 5
+
+
+def test_one_text_that_ends_inside_the_other_diverges_where_it_ends(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    pair = Pair(writer(tokenizer, "gold"), writer(tokenizer, "goldfish"[:4] + "en"), tokenizer)
+    rows, _, _ = measure(material, pair, max_new_tokens=10)
+    assert rows["first_divergence", "pair"].value == 4
+    assert rows["exact_match", "pruned"].value == pytest.approx(1 / 7)
+    assert rows["exact_match", "dense"].value == 0
+
+
+def test_tokens_are_those_of_a_greedy_loop_without_cache_or_padding(
+    material: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    pair = Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+    rows, table, task = measure(material, pair, max_new_tokens=6)
+    firsts = []
+    for index, question in enumerate(task._questions):
+        written = {}
+        for name, model in pair.models().items():
+            ids = tokenizer(f"<user>{question.context}\n<assistant>")["input_ids"]
+            for _ in range(6):
+                with torch.no_grad():
+                    ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            written[name] = ids[-6:]
+            assert table[f"{name}/tokens"][index].tolist() == ids[-6:]
+        differ = [a != b for a, b in zip(written["dense"], written["pruned"], strict=True)]
+        firsts.append(differ.index(True) if any(differ) else 6)
+    assert table["first_divergence"].tolist() == firsts
+    assert rows["first_divergence", "pair"].value == pytest.approx(sum(firsts) / 7)
+
+
+def test_without_a_reference_only_the_pruned_text_is_there(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows, table, task = measure(material, Pair(writer(tokenizer, "Rome"), None, tokenizer))
+    assert {model for _, model in rows} == {"pruned"}
+    assert ("first_divergence", "pair") not in rows
+    assert list(task.texts(table)[0]) == ["prompt", "target", "pruned"]
+
+
+def test_the_template_fills_the_users_message_or_stands_alone(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompts = []
+    for chat in (True, False):
+        task = Rollout(str(material / "questions.jsonl"), template="Q: {context}", chat=chat)
+        task.read()
+        task.prepare(tokenizer)
+        batch = task.collate([4, 1])
+        # Shorter prompts are padded on the left, where generation wants it.
+        assert batch["attention_mask"][0, 0] == 0
+        prompts.append(tokenizer.decode(batch["input_ids"][0][batch["attention_mask"][0] == 1]))
+    assert prompts == ["<user>Q: 2 + 3 =\n<assistant>", "Q: 2 + 3 ="]
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = None
+    task = Rollout(str(material / "questions.jsonl"))
+    task.read()
+    with pytest.raises(InputError, match="set `chat: false`"):
+        task.prepare(tokenizer)
+
+
+def test_a_budget_below_one_token_is_refused() -> None:
+    with pytest.raises(InputError, match="`max_new_tokens` of at least 1 but got 0"):
+        Rollout("rows.jsonl", max_new_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Answer: 42!", "the answer 42"),
+        ("  a\n b\t", "a b"),
+        ("STRASSE", "strasse"),
+        ("Straße", "strasse"),
+        ("São Paulo.", "são paulo"),
+        ("ﬁsh", "fish"),
+        ("don't", "don t"),
+        ("...", ""),
+    ],
+)
+def test_normalise(text: str, normal: str) -> None:
+    assert normalise(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "expected"),
+    [
+        ("It is **Paris**.", "paris", True),
+        ("Parisian", "Paris", False),
+        ("the sum is 15", "5", False),
+        ("the sum is 5.", "5", True),
+        ("in São Paulo, Brazil", "são paulo", True),
+        ("Paulo", "São Paulo", False),
+        ("", "Paris", False),
+        ("Anything at all", "?!", False),
+    ],
+)
+def test_contains_whole_words(answer: str, target: str, expected: bool) -> None:
+    assert contains(answer, target) is expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([], 0),
+        ([1, 1, 1], 0),
+        ([1, 2, 3, 4], 0),
+        ([1, 1, 1, 1, 1], 1 / 2),
+        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),
+        ([1, 2, 3, 4, 5, 6, 7], 0),
+    ],
+)
+def test_repetition_is_the_share_of_4_grams_seen_before(tokens: list[int], expected: float) -> None:
+    assert repetition(tokens) == pytest.approx(expected)
+
+
+def test_repetition_of_other_lengths() -> None:
+    assert repetition([1, 2, 1, 2, 1], n=2) == pytest.approx(1 - 2 / 4)

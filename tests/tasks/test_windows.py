@@ -1,0 +1,68 @@
+"""Windows of a text as items."""
+
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from prunelit import InputError
+from prunelit.tasks import Perplexity
+
+
+def prepared(tokenizer: PreTrainedTokenizerBase, path: Path, **arguments: object) -> Perplexity:
+    task = Perplexity(str(path), **arguments)
+    task.read()
+    task.prepare(tokenizer)
+    return task
+
+
+def test_windows_are_the_joined_documents_cut_without_overlap(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    task = Perplexity(str(material / "text.jsonl"), split="train[:2]", length=50)
+    task.read()
+    assert task.prepare(tokenizer) == 2
+    text = (
+        "cat sat on a mat while rain fell over the old town and nobody\n\n"
+        "sat a while fell the town nobody the sat a while fell the town"
+    )
+    ids = task.collate([0, 1])["input_ids"]
+    assert [tokenizer.decode(row) for row in ids] == [text[:50], text[50:100]]
+    assert task.collate([1])["input_ids"].tolist() == ids[1:].tolist()
+
+
+def test_limit_keeps_the_first_windows(material: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = material / "text.jsonl"
+    everything = prepared(tokenizer, path, length=20).collate([0, 1, 2])
+    task = Perplexity(str(path), length=20, limit=3)
+    task.read()
+    assert task.prepare(tokenizer) == 3
+    assert task.collate([0, 1, 2])["input_ids"].equal(everything["input_ids"])
+
+
+def test_details_count_tokens_and_identify_the_text(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = material / "text.jsonl"
+    details = prepared(tokenizer, path, length=20, limit=3).details(19)
+    assert details["tokens"] == 3 * 19
+    assert details["length"] == 20
+    assert (details["path"], details["split"]) == (str(path), "train")
+    same = prepared(tokenizer, path, length=30).details(29)
+    other = prepared(tokenizer, path, length=20, split="train[1:]").details(19)
+    assert details["text_sha256"] == same["text_sha256"] != other["text_sha256"]
+
+
+def test_the_column_can_be_chosen(material: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = material / "questions.jsonl"
+    task = prepared(tokenizer, path, column="context", length=10)
+    assert tokenizer.decode(task.collate([0])["input_ids"][0]) == "What is th"
+    with pytest.raises(InputError, match=r"Expected rows with \['text'\]"):
+        Perplexity(str(path)).read()
+
+
+def test_too_little_text_says_how_much_there_was(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(InputError, match=r"one window of 100 tokens .* hold only 61"):
+        prepared(tokenizer, material / "text.jsonl", split="train[:1]", length=100)

@@ -1,0 +1,379 @@
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.calibration import calibrate
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.pruners import Probe, Pruner, Wanda
+from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
+from prunelit.statistics import SquaredNorm
+
+MakeModel = Callable[..., PreTrainedModel]
+Batch = dict[str, Tensor]
+
+
+class Recorder(Pruner):
+    """Prunes nothing and keeps what it was given, block by block."""
+
+    def __init__(self, at: str = "input") -> None:
+        self.at = at
+        self.probes: list[Mapping[str, Probe]] = []
+        self.finished: list[nn.Module] = []
+
+    def watch(self, block: nn.Module) -> dict[str, Probe]:
+        return {
+            name: Probe(SquaredNorm(oriented_weight(linear).shape[self.at == "input"]), self.at)
+            for name, linear in linear_modules(block).items()
+        }
+
+    def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
+        self.probes.append(probes)
+
+    def finish(self, model: PreTrainedModel) -> None:
+        self.finished.append(model)
+
+    def values(self) -> list[Tensor]:
+        return [probe.statistic.value for probes in self.probes for probe in probes.values()]
+
+
+def first_real(batch: Batch) -> Batch:
+    return {key: value[1:2] for key, value in batch.items()}
+
+
+def run(model: PreTrainedModel, pruner: Pruner, batches: list[Batch]) -> None:
+    with torch.no_grad():
+        calibrate(model, pruner, batches, first_real(batches[0]), lambda _: nullcontext())
+
+
+def pad(ids: Tensor, *, left: bool, filler: int = 0) -> Batch:
+    """Rows 0 and 3 of `ids` padded by 7 and 2 tokens."""
+    mask = torch.ones_like(ids)
+    for row, width in ((0, 7), (3, 2)):
+        mask[row, slice(width) if left else slice(-width, None)] = 0
+    return {"input_ids": ids.masked_fill(mask == 0, filler), "attention_mask": mask}
+
+
+def forward(model: PreTrainedModel, batch: Batch) -> None:
+    """The whole stock model, positions counting real tokens as its own `generate` does."""
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    left = not batch["attention_mask"][:, 0].all()
+    model(**batch, **({"position_ids": positions} if left else {}), use_cache=False)
+
+
+@torch.no_grad()
+def observed(model: PreTrainedModel, block: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    """(N, I) inputs of every linear map of `block` in a run of the whole model, no padding."""
+    inputs: dict[str, np.ndarray] = {}
+    real = batch["attention_mask"].bool().flatten()
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs[name] = args[0].flatten(0, -2)[real].double().numpy()
+
+        return hook
+
+    handles = [
+        linear.register_forward_pre_hook(keep(name))
+        for name, linear in linear_modules(block).items()
+    ]
+    forward(model, batch)
+    for handle in handles:
+        handle.remove()
+    return inputs
+
+
+def mask_by_hand(scores: np.ndarray, remove: int, group: int) -> np.ndarray:
+    keep = np.ones_like(scores, dtype=bool)
+    for row in range(scores.shape[0]):
+        for start in range(0, scores.shape[1], group):
+            piece = scores[row, start : start + group]
+            keep[row, start + np.argsort(piece, kind="stable")[:remove]] = False
+    return keep
+
+
+@torch.no_grad()
+def prune_by_hand(
+    model: PreTrainedModel, batches: list[Batch], remove: Callable[[int], int], group: int | None
+) -> None:
+    """Wanda without any replay: every block observed in a run of the model pruned so far."""
+    for block in decoder_blocks(model)[1]:
+        pieces = [observed(model, block, batch) for batch in batches]
+        for name, linear in linear_modules(block).items():
+            x = np.concatenate([piece[name] for piece in pieces])
+            norm = np.sqrt((x**2).mean(0).astype(np.float32))
+            weight = oriented_weight(linear)
+            width = group or weight.shape[1]
+            keep = mask_by_hand(np.abs(weight.numpy()) * norm, remove(width), width)
+            weight.mul_(torch.from_numpy(keep))
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize(
+    ("sparsity", "remove", "group"),
+    [
+        (Unstructured(0.6), lambda width: int(width * 6 / 10), None),
+        (SemiStructured(2, 4), lambda _: 2, 4),
+    ],
+    ids=["unstructured", "2:4"],
+)
+def test_block_by_block_equals_runs_of_the_whole_model(
+    make_model: MakeModel,
+    family: str,
+    input_ids: Tensor,
+    left: bool,
+    sparsity: Sparsity,
+    remove: Callable[[int], int],
+    group: int | None,
+) -> None:
+    batches = [pad(input_ids, left=left), {"input_ids": input_ids[:2, :9]}]
+    batches[1]["attention_mask"] = torch.ones_like(batches[1]["input_ids"])
+    model = make_model(family)
+    dense, expected = copy.deepcopy(model), copy.deepcopy(model)
+    run(model, Wanda(sparsity), batches)
+    prune_by_hand(expected, batches, remove, group)
+    assert_same_weights(model, expected)
+    assert not torch.equal(model(input_ids).logits, dense(input_ids).logits)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_enters_no_statistic(
+    make_model: MakeModel, family: str, input_ids: Tensor, left: bool
+) -> None:
+    model = make_model(family)
+    padded = pad(input_ids, left=left)
+    alone = []
+    for row, mask in zip(input_ids, padded["attention_mask"].bool(), strict=True):
+        ids = row[mask][None]
+        alone.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    in_batch, one_by_one = Recorder(), Recorder()
+    run(model, in_batch, [padded])
+    with torch.no_grad():
+        calibrate(model, one_by_one, alone, alone[1], lambda _: nullcontext())
+    for found, expected in zip(in_batch.values(), one_by_one.values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_what_stands_at_padding_changes_nothing(
+    make_model: MakeModel, family: str, input_ids: Tensor, left: bool
+) -> None:
+    pruned = []
+    for filler in (0, 123):
+        pruned.append(make_model(family))
+        run(pruned[-1], Wanda(Unstructured(0.5)), [pad(input_ids, left=left, filler=filler)])
+    assert_same_weights(*pruned)
+
+
+def test_batch_size_does_not_change_the_masks(
+    make_model: MakeModel, family: str, padded: Batch
+) -> None:
+    pruned = []
+    for size in (1, 2, 6):
+        split = zip(*(padded[key].split(size) for key in padded), strict=True)
+        model = make_model(family)
+        with torch.no_grad():
+            calibrate(
+                model,
+                Wanda(Unstructured(0.5)),
+                [dict(zip(padded, pieces, strict=True)) for pieces in split],
+                first_real(padded),
+                lambda _: nullcontext(),
+            )
+        pruned.append(model)
+    assert_same_weights(pruned[0], pruned[1])
+    assert_same_weights(pruned[0], pruned[2])
+
+
+def test_linear_maps_that_read_one_tensor_share_one_statistic(
+    make_model: MakeModel, padded: Batch
+) -> None:
+    model, recorder = make_model("llama"), Recorder()
+    run(model, recorder, [padded])
+    assert len(recorder.probes) == 3
+    for probes in recorder.probes:
+        of = {name.split(".")[1]: probe.statistic for name, probe in probes.items()}
+        assert of["q_proj"] is of["k_proj"] is of["v_proj"]
+        assert of["gate_proj"] is of["up_proj"]
+        assert len(set(map(id, of.values()))) == 4
+    blocks = [id(probes["mlp.up_proj"].statistic) for probes in recorder.probes]
+    assert len(set(blocks)) == 3
+
+
+def test_shared_statistic_counts_each_token_once(make_model: MakeModel, padded: Batch) -> None:
+    model, recorder = make_model("phi"), Recorder()
+    run(model, recorder, [padded, padded])
+    probes = recorder.probes[0]
+    # Attention and MLP of Phi run in parallel on one tensor.
+    assert probes["self_attn.q_proj"].statistic is probes["mlp.fc1"].statistic
+    x = observed(model, model.model.layers[0], padded)["mlp.fc1"]
+    np.testing.assert_allclose(probes["mlp.fc1"].statistic.value.numpy(), (x**2).mean(0), rtol=1e-5)
+
+
+def test_other_kinds_of_statistic_are_not_shared(make_model: MakeModel, padded: Batch) -> None:
+    class Doubled(SquaredNorm):
+        def update(self, x: Tensor) -> None:
+            super().update(2 * x)
+
+    class Mixed(Recorder):
+        def watch(self, block: nn.Module) -> dict[str, Probe]:
+            return {
+                "self_attn.q_proj": Probe(SquaredNorm(32)),
+                "self_attn.k_proj": Probe(Doubled(32)),
+            }
+
+    recorder = Mixed()
+    run(make_model("llama"), recorder, [padded])
+    query, key = recorder.values()[:2]
+    torch.testing.assert_close(4 * query, key)
+
+
+def test_outputs_are_observed_where_a_probe_asks_for_them(
+    make_model: MakeModel, padded: Batch
+) -> None:
+    class Sublayers(Recorder):
+        def watch(self, block: nn.Module) -> dict[str, Probe]:
+            # The attention returns a tuple; the last name is the block itself.
+            names = ("self_attn", "mlp", "mlp.down_proj", "")
+            return {name: Probe(SquaredNorm(32), "output") for name in names}
+
+    model, recorder = make_model("llama"), Sublayers()
+    run(model, recorder, [padded])
+    real = padded["attention_mask"].bool()
+    outputs: dict[str, np.ndarray] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: object, output: Tensor | tuple) -> None:
+            x = output if isinstance(output, Tensor) else output[0]
+            outputs[name] = x[real].double().numpy()
+
+        return hook
+
+    block = model.model.layers[1]
+    for name in recorder.probes[1]:
+        block.get_submodule(name).register_forward_hook(keep(name))
+    with torch.no_grad():
+        forward(model, padded)
+    for name, probe in recorder.probes[1].items():
+        expected = (outputs[name] ** 2).mean(0)
+        np.testing.assert_allclose(probe.statistic.value.numpy(), expected, rtol=1e-5)
+
+
+def test_blocks_are_worked_on_in_order_and_the_model_is_finished_once(
+    make_model: MakeModel, padded: Batch
+) -> None:
+    entered: list[int] = []
+    recorder = Recorder()
+
+    def around(index: int) -> nullcontext:
+        assert len(recorder.probes) == index
+        entered.append(index)
+        return nullcontext()
+
+    model = make_model("llama")
+    with torch.no_grad():
+        calibrate(model, recorder, [padded], first_real(padded), around)
+    assert entered == [0, 1, 2]
+    assert recorder.finished == [model]
+
+
+def test_hooks_and_forwards_are_left_as_they_were(make_model: MakeModel, padded: Batch) -> None:
+    model = make_model("llama")
+    block = model.model.layers[1]
+    own = block.forward
+    block.forward = own  # as accelerate's hooks do
+    run(model, Wanda(Unstructured(0.5)), [padded])
+    assert vars(block)["forward"] is own
+    assert "forward" not in vars(model.model.layers[0])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def assert_refused(model: PreTrainedModel, batch: Batch, match: str) -> None:
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=match):
+        run(model, Wanda(Unstructured(0.5)), [batch])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any("forward" in vars(block) for block in decoder_blocks(model)[1])
+
+
+def test_blocks_that_depend_on_more_than_their_arguments_are_refused(
+    make_model: MakeModel, padded: Batch
+) -> None:
+    model = make_model("llama")
+    calls = iter(range(100))
+
+    def drift(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        return output + 0.01 * next(calls)
+
+    model.model.layers[1].register_forward_hook(drift)
+    assert_refused(model, padded, r"LlamaForCausalLM one by one differs by \d")
+
+
+def test_blocks_called_in_another_way_are_refused(make_model: MakeModel, padded: Batch) -> None:
+    model = make_model("llama")
+    for block in model.model.layers:
+        block.register_forward_pre_hook(
+            lambda _module, args, kwargs: ((), {"hidden_states": args[0], **kwargs}),
+            with_kwargs=True,
+        )
+    assert_refused(model, padded, r"LlamaForCausalLM cannot be run one by one: .*hidden")
+
+
+def test_model_that_runs_a_block_twice_is_refused(make_model: MakeModel, padded: Batch) -> None:
+    model = make_model("llama")
+    last = model.model.layers[2]
+    model.model.layers[1].register_forward_hook(
+        lambda _module, _args, kwargs, output: last(output, **kwargs), with_kwargs=True
+    )
+    assert_refused(model, padded, "called 4 of its 3 blocks")
+
+
+@pytest.mark.parametrize("place", ["model", "model.embed_tokens", "model.layers.1.mlp"])
+def test_error_of_the_model_is_not_swallowed(
+    make_model: MakeModel, padded: Batch, place: str
+) -> None:
+    model = make_model("llama")
+    before = copy.deepcopy(model.state_dict())
+
+    def fail(*_: object) -> None:
+        raise ValueError("a fault of the model")
+
+    model.get_submodule(place).register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match=r"^a fault of the model$") as caught:
+        run(model, Wanda(Unstructured(0.5)), [padded])
+    assert not isinstance(caught.value, InputError)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any("forward" in vars(block) for block in model.model.layers)
+
+
+def test_linear_map_that_reads_another_number_of_tokens_is_refused(
+    make_model: MakeModel, padded: Batch
+) -> None:
+    model = make_model("llama")
+
+    class Pooled(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+            self.summary = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) + self.summary(x.mean(1, keepdim=True))
+
+    for block in model.model.layers:
+        block.mlp = Pooled(block.mlp)
+    with pytest.raises(InputError, match=r"'mlp\.summary' reads \(6, 1, 32\) where .* \(6, 20\)"):
+        run(model, Wanda(Unstructured(0.5)), [padded])
+    run(model, Wanda(Unstructured(0.5), exclude=["mlp.summary"]), [padded])
+    assert (model.model.layers[0].mlp.inner.up_proj.weight == 0).float().mean() == 0.5

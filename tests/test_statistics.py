@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from prunelit.statistics import SquaredNorm
+
+
+def oracle(x: torch.Tensor) -> np.ndarray:
+    return (x.double().numpy() ** 2).mean(0)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    """(50, 7) activations over ten orders of magnitude."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(50, 7, generator=generator) * 10.0 ** torch.arange(-5, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_is_the_mean_square_of_each_channel(x: torch.Tensor, dtype: torch.dtype) -> None:
+    x = x.to(dtype)
+    statistic = SquaredNorm(7)
+    statistic.update(x)
+    assert statistic.value.dtype == torch.float32
+    np.testing.assert_allclose(statistic.value.numpy(), oracle(x), rtol=1e-6)
+
+
+def test_batches_of_any_size_give_the_same_value(x: torch.Tensor) -> None:
+    values = []
+    for size in (1, 3, 50):
+        statistic = SquaredNorm(7)
+        for piece in x.split(size):
+            statistic.update(piece)
+        values.append(statistic.value)
+    np.testing.assert_allclose(values[0].numpy(), oracle(x), rtol=1e-6)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-7, atol=0)
+    torch.testing.assert_close(values[0], values[2], rtol=1e-7, atol=0)
+
+
+def test_many_tokens_do_not_drown_the_next_ones() -> None:
+    statistic = SquaredNorm(1)
+    # A float32 sum stops growing at 2 ** 24.
+    statistic.update(torch.full((1, 1), 2.0**15))
+    for _ in range(1000):
+        statistic.update(torch.ones(1, 1))
+    assert statistic.value.item() == pytest.approx((2.0**30 + 1000) / 1001, rel=2e-7)
+
+
+def test_empty_update_counts_no_token(x: torch.Tensor) -> None:
+    statistic = SquaredNorm(7)
+    statistic.update(x)
+    before = statistic.value
+    statistic.update(x[:0])
+    assert torch.equal(statistic.value, before)
+
+
+def test_no_token_at_all() -> None:
+    with pytest.raises(ValueError, match="at least one calibration token but got none"):
+        _ = SquaredNorm(3).value
+
+
+def test_all_reduce_leaves_a_single_process_alone(x: torch.Tensor, tmp_path: Path) -> None:
+    statistic = SquaredNorm(7)
+    statistic.update(x)
+    before = statistic.value
+    statistic.all_reduce_()
+    assert torch.equal(statistic.value, before)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        statistic.all_reduce_()
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(statistic.value, before)

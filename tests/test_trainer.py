@@ -1,0 +1,83 @@
+"""The Trainer whose methods are the subcommands."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import LightningModule, Trainer
+
+from prunelit.callbacks import Pruning
+from prunelit.datamodule import Calibration, PruneData
+from prunelit.module import PairedLM
+from prunelit.pruners import Wanda
+from prunelit.sparsity import Unstructured
+from prunelit.tasks import Perplexity
+from prunelit.trainer import PruneTrainer
+
+
+class Events(Pruning):
+    """Notes which runs were set up."""
+
+    def __init__(self) -> None:
+        super().__init__(Wanda(Unstructured(0.5)))
+        self.stages: list[str] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.stages.append(stage)
+        super().setup(trainer, pl_module, stage)
+
+
+@pytest.fixture
+def run(tmp_path: Path, material: Path) -> tuple[PruneTrainer, PairedLM, PruneData]:
+    path = str(material / "text.jsonl")
+    trainer = PruneTrainer(
+        accelerator="cpu",
+        callbacks=[Events()],
+        default_root_dir=tmp_path,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        logger=False,
+        max_epochs=0,
+    )
+    data = PruneData(Calibration(path, sequences=5, length=16), [Perplexity(path, length=20)])
+    return trainer, PairedLM(str(material / "dense")), data
+
+
+def value(metrics: Any, name: str) -> float:
+    return float(metrics[f"val/perplexity/{name}"])
+
+
+# The command line hides it.
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers` returned `None`:UserWarning")
+def test_fit_prunes_once_and_then_measures(
+    run: tuple[PruneTrainer, PairedLM, PruneData], tmp_path: Path
+) -> None:
+    trainer, module, data = run
+    trainer.fit(module, datamodule=data)
+    (events,) = (c for c in trainer.callbacks if isinstance(c, Events))  # type: ignore[attr-defined]
+    assert events.stages == ["fit", "validate"]
+    assert (tmp_path / "pruned" / "pruning.json").is_file()
+    assert value(trainer.callback_metrics, "nll") != value(trainer.callback_metrics, "nll_dense")
+    # Weights pruned twice would have been pruned on other inputs.
+    assert module.model is not None
+    weight = module.model.model.layers[0].mlp.up_proj.weight
+    assert float((weight == 0).float().mean()) == 0.5
+
+
+def test_validate_returns_the_metrics_and_writes_no_model(
+    run: tuple[PruneTrainer, PairedLM, PruneData], tmp_path: Path
+) -> None:
+    trainer, module, data = run
+    (metrics,) = trainer.validate(module, datamodule=data)
+    assert value(metrics, "nll") > 0
+    assert value(metrics, "nll_difference") == pytest.approx(
+        value(metrics, "nll") - value(metrics, "nll_dense"), abs=1e-5
+    )
+    assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("method", ["fit", "validate"])
+def test_the_first_line_of_a_docstring_is_the_help(method: str) -> None:
+    text = getattr(PruneTrainer, method).__doc__
+    assert text != getattr(Trainer, method).__doc__
+    assert text.splitlines()[0].endswith(".")
