@@ -1,5 +1,7 @@
+"""Block by block equals the whole model, and what cannot be run so is refused."""
+
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -11,36 +13,11 @@ from transformers import PreTrainedModel
 from prunelit.calibration import calibrate
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
-from prunelit.pruners import Probe, Pruner, Wanda
+from prunelit.pruners import Pruner, Wanda
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
-from prunelit.statistics import SquaredNorm
 
 MakeModel = Callable[..., PreTrainedModel]
 Batch = dict[str, Tensor]
-
-
-class Recorder(Pruner):
-    """Prunes nothing and keeps what it was given, block by block."""
-
-    def __init__(self, at: str = "input") -> None:
-        self.at = at
-        self.probes: list[Mapping[str, Probe]] = []
-        self.finished: list[nn.Module] = []
-
-    def watch(self, block: nn.Module) -> dict[str, Probe]:
-        return {
-            name: Probe(SquaredNorm(oriented_weight(linear).shape[self.at == "input"]), self.at)
-            for name, linear in linear_modules(block).items()
-        }
-
-    def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
-        self.probes.append(probes)
-
-    def finish(self, model: PreTrainedModel) -> None:
-        self.finished.append(model)
-
-    def values(self) -> list[Tensor]:
-        return [probe.statistic.value for probes in self.probes for probe in probes.values()]
 
 
 def first_real(batch: Batch) -> Batch:
@@ -148,24 +125,6 @@ def test_block_by_block_equals_runs_of_the_whole_model(
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_padding_enters_no_statistic(
-    make_model: MakeModel, family: str, input_ids: Tensor, left: bool
-) -> None:
-    model = make_model(family)
-    padded = pad(input_ids, left=left)
-    alone = []
-    for row, mask in zip(input_ids, padded["attention_mask"].bool(), strict=True):
-        ids = row[mask][None]
-        alone.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    in_batch, one_by_one = Recorder(), Recorder()
-    run(model, in_batch, [padded])
-    with torch.no_grad():
-        calibrate(model, one_by_one, alone, alone[1], lambda _: nullcontext())
-    for found, expected in zip(in_batch.values(), one_by_one.values(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("left", [True, False])
 def test_what_stands_at_padding_changes_nothing(
     make_model: MakeModel, family: str, input_ids: Tensor, left: bool
 ) -> None:
@@ -194,98 +153,6 @@ def test_batch_size_does_not_change_the_masks(
         pruned.append(model)
     assert_same_weights(pruned[0], pruned[1])
     assert_same_weights(pruned[0], pruned[2])
-
-
-def test_linear_maps_that_read_one_tensor_share_one_statistic(
-    make_model: MakeModel, padded: Batch
-) -> None:
-    model, recorder = make_model("llama"), Recorder()
-    run(model, recorder, [padded])
-    assert len(recorder.probes) == 3
-    for probes in recorder.probes:
-        of = {name.split(".")[1]: probe.statistic for name, probe in probes.items()}
-        assert of["q_proj"] is of["k_proj"] is of["v_proj"]
-        assert of["gate_proj"] is of["up_proj"]
-        assert len(set(map(id, of.values()))) == 4
-    blocks = [id(probes["mlp.up_proj"].statistic) for probes in recorder.probes]
-    assert len(set(blocks)) == 3
-
-
-def test_shared_statistic_counts_each_token_once(make_model: MakeModel, padded: Batch) -> None:
-    model, recorder = make_model("phi"), Recorder()
-    run(model, recorder, [padded, padded])
-    probes = recorder.probes[0]
-    # Attention and MLP of Phi run in parallel on one tensor.
-    assert probes["self_attn.q_proj"].statistic is probes["mlp.fc1"].statistic
-    x = observed(model, model.model.layers[0], padded)["mlp.fc1"]
-    np.testing.assert_allclose(probes["mlp.fc1"].statistic.value.numpy(), (x**2).mean(0), rtol=1e-5)
-
-
-def test_other_kinds_of_statistic_are_not_shared(make_model: MakeModel, padded: Batch) -> None:
-    class Doubled(SquaredNorm):
-        def update(self, x: Tensor) -> None:
-            super().update(2 * x)
-
-    class Mixed(Recorder):
-        def watch(self, block: nn.Module) -> dict[str, Probe]:
-            return {
-                "self_attn.q_proj": Probe(SquaredNorm(32)),
-                "self_attn.k_proj": Probe(Doubled(32)),
-            }
-
-    recorder = Mixed()
-    run(make_model("llama"), recorder, [padded])
-    query, key = recorder.values()[:2]
-    torch.testing.assert_close(4 * query, key)
-
-
-def test_outputs_are_observed_where_a_probe_asks_for_them(
-    make_model: MakeModel, padded: Batch
-) -> None:
-    class Sublayers(Recorder):
-        def watch(self, block: nn.Module) -> dict[str, Probe]:
-            # The attention returns a tuple; the last name is the block itself.
-            names = ("self_attn", "mlp", "mlp.down_proj", "")
-            return {name: Probe(SquaredNorm(32), "output") for name in names}
-
-    model, recorder = make_model("llama"), Sublayers()
-    run(model, recorder, [padded])
-    real = padded["attention_mask"].bool()
-    outputs: dict[str, np.ndarray] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: object, output: Tensor | tuple) -> None:
-            x = output if isinstance(output, Tensor) else output[0]
-            outputs[name] = x[real].double().numpy()
-
-        return hook
-
-    block = model.model.layers[1]
-    for name in recorder.probes[1]:
-        block.get_submodule(name).register_forward_hook(keep(name))
-    with torch.no_grad():
-        forward(model, padded)
-    for name, probe in recorder.probes[1].items():
-        expected = (outputs[name] ** 2).mean(0)
-        np.testing.assert_allclose(probe.statistic.value.numpy(), expected, rtol=1e-5)
-
-
-def test_blocks_are_worked_on_in_order_and_the_model_is_finished_once(
-    make_model: MakeModel, padded: Batch
-) -> None:
-    entered: list[int] = []
-    recorder = Recorder()
-
-    def around(index: int) -> nullcontext:
-        assert len(recorder.probes) == index
-        entered.append(index)
-        return nullcontext()
-
-    model = make_model("llama")
-    with torch.no_grad():
-        calibrate(model, recorder, [padded], first_real(padded), around)
-    assert entered == [0, 1, 2]
-    assert recorder.finished == [model]
 
 
 def test_hooks_and_forwards_are_left_as_they_were(make_model: MakeModel, padded: Batch) -> None:

@@ -61,6 +61,13 @@ def test_float64_is_exact_to_many_digits(make_logits) -> None:
     np.testing.assert_allclose(js(pair).numpy(), jensen.sum(-1), rtol=0, atol=1e-14)
 
 
+def test_jensen_shannon_of_distant_distributions() -> None:
+    dense, pruned = (torch.tensor(z).double() for z in ([21.0, 0.0, 3.0], [0.0, 22.0, 4.0]))
+    p, q = probabilities(dense), probabilities(pruned)
+    expected = scipy.spatial.distance.jensenshannon(p, q) ** 2
+    assert js(LogitPair(dense, pruned)).item() == pytest.approx(expected, rel=1e-13)
+
+
 def test_one_token_counts_as_in_a_batch(make_logits) -> None:
     # `batchmean` of torch's kl_div divides a (V,) tensor by V.
     dense, pruned = make_logits((4, 300))

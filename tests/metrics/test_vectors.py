@@ -69,6 +69,13 @@ def test_float32_keeps_the_digits_of_small_angles() -> None:
     torch.testing.assert_close(1 - pair.cosine, 1 - exact.cosine, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("length", [1e-6, 1e-2, 0.2])
+def test_float32_keeps_the_angle_of_a_collapsed_vector(length: float) -> None:
+    pair = random_pair(4, 20_000, step=1)
+    short = VectorPair(pair.dense.float(), (length * pair.pruned).float())
+    torch.testing.assert_close(short.cosine, pair.cosine, rtol=0, atol=1e-5)
+
+
 ZERO, ONE = torch.zeros(3), torch.tensor([1.0, 2.0, 2.0])
 
 

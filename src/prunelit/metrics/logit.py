@@ -54,7 +54,7 @@ def logit_std_top(pair: LogitPair, k: int) -> Tensor:
     index = pair.top(k)[0]
     difference = pair.vectors.difference.gather(-1, index).double()
     if pair.excluded is None:
-        return difference.std(-1, correction=0)
+        return (difference - difference.mean(-1, keepdim=True)).square().mean(-1).sqrt()
     keep = ~pair.excluded.gather(-1, index)
     size = keep.sum(-1, keepdim=True)
     deviation = (difference - difference.sum(-1, keepdim=True) / size) * keep

@@ -97,7 +97,14 @@ class VectorPair:
         """
         along = 1 + self.projection
         length = (along.square() + self.squared_orthogonal).sqrt()
-        return torch.where(length == 0, 0.0, along / length)
+        cosine = along / length
+        # A pruned vector far shorter than the dense one would be what rounding leaves of it.
+        short = length < 0.1
+        if short.any():
+            norm = (self._squared_norm * dot(self.pruned, self.pruned, self._buffers)).sqrt()
+            quotient = dot(self.dense, self.pruned, self._buffers) / norm
+            cosine = torch.where(short, torch.where(norm == 0, 0.0, quotient), cosine)
+        return cosine
 
 
 def dot(x: Tensor, y: Tensor, buffers: Buffers | None = None) -> Tensor:

@@ -1,0 +1,142 @@
+"""What a run leaves behind, read back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from prunelit.callbacks.results import flatten
+from prunelit.module import scalar_name
+from prunelit.report.rows import Row, read_rows
+
+
+@pytest.fixture(scope="module")
+def board(fitted: Path) -> Path:
+    return fitted / "run" / "board" / "only"
+
+
+@pytest.fixture(scope="module")
+def rows(board: Path) -> list[Row]:
+    return read_rows(board / "results.jsonl")
+
+
+@pytest.fixture(scope="module")
+def events(board: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(board), size_guidance={"tensors": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_every_task_has_its_rows(rows: list[Row]) -> None:
+    metrics: dict[str, set[str]] = {}
+    for row in rows:
+        metrics.setdefault(row.task, set()).add(row.metric)
+    assert list(metrics) == [
+        *("deviation", "perplexity", "multiple_choice", "retrieval", "rollout")
+    ]
+    assert {"embedding_cosine", "logit_mse", "kl_dense_pruned"} <= metrics["deviation"]
+    assert metrics["perplexity"] == {"nll", "perplexity"}
+    assert metrics["multiple_choice"] == {"acc", "acc_norm"}
+    assert {"mrr", "recall@1", "ndcg@10"} <= metrics["retrieval"]
+    assert {"exact_match", "contains", "diverged"} <= metrics["rollout"]
+    assert {row.n for row in rows if row.task == "deviation"} == {5}
+    assert {row.n for row in rows if row.task in ("multiple_choice", "rollout")} == {7}
+
+
+def test_the_readings_of_a_triad_are_of_the_same_items(rows: list[Row]) -> None:
+    tasks = ("multiple_choice", "retrieval", "rollout")
+    assert len({row.details["rows_sha256"] for row in rows if row.task in tasks}) == 1
+
+
+def test_the_folder_holds_results_and_figures(board: Path) -> None:
+    names = {str(path.relative_to(board)) for path in board.rglob("*.*")}
+    assert {"results.jsonl", "figures/readings.png", "figures/sparsity.png"} <= names
+    for name in ("readings", "sparsity"):
+        assert (board / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_result_is_a_scalar_of_tensorboard(rows: list[Row], events: EventAccumulator) -> None:
+    tags = set(events.Tags()["scalars"])
+    for row in rows:
+        name = scalar_name(row)
+        assert name in tags
+        assert events.Scalars(name)[-1].value == pytest.approx(row.value, rel=1e-6, abs=1e-7)
+    assert {tag for tag in tags if tag.startswith("val/")} == {scalar_name(row) for row in rows}
+
+
+def test_the_figures_are_images_of_tensorboard(events: EventAccumulator) -> None:
+    assert set(events.Tags()["images"]) == {"readings", "sparsity"}
+    image = events.Images("sparsity")[-1]
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    assert min(image.width, image.height) > 100
+
+
+def test_the_texts_are_a_table_of_tensorboard(events: EventAccumulator) -> None:
+    (entry,) = events.Tensors("val/rollout/texts/text_summary")
+    lines = entry.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[0] == "| prompt | target | dense | pruned |"
+    assert len(lines) == 2 + 7
+    assert lines[2].startswith("| What is the capital of France? | Paris | ")
+
+
+def test_hyperparameters_stand_beside_the_final_metrics(events: EventAccumulator) -> None:
+    def content(tag: str) -> Any:
+        data = events.SummaryMetadata(tag).plugin_data.content
+        return plugin_data_pb2.HParamsPluginData.FromString(data)
+
+    session = content("_hparams_/session_start_info").session_start_info
+    values = {key: (v.string_value or v.number_value) for key, v in session.hparams.items()}
+    assert values["pruner"] == "Wanda"
+    assert values["sparsity"] == "Unstructured"
+    assert values["sparsity.ratio"] == 0.5
+    assert values["model"].endswith("dense")
+    experiment = content("_hparams_/experiment").experiment
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert {"sparsity", "val/multiple_choice/acc", "val/perplexity/perplexity_dense"} <= metrics
+    assert events.Scalars("sparsity")[-1].value == 0.5
+
+
+def test_the_run_closes_with_the_table(fitted: Path) -> None:
+    printed = (fitted / "stdout").read_text()
+    assert "Achieved sparsity 0.5000" in printed
+    for text in ("dense", "pruned", "difference", "kl_dense_pruned", "acc_norm", "recall@10"):
+        assert text in printed
+    said = (fitted / "stderr").read_text()
+    assert f"The pruned model is in {fitted / 'run' / 'pruned'}." in said
+    assert f"Results: {fitted / 'run' / 'board' / 'only' / 'results.jsonl'}" in said
+    assert f"tensorboard --logdir {fitted / 'run'}" in said
+
+
+def test_without_a_logger_results_lie_in_the_root(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    cli: Callable[..., None],
+) -> None:
+    config = make_config(tmp_path)
+    config["trainer"]["logger"] = False
+    del config["pruning"]
+    cli("validate", "--config", str(save_config(tmp_path, config)))
+    rows = read_rows(tmp_path / "run" / "results.jsonl")
+    # Without a pruning callback both models are the dense one.
+    assert {row.value for row in rows if row.model == "difference"} == {0}
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"readings.png"}
+
+
+def test_nested_recipes_become_flat_names() -> None:
+    arguments = {
+        "sparsity": {"class_path": "a.b.Unstructured", "init_args": {"ratio": 0.5}},
+        "include": ["*"],
+        "fast": True,
+        "name": None,
+    }
+    assert flatten(arguments) == {
+        "sparsity": "Unstructured",
+        "sparsity.ratio": 0.5,
+        "include": "['*']",
+        "fast": True,
+        "name": "None",
+    }

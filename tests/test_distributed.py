@@ -1,0 +1,95 @@
+"""Two processes against one: the same masks, the same results."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from prunelit.report.rows import Row, read_rows
+
+pytestmark = pytest.mark.distributed
+
+DDP = (
+    *("--trainer.accelerator", "cpu"),
+    *("--trainer.devices", "2"),
+    *("--trainer.strategy", "ddp"),
+)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> Path:
+    """The folder of the run of `fitted`, on two ranks."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    save_config(folder, make_config(folder))
+    done = console(folder, "fit", "--config", "config.yaml", *DDP)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+def results(folder: Path) -> list[Row]:
+    return read_rows(folder / "run" / "board" / "only" / "results.jsonl")
+
+
+def test_two_processes_took_part(two_ranks: Path) -> None:
+    assert "Starting with 2 processes" in (two_ranks / "stderr").read_text()
+
+
+def test_weights_are_identical(two_ranks: Path, fitted: Path) -> None:
+    one, two = (
+        load_file(folder / "run" / "pruned" / "model.safetensors") for folder in (fitted, two_ranks)
+    )
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert weight.equal(two[name]), name
+
+
+def test_recipes_are_identical(two_ranks: Path, fitted: Path) -> None:
+    one, two = (
+        json.loads((folder / "run" / "pruned" / "pruning.json").read_text())
+        for folder in (fitted, two_ranks)
+    )
+    assert one["recipe"] == two["recipe"]
+    assert one["tensors"] == two["tensors"]
+
+
+def test_every_result_is_equal(two_ranks: Path, fitted: Path) -> None:
+    one, two = results(fitted), results(two_ranks)
+    # The premise: a task with fewer batches than ranks, and tasks that do not divide evenly.
+    assert {row.n for row in one if row.task == "perplexity"} == {3}
+    assert {row.n for row in one if row.task == "rollout"} == {7}
+    key = [(row.task, row.metric, row.model, row.n, row.details) for row in one]
+    assert key == [(row.task, row.metric, row.model, row.n, row.details) for row in two]
+    for mine, other in zip(one, two, strict=True):
+        assert other.value == pytest.approx(mine.value, rel=1e-6, abs=1e-6), mine
+        assert other.standard_error == pytest.approx(mine.standard_error, rel=1e-6, abs=1e-6), mine
+
+
+def test_only_one_rank_speaks(two_ranks: Path) -> None:
+    assert (two_ranks / "stdout").read_text().count("Dense against pruned") == 1
+    assert (two_ranks / "stderr").read_text().count("The pruned model is in") == 1
+
+
+def test_an_error_ends_both_ranks_with_one_sentence(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> None:
+    config = make_config(tmp_path)
+    config["pruning"]["init_args"]["pruner"]["init_args"]["include"] = ["mlp.up_prj"]
+    save_config(tmp_path, config)
+    done = console(tmp_path, "fit", "--config", "config.yaml", *DDP)
+    assert done.returncode != 0
+    assert "'mlp.up_prj' matches no linear module" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "pruned").exists()

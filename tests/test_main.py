@@ -1,0 +1,49 @@
+"""The console entry that answers without torch."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunelit
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help(arguments: list[str], cli: Callable[..., None], capsys: Any) -> None:
+    cli(*arguments)
+    text = capsys.readouterr().out
+    assert "usage: prunelit" in text
+    assert "--print_config" in text
+    for subcommand in ("fit", "validate"):
+        assert f"\n  {subcommand} " in text
+
+
+def test_version(cli: Callable[..., None], capsys: Any) -> None:
+    cli("--version")
+    assert capsys.readouterr().out == f"prunelit {prunelit.__version__}\n"
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_neither_imports_torch(option: str) -> None:
+    program = (
+        "import sys; sys.argv = ['prunelit', sys.argv[1]]\n"
+        "from prunelit.__main__ import main; main()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program, option], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_costs_no_more_than_importing_lightnings_cli(
+    tmp_path: Path, console: Callable[..., Any]
+) -> None:
+    start = time.perf_counter()
+    assert console(tmp_path, "--help").returncode == 0
+    cost = time.perf_counter() - start
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import lightning.pytorch.cli"], check=True)
+    assert cost <= 1.5 * (time.perf_counter() - start)

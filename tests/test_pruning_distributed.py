@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit import prune
+from prunelit.pruners import Wanda
+from prunelit.sparsity import Unstructured
+
+# Run by every rank: prunes the model of `folder` with each number of batches, in turn.
+RANK = """
+import sys
+import torch, torch.distributed as dist
+from transformers import AutoModelForCausalLM
+from prunelit import prune
+from prunelit.pruners import Wanda
+from prunelit.sparsity import Unstructured
+
+torch.set_num_threads(1)
+folder, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+for count in (1, 5):
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/dense").eval()
+    batches = torch.load(f"{folder}/batches.pt")[:count]
+    report = prune(model, Wanda(Unstructured(0.5)), batches)
+    state = {"weights": model.state_dict(), "recipe": report.recipe, "zeros": report.zeros}
+    torch.save(state, f"{folder}/{count}-{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.distributed
+def test_two_ranks_make_the_masks_of_one(
+    folder: Path,
+    make_model: Callable[..., PreTrainedModel],
+    input_ids: Tensor,
+    padded: dict[str, Tensor],
+) -> None:
+    root = folder.parent
+    # Five uneven batches for two ranks, then a single one, of which rank 1 gets nothing.
+    keys = list(padded)
+    batches = [{key: padded[key][i : i + 2] for key in keys} for i in (0, 2, 4)]
+    batches += [{"input_ids": input_ids[:5, :6]}, {"input_ids": input_ids[:1, 3:5]}]
+    torch.save(batches, root / "batches.pt")
+    (root / "rank.py").write_text(RANK)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, root / "rank.py", root, str(rank)], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=120)
+            assert rank.returncode == 0, errors
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for count in (1, 5):
+        model = make_model()
+        report = prune(model, Wanda(Unstructured(0.5)), batches[:count])
+        for rank in range(2):
+            found = torch.load(root / f"{count}-{rank}.pt")
+            assert found["recipe"] == report.recipe
+            assert found["zeros"] == report.zeros
+            for name, tensor in model.state_dict().items():
+                assert torch.equal(found["weights"][name], tensor), (count, rank, name)
