@@ -244,7 +244,13 @@ def console() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "prunelit", *arguments]
         return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+            command,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
 
     return run

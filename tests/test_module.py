@@ -175,8 +175,8 @@ def test_results_start_afresh_with_every_validation(
     with torch.no_grad():
         module.pair.pruned.get_output_embeddings().weight.zero_()
     trainer.validate(module, datamodule=data)
+    assert len(module.results) == len(before)
     after = {scalar_name(row): row for row in module.results}
-    assert len(after) == len(before)
     assert after["val/perplexity/perplexity"].value == pytest.approx(300)
     assert after["val/perplexity/perplexity_dense"].value == pytest.approx(
         next(r.value for r in before if (r.metric, r.model) == ("perplexity", "dense"))

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from prunelit.batches import Batch, as_batches
 from prunelit.errors import InputError
+from prunelit.metrics.buffers import Buffers
 from prunelit.metrics.deviation import deviations
 from prunelit.models.architecture import check_unembedding, final_hidden, unembed
 
-# Tokens unembedded at a time, which wants a large matrix product, and compared at a time, which
-# wants its (8, V) buffers in the cache of a CPU core; on a GPU both are small.
-UNEMBED, COMPARE = 64, 8
+# Tokens unembedded at a time: bounds the (tokens, V) logits, and is still a large matrix product.
+CHUNK = 64
 
 
 @torch.no_grad()
@@ -95,17 +95,24 @@ def deviation_sums(
     hidden = [final_hidden(model, **batch)[mask] for model in (dense, pruned)]
     row = mask.nonzero()[:, 0]
     sums: dict[str, Tensor] = {}
+    buffers = Buffers()
     # Trainer precision may have autocast on; the comparison itself is float32 whatever ran before.
     with torch.autocast(mask.device.type, enabled=False):
         for rows, h, h_pruned in zip(
-            row.split(UNEMBED), *(h.split(UNEMBED) for h in hidden), strict=True
+            row.split(CHUNK), *(h.split(CHUNK) for h in hidden), strict=True
         ):
-            tensors = (rows, h, h_pruned, unembed(dense, h), unembed(pruned, h_pruned))
-            for part in zip(*(tensor.split(COMPARE) for tensor in tensors), strict=True):
-                values = deviations(*part[1:], temperature=temperature, subset=subset)
-                for name, value in values.items():
-                    zero = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
-                    sums.setdefault(name, zero).index_add_(0, part[0], value.double())
+            values = deviations(
+                h,
+                h_pruned,
+                unembed(dense, h),
+                unembed(pruned, h_pruned),
+                temperature=temperature,
+                subset=subset,
+                buffers=buffers,
+            )
+            for name, value in values.items():
+                zero = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
+                sums.setdefault(name, zero).index_add_(0, rows, value)
     return sums, mask.sum(1)
 
 

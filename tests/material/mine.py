@@ -1,8 +1,11 @@
 """A method and a callback of a user's own, which tests copy beside their YAML."""
 
-from pathlib import Path
 import time
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
+
 from prunelit.callbacks import Pruning
 from prunelit.pruners import LinearPruner, Pruner
 from prunelit.sparsity import Sparsity
@@ -12,7 +15,7 @@ from prunelit.statistics import SquaredNorm
 class Magnitude(LinearPruner):
     """Prune the smallest weights of each row."""
 
-    def __init__(self, sparsity: Sparsity, include: list[str] = ["mlp.*"], power: float = 1.0):
+    def __init__(self, sparsity: Sparsity, include: Sequence[str] = ("mlp.*",), power: float = 1.0):
         super().__init__(sparsity, include)
         self.power = power
 

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -172,6 +173,30 @@ def test_bfloat16_is_compared_in_float32(inputs: Inputs) -> None:
     assert_equal(deviations(*low), deviations(*(x.float() for x in low)))
 
 
+def test_a_vocabulary_that_both_models_mask_in_part_is_a_smaller_one(inputs: Inputs) -> None:
+    h, g, z, y = inputs
+    smaller = deviations(h, g, z[..., 20:], y[..., 20:])
+    z[..., :20] = y[..., :20] = -math.inf
+    assert_equal(deviations(h, g, z, y), smaller, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_token_masked_by_one_model_gives_inf_and_never_nan(
+    inputs: Inputs, temperature: float
+) -> None:
+    h, g, z, y = inputs
+    y[0, :, 3] = -math.inf
+    z[1, :, 4] = -math.inf
+    found = deviations(h, g, z, y, temperature=temperature)
+    assert not any(value.isnan().any() for value in found.values())
+    infinite = {name for name, value in found.items() if value.isinf().any()}
+    kls = {"kl_dense_pruned", "kl_pruned_dense"}
+    estimates = {f"{name}_estimate" for name in (*kls, "probability_cosine")}
+    assert infinite == kls | estimates
+    assert found["kl_dense_pruned"].isinf().all(1).tolist() == [True, False]
+    assert found["kl_pruned_dense"].isinf().all(1).tolist() == [False, True]
+
+
 def test_autocast_changes_nothing(inputs: Inputs) -> None:
     plain = deviations(*inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -206,6 +231,8 @@ def test_bad_input(inputs: Inputs) -> None:
         deviations(h, g[..., :-1], z, y)
     with pytest.raises(InputError, match="one shape"):
         deviations(h, g, z, y[..., :-1])
+    with pytest.raises(InputError, match="one shape"):
+        deviations(h, g, z, y.reshape(7, 2, 300))
     with pytest.raises(InputError, match="Expected `temperature` above 0"):
         deviations(*inputs, temperature=0)
     with pytest.raises(InputError, match=r"token ids in \[0, 300\)"):

@@ -60,6 +60,16 @@ def test_a_failed_write_leaves_the_older_file_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_rows(ROWS, path)
+    content = path.read_text(encoding="utf-8")
+    with path.open(encoding="utf-8") as reader:
+        write_rows(ROWS[:1], path)
+        assert reader.read() == content
+    assert read_rows(path) == ROWS[:1]
+
+
 def test_others_may_read_the_file(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     write_rows(ROWS, path)

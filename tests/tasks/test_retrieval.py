@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit import InputError
 from prunelit.tasks import ItemTable, Pair, Retrieval
 
-QUERY, CANDIDATE = 'Question: {text}\nThe answer in one word is "', 'The word "{text}'
+QUERY, CANDIDATE = "Q: {text}\nA:", 'The word "{text}'
+TEMPLATES = {"query_template": QUERY, "candidate_template": CANDIDATE}
 
 
 def embed_alone(
@@ -57,7 +58,7 @@ def brute_force(
 def measure(
     material: Path, pair: Pair, **arguments: object
 ) -> tuple[dict[tuple[str, str], float], Retrieval]:
-    task = Retrieval(str(material / "questions.jsonl"), **arguments)
+    task = Retrieval(str(material / "questions.jsonl"), **TEMPLATES, **arguments)
     task.read()
     size = task.prepare(pair.tokenizer)
     table = ItemTable(size)
@@ -110,7 +111,7 @@ def test_the_corpus_holds_every_distinct_choice(
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = Retrieval(str(path))
+    task = Retrieval(str(path), **TEMPLATES)
     task.read()
     assert task.prepare(tokenizer) == 2 + 3
     # Items 2, 3, 4 are the candidates; the second answer is one that the first row brought in.

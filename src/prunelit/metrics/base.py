@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from prunelit.errors import InputError
 from prunelit.metrics.buffers import rows_per_chunk
+from prunelit.metrics.vectors import check_shapes
 
 
 class TokenMean(Metric):
@@ -79,11 +80,7 @@ class TokenMean(Metric):
 def _real_tokens(
     dense: Tensor, pruned: Tensor, mask: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    if dense.shape != pruned.shape or dense.ndim == 0:
-        raise InputError(
-            "Expected dense and pruned tensors of one shape (..., N) but got "
-            f"{tuple(dense.shape)} and {tuple(pruned.shape)}."
-        )
+    check_shapes(dense, pruned)
     if mask is not None and (mask.dtype != torch.bool or mask.shape != dense.shape[:-1]):
         raise InputError(
             f"Expected a bool mask of shape {tuple(dense.shape[:-1])} but got {mask.dtype} of "

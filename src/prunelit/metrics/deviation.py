@@ -23,6 +23,7 @@ from prunelit.metrics.probability import (
     topk_overlap,
 )
 from prunelit.metrics.theory import cosine_estimate, kl_estimate, probability_cosine_estimate
+from prunelit.metrics.vectors import check_shapes
 
 
 @torch.no_grad()
@@ -61,6 +62,7 @@ def deviations(
         InputError: if the shapes do not fit, the temperature is not positive, or the subset does
             not name distinct tokens.
     """
+    check_shapes(dense_logits, pruned_logits)
     tokens = dense_logits.shape[:-1]
     if dense_hidden.shape[:-1] != tokens:
         raise InputError(

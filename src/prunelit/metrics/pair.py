@@ -24,7 +24,7 @@ class LogitPair:
 
     A logit of -inf is a token that a model excludes. Tokens that both models exclude count as
     absent. Where one alone excludes a token, the Kullback-Leibler divergence that weighs it and
-    the estimate of that divergence are inf, and the logit space is compared on the rest.
+    the estimates with that weight are infinite, and the logit space is compared on the rest.
 
     Args:
         dense: (..., V) logits, any float type; computed in float32, or float64 where one is.

@@ -29,11 +29,7 @@ class VectorPair:
     """
 
     def __init__(self, dense: Tensor, pruned: Tensor, buffers: Buffers | None = None) -> None:
-        if dense.shape != pruned.shape or dense.ndim == 0:
-            raise InputError(
-                "Expected dense and pruned tensors of one shape (..., N) but got "
-                f"{tuple(dense.shape)} and {tuple(pruned.shape)}."
-            )
+        check_shapes(dense, pruned)
         dtype = torch.promote_types(torch.promote_types(dense.dtype, pruned.dtype), torch.float32)
         self.dense = dense.to(dtype)
         self.pruned = pruned.to(dtype)
@@ -111,3 +107,16 @@ def dot(x: Tensor, y: Tensor, buffers: Buffers | None = None) -> Tensor:
     """(...,) float64, the sum over the last axis of x * y."""
     out = buffers and buffers.get("product", x)
     return torch.mul(x, y, out=out).sum(-1).double()
+
+
+def check_shapes(dense: Tensor, pruned: Tensor) -> None:
+    """Refuse tensors that cannot be compared entry by entry.
+
+    Raises:
+        InputError: if the shapes differ or there is no axis.
+    """
+    if dense.shape != pruned.shape or dense.ndim == 0:
+        raise InputError(
+            "Expected dense and pruned tensors of one shape (..., N) but got "
+            f"{tuple(dense.shape)} and {tuple(pruned.shape)}."
+        )

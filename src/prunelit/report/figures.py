@@ -23,7 +23,7 @@ def readings_figure(rows: Sequence[Row]) -> Figure:
     for row in rows:
         if row.metric in _READINGS and row.model in ("dense", "pruned"):
             chosen.setdefault((row.task, row.metric), {})[row.model] = row
-    figure = Figure(figsize=(1.9 + 1.6 * max(2, len(chosen)), 3.6), layout="constrained")
+    figure = Figure(figsize=(2.6 + 1.6 * max(2, len(chosen)), 3.6), layout="constrained")
     axes = figure.add_subplot()
     for offset, (model, colour) in enumerate((("dense", DENSE), ("pruned", PRUNED))):
         places = [i for i, models in enumerate(chosen.values()) if model in models]
@@ -71,7 +71,8 @@ def readings_figure(rows: Sequence[Row]) -> Figure:
     axes.set_ylabel("score")
     axes.set_title("What survives pruning (bars: ± standard error)", fontsize=10)
     if chosen:
-        axes.legend(fontsize=8, frameon=False, loc="upper right")
+        # Beside the axes, where no bar can hide it.
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
