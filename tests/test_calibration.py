@@ -1,6 +1,7 @@
 """Block by block equals the whole model, and what cannot be run so is refused."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GPTJConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from prunelit.calibration import calibrate
 from prunelit.errors import InputError
@@ -178,7 +186,7 @@ def test_blocks_that_depend_on_more_than_their_arguments_are_refused(
     make_model: MakeModel, padded: Batch
 ) -> None:
     model = make_model("llama")
-    calls = iter(range(100))
+    calls = itertools.count()
 
     def drift(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
         return output + 0.01 * next(calls)
@@ -206,15 +214,29 @@ def test_model_that_runs_a_block_twice_is_refused(make_model: MakeModel, padded:
     assert_refused(model, padded, "called 4 of its 3 blocks")
 
 
-@pytest.mark.parametrize("place", ["model", "model.embed_tokens", "model.layers.1.mlp"])
+# The model runs itself, then with blocks that only note their arguments, then block by block.
+@pytest.mark.parametrize(
+    ("place", "call"),
+    [
+        ("model", 1),
+        ("model", 2),
+        ("model.embed_tokens", 2),
+        ("model.layers.1", 1),
+        ("model.layers.1", 2),
+        ("model.layers.1", 3),
+        ("model.layers.1.mlp", 2),
+    ],
+)
 def test_error_of_the_model_is_not_swallowed(
-    make_model: MakeModel, padded: Batch, place: str
+    make_model: MakeModel, padded: Batch, place: str, call: int
 ) -> None:
     model = make_model("llama")
     before = copy.deepcopy(model.state_dict())
+    calls = itertools.count(1)
 
     def fail(*_: object) -> None:
-        raise ValueError("a fault of the model")
+        if next(calls) == call:
+            raise ValueError("a fault of the model")
 
     model.get_submodule(place).register_forward_pre_hook(fail)
     with pytest.raises(ValueError, match=r"^a fault of the model$") as caught:
@@ -244,3 +266,35 @@ def test_linear_map_that_reads_another_number_of_tokens_is_refused(
         run(model, Wanda(Unstructured(0.5)), [padded])
     run(model, Wanda(Unstructured(0.5), exclude=["mlp.summary"]), [padded])
     assert (model.model.layers[0].mlp.inner.up_proj.weight == 0).float().mean() == 0.5
+
+
+# Families whose blocks return the hidden state first in a tuple.
+TUPLES: list[PreTrainedConfig] = [
+    BloomConfig(vocab_size=300, hidden_size=32, n_layer=3, n_head=4),
+    FalconConfig(vocab_size=300, hidden_size=32, num_hidden_layers=3, num_attention_heads=4),
+    GPTJConfig(vocab_size=300, n_embd=32, n_layer=3, n_head=4, rotary_dim=4, n_positions=64),
+]
+
+
+@pytest.mark.parametrize("config", TUPLES, ids=lambda config: config.model_type)
+def test_blocks_that_return_tuples(config: PreTrainedConfig, input_ids: Tensor) -> None:
+    torch.manual_seed(0)
+    dense = AutoModelForCausalLM.from_config(config).eval()
+    pruned, other = copy.deepcopy(dense), copy.deepcopy(dense)
+    run(pruned, Wanda(Unstructured(0.5)), [pad(input_ids, left=False)])
+    run(other, Wanda(Unstructured(0.5)), [pad(input_ids, left=False, filler=9)])
+    for name, linear in linear_modules(decoder_blocks(pruned)[1][1]).items():
+        assert (oriented_weight(linear) == 0).sum(1).eq(linear.weight.shape[1] // 2).all(), name
+    for name, weight in pruned.state_dict().items():
+        assert weight.equal(other.state_dict()[name])
+
+
+def test_autocast_keeps_no_copy_of_the_dense_weights(model: PreTrainedModel, input_ids: Tensor):
+    cached, fresh = copy.deepcopy(model), copy.deepcopy(model)
+    batches = [pad(input_ids, left=True)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=True):
+        run(cached, Wanda(Unstructured(0.5)), batches)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        run(fresh, Wanda(Unstructured(0.5)), batches)
+    for name, weight in cached.state_dict().items():
+        assert weight.equal(fresh.state_dict()[name])

@@ -196,7 +196,7 @@ def test_classes_of_the_users_own_live_in_their_own_file(
     assert zeros(model, "mlp.up_proj").sum(1).eq(16).all()
     assert not zeros(model, "self_attn.q_proj").any()
     recipe = json.loads((tmp_path / "run" / "pruned" / "pruning.json").read_text())["recipe"]
-    assert recipe["callback"] == "mine.Announced"
+    assert recipe["callback"]["class_path"] == "mine.Announced"
     assert recipe["pruner"]["class_path"] == "mine.Magnitude"
     assert recipe["pruner"]["init_args"]["power"] == 1.0
 
@@ -217,7 +217,7 @@ def test_classes_are_swapped_on_the_command_line(
     )
     assert "Pruning at last." in capfd.readouterr().out
     recipe = json.loads((tmp_path / "run" / "pruned" / "pruning.json").read_text())["recipe"]
-    assert recipe["callback"] == "swapped.Announced"
+    assert recipe["callback"]["class_path"] == "swapped.Announced"
     assert recipe["pruner"]["class_path"] == "swapped.Magnitude"
     assert recipe["pruner"]["init_args"]["power"] == 2.0
     assert recipe["pruner"]["init_args"]["sparsity"]["init_args"] == {"ratio": 0.25}

@@ -196,10 +196,41 @@ def test_scalar_names(model: str, name: str) -> None:
     assert scalar_name(Row("facts", "acc", model, 0.0, 0.0, 1)) == name
 
 
-def test_the_recipe_names_the_dense_model(material: Path) -> None:
+def test_the_recipe_names_the_dense_model(
+    material: Path, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
     source = str(material / "dense")
-    assert PairedLM(source, dtype="bfloat16").recipe() == {
+    module = PairedLM(source, dtype="bfloat16")
+    make_trainer().validate(module, datamodule=data)
+    recipe = module.recipe()
+    assert len(recipe.pop("version")) == 64
+    assert recipe == {
         "source": source,
-        "revision": None,
         "dtype": "bfloat16",
+        "attn_implementation": None,
+        "precision": "32-true",
     }
+
+
+def test_without_its_reference_the_model_can_still_be_trained(material: Path) -> None:
+    module = PairedLM(str(material / "dense"), reference=False)
+    module.load()
+    assert module.pair.dense is None
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_precision_that_casts_one_model_alone_is_refused(
+    module: PairedLM, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    with pytest.raises(InputError, match=r"'bf16-true'.*set `model.dtype`"):
+        make_trainer(precision="bf16-true").validate(module, datamodule=data)
+    assert module.model is None
+
+
+def test_texts_longer_than_the_positions_are_refused_before_weights_are_read(
+    module: PairedLM, material: Path, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    tasks = [Perplexity(str(material / "text.jsonl"), length=129)]
+    with pytest.raises(InputError, match=r"at most 128 tokens.*task 'perplexity' has 129"):
+        make_trainer().validate(module, datamodule=PruneData(None, tasks))
+    assert module.model is None

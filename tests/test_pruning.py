@@ -254,3 +254,18 @@ def test_progress_over_the_blocks(
     assert "blocks/s" in shown
     assert written(Terminal(), progress=False) == ""
     assert written(io.StringIO()) == ""
+
+
+def test_sequences_longer_than_the_positions_are_refused(
+    model: PreTrainedModel, wanda: Wanda
+) -> None:
+    with pytest.raises(InputError, match=r"at most 128 tokens.*calibration sequence has 129"):
+        prune(model, wanda, torch.ones(2, 129, dtype=torch.int64))
+
+
+def test_the_report_prints_as_a_table(
+    model: PreTrainedModel, input_ids: Tensor, wanda: Wanda
+) -> None:
+    text = str(prune(model, wanda, input_ids))
+    assert "model.layers.2" in text
+    assert "0.5000" in text

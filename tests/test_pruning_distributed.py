@@ -27,8 +27,11 @@ dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
 for count in (1, 5):
     model = AutoModelForCausalLM.from_pretrained(f"{folder}/dense").eval()
     batches = torch.load(f"{folder}/batches.pt")[:count]
+    passes = []
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: passes.append(1))
     report = prune(model, Wanda(Unstructured(0.5)), batches)
     state = {"weights": model.state_dict(), "recipe": report.recipe, "zeros": report.zeros}
+    state["passes"] = len(passes)
     torch.save(state, f"{folder}/{count}-{rank}.pt")
 dist.destroy_process_group()
 """
@@ -66,6 +69,8 @@ def test_two_ranks_make_the_masks_of_one(
         report = prune(model, Wanda(Unstructured(0.5)), batches[:count])
         for rank in range(2):
             found = torch.load(root / f"{count}-{rank}.pt")
+            # Two passes over its own batches, and two over one sequence to check the replay.
+            assert found["passes"] == 2 * len(range(rank, count, 2)) + 2
             assert found["recipe"] == report.recipe
             assert found["zeros"] == report.zeros
             for name, tensor in model.state_dict().items():

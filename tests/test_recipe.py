@@ -1,5 +1,6 @@
 import importlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,3 +75,28 @@ def test_argument_that_was_not_kept_is_named() -> None:
 
 def test_open_ended_arguments_are_left_out() -> None:
     assert describe(Open(1, 2, option=3))["init_args"] == {"first": 1}
+
+
+class Passing(Wanda):
+    def __init__(self, *args: Any, alpha: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.alpha = alpha
+
+
+class Bare:
+    pass
+
+
+def test_arguments_passed_on_to_a_base_are_kept() -> None:
+    described = describe(Passing(Unstructured(0.5), alpha=2.0))
+    assert described["init_args"]["alpha"] == 2.0
+    assert described["init_args"]["sparsity"] == describe(Unstructured(0.5))
+    assert described != describe(Passing(Unstructured(0.1), alpha=2.0))
+
+
+def test_paths_are_their_text() -> None:
+    assert describe(Path("a") / "b") == "a/b"
+
+
+def test_an_object_without_arguments() -> None:
+    assert describe(Bare())["init_args"] == {}

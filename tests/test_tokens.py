@@ -1,7 +1,8 @@
-import warnings
+import logging
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from prunelit.errors import InputError
@@ -73,14 +74,25 @@ def test_windows_refuse_too_little_text(tokenizer: PreTrainedTokenizerFast) -> N
         windows(["abc"], tokenizer, length=1, limit=None)
 
 
-def test_encode_adds_no_special_token_and_no_warning(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_encode_adds_no_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<end> $A", special_tokens=[("<end>", 0)]
+    )
+    assert tokenizer("abcd")["input_ids"][0] == 0
+    assert tokenizer.decode(encode(tokenizer, "abcd")) == "abcd"
+
+
+def test_text_longer_than_the_models_length_is_no_reason_to_warn(
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     tokenizer.model_max_length = 2
-    tokenizer.add_bos_token = True
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ids = encode(tokenizer, "abcd")
-    assert len(ids) == 4
-    assert tokenizer.decode(ids) == "abcd"
+    assert len(encode(tokenizer, "abcd")) == 4
+    assert not caplog.records
+    tokenizer("abcd")
+    assert "longer than" in caplog.text
 
 
 @pytest.mark.parametrize("left", [True, False])

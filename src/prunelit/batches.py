@@ -31,6 +31,11 @@ def as_batches(inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]], size: i
     return batches
 
 
+def longest(batches: list[Batch]) -> int:
+    """T of the widest batch."""
+    return max(batch["input_ids"].shape[1] for batch in batches)
+
+
 def _as_batch(piece: Tensor | Mapping[str, Tensor]) -> Batch:
     if not isinstance(piece, Tensor | Mapping):
         raise InputError(

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -44,13 +45,12 @@ def calibrate(
 
     Raises:
         InputError: before any weight changes, if the blocks of this model cannot be replayed one
-            by one or the pruner refuses one of them.
+            by one or the pruner refuses one of them; later, with earlier blocks already pruned, if
+            activations are not finite.
     """
     _, blocks = decoder_blocks(model)
-    watched = [pruner.watch(block) for block in blocks]
-    shared = _check_replay(model, blocks, watched, check_batch)
-    del watched
-    streams = [_capture(model, blocks, batch) for batch in batches]
+    form, shared = _check_replay(model, blocks, pruner, check_batch)
+    streams = [_capture(model, blocks, batch, form) for batch in batches]
     for index, block in enumerate(blocks):
         with around_block(index):
             probes = pruner.watch(block)
@@ -63,6 +63,8 @@ def calibrate(
             for probe in leaders.values():
                 probe.statistic.all_reduce_()
             pruner.prune_block(block, probes)
+            # A caller's autocast may have kept half-precision copies of the dense weights.
+            torch.clear_autocast_cache()
             for stream in streams:
                 stream.hidden = _run(block, stream, index)
     pruner.finish(model)
@@ -76,17 +78,22 @@ def _run(block: nn.Module, stream: _Stream, index: int) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch) -> _Stream:
-    """The input of block 0 and every block's other arguments, without running a block."""
+def _capture(
+    model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: type[Tensor] | type[tuple]
+) -> _Stream:
+    """The input of block 0 and every block's other arguments, without running a block.
+
+    Blocks return the hidden state bare or, in older families, first in a tuple: `form`.
+    """
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     first: list[Tensor] = []
 
-    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
         if not first:
             first.append(hidden)
         # A cache would be appended to by each replay.
         calls.append((args, {key: value for key, value in kwargs.items() if "past" not in key}))
-        return hidden
+        return (hidden,) if form is tuple else hidden
 
     with _replaced_forward(blocks, passing):
         final_hidden(model, **move_data_to_device(batch, model.device))
@@ -99,7 +106,7 @@ def _capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch) -> _St
 
 
 @contextmanager
-def _replaced_forward(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
+def _replaced_forward(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
     own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = forward
@@ -114,19 +121,19 @@ def _replaced_forward(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> 
 
 
 def _check_replay(
-    model: PreTrainedModel,
-    blocks: nn.ModuleList,
-    watched: list[dict[str, Probe]],
-    batch: Batch,
-) -> list[dict[str, str]]:
+    model: PreTrainedModel, blocks: nn.ModuleList, pruner: Pruner, batch: Batch
+) -> tuple[type[Tensor] | type[tuple], list[dict[str, str]]]:
     """Compare a replay with the model's own run, and note which probes read the same tensor.
 
     Returns:
-        For each block, {follower: leader} of the probed submodules.
+        The form in which blocks return the hidden state, and for each block {follower: leader} of
+        the probed submodules.
     """
     last: list[Tensor] = []
+    forms: list[type[Tensor] | type[tuple]] = []
 
     def keep_last(_module: nn.Module, _args: Any, output: Any) -> None:
+        forms.append(Tensor if isinstance(output, Tensor) else tuple)
         last.append(output if isinstance(output, Tensor) else output[0])
 
     handle = blocks[-1].register_forward_hook(keep_last)
@@ -135,13 +142,13 @@ def _check_replay(
     finally:
         handle.remove()
     try:
-        stream = _capture(model, blocks, batch)
+        stream = _capture(model, blocks, batch, forms[0])
         shared = []
-        for index, (block, probes) in enumerate(zip(blocks, watched, strict=True)):
-            with _noting_shared_inputs(block, probes) as followers:
+        for index, block in enumerate(blocks):
+            with _noting_shared_inputs(block, pruner.watch(block)) as followers:
                 stream.hidden = _run(block, stream, index)
             shared.append(followers)
-    except (TypeError, AttributeError, IndexError) as error:
+    except (TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise InputError(
             f"The blocks of {type(model).__name__} cannot be run one by one: {error}."
         ) from error
@@ -154,7 +161,7 @@ def _check_replay(
             f"Running the blocks of {type(model).__name__} one by one differs by {worst:.3g} from "
             "running the model, so calibration would see wrong inputs."
         )
-    return shared
+    return forms[0], shared
 
 
 @contextmanager

@@ -8,14 +8,15 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.batches import Batch, as_batches
+from prunelit.batches import Batch, as_batches, longest
 from prunelit.errors import InputError
 from prunelit.metrics.buffers import Buffers
 from prunelit.metrics.deviation import deviations
-from prunelit.models.architecture import check_unembedding, final_hidden, unembed
+from prunelit.models.architecture import check_length, check_unembedding, final_hidden, unembed
 
 # Tokens unembedded at a time: bounds the (tokens, V) logits, and is still a large matrix product.
-CHUNK = 64
+# An accelerator wants fewer and larger kernels.
+CPU_CHUNK, ACCELERATOR_CHUNK = 128, 512
 
 
 @torch.no_grad()
@@ -53,7 +54,8 @@ def compare(
     totals: dict[str, float] = {}
     n = 0
     with _evaluating(dense, pruned):
-        check_comparable(dense, pruned, batches[0])
+        check_length(dense.config, longest(batches), "a sequence")
+        check_comparable(dense, pruned)
         for batch in batches:
             sums, counts = deviation_sums(
                 dense, pruned, batch, temperature=temperature, subset=subset
@@ -98,8 +100,9 @@ def deviation_sums(
     buffers = Buffers()
     # Trainer precision may have autocast on; the comparison itself is float32 whatever ran before.
     with torch.autocast(mask.device.type, enabled=False):
+        size = CPU_CHUNK if mask.device.type == "cpu" else ACCELERATOR_CHUNK
         for rows, h, h_pruned in zip(
-            row.split(CHUNK), *(h.split(CHUNK) for h in hidden), strict=True
+            row.split(size), *(h.split(size) for h in hidden), strict=True
         ):
             values = deviations(
                 h,
@@ -116,7 +119,7 @@ def deviation_sums(
     return sums, mask.sum(1)
 
 
-def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel, batch: Batch) -> None:
+def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel) -> None:
     """Refuse two models whose embeddings or logits cannot be subtracted.
 
     Raises:
@@ -132,4 +135,4 @@ def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel, batch: Bat
                 f"{sizes[1]}."
             )
     for model in (dense, pruned):
-        check_unembedding(model, batch["input_ids"][:1, :8].to(model.device))
+        check_unembedding(model)

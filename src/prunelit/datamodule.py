@@ -118,7 +118,7 @@ class PruneData(LightningDataModule):
 
     def train_dataloader(self) -> list[Batch]:
         """Called by Lightning in `fit`, which here has no training steps: calibration batches."""
-        return self.calibration_batches()
+        return [] if self.calibration is None else self.calibration_batches()
 
     def val_dataloader(self) -> dict[str, RankBatches]:
         """This rank's batches of every task, by the task's name."""

@@ -30,6 +30,8 @@ class PeakMemory:
     def peak(self) -> int:
         """Bytes."""
         if self._device:
+            # Kernels run behind: what was launched so far belongs to this measurement.
+            torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

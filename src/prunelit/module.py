@@ -11,7 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
-from prunelit.models.loading import DType, load_pretrained, load_tokenizer
+from prunelit.models.architecture import check_length, check_unembedding
+from prunelit.models.loading import (
+    DType,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    source_version,
+)
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
@@ -58,8 +65,11 @@ class PairedLM(LightningModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; reads no weights."""
-        remote = {key: self._options[key] for key in ("revision", "trust_remote_code")}
-        return load_tokenizer(self.source, **remote)
+        return load_tokenizer(self.source, **self._remote)
+
+    @property
+    def _remote(self) -> dict[str, Any]:
+        return {key: self._options[key] for key in ("revision", "trust_remote_code")}
 
     @property
     def pair(self) -> Pair:
@@ -89,17 +99,20 @@ class PairedLM(LightningModule):
         else:
             assert dense is not None
             pruned = copy.deepcopy(dense) if self.reference else dense
+        check_unembedding(pruned)
         self.model = pruned
-        if dense is not None:
+        if self.reference and dense is not None:
             dense.requires_grad_(False)
         self._pair = Pair(pruned, dense if self.reference else None, self.tokenizer)
 
     def recipe(self) -> dict[str, Any]:
-        """Which dense model this is, as asked for."""
+        """Which dense model this is, and what its activations depend on."""
         return {
             "source": self.source,
-            "revision": self._options["revision"],
+            "version": source_version(self.source, **self._remote),
             "dtype": self._options["dtype"],
+            "attn_implementation": self._options["attn_implementation"],
+            "precision": self.trainer.precision,
         }
 
     def check_run(self, stage: str) -> None:
@@ -111,6 +124,15 @@ class PairedLM(LightningModule):
         trainer = self.trainer
         if stage == "fit" and trainer.max_epochs != 0:
             raise InputError(_NO_TRAINING.format(trainer.max_epochs))
+        if trainer.precision.endswith("-true") and trainer.precision != "32-true":
+            raise InputError(
+                f"Expected `trainer.precision` '32-true' or a mixed one but got "
+                f"{trainer.precision!r}, which casts the pruned model alone: set `model.dtype`."
+            )
+        if trainer.strategy.root_device.type == "mps":
+            raise InputError(
+                "Statistics are summed in float64, which MPS lacks: set `trainer.accelerator: cpu`."
+            )
         limit = trainer.limit_val_batches
         if not (isinstance(limit, float) and limit == 1):  # Lightning's int 1 is a single batch
             raise InputError(
@@ -124,6 +146,12 @@ class PairedLM(LightningModule):
                 raise InputError(
                     f"The tasks {needing} need the dense model: set `model.reference: true`."
                 )
+        config = load_config(self.source, **self._remote)
+        calibration = self._data().calibration
+        if calibration is not None:
+            check_length(config, calibration.length, "a calibration sequence")
+        for name, task in tasks.items():
+            check_length(config, task.longest, f"the longest sequence of the task {name!r}")
 
     def setup(self, stage: str) -> None:
         """Called by Lightning after the callbacks: without a pruning callback both are dense."""

@@ -17,13 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import prunelit
-from prunelit.batches import Batch, as_batches
+from prunelit.batches import Batch, as_batches, longest
 from prunelit.calibration import calibrate
 from prunelit.memory import PeakMemory
-from prunelit.models.architecture import decoder_blocks, linear_weights
+from prunelit.models.architecture import check_length, decoder_blocks, linear_weights
 from prunelit.models.loading import check_weights
 from prunelit.pruners.base import Pruner
 from prunelit.recipe import describe
+from prunelit.report.tables import as_text, pruning_table
 
 
 @dataclass
@@ -88,6 +89,10 @@ class PruningReport:
         chosen = [t for t in self.tensors if t.name.startswith(prefix + ".")]
         return sum(t.zeros for t in chosen) / sum(t.size for t in chosen)
 
+    def __str__(self) -> str:
+        """The table of the blocks, as the command line prints it."""
+        return as_text(pruning_table(self.as_dict()))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the achieved sparsity of each tensor, block and the model."""
         prefixes = list(dict.fromkeys(block_prefix(t.name) for t in self.tensors))
@@ -140,6 +145,7 @@ def prune(
             together.
     """
     batches = as_batches(inputs, batch_size)
+    check_length(model.config, longest(batches), "a calibration sequence")
     check_weights(model, type(model).__name__)
     prefix, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
@@ -162,7 +168,8 @@ def prune(
             memory.start()
             start = time.perf_counter()
             yield
-            costs.append(BlockCost(index, time.perf_counter() - start, memory.peak()))
+            peak = memory.peak()
+            costs.append(BlockCost(index, time.perf_counter() - start, peak))
             spent = sum(cost.seconds for cost in costs)
             bar.update(task, advance=1, rate=f"{len(costs) / spent:.2f} blocks/s")
 

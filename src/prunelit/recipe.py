@@ -1,6 +1,7 @@
 """What an object was built from, as plain data: the form in which it stands in a YAML file."""
 
 import inspect
+import os
 from typing import Any
 
 from prunelit.errors import InputError
@@ -22,15 +23,29 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, os.PathLike):
+        return str(value)
     cls = type(value)
     arguments = {}
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if name not in vars(value):
+    for name in _arguments(cls):
+        if name not in getattr(value, "__dict__", {}):
             raise InputError(
                 f"Expected {cls.__qualname__} to keep its argument `{name}` as `self.{name}`, so "
                 "that its recipe can be written down."
             )
         arguments[name] = describe(vars(value)[name])
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+
+
+def _arguments(cls: type) -> list[str]:
+    """Names of the constructor's arguments, those that `**kwargs` passes on to a base included."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__[:-1]:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        variadic = [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        names |= dict.fromkeys(p.name for p in list(parameters)[1:] if p not in variadic)
+        if not variadic:
+            return list(names)
+    return list(names)

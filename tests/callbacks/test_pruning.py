@@ -1,6 +1,7 @@
 """When weights go, and which pruned model a validation takes."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,12 @@ def test_fit_writes_what_it_pruned(run: Run, tmp_path: Path, material: Path) -> 
     report = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
     assert report == pruning.report
     recipe = report["recipe"]
-    assert recipe["callback"] == "prunelit.callbacks.pruning.Pruning"
-    assert recipe["model"] == {
-        "source": str(material / "dense"),
-        "revision": None,
-        "dtype": "auto",
+    assert recipe["callback"] == {
+        "class_path": "prunelit.callbacks.pruning.Pruning",
+        "init_args": {},
     }
+    assert recipe["model"] == module.recipe()
+    assert recipe["model"]["source"] == str(material / "dense")
     assert recipe["pruner"] == describe(Wanda(Unstructured(0.5)))
     assert {key: recipe["calibration"][key] for key in ("sequences", "tokens", "batches")} == {
         "sequences": 5,
@@ -195,7 +196,7 @@ def test_a_callback_of_ones_own_prunes_differently_and_says_so(run: Run) -> None
     pruning, twice = run("validate", callback=Twice)
     assert pruning.report is not None
     assert pruning.report["sparsity"] == 0.5
-    assert pruning.report["recipe"]["callback"].endswith(".Twice")
+    assert pruning.report["recipe"]["callback"]["class_path"].endswith(".Twice")
     assert not same(once, twice)
 
 
@@ -214,3 +215,30 @@ def test_a_strategy_that_shards_weights_is_refused(run: Run) -> None:
 
     with pytest.raises(InputError, match="got Sharding, which shards the weights"):
         run("fit", callback=Disguised)
+
+
+def test_other_arguments_of_a_callback_are_another_recipe(run: Run, tmp_path: Path) -> None:
+    pruning, _ = run("fit", callback=Twice, first=0.25)
+    again, _ = run("validate", callback=Twice, first=0.25)
+    assert again.report == pruning.report
+    other, _ = run("validate", callback=Twice, first=0.4)
+    assert other.report is not None
+    assert pruning.report is not None
+    assert other.report["recipe"]["callback"]["init_args"] == {"first": 0.4}
+    assert other.report["recipe"] != pruning.report["recipe"]
+
+
+def test_other_dense_weights_at_the_same_path_are_another_recipe(
+    run: Run, material: Path, tmp_path: Path
+) -> None:
+    written, _ = run("fit")
+    weights_file = material / "dense" / "model.safetensors"
+    status = weights_file.stat()
+    try:
+        os.utime(weights_file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        again, _ = run("validate")
+    finally:
+        os.utime(weights_file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert written.report is not None
+    assert again.report is not None
+    assert again.report["recipe"] != written.report["recipe"]

@@ -32,6 +32,6 @@ def test_what_does_not_fit_is_allocated_anew(like: torch.Tensor) -> None:
     assert found.dtype == like.dtype
 
 
-@pytest.mark.parametrize(("size", "rows"), [(49_152, 10), (2**19, 1), (2**25, 1), (0, 2**19)])
+@pytest.mark.parametrize(("size", "rows"), [(49_152, 21), (2**20, 1), (2**25, 1), (0, 2**20)])
 def test_chunks_are_bounded_and_never_empty(size: int, rows: int) -> None:
     assert rows_per_chunk(torch.empty(0, size)) == rows

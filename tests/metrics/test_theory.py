@@ -91,7 +91,7 @@ def test_a_common_shift_is_no_variance(make_logits) -> None:
 
 
 def test_excluded_tokens(make_logits) -> None:
-    dense, pruned = make_logits((3, 40))
+    dense, pruned = make_logits((3, 40), dtype=torch.float64)
     kept = LogitPair(dense[:, 1:].clone(), pruned[:, 1:].clone())
     dense[:, 0] = pruned[:, 0] = -math.inf
     pair = LogitPair(dense.clone(), pruned.clone())

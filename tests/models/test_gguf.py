@@ -127,6 +127,9 @@ def test_second_call_converts_nothing(
     # The content counts, not where the file lies.
     moved = file.rename(file.parent / "cache" / file.name)
     assert converted(moved) == first
+    # Nor is the extra needed any more.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert converted(moved) == first
 
 
 def test_changed_file_is_converted_anew(file: Path, tmp_path: Path) -> None:

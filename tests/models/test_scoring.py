@@ -7,6 +7,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunelit.errors import InputError
 from prunelit.models import scoring
 from prunelit.models.architecture import final_hidden
 from prunelit.models.scoring import continuation_scores, log_likelihoods, window_nll
@@ -89,3 +90,9 @@ def test_continuation_scores_score_the_given_targets(
     spans = torch.tensor([[0, 4, 4], [0, 4, 4]])
     scores = continuation_scores(model, ids, spans, torch.tensor([7, 250]))
     np.testing.assert_allclose(scores.numpy(), full[4, [7, 250]], rtol=1e-5)
+
+
+def test_logits_that_are_not_numbers_are_refused(make_model: MakeModel) -> None:
+    model = make_model("llama")
+    with pytest.raises(InputError, match="LlamaForCausalLM gives NaN"):
+        log_likelihoods(model, torch.full((2, 32), torch.nan), torch.tensor([1, 2]))

@@ -16,23 +16,6 @@ def test_mean_and_standard_error_are_those_of_numpy() -> None:
     assert error == pytest.approx(values.std(ddof=1) / math.sqrt(37), rel=1e-12)
 
 
-def test_equal_weights_change_nothing() -> None:
-    values = torch.rand(20, dtype=torch.float64)
-    assert mean(values, torch.full((20,), 7)) == pytest.approx(mean(values), rel=1e-12)
-
-
-def test_a_weighted_mean_is_a_ratio_of_sums_with_the_error_of_the_bootstrap() -> None:
-    rng = np.random.default_rng(1)
-    weights = rng.integers(1, 40, size=300)
-    # Long items have larger values, so that treating the weights as fixed would be wrong.
-    values = rng.normal(size=300) + 0.05 * weights
-    value, error = mean(torch.tensor(values), torch.tensor(weights))
-    assert value == pytest.approx((weights * values).sum() / weights.sum(), rel=1e-12)
-    drawn = rng.integers(0, 300, size=(4000, 300))
-    ratios = (weights * values)[drawn].sum(1) / weights[drawn].sum(1)
-    assert error == pytest.approx(ratios.std(), rel=0.06)
-
-
 def test_one_item_has_no_standard_error() -> None:
     value, error = mean(torch.tensor([3.0]))
     assert value == 3

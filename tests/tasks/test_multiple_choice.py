@@ -126,3 +126,16 @@ def test_a_template_without_the_context_is_refused_while_reading(material: Path)
     task = MultipleChoice(str(material / "questions.jsonl"), template="Answer:")
     with pytest.raises(InputError, match=r"Expected the field \{context\}"):
         task.read()
+
+
+def test_a_choice_without_tokens_of_its_own_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"id": "x", "context": "A?", "choices": ["b", "c"], "label": 0}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    task = MultipleChoice(str(tmp_path / "rows.jsonl"))
+    task.read()
+    # A tokenizer that merges the choice into the last token of the prompt.
+    monkeypatch.setattr("prunelit.tasks.multiple_choice.encode", lambda *_: [1, 2, 3])
+    with pytest.raises(InputError, match="row 'x' adds no token to the prompt"):
+        task.prepare(tokenizer)

@@ -23,7 +23,7 @@ class Pruning(Callback):
     `fit` prunes and writes the pruned model. `validate` uses what `fit` wrote where its recipe is
     the present one, and otherwise prunes in memory and says so.
 
-    To write a schedule of one's own, override `setup` and call `apply` when weights are to go.
+    A schedule of one's own overrides `apply`; its constructor's arguments are part of the recipe.
 
     Args:
         pruner: the method.
@@ -47,7 +47,10 @@ class Pruning(Callback):
             check_writable(folder)
         else:
             written = read_report(folder)
-            if written is not None and written.get("recipe") == recipe:
+            same = written is not None and written.get("recipe") == recipe
+            # Ranks must agree even where they do not share a disk: pruning is collective.
+            if trainer.strategy.reduce_boolean_decision(same, all=True):
+                assert written is not None
                 rank_zero_info(f"Using the pruned model in {folder}: its recipe is this one.")
                 module.load(pruned_folder=folder)
                 self.report = written
@@ -77,7 +80,7 @@ class Pruning(Callback):
     def recipe(self, data: PruneData, module: PairedLM) -> dict[str, Any]:
         """What decides the masks."""
         return {
-            "callback": f"{type(self).__module__}.{type(self).__qualname__}",
+            "callback": self._describe(),
             "model": module.recipe(),
             "pruner": describe(self.pruner),
             "calibration": describe_batches(data.calibration_batches()),
@@ -86,6 +89,13 @@ class Pruning(Callback):
     def folder(self, trainer: Trainer) -> Path:
         """Where the pruned model goes."""
         return Path(self.output or Path(trainer.default_root_dir) / "pruned")
+
+    def _describe(self) -> dict[str, Any]:
+        described = describe(self)
+        arguments = described["init_args"]
+        # The pruner has a place of its own in the recipe; where the model lies decides nothing.
+        kept = {key: arguments[key] for key in arguments if key not in ("pruner", "output")}
+        return {**described, "init_args": kept}
 
     def _checked(self, trainer: Trainer, module: LightningModule) -> tuple[PruneData, PairedLM]:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -42,7 +42,9 @@ class Results(Callback):
             figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                self._write_tensorboard(logger, pl_module, report, figures)
+                tasks = trainer.datamodule.tasks  # type: ignore[attr-defined]
+                texts = {name: task.texts(pl_module.tables[name]) for name, task in tasks.items()}
+                self._write_tensorboard(logger, pl_module, report, figures, texts)
         show(results_table(rows))
         rank_zero_info(f"Results: {folder / 'results.jsonl'}")
         for logger in trainer.loggers:
@@ -55,13 +57,14 @@ class Results(Callback):
         module: PairedLM,
         report: dict[str, Any] | None,
         figures: dict[str, Any],
+        texts: dict[str, list[dict[str, str]]],
     ) -> None:
         writer = logger.experiment
         for name, figure in figures.items():
             writer.add_figure(name, figure, close=False)
-        for name, task in module._data().tasks.items():
-            if texts := task.texts(module.tables[name]):
-                writer.add_text(f"val/{name}/texts", markdown_table(texts))
+        for name, rows in texts.items():
+            if rows:
+                writer.add_text(f"val/{name}/texts", markdown_table(rows))
         parameters: dict[str, Any] = {"model": module.source}
         metrics = {scalar_name(row): row.value for row in module.results}
         if report is not None:

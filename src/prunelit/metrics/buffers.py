@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-# Entries of a (tokens, V) intermediate. A comparison passes over half a dozen of them again and
-# again: at 2 MB each they stay in the cache of a CPU. An accelerator wants few and large kernels.
-_CPU_ENTRIES = 2**19
+# Entries of a (tokens, V) intermediate, 4 MB in float32. A comparison passes over several of them
+# again and again, so they should stay near the cache of a CPU; with less than this the threads of a
+# busy machine spend their time waiting for one another. An accelerator wants few, large kernels.
+_CPU_ENTRIES = 2**20
 _ACCELERATOR_ENTRIES = 2**23
 
 

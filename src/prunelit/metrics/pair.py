@@ -234,4 +234,8 @@ def check_subset(token_ids: Tensor, size: int) -> None:
 def _log_sum_exp(scaled: Tensor, probability: Tensor, top: Tensor) -> Tensor:
     """(..., 1) float64, from the highest entry: log p = z / T - lse."""
     highest = top[..., :1]
-    return scaled.gather(-1, highest).double() - probability.gather(-1, highest).double().log()
+    # Softmax adds up its denominator less exactly than a sum does: what it missed shows in the
+    # total, and would otherwise be the error of every log ratio.
+    total = probability.sum(-1, keepdim=True).double()
+    share = probability.gather(-1, highest).double() / total
+    return scaled.gather(-1, highest).double() - share.log()

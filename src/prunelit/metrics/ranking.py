@@ -8,7 +8,7 @@ _COLUMNS = 512
 
 
 def top_indices(scores: Tensor, k: int) -> Tensor:
-    """Indices of the k highest entries, highest first, of equal entries the lower index first.
+    """Indices of the k highest entries, highest first; among entries equal to the k-th, any.
 
     Folds a row into a matrix: the k highest entries lie within the k columns of the highest maxima,
     so one vectorised maximum over the row replaces most of the sort.

@@ -2,8 +2,9 @@
 
 import inspect
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunelit.errors import InputError
@@ -29,6 +30,24 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             f"{type(model).__name__}."
         )
     return min(lists, key=lambda item: item[0].count("."))
+
+
+def check_length(config: PreTrainedConfig, length: int, what: str) -> None:
+    """Refuse sequences that are longer than the model's positions.
+
+    Args:
+        config: of the model.
+        length: in tokens.
+        what: names the sequences in the error.
+
+    Raises:
+        InputError: giving both lengths. A model that states no limit refuses nothing.
+    """
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise InputError(
+            f"Expected at most {limit} tokens, the model's positions, but {what} has {length}."
+        )
 
 
 def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
@@ -89,8 +108,8 @@ def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     assert head is not None
     # Under mixed precision hidden states are narrower than the weights.
     logits = head(hidden.to(head.weight.dtype)).float()
-    # Cohere multiplies, Granite divides, Gemma 2 and 3 cap: no other head of transformers 5 does
-    # more, and `check_unembedding` refuses a family for which this is not the whole truth.
+    # Cohere multiplies, Granite divides, Gemma 2 and 3 cap. `check_unembedding` refuses a family
+    # for which this is not the whole truth.
     if scale := getattr(config, "logit_scale", None):
         logits = logits * scale
     if scale := getattr(config, "logits_scaling", None):
@@ -100,17 +119,20 @@ def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits
 
 
-def check_unembedding(model: PreTrainedModel, input_ids: Tensor) -> None:
+@torch.no_grad()
+def check_unembedding(model: PreTrainedModel) -> None:
     """Refuse a model whose logits are not what `unembed` makes of its final embedding.
 
+    Runs a few tokens through the model, twice.
+
     Args:
-        model: a causal LM.
-        input_ids: (1, T), a few tokens are enough.
+        model: a causal LM, in evaluation mode.
 
     Raises:
         InputError: naming the model's class and the difference.
     """
-    mask = input_ids.new_ones(input_ids.shape)
+    input_ids = torch.arange(8, device=model.device)[None]
+    mask = torch.ones_like(input_ids)
     own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
     ours = unembed(model, final_hidden(model, input_ids, mask))
     difference = (own - ours).abs().max().item()

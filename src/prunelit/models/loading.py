@@ -1,12 +1,16 @@
 """Models and tokenizers from the hub, a folder, or a file inside an installed distribution."""
 
+import hashlib
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -93,6 +97,35 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def load_config(
+    source: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedConfig:
+    """The configuration of `source` (see `load_pretrained`); reads no weights."""
+    return AutoConfig.from_pretrained(
+        _resolve(source), trust_remote_code=trust_remote_code, revision=revision
+    )
+
+
+def source_version(
+    source: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> str:
+    """What tells one content of `source` from another without reading weights.
+
+    The commit on the hub; for a folder a hash over its configuration and over the names, sizes and
+    modification times of its weight files. A converted GGUF file's folder is named by its content.
+    """
+    folder = _resolve(source)
+    if is_hub_name(source):
+        config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
+        return str(getattr(config, "_commit_hash", None))
+    digest = hashlib.sha256(Path(folder, "config.json").read_bytes())
+    for file in sorted(Path(folder).iterdir()):
+        if file.suffix in (".safetensors", ".bin"):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def check_weights(model: PreTrainedModel, source: str) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunelit.errors import InputError
 from prunelit.models.architecture import final_hidden, unembed
 
 # Positions unembedded at a time: bounds the (positions, V) float32 logits.
@@ -20,6 +21,9 @@ def log_likelihoods(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> 
 
     Returns:
         (N,) float64, nats.
+
+    Raises:
+        InputError: if the model's logits are not numbers.
     """
     pieces = []
     with torch.autocast(hidden.device.type, enabled=False):
@@ -28,7 +32,10 @@ def log_likelihoods(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> 
             # nats a token above the exact value, the same for dense and pruned.
             scores = unembed(model, h).log_softmax(1)
             pieces.append(scores.gather(1, ids[:, None])[:, 0].double())
-    return torch.cat(pieces)
+    result = torch.cat(pieces)
+    if result.isnan().any():
+        raise InputError(f"{type(model).__name__} gives NaN where a log-probability is expected.")
+    return result
 
 
 def window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:

@@ -103,7 +103,9 @@ class LinearPruner(Pruner):
                 or the block fuses its experts into 3-D weights.
         """
         for name, parameter in block.named_parameters():
-            if parameter.ndim == 3 and not _matches(name, self.exclude):
+            owner = block.get_submodule(name.rpartition(".")[0])
+            fused = parameter.ndim == 3 and not isinstance(owner, nn.Conv1d)
+            if fused and not _matches(name, self.exclude):
                 raise InputError(
                     f"The block fuses expert weights into one 3-D tensor {name!r}, which "
                     f"{type(self).__name__} cannot prune: exclude it by name."

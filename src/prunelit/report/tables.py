@@ -1,5 +1,6 @@
 """Results as text."""
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,14 @@ def show(table: Table) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(table)
+
+
+def as_text(table: Table) -> str:
+    """The table in plain characters, 100 columns at most."""
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
 
 
 def results_table(rows: Sequence[Row]) -> Table:

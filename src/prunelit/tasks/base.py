@@ -48,6 +48,7 @@ class Task(ABC):
     """
 
     needs_reference = False
+    longest = 0  # tokens of the longest sequence that a model will read, set by `prepare`
 
     def __init__(self, name: str, batch_size: int) -> None:
         if not name or "/" in name:
@@ -63,7 +64,7 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Tokenise; called once after `read`.
+        """Tokenise and set `longest`; called once after `read`.
 
         Returns:
             The number of items.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunelit.comparison import check_comparable, deviation_sums
+from prunelit.comparison import deviation_sums
 from prunelit.errors import InputError
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair
@@ -46,15 +46,11 @@ class Deviation(WindowTask):
         if not temperature > 0:
             raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
         self.temperature = temperature
-        self._checked = False
 
     def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
         assert pair.dense is not None
         ids = batch["input_ids"]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if not self._checked:
-            check_comparable(pair.dense, pair.pruned, inputs)
-            self._checked = True
         sums, counts = deviation_sums(pair.dense, pair.pruned, inputs, temperature=self.temperature)
         return {name: values / counts for name, values in sums.items()}
 

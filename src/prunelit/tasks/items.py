@@ -1,5 +1,6 @@
 """Values of single items, exact on any number of ranks, and their means with error bars."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,25 +102,15 @@ class ItemTable:
         ]
 
 
-def mean(values: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
+def mean(values: Tensor) -> tuple[float, float]:
     """Mean of items and its standard error.
-
-    With weights it is the ratio of sums, sum(w x) / sum(w), as for tokens grouped in windows; its
-    error is the linearised one, which counts items, not tokens, as independent.
 
     Args:
         values: (n,).
-        weights: (n,), number of units (tokens) behind each value; None is one each.
 
     Returns:
         The mean and its standard error; the error is NaN for a single item.
     """
     values = values.double()
-    weights = torch.ones_like(values) if weights is None else weights.double()
-    n = len(values)
-    centre = (weights * values).sum() / weights.sum()
-    if n < 2:
-        return centre.item(), float("nan")
-    residuals = weights * (values - centre)
-    error = (residuals.square().sum() * n / (n - 1)).sqrt() / weights.sum()
-    return centre.item(), error.item()
+    error = values.std() / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return values.mean().item(), float(error)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prunelit.errors import InputError
 from prunelit.models.scoring import continuation_scores
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
@@ -22,7 +23,8 @@ class MultipleChoice(Task):
     `acc` takes the highest summed log-likelihood, `acc_norm` the highest per UTF-8 byte of the
     choice; `chance` is the mean of 1 / number of choices. Prompts and tokens are those of
     lm-evaluation-harness (context and continuation are tokenised together, spaces at the end of the
-    context belong to the continuation).
+    context belong to the continuation). Differs from it in `acc_norm` alone, which there divides by
+    characters: the same for ASCII.
 
     Args:
         path: rows `{id, context, choices, label}`, see `prunelit.rows.load_rows`.
@@ -61,7 +63,14 @@ class MultipleChoice(Task):
         for question in self._questions:
             prompt = self.template.format(context=question.context)
             texts = [self.delimiter + choice for choice in question.choices]
-            self._requests.append([split_tokens(tokenizer, prompt, text) for text in texts])
+            requests = [split_tokens(tokenizer, prompt, text) for text in texts]
+            if not all(context and continuation for context, continuation in requests):
+                raise InputError(
+                    f"A choice of the row {question.id!r} adds no token to the prompt: "
+                    "give another `template` or `delimiter`."
+                )
+            self._requests.append(requests)
+            self.longest = max(self.longest, *(len(c) + len(k) - 1 for c, k in requests))
         return len(self._questions)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:

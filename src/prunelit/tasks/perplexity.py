@@ -50,7 +50,7 @@ class Perplexity(WindowTask):
     def summarise(self, table: ItemTable) -> list[Row]:
         details = self.details(self.length - 1)
         rows = table.paired_rows(self.name, ["nll"], details)
-        perplexity = {row.model: math.exp(row.value) for row in rows if row.model != "difference"}
+        perplexity = {row.model: _exp(row.value) for row in rows if row.model != "difference"}
         # d exp(m) = exp(m) dm for each model, window by window, so that pairing carries over.
         scaled = {model: value * table[f"{model}/nll"] for model, value in perplexity.items()}
         if "dense" in perplexity:
@@ -61,3 +61,7 @@ class Perplexity(WindowTask):
             for model, value in perplexity.items()
         ]
         return rows
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf

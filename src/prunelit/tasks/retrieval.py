@@ -81,6 +81,7 @@ class Retrieval(Task):
         texts = [self.query_template.format(text=q.context) for q in self._questions]
         texts += [self.candidate_template.format(text=text) for text in self._candidates]
         self._tokens = [encode(tokenizer, text) for text in texts]
+        self.longest = max(map(len, self._tokens))
         return len(self._tokens)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -119,6 +120,8 @@ class Retrieval(Task):
 
     def _embed(self, model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> Tensor:
         hidden = final_hidden(model, input_ids, mask).float()
+        if not torch.isfinite(hidden[mask.bool()]).all():
+            raise InputError(f"{type(model).__name__} gives embeddings that are not finite.")
         if self.pooling == "last":
             return hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
         weights = mask.unsqueeze(-1).float()

@@ -75,6 +75,7 @@ class Rollout(Task):
         self._tokenizer = tokenizer
         self._prompts = [self._prompt(question.context) for question in self._questions]
         self._tokens = [encode(tokenizer, prompt) for prompt in self._prompts]
+        self.longest = max(map(len, self._tokens)) + self.max_new_tokens
         return len(self._tokens)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:

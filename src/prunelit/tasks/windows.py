@@ -46,6 +46,7 @@ class WindowTask(Task):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         self._windows = windows(self._documents, tokenizer, length=self.length, limit=self.limit)
+        self.longest = self.length
         return len(self._windows)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
