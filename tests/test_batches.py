@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from prunelit.batches import as_batches
+from prunelit.batches import as_batches, longest
 from prunelit.errors import InputError
 
 IDS = torch.arange(1, 15).view(7, 2)
@@ -29,6 +29,10 @@ def test_what_a_tokenizer_returns_is_a_batch(tokenizer: PreTrainedTokenizerFast)
     encoded = tokenizer(["ab", "cdef"], return_tensors="pt", padding=True)
     (batch,) = as_batches([encoded], 8)
     assert batch["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+
+
+def test_longest_is_the_width_of_the_widest_batch() -> None:
+    assert longest(as_batches([IDS[:, :1], IDS, IDS[:, :1]], 1)) == 2
 
 
 @pytest.mark.parametrize("size", [0, -1])

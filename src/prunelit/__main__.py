@@ -27,7 +27,7 @@ def main() -> None:
     elif arguments == ["--version"]:
         print(f"prunelit {__version__}")
     else:
-        # A user's own pruner or callback lies beside the YAML file that names it.
+        # A user's own pruner or callback is found in the folder that the command is started from.
         sys.path.insert(0, os.getcwd())
         from prunelit.cli import main as run
 

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import (
+    check_length,
     check_unembedding,
     decoder_blocks,
     final_hidden,
@@ -211,3 +212,14 @@ def test_nan_logits_are_refused(model: PreTrainedModel, input_ids: Tensor) -> No
 def test_state_space_model_is_found_by_its_layers() -> None:
     config = MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, state_size=4)
     assert decoder_blocks(AutoModelForCausalLM.from_config(config))[0] == "backbone.layers"
+
+
+def test_positions_limit_the_length(make_model: MakeModel, family: str) -> None:
+    config = make_model(family).config
+    check_length(config, 128, "a sequence")
+    with pytest.raises(InputError, match=r"at most 128 tokens, .* but a sequence has 129"):
+        check_length(config, 129, "a sequence")
+
+
+def test_model_that_states_no_limit_takes_any_length() -> None:
+    check_length(MambaConfig(), 1_000_000, "a sequence")

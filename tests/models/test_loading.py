@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 
 from prunelit import load_pretrained, load_tokenizer
 from prunelit.errors import InputError
+from prunelit.models.loading import load_config, source_version
 
 
 def edit_config(folder: Path, **values: object) -> None:
@@ -189,6 +190,24 @@ def test_tokenizer_with_neither_padding_nor_end(
 def test_tokenizer_reads_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert load_tokenizer(str(folder)).eos_token == "<end>"
+
+
+def test_config_reads_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert load_config(str(folder)).hidden_size == 32
+
+
+def test_version_changes_with_the_weights_and_the_configuration(
+    folder: Path, model: PreTrainedModel
+) -> None:
+    first = source_version(str(folder))
+    (folder / "notes.txt").touch()
+    assert source_version(str(folder)) == first
+    model.model.norm.weight.data.mul_(2)
+    model.save_pretrained(folder)
+    second = source_version(str(folder))
+    edit_config(folder, rms_norm_eps=1e-5)
+    assert len({first, second, source_version(str(folder))}) == 3
 
 
 def test_distribution_that_is_not_installed() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    MambaConfig,
     MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -198,3 +199,22 @@ def test_activations_that_overflow_name_the_module(
         model.model.layers[1].mlp.get_submodule(name).weight.data.mul_(1e10)
     with pytest.raises(InputError, match=r"inputs of 'mlp\.down_proj' are not finite"):
         prune(model, Wanda(Unstructured(0.5)), input_ids)
+
+
+def test_linear_map_that_is_never_called_is_named(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    for block in model.model.layers:
+        block.mlp.spare = nn.Linear(32, 32)
+    with pytest.raises(InputError, match=r"'mlp\.spare' read no calibration token: exclude it"):
+        prune(model, Wanda(Unstructured(0.5)), input_ids)
+    prune(model, Wanda(Unstructured(0.5), exclude=["mlp.spare"]), input_ids)
+    assert (model.model.layers[2].mlp.spare.weight != 0).all()
+
+
+def test_convolution_is_no_fused_expert(input_ids: Tensor) -> None:
+    config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prune(model, Wanda(Unstructured(0.5), include=["mixer.in_proj"]), input_ids)
+    weight = model.backbone.layers[1].mixer.in_proj.weight
+    assert ((weight == 0).sum(1) == 16).all()

@@ -139,8 +139,15 @@ class LinearPruner(Pruner):
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         for name, probe in probes.items():
+            try:
+                value = probe.statistic.value
+            except ValueError as error:
+                raise InputError(
+                    f"{name!r} read no calibration token: exclude it, or give more text if it is "
+                    "an expert that tokens are routed to."
+                ) from error
             # Scores that are not finite would still give a mask, and finite weights.
-            if not torch.isfinite(probe.statistic.value).all():
+            if not torch.isfinite(value).all():
                 raise InputError(
                     f"The calibration inputs of {name!r} are not finite or their squares overflow: "
                     "load the model in a wider dtype."
