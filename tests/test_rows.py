@@ -135,3 +135,10 @@ def test_hash_depends_on_content_and_order_only(tmp_path: Path) -> None:
     assert hash_rows(rows) != hash_rows(rows[::-1])
     assert hash_rows(rows) != hash_rows([*rows[:-1], {**rows[-1], "number": 10}])
     assert hash_rows([1, 23]) != hash_rows([12, 3])
+
+
+def test_a_row_without_a_value_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": null}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"Row 1 of .* has no value in \['text'\]"):
+        load_rows(str(path), columns=["text"])

@@ -56,6 +56,9 @@ def load_rows(
     rows = [dict(row) for row in data.select_columns(list(columns))][:limit]
     if not rows:
         raise InputError(f"{path!r} (split {split!r}) holds no rows.")
+    for number, row in enumerate(rows):
+        if empty := sorted(name for name, value in row.items() if value is None):
+            raise InputError(f"Row {number} of {path!r} has no value in {empty}.")
     return rows
 
 
