@@ -278,3 +278,8 @@ def test_the_resulting_configuration_can_be_printed(
     assert sparsity["init_args"]["ratio"] == 0.3
     assert printed["data"]["tasks"][1]["init_args"]["limit"] == 3
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_the_same_folder(run: Callable[..., list[Row]]) -> None:
+    first = run("fit")
+    assert values(run("fit")) == values(first)

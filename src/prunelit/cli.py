@@ -64,9 +64,9 @@ class PruneLitCLI(LightningCLI):
         callbacks = [self._get(self.config_init, key) for key in keys]
         callbacks = [callback for callback in callbacks if callback is not None]
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        callbacks.append(Results())
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TaskProgressBar())
+        callbacks.append(Results())  # last, to print when the progress bar is gone
         return self._instantiate_trainer(config, callbacks)
 
 
@@ -84,6 +84,8 @@ def run(args: list[str] | None = None) -> PruneLitCLI:
         },
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        # A logger with a fixed version writes where the last run wrote, its configuration too.
+        save_config_kwargs={"overwrite": True},
         parser_class=OneSentenceParser,
         args=args,
     )

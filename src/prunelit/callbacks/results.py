@@ -21,6 +21,9 @@ class Results(Callback):
     where there is no logger.
     """
 
+    def __init__(self) -> None:
+        self._written: Path | None = None
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning on every rank; only the first one writes."""
         # Lightning broadcasts the folder, so every rank has to ask for it.
@@ -45,11 +48,19 @@ class Results(Callback):
                 tasks = trainer.datamodule.tasks  # type: ignore[attr-defined]
                 texts = {name: task.texts(pl_module.tables[name]) for name, task in tasks.items()}
                 self._write_tensorboard(logger, pl_module, report, figures, texts)
-        show(results_table(rows))
-        rank_zero_info(f"Results: {folder / 'results.jsonl'}")
+        self._written = folder / "results.jsonl"
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by Lightning when the progress bar has left the screen: prints the table."""
+        if self._written is None:
+            return
+        assert isinstance(pl_module, PairedLM)
+        show(results_table(pl_module.results))
+        rank_zero_info(f"Results: {self._written}")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 rank_zero_info(f"Look at it: tensorboard --logdir {logger.save_dir}")
+        self._written = None
 
     def _write_tensorboard(
         self,
