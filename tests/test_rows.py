@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from prunelit.errors import InputError
-from prunelit.rows import hash_rows, load_rows
+from prunelit.rows import hash_rows, load_rows, load_texts
 
 ROWS = [{"text": f"row {i}", "number": i, "words": ["a", "b"]} for i in range(10)]
 
@@ -137,8 +137,16 @@ def test_hash_depends_on_content_and_order_only(tmp_path: Path) -> None:
     assert hash_rows([1, 23]) != hash_rows([12, 3])
 
 
-def test_a_row_without_a_value_is_named(tmp_path: Path) -> None:
+def test_texts_are_one_column(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "n": 1}\n{"text": "b", "n": 2}\n', encoding="utf-8")
+    assert load_texts(str(path), column="text", split="train") == ["a", "b"]
+    with pytest.raises(InputError, match=r"Row 0 of .* holds no text in 'n'"):
+        load_texts(str(path), column="n", split="train")
+
+
+def test_a_row_without_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"text": null}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"Row 1 of .* has no value in \['text'\]"):
-        load_rows(str(path), columns=["text"])
+    with pytest.raises(InputError, match=r"Row 1 of .* holds no text in 'text'"):
+        load_texts(str(path), column="text", split="train")

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunelit.batches import Batch, as_batches
 from prunelit.errors import InputError
-from prunelit.rows import load_rows
+from prunelit.rows import load_texts
 from prunelit.tasks.base import RankBatches, Task
 from prunelit.tokens import pack
 
@@ -79,9 +79,8 @@ class PruneData(LightningDataModule):
         if self._read:
             return
         if self.calibration is not None:
-            column = self.calibration.column
-            rows = load_rows(self.calibration.path, columns=[column], split=self.calibration.split)
-            self._documents = [row[column] for row in rows]
+            source = self.calibration
+            self._documents = load_texts(source.path, column=source.column, split=source.split)
         for task in self.tasks.values():
             task.read()
         self._read = True

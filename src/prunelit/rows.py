@@ -56,10 +56,20 @@ def load_rows(
     rows = [dict(row) for row in data.select_columns(list(columns))][:limit]
     if not rows:
         raise InputError(f"{path!r} (split {split!r}) holds no rows.")
-    for number, row in enumerate(rows):
-        if empty := sorted(name for name, value in row.items() if value is None):
-            raise InputError(f"Row {number} of {path!r} has no value in {empty}.")
     return rows
+
+
+def load_texts(path: str, *, column: str, split: str) -> list[str]:
+    """One column of `load_rows`.
+
+    Raises:
+        InputError: as `load_rows`, or if a row holds no text there.
+    """
+    rows = load_rows(path, columns=[column], split=split)
+    for number, row in enumerate(rows):
+        if not isinstance(row[column], str):
+            raise InputError(f"Row {number} of {path!r} holds no text in {column!r}.")
+    return [row[column] for row in rows]
 
 
 def hash_rows(rows: Sequence[Any]) -> str:

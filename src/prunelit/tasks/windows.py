@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.rows import hash_rows, load_rows
+from prunelit.rows import hash_rows, load_texts
 from prunelit.tasks.base import Task
 from prunelit.tokens import windows
 
@@ -41,8 +41,7 @@ class WindowTask(Task):
         self.limit = limit
 
     def read(self) -> None:
-        rows = load_rows(self.path, columns=[self.column], split=self.split)
-        self._documents = [row[self.column] for row in rows]
+        self._documents = load_texts(self.path, column=self.column, split=self.split)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         self._windows = windows(self._documents, tokenizer, length=self.length, limit=self.limit)
