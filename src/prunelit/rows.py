@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
 from prunelit.sources import is_hub_name, local_path
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -99,5 +99,4 @@ def _reason(error: Exception) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, StopIteration):  # the json builder's word for a file of no bytes
         return "it is empty."
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return (lines[0] if lines else type(cause).__name__).rstrip(".") + "."
+    return first_line(cause).rstrip(".") + "."

@@ -1,5 +1,6 @@
 """GGUF files: converted once to safetensors in a cache folder, then loaded from there."""
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -37,11 +38,9 @@ def converted(gguf: Path) -> Path:
     Raises:
         InputError: if the extra `gguf` is not installed or the file cannot be read.
     """
-    with gguf.open("rb") as file:
-        digest = hashlib.sha256(f"{_CONVERSION}".encode())
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    target = cache_folder() / "gguf" / f"{gguf.stem}-{digest.hexdigest()[:16]}"
+    status = gguf.stat()
+    digest = _digest(gguf, status.st_size, status.st_mtime_ns)
+    target = cache_folder() / "gguf" / f"{gguf.stem}-{digest[:16]}"
     if target.is_dir():
         return target
     missing = [name for name in ("gguf", "accelerate") if not importlib.util.find_spec(name)]
@@ -56,6 +55,16 @@ def converted(gguf: Path) -> Path:
             rank_zero_info(f"Converting {gguf.name} to safetensors in {target} (once).")
             _convert(gguf, target)
     return target
+
+
+@functools.cache
+def _digest(gguf: Path, size: int, modified: int) -> str:
+    """Hash of the content; size and time make a file that changed another key."""
+    digest = hashlib.sha256(f"{_CONVERSION}".encode())
+    with gguf.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _convert(gguf: Path, target: Path) -> None:
