@@ -28,36 +28,65 @@ class _Stream:
 def calibrate(
     model: PreTrainedModel,
     pruner: Pruner,
-    batches: list[Batch],
-    check_batch: Batch,
+    batches: list[Batch] | None,
+    check_batch: Batch | None,
     around_block: Callable[[int], Any],
 ) -> None:
     """Prune every block in place, each reading what the pruned blocks before it put out.
 
-    Two passes over the calibration tokens a block: one to observe, one to propagate.
+    Two passes over the calibration tokens a block: one to observe, one to propagate. A method that
+    watches nothing costs none.
 
     Args:
         model: in evaluation mode, gradients off.
         pruner: the method.
-        batches: this rank's share, possibly empty.
+        batches: this rank's share, possibly empty; None where there is no text.
         check_batch: a small batch, the same on every rank, for the replay check.
         around_block: gives a context manager that is open while block i is worked on.
 
     Raises:
-        InputError: before any weight changes, if the blocks of this model cannot be replayed one
-            by one or the pruner refuses one of them; later, with earlier blocks already pruned, if
-            activations are not finite.
+        InputError: before any weight changes, if the method needs text and there is none, the
+            blocks of this model cannot be replayed one by one, or the pruner refuses one of them;
+            later, with earlier blocks already pruned, if activations are not finite.
     """
     _, blocks = decoder_blocks(model)
-    form, shared = _check_replay(model, blocks, pruner, check_batch)
-    streams = [_capture(model, blocks, batch, form) for batch in batches]
+    reads = any([pruner.watch(block) for block in blocks])
+    form: type[Tensor] | type[tuple] | None = None
+    shared: list[dict[str, str]] = [{} for _ in blocks]
+
+    def streams() -> list[_Stream]:
+        nonlocal form, shared
+        if batches is None or check_batch is None:
+            raise InputError(
+                f"Expected calibration text, `data.calibration`: {type(pruner).__name__} needs it."
+            )
+        if form is None:
+            form, shared = _check_replay(model, blocks, pruner, check_batch)
+        return [_capture(model, blocks, batch, form) for batch in batches]
+
+    def observe(watch: Callable[[nn.Module], dict[str, Probe]]) -> list[dict[str, Probe]]:
+        passing, filled = streams(), []
+        for index, block in enumerate(blocks):
+            with around_block(index):
+                probes = watch(block)
+                for stream in passing:
+                    with _observing(block, probes, stream.tokens):
+                        stream.hidden = _run(block, stream, index)
+                for probe in probes.values():
+                    probe.statistic.all_reduce_()
+                filled.append(probes)
+        return filled
+
+    # Taken before `start` may edit anything: what cannot be calibrated is refused first.
+    passing = streams() if reads else []
+    pruner.start(model, observe)
     for index, block in enumerate(blocks):
         with around_block(index):
             probes = pruner.watch(block)
             for follower, leader in shared[index].items():
                 probes[follower].statistic = probes[leader].statistic
             leaders = {name: probes[name] for name in probes if name not in shared[index]}
-            for stream in streams:
+            for stream in passing:
                 with _observing(block, leaders, stream.tokens):
                     _run(block, stream, index)
             for probe in leaders.values():
@@ -65,7 +94,7 @@ def calibrate(
             pruner.prune_block(block, probes)
             # A caller's autocast may have kept half-precision copies of the dense weights.
             torch.clear_autocast_cache()
-            for stream in streams:
+            for stream in passing:
                 stream.hidden = _run(block, stream, index)
     pruner.finish(model)
 

@@ -105,19 +105,16 @@ class PruneData(LightningDataModule):
             if name not in self.sizes:
                 self.sizes[name] = task.prepare(tokenizer)
 
-    def calibration_batches(self) -> list[Batch]:
-        """The calibration batches of all ranks.
-
-        Raises:
-            InputError: if the configuration gives none.
-        """
-        if self.calibration is None or self.calibration_tokens is None:
-            raise InputError("Expected `data.calibration`: this pruning method needs text.")
+    def calibration_batches(self) -> list[Batch] | None:
+        """The calibration batches of all ranks; None if the configuration gives no text."""
+        if self.calibration is None:
+            return None
+        assert self.calibration_tokens is not None
         return as_batches(self.calibration_tokens, self.calibration.batch_size)
 
     def train_dataloader(self) -> list[Batch]:
         """Called by Lightning in `fit`, which here has no training steps: calibration batches."""
-        return [] if self.calibration is None else self.calibration_batches()
+        return self.calibration_batches() or []
 
     def val_dataloader(self) -> dict[str, RankBatches]:
         """This rank's batches of every task, by the task's name."""

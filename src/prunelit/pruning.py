@@ -118,7 +118,7 @@ def block_prefix(name: str) -> str:
 def prune(
     model: PreTrainedModel,
     pruner: Pruner,
-    inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]],
+    inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]] | None = None,
     *,
     batch_size: int = 8,
     progress: bool = True,
@@ -132,7 +132,8 @@ def prune(
         model: a decoder-only causal LM; each block is worked on where its weights are.
         pruner: the method.
         inputs: (S, L) token ids, or an iterable of (B, T) token ids or of mappings with `input_ids`
-            and `attention_mask`. Padded tokens enter no statistic.
+            and `attention_mask`. Padded tokens enter no statistic. None for a method that reads no
+            data.
         batch_size: sequences a batch where `inputs` is one tensor. It may change the last bits of
             activations, so it belongs to the recipe.
         progress: show a progress bar over the blocks on rank 0.
@@ -144,8 +145,9 @@ def prune(
         InputError: before any weight changes, where the model, the pruner and the inputs do not fit
             together.
     """
-    batches = as_batches(inputs, batch_size)
-    check_length(model.config, longest(batches), "a calibration sequence")
+    batches = None if inputs is None else as_batches(inputs, batch_size)
+    if batches is not None:
+        check_length(model.config, longest(batches), "a calibration sequence")
     check_weights(model, type(model).__name__)
     prefix, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
@@ -161,7 +163,8 @@ def prune(
         console=_stderr_console(),
     )
     with bar:
-        task = bar.add_task(f"Pruning with {type(pruner).__name__}", total=len(blocks), rate="")
+        title = f"Pruning with {type(pruner).__name__}"
+        task = bar.add_task(title, total=len(blocks), rate="")
 
         @contextmanager
         def around_block(index: int) -> Iterator[None]:
@@ -170,19 +173,25 @@ def prune(
             yield
             peak = memory.peak()
             costs.append(BlockCost(index, time.perf_counter() - start, peak))
-            spent = sum(cost.seconds for cost in costs)
-            bar.update(task, advance=1, rate=f"{len(costs) / spent:.2f} blocks/s")
+            # A method that looks at all blocks first passes through them more than once.
+            passes = -(-len(costs) // len(blocks))
+            rate = len(costs) / sum(cost.seconds for cost in costs)
+            bar.update(
+                task, advance=1, total=passes * len(blocks), rate=f"{rate:.2f} blocks/s"
+            )
 
         was_training = model.training
         model.eval()
         try:
-            calibrate(model, pruner, batches[rank::world], _first_sequence(batches), around_block)
+            share = None if batches is None else batches[rank::world]
+            first = None if batches is None else _first_sequence(batches)
+            calibrate(model, pruner, share, first, around_block)
         finally:
             model.train(was_training)
     return PruningReport(
         recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
         tensors=_tensors(prefix, blocks),
-        blocks=costs,
+        blocks=_by_block(costs),
         peak_memory=memory.meaning,
         parameters=sum(p.numel() for p in model.parameters()),
         zeros=sum(int((p == 0).sum()) for p in model.parameters()),
@@ -195,8 +204,10 @@ def prune(
     )
 
 
-def describe_batches(batches: list[Batch]) -> dict[str, Any]:
+def describe_batches(batches: list[Batch] | None) -> dict[str, Any] | None:
     """How many sequences and tokens calibrate, in which batches, and the hash of their ids."""
+    if batches is None:
+        return None
     digest = hashlib.sha256()
     for batch in batches:
         for key in ("input_ids", "attention_mask"):
@@ -208,6 +219,16 @@ def describe_batches(batches: list[Batch]) -> dict[str, Any]:
         "batches": len(batches),
         "sha256": digest.hexdigest(),
     }
+
+
+def _by_block(costs: list[BlockCost]) -> list[BlockCost]:
+    """One cost a block: seconds of all passes added, the highest peak."""
+    merged: dict[int, BlockCost] = {}
+    for cost in costs:
+        known = merged.setdefault(cost.index, BlockCost(cost.index, 0.0, 0))
+        known.seconds += cost.seconds
+        known.peak_bytes = max(known.peak_bytes, cost.peak_bytes)
+    return list(merged.values())
 
 
 def _distributed() -> bool:

@@ -1,7 +1,9 @@
 """From scores to a keep mask: scores (higher stays) in, True keeps out, exactly k removed."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from typing import Literal, TypeVar
 
 import torch
 from jsonargparse.typing import PositiveInt, restricted_number_type
@@ -10,6 +12,8 @@ from torch import Tensor
 from prunelit.errors import InputError
 
 Ratio = restricted_number_type("Ratio", float, [(">=", 0), ("<", 1)])
+Within = Literal["row", "matrix", "model"]
+_Self = TypeVar("_Self", bound="Sparsity")
 
 
 class Sparsity(ABC):
@@ -35,26 +39,71 @@ class Sparsity(ABC):
             InputError: if a weight of `shape` (O, I) cannot be pruned this way.
         """
 
+    def scaled(self: _Self, fraction: float) -> _Self:
+        """The same with `fraction` of the removed weights, for an earlier round.
+
+        Raises:
+            InputError: if this sparsity has no smaller form.
+        """
+        raise InputError(f"{type(self).__name__} cannot be reached in rounds: set one round.")
+
+    def by_default(self: _Self, within: Within) -> _Self:
+        """The same, competing `within` where the user left that open."""
+        return self
+
 
 class Unstructured(Sparsity):
-    """Remove floor(ratio * I) weights of each output row.
+    """Remove round(ratio * O * I) weights of a matrix.
 
     Args:
         ratio: asked share of removed weights, in [0, 1).
+        within: where weights compete: an output `row` (rows lose the same number, give or take
+            one), the whole `matrix`, or all matrices of the `model` (`Magnitude` only). None is
+            what the method was published with.
 
     Differs from the public Wanda and magnitude code where scores tie: those compare with a
-    threshold and remove every tie; exactly the asked number is removed here.
+    threshold and remove every tie; exactly the asked number is removed here. Within rows, public
+    Wanda removes floor(ratio * I) of each and so less than asked in all.
     """
 
-    def __init__(self, ratio: Ratio) -> None:  # type: ignore[valid-type]
+    def __init__(
+        self,
+        ratio: Ratio,  # type: ignore[valid-type]
+        within: Within | None = None,
+    ) -> None:
         if not 0 <= ratio < 1:
             raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
+        if within not in (None, "row", "matrix", "model"):
+            raise InputError(f"Expected `within` row, matrix or model but got {within!r}.")
         self.ratio = float(ratio)
+        self.within = within
 
     def keep_mask(self, scores: Tensor) -> Tensor:
-        # 0.29 * 100 is 28.999999999999996 in binary; the count meant is 29.
-        remove = math.floor(round(self.ratio * scores.shape[1], 9))
-        return keep_highest(scores, scores.shape[1] - remove)
+        rows, columns = scores.shape
+        remove = removed(self.ratio, scores.numel())
+        if self.within == "matrix":
+            return keep_highest(scores.reshape(1, -1), scores.numel() - remove).view(rows, columns)
+        fewer, extra = divmod(remove, rows)
+        mask = keep_highest(scores, columns - fewer)
+        if extra:  # rows that lose one more, spread evenly
+            ends = torch.arange(rows + 1, device=scores.device) * extra // rows
+            chosen = ends.diff().bool()
+            mask[chosen] = keep_highest(scores[chosen], columns - fewer - 1)
+        return mask
+
+    def scaled(self, fraction: float) -> "Unstructured":
+        return self.with_ratio(self.ratio * fraction)
+
+    def with_ratio(self, ratio: float) -> "Unstructured":
+        """The same with another ratio."""
+        other = copy.copy(self)
+        other.ratio = ratio
+        return other
+
+    def by_default(self, within: Within) -> "Unstructured":
+        other = copy.copy(self)
+        other.within = self.within or within
+        return other
 
 
 class SemiStructured(Sparsity):
@@ -85,6 +134,17 @@ class SemiStructured(Sparsity):
                 f"{shape[1]}; exclude this module or choose another group."
             )
 
+    def scaled(self, fraction: float) -> "SemiStructured":
+        """Whole weights of each group go, so an early round may remove less than its share."""
+        remove = math.floor(round(fraction * (self.group - self.keep), 9))
+        return SemiStructured(self.group - remove, self.group)
+
+
+def removed(ratio: float, size: int) -> int:
+    """How many of `size` weights go: the nearest whole number, halves down."""
+    # 0.29 * 50 is 14.499999999999998 in binary; what is meant is 14.5.
+    return math.ceil(round(ratio * size, 6) - 0.5)
+
 
 def keep_highest(scores: Tensor, keep: int) -> Tensor:
     """True at the `keep` highest scores of each row; ties lose the lower column first.
@@ -97,10 +157,15 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
         (R, C) bool.
     """
     remove = scores.shape[1] - keep
-    mask = torch.ones_like(scores, dtype=torch.bool)
     if remove == 0:
-        return mask
-    # A stable sort (unlike topk and kthvalue) breaks ties by index, so masks do not depend on the
-    # device, the number of threads or the number of ranks.
-    order = scores.argsort(dim=1, stable=True)[:, :remove]
-    return mask.scatter_(1, order, False)
+        return torch.ones_like(scores, dtype=torch.bool)
+    # A stable choice (unlike topk alone): ties go by index, so masks do not depend on the device,
+    # the number of threads or the number of ranks.
+    threshold = scores.kthvalue(remove, dim=1, keepdim=True).values
+    mask = scores > threshold
+    tied = scores == threshold
+    missing = keep - mask.sum(1, keepdim=True)
+    if (tied.sum(1, keepdim=True) == missing).all():
+        return mask | tied
+    # The last `missing` of the ties stay.
+    return mask | (tied & (tied.flip(1).cumsum(1).flip(1) <= missing))

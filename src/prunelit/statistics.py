@@ -1,10 +1,13 @@
 """Statistics of activations: sums over tokens, so that 1 rank and N ranks give the same masks."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Statistic(ABC):
@@ -30,6 +33,24 @@ class Statistic(ABC):
         Raises:
             ValueError: if no token was seen.
         """
+
+
+@dataclass
+class Probe:
+    """What to observe at one submodule of a block.
+
+    Args:
+        statistic: fed with the real tokens of every calibration batch, (N, channels).
+        at: whether it reads the submodule's first input or its output.
+    """
+
+    statistic: Statistic
+    at: Literal["input", "output"] = "input"
+
+
+# Runs the calibration tokens once through all blocks as they are. Takes what to watch in a block,
+# gives the filled probes block by block.
+Observe = Callable[[Callable[[nn.Module], dict[str, Probe]]], list[dict[str, Probe]]]
 
 
 class SquaredNorm(Statistic):

@@ -1,33 +1,25 @@
 """The contract of a pruning method. Hooks, loops and collectives belong to `calibration.py`."""
 
+import copy
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunelit.allocation import Allocation, allocate
 from prunelit.errors import InputError
-from prunelit.models.architecture import linear_modules, oriented_weight
-from prunelit.sparsity import Sparsity
-from prunelit.statistics import Statistic
+from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.sparsity import Sparsity, Within
+from prunelit.statistics import Observe, Probe, Statistic
 
+__all__ = ["LinearPruner", "Observe", "Probe", "Pruner"]
 
-@dataclass
-class Probe:
-    """What to observe at one submodule of a block.
-
-    Args:
-        statistic: fed with the real tokens of every calibration batch, (N, channels).
-        at: whether it reads the submodule's first input or its output.
-    """
-
-    statistic: Statistic
-    at: Literal["input", "output"] = "input"
+_Self = TypeVar("_Self", bound="Pruner")
 
 
 class Pruner(ABC):
@@ -36,6 +28,31 @@ class Pruner(ABC):
     Each constructor argument is kept under an attribute of its name, so that the recipe of a run
     can be written down.
     """
+
+    # Whether what becomes 0 was removed, and must stay 0 when the model is trained on.
+    sparsifies = True
+
+    def start(self, model: PreTrainedModel, observe: Observe) -> None:  # noqa: B027 - most need none
+        """Decide what needs the whole model, or drop parts of it; called before the first block.
+
+        Args:
+            model: in evaluation mode, gradients off; it may be edited in place.
+            observe: `observe(watch)` runs the calibration tokens once through all blocks as they
+                are now and returns each block's probes, filled with every token of every rank.
+        """
+
+    def scaled(self: _Self, fraction: float) -> _Self:
+        """The same method with `fraction` of what it removes in the end, for an earlier round.
+
+        Args:
+            fraction: in (0, 1].
+
+        Raises:
+            InputError: if the method has no smaller form.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot prune in rounds: set one round, or give it a `scaled`."
+        )
 
     @abstractmethod
     def watch(self, block: nn.Module) -> dict[str, Probe]:
@@ -67,25 +84,38 @@ class LinearPruner(Pruner):
         sparsity: how many weights go, and within which groups they compete.
         include: shell patterns of module names inside a block, such as `mlp.*`.
         exclude: patterns taken out again.
+        ratios: ratios of their own for modules whose name matches a pattern, such as
+            `{"self_attn.*": 0.3}`; the first match counts.
+        allocation: how the ratio is spread over the blocks; None is evenly.
     """
+
+    # Where weights compete if the sparsity leaves it open: as the method was published.
+    within: Within = "row"
 
     def __init__(
         self,
         sparsity: Sparsity,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        ratios: dict[str, float] | None = None,
+        allocation: Allocation | None = None,
     ) -> None:
         self.sparsity = sparsity
         self.include = list(include)
         self.exclude = list(exclude)
+        self.ratios = ratios
+        self.allocation = allocation
+        self._plan: dict[nn.Module, Sparsity] = {}
 
-    @abstractmethod
-    def statistic(self, linear: nn.Module) -> Statistic:
-        """A fresh statistic for the input of `linear`."""
+    def statistic(self, linear: nn.Module) -> Statistic | None:
+        """A fresh statistic for the input of `linear`; None for a method that reads no data."""
+        return None
 
     @abstractmethod
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         """The pruned weight.
+
+        `self.sparsity` is the one of this weight, whatever the allocation and the round.
 
         Args:
             weight: (O, I), float32; not to be edited.
@@ -134,29 +164,64 @@ class LinearPruner(Pruner):
             self.sparsity.check((rows, columns), name)
         return chosen
 
+    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+        blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
+        self._plan = allocate(self.sparsity, blocks, self.ratios, self.allocation, observe)
+
+    def scaled(self, fraction: float) -> "LinearPruner":
+        if fraction == 1:
+            return self
+        other = copy.copy(self)
+        other.sparsity = self.sparsity.scaled(fraction)
+        if self.ratios is not None:
+            other.ratios = {name: ratio * fraction for name, ratio in self.ratios.items()}
+        return other
+
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        return {name: Probe(self.statistic(linear)) for name, linear in self.targets(block).items()}
+        statistics = {name: self.statistic(linear) for name, linear in self.targets(block).items()}
+        return {name: Probe(value) for name, value in statistics.items() if value is not None}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
-        for name, probe in probes.items():
-            try:
-                value = probe.statistic.value
-            except ValueError as error:
-                raise InputError(
-                    f"{name!r} read no calibration token: exclude it, or give more text if it is "
-                    "an expert that tokens are routed to."
-                ) from error
-            # Scores that are not finite would still give a mask, and finite weights.
-            if not torch.isfinite(value).all():
-                raise InputError(
-                    f"The calibration inputs of {name!r} are not finite or their squares overflow: "
-                    "load the model in a wider dtype."
-                )
-            weight = oriented_weight(block.get_submodule(name))
-            pruned = self.prune_weight(weight.float(), probe.statistic)
+        for name, linear in self.targets(block).items():
+            statistic = probes[name].statistic if name in probes else None
+            if statistic is not None:
+                _check_finite(name, statistic)
+            worker = copy.copy(self)
+            worker.sparsity = self._plan.get(linear, self.sparsity).by_default(self.within)
+            weight = oriented_weight(linear)
+            pruned = worker.prune_weight(weight.float(), statistic)  # type: ignore[arg-type]
             if not torch.isfinite(pruned).all():
                 raise InputError(f"{type(self).__name__} made NaN or infinite weights in {name!r}.")
             weight.copy_(pruned)
+
+    def remove_lowest(self, weight: Tensor, scores: Tensor) -> Tensor:
+        """`weight` without its lowest scores; what an earlier round removed goes first.
+
+        Args:
+            weight: (O, I).
+            scores: (O, I), higher stays.
+
+        Returns:
+            (O, I), removed entries exactly 0.
+        """
+        keep = self.sparsity.keep_mask(scores.masked_fill(weight == 0, -torch.inf))
+        return torch.where(keep, weight, 0.0)
+
+
+def _check_finite(name: str, statistic: Statistic) -> None:
+    try:
+        value = statistic.value
+    except ValueError as error:
+        raise InputError(
+            f"{name!r} read no calibration token: exclude it, or give more text if it is an "
+            "expert that tokens are routed to."
+        ) from error
+    # Scores that are not finite would still give a mask, and finite weights.
+    if not torch.isfinite(value).all():
+        raise InputError(
+            f"The calibration inputs of {name!r} are not finite or their squares overflow: load "
+            "the model in a wider dtype."
+        )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -26,5 +26,4 @@ class Wanda(LinearPruner):
         return SquaredNorm(weight.shape[1], weight.device)
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
-        scores = weight.abs() * statistic.value.sqrt()
-        return torch.where(self.sparsity.keep_mask(scores), weight, 0.0)
+        return self.remove_lowest(weight, weight.abs() * statistic.value.sqrt())
