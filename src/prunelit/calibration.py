@@ -50,7 +50,7 @@ def calibrate(
             later, with earlier blocks already pruned, if activations are not finite.
     """
     _, blocks = decoder_blocks(model)
-    reads = any([pruner.watch(block) for block in blocks])
+    watched = [pruner.watch(block) for block in blocks]  # all of them: one may be refused
     form: type[Tensor] | type[tuple] | None = None
     shared: list[dict[str, str]] = [{} for _ in blocks]
 
@@ -78,7 +78,7 @@ def calibrate(
         return filled
 
     # Taken before `start` may edit anything: what cannot be calibrated is refused first.
-    passing = streams() if reads else []
+    passing = streams() if any(watched) else []
     pruner.start(model, observe)
     for index, block in enumerate(blocks):
         with around_block(index):

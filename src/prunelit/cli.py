@@ -1,6 +1,7 @@
 """The command line: `prunelit fit` and `prunelit validate`."""
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -10,7 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from prunelit.callbacks import Pruning, Results, TaskProgressBar
+from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
+from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.module import PairedLM
@@ -42,14 +44,17 @@ class PruneLitCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer's methods that are offered, with the arguments that are not options."""
-        # Data comes from the datamodule; there is no training and so no checkpoint to go on from.
-        given = {"model", "datamodule", "verbose", "ckpt_path", "weights_only"}
-        loaders = {"dataloaders", "train_dataloaders", "val_dataloaders"}
-        return {"fit": given | loaders, "validate": given | loaders}
+        # Data comes from the datamodule; `validate` reads the folder that `fit` wrote.
+        given = {"model", "datamodule", "verbose", "weights_only"}
+        given |= {"dataloaders", "train_dataloaders", "val_dataloaders"}
+        return {"fit": given, "validate": given | {"ckpt_path"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Called by LightningCLI."""
         parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
+
+    def _parse_ckpt_path(self) -> None:
+        """Called by LightningCLI, where it lets a checkpoint override what the user gives."""
 
     def instantiate_classes(self) -> None:
         """Called by LightningCLI: what a constructor refuses is for the user to mend."""
@@ -67,6 +72,15 @@ class PruneLitCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TaskProgressBar())
         callbacks.append(Results())  # last, to print when the progress bar is gone
+        if config.get("max_epochs") != 0 and config.get("enable_checkpointing") is not False:
+            given = config.get("callbacks") or []
+            given = [*(given if isinstance(given, list) else [given]), *callbacks]
+            if not any(isinstance(callback, LastCheckpoint) for callback in given):
+                root = config.get("default_root_dir") or os.getcwd()
+                callbacks.append(LastCheckpoint(os.path.join(root, "checkpoints")))
+            plugins = config.get("plugins") or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            config["plugins"] = [*plugins, WholeFileCheckpointIO()]
         return self._instantiate_trainer(config, callbacks)
 
 

@@ -1,8 +1,10 @@
-"""Calibration tokens and the list of tasks."""
+"""Calibration tokens, recovery text and the list of tasks."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -37,6 +39,81 @@ class Calibration:
     seed: int = 0
 
 
+@dataclass
+class RecoveryText(Calibration):
+    """Text that a pruned model is trained on to recover; keep it apart from that of the tasks.
+
+    Args:
+        path: text rows, see `prunelit.rows.load_rows`.
+        split: of the data set.
+        column: that holds the text.
+        sequences: S, all seen once an epoch.
+        length: L, tokens a sequence.
+        batch_size: sequences a rank and step; what is left at the end of an epoch is not used.
+        seed: of the order of the documents and of the sequences in each epoch.
+    """
+
+    sequences: int = 512
+    length: int = 256
+    batch_size: int = 4
+
+
+class EpochBatches:
+    """This rank's batches of recovery text, in an order drawn by (seed, epoch).
+
+    Every rank gets the same number of whole batches. Its state counts them, so that a run that is
+    taken up within an epoch goes on where it stopped.
+
+    Args:
+        tokens: (S, L).
+        batch_size: sequences a batch.
+        seed: of the order.
+        rank: of this process.
+        world: number of processes.
+        epoch: gives the present epoch.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        epoch: Callable[[], int],
+    ) -> None:
+        self._tokens = tokens
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world = world
+        self._epoch = epoch
+        self._given = (0, 0)  # epoch, batches
+
+    def __len__(self) -> int:
+        return len(self._tokens) // (self._batch_size * self._world)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._epoch()
+        begun, given = self._given
+        start = given if begun == epoch and given < len(self) else 0
+        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * epoch)
+        order = torch.randperm(len(self._tokens), generator=generator)
+        for number in range(start, len(self)):
+            first = (number * self._world + self._rank) * self._batch_size
+            ids = self._tokens[order[first : first + self._batch_size]]
+            self._given = (epoch, number + 1)
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def state_dict(self) -> dict[str, int]:
+        """Called by Lightning when it saves a checkpoint."""
+        return {"epoch": self._given[0], "batches": self._given[1]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Called by Lightning when it takes up a run."""
+        self._given = (state["epoch"], state["batches"])
+
+
 class PruneData(LightningDataModule):
     """Everything a run reads: what it calibrates on and what it measures.
 
@@ -46,18 +123,26 @@ class PruneData(LightningDataModule):
     Args:
         calibration: the text to calibrate on; None where the pruner is given none.
         tasks: what to measure, each with a name of its own.
+        recovery: the text to train on where `trainer.max_epochs` is not 0.
     """
 
-    def __init__(self, calibration: Calibration | None = None, tasks: list[Task] | None = None):
+    def __init__(
+        self,
+        calibration: Calibration | None = None,
+        tasks: list[Task] | None = None,
+        recovery: RecoveryText | None = None,
+    ):
         super().__init__()
         self.calibration = calibration
+        self.recovery = recovery
         self.tasks = {task.name: task for task in tasks or []}
         if len(self.tasks) != len(tasks or []):
             names = [task.name for task in tasks or []]
             raise InputError(f"Expected tasks with distinct names but got {names}.")
         self.sizes: dict[str, int] = {}
         self.calibration_tokens: Tensor | None = None
-        self._documents: list[str] | None = None
+        self.recovery_tokens: Tensor | None = None
+        self._documents: dict[str, list[str]] = {}
         self._read = False
 
     def prepare_data(self) -> None:
@@ -78,9 +163,11 @@ class PruneData(LightningDataModule):
         """
         if self._read:
             return
-        if self.calibration is not None:
-            source = self.calibration
-            self._documents = load_texts(source.path, column=source.column, split=source.split)
+        for name, source in (("calibration", self.calibration), ("recovery", self.recovery)):
+            if source is not None:
+                self._documents[name] = load_texts(
+                    source.path, column=source.column, split=source.split
+                )
         for task in self.tasks.values():
             task.read()
         self._read = True
@@ -93,17 +180,45 @@ class PruneData(LightningDataModule):
         """
         self.read()
         if self.calibration is not None and self.calibration_tokens is None:
-            assert self._documents is not None
-            self.calibration_tokens = pack(
-                self._documents,
-                tokenizer,
-                sequences=self.calibration.sequences,
-                length=self.calibration.length,
-                seed=self.calibration.seed,
-            )
+            self.calibration_tokens = self._pack("calibration", self.calibration, tokenizer)
+        if self.recovery is not None and self.recovery_tokens is None:
+            self.recovery_tokens = self._pack("recovery", self.recovery, tokenizer)
         for name, task in self.tasks.items():
             if name not in self.sizes:
                 self.sizes[name] = task.prepare(tokenizer)
+
+    def _pack(self, name: str, text: Calibration, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        return pack(
+            self._documents[name],
+            tokenizer,
+            sequences=text.sequences,
+            length=text.length,
+            seed=text.seed,
+        )
+
+    def recovery_batches(self) -> EpochBatches:
+        """This rank's batches of recovery text.
+
+        Raises:
+            InputError: if there is none, or less than a batch for each rank.
+        """
+        assert self.trainer is not None
+        if self.recovery is None or self.recovery_tokens is None:
+            raise InputError("Expected `data.recovery`, text to train on, since max_epochs is not 0.")
+        batches = EpochBatches(
+            self.recovery_tokens,
+            self.recovery.batch_size,
+            self.recovery.seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            lambda: self.trainer.current_epoch,  # type: ignore[union-attr]
+        )
+        if not len(batches):
+            raise InputError(
+                f"Expected at least a batch of {self.recovery.batch_size} recovery sequences for "
+                f"each of {self.trainer.world_size} ranks but got {self.recovery.sequences}."
+            )
+        return batches
 
     def calibration_batches(self) -> list[Batch] | None:
         """The calibration batches of all ranks; None if the configuration gives no text."""
@@ -112,9 +227,12 @@ class PruneData(LightningDataModule):
         assert self.calibration_tokens is not None
         return as_batches(self.calibration_tokens, self.calibration.batch_size)
 
-    def train_dataloader(self) -> list[Batch]:
-        """Called by Lightning in `fit`, which here has no training steps: calibration batches."""
-        return self.calibration_batches() or []
+    def train_dataloader(self) -> list[Batch] | EpochBatches:
+        """Called by Lightning in `fit`; without training it is not read, but must not be empty."""
+        assert self.trainer is not None
+        if self.trainer.max_epochs == 0:
+            return self.calibration_batches() or [{}]
+        return self.recovery_batches()
 
     def val_dataloader(self) -> dict[str, RankBatches]:
         """This rank's batches of every task, by the task's name."""

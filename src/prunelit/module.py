@@ -1,11 +1,14 @@
 """PairedLM: the pruned model beside its frozen dense reference."""
 
 import copy
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +22,8 @@ from prunelit.models.loading import (
     load_tokenizer,
     source_version,
 )
+from prunelit.recipe import describe
+from prunelit.recovery import Recovery
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
@@ -37,6 +42,9 @@ class PairedLM(LightningModule):
         trust_remote_code: run code that comes with the weights.
         revision: branch, tag or commit on the hub.
         reference: keep the dense model for comparison; switch it off to save its memory.
+        recovery: the loss and the weights of training; None is the language-model loss on all.
+        optimizer: None is AdamW with a learning rate of 1e-4 and no weight decay.
+        lr_scheduler: stepped after every optimizer step; None keeps the learning rate.
     """
 
     def __init__(
@@ -47,11 +55,19 @@ class PairedLM(LightningModule):
         trust_remote_code: bool = False,
         revision: str | None = None,
         reference: bool = True,
+        recovery: Recovery | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
         self.source = source
+        self.recovery = recovery or Recovery()
+        self._optimizer = optimizer or _adamw
+        self._lr_scheduler = lr_scheduler
+        self._merge_adapters: Callable[[], None] | None = None
         self.reference = reference
         self.model: PreTrainedModel | None = None
+        self.rounds_left = 0  # of pruning, set by its callback
         self.results: list[Row] = []
         self.tables: dict[str, ItemTable] = {}
         self._options: dict[str, Any] = {
@@ -122,8 +138,8 @@ class PairedLM(LightningModule):
             InputError: naming the option.
         """
         trainer = self.trainer
-        if stage == "fit" and trainer.max_epochs != 0:
-            raise InputError(_NO_TRAINING.format(trainer.max_epochs))
+        if self.trains:
+            self._check_training()
         if trainer.precision.endswith("-true") and trainer.precision != "32-true":
             raise InputError(
                 f"Expected `trainer.precision` '32-true' or a mixed one but got "
@@ -153,17 +169,99 @@ class PairedLM(LightningModule):
         for name, task in tasks.items():
             check_length(config, task.longest, f"the longest sequence of the task {name!r}")
 
+    def _check_training(self) -> None:
+        data = self._data()
+        if data.recovery is None:
+            raise InputError(
+                f"Expected `trainer.max_epochs` 0 but got {self.trainer.max_epochs}: training on "
+                "needs text, `data.recovery`."
+            )
+        config = load_config(self.source, **self._remote)
+        check_length(config, data.recovery.length, "a recovery sequence")
+        if self.recovery.needs_reference and not self.reference:
+            raise InputError(
+                "Distillation needs the dense model: set `model.reference: true`, or "
+                "`recovery.kl` and `recovery.hidden` to 0."
+            )
+
     def setup(self, stage: str) -> None:
         """Called by Lightning after the callbacks: without a pruning callback both are dense."""
         self.check_run(stage)
         self.load()
+        if stage == "fit" and self.trains:
+            self.begin_training()
 
-    def configure_optimizers(self) -> None:
-        """Called by Lightning in `fit`: nothing is trained."""
+    @property
+    def trains(self) -> bool:
+        """Whether this run, or the `fit` it belongs to, trains the pruned model."""
+        return self.trainer.max_epochs != 0
 
-    def training_step(self, *args: Any) -> Tensor:
-        """Refused: weights trained without their masks would not stay pruned."""
-        raise InputError(_NO_TRAINING.format(self.trainer.max_epochs))
+    def begin_training(self) -> None:
+        """Freeze what is not trained and attach adapters; called once, before the optimizer."""
+        assert self.model is not None
+        if self.recovery.lora is None:
+            self.recovery.choose(self.model)
+        else:
+            self._merge_adapters = self.recovery.lora.attach(self.model)
+        self.model.train()  # dropout, where the model has any
+
+    def merge_adapters(self) -> None:
+        """Merge LoRA adapters into the weights, removed ones too; does nothing without adapters."""
+        if self._merge_adapters is not None:
+            self._merge_adapters()
+            self._merge_adapters = None
+
+    def training_recipe(self) -> dict[str, Any]:
+        """What decides how training changes the weights."""
+        text = self._data().recovery
+        probe = self._optimizer([torch.nn.Parameter(torch.zeros(1))])
+        described: dict[str, Any] = {
+            "recovery": describe(self.recovery),
+            "optimizer": _settings(probe, probe.defaults),
+            "text": None if text is None else describe(text),
+            "max_epochs": self.trainer.max_epochs,
+            "max_steps": self.trainer.max_steps,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "gradient_clip_val": self.trainer.gradient_clip_val,
+            "processes": self.trainer.world_size,
+        }
+        if self._lr_scheduler is not None:
+            scheduler = self._lr_scheduler(probe)
+            described["lr_scheduler"] = _settings(scheduler, scheduler.state_dict())
+        return described
+
+    def configure_optimizers(self) -> Any:
+        """Called by Lightning in `fit`: nothing is trained where `max_epochs` is 0."""
+        if not self.trains:
+            return None
+        assert self.model is not None
+        optimizer = self._optimizer([p for p in self.model.parameters() if p.requires_grad])
+        if self._lr_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_train_start(self) -> None:
+        """Called by Lightning: the reference is no submodule, so it is moved here."""
+        if self.pair.dense is not None:
+            self.pair.dense.to(self.device)  # type: ignore[arg-type]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Called by Lightning: the loss of one batch, logged with its parts."""
+        trainer = self.trainer
+        # Dropout depends on the place in training alone, so that a run taken up goes on the same.
+        place = (trainer.current_epoch << 32) + batch_idx * trainer.world_size + trainer.global_rank
+        torch.manual_seed(place)
+        losses = self.recovery.losses(self.pair.pruned, self.pair.dense, batch["input_ids"])
+        loss = losses["loss"]
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"The recovery loss is {loss.item()} at step {trainer.global_step}: lower the "
+                "learning rate or train in a wider precision."
+            )
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         """Called by Lightning: an empty table for each task."""
@@ -208,10 +306,14 @@ class PairedLM(LightningModule):
         return self._data().tasks
 
 
-_NO_TRAINING = (
-    "Expected `trainer.max_epochs` 0 but got {}: this version prunes and measures, it does not "
-    "fine-tune."
-)
+def _adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+
+
+def _settings(built: Any, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The class and the plain settings of an optimizer or a scheduler."""
+    plain = {k: v for k, v in numbers.items() if isinstance(v, bool | int | float | str | None)}
+    return {"class_path": f"{type(built).__module__}.{type(built).__qualname__}", **plain}
 
 
 def scalar_name(row: Row) -> str:

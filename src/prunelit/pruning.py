@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 import prunelit
 from prunelit.batches import Batch, as_batches, longest
 from prunelit.calibration import calibrate
+from prunelit.masks import Masks, count_zeros, removed_since
 from prunelit.memory import PeakMemory
 from prunelit.models.architecture import check_length, decoder_blocks, linear_weights
 from prunelit.models.loading import check_weights
@@ -69,6 +70,8 @@ class PruningReport:
         parameters: number of parameters of the model, shared ones counted once.
         zeros: how many of these are exactly 0.
         versions: of the packages that decide the outcome.
+        rounds: of iterative pruning: what each reached, and when.
+        masks: of what was removed; they stand in a file of their own.
     """
 
     recipe: dict[str, Any]
@@ -78,6 +81,8 @@ class PruningReport:
     parameters: int
     zeros: int
     versions: dict[str, str] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    masks: Masks = field(default_factory=Masks, repr=False, compare=False)
 
     @property
     def sparsity(self) -> float:
@@ -96,8 +101,9 @@ class PruningReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the achieved sparsity of each tensor, block and the model."""
         prefixes = list(dict.fromkeys(block_prefix(t.name) for t in self.tensors))
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
         return {
-            **asdict(self),
+            **plain,
             "sparsity": self.sparsity,
             "tensors": [{**asdict(t), "sparsity": t.sparsity} for t in self.tensors],
             "blocks": [
@@ -105,6 +111,27 @@ class PruningReport:
                 for b, prefix in zip(self.blocks, prefixes, strict=True)
             ],
         }
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "PruningReport":
+        """The inverse of `as_dict`, without the masks."""
+        known = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
+        known["tensors"] = [
+            TensorSparsity(t["name"], t["shape"], t["size"], t["zeros"]) for t in plain["tensors"]
+        ]
+        known["blocks"] = [
+            BlockCost(b["index"], b["seconds"], b["peak_bytes"]) for b in plain["blocks"]
+        ]
+        return cls(**known)
+
+    def renewed(self, model: PreTrainedModel) -> "PruningReport":
+        """The same with the zeros that `model` has now."""
+        return replace(
+            self,
+            tensors=_tensors(*decoder_blocks(model)),
+            parameters=sum(p.numel() for p in model.parameters()),
+            zeros=sum(count_zeros(model).values()),
+        )
 
 
 def block_prefix(name: str) -> str:
@@ -151,6 +178,7 @@ def prune(
     check_weights(model, type(model).__name__)
     prefix, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    before = count_zeros(model)
     memory = PeakMemory(model.device)
     costs: list[BlockCost] = []
     bar = Progress(
@@ -194,10 +222,11 @@ def prune(
         blocks=_by_block(costs),
         peak_memory=memory.meaning,
         parameters=sum(p.numel() for p in model.parameters()),
-        zeros=sum(int((p == 0).sum()) for p in model.parameters()),
+        zeros=sum(count_zeros(model).values()),
+        masks=removed_since(model, before) if pruner.sparsifies else Masks(),
         versions={
             "prunelit": prunelit.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },

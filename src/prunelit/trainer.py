@@ -1,20 +1,40 @@
 """The Trainer whose methods are the subcommands of the command line."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from prunelit.datamodule import PruneData
+from prunelit.errors import InputError, first_line
 
 
 class PruneTrainer(Trainer):
     """A `lightning.Trainer` with the two runs of prunelit; every argument is Lightning's."""
 
     def fit(  # type: ignore[override]
-        self, model: LightningModule, datamodule: PruneData | None = None, **kwargs: Any
+        self,
+        model: LightningModule,
+        datamodule: PruneData | None = None,
+        ckpt_path: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Prune the model, write it, and compare it with the dense one."""
-        super().fit(model, datamodule=datamodule, **kwargs)
+        """Prune the model, train it on, write it, and compare it with the dense one.
+
+        Args:
+            model: a `PairedLM`.
+            datamodule: what it is calibrated, trained and measured on.
+            ckpt_path: a checkpoint of this run to go on from; `last` is the last one there is, and
+                starts anew where there is none.
+            **kwargs: as in Lightning.
+
+        Raises:
+            InputError: if there is no such checkpoint, or it is broken.
+        """
+        if ckpt_path not in (None, "last"):
+            _check_checkpoint(str(ckpt_path))
+        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         if self.state.finished:
             self.validate(model, datamodule=datamodule)
 
@@ -27,3 +47,12 @@ class PruneTrainer(Trainer):
     ) -> list[Any]:
         """Compare the pruned model that `fit` wrote with the dense one."""
         return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
+
+
+def _check_checkpoint(path: str) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"Expected `ckpt_path` to be a checkpoint or `last` but found no {path!r}.")
+    try:
+        torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises what its unpickler stumbles over
+        raise InputError(f"The checkpoint {path!r} cannot be read: {first_line(error)}") from error

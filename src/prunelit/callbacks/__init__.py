@@ -1,7 +1,15 @@
-"""When to prune, and what to show of it."""
+"""When to prune, what to keep of a run, and what to show of it."""
 
+from prunelit.callbacks.checkpoints import BestCheckpoint, EarlyStopping, LastCheckpoint
 from prunelit.callbacks.progress import TaskProgressBar
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import Results
 
-__all__ = ["Pruning", "Results", "TaskProgressBar"]
+__all__ = [
+    "BestCheckpoint",
+    "EarlyStopping",
+    "LastCheckpoint",
+    "Pruning",
+    "Results",
+    "TaskProgressBar",
+]

@@ -1,39 +1,61 @@
-"""When to prune: once, before the optimizer and the strategy see the weights."""
+"""When to prune: before training, and in further rounds between the epochs of recovery."""
 
+import dataclasses
+import json
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.hooks import RemovableHandle
 
+from prunelit.callbacks.checkpoints import BestCheckpoint
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
+from prunelit.masks import Masks
 from prunelit.models.saving import check_writable, read_report, save_pretrained
 from prunelit.module import PairedLM
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, describe_batches, prune
 from prunelit.recipe import describe
 from prunelit.report.tables import pruning_table, show
+from prunelit.schedule import OneShot, Schedule
 
 
 class Pruning(Callback):
-    """One-shot pruning when a run sets up.
+    """Pruning when a run sets up, and in later rounds while the model recovers.
 
-    `fit` prunes and writes the pruned model. `validate` uses what `fit` wrote where its recipe is
-    the present one, and otherwise prunes in memory and says so.
+    `fit` prunes, trains where `trainer.max_epochs` is not 0, and writes the pruned model.
+    `validate` uses what `fit` wrote where its recipe is the present one. Otherwise it prunes in
+    memory and says so, or stops where the recipe needs training.
 
-    A schedule of one's own overrides `apply`; its constructor's arguments are part of the recipe.
+    Removed weights stay 0 through training, and a later round removes more. A run that was stopped
+    goes on with `--ckpt_path last` and ends as if it had not been.
+
+    A way of pruning of one's own overrides `apply`; its constructor's arguments are part of the
+    recipe.
 
     Args:
         pruner: the method.
         output: folder of the pruned model; None is `pruned` under `trainer.default_root_dir`.
+        schedule: the rounds; None is one round.
     """
 
-    def __init__(self, pruner: Pruner, output: str | None = None) -> None:
+    def __init__(
+        self, pruner: Pruner, output: str | None = None, schedule: Schedule | None = None
+    ) -> None:
         self.pruner = pruner
         self.output = output
+        self.schedule = schedule
         self.report: dict[str, Any] | None = None
+        self.masks = Masks()
+        self._rounds: list[dict[str, Any]] = []
+        self._last: PruningReport | None = None
+        self._recipe: dict[str, Any] | None = None
+        self._handles: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning after the data is ready and before the weights are placed."""
@@ -42,49 +64,210 @@ class Pruning(Callback):
         data, module = self._checked(trainer, pl_module)
         module.check_run(stage)
         folder = self.folder(trainer)
-        recipe = self.recipe(data, module)
+        recipe = self._recipe = self.recipe(data, module)
         if stage == "fit":
             check_writable(folder)
-        else:
-            written = read_report(folder)
-            same = written is not None and written.get("recipe") == recipe
-            # Ranks must agree even where they do not share a disk: pruning is collective.
-            if trainer.strategy.reduce_boolean_decision(same, all=True):
-                assert written is not None
-                rank_zero_info(f"Using the pruned model in {folder}: its recipe is this one.")
-                module.load(pruned_folder=folder)
-                self.report = written
+            self._check_rounds(trainer, module, data)
+            if trainer.ckpt_path is not None:  # the checkpoint holds what the first round did
+                module.load()
                 return
-            why = "holds no pruned model" if written is None else "was pruned by another recipe"
-            rank_zero_info(f"Pruning in memory, since {folder} {why}; `fit` would write it.")
-        report = self.apply(trainer, module, data)
-        report.recipe = recipe
+        elif self._take_written(trainer, module, folder, recipe):
+            return
+        self._round(trainer, module, data)
+        if not module.trains:
+            self._finish(trainer, module, write=stage == "fit")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by Lightning: from here on removed weights are held at 0."""
+        self._hold(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by Lightning: the rounds that are due."""
+        self._catch_up(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Called by Lightning: the rounds that are due."""
+        self._catch_up(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by Lightning: not one removed weight may have come back."""
+        assert isinstance(pl_module, PairedLM)
+        assert pl_module.model is not None
+        if pl_module.recovery.lora is None:
+            self.masks.check(pl_module.model)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by Lightning: writes what training ended with, or the best of it."""
+        _, module = self._checked(trainer, pl_module)
+        if not module.trains:
+            return
+        for handle in self._handles:
+            handle.remove()
+        assert module.model is not None
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, BestCheckpoint) and callback.best_model_path:
+                rank_zero_info(f"The best weights are those of {callback.best_model_path}.")
+                saved = torch.load(callback.best_model_path, weights_only=True, map_location="cpu")
+                module.load_state_dict(saved["state_dict"])
+        module.merge_adapters()
+        self.masks.apply_(module.model)
+        self.masks.check(module.model)
+        self._finish(trainer, module, write=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called by Lightning when it saves a checkpoint."""
+        assert self._last is not None
+        # As text: a checkpoint is read back with nothing but tensors and plain values allowed.
+        plain = {"recipe": self._recipe, "rounds": self._rounds, "report": self._last.as_dict()}
+        return {"masks": self.masks.packed(), "json": json.dumps(plain)}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Called by Lightning before `load_state_dict`.
+
+        Raises:
+            InputError: if the checkpoint belongs to another run.
+        """
+        state = checkpoint["callbacks"].get(self.state_key)
+        plain = json.loads(state["json"]) if state else {"recipe": None}
+        if plain["recipe"] != json.loads(json.dumps(self._recipe)):
+            raise InputError(
+                f"The checkpoint {str(trainer.ckpt_path)!r} was written by a run with another "
+                "recipe: give the configuration of that run, or start anew without `ckpt_path`."
+            )
+        assert isinstance(pl_module, PairedLM)
+        assert pl_module.model is not None
+        self._rounds = plain["rounds"]
+        pl_module.rounds_left = self._schedule.rounds - len(self._rounds)
+        self.masks = Masks.unpacked(state["masks"], pl_module.model)
+        self._last = PruningReport.from_dict(plain["report"])
+
+    def apply(self, trainer: Trainer, module: PairedLM, data: PruneData) -> PruningReport:
+        """Prune the module's model in place on this rank's device, as far as this round goes."""
+        module.load()
+        assert module.model is not None
+        module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+        fraction = self._schedule.fraction(len(self._rounds))
+        pruner = self.pruner if fraction == 1 else self.pruner.scaled(fraction)
+        with trainer.precision_plugin.forward_context():
+            return prune(module.model, pruner, data.calibration_batches())
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self.schedule or OneShot()
+
+    def _check_rounds(self, trainer: Trainer, module: PairedLM, data: PruneData) -> None:
+        """Refuse rounds that this run would never come to."""
+        rounds = self._schedule.rounds
+        if rounds == 1:
+            return
+        if not module.trains:
+            raise InputError(
+                f"Expected training between {rounds} rounds but `trainer.max_epochs` is 0."
+            )
+        if module.recovery.lora is not None:
+            raise InputError(
+                f"Expected one round with `recovery.lora` but got {rounds}: adapters are merged "
+                "under the masks of the last round."
+            )
+        self.pruner.scaled(self._schedule.fraction(0))
+        if trainer.max_epochs is None or trainer.max_epochs < 0:
+            return  # endless, or bounded by steps
+        steps = len(data.recovery_batches()) // trainer.accumulate_grad_batches or 1
+        last = trainer.max_epochs - 1
+        reached = self._schedule.due(last, (last + 1) * steps - 1)
+        if reached < rounds:
+            raise InputError(
+                f"Expected training long enough for {rounds} rounds but {trainer.max_epochs} "
+                f"epochs of {steps} steps reach only {reached}: raise `trainer.max_epochs`."
+            )
+
+    def _take_written(
+        self, trainer: Trainer, module: PairedLM, folder: Path, recipe: dict[str, Any]
+    ) -> bool:
+        """Load what `fit` wrote if its recipe is this one."""
+        written = read_report(folder)
+        same = written is not None and written.get("recipe") == recipe
+        # Ranks must agree even where they do not share a disk: pruning is collective.
+        if trainer.strategy.reduce_boolean_decision(same, all=True):
+            assert written is not None
+            rank_zero_info(f"Using the pruned model in {folder}: its recipe is this one.")
+            module.load(pruned_folder=folder)
+            self.report = written
+            return True
+        why = "holds no pruned model" if written is None else "was pruned by another recipe"
+        if module.trains:
+            raise InputError(f"{folder} {why}, and this recipe needs training: run `prunelit fit`.")
+        rank_zero_info(f"Pruning in memory, since {folder} {why}; `fit` would write it.")
+        return False
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        due = self._schedule.due(trainer.current_epoch, trainer.global_step)
+        while len(self._rounds) < due:
+            data, module = self._checked(trainer, pl_module)
+            self._round(trainer, module, data)
+            self._hold(trainer, module)
+
+    def _round(self, trainer: Trainer, module: PairedLM, data: PruneData) -> None:
+        index, start = len(self._rounds), time.perf_counter()
+        report = self._last = self.apply(trainer, module, data)
+        self.masks.grow(report.masks)
+        entry = {
+            "round": index + 1,
+            "fraction": self._schedule.fraction(index),
+            "sparsity": report.sparsity,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "seconds": time.perf_counter() - start,
+        }
+        self._rounds.append(entry)
+        module.rounds_left = self._schedule.rounds - len(self._rounds)
+        if self._schedule.rounds > 1:
+            rank_zero_info(
+                f"Round {index + 1} of {self._schedule.rounds}: sparsity {report.sparsity:.4f}."
+            )
+        for logger in trainer.loggers:
+            values = {f"pruning/{key}": entry[key] for key in ("fraction", "sparsity")}
+            logger.log_metrics(values, step=trainer.global_step)
+
+    def _hold(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, PairedLM)
+        assert module.model is not None
+        for handle in self._handles:
+            handle.remove()
+        if module.recovery.lora is None:  # with adapters the pruned weights are frozen
+            self._handles = self.masks.hold(module.model, trainer.optimizers)
+
+    def _finish(self, trainer: Trainer, module: PairedLM, write: bool) -> None:
+        """Report the model as it is now, and write it."""
+        assert self._last is not None
+        assert module.model is not None
+        assert self._recipe is not None
+        report = self._last.renewed(module.model)
+        report = dataclasses.replace(
+            report, recipe=self._recipe, rounds=self._rounds, masks=self.masks
+        )
         self.report = report.as_dict()
         if trainer.is_global_zero:
             show(pruning_table(self.report))
-            if stage == "fit":
-                assert module.model is not None
+            if write:
+                folder = self.folder(trainer)
                 save_pretrained(module.model, module.tokenizer, folder, report)
                 rank_zero_info(f"The pruned model is in {folder}.")
         trainer.strategy.barrier("prunelit-pruned")
 
-    def apply(self, trainer: Trainer, module: PairedLM, data: PruneData) -> PruningReport:
-        """Prune the module's model in place on this rank's device."""
-        batches = data.calibration_batches()
-        module.load()
-        assert module.model is not None
-        module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
-        with trainer.precision_plugin.forward_context():
-            return prune(module.model, self.pruner, batches)
-
     def recipe(self, data: PruneData, module: PairedLM) -> dict[str, Any]:
         """What decides the masks."""
-        return {
+        recipe = {
             "callback": self._describe(),
             "model": module.recipe(),
             "pruner": describe(self.pruner),
             "calibration": describe_batches(data.calibration_batches()),
         }
+        return recipe | {"training": module.training_recipe()} if module.trains else recipe
 
     def folder(self, trainer: Trainer) -> Path:
         """Where the pruned model goes."""

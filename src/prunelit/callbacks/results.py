@@ -28,7 +28,8 @@ class Results(Callback):
         """Called by Lightning on every rank; only the first one writes."""
         # Lightning broadcasts the folder, so every rank has to ask for it.
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        # Validation between epochs of recovery logs its scalars; the results are those of the end.
+        if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, PairedLM)
         rows = pl_module.results

@@ -1,0 +1,194 @@
+"""What a pruned model is trained on to recover: text, the dense model, or both."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+from prunelit.models.architecture import unembed
+
+CHUNK = 512  # tokens whose logits exist at a time
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) of the package `peft`.
+
+    They train while the pruned weights are frozen, and are merged under the masks at the end. The
+    merge drops what they learnt at removed weights.
+
+    Args:
+        rank: of the adapters.
+        alpha: their outputs are scaled by `alpha / rank`.
+        target_modules: as in `peft.LoraConfig`; `all-linear` is every linear map of the blocks.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: str | list[str] = "all-linear"
+
+    def attach(self, model: PreTrainedModel) -> Callable[[], None]:
+        """Freeze `model` and add adapters to it, in place.
+
+        Returns:
+            A function that merges them into the weights and takes them off again.
+
+        Raises:
+            InputError: if `peft` is not installed or finds no such modules.
+        """
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise InputError(
+                "`model.recovery.lora` needs the package peft: pip install 'prunelit[lora]'."
+            ) from error
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            target_modules=self.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise InputError(f"`model.recovery.lora` does not fit this model: {error}") from error
+
+        def merge() -> None:
+            adapted.merge_and_unload(safe_merge=True)
+
+        return merge
+
+
+@dataclass
+class Recovery:
+    """The loss of recovery fine-tuning, a weighted sum, and what it trains.
+
+    Args:
+        lm: weight of the language-model loss, nats a token.
+        kl: weight of KL(dense || pruned) of the next-token distributions at `temperature`, nats a
+            token, times temperature squared (Hinton et al. 2015, arXiv:1503.02531).
+        hidden: weight of the hidden-state loss: mean over blocks and tokens of the squared
+            distance between dense and pruned embeddings, relative to the dense one's mean square.
+        temperature: of both distributions in the KL term.
+        train: shell patterns of parameter names, such as `*.mlp.*`; the others are frozen.
+        lora: train low-rank adapters instead.
+    """
+
+    lm: float = 1.0
+    kl: float = 0.0
+    hidden: float = 0.0
+    temperature: float = 1.0
+    train: list[str] = field(default_factory=lambda: ["*"])
+    lora: LoRA | None = None
+
+    def __post_init__(self) -> None:
+        weights = {"lm": self.lm, "kl": self.kl, "hidden": self.hidden}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise InputError(f"Expected loss weights >= 0, one of them > 0, but got {weights}.")
+        if self.temperature <= 0:
+            raise InputError(f"Expected `temperature` > 0 but got {self.temperature}.")
+        if self.lora is not None and self.train != ["*"]:
+            raise InputError("Expected `train` or `lora` but got both.")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the dense model is read."""
+        return self.kl > 0 or self.hidden > 0
+
+    def choose(self, model: PreTrainedModel) -> None:
+        """Freeze what `train` does not match.
+
+        Raises:
+            InputError: if a pattern matches no parameter.
+        """
+        names = [name for name, _ in model.named_parameters()]
+        for pattern in self.train:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+                raise InputError(
+                    f"The pattern {pattern!r} of `recovery.train` matches no parameter; near "
+                    f"names: {', '.join(near or names[:3])}."
+                )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in self.train))
+
+    def losses(
+        self, pruned: PreTrainedModel, dense: PreTrainedModel | None, input_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """Each part of the loss that has a weight, and their weighted sum `loss`.
+
+        Logits are computed for 512 tokens at a time, and again in the backward pass, so that
+        memory does not hold (B, T, V).
+
+        Args:
+            pruned: the model that is trained.
+            dense: the frozen reference; None where no part needs it.
+            input_ids: (B, T), no padding.
+        """
+        states = _hidden_states(pruned, input_ids)
+        parts: dict[str, Tensor] = {}
+        reference: Sequence[Tensor] = ()
+        if self.needs_reference:
+            assert dense is not None
+            with torch.no_grad():
+                reference = _hidden_states(dense, input_ids)
+        if self.hidden:
+            parts["hidden"] = torch.stack(
+                [
+                    F.mse_loss(mine.float(), theirs.float()) / theirs.float().square().mean()
+                    for mine, theirs in zip(states[1:], reference[1:], strict=True)
+                ]
+            ).mean()
+        if self.lm or self.kl:
+            # The last token predicts nothing that is there.
+            target = input_ids[:, 1:].reshape(-1)
+            h = states[-1][:, :-1].flatten(0, 1)
+            h_dense = reference[-1][:, :-1].flatten(0, 1) if self.kl else None
+            sums = torch.zeros(2, device=h.device)
+            for start in range(0, len(target), CHUNK):
+                part = slice(start, start + CHUNK)
+                theirs = None if h_dense is None else h_dense[part]
+                sums = sums + checkpoint(
+                    self._token_losses, pruned, dense, h[part], theirs, target[part],
+                    use_reentrant=False,
+                )  # fmt: skip
+            lm, kl = sums / len(target)
+            parts |= {"lm": lm} if self.lm else {}
+            parts |= {"kl_dense_pruned": kl} if self.kl else {}
+        weights = {"lm": self.lm, "kl_dense_pruned": self.kl, "hidden": self.hidden}
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        return {"loss": total, **parts}
+
+    def _token_losses(
+        self, pruned: Any, dense: Any, h: Tensor, h_dense: Tensor | None, target: Tensor
+    ) -> Tensor:
+        """Sums over tokens of the language-model loss and the KL term, (2,)."""
+        logits = unembed(pruned, h)
+        lm = F.cross_entropy(logits, target, reduction="sum")
+        kl = logits.new_zeros(())
+        if h_dense is not None:
+            with torch.no_grad():
+                target_log = F.log_softmax(unembed(dense, h_dense) / self.temperature, -1)
+            mine_log = F.log_softmax(logits / self.temperature, -1)
+            kl = F.kl_div(mine_log, target_log, log_target=True, reduction="sum")
+            kl = kl * self.temperature**2
+        return torch.stack([lm, kl])
+
+
+def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Sequence[Tensor]:
+    """Token embeddings, the output of every block but the last, and the final embedding h."""
+    output = model.base_model(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    return [*output.hidden_states[:-1], output.last_hidden_state]
