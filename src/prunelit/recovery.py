@@ -172,14 +172,15 @@ class Recovery:
     ) -> Tensor:
         """Sums over tokens of the language-model loss and the KL term, (2,)."""
         logits = unembed(pruned, h)
-        lm = F.cross_entropy(logits, target, reduction="sum")
-        kl = logits.new_zeros(())
-        if h_dense is not None:
-            with torch.no_grad():
-                target_log = F.log_softmax(unembed(dense, h_dense) / self.temperature, -1)
-            mine_log = F.log_softmax(logits / self.temperature, -1)
-            kl = F.kl_div(mine_log, target_log, log_target=True, reduction="sum")
-            kl = kl * self.temperature**2
+        log_p = F.log_softmax(logits, -1)
+        lm = F.nll_loss(log_p, target, reduction="sum") if self.lm else logits.new_zeros(())
+        if h_dense is None:
+            return torch.stack([lm, torch.zeros_like(lm)])
+        with torch.no_grad():
+            log_q = F.log_softmax(unembed(dense, h_dense) / self.temperature, -1)
+        if self.temperature != 1:
+            log_p = F.log_softmax(logits / self.temperature, -1)
+        kl = (log_q.exp() * (log_q - log_p)).sum() * self.temperature**2
         return torch.stack([lm, kl])
 
 
