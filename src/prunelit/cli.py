@@ -22,6 +22,8 @@ from prunelit.trainer import PruneTrainer
 _BESIDE_THE_POINT = (
     ".*configure_optimizers` returned `None`",
     ".*isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    # It is the folder of this run's own last checkpoint.
+    "Checkpoint directory .* exists and is not empty",
 )
 
 
