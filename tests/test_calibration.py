@@ -108,7 +108,7 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("sparsity", "remove", "group"),
     [
-        (Unstructured(0.6), lambda width: int(width * 6 / 10), None),
+        (Unstructured(0.625), lambda width: width * 5 // 8, None),
         (SemiStructured(2, 4), lambda _: 2, 4),
     ],
     ids=["unstructured", "2:4"],

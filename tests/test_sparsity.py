@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -15,10 +16,13 @@ def oracle(scores: np.ndarray, keep: int, group: int) -> np.ndarray:
     mask = np.ones(scores.shape, dtype=bool)
     for row in range(scores.shape[0]):
         for start in range(0, scores.shape[1], group):
-            for _ in range(group - keep):
-                left = [c for c in range(start, start + group) if mask[row, c]]
-                mask[row, min(left, key=lambda c: (scores[row, c], c))] = False
+            drop_lowest(scores[row, start : start + group], mask[row, start : start + group], keep)
     return mask
+
+
+def drop_lowest(scores: np.ndarray, mask: np.ndarray, keep: int) -> None:
+    while mask.sum() > keep:
+        mask[min(np.flatnonzero(mask), key=lambda c: (scores[c], c))] = False
 
 
 def make_scores(rows: int, columns: int, *, tied: bool) -> torch.Tensor:
@@ -30,18 +34,33 @@ def make_scores(rows: int, columns: int, *, tied: bool) -> torch.Tensor:
     return scores
 
 
-def removed_count(ratio: str, columns: int) -> int:
-    return int(Fraction(ratio) * columns)  # exact decimal arithmetic, rounded down
+def removed_count(ratio: str, size: int) -> int:
+    exact = Fraction(ratio) * size  # decimal arithmetic; halves are rounded down
+    return math.ceil(exact - Fraction(1, 2))
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("columns", [1, 7, 10, 32, 100, 576])
-def test_unstructured_removes_exactly_the_floor_of_every_row(ratio: str, columns: int) -> None:
-    scores = make_scores(3, columns, tied=True)
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_unstructured_removes_exactly_the_asked_number(
+    ratio: str, rows: int, columns: int
+) -> None:
+    scores = make_scores(rows, columns, tied=True)
+    count = removed_count(ratio, rows * columns)
     mask = Unstructured(float(ratio)).keep_mask(scores)
     assert mask.dtype == torch.bool
     assert mask.shape == scores.shape
-    assert (~mask).sum(1).tolist() == [removed_count(ratio, columns)] * 3
+    by_row = (~mask).sum(1)
+    assert int(by_row.sum()) == count
+    assert by_row.max() - by_row.min() <= 1
+    whole = Unstructured(float(ratio), within="matrix").keep_mask(scores)
+    assert int((~whole).sum()) == count
+
+
+def test_rows_that_lose_one_more_are_spread() -> None:
+    # 10 of 4 * 8 weights: two rows lose three, and they are not neighbours.
+    mask = Unstructured(10 / 32).keep_mask(make_scores(4, 8, tied=False))
+    assert (~mask).sum(1).tolist() == [2, 3, 2, 3]
 
 
 def test_decimal_ratio_means_its_decimal_value() -> None:
@@ -54,8 +73,30 @@ def test_decimal_ratio_means_its_decimal_value() -> None:
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.9])
 def test_unstructured_removes_the_lowest(ratio: float, columns: int, tied: bool) -> None:
     scores = make_scores(4, columns, tied=tied)
-    expected = oracle(scores.numpy(), columns - removed_count(str(ratio), columns), columns)
-    np.testing.assert_array_equal(Unstructured(ratio).keep_mask(scores).numpy(), expected)
+    count = removed_count(str(ratio), 4 * columns)
+    found = Unstructured(ratio).keep_mask(scores).numpy()
+    for row, values in enumerate(scores.numpy()):
+        expected = np.ones(columns, dtype=bool)
+        drop_lowest(values, expected, int(found[row].sum()))
+        np.testing.assert_array_equal(found[row], expected)
+    expected = np.ones(4 * columns, dtype=bool)
+    drop_lowest(scores.numpy().ravel(), expected, 4 * columns - count)
+    whole = Unstructured(ratio, within="matrix").keep_mask(scores)
+    np.testing.assert_array_equal(whole.numpy().ravel(), expected)
+
+
+def test_a_smaller_part_for_an_earlier_round() -> None:
+    assert Unstructured(0.6, within="matrix").scaled(0.5).ratio == pytest.approx(0.3)
+    assert Unstructured(0.6, within="matrix").scaled(0.5).within == "matrix"
+    parts = [SemiStructured(2, 8).scaled(part) for part in (0.1, 0.5, 0.99, 1.0)]
+    assert [(part.keep, part.group) for part in parts] == [(8, 8), (5, 8), (3, 8), (2, 8)]
+
+
+def test_what_is_left_open_is_the_methods_choice() -> None:
+    assert Unstructured(0.5).by_default("matrix").within == "matrix"
+    assert Unstructured(0.5, within="row").by_default("matrix").within == "row"
+    with pytest.raises(InputError, match="`within` row, matrix or model but got 'column'"):
+        Unstructured(0.5, within="column")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tied", [False, True])

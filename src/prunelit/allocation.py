@@ -1,20 +1,26 @@
 """How an asked ratio is spread over the blocks of a model."""
 
+import difflib
 from abc import ABC, abstractmethod
+from fnmatch import fnmatchcase
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunelit.errors import InputError
-from prunelit.sparsity import Sparsity
-from prunelit.statistics import Observe
+from prunelit.models.architecture import oriented_weight
+from prunelit.sparsity import Sparsity, Unstructured, removed
+from prunelit.statistics import Observe, Probe, SquaredNorm
+
+Linears = dict[str, nn.Module]
 
 
 class Allocation(ABC):
     """Which blocks lose more than others."""
 
     @abstractmethod
-    def offsets(self, blocks: list[dict[str, nn.Module]], observe: Observe) -> list[float]:
+    def offsets(self, blocks: list[Linears], observe: Observe) -> list[float]:
         """What to add to the ratio of each block.
 
         Args:
@@ -26,12 +32,158 @@ class Allocation(ABC):
         """
 
 
+class LinearDepth(Allocation):
+    """A ratio that grows linearly with depth.
+
+    Args:
+        spread: the last block gets the mean ratio plus `spread`, the first minus `spread`; a
+            negative one prunes the first blocks most.
+    """
+
+    def __init__(self, spread: float = 0.1) -> None:
+        self.spread = spread
+
+    def offsets(self, blocks: list[Linears], observe: Observe) -> list[float]:
+        return np.linspace(-self.spread, self.spread, len(blocks)).tolist()
+
+
+class OWL(Allocation):
+    """Outlier-weighted layerwise sparsity (Yin et al. 2024, arXiv:2310.05175, s. 3).
+
+    A block's outliers are the weights whose Wanda score |W_oi| * ||x_i|| exceeds `outlier` times
+    the mean score of the block. Blocks with a greater share of outliers keep more. Costs one more
+    pass over the calibration tokens, through the blocks as they are before pruning.
+
+    Args:
+        outlier: M of the paper, how many times the mean score makes an outlier.
+        spread: lambda of the paper, half the range between the highest and the lowest ratio.
+    """
+
+    def __init__(self, outlier: float = 5.0, spread: float = 0.08) -> None:
+        if outlier <= 0 or spread < 0:
+            raise InputError(
+                f"Expected `outlier` > 0 and `spread` >= 0 but got {outlier} and {spread}."
+            )
+        self.outlier = outlier
+        self.spread = spread
+
+    def offsets(self, blocks: list[Linears], observe: Observe) -> list[float]:
+        names = list(dict.fromkeys(name for linears in blocks for name in linears))
+
+        def watch(block: nn.Module) -> dict[str, Probe]:
+            weights = {name: oriented_weight(block.get_submodule(name)) for name in names}
+            return {
+                name: Probe(SquaredNorm(weight.shape[1], weight.device))
+                for name, weight in weights.items()
+            }
+
+        shares = [
+            self._outliers(linears, probes)
+            for linears, probes in zip(blocks, observe(watch), strict=True)
+        ]
+        lowest, highest = min(shares), max(shares)
+        if lowest == highest:
+            return [0.0] * len(shares)
+        # Densities lie in a range of 2 * spread; the common shift puts their mean where it belongs.
+        return [-2 * self.spread * (s - lowest) / (highest - lowest) for s in shares]
+
+    def _outliers(self, linears: Linears, probes: dict[str, Probe]) -> float:
+        def scores(name: str) -> Tensor:
+            weight = oriented_weight(linears[name]).float()
+            return weight.abs() * probes[name].statistic.value.sqrt()
+
+        size = sum(oriented_weight(linear).numel() for linear in linears.values())
+        mean = sum(float(scores(name).sum(dtype=torch.float64)) for name in linears) / size
+        return sum(int((scores(name) > self.outlier * mean).sum()) for name in linears) / size
+
+
 def allocate(
     sparsity: Sparsity,
-    blocks: list[dict[str, nn.Module]],
+    blocks: list[Linears],
     ratios: dict[str, float] | None,
     allocation: Allocation | None,
     observe: Observe,
 ) -> dict[nn.Module, Sparsity]:
-    """The sparsity of each linear map."""
-    return {}
+    """The sparsity of each linear map.
+
+    Each map's real-valued share is its own ratio plus its block's offset plus a shift that all
+    share, kept within [0, 1); the shift is the one that gives the asked total. Whole numbers follow
+    by largest remainder, so the total is exact and no map is off by more than one weight.
+
+    Args:
+        sparsity: what was asked for.
+        blocks: the linear maps that are pruned, by name inside their block.
+        ratios: ratios of their own for names that match a pattern; the first match counts.
+        allocation: how blocks differ; None is not at all.
+        observe: see `Pruner.start`.
+
+    Raises:
+        InputError: if `sparsity` has no ratio to spread, or a pattern or a ratio cannot be used.
+    """
+    if not ratios and allocation is None:
+        return {}
+    if not isinstance(sparsity, Unstructured):
+        raise InputError(
+            f"Expected `Unstructured` sparsity with `ratios` or `allocation` but got "
+            f"{type(sparsity).__name__}, whose ratio is fixed."
+        )
+    names = list(dict.fromkeys(name for linears in blocks for name in linears))
+    _check_ratios(ratios or {}, names)
+    offsets = [0.0] * len(blocks) if allocation is None else allocation.offsets(blocks, observe)
+    maps = [
+        (linear, _base(name, ratios or {}, sparsity.ratio), offset)
+        for linears, offset in zip(blocks, offsets, strict=True)
+        for name, linear in linears.items()
+    ]
+    sizes = np.array([oriented_weight(linear).numel() for linear, _, _ in maps])
+    base = np.array([ratio for _, ratio, _ in maps])
+    counts = spread_counts(sizes, base, np.array([offset for _, _, offset in maps]))
+    return {
+        linear: sparsity.with_ratio(count / size)
+        for (linear, _, _), count, size in zip(maps, counts.tolist(), sizes.tolist(), strict=True)
+    }
+
+
+def spread_counts(sizes: np.ndarray, ratios: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How many weights each matrix loses, so that all together lose what `ratios` ask for.
+
+    Args:
+        sizes: weights of each matrix.
+        ratios: asked of each, in [0, 1).
+        offsets: added to each, up to a common shift.
+
+    Returns:
+        int64; each within one of its real-valued share and below its size.
+    """
+    total = removed(float((ratios * sizes).sum() / sizes.sum()), int(sizes.sum()))
+    highest = (sizes - 1) / sizes
+
+    def shares(shift: float) -> np.ndarray:
+        return np.clip(ratios + offsets + shift, 0, highest) * sizes
+
+    low, high = -2.0 - abs(offsets).max(), 2.0 + abs(offsets).max()
+    for _ in range(100):  # bisection to the last bit
+        middle = (low + high) / 2
+        low, high = (middle, high) if shares(middle).sum() < total else (low, middle)
+    real = shares(high)
+    counts = np.floor(real + 1e-9).astype(np.int64)
+    # A stable sort: equal remainders go to the first matrices.
+    first = np.argsort(-(real - counts), kind="stable")
+    counts[first[: total - counts.sum()]] += 1
+    return counts
+
+
+def _base(name: str, ratios: dict[str, float], default: float) -> float:
+    return next((r for pattern, r in ratios.items() if fnmatchcase(name, pattern)), default)
+
+
+def _check_ratios(ratios: dict[str, float], names: list[str]) -> None:
+    for pattern, ratio in ratios.items():
+        if not 0 <= ratio < 1:
+            raise InputError(f"Expected the ratio of {pattern!r} in [0, 1) but got {ratio}.")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            raise InputError(
+                f"The pattern {pattern!r} of `ratios` matches no pruned module; near names: "
+                f"{', '.join(near or names)}."
+            )

@@ -91,7 +91,8 @@ def calibrate(
                     _run(block, stream, index)
             for probe in leaders.values():
                 probe.statistic.all_reduce_()
-            pruner.prune_block(block, probes)
+            with torch.autocast(next(block.parameters()).device.type, enabled=False):
+                pruner.prune_block(block, probes)
             # A caller's autocast may have kept half-precision copies of the dense weights.
             torch.clear_autocast_cache()
             for stream in passing:
@@ -234,7 +235,9 @@ def _observing(block: nn.Module, probes: dict[str, Probe], tokens: Tensor) -> It
                     f"{tuple(tokens.shape)} tokens, so padding cannot be told apart: exclude it."
                 )
             x = x.reshape(-1, x.shape[-1])
-            probe.statistic.update(x if whole else x[tokens.reshape(-1).to(x.device)])
+            # A caller's mixed precision is for the forward passes.
+            with torch.autocast(x.device.type, enabled=False):
+                probe.statistic.update(x if whole else x[tokens.reshape(-1).to(x.device)])
 
         return hook
 

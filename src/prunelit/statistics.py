@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+_TILE = 256
+
+
 class Statistic(ABC):
     """A sum over calibration tokens, one instance for each distinct input of a block."""
 
@@ -80,3 +83,65 @@ class SquaredNorm(Statistic):
         if count == 0:
             raise ValueError("Expected at least one calibration token but got none.")
         return (self._sums[:-1] / count).float()
+
+
+class Gram(Statistic):
+    """Mean outer product of the input, x x^T.
+
+    Args:
+        channels: I, the number of input channels.
+        device: where to accumulate.
+    """
+
+    def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
+        # In float64, as sums over batches must not depend on how ranks share them.
+        self._sum = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        self._count = torch.zeros(1, dtype=torch.float64, device=device)
+        self.memo: dict[float, Tensor] = {}  # what was computed of it, for maps that share it
+
+    def update(self, x: Tensor) -> None:
+        x = x.float()
+        # The product is symmetric: above the diagonal only, in tiles that fill a matrix kernel.
+        for start in range(0, x.shape[1], _TILE):
+            part = slice(start, start + _TILE)
+            self._sum[part, start:] += x[:, part].T @ x[:, start:]
+        self._count += x.shape[0]
+
+    def all_reduce_(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sum)
+            dist.all_reduce(self._count)
+
+    @property
+    def value(self) -> Tensor:
+        """(I, I), symmetric, activation units squared."""
+        if self._count == 0:
+            raise ValueError("Expected at least one calibration token but got none.")
+        upper = (self._sum / self._count).float().triu()
+        return upper + upper.triu(1).T
+
+
+class Both(Statistic):
+    """Two statistics of one input.
+
+    Args:
+        first: any.
+        second: any.
+    """
+
+    def __init__(self, first: Statistic, second: Statistic) -> None:
+        self.first = first
+        self.second = second
+
+    def update(self, x: Tensor) -> None:
+        self.first.update(x)
+        self.second.update(x)
+
+    def all_reduce_(self) -> None:
+        self.first.all_reduce_()
+        self.second.all_reduce_()
+
+    @property
+    def value(self) -> Tensor:
+        """That of the first."""
+        return self.first.value

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunelit import prune
+from prunelit.errors import InputError
 from prunelit.pruners import Wanda
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
-from prunelit.statistics import SquaredNorm
+from prunelit.statistics import Observe, SquaredNorm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {
@@ -80,3 +81,56 @@ def test_masks_equal_the_public_reference(
     with torch.no_grad():
         logits = golden_model(ids[:4]).logits
     assert logits.abs().mean().item() == pytest.approx(recorded["mean_abs_logit"], abs=1e-5)
+
+
+class ExactlyAsMany(Wanda):
+    """Removes from each weight as many as the golden mask does."""
+
+    counts: dict[str, int]
+
+    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+        for name, module in model.named_modules():
+            if f"{name}.weight" in self.counts:
+                ratio = self.counts[f"{name}.weight"] / module.get_parameter("weight").numel()
+                self._plan[module] = Unstructured(ratio)
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_variant_equals_the_public_one(golden_model: PreTrainedModel, exactly: bool) -> None:
+    ids = load_file(GOLDEN / "calibration.safetensors")["input_ids"]
+    packed = load_file(GOLDEN / "wanda_variant_0.5.safetensors")
+    weights = dict(golden_model.named_parameters())
+    golden = {
+        name: np.unpackbits(bits.numpy(), bitorder="little", count=weights[name].numel()) == 1
+        for name, bits in packed.items()
+    }
+    pruner = (ExactlyAsMany if exactly else Wanda)(Unstructured(0.5), variant=True)
+    if exactly:
+        pruner.counts = {name: int((~keep).sum()) for name, keep in golden.items()}
+    prune(golden_model, pruner, ids)
+    assert len(golden) == 14
+    for name, keep in golden.items():
+        found = (weights[name] != 0).flatten().numpy()
+        if exactly:
+            np.testing.assert_array_equal(found, keep, err_msg=name)
+        else:
+            # The public bisection stops within 0.1% of the ratio, and later blocks see that.
+            assert (~found).sum() == found.size // 2
+            assert (found != keep).mean() < 0.01
+
+
+def test_variant_by_hand() -> None:
+    statistic = SquaredNorm(4)
+    statistic.update(torch.ones(1, 4))
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 10.0], [0.0, 0.0, 0.0, 0.0]])
+    # Shares of a row up to each weight: .1 .3 .6 1 | 0 0 0 1 | 0 0 0 0: nine are up to .3.
+    pruner = Wanda(Unstructured(9 / 12, within=None), variant=True)
+    pruner.sparsity = pruner.sparsity.by_default(pruner.within)
+    expected = torch.tensor([[0.0, 0, 3, 4], [0, 0, 0, 10], [0, 0, 0, 0]])
+    assert torch.equal(pruner.prune_weight(weight, statistic), expected)
+
+
+@pytest.mark.parametrize("sparsity", [SemiStructured(2, 4), Unstructured(0.5, within="row")])
+def test_variant_needs_a_free_choice(sparsity: Sparsity) -> None:
+    with pytest.raises(InputError, match="without `within` for the variant"):
+        Wanda(sparsity, variant=True)

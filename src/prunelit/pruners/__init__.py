@@ -2,6 +2,22 @@
 
 from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.magnitude import Magnitude
+from prunelit.pruners.obs_update import OBSUpdate
+from prunelit.pruners.quantize import Quantize
+from prunelit.pruners.random import Random
+from prunelit.pruners.ria import RIA
+from prunelit.pruners.sparsegpt import SparseGPT
 from prunelit.pruners.wanda import Wanda
 
-__all__ = ["LinearPruner", "Magnitude", "Probe", "Pruner", "Wanda"]
+__all__ = [
+    "RIA",
+    "LinearPruner",
+    "Magnitude",
+    "OBSUpdate",
+    "Probe",
+    "Pruner",
+    "Quantize",
+    "Random",
+    "SparseGPT",
+    "Wanda",
+]

@@ -91,6 +91,8 @@ class LinearPruner(Pruner):
 
     # Where weights compete if the sparsity leaves it open: as the method was published.
     within: Within = "row"
+    # Whether the method can compare weights of different matrices.
+    model_wide = False
 
     def __init__(
         self,
@@ -166,6 +168,11 @@ class LinearPruner(Pruner):
 
     def start(self, model: PreTrainedModel, observe: Observe) -> None:
         blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
+        if not self.model_wide and getattr(self.sparsity, "within", None) == "model":
+            raise InputError(
+                f"Expected `within` row or matrix but got model, which {type(self).__name__} "
+                "cannot compare across: use `Magnitude`, or an `allocation`."
+            )
         self._plan = allocate(self.sparsity, blocks, self.ratios, self.allocation, observe)
 
     def scaled(self, fraction: float) -> "LinearPruner":
@@ -189,7 +196,10 @@ class LinearPruner(Pruner):
             worker = copy.copy(self)
             worker.sparsity = self._plan.get(linear, self.sparsity).by_default(self.within)
             weight = oriented_weight(linear)
-            pruned = worker.prune_weight(weight.float(), statistic)  # type: ignore[arg-type]
+            try:
+                pruned = worker.prune_weight(weight.float(), statistic)  # type: ignore[arg-type]
+            except InputError as error:
+                raise InputError(f"In {name!r}: {error}") from error
             if not torch.isfinite(pruned).all():
                 raise InputError(f"{type(self).__name__} made NaN or infinite weights in {name!r}.")
             weight.copy_(pruned)

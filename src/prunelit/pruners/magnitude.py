@@ -1,15 +1,92 @@
 """Magnitude pruning."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from prunelit.pruners.base import LinearPruner
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, oriented_weight
+from prunelit.pruners.base import LinearPruner, Observe
+from prunelit.sparsity import Unstructured, removed
 from prunelit.statistics import Statistic
+
+_BINS = 2**16
 
 
 class Magnitude(LinearPruner):
-    """Prune the weights nearest to 0 (Han et al. 2015, arXiv:1506.02626). Reads no data."""
+    """Prune the weights nearest to 0 (Han et al. 2015, arXiv:1506.02626). Reads no data.
+
+    Weights compete within their matrix, or as `Unstructured(within=...)` says: within an output
+    row, or within the whole `model`, where one threshold on |weight| holds for all its matrices.
+
+    Args:
+        sparsity: how many weights go, and within which groups they compete.
+        include: shell patterns of module names inside a block, such as `mlp.*`.
+        exclude: patterns taken out again.
+        ratios: ratios of their own for modules whose name matches a pattern.
+        allocation: how the ratio is spread over the blocks; None is evenly.
+    """
 
     within = "matrix"
+    model_wide = True
+
+    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+        if not isinstance(self.sparsity, Unstructured) or self.sparsity.within != "model":
+            super().start(model, observe)
+            return
+        if self.allocation is not None or self.ratios:
+            raise InputError("Expected `within: model` or `allocation` and `ratios` but got both.")
+        blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
+        linears = [linear for linears in blocks for linear in linears.values()]
+        sizes = [oriented_weight(linear).numel() for linear in linears]
+        counts = lowest_counts(linears, removed(self.sparsity.ratio, sum(sizes)))
+        one = self.sparsity.with_ratio(0.0)
+        one.within = "matrix"
+        self._plan = {
+            linear: one.with_ratio(count / size)
+            for linear, count, size in zip(linears, counts, sizes, strict=True)
+        }
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         return self.remove_lowest(weight, weight.abs())
+
+
+def lowest_counts(linears: list[nn.Module], total: int) -> list[int]:
+    """How many of the `total` smallest magnitudes of all matrices lie in each of them.
+
+    Exact, with a histogram in place of a sort over the model: the bits of a float32 magnitude grow
+    with it, so two counts over 2^16 bins, of the upper and then of the lower bits, find the
+    threshold. What ties there goes from the first matrices on.
+
+    Args:
+        linears: the linear maps.
+        total: how many weights go.
+    """
+
+    def bits(linear: nn.Module) -> Tensor:
+        return oriented_weight(linear).float().abs().contiguous().view(torch.int32)
+
+    def threshold(histograms: list[Tensor], rank: int) -> tuple[int, list[int]]:
+        """The bin of the element of this rank (from 0), and each matrix's count below it."""
+        cumulative = torch.stack(histograms).sum(0).cumsum(0)
+        place = int(torch.searchsorted(cumulative, rank, right=True))
+        return place, [int(histogram[:place].sum()) for histogram in histograms]
+
+    if total == 0:
+        return [0] * len(linears)
+    upper = [torch.bincount((bits(m) >> 16).flatten(), minlength=_BINS) for m in linears]
+    high, below = threshold(upper, total - 1)
+    lower = []
+    for linear in linears:
+        values = bits(linear)
+        inside = values[(values >> 16) == high] & (_BINS - 1)
+        lower.append(torch.bincount(inside, minlength=_BINS))
+    low, more = threshold(lower, total - 1 - sum(below))
+    counts = [a + b for a, b in zip(below, more, strict=True)]
+    left = total - sum(counts)
+    for index, histogram in enumerate(lower):
+        taken = min(left, int(histogram[low]))
+        counts[index] += taken
+        left -= taken
+    assert left == 0
+    return counts

@@ -1,10 +1,15 @@
 """Wanda: pruning by weights and activations."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from prunelit.allocation import Allocation
+from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
+from prunelit.sparsity import Sparsity, Unstructured
 from prunelit.statistics import SquaredNorm, Statistic
 
 
@@ -19,11 +24,44 @@ class Wanda(LinearPruner):
         sparsity: how many weights go, and within which groups they compete.
         include: shell patterns of module names inside a block, such as `mlp.*`.
         exclude: patterns taken out again.
+        ratios: ratios of their own for modules whose name matches a pattern.
+        allocation: how the ratio is spread over the blocks; None is evenly.
+        variant: the public code's `use_variant`: rows lose the same share of their total score,
+            not the same number of weights. A weight goes if its row's scores up to and including
+            its own sum to a small share of the row's total.
+
+    Differs from the source: the public variant bisects the share until the ratio is met to 0.1%;
+    here exactly the asked number of weights goes.
     """
+
+    def __init__(
+        self,
+        sparsity: Sparsity,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        ratios: dict[str, float] | None = None,
+        allocation: Allocation | None = None,
+        variant: bool = False,
+    ) -> None:
+        super().__init__(sparsity, include, exclude, ratios, allocation)
+        if variant and not (isinstance(sparsity, Unstructured) and sparsity.within is None):
+            raise InputError(
+                "Expected `Unstructured` sparsity without `within` for the variant of Wanda."
+            )
+        self.variant = variant
+        if variant:
+            self.within = "matrix"
 
     def statistic(self, linear: nn.Module) -> Statistic:
         weight = oriented_weight(linear)
         return SquaredNorm(weight.shape[1], weight.device)
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
-        return self.remove_lowest(weight, weight.abs() * statistic.value.sqrt())
+        scores = weight.abs() * statistic.value.sqrt()
+        if self.variant:
+            order = scores.argsort(dim=1, stable=True)
+            # In float64: in float32 a long row's sum would tie neighbouring weights.
+            shares = scores.double().gather(1, order).cumsum(1)
+            shares /= shares[:, -1:].clamp(min=torch.finfo(torch.float64).tiny)
+            scores = torch.empty_like(shares).scatter_(1, order, shares)
+        return self.remove_lowest(weight, scores)

@@ -1,0 +1,70 @@
+"""The weight update of SparseGPT under another method's mask."""
+
+import copy
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+from prunelit.models.architecture import oriented_weight
+from prunelit.obs import compensate, inverse_factor
+from prunelit.pruners.base import LinearPruner, Observe
+from prunelit.statistics import Both, Gram, Statistic
+
+
+class OBSUpdate(LinearPruner):
+    """Choose weights by `pruner`, then update the others as SparseGPT does (arXiv:2306.11695, s. 5).
+
+    The criterion sees the weights before any update, as in the ablation of the Wanda paper.
+
+    Args:
+        pruner: the criterion, with its sparsity, patterns and allocation.
+        damping: lambda, as a share of the mean diagonal of the Hessian.
+        block_size: columns that are updated one by one before the rest is.
+    """
+
+    def __init__(self, pruner: LinearPruner, damping: float = 0.01, block_size: int = 128) -> None:
+        super().__init__(
+            pruner.sparsity, pruner.include, pruner.exclude, pruner.ratios, pruner.allocation
+        )
+        if damping <= 0 or block_size < 1:
+            raise InputError(
+                f"Expected `damping` > 0 and `block_size` of at least 1 but got {damping} and "
+                f"{block_size}."
+            )
+        self.pruner = pruner
+        self.damping = damping
+        self.block_size = block_size
+        self.within = pruner.within
+        self.model_wide = pruner.model_wide
+
+    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+        self.pruner.start(model, observe)
+        self._plan = self.pruner._plan
+
+    def scaled(self, fraction: float) -> "OBSUpdate":
+        return OBSUpdate(self.pruner.scaled(fraction), self.damping, self.block_size)
+
+    def statistic(self, linear: nn.Module) -> Statistic:
+        weight = oriented_weight(linear)
+        gram = Gram(weight.shape[1], weight.device)
+        own = self.pruner.statistic(linear)
+        return gram if own is None else Both(gram, own)
+
+    def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
+        gram, own = statistic, statistic
+        if isinstance(statistic, Both):
+            gram, own = statistic.first, statistic.second
+        assert isinstance(gram, Gram)
+        if self.damping not in gram.memo:
+            gram.memo[self.damping] = inverse_factor(gram.value, self.damping)
+        criterion = copy.copy(self.pruner)
+        criterion.sparsity = self.sparsity
+        keep = (criterion.prune_weight(weight, own) != 0).T
+
+        def choose(first: int, values: Tensor, saliency: Tensor) -> Tensor:
+            return keep[first : first + len(values)]
+
+        return compensate(
+            weight, gram.memo[self.damping], choose, self.block_size, self.block_size
+        )

@@ -1,0 +1,59 @@
+"""Round-to-nearest quantisation, a perturbation to compare pruning with."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from prunelit.errors import InputError
+from prunelit.pruners.base import LinearPruner
+from prunelit.sparsity import Unstructured
+from prunelit.statistics import Statistic
+
+
+class Quantize(LinearPruner):
+    """Round weights to the nearest of 2^bits levels between the least and greatest of a group.
+
+    Asymmetric, a scale and an offset for every `group` neighbouring inputs of an output row; the
+    last group of a row may be shorter. Weights stay in their dtype: this measures the error of
+    quantisation, it saves no memory. Reads no data.
+
+    Args:
+        bits: 8, 4, 3 or 2.
+        group: inputs that share a scale.
+        include: shell patterns of module names inside a block, such as `mlp.*`.
+        exclude: patterns taken out again.
+    """
+
+    sparsifies = False
+
+    def __init__(
+        self,
+        bits: Literal[8, 4, 3, 2] = 4,
+        group: int = 64,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__(Unstructured(0.0), include, exclude)
+        if bits not in (8, 4, 3, 2):
+            raise InputError(f"Expected `bits` 8, 4, 3 or 2 but got {bits}.")
+        if group < 1:
+            raise InputError(f"Expected `group` of at least 1 but got {group}.")
+        self.bits = bits
+        self.group = group
+
+    def scaled(self, fraction: float) -> "Quantize":
+        raise InputError("Quantisation has no rounds: set one round.")
+
+    def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
+        rows, columns = weight.shape
+        missing = -columns % self.group
+        # Repeating the last input changes neither the least nor the greatest of its group.
+        padded = F.pad(weight[None], (0, missing), mode="replicate")[0] if missing else weight
+        groups = padded.reshape(rows, -1, self.group)
+        lowest, highest = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+        scale = (highest - lowest) / (2**self.bits - 1)
+        scale = scale.masked_fill(scale == 0, 1.0)  # all equal: they are their own level
+        levels = ((groups - lowest) / scale).round()
+        return (levels * scale + lowest).reshape(rows, -1)[:, :columns]

@@ -1,0 +1,55 @@
+"""RIA: relative importance and activations."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from prunelit.allocation import Allocation
+from prunelit.errors import InputError
+from prunelit.models.architecture import oriented_weight
+from prunelit.pruners.base import LinearPruner
+from prunelit.sparsity import Sparsity
+from prunelit.statistics import SquaredNorm, Statistic
+
+
+class RIA(LinearPruner):
+    """Prune by relative importance and activations (Zhang et al. 2024, OpenReview Tr0lPx9woF, eq. 4).
+
+    The score of weight (o, i) is (|W_oi| / sum over its row + |W_oi| / sum over its column) times
+    the input norm ||x_i|| to the power `power`, compared within an output row.
+
+    Args:
+        sparsity: how many weights go, and within which groups they compete.
+        include: shell patterns of module names inside a block, such as `mlp.*`.
+        exclude: patterns taken out again.
+        ratios: ratios of their own for modules whose name matches a pattern.
+        allocation: how the ratio is spread over the blocks; None is evenly.
+        power: a of the paper.
+    """
+
+    def __init__(
+        self,
+        sparsity: Sparsity,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        ratios: dict[str, float] | None = None,
+        allocation: Allocation | None = None,
+        power: float = 0.5,
+    ) -> None:
+        super().__init__(sparsity, include, exclude, ratios, allocation)
+        if power < 0:
+            raise InputError(f"Expected `power` >= 0 but got {power}.")
+        self.power = power
+
+    def statistic(self, linear: nn.Module) -> Statistic:
+        weight = oriented_weight(linear)
+        return SquaredNorm(weight.shape[1], weight.device)
+
+    def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
+        size = weight.abs()
+        # A row or column of zeros has no importance to share out.
+        tiny = 1e-30
+        by_row = size / size.sum(1, keepdim=True).clamp(min=tiny)
+        by_column = size / size.sum(0, keepdim=True).clamp(min=tiny)
+        scores = (by_row + by_column) * statistic.value.pow(self.power / 2)
+        return self.remove_lowest(weight, scores)

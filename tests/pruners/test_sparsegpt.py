@@ -1,0 +1,237 @@
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from prunelit import prune
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, linear_weights
+from prunelit.obs import inverse_factor
+from prunelit.pruners import Magnitude, OBSUpdate, SparseGPT, Wanda
+from prunelit.sparsity import SemiStructured, Unstructured
+from prunelit.statistics import Both, Gram, SquaredNorm, Statistic
+
+MakeModel = Callable[..., PreTrainedModel]
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def gram_of(x: np.ndarray) -> Gram:
+    gram = Gram(x.shape[1])
+    gram.update(torch.from_numpy(x).float())
+    return gram
+
+
+def surgeon(weight: np.ndarray, hessian: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Column by column by the formulas of the optimal brain surgeon, in float64.
+
+    Weight q of a row is removed with the update -w_q / [H^-1]_qq * H^-1[:, q] over the columns that
+    are left, and the inverse is that of the Hessian of these columns, computed anew.
+    """
+    pruned = weight.astype(np.float64).copy()
+    for q in range(weight.shape[1]):
+        inverse = np.linalg.inv(hessian[q:, q:])
+        for row in np.flatnonzero(~keep[:, q]):
+            pruned[row, q:] -= pruned[row, q] / inverse[0, 0] * inverse[:, 0]
+            pruned[row, q] = 0
+    return pruned
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("block_size", [2, 3, 8])
+def test_update_equals_the_formulas(seed: int, block_size: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, weight = rng.normal(size=(40, 7)) @ rng.normal(size=(7, 7)), rng.normal(size=(5, 7))
+    gram = gram_of(x)
+    dense = torch.from_numpy(weight).float()
+    pruner = OBSUpdate(Magnitude(Unstructured(0.5, within="row")), block_size=block_size)
+    found = pruner.prune_weight(dense, gram).numpy()
+    keep = Magnitude(Unstructured(0.5)).prune_weight(dense, gram).numpy() != 0
+    np.testing.assert_array_equal(found != 0, keep)
+    hessian = gram.value.double().numpy()
+    hessian = hessian + 0.01 * np.mean(np.diag(hessian)) * np.eye(7)
+    np.testing.assert_allclose(found, surgeon(weight, hessian, keep), rtol=1e-3, atol=1e-4)
+
+
+def test_update_makes_up_for_what_is_removed() -> None:
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(400, 24)) @ rng.normal(size=(24, 24))).float()
+    weight = torch.from_numpy(rng.normal(size=(16, 24))).float()
+    gram, norm = Gram(24), SquaredNorm(24)
+    both = Both(gram, norm)
+    both.update(x)
+    wanda = Wanda(Unstructured(0.5))
+    updated = OBSUpdate(wanda).prune_weight(weight, both)
+    plain = wanda.prune_weight(weight, norm)
+    assert torch.equal(updated != 0, plain != 0)
+    best = SparseGPT(Unstructured(0.5), block_size=8).prune_weight(weight, gram)
+    errors = [float((x @ (w - weight).T).square().mean()) for w in (plain, updated, best)]
+    assert errors[1] < 0.8 * errors[0]
+    assert errors[2] < errors[0]
+
+
+def test_choice_of_one_block_is_by_saliency() -> None:
+    rng = np.random.default_rng(1)
+    x, weight = rng.normal(size=(30, 6)), rng.normal(size=(4, 6))
+    gram = gram_of(x @ rng.normal(size=(6, 6)))
+    upper = inverse_factor(gram.value, 0.01).numpy()
+    saliency = (weight / np.diag(upper)) ** 2
+    pruner = SparseGPT(Unstructured(0.25, within="matrix"))
+    found = pruner.prune_weight(torch.from_numpy(weight).float(), gram).numpy() == 0
+    expected = np.zeros(24, dtype=bool)
+    expected[np.argsort(saliency.ravel())[:6]] = True
+    np.testing.assert_array_equal(found.ravel(), expected)
+
+
+@pytest.mark.parametrize("within", ["row", "matrix"])
+@pytest.mark.parametrize("block_size", [5, 16])
+def test_column_blocks_add_up_to_the_asked_number(within: str, block_size: int) -> None:
+    rng = np.random.default_rng(2)
+    gram = gram_of(rng.normal(size=(90, 33)))
+    weight = torch.from_numpy(rng.normal(size=(7, 33))).float()
+    for ratio in (0.1, 0.5, 0.77):
+        pruner = SparseGPT(Unstructured(ratio, within=within), block_size=block_size)  # type: ignore[arg-type]
+        zeros = int((pruner.prune_weight(weight, gram) == 0).sum())
+        assert zeros == math.ceil(ratio * weight.numel() - 0.5)
+
+
+class OneMore(SparseGPT):
+    """Removes one weight more in every block of 128 columns, as the public code does."""
+
+    rows = 0
+
+    def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
+        OneMore.rows = weight.shape[0]
+        return super().prune_weight(weight, statistic)
+
+    @classmethod
+    def removed(cls, ratio: float, size: int) -> int:
+        full, rest = divmod(size, cls.rows * 128)
+        counts = [cls.rows * 128] * full + ([rest] if rest else [])
+        return sum(int(ratio * count) + 1 for count in counts)
+
+
+def against_golden(pruner: SparseGPT, name: str, batch_size: int = 16) -> tuple[float, float]:
+    """Share of mask entries that agree, and the greatest relative error of a weight matrix."""
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / "dense", dtype=torch.float32).eval()
+    ids = load_file(GOLDEN / "calibration.safetensors")["input_ids"]
+    prune(model, pruner, ids, batch_size=batch_size)
+    golden = load_file(GOLDEN / f"{name}.safetensors")
+    weights = dict(model.named_parameters())
+    assert len(golden) == 14
+    agree = [((weights[n] == 0) == (expected == 0)).flatten() for n, expected in golden.items()]
+    errors = [float((weights[n].detach() - g).norm() / g.norm()) for n, g in golden.items()]
+    return float(torch.cat(agree).float().mean()), max(errors)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_groups_equal_the_public_reference(batch_size: int) -> None:
+    agree, error = against_golden(SparseGPT(SemiStructured(4, 8)), "sparsegpt_4-8", batch_size)
+    assert agree == 1
+    assert error < 1e-3
+
+
+def test_weights_equal_the_public_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunelit.pruners.sparsegpt.removed", OneMore.removed)
+    agree, error = against_golden(OneMore(Unstructured(0.5)), "sparsegpt_0.5")
+    assert agree == 1
+    assert error < 1e-3
+
+
+def test_exactly_as_many_as_asked_differs_little_from_the_public_reference() -> None:
+    agree, error = against_golden(SparseGPT(Unstructured(0.5)), "sparsegpt_0.5")
+    assert agree >= 0.999
+    assert error < 0.1  # one removal more in a matrix moves the others, and later blocks read that
+
+
+def test_shared_inputs_share_one_factor(
+    model: PreTrainedModel, input_ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def counting(gram: Tensor, damping: float) -> Tensor:
+        sizes.append(len(gram))
+        return inverse_factor(gram, damping)
+
+    monkeypatch.setattr("prunelit.pruners.sparsegpt.inverse_factor", counting)
+    prune(model, SparseGPT(Unstructured(0.5)), input_ids)
+    # A block has four distinct inputs: q/k/v, o, gate/up, down.
+    assert sorted(sizes) == [32] * 9 + [48] * 3
+
+
+def test_later_rounds_only_add(family: str, make_model: MakeModel, input_ids: Tensor) -> None:
+    model = make_model(family)
+    for pruner in (SparseGPT(Unstructured(0.6)), OBSUpdate(Wanda(Unstructured(0.7)))):
+        before: dict[str, Tensor] = {}
+        for fraction in (0.5, 1.0):
+            prune(model, pruner.scaled(fraction), input_ids)
+            zeros = {
+                f"{i}.{name}": weight == 0
+                for i, block in enumerate(decoder_blocks(model)[1])
+                for name, weight in linear_weights(block).items()
+            }
+            for name, gone in before.items():
+                assert not (gone & ~zeros[name]).any(), name
+            before = zeros
+
+
+def test_dead_inputs_lose_their_weights_and_nothing_breaks() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(50, 8))
+    x[:, 3] = 0
+    weight = torch.from_numpy(rng.normal(size=(6, 8))).float()
+    pruned = SparseGPT(Unstructured(0.5)).prune_weight(weight, gram_of(x))
+    assert not pruned[:, 3].any()
+    assert int((pruned == 0).sum()) == 24
+
+
+def test_damping_is_raised_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    # Rank 2 of 8 and almost no damping: not positive definite in float32.
+    x = np.random.default_rng(4).normal(size=(2, 8)) * 1e3
+    gram = gram_of(x)
+    with caplog.at_level(logging.WARNING):
+        factor = inverse_factor(gram.value, 1e-8)
+    assert "Damping was raised to" in caplog.text
+    assert torch.isfinite(factor).all()
+
+
+def test_hopeless_hessian_names_the_module(
+    model: PreTrainedModel, input_ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gram, "value", property(lambda gram: -torch.eye(len(gram._sum))))
+    with pytest.raises(InputError, match=r"In 'self_attn\.q_proj': .* not positive definite, even"):
+        prune(model, SparseGPT(Unstructured(0.5)), input_ids)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: SparseGPT(Unstructured(0.5), damping=0.0),
+        lambda: SparseGPT(SemiStructured(2, 4), block_size=6),
+        lambda: OBSUpdate(Magnitude(Unstructured(0.5)), block_size=0),
+    ],
+)
+def test_bad_settings(build: Callable[[], object]) -> None:
+    with pytest.raises(InputError, match="Expected `damping` > 0 and `block_size`"):
+        build()
+
+
+def test_gram_is_the_mean_outer_product_whatever_the_batches() -> None:
+    x = torch.randn(70, 300, generator=torch.Generator().manual_seed(0))
+    gram = Gram(300)
+    for piece in x.split(13):
+        gram.update(piece)
+    expected = x.double().T @ x.double() / 70
+    torch.testing.assert_close(gram.value.double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gram.value, gram.value.T)
+    norm = SquaredNorm(300)
+    norm.update(x)
+    torch.testing.assert_close(gram.value.diagonal(), norm.value)
+    with pytest.raises(ValueError, match="at least one calibration token"):
+        _ = Gram(3).value

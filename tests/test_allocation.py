@@ -1,0 +1,139 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit import prune
+from prunelit.allocation import OWL, Allocation, LinearDepth, spread_counts
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.pruners import Magnitude, Wanda
+from prunelit.sparsity import SemiStructured, Unstructured
+
+MakeModel = Callable[..., PreTrainedModel]
+
+
+def removed(model: PreTrainedModel) -> list[dict[str, tuple[int, int]]]:
+    """Zeros and size of every matrix, block by block."""
+    return [
+        {
+            name: (int((oriented_weight(m) == 0).sum()), oriented_weight(m).numel())
+            for name, m in linear_modules(block).items()
+        }
+        for block in decoder_blocks(model)[1]
+    ]
+
+
+def ratio(block: dict[str, tuple[int, int]]) -> float:
+    zeros, sizes = zip(*block.values(), strict=True)
+    return sum(zeros) / sum(sizes)
+
+
+@pytest.mark.parametrize("allocation", [LinearDepth(0.1), LinearDepth(-0.2), OWL(2.0, 0.1)])
+@pytest.mark.parametrize("asked", [0.37, 0.5])
+def test_the_total_is_exact(
+    family: str, make_model: MakeModel, input_ids: Tensor, allocation: Allocation, asked: float
+) -> None:
+    model = make_model(family)
+    prune(model, Wanda(Unstructured(asked), allocation=allocation), input_ids)
+    found = removed(model)
+    total = sum(size for block in found for _, size in block.values())
+    assert sum(zeros for block in found for zeros, _ in block.values()) == round(asked * total)
+    for block in found:
+        for zeros, size in block.values():
+            assert abs(zeros - ratio(block) * size) <= 1.5  # each within one of the common share
+
+
+def test_linear_by_depth(model: PreTrainedModel) -> None:
+    prune(model, Magnitude(Unstructured(0.5), allocation=LinearDepth(0.1)))
+    assert [ratio(block) for block in removed(model)] == pytest.approx([0.4, 0.5, 0.6], abs=1e-3)
+
+
+def test_outlier_weighted_ratios_against_plain_code(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0] *= 30  # a block with outliers
+        inputs: dict[str, np.ndarray] = {}
+        for name, module in model.named_modules():
+            if name.endswith("_proj"):
+                module.register_forward_hook(
+                    lambda _m, args, _o, name=name: inputs.__setitem__(name, args[0].numpy())
+                )
+        model(input_ids=input_ids)
+    for module in model.modules():
+        module._forward_hooks.clear()
+    shares = []
+    for index, block in enumerate(decoder_blocks(model)[1]):
+        scores = [
+            np.abs(module.weight.detach().numpy())
+            * np.linalg.norm(inputs[f"model.layers.{index}.{name}"].reshape(120, -1), axis=0)
+            for name, module in linear_modules(block).items()
+        ]
+        flat = np.concatenate([score.ravel() for score in scores])
+        shares.append((flat > 3.0 * flat.mean()).mean())
+    spread = np.array(shares)
+    spread = (spread - spread.min()) / (spread.max() - spread.min()) * 2 * 0.08
+    expected = 1 - (spread - spread.mean() + (1 - 0.5))
+    prune(model, Wanda(Unstructured(0.5), allocation=OWL(3.0, 0.08)), input_ids)
+    found = [ratio(block) for block in removed(model)]
+    assert found == pytest.approx(expected.tolist(), abs=1e-3)
+    assert max(found) - min(found) == pytest.approx(2 * 0.08, abs=1e-3)
+
+
+def test_ratios_of_sublayers(model: PreTrainedModel, input_ids: Tensor) -> None:
+    ratios = {"self_attn.o_proj": 0.1, "self_attn.*": 0.25}
+    prune(model, Wanda(Unstructured(0.75), ratios=ratios), input_ids)
+    for block in removed(model):
+        for name, (zeros, size) in block.items():
+            asked = 0.1 if name.endswith("o_proj") else 0.25 if "attn" in name else 0.75
+            assert abs(zeros - asked * size) <= 1, name
+
+
+def test_ratios_shrink_in_an_early_round(model: PreTrainedModel, input_ids: Tensor) -> None:
+    prune(model, Wanda(Unstructured(0.5), ratios={"mlp.*": 0.25}).scaled(0.5), input_ids)
+    for block in removed(model):
+        for name, (zeros, size) in block.items():
+            assert abs(zeros - (0.125 if "mlp" in name else 0.25) * size) <= 1, name
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_counts_by_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 60, 9)
+    ratios = rng.uniform(0, 0.98, 9)
+    offsets = rng.uniform(-0.8, 0.8, 9)
+    counts = spread_counts(sizes, ratios, offsets)
+    limit = (sizes - 1).sum()
+    total = min(np.ceil((ratios * sizes).sum() - 0.5), limit)
+    assert counts.sum() == total
+    assert (counts >= 0).all()
+    assert (counts < sizes).all()
+    # All that are not at a bound share one shift, give or take one weight.
+    free = (counts > 0) & (counts < sizes - 1)
+    low = ((counts - 1) / sizes - ratios - offsets)[free]
+    high = ((counts + 1) / sizes - ratios - offsets)[free]
+    assert not free.any() or low.max() <= high.min() + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratios": {"mlp.up": 0.1}}, r"'mlp\.up' of `ratios` matches no .* mlp\.up_proj"),
+        ({"ratios": {"mlp.*": 1.0}}, r"ratio of 'mlp\.\*' in \[0, 1\) but got 1\.0"),
+        ({"sparsity": SemiStructured(2, 4), "ratios": {"mlp.*": 0.1}}, "but got SemiStructured"),
+        ({"sparsity": SemiStructured(2, 4), "allocation": OWL()}, "but got SemiStructured"),
+    ],
+)
+def test_what_cannot_be_allocated(arguments: dict, message: str, model: PreTrainedModel) -> None:
+    with pytest.raises(InputError, match=message):
+        prune(model, Magnitude(**{"sparsity": Unstructured(0.5), **arguments}))
+
+
+@pytest.mark.parametrize("arguments", [{"outlier": 0.0}, {"spread": -0.1}])
+def test_bad_outlier_settings(arguments: dict) -> None:
+    with pytest.raises(InputError, match="`outlier` > 0 and `spread` >= 0"):
+        OWL(**arguments)
