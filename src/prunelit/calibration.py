@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from prunelit.batches import Batch
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, final_hidden
+from prunelit.models.residual import residual_steps
 from prunelit.pruners.base import Probe, Pruner
 
 
@@ -23,6 +25,13 @@ class _Stream:
     hidden: Tensor  # (B, T, D), the input of the next block
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # other arguments, block by block
     tokens: Tensor  # (B, T) bool, False at padding
+
+
+@dataclass
+class _Layout:
+    """What the first batch told of a block."""
+
+    parallel: bool | None = None
 
 
 def calibrate(
@@ -68,10 +77,9 @@ def calibrate(
         passing, filled = streams(), []
         for index, block in enumerate(blocks):
             with around_block(index):
-                probes = watch(block)
+                probes, layout = watch(block), _Layout()
                 for stream in passing:
-                    with _observing(block, probes, stream.tokens):
-                        stream.hidden = _run(block, stream, index)
+                    stream.hidden = _observed(block, probes, stream, index, layout)
                 for probe in probes.values():
                     probe.statistic.all_reduce_()
                 filled.append(probes)
@@ -86,9 +94,9 @@ def calibrate(
             for follower, leader in shared[index].items():
                 probes[follower].statistic = probes[leader].statistic
             leaders = {name: probes[name] for name in probes if name not in shared[index]}
+            layout = _Layout()
             for stream in passing:
-                with _observing(block, leaders, stream.tokens):
-                    _run(block, stream, index)
+                _observed(block, leaders, stream, index, layout)
             for probe in leaders.values():
                 probe.statistic.all_reduce_()
             with torch.autocast(next(block.parameters()).device.type, enabled=False):
@@ -219,6 +227,27 @@ def _noting_shared_inputs(block: nn.Module, probes: dict[str, Probe]) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _observed(
+    block: nn.Module, probes: dict[str, Probe], stream: _Stream, index: int, layout: _Layout
+) -> Tensor:
+    """Run the block and feed its probes."""
+    inside = {name: probe for name, probe in probes.items() if probe.at != "residual"}
+    around = {name: probe for name, probe in probes.items() if probe.at == "residual"}
+    with _observing(block, inside, stream.tokens):
+        output = _run(block, stream, index)
+    if around:
+        run = partial(_run, block, stream, index)
+        real = stream.tokens.to(output.device)
+        hidden = stream.hidden.to(output.device)
+        steps, layout.parallel = residual_steps(
+            block, run, hidden, output, around, layout.parallel
+        )
+        for name, (before, after) in steps.items():
+            with torch.autocast(output.device.type, enabled=False):
+                around[name].statistic.update(before[real], after[real])
+    return output
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class PruningReport:
         zeros: how many of these are exactly 0.
         versions: of the packages that decide the outcome.
         rounds: of iterative pruning: what each reached, and when.
+        shrinks: whether whole parts became 0 that saving leaves out.
         masks: of what was removed; they stand in a file of their own.
     """
 
@@ -82,6 +83,7 @@ class PruningReport:
     zeros: int
     versions: dict[str, str] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    shrinks: bool = False
     masks: Masks = field(default_factory=Masks, repr=False, compare=False)
 
     @property
@@ -223,6 +225,7 @@ def prune(
         peak_memory=memory.meaning,
         parameters=sum(p.numel() for p in model.parameters()),
         zeros=sum(count_zeros(model).values()),
+        shrinks=pruner.shrinks,
         masks=removed_since(model, before) if pruner.sparsifies else Masks(),
         versions={
             "prunelit": prunelit.__version__,

@@ -17,11 +17,12 @@ class Statistic(ABC):
     """A sum over calibration tokens, one instance for each distinct input of a block."""
 
     @abstractmethod
-    def update(self, x: Tensor) -> None:
+    def update(self, *x: Tensor) -> None:
         """Add tokens.
 
         Args:
-            x: (N, I), the real tokens of one batch (padding already removed), any float type.
+            x: (N, I), the real tokens of one batch (padding already removed), any float type;
+                two of them, before and after, from a probe at `residual`.
         """
 
     @abstractmethod
@@ -44,11 +45,13 @@ class Probe:
 
     Args:
         statistic: fed with the real tokens of every calibration batch, (N, channels).
-        at: whether it reads the submodule's first input or its output.
+        at: whether it reads the submodule's first input or its output; or, at `residual`, the
+            residual stream before and after a whole sublayer (`attention`, `mlp`) or `block`,
+            each (N, D); these three then stand for the submodule's name.
     """
 
     statistic: Statistic
-    at: Literal["input", "output"] = "input"
+    at: Literal["input", "output", "residual"] = "input"
 
 
 # Runs the calibration tokens once through all blocks as they are. Takes what to watch in a block,
@@ -68,7 +71,7 @@ class SquaredNorm(Statistic):
         # Last entry: the number of tokens, so that ranks exchange a single tensor.
         self._sums = torch.zeros(channels + 1, dtype=torch.float64, device=device)
 
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Tensor) -> None:  # type: ignore[override]
         self._sums[:-1] += x.float().square().sum(0, dtype=torch.float64)
         self._sums[-1] += x.shape[0]
 
@@ -99,7 +102,7 @@ class Gram(Statistic):
         self._count = torch.zeros(1, dtype=torch.float64, device=device)
         self.memo: dict[float, Tensor] = {}  # what was computed of it, for maps that share it
 
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Tensor) -> None:  # type: ignore[override]
         x = x.float()
         # The product is symmetric: above the diagonal only, in tiles that fill a matrix kernel.
         for start in range(0, x.shape[1], _TILE):
@@ -121,6 +124,38 @@ class Gram(Statistic):
         return upper + upper.triu(1).T
 
 
+class MeanDistance(Statistic):
+    """Mean distance between the residual stream before and after a part of the model.
+
+    Args:
+        kind: `cosine`, 1 - cos; or `angular`, arccos(cos) / pi. Both are 0 for no change.
+        device: where to accumulate.
+    """
+
+    def __init__(
+        self, kind: Literal["cosine", "angular"] = "cosine", device: torch.device | str = "cpu"
+    ) -> None:
+        self.kind = kind
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # distances, tokens
+
+    def update(self, before: Tensor, after: Tensor) -> None:  # type: ignore[override]
+        cosine = torch.cosine_similarity(before.double(), after.double(), dim=-1).clamp(-1, 1)
+        distance = 1 - cosine if self.kind == "cosine" else cosine.arccos() / torch.pi
+        self._sums[0] += distance.sum()
+        self._sums[1] += len(distance)
+
+    def all_reduce_(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sums)
+
+    @property
+    def value(self) -> Tensor:
+        """Scalar."""
+        if self._sums[1] == 0:
+            raise ValueError("Expected at least one calibration token but got none.")
+        return (self._sums[0] / self._sums[1]).float()
+
+
 class Both(Statistic):
     """Two statistics of one input.
 
@@ -133,7 +168,7 @@ class Both(Statistic):
         self.first = first
         self.second = second
 
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Tensor) -> None:  # type: ignore[override]
         self.first.update(x)
         self.second.update(x)
 

@@ -1,6 +1,7 @@
 """Where the parts of a decoder-only Hugging Face model are, for any family."""
 
 import inspect
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,50 @@ def oriented_weight(linear: nn.Module) -> Tensor:
     """The weight of a linear map as (O, I), a view that shares storage (Conv1D stores (I, O))."""
     weight = linear.get_parameter("weight")
     return weight.T if isinstance(linear, Conv1D) else weight
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """Attention or MLP of a block; all names are inside the block.
+
+    Args:
+        parts: the modules it consists of, one unless the family spreads it over the block.
+        inputs: its linear maps but the last.
+        output: its last linear map, whose zero output makes the sublayer put out nothing.
+    """
+
+    parts: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: str
+
+
+# Names of the sublayer's module and of its last linear map, over the families.
+_ATTENTION = ("self_attn", "attn", "attention"), ("o_proj", "out_proj", "dense", "c_proj")
+_MLP = ("mlp",), ("down_proj", "fc2", "dense_4h_to_h", "c_proj")
+
+
+def sublayers(block: nn.Module) -> dict[str, Sublayer]:
+    """The `attention` and the `mlp` of a block.
+
+    Raises:
+        InputError: if the block is built otherwise, as with a mixture of experts.
+    """
+    linears = linear_modules(block)
+    found = {}
+    for kind, (modules, outputs) in (("attention", _ATTENTION), ("mlp", _MLP)):
+        name = next((name for name in modules if hasattr(block, name)), None)
+        if name is None and kind == "mlp" and {"fc1", "fc2"} <= set(linears):
+            found[kind] = Sublayer(("fc1", "fc2"), ("fc1",), "fc2")  # OPT
+            continue
+        output = next((o for last in outputs if (o := f"{name}.{last}") in linears), None)
+        if name is None or output is None:
+            raise InputError(
+                f"The {kind} of {type(block).__name__} could not be told from its module names "
+                f"{sorted(dict(block.named_children()))}: it cannot be pruned as a whole."
+            )
+        inside = [other for other in linears if other.startswith(f"{name}.") and other != output]
+        found[kind] = Sublayer((name,), tuple(inside), output)
+    return found
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

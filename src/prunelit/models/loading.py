@@ -1,6 +1,8 @@
 """Models and tokenizers from the hub, a folder, or a file inside an installed distribution."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +16,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from prunelit.errors import InputError, first_line
 from prunelit.models.gguf import converted
+from prunelit.models.saving import read_report
+from prunelit.models.surgery import Removed, left_out_names, rebuilt
 from prunelit.sources import is_hub_name, local_path
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -34,7 +39,8 @@ def load_pretrained(
 
     Args:
         source: `org/name` on the hub; a folder; a `.gguf` file; or `pypi:DIST/PATH`, a file inside
-            an installed distribution. GGUF files are converted to float32 safetensors once.
+            an installed distribution. GGUF files are converted to float32 safetensors once. A
+            folder that `save_pretrained` wrote without its dropped sublayers is put together again.
         dtype: of the weights; `auto` is the one they are stored in.
         attn_implementation: as in transformers (`sdpa`, `eager`, ...); None is its default.
         trust_remote_code: run code that comes with the weights.
@@ -47,24 +53,30 @@ def load_pretrained(
     folder = _resolve(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(source, **options)
+    removed = _removed(folder)
+    # A stock class fills in what a folder leaves out on purpose, and says so at length.
+    quiet = _only_errors if removed.attention or removed.mlp else nullcontext
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            **options,
-        )
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                output_loading_info=True,
+                **options,
+            )
         model, info = loaded
     except (OSError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
         raise InputError(
             f"No model could be loaded from {source!r}: {first_line(error)}"
         ) from error
-    if missing := sorted(info["missing_keys"]):
+    left_out = left_out_names(model, removed)
+    if missing := sorted(set(info["missing_keys"]) - left_out):
         raise InputError(
             f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first is {missing[0]!r}."
         )
+    model = rebuilt(model, removed)
     check_weights(model, source)
     _check_vocabulary(model, tokenizer, source)
     return model.eval(), tokenizer
@@ -137,6 +149,22 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
+
+
+def _removed(folder: str) -> Removed:
+    """What a pruned model's folder says it lacks; nothing for any other."""
+    report = None if is_hub_name(folder) else read_report(folder)
+    return Removed(**(report or {}).get("removed", {}))
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_vocabulary(

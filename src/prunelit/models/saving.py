@@ -6,11 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
+from prunelit.models.surgery import exported
 
 REPORT_FILE = "pruning.json"
+MASKS_FILE = "masks.safetensors"
 
 
 def check_writable(folder: str | Path) -> None:
@@ -41,6 +44,9 @@ def save_pretrained(
 ) -> None:
     """Write weights (safetensors), configuration, tokenizer and `pruning.json`.
 
+    What was removed as a whole (blocks, neurons, sublayers) is not stored; its indices are in
+    `pruning.json`. Otherwise `masks.safetensors` holds one bit a weight of every pruned tensor.
+
     Everything is written under a temporary name beside `folder` and renamed when complete; a pruned
     model that was there before is replaced only then.
 
@@ -60,9 +66,16 @@ def save_pretrained(
     partial = scratch / "model"
     try:
         partial.mkdir()
+        plain = report.as_dict()
+        if report.shrinks:
+            model, removed = exported(model)
+            plain["removed"] = removed.as_dict()
+            plain["stored_parameters"] = sum(p.numel() for p in model.parameters())
+        else:  # names and shapes are those of the folder
+            save_file(report.masks.packed(), partial / MASKS_FILE)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        text = json.dumps(report.as_dict(), indent=2, allow_nan=False)
+        text = json.dumps(plain, indent=2, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         _swap(partial, folder)
     finally:

@@ -1,23 +1,29 @@
 """How to prune: one method a file."""
 
 from prunelit.pruners.base import LinearPruner, Probe, Pruner
+from prunelit.pruners.block_drop import BlockDrop
 from prunelit.pruners.magnitude import Magnitude
+from prunelit.pruners.neuron import Neuron
 from prunelit.pruners.obs_update import OBSUpdate
 from prunelit.pruners.quantize import Quantize
 from prunelit.pruners.random import Random
 from prunelit.pruners.ria import RIA
 from prunelit.pruners.sparsegpt import SparseGPT
+from prunelit.pruners.sublayer_drop import SublayerDrop
 from prunelit.pruners.wanda import Wanda
 
 __all__ = [
     "RIA",
+    "BlockDrop",
     "LinearPruner",
     "Magnitude",
+    "Neuron",
     "OBSUpdate",
     "Probe",
     "Pruner",
     "Quantize",
     "Random",
     "SparseGPT",
+    "SublayerDrop",
     "Wanda",
 ]

@@ -31,6 +31,8 @@ class Pruner(ABC):
 
     # Whether what becomes 0 was removed, and must stay 0 when the model is trained on.
     sparsifies = True
+    # Whether whole parts become 0, which saving the model then leaves out.
+    shrinks = False
 
     def start(self, model: PreTrainedModel, observe: Observe) -> None:  # noqa: B027 - most need none
         """Decide what needs the whole model, or drop parts of it; called before the first block.

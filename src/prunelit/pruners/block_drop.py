@@ -1,0 +1,135 @@
+"""Drop whole blocks that change their input least."""
+
+import copy
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, sublayers
+from prunelit.models.surgery import drop_, is_dropped
+from prunelit.pruners.base import Observe, Probe, Pruner
+from prunelit.statistics import MeanDistance, Statistic
+
+
+class BlockDrop(Pruner):
+    """Drop blocks whose output is most like their input.
+
+    Apart, each scored alone (ShortGPT, Men et al. 2024, arXiv:2403.03853, block influence); or the
+    best run of `count` neighbours, scored from the input of its first block to the output of its
+    last (Gromov et al. 2024, arXiv:2403.17887, eq. 6). Dropping zeroes the last linear maps of
+    both sublayers; saving the model removes the blocks.
+
+    Args:
+        count: blocks that are dropped in the end.
+        consecutive: drop neighbours. Holds `count` hidden states of every calibration batch.
+        distance: `cosine`, 1 - cos, or `angular`, arccos(cos) / pi.
+
+    Differs from the source: distances are means over all tokens; Gromov et al. read the last token
+    of each sequence.
+    """
+
+    shrinks = True
+
+    def __init__(
+        self,
+        count: int = 1,
+        consecutive: bool = False,
+        distance: Literal["cosine", "angular"] = "cosine",
+    ) -> None:
+        if count < 1 or distance not in ("cosine", "angular"):
+            raise InputError(
+                f"Expected `count` of at least 1 and `distance` cosine or angular but got {count} "
+                f"and {distance!r}."
+            )
+        self.count = count
+        self.consecutive = consecutive
+        self.distance = distance
+
+    def scaled(self, fraction: float) -> "BlockDrop":
+        other = copy.copy(self)
+        other.count = math.ceil(round(fraction * self.count, 9))
+        return other
+
+    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+        _, blocks = decoder_blocks(model)
+        if self.count >= len(blocks):
+            raise InputError(
+                f"Expected fewer than the model's {len(blocks)} blocks but got `count` "
+                f"{self.count}."
+            )
+        before = {
+            index
+            for index, block in enumerate(blocks)
+            if is_dropped(block, "attention") and is_dropped(block, "mlp")
+        }
+        if len(before) >= self.count:
+            return
+        length = self.count if self.consecutive else 1
+        history: deque[list[Tensor]] = deque(maxlen=length)
+
+        def watch(block: nn.Module) -> dict[str, Probe]:
+            history.append([])
+            device = next(block.parameters()).device
+            return {"block": Probe(_FromRunStart(history, self.distance, device), at="residual")}
+
+        probes = observe(watch)
+        # The score of block i is that of the run of `length` blocks that ends with it.
+        scores = {
+            index - length + 1: float(probes[index]["block"].statistic.value)
+            for index in range(length - 1, len(blocks))
+        }
+        for index in self._choose(scores, before, length):
+            for kind in ("attention", "mlp"):
+                drop_(blocks[index], kind)
+
+    def _choose(self, scores: dict[int, float], before: set[int], length: int) -> list[int]:
+        """Indices to drop; those of `before`, an earlier round's, are among them."""
+        if not self.consecutive:
+            ranked = sorted(scores, key=lambda i: (i not in before, scores[i]))
+            return ranked[: self.count]
+        runs = [first for first in scores if before <= set(range(first, first + length))]
+        best = min(runs, key=lambda first: scores[first])
+        return list(range(best, best + length))
+
+    def watch(self, block: nn.Module) -> dict[str, Probe]:
+        sublayers(block)  # refuses what it does not know
+        return {}
+
+    def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
+        """Does nothing: `start` dropped what goes."""
+
+
+class _FromRunStart(Statistic):
+    """Distance from the input of the block `length` - 1 places before to this block's output.
+
+    Args:
+        history: hidden states before the last `length` blocks, a list of batches each; the last
+            list is this block's own.
+        kind: of distance.
+        device: where to accumulate.
+    """
+
+    def __init__(
+        self, history: deque[list[Tensor]], kind: Literal["cosine", "angular"], device: object
+    ) -> None:
+        self._distance = MeanDistance(kind, device)  # type: ignore[arg-type]
+        self._history = history
+
+    def update(self, before: Tensor, after: Tensor) -> None:  # type: ignore[override]
+        self._history[-1].append(before)
+        if len(self._history) == self._history.maxlen:
+            batch = len(self._history[-1]) - 1
+            self._distance.update(self._history[0][batch], after)
+
+    def all_reduce_(self) -> None:
+        self._distance.all_reduce_()
+
+    @property
+    def value(self) -> Tensor:
+        """Scalar; raises for the first blocks, where no run ends."""
+        return self._distance.value

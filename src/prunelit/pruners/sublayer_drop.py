@@ -1,0 +1,91 @@
+"""Drop attention or MLP sublayers that change their input least."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, sublayers
+from prunelit.models.surgery import drop_, is_dropped
+from prunelit.pruners.base import Observe, Probe, Pruner
+from prunelit.statistics import MeanDistance
+
+
+class SublayerDrop(Pruner):
+    """Drop the sublayers whose output is most like their input (He et al. 2024, arXiv:2406.15786).
+
+    The importance of a sublayer is 1 - cos between the residual stream before and after it, mean
+    over tokens. Dropping zeroes its last linear map; saving the model leaves its weights out.
+
+    Args:
+        count: sublayers that are dropped in the end.
+        target: `attention`, `mlp`, or `both`, ranked together.
+        rescore: score again after each drop, in place of once for all; costs a pass over the
+            calibration tokens a drop.
+    """
+
+    shrinks = True
+
+    def __init__(
+        self,
+        count: int = 1,
+        target: Literal["attention", "mlp", "both"] = "attention",
+        rescore: bool = False,
+    ) -> None:
+        if count < 1 or target not in ("attention", "mlp", "both"):
+            raise InputError(
+                f"Expected `count` of at least 1 and `target` attention, mlp or both but got "
+                f"{count} and {target!r}."
+            )
+        self.count = count
+        self.target = target
+        self.rescore = rescore
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of sublayers that compete."""
+        return ("attention", "mlp") if self.target == "both" else (self.target,)
+
+    def scaled(self, fraction: float) -> "SublayerDrop":
+        other = copy.copy(self)
+        other.count = math.ceil(round(fraction * self.count, 9))
+        return other
+
+    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+        _, blocks = decoder_blocks(model)
+        places = [(index, kind) for index in range(len(blocks)) for kind in self.kinds]
+        if self.count >= len(places):
+            raise InputError(
+                f"Expected fewer than the model's {len(places)} {self.target} sublayers but got "
+                f"`count` {self.count}."
+            )
+        while True:
+            # What an earlier round dropped stays so and counts.
+            left = [place for place in places if not is_dropped(blocks[place[0]], place[1])]
+            missing = self.count - (len(places) - len(left))
+            if missing <= 0:
+                return
+            probes = observe(self._residual)
+            distances = {
+                place: float(probes[place[0]][place[1]].statistic.value) for place in left
+            }
+            chosen = sorted(left, key=lambda place: distances[place])  # stable: first block first
+            for index, kind in chosen[: 1 if self.rescore else missing]:
+                drop_(blocks[index], kind)
+
+    def watch(self, block: nn.Module) -> dict[str, Probe]:
+        sublayers(block)  # refuses what it does not know
+        return {}
+
+    def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
+        """Does nothing: `start` dropped what goes."""
+
+    def _residual(self, block: nn.Module) -> dict[str, Probe]:
+        device = next(block.parameters()).device
+        return {
+            kind: Probe(MeanDistance("cosine", device), at="residual") for kind in self.kinds
+        }
