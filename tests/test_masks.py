@@ -109,7 +109,7 @@ def test_no_removed_weight_comes_back_in_training(
     for handle in handles:
         handle.remove()
     step(model, optimizer, input_ids)
-    with pytest.raises(AssertionError, match="removed weights of .* are not 0"):
+    with pytest.raises(AssertionError, match=r"removed weights of .* are not 0"):
         masks.check(model)
     masks.apply_(model)
     masks.check(model)

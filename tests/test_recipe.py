@@ -19,6 +19,9 @@ DESCRIBED = {
         },
         "include": ["mlp.*"],
         "exclude": [],
+        "ratios": None,
+        "allocation": None,
+        "variant": False,
     },
 }
 

@@ -120,5 +120,5 @@ def test_lora_trains_adapters_and_merges_them(model: PreTrainedModel, input_ids:
 
 
 def test_lora_without_such_modules(model: PreTrainedModel) -> None:
-    with pytest.raises(InputError, match="`model.recovery.lora` does not fit this model"):
+    with pytest.raises(InputError, match=r"`model\.recovery\.lora` does not fit this model"):
         LoRA(target_modules=["nothing"]).attach(model)

@@ -12,7 +12,17 @@ from safetensors.torch import load_file
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # Six steps an epoch; a checkpoint after every fourth step, so within epochs too.
-PLACES = ["block 2", "block 5", "step 3", "epoch 1", "step 7", "step 10", "block 8", "step 15", "step 18"]
+PLACES = [
+    "block 2",
+    "block 5",
+    "step 3",
+    "epoch 1",
+    "step 7",
+    "step 10",
+    "block 8",
+    "step 15",
+    "step 18",
+]
 
 
 @pytest.fixture(scope="module")

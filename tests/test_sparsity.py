@@ -42,9 +42,7 @@ def removed_count(ratio: str, size: int) -> int:
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("columns", [1, 7, 10, 32, 100, 576])
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_unstructured_removes_exactly_the_asked_number(
-    ratio: str, rows: int, columns: int
-) -> None:
+def test_unstructured_removes_exactly_the_asked_number(ratio: str, rows: int, columns: int) -> None:
     scores = make_scores(rows, columns, tied=True)
     count = removed_count(ratio, rows * columns)
     mask = Unstructured(float(ratio)).keep_mask(scores)

@@ -241,9 +241,7 @@ def _observed(
         run = partial(_run, block, stream, index)
         real = stream.tokens.to(output.device)
         hidden = stream.hidden.to(output.device)
-        steps, layout.parallel = residual_steps(
-            block, run, hidden, output, around, layout.parallel
-        )
+        steps, layout.parallel = residual_steps(block, run, hidden, output, around, layout.parallel)
         for name, (before, after) in steps.items():
             with torch.autocast(output.device.type, enabled=False):
                 around[name].statistic.update(before[real], after[real])

@@ -204,7 +204,9 @@ class PruneData(LightningDataModule):
         """
         assert self.trainer is not None
         if self.recovery is None or self.recovery_tokens is None:
-            raise InputError("Expected `data.recovery`, text to train on, since max_epochs is not 0.")
+            raise InputError(
+                "Expected `data.recovery`, text to train on, since max_epochs is not 0."
+            )
         batches = EpochBatches(
             self.recovery_tokens,
             self.recovery.batch_size,

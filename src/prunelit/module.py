@@ -23,7 +23,7 @@ from prunelit.models.loading import (
     source_version,
 )
 from prunelit.recipe import describe
-from prunelit.recovery import Recovery
+from prunelit.recovery import Recovery, adamw
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
@@ -62,7 +62,7 @@ class PairedLM(LightningModule):
         super().__init__()
         self.source = source
         self.recovery = recovery or Recovery()
-        self._optimizer = optimizer or _adamw
+        self._optimizer = optimizer or adamw
         self._lr_scheduler = lr_scheduler
         self._merge_adapters: Callable[[], None] | None = None
         self.reference = reference
@@ -213,22 +213,16 @@ class PairedLM(LightningModule):
 
     def training_recipe(self) -> dict[str, Any]:
         """What decides how training changes the weights."""
-        text = self._data().recovery
-        probe = self._optimizer([torch.nn.Parameter(torch.zeros(1))])
-        described: dict[str, Any] = {
-            "recovery": describe(self.recovery),
-            "optimizer": _settings(probe, probe.defaults),
+        trainer, text = self.trainer, self._data().recovery
+        return {
+            **self.recovery.recipe(self._optimizer, self._lr_scheduler),
             "text": None if text is None else describe(text),
-            "max_epochs": self.trainer.max_epochs,
-            "max_steps": self.trainer.max_steps,
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-            "gradient_clip_val": self.trainer.gradient_clip_val,
-            "processes": self.trainer.world_size,
+            "max_epochs": trainer.max_epochs,
+            "max_steps": trainer.max_steps,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "processes": trainer.world_size,
         }
-        if self._lr_scheduler is not None:
-            scheduler = self._lr_scheduler(probe)
-            described["lr_scheduler"] = _settings(scheduler, scheduler.state_dict())
-        return described
 
     def configure_optimizers(self) -> Any:
         """Called by Lightning in `fit`: nothing is trained where `max_epochs` is 0."""
@@ -304,16 +298,6 @@ class PairedLM(LightningModule):
 
     def _tasks(self) -> dict[str, Task]:
         return self._data().tasks
-
-
-def _adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
-
-
-def _settings(built: Any, numbers: dict[str, Any]) -> dict[str, Any]:
-    """The class and the plain settings of an optimizer or a scheduler."""
-    plain = {k: v for k, v in numbers.items() if isinstance(v, bool | int | float | str | None)}
-    return {"class_path": f"{type(built).__module__}.{type(built).__qualname__}", **plain}
 
 
 def scalar_name(row: Row) -> str:

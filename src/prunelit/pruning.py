@@ -206,9 +206,7 @@ def prune(
             # A method that looks at all blocks first passes through them more than once.
             passes = -(-len(costs) // len(blocks))
             rate = len(costs) / sum(cost.seconds for cost in costs)
-            bar.update(
-                task, advance=1, total=passes * len(blocks), rate=f"{rate:.2f} blocks/s"
-            )
+            bar.update(task, advance=1, total=passes * len(blocks), rate=f"{rate:.2f} blocks/s")
 
         was_training = model.training
         model.eval()

@@ -1,7 +1,7 @@
 """What a pruned model is trained on to recover: text, the dense model, or both."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import unembed
+from prunelit.recipe import describe
 
 CHUNK = 512  # tokens whose logits exist at a time
 
@@ -103,6 +104,15 @@ class Recovery:
         """Whether the dense model is read."""
         return self.kl > 0 or self.hidden > 0
 
+    def recipe(self, optimizer: Callable[..., Any], scheduler: Any | None) -> dict[str, Any]:
+        """Plain data: this loss, and the settings of the optimizer and scheduler to be built."""
+        built = optimizer([torch.nn.Parameter(torch.zeros(1))])
+        plain = {"recovery": describe(self), "optimizer": _settings(built, built.defaults)}
+        if scheduler is None:
+            return plain
+        schedule = scheduler(built)
+        return plain | {"lr_scheduler": _settings(schedule, schedule.state_dict())}
+
     def choose(self, model: PreTrainedModel) -> None:
         """Freeze what `train` does not match.
 
@@ -135,7 +145,7 @@ class Recovery:
         """
         states = _hidden_states(pruned, input_ids)
         parts: dict[str, Tensor] = {}
-        reference: Sequence[Tensor] = ()
+        reference: list[Tensor] = []
         if self.needs_reference:
             assert dense is not None
             with torch.no_grad():
@@ -184,7 +194,7 @@ class Recovery:
         return torch.stack([lm, kl])
 
 
-def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Sequence[Tensor]:
+def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
     """Token embeddings, the output of every block but the last, and the final embedding h."""
     output = model.base_model(
         input_ids=input_ids,
@@ -193,3 +203,14 @@ def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Sequence[Tensor
         output_hidden_states=True,
     )
     return [*output.hidden_states[:-1], output.last_hidden_state]
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """The optimizer where none is given."""
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+
+
+def _settings(built: Any, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The class and the plain settings of an optimizer or a scheduler."""
+    plain = {k: v for k, v in numbers.items() if isinstance(v, bool | int | float | str | None)}
+    return {"class_path": f"{type(built).__module__}.{type(built).__qualname__}", **plain}

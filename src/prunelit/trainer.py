@@ -51,8 +51,10 @@ class PruneTrainer(Trainer):
 
 def _check_checkpoint(path: str) -> None:
     if not Path(path).is_file():
-        raise InputError(f"Expected `ckpt_path` to be a checkpoint or `last` but found no {path!r}.")
+        raise InputError(
+            f"Expected `ckpt_path` to be a checkpoint or `last` but found no {path!r}."
+        )
     try:
         torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises what its unpickler stumbles over
+    except Exception as error:
         raise InputError(f"The checkpoint {path!r} cannot be read: {first_line(error)}") from error

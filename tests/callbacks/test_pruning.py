@@ -90,7 +90,7 @@ def test_fit_writes_what_it_pruned(run: Run, tmp_path: Path, material: Path) -> 
     recipe = report["recipe"]
     assert recipe["callback"] == {
         "class_path": "prunelit.callbacks.pruning.Pruning",
-        "init_args": {},
+        "init_args": {"schedule": None},
     }
     assert recipe["model"] == module.recipe()
     assert recipe["model"]["source"] == str(material / "dense")

@@ -166,7 +166,11 @@ def test_best_run_of_blocks_by_brute_force(
     scores = [distance(states[i], states[i + count], kind == "angular") for i in runs]
     best = int(np.argmin(scores))
     pruner = BlockDrop(count, consecutive=True, distance=kind)  # type: ignore[arg-type]
-    prune(model, pruner, [{k: v[:4] for k, v in padded.items()}, {k: v[4:] for k, v in padded.items()}])
+    prune(
+        model,
+        pruner,
+        [{k: v[:4] for k, v in padded.items()}, {k: v[4:] for k, v in padded.items()}],
+    )
     assert {index for index, _ in dropped(model)} == set(range(best, best + count))
 
 

@@ -132,7 +132,7 @@ class Pruning(Callback):
             InputError: if the checkpoint belongs to another run.
         """
         state = checkpoint["callbacks"].get(self.state_key)
-        plain = json.loads(state["json"]) if state else {"recipe": None}
+        plain: dict[str, Any] = json.loads(state["json"]) if state else {"recipe": None}
         if plain["recipe"] != json.loads(json.dumps(self._recipe)):
             raise InputError(
                 f"The checkpoint {str(trainer.ckpt_path)!r} was written by a run with another "

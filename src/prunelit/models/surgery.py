@@ -75,8 +75,9 @@ def neuron_rows(block: nn.Module, name: str, width: int) -> Tensor:
 def exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
     """The model without what was dropped: fewer blocks, narrower MLPs, no dropped sublayers.
 
-    Blocks whose sublayers are both dropped are gone, and all MLPs lose the neurons that are zero, as
-    many as every block can spare. A sublayer dropped alone leaves its place empty; see `rebuilt`.
+    Blocks whose sublayers are both dropped are gone, and all MLPs lose the neurons that are zero,
+    as many as every block can spare. A sublayer dropped alone leaves its place empty, see
+    `rebuilt`.
 
     Args:
         model: where dropped parts are zero; not changed. Weights that stay are shared with it.

@@ -48,7 +48,7 @@ class BlockDrop(Pruner):
             )
         self.count = count
         self.consecutive = consecutive
-        self.distance = distance
+        self.distance: Literal["cosine", "angular"] = distance
 
     def scaled(self, fraction: float) -> "BlockDrop":
         other = copy.copy(self)

@@ -13,9 +13,10 @@ from prunelit.statistics import Both, Gram, Statistic
 
 
 class OBSUpdate(LinearPruner):
-    """Choose weights by `pruner`, then update the others as SparseGPT does (arXiv:2306.11695, s. 5).
+    """Choose weights by `pruner`, then update the others as SparseGPT does.
 
-    The criterion sees the weights before any update, as in the ablation of the Wanda paper.
+    The ablation of arXiv:2306.11695, section 5. The criterion sees the weights before any
+    update.
 
     Args:
         pruner: the criterion, with its sparsity, patterns and allocation.
@@ -65,6 +66,4 @@ class OBSUpdate(LinearPruner):
         def choose(first: int, values: Tensor, saliency: Tensor) -> Tensor:
             return keep[first : first + len(values)]
 
-        return compensate(
-            weight, gram.memo[self.damping], choose, self.block_size, self.block_size
-        )
+        return compensate(weight, gram.memo[self.damping], choose, self.block_size, self.block_size)

@@ -13,7 +13,7 @@ from prunelit.statistics import SquaredNorm, Statistic
 
 
 class RIA(LinearPruner):
-    """Prune by relative importance and activations (Zhang et al. 2024, OpenReview Tr0lPx9woF, eq. 4).
+    """Prune by relative importance and activations (Zhang et al. 2024, OpenReview Tr0lPx9woF).
 
     The score of weight (o, i) is (|W_oi| / sum over its row + |W_oi| / sum over its column) times
     the input norm ||x_i|| to the power `power`, compared within an output row.

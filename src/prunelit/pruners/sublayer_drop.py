@@ -70,9 +70,7 @@ class SublayerDrop(Pruner):
             if missing <= 0:
                 return
             probes = observe(self._residual)
-            distances = {
-                place: float(probes[place[0]][place[1]].statistic.value) for place in left
-            }
+            distances = {place: float(probes[place[0]][place[1]].statistic.value) for place in left}
             chosen = sorted(left, key=lambda place: distances[place])  # stable: first block first
             for index, kind in chosen[: 1 if self.rescore else missing]:
                 drop_(blocks[index], kind)
@@ -86,6 +84,4 @@ class SublayerDrop(Pruner):
 
     def _residual(self, block: nn.Module) -> dict[str, Probe]:
         device = next(block.parameters()).device
-        return {
-            kind: Probe(MeanDistance("cosine", device), at="residual") for kind in self.kinds
-        }
+        return {kind: Probe(MeanDistance("cosine", device), at="residual") for kind in self.kinds}
