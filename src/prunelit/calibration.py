@@ -59,19 +59,23 @@ def calibrate(
             later, with earlier blocks already pruned, if activations are not finite.
     """
     _, blocks = decoder_blocks(model)
-    watched = [pruner.watch(block) for block in blocks]  # all of them: one may be refused
+    reads = sum(bool(pruner.watch(block)) for block in blocks)  # all: one may be refused
     form: type[Tensor] | type[tuple] | None = None
     shared: list[dict[str, str]] = [{} for _ in blocks]
 
-    def streams() -> list[_Stream]:
+    def check() -> type[Tensor] | type[tuple]:
         nonlocal form, shared
-        if batches is None or check_batch is None:
+        if check_batch is None:
             raise InputError(
                 f"Expected calibration text, `data.calibration`: {type(pruner).__name__} needs it."
             )
         if form is None:
             form, shared = _check_replay(model, blocks, pruner, check_batch)
-        return [_capture(model, blocks, batch, form) for batch in batches]
+        return form
+
+    def streams() -> list[_Stream]:
+        found = check()
+        return [_capture(model, blocks, batch, found) for batch in batches or []]
 
     def observe(watch: Callable[[nn.Module], dict[str, Probe]]) -> list[dict[str, Probe]]:
         passing, filled = streams(), []
@@ -85,9 +89,10 @@ def calibrate(
                 filled.append(probes)
         return filled
 
-    # Taken before `start` may edit anything: what cannot be calibrated is refused first.
-    passing = streams() if any(watched) else []
+    if reads:  # what cannot be calibrated is refused before `start` may edit anything
+        check()
     pruner.start(model, observe)
+    passing = streams() if reads else []
     for index, block in enumerate(blocks):
         with around_block(index):
             probes = pruner.watch(block)

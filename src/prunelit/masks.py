@@ -1,6 +1,6 @@
 """Which weights were removed, and how they stay so while the model is trained on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,40 +14,59 @@ from prunelit.errors import InputError
 
 
 class Masks:
-    """Keep masks of the parameters that were pruned: True keeps.
+    """Keep masks of the parameters that were pruned, held at one bit a weight.
 
     Args:
-        masks: bool tensors by the name of the parameter in the model.
+        masks: bool tensors by the name of the parameter in the model; True keeps.
     """
 
     def __init__(self, masks: Mapping[str, Tensor] | None = None) -> None:
-        self.masks = dict(masks or {})
+        self._bits: dict[str, Tensor] = {}
+        self._shapes: dict[str, torch.Size] = {}
+        for name, mask in (masks or {}).items():
+            self.set(name, mask)
 
     def __len__(self) -> int:
-        return len(self.masks)
+        return len(self._bits)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bits)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The mask of one parameter, bool, on the CPU."""
+        shape = self._shapes[name]
+        flat = np.unpackbits(self._bits[name].numpy(), count=shape.numel(), bitorder="little")
+        return torch.from_numpy(flat).bool().view(shape)
+
+    def set(self, name: str, mask: Tensor) -> None:
+        """Take in the mask of one parameter."""
+        bits = np.packbits(mask.cpu().numpy(), axis=None, bitorder="little")
+        self._bits[name], self._shapes[name] = torch.from_numpy(bits), mask.shape
 
     def grow(self, later: "Masks") -> None:
         """Take over the masks of a later round, which removed more."""
-        self.masks.update(later.masks)
+        self._bits.update(later._bits)
+        self._shapes.update(later._shapes)
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
         """Set removed weights to 0."""
-        for parameter, mask in self._pairs(model):
-            parameter.mul_(mask)
+        for name in self:
+            parameter = model.get_parameter(name)
+            parameter.mul_(self[name].to(parameter.device))
 
     def check(self, model: nn.Module) -> None:
         """Assert that every removed weight is exactly 0."""
-        for name, mask in self.masks.items():
-            parameter = model.get_parameter(name)
-            regrown = int((parameter.detach() != 0).logical_and_(~mask.to(parameter.device)).sum())
+        for name in self:
+            parameter = model.get_parameter(name).detach()
+            regrown = int((parameter != 0).logical_and_(~self[name].to(parameter.device)).sum())
             assert regrown == 0, f"{regrown} removed weights of {name} are not 0."
 
     def hold(self, model: nn.Module, optimizers: Iterable[Optimizer]) -> list[RemovableHandle]:
         """Keep removed weights at 0 through optimizer steps, whatever momentum and decay do.
 
         Their gradients are 0 before clipping sees them, and the weights are set to 0 after each
-        step.
+        step. Masks of what is trained are unpacked for that, one byte a weight.
 
         Args:
             model: the one that is trained.
@@ -56,7 +75,12 @@ class Masks:
         Returns:
             Handles; call `remove` on each to let go.
         """
-        pairs = list(self._pairs(model))
+        parameters = {name: model.get_parameter(name) for name in self}
+        pairs = [
+            (parameter, self[name].to(parameter.device))
+            for name, parameter in parameters.items()
+            if parameter.requires_grad
+        ]
 
         def after_step(*_: Any) -> None:
             with torch.no_grad():
@@ -66,7 +90,6 @@ class Masks:
         handles = [
             parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
             for parameter, mask in pairs
-            if parameter.requires_grad
         ]
         return handles + [optimizer.register_step_post_hook(after_step) for optimizer in optimizers]
 
@@ -76,10 +99,7 @@ class Masks:
         Returns:
             (ceil(numel / 8),) uint8 by parameter name, on the CPU.
         """
-        return {
-            name: torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=None, bitorder="little"))
-            for name, mask in self.masks.items()
-        }
+        return dict(self._bits)
 
     @classmethod
     def unpacked(cls, packed: Mapping[str, Tensor], model: nn.Module) -> "Masks":
@@ -88,28 +108,21 @@ class Masks:
         Raises:
             InputError: if the model has no such parameters.
         """
-        masks = {}
+        masks = cls()
         for name, bits in packed.items():
             try:
-                parameter = model.get_parameter(name)
+                shape = model.get_parameter(name).shape
             except AttributeError as error:
                 raise InputError(
                     f"Expected masks of this model but got one for {name!r}, which it lacks."
                 ) from error
-            count = parameter.numel()
-            if bits.numel() != -(-count // 8):
+            if bits.numel() != -(-shape.numel() // 8):
                 raise InputError(
-                    f"Expected a mask of {count} bits for {name!r} but got {8 * bits.numel()}."
+                    f"Expected a mask of {shape.numel()} bits for {name!r} but got "
+                    f"{8 * bits.numel()}."
                 )
-            flat = np.unpackbits(bits.numpy(), count=count, bitorder="little")
-            masks[name] = torch.from_numpy(flat).bool().view(parameter.shape).to(parameter.device)
-        return cls(masks)
-
-    def _pairs(self, model: nn.Module) -> Iterable[tuple[nn.Parameter, Tensor]]:
-        for name, mask in self.masks.items():
-            parameter = model.get_parameter(name)
-            self.masks[name] = mask = mask.to(parameter.device)
-            yield parameter, mask
+            masks._bits[name], masks._shapes[name] = bits, shape
+        return masks
 
 
 def count_zeros(model: nn.Module) -> dict[str, int]:
@@ -126,18 +139,14 @@ def removed_since(model: nn.Module, before: Mapping[str, int]) -> Masks:
         model: after a round of pruning.
         before: its `count_zeros` before that round.
     """
-    masks = {
-        name: value.detach() != 0
-        for name, value in model.named_parameters()
-        if int((value == 0).sum()) > before[name]
-    }
+    masks = Masks()
+    for name, value in model.named_parameters():
+        if int((value == 0).sum()) > before[name]:
+            masks.set(name, value.detach() != 0)
     for name, module in model.named_modules():
-        mask = masks.get(f"{name}.weight")
-        bias = getattr(module, "bias", None)
-        if mask is None or mask.ndim != 2 or not isinstance(bias, nn.Parameter):
-            continue
-        is_transposed = isinstance(module, Conv1D)
-        alive = mask.any(0 if is_transposed else 1)
-        if not alive.all():
-            masks[f"{name}.bias"] = alive
-    return Masks(masks)
+        weight = f"{name}.weight"
+        if weight in masks and isinstance(getattr(module, "bias", None), nn.Parameter):
+            alive = masks[weight].any(0 if isinstance(module, Conv1D) else -1)
+            if not alive.all():
+                masks.set(f"{name}.bias", alive)
+    return masks

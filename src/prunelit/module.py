@@ -12,9 +12,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.checks import check_data, check_trainer, check_training
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
-from prunelit.models.architecture import check_length, check_unembedding
+from prunelit.models.architecture import check_unembedding
 from prunelit.models.loading import (
     DType,
     load_config,
@@ -98,28 +99,36 @@ class PairedLM(LightningModule):
             raise RuntimeError("Expected `load` to be called before the models are used.")
         return self._pair
 
-    def load(self, pruned_folder: str | Path | None = None) -> None:
+    def load(self, pruned_folder: str | Path | None = None, reference: bool = True) -> None:
         """Read the weights; does nothing where they are loaded.
 
         Args:
             pruned_folder: a pruned model to take as the one under test; None takes the dense
                 weights, which are then ready to be pruned in place.
+            reference: read the dense model too, where the run keeps one; see `load_reference`.
         """
         if self._pair is not None:
             return
-        dense = None
-        if self.reference or pruned_folder is None:
-            dense, _ = load_pretrained(self.source, **self._options)
-        if pruned_folder is not None:
-            pruned, _ = load_pretrained(str(pruned_folder), **{**self._options, "revision": None})
-        else:
-            assert dense is not None
-            pruned = copy.deepcopy(dense) if self.reference else dense
+        own = pruned_folder is None
+        options = self._options if own else {**self._options, "revision": None}
+        pruned, _ = load_pretrained(self.source if own else str(pruned_folder), **options)
         check_unembedding(pruned)
         self.model = pruned
-        if self.reference and dense is not None:
-            dense.requires_grad_(False)
-        self._pair = Pair(pruned, dense if self.reference else None, self.tokenizer)
+        self._pair = Pair(pruned, None, self.tokenizer)
+        if reference:
+            # Copied rather than read again while both are the same.
+            self.load_reference(copy.deepcopy(pruned) if own and self.reference else None)
+
+    def load_reference(self, dense: PreTrainedModel | None = None) -> None:
+        """Read the dense model where the run keeps one and has none yet.
+
+        Args:
+            dense: the model, if there is a copy of it already.
+        """
+        if self.reference and self.pair.dense is None:
+            if dense is None:
+                dense, _ = load_pretrained(self.source, **self._options)
+            self.pair.dense = dense.requires_grad_(False)
 
     def recipe(self) -> dict[str, Any]:
         """Which dense model this is, and what its activations depend on."""
@@ -137,52 +146,11 @@ class PairedLM(LightningModule):
         Raises:
             InputError: naming the option.
         """
-        trainer = self.trainer
+        config = load_config(self.source, **self._remote)
+        check_trainer(self.trainer)
+        check_data(self._data(), config, reference=self.reference)
         if self.trains:
-            self._check_training()
-        if trainer.precision.endswith("-true") and trainer.precision != "32-true":
-            raise InputError(
-                f"Expected `trainer.precision` '32-true' or a mixed one but got "
-                f"{trainer.precision!r}, which casts the pruned model alone: set `model.dtype`."
-            )
-        if trainer.strategy.root_device.type == "mps":
-            raise InputError(
-                "Statistics are summed in float64, which MPS lacks: set `trainer.accelerator: cpu`."
-            )
-        limit = trainer.limit_val_batches
-        if not (isinstance(limit, float) and limit == 1):  # Lightning's int 1 is a single batch
-            raise InputError(
-                f"Expected `trainer.limit_val_batches` 1.0 but got {limit}: a task measures all of "
-                "its items; give the task a `limit` instead."
-            )
-        tasks = self._data().tasks
-        if not self.reference:
-            needing = [name for name, task in tasks.items() if task.needs_reference]
-            if needing:
-                raise InputError(
-                    f"The tasks {needing} need the dense model: set `model.reference: true`."
-                )
-        config = load_config(self.source, **self._remote)
-        calibration = self._data().calibration
-        if calibration is not None:
-            check_length(config, calibration.length, "a calibration sequence")
-        for name, task in tasks.items():
-            check_length(config, task.longest, f"the longest sequence of the task {name!r}")
-
-    def _check_training(self) -> None:
-        data = self._data()
-        if data.recovery is None:
-            raise InputError(
-                f"Expected `trainer.max_epochs` 0 but got {self.trainer.max_epochs}: training on "
-                "needs text, `data.recovery`."
-            )
-        config = load_config(self.source, **self._remote)
-        check_length(config, data.recovery.length, "a recovery sequence")
-        if self.recovery.needs_reference and not self.reference:
-            raise InputError(
-                "Distillation needs the dense model: set `model.reference: true`, or "
-                "`recovery.kl` and `recovery.hidden` to 0."
-            )
+            check_training(self._data(), config, self.recovery, reference=self.reference)
 
     def setup(self, stage: str) -> None:
         """Called by Lightning after the callbacks: without a pruning callback both are dense."""

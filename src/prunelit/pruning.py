@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from prunelit.masks import Masks, count_zeros, removed_since
 from prunelit.memory import PeakMemory
 from prunelit.models.architecture import check_length, decoder_blocks, linear_weights
 from prunelit.models.loading import check_weights
+from prunelit.models.offload import offload
 from prunelit.pruners.base import Pruner
 from prunelit.recipe import describe
 from prunelit.report.tables import as_text, pruning_table
@@ -151,6 +152,7 @@ def prune(
     *,
     batch_size: int = 8,
     progress: bool = True,
+    offload_to: torch.device | None = None,
 ) -> PruningReport:
     """Prune `model` in place, block by block, calibrated on `inputs`.
 
@@ -166,6 +168,8 @@ def prune(
         batch_size: sequences a batch where `inputs` is one tensor. It may change the last bits of
             activations, so it belongs to the recipe.
         progress: show a progress bar over the blocks on rank 0.
+        offload_to: work on one block at a time on this device, while the others wait: in memory
+            for a GPU, on disk for the CPU. The model has to be on the CPU.
 
     Returns:
         Achieved sparsity a tensor, block and model; seconds and peak memory a block.
@@ -181,7 +185,7 @@ def prune(
     prefix, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
     before = count_zeros(model)
-    memory = PeakMemory(model.device)
+    memory = PeakMemory(offload_to or model.device)
     costs: list[BlockCost] = []
     bar = Progress(
         TextColumn("{task.description}"),
@@ -196,11 +200,14 @@ def prune(
         title = f"Pruning with {type(pruner).__name__}"
         task = bar.add_task(title, total=len(blocks), rate="")
 
+        place = nullcontext if offload_to is None else offload(blocks, offload_to)
+
         @contextmanager
         def around_block(index: int) -> Iterator[None]:
             memory.start()
             start = time.perf_counter()
-            yield
+            with place(index):
+                yield
             peak = memory.peak()
             costs.append(BlockCost(index, time.perf_counter() - start, peak))
             # A method that looks at all blocks first passes through them more than once.

@@ -205,7 +205,7 @@ def refused(
         (("--trainer.max_epochs", "0"), "Expected training between 3 rounds"),
         (("--trainer.max_epochs", "2"), "2 epochs of 6 steps reach only 2"),
         (("--model.recovery.lora", "{rank: 2}"), "Expected one round with `recovery.lora` but got"),
-        (("--data.recovery", "null"), "training on needs text, `data.recovery`"),
+        (("--data.recovery", "null"), "text to train on, `data.recovery`, but got neither"),
         (("--data.recovery.length", "130"), "but a recovery sequence has 130"),
         (("--model.reference", "false"), "need the dense model|needs the dense model"),
         (("--model.recovery.train", "[nothing]"), "'nothing' of `recovery.train` matches no"),

@@ -86,7 +86,7 @@ def test_logits_change_and_only_weights_of_blocks_do(
     if pruner_class.sparsifies:
         assert 0 < report.sparsity < 1
         assert gained > 0
-        assert sum(int((~mask).sum()) for mask in report.masks.masks.values()) >= gained
+        assert sum(int((~report.masks[name]).sum()) for name in report.masks) >= gained
     else:
         assert not len(report.masks)
     json.dumps(report.as_dict(), allow_nan=False)

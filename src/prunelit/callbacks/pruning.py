@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 
 from prunelit.callbacks.checkpoints import BestCheckpoint
+from prunelit.callbacks.rounds import check_rounds
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.masks import Masks
@@ -42,14 +43,21 @@ class Pruning(Callback):
         pruner: the method.
         output: folder of the pruned model; None is `pruned` under `trainer.default_root_dir`.
         schedule: the rounds; None is one round.
+        offload: keep all but the current block in memory (on a GPU) or on disk (on the CPU), and
+            read the dense reference only when pruning is over. For one round without training.
     """
 
     def __init__(
-        self, pruner: Pruner, output: str | None = None, schedule: Schedule | None = None
+        self,
+        pruner: Pruner,
+        output: str | None = None,
+        schedule: Schedule | None = None,
+        offload: bool = False,
     ) -> None:
         self.pruner = pruner
         self.output = output
         self.schedule = schedule
+        self.offload = offload
         self.report: dict[str, Any] | None = None
         self.masks = Masks()
         self._rounds: list[dict[str, Any]] = []
@@ -67,7 +75,7 @@ class Pruning(Callback):
         recipe = self._recipe = self.recipe(data, module)
         if stage == "fit":
             check_writable(folder)
-            self._check_rounds(trainer, module, data)
+            check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
             if trainer.ckpt_path is not None:  # the checkpoint holds what the first round did
                 module.load()
                 return
@@ -147,43 +155,26 @@ class Pruning(Callback):
 
     def apply(self, trainer: Trainer, module: PairedLM, data: PruneData) -> PruningReport:
         """Prune the module's model in place on this rank's device, as far as this round goes."""
-        module.load()
+        device = trainer.strategy.root_device
+        module.load(reference=not self.offload)
         assert module.model is not None
-        module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+        if not self.offload:
+            module.model.to(device)  # type: ignore[arg-type]
         fraction = self._schedule.fraction(len(self._rounds))
         pruner = self.pruner if fraction == 1 else self.pruner.scaled(fraction)
         with trainer.precision_plugin.forward_context():
-            return prune(module.model, pruner, data.calibration_batches())
+            report = prune(
+                module.model,
+                pruner,
+                data.calibration_batches(),
+                offload_to=device if self.offload else None,
+            )
+        module.load_reference()
+        return report
 
     @property
     def _schedule(self) -> Schedule:
         return self.schedule or OneShot()
-
-    def _check_rounds(self, trainer: Trainer, module: PairedLM, data: PruneData) -> None:
-        """Refuse rounds that this run would never come to."""
-        rounds = self._schedule.rounds
-        if rounds == 1:
-            return
-        if not module.trains:
-            raise InputError(
-                f"Expected training between {rounds} rounds but `trainer.max_epochs` is 0."
-            )
-        if module.recovery.lora is not None:
-            raise InputError(
-                f"Expected one round with `recovery.lora` but got {rounds}: adapters are merged "
-                "under the masks of the last round."
-            )
-        self.pruner.scaled(self._schedule.fraction(0))
-        if trainer.max_epochs is None or trainer.max_epochs < 0:
-            return  # endless, or bounded by steps
-        steps = len(data.recovery_batches()) // trainer.accumulate_grad_batches or 1
-        last = trainer.max_epochs - 1
-        reached = self._schedule.due(last, (last + 1) * steps - 1)
-        if reached < rounds:
-            raise InputError(
-                f"Expected training long enough for {rounds} rounds but {trainer.max_epochs} "
-                f"epochs of {steps} steps reach only {reached}: raise `trainer.max_epochs`."
-            )
 
     def _take_written(
         self, trainer: Trainer, module: PairedLM, folder: Path, recipe: dict[str, Any]
@@ -277,7 +268,8 @@ class Pruning(Callback):
         described = describe(self)
         arguments = described["init_args"]
         # The pruner has a place of its own in the recipe; where the model lies decides nothing.
-        kept = {key: arguments[key] for key in arguments if key not in ("pruner", "output")}
+        elsewhere = ("pruner", "output", "offload")
+        kept = {key: value for key, value in arguments.items() if key not in elsewhere}
         return {**described, "init_args": kept}
 
     def _checked(self, trainer: Trainer, module: LightningModule) -> tuple[PruneData, PairedLM]:

