@@ -93,3 +93,52 @@ def test_an_error_ends_both_ranks_with_one_sentence(
     assert "'mlp.up_prj' matches no linear module" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "pruned").exists()
+
+
+def test_rounds_and_recovery(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> None:
+    config = make_config(tmp_path)
+    config["data"]["tasks"] = config["data"]["tasks"][1:2]
+    text = config["data"]["calibration"]["path"]
+    config["data"]["recovery"] = {"path": text, "sequences": 9, "length": 16, "batch_size": 2}
+    cubic = {"class_path": "prunelit.schedule.Cubic", "init_args": {"rounds": 2}}
+    config["pruning"]["init_args"]["schedule"] = cubic
+    config["model"]["recovery"] = {"kl": 1.0}
+    config["trainer"]["max_epochs"] = 2
+    save_config(tmp_path, config)
+    done = console(tmp_path, "fit", "--config", "config.yaml", *DDP)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "pruned" / "pruning.json").read_text())
+    # Nine sequences are two whole batches of two for each of two ranks.
+    assert [entry["step"] for entry in report["rounds"]] == [0, 2]
+    weights = load_file(tmp_path / "run" / "pruned" / "model.safetensors")
+    for tensor in report["tensors"]:
+        assert int((weights[tensor["name"]] == 0).sum()) == tensor["size"] // 2
+
+
+def test_an_error_on_any_rank_ends_all(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> None:
+    (tmp_path / "failing.py").write_text(
+        "import os\n"
+        "from prunelit.pruners import Wanda\n"
+        "class Failing(Wanda):\n"
+        "    def prune_block(self, block, probes):\n"
+        "        if os.environ.get('LOCAL_RANK') == '1':\n"
+        "            raise RuntimeError('rank 1 has had enough')\n"
+        "        super().prune_block(block, probes)\n"
+    )
+    config = make_config(tmp_path)
+    config["pruning"]["init_args"]["pruner"]["class_path"] = "failing.Failing"
+    save_config(tmp_path, config)
+    done = console(tmp_path, "fit", "--config", "config.yaml", *DDP)
+    assert done.returncode != 0
+    assert "rank 1 has had enough" in done.stderr
+    assert not (tmp_path / "run" / "pruned").exists()

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,31 +9,46 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit import prune
-from prunelit.pruners import Wanda
+from prunelit import prune, pruners
+from prunelit.allocation import OWL
 from prunelit.sparsity import Unstructured
+
+# Methods that observe in different ways, by the expression that builds them.
+METHODS = [
+    "Wanda(Unstructured(0.5))",
+    "Wanda(Unstructured(0.5), allocation=OWL(2.0))",
+    "SparseGPT(Unstructured(0.5))",
+    "OBSUpdate(RIA(Unstructured(0.5)))",
+    "Random(Unstructured(0.5))",
+    "Neuron(0.5)",
+    "SublayerDrop(2, 'both', rescore=True)",
+    "BlockDrop(2, consecutive=True)",
+]
+NAMES = {**vars(pruners), "Unstructured": Unstructured, "OWL": OWL}
 
 # Run by every rank: prunes the model of `folder` with each number of batches, in turn.
 RANK = """
-import sys
+import json, sys
 import torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from prunelit import prune
-from prunelit.pruners import Wanda
+from prunelit.allocation import OWL
+from prunelit.pruners import *
 from prunelit.sparsity import Unstructured
 
 torch.set_num_threads(1)
-folder, rank = sys.argv[1], int(sys.argv[2])
+folder, rank, methods = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-for count in (1, 5):
-    model = AutoModelForCausalLM.from_pretrained(f"{folder}/dense").eval()
-    batches = torch.load(f"{folder}/batches.pt")[:count]
-    passes = []
-    model.model.layers[1].mlp.register_forward_hook(lambda *_: passes.append(1))
-    report = prune(model, Wanda(Unstructured(0.5)), batches)
-    state = {"weights": model.state_dict(), "recipe": report.recipe, "zeros": report.zeros}
-    state["passes"] = len(passes)
-    torch.save(state, f"{folder}/{count}-{rank}.pt")
+for place, method in enumerate(methods):
+    for count in (1, 5):
+        model = AutoModelForCausalLM.from_pretrained(f"{folder}/dense").eval()
+        batches = torch.load(f"{folder}/batches.pt")[:count]
+        passes = []
+        model.model.layers[1].mlp.register_forward_hook(lambda *_: passes.append(1))
+        report = prune(model, eval(method), batches)
+        state = {"weights": model.state_dict(), "recipe": report.recipe, "zeros": report.zeros}
+        state["passes"] = len(passes)
+        torch.save(state, f"{folder}/{place}-{count}-{rank}.pt")
 dist.destroy_process_group()
 """
 
@@ -53,7 +69,9 @@ def test_two_ranks_make_the_masks_of_one(
     (root / "rank.py").write_text(RANK)
     ranks = [
         subprocess.Popen(
-            [sys.executable, root / "rank.py", root, str(rank)], stderr=subprocess.PIPE, text=True
+            [sys.executable, root / "rank.py", root, str(rank), json.dumps(METHODS)],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -64,14 +82,16 @@ def test_two_ranks_make_the_masks_of_one(
     finally:
         for rank in ranks:
             rank.kill()
-    for count in (1, 5):
-        model = make_model()
-        report = prune(model, Wanda(Unstructured(0.5)), batches[:count])
-        for rank in range(2):
-            found = torch.load(root / f"{count}-{rank}.pt")
-            # Two passes over its own batches, and two over one sequence to check the replay.
-            assert found["passes"] == 2 * len(range(rank, count, 2)) + 2
-            assert found["recipe"] == report.recipe
-            assert found["zeros"] == report.zeros
-            for name, tensor in model.state_dict().items():
-                assert torch.equal(found["weights"][name], tensor), (count, rank, name)
+    for place, method in enumerate(METHODS):
+        for count in (1, 5):
+            model = make_model()
+            report = prune(model, eval(method, NAMES), batches[:count])
+            for rank in range(2):
+                found = torch.load(root / f"{place}-{count}-{rank}.pt")
+                if place == 0:
+                    # Two passes over its own batches, two over one sequence to check the replay.
+                    assert found["passes"] == 2 * len(range(rank, count, 2)) + 2
+                assert found["recipe"] == report.recipe
+                assert found["zeros"] == report.zeros
+                for name, tensor in model.state_dict().items():
+                    assert torch.equal(found["weights"][name], tensor), (method, count, rank, name)

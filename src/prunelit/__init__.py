@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prunelit.errors import InputError
     from prunelit.models.loading import load_pretrained, load_tokenizer
     from prunelit.models.saving import save_pretrained
+    from prunelit.models.semi_structured import to_semi_structured
     from prunelit.pruning import PruningReport, prune
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "load_tokenizer",
     "prune",
     "save_pretrained",
+    "to_semi_structured",
 ]
 
 _HOME = {
@@ -34,6 +36,7 @@ _HOME = {
     "load_tokenizer": "prunelit.models.loading",
     "prune": "prunelit.pruning",
     "save_pretrained": "prunelit.models.saving",
+    "to_semi_structured": "prunelit.models.semi_structured",
 }
 
 
