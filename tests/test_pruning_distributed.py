@@ -44,7 +44,7 @@ for place, method in enumerate(methods):
         model = AutoModelForCausalLM.from_pretrained(f"{folder}/dense").eval()
         batches = torch.load(f"{folder}/batches.pt")[:count]
         passes = []
-        model.model.layers[1].mlp.register_forward_hook(lambda *_: passes.append(1))
+        model.model.layers[1].self_attn.register_forward_hook(lambda *_: passes.append(1))
         report = prune(model, eval(method), batches)
         state = {"weights": model.state_dict(), "recipe": report.recipe, "zeros": report.zeros}
         state["passes"] = len(passes)

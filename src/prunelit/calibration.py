@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from prunelit.batches import Batch
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, final_hidden
-from prunelit.models.residual import residual_steps
+from prunelit.probing import Feed, Inputs, noting_inputs
 from prunelit.pruners.base import Probe, Pruner
 
 
@@ -25,13 +25,6 @@ class _Stream:
     hidden: Tensor  # (B, T, D), the input of the next block
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # other arguments, block by block
     tokens: Tensor  # (B, T) bool, False at padding
-
-
-@dataclass
-class _Layout:
-    """What the first batch told of a block."""
-
-    parallel: bool | None = None
 
 
 def calibrate(
@@ -61,16 +54,16 @@ def calibrate(
     _, blocks = decoder_blocks(model)
     reads = sum(bool(pruner.watch(block)) for block in blocks)  # all: one may be refused
     form: type[Tensor] | type[tuple] | None = None
-    shared: list[dict[str, str]] = [{} for _ in blocks]
+    known: list[Inputs] = []
 
     def check() -> type[Tensor] | type[tuple]:
-        nonlocal form, shared
+        nonlocal form, known
         if check_batch is None:
             raise InputError(
                 f"Expected calibration text, `data.calibration`: {type(pruner).__name__} needs it."
             )
         if form is None:
-            form, shared = _check_replay(model, blocks, pruner, check_batch)
+            form, known = _check_replay(model, blocks, pruner, check_batch)
         return form
 
     def streams() -> list[_Stream]:
@@ -81,11 +74,14 @@ def calibrate(
         passing, filled = streams(), []
         for index, block in enumerate(blocks):
             with around_block(index):
-                probes, layout = watch(block), _Layout()
+                probes = watch(block)
+                feed = Feed(block, probes)
                 for stream in passing:
-                    stream.hidden = _observed(block, probes, stream, index, layout)
-                for probe in probes.values():
-                    probe.statistic.all_reduce_()
+                    run = partial(_run, block, stream, index)
+                    output = feed.read(run, stream.hidden, stream.tokens)
+                    assert output is not None  # without a trial run it reads to the end
+                    stream.hidden = output
+                feed.all_reduce_()
                 filled.append(probes)
         return filled
 
@@ -96,20 +92,18 @@ def calibrate(
     for index, block in enumerate(blocks):
         with around_block(index):
             probes = pruner.watch(block)
-            for follower, leader in shared[index].items():
-                probes[follower].statistic = probes[leader].statistic
-            leaders = {name: probes[name] for name in probes if name not in shared[index]}
-            layout = _Layout()
-            for stream in passing:
-                _observed(block, leaders, stream, index, layout)
-            for probe in leaders.values():
-                probe.statistic.all_reduce_()
+            if reads:
+                feed = Feed(block, probes, known[index])
+                for stream in passing:
+                    feed.read(partial(_run, block, stream, index), stream.hidden, stream.tokens)
+                feed.all_reduce_()
             with torch.autocast(next(block.parameters()).device.type, enabled=False):
                 pruner.prune_block(block, probes)
             # A caller's autocast may have kept half-precision copies of the dense weights.
             torch.clear_autocast_cache()
-            for stream in passing:
-                stream.hidden = _run(block, stream, index)
+            if index + 1 < len(blocks):
+                for stream in passing:
+                    stream.hidden = _run(block, stream, index)
     pruner.finish(model)
 
 
@@ -165,12 +159,11 @@ def _replaced_forward(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Ite
 
 def _check_replay(
     model: PreTrainedModel, blocks: nn.ModuleList, pruner: Pruner, batch: Batch
-) -> tuple[type[Tensor] | type[tuple], list[dict[str, str]]]:
+) -> tuple[type[Tensor] | type[tuple], list[Inputs]]:
     """Compare a replay with the model's own run, and note which probes read the same tensor.
 
     Returns:
-        The form in which blocks return the hidden state, and for each block {follower: leader} of
-        the probed submodules.
+        The form in which blocks return the hidden state, and the inputs of each block's probes.
     """
     last: list[Tensor] = []
     forms: list[type[Tensor] | type[tuple]] = []
@@ -186,11 +179,11 @@ def _check_replay(
         handle.remove()
     try:
         stream = _capture(model, blocks, batch, forms[0])
-        shared = []
+        known = []
         for index, block in enumerate(blocks):
-            with _noting_shared_inputs(block, pruner.watch(block)) as followers:
+            with noting_inputs(block, pruner.watch(block)) as inputs:
                 stream.hidden = _run(block, stream, index)
-            shared.append(followers)
+            known.append(inputs)
     except (TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise InputError(
             f"The blocks of {type(model).__name__} cannot be run one by one: {error}."
@@ -204,81 +197,4 @@ def _check_replay(
             f"Running the blocks of {type(model).__name__} one by one differs by {worst:.3g} from "
             "running the model, so calibration would see wrong inputs."
         )
-    return forms[0], shared
-
-
-@contextmanager
-def _noting_shared_inputs(block: nn.Module, probes: dict[str, Probe]) -> Iterator[dict[str, str]]:
-    followers: dict[str, str] = {}
-    seen: list[tuple[Tensor, str]] = []  # holding the tensors keeps their identities unique
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            leader = next((other for tensor, other in seen if tensor is args[0]), None)
-            if leader is None:
-                seen.append((args[0], name))
-            elif type(probes[leader].statistic) is type(probes[name].statistic):
-                followers[name] = leader
-
-        return hook
-
-    handles = [
-        block.get_submodule(name).register_forward_pre_hook(note(name))
-        for name, probe in probes.items()
-        if probe.at == "input"
-    ]
-    try:
-        yield followers
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _observed(
-    block: nn.Module, probes: dict[str, Probe], stream: _Stream, index: int, layout: _Layout
-) -> Tensor:
-    """Run the block and feed its probes."""
-    inside = {name: probe for name, probe in probes.items() if probe.at != "residual"}
-    around = {name: probe for name, probe in probes.items() if probe.at == "residual"}
-    with _observing(block, inside, stream.tokens):
-        output = _run(block, stream, index)
-    if around:
-        run = partial(_run, block, stream, index)
-        real = stream.tokens.to(output.device)
-        hidden = stream.hidden.to(output.device)
-        steps, layout.parallel = residual_steps(block, run, hidden, output, around, layout.parallel)
-        for name, (before, after) in steps.items():
-            with torch.autocast(output.device.type, enabled=False):
-                around[name].statistic.update(before[real], after[real])
-    return output
-
-
-@contextmanager
-def _observing(block: nn.Module, probes: dict[str, Probe], tokens: Tensor) -> Iterator[None]:
-    whole = bool(tokens.all())
-
-    def feed(name: str, probe: Probe) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, args: Any, output: Any) -> None:
-            x = args[0] if probe.at == "input" else output
-            x = x if isinstance(x, Tensor) else x[0]
-            if x.numel() != tokens.numel() * x.shape[-1]:
-                raise InputError(
-                    f"{name!r} reads {tuple(x.shape)} where the batch has "
-                    f"{tuple(tokens.shape)} tokens, so padding cannot be told apart: exclude it."
-                )
-            x = x.reshape(-1, x.shape[-1])
-            # A caller's mixed precision is for the forward passes.
-            with torch.autocast(x.device.type, enabled=False):
-                probe.statistic.update(x if whole else x[tokens.reshape(-1).to(x.device)])
-
-        return hook
-
-    handles = [
-        block.get_submodule(name).register_forward_hook(feed(name, probe))
-        for name, probe in probes.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return forms[0], known

@@ -19,7 +19,7 @@ Choose = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def inverse_factor(gram: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the inverse of a damped Hessian.
+    """The upper Cholesky factor U of the inverse of a damped Hessian, H^-1 = U^T U.
 
     Where the matrix is not positive definite, damping is raised, then float64 is tried; a value
     above the asked one is logged.
@@ -34,18 +34,21 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     Raises:
         InputError: if the ladder does not help.
     """
+    identity = torch.eye(len(gram), device=gram.device)
     for dtype in (torch.float32, torch.float64):
-        hessian = gram.to(dtype)
-        diagonal = hessian.diagonal()
+        diagonal = gram.diagonal().to(dtype)
         for factor in _LADDER:
-            damped = hessian.clone()
-            damped.diagonal()[diagonal == 0] = 1
+            # From last to first, Cholesky gives H = R R^T with R upper: U is the inverse of R, and
+            # H^-1 itself, which is less accurate, is never formed.
+            damped = gram.flip(0, 1).to(dtype)
+            damped.diagonal()[damped.diagonal() == 0] = 1
             damped.diagonal().add_(factor * damping * diagonal.mean())
             lower, failed = torch.linalg.cholesky_ex(damped)
             if failed:
                 continue
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if failed or not torch.isfinite(upper).all():
+            root = lower.flip(0, 1)
+            upper = torch.linalg.solve_triangular(root, identity.to(dtype), upper=True)
+            if not torch.isfinite(upper).all():
                 continue
             if factor > 1 or dtype is torch.float64:
                 log.warning("Damping was raised to %g in %s.", factor * damping, dtype)
@@ -73,20 +76,26 @@ def compensate(
     """
     # One column of the weight is one contiguous row here.
     columns = weight.T.contiguous()
-    diagonal = factor.diagonal()
+    diagonal = factor.diagonal()[:, None]
+    updates = factor / diagonal  # of the later columns, for each unit removed from a column
     for begin in range(0, len(columns), block_size):
         end = min(begin + block_size, len(columns))
         work = columns[begin:end]
-        inner = factor[begin:end, begin:end]
-        errors = torch.empty_like(work)
-        keep = torch.empty_like(work, dtype=torch.bool)
-        for i, scale in enumerate(diagonal[begin:end].tolist()):
+        lost, gone = torch.empty_like(work), torch.empty_like(work)
+        rows = zip(
+            work.unbind(),
+            lost.unbind(),
+            gone.unbind(),
+            updates[begin:end, begin:end].unbind(),
+            strict=True,
+        )
+        for i, (column, loss, leaves, update) in enumerate(rows):
             if i % chunk == 0:
-                part = work[i : i + chunk]
-                saliency = (part / diagonal[begin + i : begin + i + len(part), None]).square()
-                keep[i : i + chunk] = choose(begin + i, part, saliency)
-            torch.div(work[i].masked_fill(keep[i], 0.0), scale, out=errors[i])
-            work[i].masked_fill_(~keep[i], 0.0)
-            work[i + 1 :].addr_(inner[i, i + 1 :], errors[i], alpha=-1)
-        columns[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
+                part = slice(i, min(i + chunk, end - begin))
+                saliency = (work[part] / diagonal[begin:end][part]).square()
+                gone[part] = ~choose(begin + i, work[part], saliency)
+            torch.mul(column, leaves, out=loss)
+            work[i + 1 :].addr_(update[i + 1 :], loss, alpha=-1)
+        work.masked_fill_(gone.bool(), 0.0)
+        columns[end:].addmm_(updates[begin:end, end:].T, lost, alpha=-1)
     return columns.T

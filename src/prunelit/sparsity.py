@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from torch import Tensor
@@ -161,7 +162,7 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     # A stable choice (unlike topk alone): ties go by index, so masks do not depend on the device,
     # the number of threads or the number of ranks.
-    threshold = scores.kthvalue(remove, dim=1, keepdim=True).values
+    threshold = _kth_lowest(scores, remove)
     mask = scores > threshold
     tied = scores == threshold
     missing = keep - mask.sum(1, keepdim=True)
@@ -169,3 +170,11 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
         return mask | tied
     # The last `missing` of the ties stay.
     return mask | (tied & (tied.flip(1).cumsum(1).flip(1) <= missing))
+
+
+def _kth_lowest(scores: Tensor, k: int) -> Tensor:
+    """(R, 1), the k-th lowest score of each row of (R, C), counted from 1."""
+    if scores.device.type == "cpu" and scores.dtype is torch.float32:
+        # Ten times as fast as `kthvalue` there.
+        return torch.from_numpy(np.partition(scores.numpy(), k - 1)[:, k - 1 : k])
+    return scores.kthvalue(k, dim=1, keepdim=True).values
