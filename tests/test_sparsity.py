@@ -113,6 +113,18 @@ def test_two_of_four_is_two_kept() -> None:
     assert mask.tolist() == [[False, True, False, False]]
 
 
+@pytest.mark.parametrize("ties", [1, 100])
+def test_every_float_type_is_chosen_from_alike(ties: int) -> None:
+    scores = torch.randint(-2 * ties, 2 * ties, (6, 50), generator=torch.Generator().manual_seed(0))
+    masks = [
+        keep_highest(scores.to(dtype), 19)
+        for dtype in (torch.float32, torch.float64, torch.float16)
+    ]
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+    assert masks[0].sum(1).tolist() == [19] * 6
+
+
 def test_constant_row_loses_its_first_columns() -> None:
     mask = Unstructured(0.5).keep_mask(torch.ones(2, 6))
     assert mask.tolist() == [[False] * 3 + [True] * 3] * 2

@@ -99,9 +99,12 @@ class Gram(Statistic):
         # In float64, as sums over batches must not depend on how ranks share them.
         self._sum = torch.zeros(channels, channels, dtype=torch.float64, device=device)
         self._count = torch.zeros(1, dtype=torch.float64, device=device)
-        self.memo: dict[float, Tensor] = {}  # what was computed of it, for maps that share it
+        # What was computed of it, for maps that share it.
+        self.memo: dict[float, Tensor] = {}
+        self._value: Tensor | None = None
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
+        self._value = None
         x = x.float()
         # The product is symmetric: above the diagonal only, in tiles that fill a matrix kernel.
         for start in range(0, x.shape[1], _TILE):
@@ -111,6 +114,7 @@ class Gram(Statistic):
 
     def all_reduce_(self) -> None:
         if dist.is_available() and dist.is_initialized():
+            self._value = None
             dist.all_reduce(self._sum)
             dist.all_reduce(self._count)
 
@@ -119,8 +123,10 @@ class Gram(Statistic):
         """(I, I), symmetric, activation units squared."""
         if self._count == 0:
             raise ValueError("Expected at least one calibration token but got none.")
-        upper = (self._sum / self._count).float().triu()
-        return upper + upper.triu(1).T
+        if self._value is None:
+            upper = (self._sum / self._count).float().triu()
+            self._value = upper + upper.triu(1).T
+        return self._value
 
 
 class MeanDistance(Statistic):

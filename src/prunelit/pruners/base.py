@@ -3,7 +3,7 @@
 import copy
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -191,10 +191,11 @@ class LinearPruner(Pruner):
         return {name: Probe(value) for name, value in statistics.items() if value is not None}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
-        for name, linear in self.targets(block).items():
+        targets = self.targets(block)
+        for name, statistic in _distinct(targets, probes).items():
+            _check_finite(name, statistic)
+        for name, linear in targets.items():
             statistic = probes[name].statistic if name in probes else None
-            if statistic is not None:
-                _check_finite(name, statistic)
             worker = copy.copy(self)
             worker.sparsity = self._plan.get(linear, self.sparsity).by_default(self.within)
             weight = oriented_weight(linear)
@@ -218,6 +219,15 @@ class LinearPruner(Pruner):
         """
         keep = self.sparsity.keep_mask(scores.masked_fill(weight == 0, -torch.inf))
         return torch.where(keep, weight, 0.0)
+
+
+def _distinct(names: Iterable[str], probes: Mapping[str, Probe]) -> dict[str, Statistic]:
+    """Every statistic once, by the first name that reads it."""
+    found: dict[int, tuple[str, Statistic]] = {}
+    for name in names:
+        if name in probes:
+            found.setdefault(id(probes[name].statistic), (name, probes[name].statistic))
+    return dict(found.values())
 
 
 def _check_finite(name: str, statistic: Statistic) -> None:
