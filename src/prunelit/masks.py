@@ -127,10 +127,12 @@ class Masks:
 
 def count_zeros(model: nn.Module) -> dict[str, int]:
     """Entries that are exactly 0, by parameter name."""
-    return {name: int((value == 0).sum()) for name, value in model.named_parameters()}
+    return {
+        name: value.numel() - int(value.count_nonzero()) for name, value in model.named_parameters()
+    }
 
 
-def removed_since(model: nn.Module, before: Mapping[str, int]) -> Masks:
+def removed_since(model: nn.Module, before: Mapping[str, int], after: Mapping[str, int]) -> Masks:
     """The masks of the parameters that have more zeros than `before`.
 
     A bias goes with its row: a removed output has no bias to learn either.
@@ -138,10 +140,11 @@ def removed_since(model: nn.Module, before: Mapping[str, int]) -> Masks:
     Args:
         model: after a round of pruning.
         before: its `count_zeros` before that round.
+        after: the same now.
     """
     masks = Masks()
     for name, value in model.named_parameters():
-        if int((value == 0).sum()) > before[name]:
+        if after[name] > before[name]:
             masks.set(name, value.detach() != 0)
     for name, module in model.named_modules():
         weight = f"{name}.weight"

@@ -7,11 +7,18 @@ import torch
 from torch import Tensor
 
 from prunelit.errors import InputError
+from prunelit.finite import all_finite
 
 log = logging.getLogger(__name__)
 
 # Damping goes up tenfold a step; in float64 the whole ladder is tried again.
 _LADDER = (1.0, 10.0, 100.0)
+
+# Size up to which a matrix is factorised at once.
+_LEAF = 400
+
+# Columns that are updated one by one before the others of their block are, by one product.
+_INNER = 16
 
 # Chooses what stays of some columns: (index of the first, their present values (C, O), their
 # saliencies (C, O)) -> (C, O) bool.
@@ -34,7 +41,6 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     Raises:
         InputError: if the ladder does not help.
     """
-    identity = torch.eye(len(gram), device=gram.device)
     for dtype in (torch.float32, torch.float64):
         diagonal = gram.diagonal().to(dtype)
         for factor in _LADDER:
@@ -43,33 +49,56 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
             damped = gram.flip(0, 1).to(dtype)
             damped.diagonal()[damped.diagonal() == 0] = 1
             damped.diagonal().add_(factor * damping * diagonal.mean())
-            lower, failed = torch.linalg.cholesky_ex(damped)
-            if failed:
-                continue
-            root = lower.flip(0, 1)
-            upper = torch.linalg.solve_triangular(root, identity.to(dtype), upper=True)
-            if not torch.isfinite(upper).all():
+            lower = _inverse_cholesky(damped)
+            if lower is None:
                 continue
             if factor > 1 or dtype is torch.float64:
                 log.warning("Damping was raised to %g in %s.", factor * damping, dtype)
-            return upper.float()
+            return lower.flip(0, 1).float()
     raise InputError(
         f"The Hessian of the inputs is not positive definite, even with a damping of "
         f"{_LADDER[-1] * damping:g} in float64: give more calibration tokens or raise `damping`."
     )
 
 
+def _inverse_cholesky(matrix: Tensor) -> Tensor | None:
+    """The inverse of the lower Cholesky factor; None if `matrix` is not positive definite.
+
+    By halves, so that most of the work is matrix products.
+    """
+    if len(matrix) <= _LEAF:
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if failed:
+            return None
+        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return inverse if all_finite(inverse) else None
+    half = len(matrix) // 2
+    first = _inverse_cholesky(matrix[:half, :half])
+    if first is None:
+        return None
+    below = matrix[half:, :half] @ first.T
+    second = _inverse_cholesky(matrix[half:, half:] - below @ below.T)
+    if second is None:
+        return None
+    inverse = torch.zeros_like(matrix)
+    inverse[:half, :half] = first
+    inverse[half:, half:] = second
+    inverse[half:, :half] = -(second @ below) @ first
+    return inverse
+
+
 def compensate(
     weight: Tensor, factor: Tensor, choose: Choose, chunk: int, block_size: int
 ) -> Tensor:
-    """Remove weights column by column and update the columns after it (arXiv:2301.00774, alg. 1).
+    """Remove weights column by column and update the columns after (arXiv:2301.00774, alg. 1).
 
     Args:
         weight: (O, I), float32; not edited.
         factor: (I, I), of `inverse_factor`.
         choose: asked once for every `chunk` columns, when the updates of the earlier ones are in.
         chunk: columns that are chosen together; divides `block_size`.
-        block_size: columns that are updated one by one before the rest is, by one product.
+        block_size: columns that are updated before the rest of the matrix is, by one product.
 
     Returns:
         (O, I), removed entries exactly 0.
@@ -77,25 +106,33 @@ def compensate(
     # One column of the weight is one contiguous row here.
     columns = weight.T.contiguous()
     diagonal = factor.diagonal()[:, None]
-    updates = factor / diagonal  # of the later columns, for each unit removed from a column
+    # Of all columns, for each unit removed from one: 1 for itself, 0 for those before it.
+    updates = factor / diagonal
+    # What is chosen together has all earlier updates when it is chosen.
+    inner = chunk * max(1, _INNER // chunk) if chunk % _INNER else _INNER
     for begin in range(0, len(columns), block_size):
         end = min(begin + block_size, len(columns))
-        work = columns[begin:end]
-        lost, gone = torch.empty_like(work), torch.empty_like(work)
-        rows = zip(
-            work.unbind(),
-            lost.unbind(),
-            gone.unbind(),
-            updates[begin:end, begin:end].unbind(),
-            strict=True,
-        )
-        for i, (column, loss, leaves, update) in enumerate(rows):
-            if i % chunk == 0:
-                part = slice(i, min(i + chunk, end - begin))
-                saliency = (work[part] / diagonal[begin:end][part]).square()
-                gone[part] = ~choose(begin + i, work[part], saliency)
-            torch.mul(column, leaves, out=loss)
-            work[i + 1 :].addr_(update[i + 1 :], loss, alpha=-1)
-        work.masked_fill_(gone.bool(), 0.0)
+        lost, gone = torch.empty_like(columns[begin:end]), torch.empty_like(columns[begin:end])
+        for first in range(begin, end, inner):
+            last = min(first + inner, end)
+            here = slice(first - begin, last - begin)
+            work = columns[first:last]
+            rows = zip(
+                work.unbind(),
+                lost[here].unbind(),
+                gone[here].unbind(),
+                updates[first:last, first:last].unbind(),
+                strict=True,
+            )
+            for index, (column, loss, leaves, update) in enumerate(rows, start=first):
+                if (index - begin) % chunk == 0:
+                    part = slice(index, min(index + chunk, end))
+                    saliency = (columns[part] / diagonal[part]).square()
+                    gone[index - begin : part.stop - begin] = ~choose(
+                        index, columns[part], saliency
+                    )
+                torch.mul(column, leaves, out=loss)
+                work.addr_(update, loss, alpha=-1)
+            columns[last:end].addmm_(updates[first:last, last:end].T, lost[here], alpha=-1)
         columns[end:].addmm_(updates[begin:end, end:].T, lost, alpha=-1)
-    return columns.T
+    return columns.T.contiguous()

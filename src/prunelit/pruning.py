@@ -129,12 +129,7 @@ class PruningReport:
 
     def renewed(self, model: PreTrainedModel) -> "PruningReport":
         """The same with the zeros that `model` has now."""
-        return replace(
-            self,
-            tensors=_tensors(*decoder_blocks(model)),
-            parameters=sum(p.numel() for p in model.parameters()),
-            zeros=sum(count_zeros(model).values()),
-        )
+        return replace(self, **_counted(model, count_zeros(model)))
 
 
 def block_prefix(name: str) -> str:
@@ -182,7 +177,7 @@ def prune(
     if batches is not None:
         check_length(model.config, longest(batches), "a calibration sequence")
     check_weights(model, type(model).__name__)
-    prefix, blocks = decoder_blocks(model)
+    _, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
     before = count_zeros(model)
     memory = PeakMemory(offload_to or model.device)
@@ -223,21 +218,20 @@ def prune(
             calibrate(model, pruner, share, first, around_block)
         finally:
             model.train(was_training)
+    zeros = count_zeros(model)
     return PruningReport(
         recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
-        tensors=_tensors(prefix, blocks),
         blocks=_by_block(costs),
         peak_memory=memory.meaning,
-        parameters=sum(p.numel() for p in model.parameters()),
-        zeros=sum(count_zeros(model).values()),
         shrinks=pruner.shrinks,
-        masks=removed_since(model, before) if pruner.sparsifies else Masks(),
+        masks=removed_since(model, before, zeros) if pruner.sparsifies else Masks(),
         versions={
             "prunelit": prunelit.__version__,
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
+        **_counted(model, zeros),
     )
 
 
@@ -285,14 +279,19 @@ def _first_sequence(batches: list[Batch]) -> Batch:
     return {key: value[row : row + 1] for key, value in batch.items()}
 
 
-def _tensors(prefix: str, blocks: torch.nn.ModuleList) -> list[TensorSparsity]:
-    return [
-        TensorSparsity(
-            name=f"{prefix}.{index}.{name}.weight",
-            shape=list(weight.shape),
-            size=weight.numel(),
-            zeros=int((weight == 0).sum()),
-        )
+def _counted(model: PreTrainedModel, zeros: Mapping[str, int]) -> dict[str, Any]:
+    """What a report says of the weights, from the `count_zeros` of `model`."""
+    prefix, blocks = decoder_blocks(model)
+    weights = {
+        f"{prefix}.{index}.{name}.weight": weight
         for index, block in enumerate(blocks)
         for name, weight in linear_weights(block).items()
-    ]
+    }
+    return {
+        "tensors": [
+            TensorSparsity(name, list(weight.shape), weight.numel(), zeros[name])
+            for name, weight in weights.items()
+        ],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "zeros": sum(zeros.values()),
+    }

@@ -164,10 +164,10 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
     # the number of threads or the number of ranks.
     threshold = _kth_lowest(scores, remove)
     mask = scores > threshold
+    missing = keep - mask.count_nonzero(1)[:, None]
+    if not missing.any():
+        return mask
     tied = scores == threshold
-    missing = keep - mask.sum(1, keepdim=True)
-    if (tied.sum(1, keepdim=True) == missing).all():
-        return mask | tied
     # The last `missing` of the ties stay.
     return mask | (tied & (tied.flip(1).cumsum(1).flip(1) <= missing))
 

@@ -71,7 +71,8 @@ class SquaredNorm(Statistic):
         self._sums = torch.zeros(channels + 1, dtype=torch.float64, device=device)
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
-        self._sums[:-1] += x.float().square().sum(0, dtype=torch.float64)
+        for part in x.split(_TILE):  # whose float64 copy stays in a processor's cache
+            self._sums[:-1] += part.double().square().sum(0)
         self._sums[-1] += x.shape[0]
 
     def all_reduce_(self) -> None:
@@ -124,9 +125,18 @@ class Gram(Statistic):
         if self._count == 0:
             raise ValueError("Expected at least one calibration token but got none.")
         if self._value is None:
-            upper = (self._sum / self._count).float().triu()
-            self._value = upper + upper.triu(1).T
+            self._value = _mirrored((self._sum / self._count).float())
         return self._value
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """Copy what is above the diagonal below it, in place; tile by tile, as a cache likes it."""
+    for start in range(0, len(upper), _TILE):
+        part, after = slice(start, start + _TILE), slice(start + _TILE, None)
+        tile = upper[part, part].triu()
+        upper[part, part] = tile + tile.triu(1).T
+        upper[after, part] = upper[part, after].T
+    return upper
 
 
 class MeanDistance(Statistic):

@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -19,6 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from prunelit.errors import InputError, first_line
+from prunelit.finite import all_finite
 from prunelit.models.gguf import converted
 from prunelit.models.saving import read_report
 from prunelit.models.surgery import Removed, left_out_names, rebuilt
@@ -147,7 +147,7 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
         InputError: naming the first such tensor.
     """
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
 
 

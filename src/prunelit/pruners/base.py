@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from prunelit.allocation import Allocation, allocate
 from prunelit.errors import InputError
+from prunelit.finite import all_finite
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.sparsity import Sparsity, Within
 from prunelit.statistics import Observe, Probe, Statistic
@@ -203,7 +204,7 @@ class LinearPruner(Pruner):
                 pruned = worker.prune_weight(weight.float(), statistic)  # type: ignore[arg-type]
             except InputError as error:
                 raise InputError(f"In {name!r}: {error}") from error
-            if not torch.isfinite(pruned).all():
+            if not all_finite(pruned):
                 raise InputError(f"{type(self).__name__} made NaN or infinite weights in {name!r}.")
             weight.copy_(pruned)
 
@@ -239,7 +240,7 @@ def _check_finite(name: str, statistic: Statistic) -> None:
             "expert that tokens are routed to."
         ) from error
     # Scores that are not finite would still give a mask, and finite weights.
-    if not torch.isfinite(value).all():
+    if not all_finite(value):
         raise InputError(
             f"The calibration inputs of {name!r} are not finite or their squares overflow: load "
             "the model in a wider dtype."

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prunelit.errors import InputError
+from prunelit.finite import all_finite
 from prunelit.models.architecture import oriented_weight, sublayers
 from prunelit.models.surgery import neuron_rows
 from prunelit.pruners.base import Probe, Pruner
@@ -48,7 +49,7 @@ class Neuron(Pruner):
         mlp = sublayers(block)["mlp"]
         weight = oriented_weight(block.get_submodule(mlp.output))
         activation = probes[mlp.output].statistic.value
-        if not torch.isfinite(activation).all():
+        if not all_finite(activation):
             raise InputError(
                 f"The calibration inputs of {mlp.output!r} are not finite or their squares "
                 "overflow: load the model in a wider dtype."

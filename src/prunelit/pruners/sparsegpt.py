@@ -78,14 +78,17 @@ class SparseGPT(LinearPruner):
         def choose(first: int, values: Tensor, saliency: Tensor) -> Tensor:
             # Updates reach weights that were removed before; these go first.
             part = slice(first, first + len(values))
-            scores = saliency.masked_fill(gone[part], -torch.inf).T
+            scores = saliency.masked_fill(gone[part], -torch.inf)
             if isinstance(sparsity, SemiStructured):
-                return sparsity.keep_mask(scores).T
+                return sparsity.keep_mask(scores.T).T
             assert isinstance(sparsity, Unstructured)
             # Column blocks add up to what the whole matrix loses.
             before, after = (removed(sparsity.ratio, rows * end) for end in (first, part.stop))
             share = (after - before) / (rows * len(values))
-            return sparsity.with_ratio(share).keep_mask(scores).T
+            chosen = sparsity.with_ratio(share)
+            if sparsity.within == "matrix":  # whose rows and columns are all one
+                return chosen.keep_mask(scores)
+            return chosen.keep_mask(scores.T).T
 
         chunk = sparsity.group if isinstance(sparsity, SemiStructured) else self.block_size
         factor = statistic.memo[self.damping]

@@ -13,6 +13,7 @@ from torchmetrics.functional.retrieval import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
+from prunelit.finite import all_finite
 from prunelit.models.architecture import final_hidden
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
@@ -120,7 +121,7 @@ class Retrieval(Task):
 
     def _embed(self, model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> Tensor:
         hidden = final_hidden(model, input_ids, mask).float()
-        if not torch.isfinite(hidden[mask.bool()]).all():
+        if not all_finite(hidden[mask.bool()]):
             raise InputError(f"{type(model).__name__} gives embeddings that are not finite.")
         if self.pooling == "last":
             return hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
