@@ -1,5 +1,7 @@
 """A run that was killed and taken up ends as the one that was never killed."""
 
+import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -22,12 +24,14 @@ PLACES = [
     "block 8",
     "step 15",
     "step 18",
+    "tokenizer",
+    "rename",
 ]
 
 
 @pytest.fixture(scope="module")
 def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> Callable[..., None]:
-    def prepare(folder: Path) -> None:
+    def prepare(folder: Path, every_n_train_steps: int | None = 4) -> None:
         config = make_config(folder)
         material = Path(__file__).parent / "material"
         (folder / "dying.py").write_text((material / "dying.py").read_text())
@@ -49,7 +53,10 @@ def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> 
             "class_path": "torch.optim.lr_scheduler.ExponentialLR",
             "init_args": {"gamma": 0.9},
         }
-        checkpoint = {"dirpath": "run/checkpoints", "every_n_train_steps": 4}
+        checkpoint = {
+            "dirpath": "run/checkpoints",
+            "every_n_train_steps": every_n_train_steps,
+        }
         config["trainer"] |= {
             "max_epochs": 3,
             "accumulate_grad_batches": 2,
@@ -75,6 +82,33 @@ def uninterrupted(tmp_path_factory: Any, prepare: Callable[..., None], console: 
     return folder
 
 
+def assert_same(folder: Path, expected: Path) -> None:
+    """The pruned models of two runs are, but for the seconds they took."""
+    mine, theirs = (path / "run" / "pruned" for path in (folder, expected))
+    assert {path.name for path in mine.iterdir()} == {path.name for path in theirs.iterdir()}
+    weights = load_file(mine / "model.safetensors")
+    expected_weights = load_file(theirs / "model.safetensors")
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in expected_weights.items():
+        assert torch.equal(weights[name], weight), name
+    masks = [path / "masks.safetensors" for path in (mine, theirs)]
+    assert masks[0].read_bytes() == masks[1].read_bytes()
+    rounds = [json.loads((path / "pruning.json").read_text())["rounds"] for path in (mine, theirs)]
+    assert len(rounds[0]) == 3
+    for entry in [*rounds[0], *rounds[1]]:
+        assert entry.pop("seconds") > 0
+    assert rounds[0] == rounds[1]
+
+
+def die_and_go_on(folder: Path, console: Run) -> None:
+    command = ("fit", "--config", "config.yaml", "--ckpt_path", "last")
+    first = console(folder, *command)
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    assert not (folder / "run" / "pruned").exists()
+    second = console(folder, *command)
+    assert second.returncode == 0, second.stderr
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_and_taken_up_is_bitwise_the_same(
     place: str,
@@ -86,16 +120,21 @@ def test_killed_and_taken_up_is_bitwise_the_same(
 ) -> None:
     prepare(tmp_path)
     monkeypatch.setenv("DIE_AT", place)
-    command = ("fit", "--config", "config.yaml", "--ckpt_path", "last")
-    first = console(tmp_path, *command)
-    assert first.returncode == -signal.SIGKILL, first.stderr
-    assert not (tmp_path / "run" / "pruned").exists()
-    second = console(tmp_path, *command)
-    assert second.returncode == 0, second.stderr
-    mine, expected = (
-        load_file(folder / "run" / "pruned" / "model.safetensors")
-        for folder in (tmp_path, uninterrupted)
-    )
-    assert mine.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert torch.equal(mine[name], weight), name
+    die_and_go_on(tmp_path, console)
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_killed_when_training_is_over_and_an_older_model_moved_away(
+    tmp_path: Path,
+    prepare: Callable[..., None],
+    console: Run,
+    uninterrupted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(tmp_path, every_n_train_steps=None)  # so that the last checkpoint has all steps
+    older = tmp_path / "run" / "pruned"
+    shutil.copytree(uninterrupted / "run" / "pruned", older)
+    (older / "leftover").touch()
+    monkeypatch.setenv("DIE_AT", "rename")
+    die_and_go_on(tmp_path, console)
+    assert_same(tmp_path, uninterrupted)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prunelit.statistics import SquaredNorm
+from prunelit.statistics import Gram, SquaredNorm
 
 
 def oracle(x: torch.Tensor) -> np.ndarray:
@@ -74,3 +74,18 @@ def test_all_reduce_leaves_a_single_process_alone(x: torch.Tensor, tmp_path: Pat
     finally:
         dist.destroy_process_group()
     assert torch.equal(statistic.value, before)
+
+
+def test_gram_is_the_mean_outer_product_whatever_the_batches() -> None:
+    x = torch.randn(70, 300, generator=torch.Generator().manual_seed(0))
+    gram = Gram(300)
+    for piece in x.split(13):
+        gram.update(piece)
+    expected = x.double().T @ x.double() / 70
+    torch.testing.assert_close(gram.value.double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gram.value, gram.value.T)
+    norm = SquaredNorm(300)
+    norm.update(x)
+    torch.testing.assert_close(gram.value.diagonal(), norm.value)
+    with pytest.raises(ValueError, match="at least one calibration token"):
+        _ = Gram(3).value

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -68,7 +69,7 @@ def calibrate(
 
     def streams() -> list[_Stream]:
         found = check()
-        return [_capture(model, blocks, batch, found) for batch in batches or []]
+        return _capture_all(model, blocks, batches or [], found)
 
     def observe(watch: Callable[[nn.Module], dict[str, Probe]]) -> list[dict[str, Probe]]:
         passing, filled = streams(), []
@@ -80,7 +81,7 @@ def calibrate(
                     run = partial(_run, block, stream, index)
                     output = feed.read(run, stream.hidden, stream.tokens)
                     assert output is not None  # without a trial run it reads to the end
-                    stream.hidden = output
+                    stream.hidden.copy_(output)
                 feed.all_reduce_()
                 filled.append(probes)
         return filled
@@ -103,7 +104,7 @@ def calibrate(
             torch.clear_autocast_cache()
             if index + 1 < len(blocks):
                 for stream in passing:
-                    stream.hidden = _run(block, stream, index)
+                    stream.hidden.copy_(_run(block, stream, index))
     pruner.finish(model)
 
 
@@ -113,6 +114,48 @@ def _run(block: nn.Module, stream: _Stream, index: int) -> Tensor:
     inputs = move_data_to_device((stream.hidden, args, kwargs), device)
     output = block(inputs[0], *inputs[1], **inputs[2])
     return output if isinstance(output, Tensor) else output[0]
+
+
+def _capture_all(
+    model: PreTrainedModel,
+    blocks: nn.ModuleList,
+    batches: list[Batch],
+    form: type[Tensor] | type[tuple],
+) -> list[_Stream]:
+    """Every batch at block 0. Memory holds one copy of the hidden states, in one tensor."""
+    streams: list[_Stream] = []
+    room: Tensor | None = None
+    place = 0
+    for batch in batches:
+        stream = _capture(model, blocks, batch, form)
+        if room is None:
+            tokens = sum(other["input_ids"].numel() for other in batches)
+            room = stream.hidden.new_empty(tokens, stream.hidden.shape[-1])
+        own = room[place : place + stream.tokens.numel()].view_as(stream.hidden)
+        stream.hidden = own.copy_(stream.hidden)
+        place += stream.tokens.numel()
+        if streams:
+            _share_arguments(stream, streams[-1])
+        streams.append(stream)
+    return streams
+
+
+def _share_arguments(stream: _Stream, earlier: _Stream) -> None:
+    """Take over from an earlier batch what is equal, positions above all: it is held once."""
+    known: dict[int, Tensor] = {}
+    taken: dict[int, Tensor] = {}
+
+    def note(value: Tensor) -> Tensor:
+        return known.setdefault(id(value), value)
+
+    def take(value: Tensor) -> Tensor:
+        if id(value) not in taken:
+            alike = (k for k in known.values() if k.dtype == value.dtype and k.equal(value))
+            taken[id(value)] = next(alike, value)
+        return taken[id(value)]
+
+    apply_to_collection(earlier.calls, Tensor, note)
+    stream.calls = apply_to_collection(stream.calls, Tensor, take)
 
 
 def _capture(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunelit.errors import InputError
 from prunelit.finite import all_finite
+from prunelit.statistics import Gram
 
 log = logging.getLogger(__name__)
 
@@ -49,43 +50,53 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
             damped = gram.flip(0, 1).to(dtype)
             damped.diagonal()[damped.diagonal() == 0] = 1
             damped.diagonal().add_(factor * damping * diagonal.mean())
-            lower = _inverse_cholesky(damped)
-            if lower is None:
+            if not _invert_cholesky_(damped):
                 continue
             if factor > 1 or dtype is torch.float64:
                 log.warning("Damping was raised to %g in %s.", factor * damping, dtype)
-            return lower.flip(0, 1).float()
+            return damped.flip(0, 1).float()
     raise InputError(
         f"The Hessian of the inputs is not positive definite, even with a damping of "
         f"{_LADDER[-1] * damping:g} in float64: give more calibration tokens or raise `damping`."
     )
 
 
-def _inverse_cholesky(matrix: Tensor) -> Tensor | None:
-    """The inverse of the lower Cholesky factor; None if `matrix` is not positive definite.
+def shared_factor(statistic: Gram, damping: float) -> tuple[Tensor, Tensor]:
+    """The `inverse_factor` of a Gram matrix, computed once for all maps that read these inputs.
+
+    Returns:
+        The factor, (I, I), and which inputs were always 0, (I,) bool.
+    """
+    if damping not in statistic.memo:
+        gram = statistic.value
+        statistic.memo[damping] = inverse_factor(gram, damping), gram.diagonal() == 0
+    return statistic.memo[damping]
+
+
+def _invert_cholesky_(matrix: Tensor) -> bool:
+    """Replace a matrix by the inverse of its lower Cholesky factor.
 
     By halves, so that most of the work is matrix products.
+
+    Returns:
+        Whether the matrix was positive definite; if not, its content is lost.
     """
-    if len(matrix) <= _LEAF:
+    size, half = len(matrix), len(matrix) // 2
+    if size <= _LEAF:
         lower, failed = torch.linalg.cholesky_ex(matrix)
-        if failed:
-            return None
-        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-        return inverse if all_finite(inverse) else None
-    half = len(matrix) // 2
-    first = _inverse_cholesky(matrix[:half, :half])
-    if first is None:
-        return None
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        matrix.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return not failed and all_finite(matrix)
+    first, second = matrix[:half, :half], matrix[half:, half:]
+    if not _invert_cholesky_(first):
+        return False
     below = matrix[half:, :half] @ first.T
-    second = _inverse_cholesky(matrix[half:, half:] - below @ below.T)
-    if second is None:
-        return None
-    inverse = torch.zeros_like(matrix)
-    inverse[:half, :half] = first
-    inverse[half:, half:] = second
-    inverse[half:, :half] = -(second @ below) @ first
-    return inverse
+    second.addmm_(below, below.T, alpha=-1)
+    if not _invert_cholesky_(second):
+        return False
+    matrix[half:, :half] = (second @ below @ first).neg_()
+    matrix[:half, half:] = 0
+    return True
 
 
 def compensate(
@@ -106,12 +117,12 @@ def compensate(
     # One column of the weight is one contiguous row here.
     columns = weight.T.contiguous()
     diagonal = factor.diagonal()[:, None]
-    # Of all columns, for each unit removed from one: 1 for itself, 0 for those before it.
-    updates = factor / diagonal
     # What is chosen together has all earlier updates when it is chosen.
     inner = chunk * max(1, _INNER // chunk) if chunk % _INNER else _INNER
     for begin in range(0, len(columns), block_size):
         end = min(begin + block_size, len(columns))
+        # Of all columns, for each unit removed from one: 1 for itself, 0 for those before it.
+        updates = factor[begin:end] / diagonal[begin:end]
         lost, gone = torch.empty_like(columns[begin:end]), torch.empty_like(columns[begin:end])
         for first in range(begin, end, inner):
             last = min(first + inner, end)
@@ -121,7 +132,7 @@ def compensate(
                 work.unbind(),
                 lost[here].unbind(),
                 gone[here].unbind(),
-                updates[first:last, first:last].unbind(),
+                updates[here, first:last].unbind(),
                 strict=True,
             )
             for index, (column, loss, leaves, update) in enumerate(rows, start=first):
@@ -133,6 +144,6 @@ def compensate(
                     )
                 torch.mul(column, leaves, out=loss)
                 work.addr_(update, loss, alpha=-1)
-            columns[last:end].addmm_(updates[first:last, last:end].T, lost[here], alpha=-1)
-        columns[end:].addmm_(updates[begin:end, end:].T, lost, alpha=-1)
+            columns[last:end].addmm_(updates[here, last:end].T, lost[here], alpha=-1)
+        columns[end:].addmm_(updates[:, end:].T, lost, alpha=-1)
     return columns.T.contiguous()

@@ -101,11 +101,9 @@ class Gram(Statistic):
         self._sum = torch.zeros(channels, channels, dtype=torch.float64, device=device)
         self._count = torch.zeros(1, dtype=torch.float64, device=device)
         # What was computed of it, for maps that share it.
-        self.memo: dict[float, Tensor] = {}
-        self._value: Tensor | None = None
+        self.memo: dict[float, tuple[Tensor, Tensor]] = {}
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
-        self._value = None
         x = x.float()
         # The product is symmetric: above the diagonal only, in tiles that fill a matrix kernel.
         for start in range(0, x.shape[1], _TILE):
@@ -115,7 +113,6 @@ class Gram(Statistic):
 
     def all_reduce_(self) -> None:
         if dist.is_available() and dist.is_initialized():
-            self._value = None
             dist.all_reduce(self._sum)
             dist.all_reduce(self._count)
 
@@ -124,19 +121,16 @@ class Gram(Statistic):
         """(I, I), symmetric, activation units squared."""
         if self._count == 0:
             raise ValueError("Expected at least one calibration token but got none.")
-        if self._value is None:
-            self._value = _mirrored((self._sum / self._count).float())
-        return self._value
-
-
-def _mirrored(upper: Tensor) -> Tensor:
-    """Copy what is above the diagonal below it, in place; tile by tile, as a cache likes it."""
-    for start in range(0, len(upper), _TILE):
-        part, after = slice(start, start + _TILE), slice(start + _TILE, None)
-        tile = upper[part, part].triu()
-        upper[part, part] = tile + tile.triu(1).T
-        upper[after, part] = upper[part, after].T
-    return upper
+        size = len(self._sum)
+        value = torch.empty(size, size, device=self._sum.device)
+        # In tiles, since a float64 copy would double what is held.
+        for start in range(0, size, _TILE):
+            part, after = slice(start, start + _TILE), slice(start + _TILE, None)
+            upper = (self._sum[part, part] / self._count).float().triu()
+            value[part, part] = upper + upper.triu(1).T
+            value[part, after] = (self._sum[part, after] / self._count).float()
+            value[after, part] = value[part, after].T
+        return value
 
 
 class MeanDistance(Statistic):

@@ -1,10 +1,11 @@
-"""A pruner and a callback that kill their process once, wherever the environment says."""
+"""A pruner, a callback and two functions that kill their process once, where DIE_AT says."""
 
 import os
 import signal
 from pathlib import Path
 
 from lightning.pytorch import Callback
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from prunelit.pruners import Wanda
 
@@ -36,3 +37,20 @@ class Dying(Callback):
 
     def on_train_epoch_start(self, trainer, *_):
         die_at(f"epoch {trainer.current_epoch}")
+
+
+def before(place, function, when=lambda *_: True):
+    """`function`, but `place` is where it begins, for arguments that `when` is true of."""
+
+    def dying(*arguments, **options):
+        if when(*arguments):
+            die_at(place)
+        return function(*arguments, **options)
+
+    return dying
+
+
+# While the pruned model is written: weights and masks are there but no tokenizer, and all is there
+# but under its temporary name, from where an older model was moved away.
+Tokenizer.save_pretrained = before("tokenizer", Tokenizer.save_pretrained)
+Path.rename = before("rename", Path.rename, lambda path, _: path.name == ".pruned.partial")

@@ -160,7 +160,7 @@ def test_old_folder_is_put_back_when_the_new_one_cannot_take_its_place(
     rename = Path.rename
 
     def refuse_the_new_one(path: Path, target: Path) -> Path:
-        if path.name == "model":
+        if path.name == ".pruned.partial":
             raise OSError("no space left")
         return rename(path, target)
 
@@ -223,3 +223,14 @@ def test_broken_report_is_named(tmp_path: Path) -> None:
     (tmp_path / "pruning.json").write_text('{"recipe": ')
     with pytest.raises(InputError, match=r"pruning\.json' is not valid JSON"):
         read_report(tmp_path)
+
+
+def test_what_a_killed_run_left_is_cleared_away(
+    model: PreTrainedModel, tokenizer: Tokenizer, report: PruningReport, tmp_path: Path
+) -> None:
+    for name in (".pruned.partial", ".pruned.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half.bin").touch()
+    save_pretrained(model, tokenizer, tmp_path / "pruned", report)
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+    assert not (tmp_path / "pruned" / "half.bin").exists()

@@ -15,11 +15,14 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
 from prunelit.models.surgery import drop_, exported
 from prunelit.pruners import (
+    RIA,
     BlockDrop,
     Magnitude,
     Neuron,
     OBSUpdate,
     Pruner,
+    Quantize,
+    Random,
     SparseGPT,
     SublayerDrop,
     Wanda,
@@ -30,10 +33,13 @@ MakeModel = Callable[..., PreTrainedModel]
 Stored = tuple[PreTrainedModel, Path]
 
 STOCK = {
-    "wanda": lambda: Wanda(Unstructured(0.5)),
+    "random": lambda: Random(Unstructured(0.5)),
     "magnitude": lambda: Magnitude(Unstructured(0.5)),
+    "wanda": lambda: Wanda(Unstructured(0.5)),
+    "ria": lambda: RIA(Unstructured(0.5)),
     "sparsegpt": lambda: SparseGPT(Unstructured(0.5)),
     "obs_update": lambda: OBSUpdate(Wanda(Unstructured(0.5))),
+    "quantize": lambda: Quantize(4),
     "neuron": lambda: Neuron(0.25),
     "blocks": lambda: BlockDrop(1),
     "run_of_blocks": lambda: BlockDrop(2, consecutive=True),

@@ -1,4 +1,3 @@
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,71 +11,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunelit import prune
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, linear_weights
 from prunelit.obs import inverse_factor
-from prunelit.pruners import Magnitude, OBSUpdate, SparseGPT, Wanda
+from prunelit.pruners import SparseGPT
 from prunelit.sparsity import SemiStructured, Unstructured
-from prunelit.statistics import Both, Gram, SquaredNorm, Statistic
+from prunelit.statistics import Gram, Statistic
 
 MakeModel = Callable[..., PreTrainedModel]
+GramOf = Callable[[np.ndarray], Gram]
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def gram_of(x: np.ndarray) -> Gram:
-    gram = Gram(x.shape[1])
-    gram.update(torch.from_numpy(x).float())
-    return gram
-
-
-def surgeon(weight: np.ndarray, hessian: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Column by column by the formulas of the optimal brain surgeon, in float64.
-
-    Weight q of a row is removed with the update -w_q / [H^-1]_qq * H^-1[:, q] over the columns that
-    are left, and the inverse is that of the Hessian of these columns, computed anew.
-    """
-    pruned = weight.astype(np.float64).copy()
-    for q in range(weight.shape[1]):
-        inverse = np.linalg.inv(hessian[q:, q:])
-        for row in np.flatnonzero(~keep[:, q]):
-            pruned[row, q:] -= pruned[row, q] / inverse[0, 0] * inverse[:, 0]
-            pruned[row, q] = 0
-    return pruned
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("block_size", [2, 3, 8])
-def test_update_equals_the_formulas(seed: int, block_size: int) -> None:
-    rng = np.random.default_rng(seed)
-    x, weight = rng.normal(size=(40, 7)) @ rng.normal(size=(7, 7)), rng.normal(size=(5, 7))
-    gram = gram_of(x)
-    dense = torch.from_numpy(weight).float()
-    pruner = OBSUpdate(Magnitude(Unstructured(0.5, within="row")), block_size=block_size)
-    found = pruner.prune_weight(dense, gram).numpy()
-    keep = Magnitude(Unstructured(0.5)).prune_weight(dense, gram).numpy() != 0
-    np.testing.assert_array_equal(found != 0, keep)
-    hessian = gram.value.double().numpy()
-    hessian = hessian + 0.01 * np.mean(np.diag(hessian)) * np.eye(7)
-    np.testing.assert_allclose(found, surgeon(weight, hessian, keep), rtol=1e-3, atol=1e-4)
-
-
-def test_update_makes_up_for_what_is_removed() -> None:
-    rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.normal(size=(400, 24)) @ rng.normal(size=(24, 24))).float()
-    weight = torch.from_numpy(rng.normal(size=(16, 24))).float()
-    gram, norm = Gram(24), SquaredNorm(24)
-    both = Both(gram, norm)
-    both.update(x)
-    wanda = Wanda(Unstructured(0.5))
-    updated = OBSUpdate(wanda).prune_weight(weight, both)
-    plain = wanda.prune_weight(weight, norm)
-    assert torch.equal(updated != 0, plain != 0)
-    best = SparseGPT(Unstructured(0.5), block_size=8).prune_weight(weight, gram)
-    errors = [float((x @ (w - weight).T).square().mean()) for w in (plain, updated, best)]
-    assert errors[1] < 0.8 * errors[0]
-    assert errors[2] < errors[0]
-
-
-def test_choice_of_one_block_is_by_saliency() -> None:
+def test_choice_of_one_block_is_by_saliency(gram_of: GramOf) -> None:
     rng = np.random.default_rng(1)
     x, weight = rng.normal(size=(30, 6)), rng.normal(size=(4, 6))
     gram = gram_of(x @ rng.normal(size=(6, 6)))
@@ -91,7 +36,9 @@ def test_choice_of_one_block_is_by_saliency() -> None:
 
 @pytest.mark.parametrize("within", ["row", "matrix"])
 @pytest.mark.parametrize("block_size", [5, 16])
-def test_column_blocks_add_up_to_the_asked_number(within: str, block_size: int) -> None:
+def test_column_blocks_add_up_to_the_asked_number(
+    within: str, block_size: int, gram_of: GramOf
+) -> None:
     rng = np.random.default_rng(2)
     gram = gram_of(rng.normal(size=(90, 33)))
     weight = torch.from_numpy(rng.normal(size=(7, 33))).float()
@@ -159,29 +106,22 @@ def test_shared_inputs_share_one_factor(
         sizes.append(len(gram))
         return inverse_factor(gram, damping)
 
-    monkeypatch.setattr("prunelit.pruners.sparsegpt.inverse_factor", counting)
+    monkeypatch.setattr("prunelit.obs.inverse_factor", counting)
     prune(model, SparseGPT(Unstructured(0.5)), input_ids)
     # A block has four distinct inputs: q/k/v, o, gate/up, down.
     assert sorted(sizes) == [32] * 9 + [48] * 3
 
 
-def test_later_rounds_only_add(family: str, make_model: MakeModel, input_ids: Tensor) -> None:
-    model = make_model(family)
-    for pruner in (SparseGPT(Unstructured(0.6)), OBSUpdate(Wanda(Unstructured(0.7)))):
-        before: dict[str, Tensor] = {}
-        for fraction in (0.5, 1.0):
-            prune(model, pruner.scaled(fraction), input_ids)
-            zeros = {
-                f"{i}.{name}": weight == 0
-                for i, block in enumerate(decoder_blocks(model)[1])
-                for name, weight in linear_weights(block).items()
-            }
-            for name, gone in before.items():
-                assert not (gone & ~zeros[name]).any(), name
-            before = zeros
+def test_later_rounds_only_add(
+    family: str,
+    make_model: MakeModel,
+    input_ids: Tensor,
+    rounds_only_add: Callable[..., None],
+) -> None:
+    rounds_only_add(make_model(family), SparseGPT(Unstructured(0.6)), input_ids)
 
 
-def test_dead_inputs_lose_their_weights_and_nothing_breaks() -> None:
+def test_dead_inputs_lose_their_weights_and_nothing_breaks(gram_of: GramOf) -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(50, 8))
     x[:, 3] = 0
@@ -189,16 +129,6 @@ def test_dead_inputs_lose_their_weights_and_nothing_breaks() -> None:
     pruned = SparseGPT(Unstructured(0.5)).prune_weight(weight, gram_of(x))
     assert not pruned[:, 3].any()
     assert int((pruned == 0).sum()) == 24
-
-
-def test_damping_is_raised_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    # Rank 2 of 8 and almost no damping: not positive definite in float32.
-    x = np.random.default_rng(4).normal(size=(2, 8)) * 1e3
-    gram = gram_of(x)
-    with caplog.at_level(logging.WARNING):
-        factor = inverse_factor(gram.value, 1e-8)
-    assert "Damping was raised to" in caplog.text
-    assert torch.isfinite(factor).all()
 
 
 def test_hopeless_hessian_names_the_module(
@@ -214,24 +144,8 @@ def test_hopeless_hessian_names_the_module(
     [
         lambda: SparseGPT(Unstructured(0.5), damping=0.0),
         lambda: SparseGPT(SemiStructured(2, 4), block_size=6),
-        lambda: OBSUpdate(Magnitude(Unstructured(0.5)), block_size=0),
     ],
 )
 def test_bad_settings(build: Callable[[], object]) -> None:
     with pytest.raises(InputError, match="Expected `damping` > 0 and `block_size`"):
         build()
-
-
-def test_gram_is_the_mean_outer_product_whatever_the_batches() -> None:
-    x = torch.randn(70, 300, generator=torch.Generator().manual_seed(0))
-    gram = Gram(300)
-    for piece in x.split(13):
-        gram.update(piece)
-    expected = x.double().T @ x.double() / 70
-    torch.testing.assert_close(gram.value.double(), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(gram.value, gram.value.T)
-    norm = SquaredNorm(300)
-    norm.update(x)
-    torch.testing.assert_close(gram.value.diagonal(), norm.value)
-    with pytest.raises(ValueError, match="at least one calibration token"):
-        _ = Gram(3).value

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,8 @@ def _digest(gguf: Path, size: int, modified: int) -> str:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    # mkdtemp gives 0700; a folder made inside is as readable as any other new one.
-    partial = scratch / "model"
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
     try:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -97,4 +95,4 @@ def _convert(gguf: Path, target: Path) -> None:
         tokenizer.save_pretrained(partial)
         partial.rename(target)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)

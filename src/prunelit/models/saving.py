@@ -61,11 +61,10 @@ def save_pretrained(
     """
     folder = Path(folder)
     check_writable(folder)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    # mkdtemp gives 0700; a folder made inside is as readable as any other new one.
-    partial = scratch / "model"
+    partial = _beside(folder, "partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir()
     try:
-        partial.mkdir()
         plain = report.as_dict()
         if report.shrinks:
             model, removed = exported(model)
@@ -79,7 +78,7 @@ def save_pretrained(
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         _swap(partial, folder)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_report(folder: str | Path) -> dict[str, Any] | None:
@@ -101,16 +100,20 @@ def _has_content(folder: Path) -> bool:
     return not folder.is_dir() or any(folder.iterdir())
 
 
+def _beside(folder: Path, state: str) -> Path:
+    """Where `folder` is while it is written, or until another has taken its place."""
+    return folder.with_name(f".{folder.name}.{state}")
+
+
 def _swap(partial: Path, folder: Path) -> None:
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) / "old"
-    folder.rename(old)
+    old = _beside(folder, "old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
     try:
         partial.rename(folder)
     except BaseException:
-        old.rename(folder)
+        if old.exists():
+            old.rename(folder)
         raise
-    finally:
-        shutil.rmtree(old.parent)
+    shutil.rmtree(old, ignore_errors=True)

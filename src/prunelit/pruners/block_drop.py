@@ -93,6 +93,11 @@ class BlockDrop(Pruner):
             ranked = sorted(scores, key=lambda i: (i not in before, scores[i]))
             return ranked[: self.count]
         runs = [first for first in scores if before <= set(range(first, first + length))]
+        if not runs:
+            raise InputError(
+                f"Expected the blocks {sorted(before)}, which are dropped already, to lie within "
+                f"{self.count} neighbours."
+            )
         best = min(runs, key=lambda first: scores[first])
         return list(range(best, best + length))
 

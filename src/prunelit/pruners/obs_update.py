@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
-from prunelit.obs import compensate, inverse_factor
+from prunelit.obs import compensate, shared_factor
 from prunelit.pruners.base import LinearPruner, Observe
 from prunelit.statistics import Both, Gram, Statistic
 
@@ -57,8 +57,7 @@ class OBSUpdate(LinearPruner):
         if isinstance(statistic, Both):
             gram, own = statistic.first, statistic.second
         assert isinstance(gram, Gram)
-        if self.damping not in gram.memo:
-            gram.memo[self.damping] = inverse_factor(gram.value, self.damping)
+        factor, _ = shared_factor(gram, self.damping)
         criterion = copy.copy(self.pruner)
         criterion.sparsity = self.sparsity
         keep = (criterion.prune_weight(weight, own) != 0).T
@@ -66,4 +65,4 @@ class OBSUpdate(LinearPruner):
         def choose(first: int, values: Tensor, saliency: Tensor) -> Tensor:
             return keep[first : first + len(values)]
 
-        return compensate(weight, gram.memo[self.damping], choose, self.block_size, self.block_size)
+        return compensate(weight, factor, choose, self.block_size, self.block_size)

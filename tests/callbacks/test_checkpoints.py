@@ -1,0 +1,92 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
+
+
+def test_failure_while_a_checkpoint_is_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_half(checkpoint: dict[str, Any], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    io, path = WholeFileCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
+    io.save_checkpoint({"step": 1}, path)
+    with monkeypatch.context() as broken:
+        broken.setattr(torch, "save", write_half)
+        with pytest.raises(OSError, match="disk full"):
+            io.save_checkpoint({"step": 2}, path)
+    assert torch.load(path) == {"step": 1}
+    io.save_checkpoint({"step": 3}, path)
+    assert torch.load(path) == {"step": 3}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_best_weights_after_the_last_round_are_written(
+    cli: Callable[..., None],
+    configure: Callable[..., str],
+    linear_weights: Callable[[], dict[str, torch.Tensor]],
+    scalars: Callable[[], Any],
+    tmp_path: Path,
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["trainer"]["max_epochs"] = 6
+        folder = str(tmp_path / "run" / "checkpoints")
+        config["model"]["lr_scheduler"] = {  # gets worse in the end
+            "class_path": "torch.optim.lr_scheduler.ExponentialLR",
+            "init_args": {"gamma": 1.15},
+        }
+        best = {"dirpath": folder, "monitor": "val/perplexity/nll"}
+        config["trainer"]["callbacks"] = [
+            {"class_path": "prunelit.callbacks.BestCheckpoint", "init_args": best},
+        ]
+
+    cli("fit", "--config", configure(change))
+    losses = [event.value for event in scalars().Scalars("val/perplexity/nll")]
+    final = losses[-1]  # of the model that was written
+    later = losses[2:6]
+    assert min(later) < later[-1]
+    assert final == pytest.approx(min(later), abs=1e-6)
+    for weight in linear_weights().values():
+        assert int((weight == 0).sum()) == weight.numel() // 2
+
+
+def test_early_stopping_waits_for_the_last_round(
+    cli: Callable[..., None],
+    configure: Callable[..., str],
+    rounds: Callable[[], list[dict[str, Any]]],
+    scalars: Callable[[], Any],
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["trainer"]["max_epochs"] = 9
+        stopping = {"monitor": "val/perplexity/nll", "patience": 1, "min_delta": 100.0}
+        config["trainer"]["callbacks"] = [
+            {"class_path": "prunelit.callbacks.EarlyStopping", "init_args": stopping},
+        ]
+
+    cli("fit", "--config", configure(change))
+    assert [entry["epoch"] for entry in rounds()] == [0, 1, 2]
+    # The first validation after the last round sets the mark, the next one is no better.
+    assert len(scalars().Scalars("train/loss")) == 6 * 4
+
+
+def test_checkpoint_of_another_run_or_a_broken_one(
+    cli: Callable[..., None],
+    configure: Callable[..., str],
+    refused: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    cli("fit", "--config", configure())
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert list(last.parent.iterdir()) == [last]
+    again = ("--config", configure(), "--ckpt_path", "last")
+    ratio = ("--pruning.pruner.sparsity.ratio", "0.4")
+    assert "was written by a run with another recipe" in refused(*again, *ratio)
+    last.write_bytes(last.read_bytes()[:5000])
+    complaint = refused("--config", configure(), "--ckpt_path", str(last))
+    assert "cannot be read" in complaint

@@ -1,0 +1,107 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
+
+from prunelit import prune
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, sublayers
+from prunelit.models.residual import residual_steps, silenced
+from prunelit.pruners import SublayerDrop
+
+PARALLEL = ("phi", "gpt_neox")
+
+
+def block_of(
+    model: PreTrainedModel, batch: dict[str, Tensor]
+) -> tuple[nn.Module, Callable[[], Tensor], Tensor]:
+    """The second block of `model`, how it is run on `batch`, and its input then."""
+    block = decoder_blocks(model)[1][1]
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    handle = block.register_forward_pre_hook(
+        lambda _m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    model(**batch, use_cache=False)
+    handle.remove()
+    ((args, kwargs),) = calls
+
+    def run() -> Tensor:
+        output = block(*args, **kwargs)
+        return output if isinstance(output, Tensor) else output[0]
+
+    return block, run, args[0]
+
+
+def without(block: nn.Module, kind: str, run: Callable[[], Tensor]) -> Tensor:
+    """What the block puts out where the last linear map of a sublayer is 0."""
+    linear = block.get_submodule(sublayers(block)[kind].output)
+    kept = {name: value.clone() for name, value in linear.state_dict().items()}
+    for parameter in linear.parameters():
+        parameter.zero_()
+    output = run()
+    linear.load_state_dict(kept)
+    return output
+
+
+@torch.no_grad()
+def test_steps_are_those_of_a_block_without_the_part(
+    family: str, make_model: Callable[..., PreTrainedModel], padded: dict[str, Tensor]
+) -> None:
+    block, run, hidden = block_of(make_model(family), padded)
+    output = run()
+    after_attention, after_mlp = without(block, "mlp", run), without(block, "attention", run)
+    wanted = ("attention", "mlp", "block")
+    steps, parallel = residual_steps(block, run, hidden, output, wanted)
+    assert parallel == (family in PARALLEL)
+    expected = {
+        "attention": (hidden, after_attention),
+        "mlp": (hidden, after_mlp) if parallel else (after_attention, output),
+        "block": (hidden, output),
+    }
+    for name, (before, after) in steps.items():
+        assert torch.equal(before, expected[name][0]), name
+        assert torch.equal(after, expected[name][1]), name
+    # Together the sublayers add what the block adds.
+    added = {name: after - before for name, (before, after) in steps.items()}
+    torch.testing.assert_close(added["attention"] + added["mlp"], added["block"])
+    assert min(float(change.abs().mean()) for change in added.values()) > 0.01
+    for name in wanted:  # alone, and of a later batch
+        (step,) = residual_steps(block, run, hidden, output, [name], parallel)[0].values()
+        assert all(map(torch.equal, step, expected[name]))
+
+
+def test_the_block_alone_costs_no_run(model: PreTrainedModel, padded: dict[str, Tensor]) -> None:
+    block, run, hidden = block_of(model, padded)
+    output = run()
+    steps, _ = residual_steps(block, pytest.fail, hidden, output, ["block"], parallel=False)
+    assert steps == {"block": (hidden, output)}
+
+
+@torch.no_grad()
+def test_silence_ends_with_its_context(model: PreTrainedModel, padded: dict[str, Tensor]) -> None:
+    block, run, hidden = block_of(model, padded)
+    output = run()
+    with silenced(block, "self_attn.o_proj", "mlp.down_proj"):
+        assert torch.equal(run(), hidden)
+    assert torch.equal(run(), output)
+    with pytest.raises(RuntimeError, match="halfway"), silenced(block, "mlp.down_proj"):
+        raise RuntimeError("halfway")
+    assert torch.equal(run(), output)
+
+
+def test_blocks_that_are_no_identity_without_sublayers_are_refused(input_ids: Tensor) -> None:
+    config = OPTConfig(
+        vocab_size=300,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        do_layer_norm_before=False,
+    )
+    model = OPTForCausalLM(config).eval()
+    with pytest.raises(InputError, match="changes its input even when its sublayers put out"):
+        prune(model, SublayerDrop(1), input_ids)

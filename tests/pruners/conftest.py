@@ -1,0 +1,117 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit import prune
+from prunelit.models.architecture import decoder_blocks, linear_weights, sublayers
+from prunelit.models.surgery import is_dropped
+from prunelit.pruners import LinearPruner
+from prunelit.statistics import Gram
+
+# Where a norm follows a sublayer, what it adds to the stream comes from there.
+POST_NORMS = {
+    "gemma2": {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+}
+
+
+@pytest.fixture
+def read_stream() -> Callable[..., list[dict[str, np.ndarray]]]:
+    """`read_stream(model, batch)`: of every block its `input`, `output`, `attention` and `mlp`.
+
+    The last two are what the sublayer adds to the stream, read off the family's own modules. All
+    are of real tokens only, (N, D).
+    """
+
+    def read(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[dict[str, np.ndarray]]:
+        real = batch["attention_mask"].bool()
+        seen: list[dict[str, np.ndarray]] = []
+        handles = []
+
+        def keep(values: dict[str, np.ndarray], name: str, x: Any) -> None:
+            x = x if isinstance(x, Tensor) else x[0]
+            values[name] = x.view(*real.shape, -1)[real].double().numpy()
+
+        for block in decoder_blocks(model)[1]:
+            seen.append(values := {})
+            handles.append(
+                block.register_forward_pre_hook(lambda _m, args, v=values: keep(v, "input", args))
+            )
+            modules = {"output": block}
+            for kind, part in sublayers(block).items():
+                norms = POST_NORMS.get(model.config.model_type, {})
+                modules[kind] = block.get_submodule(norms.get(kind, part.output))
+            handles += [
+                module.register_forward_hook(lambda _m, _a, out, v=values, n=name: keep(v, n, out))
+                for name, module in modules.items()
+            ]
+        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            model(**batch, position_ids=positions, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    return read
+
+
+@pytest.fixture
+def distance() -> Callable[..., float]:
+    """`distance(a, b)`: mean over rows of 1 - cos, or, if `angular`, of arccos(cos) / pi."""
+
+    def mean(a: np.ndarray, b: np.ndarray, angular: bool = False) -> float:
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        return float((np.arccos(cosine) / np.pi if angular else 1 - cosine).mean())
+
+    return mean
+
+
+@pytest.fixture
+def dropped() -> Callable[[PreTrainedModel], set[tuple[int, str]]]:
+    """`dropped(model)`: (index of the block, kind) of every sublayer that puts out nothing."""
+
+    def find(model: PreTrainedModel) -> set[tuple[int, str]]:
+        return {
+            (index, kind)
+            for index, block in enumerate(decoder_blocks(model)[1])
+            for kind in ("attention", "mlp")
+            if is_dropped(block, kind)
+        }
+
+    return find
+
+
+@pytest.fixture
+def gram_of() -> Callable[[np.ndarray], Gram]:
+    """`gram_of(x)`: the statistic of the tokens `x`, (N, I)."""
+
+    def collect(x: np.ndarray) -> Gram:
+        gram = Gram(x.shape[1])
+        gram.update(torch.from_numpy(x).float())
+        return gram
+
+    return collect
+
+
+@pytest.fixture
+def rounds_only_add() -> Callable[..., None]:
+    """`rounds_only_add(model, pruner, input_ids)` asserts it of two rounds."""
+
+    def check(model: PreTrainedModel, pruner: LinearPruner, input_ids: Tensor) -> None:
+        before: dict[str, Tensor] = {}
+        for fraction in (0.5, 1.0):
+            prune(model, pruner.scaled(fraction), input_ids)
+            zeros = {
+                f"{i}.{name}": weight == 0
+                for i, block in enumerate(decoder_blocks(model)[1])
+                for name, weight in linear_weights(block).items()
+            }
+            for name, gone in before.items():
+                assert not (gone & ~zeros[name]).any(), name
+            before = zeros
+
+    return check
