@@ -99,7 +99,10 @@ def calibrate(
                     feed.read(partial(_run, block, stream, index), stream.hidden, stream.tokens)
                 feed.all_reduce_()
             with torch.autocast(next(block.parameters()).device.type, enabled=False):
-                pruner.prune_block(block, probes)
+                try:
+                    pruner.prune_block(block, probes)
+                except InputError as error:
+                    raise InputError(f"Block {index} cannot be pruned. {error}") from error
             # A caller's autocast may have kept half-precision copies of the dense weights.
             torch.clear_autocast_cache()
             if index + 1 < len(blocks):
