@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -100,20 +101,35 @@ def test_ratios_shrink_in_an_early_round(model: PreTrainedModel, input_ids: Tens
             assert abs(zeros - (0.125 if "mlp" in name else 0.25) * size) <= 1, name
 
 
+def test_rounds_reach_the_asked_total_whatever_the_blocks_lost_before(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    # Outliers are counted anew in each round, on what the last one left.
+    pruner = Wanda(Unstructured(0.6), allocation=OWL(outlier=2.0))
+    size = sum(size for block in removed(model) for _, size in block.values())
+    before = 0
+    for step in range(1, 9):
+        prune(model, pruner.scaled(step / 8), input_ids)
+        zeros = sum(zeros for block in removed(model) for zeros, _ in block.values())
+        assert zeros == math.ceil(0.6 * step / 8 * size - 0.5) > before
+        before = zeros
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_counts_by_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 60, 9)
     ratios = rng.uniform(0, 0.98, 9)
     offsets = rng.uniform(-0.8, 0.8, 9)
-    counts = spread_counts(sizes, ratios, offsets)
+    gone = rng.integers(0, sizes) * rng.integers(0, 2, 9) if seed % 2 else np.zeros(9, dtype=int)
+    counts = spread_counts(sizes, ratios, offsets, gone)
     limit = (sizes - 1).sum()
-    total = min(np.ceil((ratios * sizes).sum() - 0.5), limit)
+    total = max(min(np.ceil((ratios * sizes).sum() - 0.5), limit), gone.sum())
     assert counts.sum() == total
-    assert (counts >= 0).all()
+    assert (counts >= gone).all()
     assert (counts < sizes).all()
     # All that are not at a bound share one shift, give or take one weight.
-    free = (counts > 0) & (counts < sizes - 1)
+    free = (counts > gone) & (counts < sizes - 1)
     low = ((counts - 1) / sizes - ratios - offsets)[free]
     high = ((counts + 1) / sizes - ratios - offsets)[free]
     assert not free.any() or low.max() <= high.min() + 1e-9

@@ -31,6 +31,7 @@ def test_trainer_that_casts_both_models_alike(precision: str) -> None:
         ({"precision": "64-true"}, r"'64-true', which casts the pruned model alone"),
         ({"limit_val_batches": 1}, r"`trainer\.limit_val_batches` 1\.0 but got 1:"),
         ({"limit_val_batches": 0.5}, r"`trainer\.limit_val_batches` 1\.0 but got 0\.5:"),
+        ({"max_epochs": 0, "max_steps": 5}, r"`trainer\.max_steps` 5: 0 epochs train nothing"),
     ],
 )
 def test_trainer_with_wrong_results(arguments: dict[str, Any], message: str) -> None:
@@ -65,8 +66,16 @@ def test_sequences_longer_than_the_positions() -> None:
         check_data(data, CONFIG, reference=False)
 
 
+def prepared(text: RecoveryText | None) -> PruneData:
+    data = PruneData(recovery=text)
+    data.trainer = trainer(max_epochs=1)
+    if text is not None:
+        data.recovery_tokens = torch.zeros(text.sequences, text.length, dtype=torch.long)
+    return data
+
+
 def test_training_that_lacks_nothing() -> None:
-    data = PruneData(recovery=RecoveryText("text.jsonl", length=16))
+    data = prepared(RecoveryText("text.jsonl", length=16))
     check_training(data, CONFIG, Recovery(), reference=False)
     check_training(data, CONFIG, Recovery(kl=1.0, hidden=1.0), reference=True)
 
@@ -76,6 +85,8 @@ def test_training_that_lacks_nothing() -> None:
     [
         (None, Recovery(), r"text to train on, `data\.recovery`, but got neither"),
         (RecoveryText("text.jsonl", length=17), Recovery(), "a recovery sequence has 17"),
+        (RecoveryText("text.jsonl", length=1), Recovery(), "`data.recovery.length` of at least 2"),
+        (RecoveryText("text.jsonl", sequences=3, length=8, batch_size=4), Recovery(), "got 3"),
         (RecoveryText("text.jsonl", length=16), Recovery(kl=1.0), "needs the dense model"),
         (RecoveryText("text.jsonl", length=16), Recovery(hidden=1.0), "needs the dense model"),
     ],
@@ -84,4 +95,4 @@ def test_training_that_lacks_something(
     text: RecoveryText | None, recovery: Recovery, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        check_training(PruneData(recovery=text), CONFIG, recovery, reference=False)
+        check_training(prepared(text), CONFIG, recovery, reference=False)

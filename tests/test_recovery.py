@@ -8,12 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from prunelit import prune, recovery
+from prunelit import recovery
 from prunelit.errors import InputError
+from prunelit.lora import LoRA
 from prunelit.models.architecture import decoder_blocks
-from prunelit.pruners import Wanda
-from prunelit.recovery import LoRA, Recovery
-from prunelit.sparsity import Unstructured
+from prunelit.recovery import Recovery
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -75,7 +74,7 @@ def test_only_what_the_patterns_match_is_trained(model: PreTrainedModel) -> None
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (".mlp." in name or "norm" in name), name
     with pytest.raises(InputError, match=r"'\*\.mpl\.up' .* matches no parameter; near names"):
-        Recovery(train=["*.mpl.up"]).choose(model)
+        Recovery(train=["*.mpl.up"]).check(model)
 
 
 @pytest.mark.parametrize(
@@ -90,35 +89,3 @@ def test_only_what_the_patterns_match_is_trained(model: PreTrainedModel) -> None
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recovery(**arguments)
-
-
-def test_lora_trains_adapters_and_merges_them(model: PreTrainedModel, input_ids: Tensor) -> None:
-    masks = prune(model, Wanda(Unstructured(0.5)), input_ids).masks
-    names = list(dict(model.named_parameters()))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    merge = LoRA(rank=2, target_modules=["q_proj", "down_proj"]).attach(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert sum(p.numel() for p in trained) == 3 * 2 * (32 + 32 + 48 + 32)
-    optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    for _ in range(3):
-        Recovery().losses(model, None, input_ids)["loss"].backward()
-        optimizer.step()
-    adapted = model(input_ids=input_ids).logits
-    merge()
-    assert list(dict(model.named_parameters())) == names
-    torch.testing.assert_close(model(input_ids=input_ids).logits, adapted, rtol=1e-3, atol=1e-4)
-    with pytest.raises(AssertionError, match="are not 0"):
-        masks.check(model)
-    masks.apply_(model)
-    masks.check(model)
-    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
-    assert changed == {
-        f"model.layers.{index}.{name}.weight"
-        for index in range(3)
-        for name in ("self_attn.q_proj", "mlp.down_proj")
-    }
-
-
-def test_lora_without_such_modules(model: PreTrainedModel) -> None:
-    with pytest.raises(InputError, match=r"`model\.recovery\.lora` does not fit this model"):
-        LoRA(target_modules=["nothing"]).attach(model)

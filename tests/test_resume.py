@@ -31,8 +31,9 @@ PLACES = [
 
 @pytest.fixture(scope="module")
 def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> Callable[..., None]:
-    def prepare(folder: Path, every_n_train_steps: int | None = 4) -> None:
+    def prepare(folder: Path, every_n_train_steps: int | None = 4, watched: bool = False) -> None:
         config = make_config(folder)
+        perplexity = config["data"]["tasks"][1:2]
         material = Path(__file__).parent / "material"
         (folder / "dying.py").write_text((material / "dying.py").read_text())
         config["data"]["tasks"] = []
@@ -68,6 +69,20 @@ def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> 
                 {"class_path": "dying.Dying"},
             ],
         }
+        if watched:
+            config["data"]["tasks"] = perplexity
+            config["trainer"]["val_check_interval"] = 4  # batches, so after every second step
+            watching = {"monitor": "val/perplexity/nll"}
+            config["trainer"]["callbacks"] += [
+                {
+                    "class_path": "prunelit.callbacks.EarlyStopping",
+                    "init_args": watching | {"patience": 2, "min_delta": 100.0},
+                },
+                {
+                    "class_path": "prunelit.callbacks.BestCheckpoint",
+                    "init_args": watching | {"dirpath": "run/checkpoints"},
+                },
+            ]
         save_config(folder, config)
 
     return prepare
@@ -138,3 +153,46 @@ def test_killed_when_training_is_over_and_an_older_model_moved_away(
     monkeypatch.setenv("DIE_AT", "rename")
     die_and_go_on(tmp_path, console)
     assert_same(tmp_path, uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: Any, prepare: Callable[..., None], console: Run) -> Path:
+    folder = tmp_path_factory.mktemp("watched")
+    prepare(folder, every_n_train_steps=1, watched=True)
+    done = console(folder, "fit", "--config", "config.yaml", "--ckpt_path", "last")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "place", ["step 14", "validation 14", "step 15", "validation 16", "step 17", "end 1", "rename"]
+)
+def test_what_watches_validations_goes_on_too(
+    place: str,
+    tmp_path: Path,
+    prepare: Callable[..., None],
+    console: Run,
+    watched: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(tmp_path, every_n_train_steps=1, watched=True)
+    monkeypatch.setenv("DIE_AT", place)
+    die_and_go_on(tmp_path, console)
+    assert_same(tmp_path, watched)
+    states = [
+        torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (tmp_path, watched)
+    ]
+    assert states[0]["global_step"] == states[1]["global_step"]
+    for name, key in [
+        ("EarlyStopping", "wait_count"),
+        ("EarlyStopping", "best_score"),
+        ("BestCheckpoint", "best_model_score"),
+    ]:
+        mine, theirs = (
+            value[key]
+            for state in states
+            for kind, value in state["callbacks"].items()
+            if kind.startswith(name)
+        )
+        assert mine == theirs, (name, key)

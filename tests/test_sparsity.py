@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunelit.errors import InputError
-from prunelit.sparsity import SemiStructured, Unstructured, keep_highest
+from prunelit.sparsity import SemiStructured, Unstructured, keep_highest, row_counts
 
 RATIOS = ["0.0", "0.1", "0.29", "0.3", "0.5", "0.57", "0.58", "0.7", "0.9", "0.999"]
 
@@ -58,7 +58,18 @@ def test_unstructured_removes_exactly_the_asked_number(ratio: str, rows: int, co
 def test_rows_that_lose_one_more_are_spread() -> None:
     # 10 of 4 * 8 weights: two rows lose three, and they are not neighbours.
     mask = Unstructured(10 / 32).keep_mask(make_scores(4, 8, tied=False))
-    assert (~mask).sum(1).tolist() == [2, 3, 2, 3]
+    assert (~mask).sum(1).tolist() == [3, 2, 3, 2]
+
+
+def test_rows_that_lose_one_more_do_so_of_every_larger_number() -> None:
+    for rows in (1, 2, 6, 13):
+        before = row_counts(0, rows)
+        for remove in range(1, 3 * rows + 1):
+            counts = row_counts(remove, rows)
+            assert counts.sum() == remove
+            assert counts.max() - counts.min() <= 1
+            assert (counts >= before).all()
+            before = counts
 
 
 def test_decimal_ratio_means_its_decimal_value() -> None:

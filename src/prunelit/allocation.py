@@ -90,11 +90,48 @@ class OWL(Allocation):
     def _outliers(self, linears: Linears, probes: dict[str, Probe]) -> float:
         def scores(name: str) -> Tensor:
             weight = oriented_weight(linears[name]).float()
-            return weight.abs() * probes[name].statistic.value.sqrt()
+            # A block that waits elsewhere is back there by now.
+            return weight.abs() * probes[name].statistic.value.sqrt().to(weight.device)
 
         size = sum(oriented_weight(linear).numel() for linear in linears.values())
         mean = sum(float(scores(name).sum(dtype=torch.float64)) for name in linears) / size
         return sum(int((scores(name) > self.outlier * mean).sum()) for name in linears) / size
+
+
+def check_allocation(
+    sparsity: Sparsity,
+    blocks: list[Linears],
+    ratios: dict[str, float] | None,
+    allocation: Allocation | None,
+) -> None:
+    """Refuse what cannot be spread.
+
+    Args:
+        sparsity: what was asked for.
+        blocks: the linear maps that are pruned, by name inside their block.
+        ratios: ratios of their own for names that match a pattern.
+        allocation: how blocks differ.
+
+    Raises:
+        InputError: if `sparsity` has no ratio to spread, or a pattern or a ratio cannot be used.
+    """
+    if not ratios and allocation is None:
+        return
+    if not isinstance(sparsity, Unstructured):
+        raise InputError(
+            f"Expected `Unstructured` sparsity with `ratios` or `allocation` but got "
+            f"{type(sparsity).__name__}, whose ratio is fixed."
+        )
+    names = list(dict.fromkeys(name for linears in blocks for name in linears))
+    for pattern, ratio in (ratios or {}).items():
+        if not 0 <= ratio < 1:
+            raise InputError(f"Expected the ratio of {pattern!r} in [0, 1) but got {ratio}.")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            raise InputError(
+                f"The pattern {pattern!r} of `ratios` matches no pruned module; near names: "
+                f"{', '.join(near or names)}."
+            )
 
 
 def allocate(
@@ -107,8 +144,9 @@ def allocate(
     """The sparsity of each linear map.
 
     Each map's real-valued share is its own ratio plus its block's offset plus a shift that all
-    share, kept within [0, 1); the shift is the one that gives the asked total. Whole numbers follow
-    by largest remainder, so the total is exact and no map is off by more than one weight.
+    share, kept between what is 0 in it already and 1; the shift is the one that gives the asked
+    total. Whole numbers follow by largest remainder, so the total is exact and no map is off by
+    more than one weight.
 
     Args:
         sparsity: what was asked for.
@@ -116,19 +154,10 @@ def allocate(
         ratios: ratios of their own for names that match a pattern; the first match counts.
         allocation: how blocks differ; None is not at all.
         observe: see `Pruner.start`.
-
-    Raises:
-        InputError: if `sparsity` has no ratio to spread, or a pattern or a ratio cannot be used.
     """
     if not ratios and allocation is None:
         return {}
-    if not isinstance(sparsity, Unstructured):
-        raise InputError(
-            f"Expected `Unstructured` sparsity with `ratios` or `allocation` but got "
-            f"{type(sparsity).__name__}, whose ratio is fixed."
-        )
-    names = list(dict.fromkeys(name for linears in blocks for name in linears))
-    _check_ratios(ratios or {}, names)
+    assert isinstance(sparsity, Unstructured)
     offsets = [0.0] * len(blocks) if allocation is None else allocation.offsets(blocks, observe)
     maps = [
         (linear, _base(name, ratios or {}, sparsity.ratio), offset)
@@ -137,29 +166,37 @@ def allocate(
     ]
     sizes = np.array([oriented_weight(linear).numel() for linear, _, _ in maps])
     base = np.array([ratio for _, ratio, _ in maps])
-    counts = spread_counts(sizes, base, np.array([offset for _, _, offset in maps]))
+    gone = [
+        size - int(oriented_weight(m).count_nonzero())
+        for size, (m, _, _) in zip(sizes, maps, strict=True)
+    ]
+    counts = spread_counts(sizes, base, np.array([offset for _, _, offset in maps]), np.array(gone))
     return {
         linear: sparsity.with_ratio(count / size)
         for (linear, _, _), count, size in zip(maps, counts.tolist(), sizes.tolist(), strict=True)
     }
 
 
-def spread_counts(sizes: np.ndarray, ratios: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def spread_counts(
+    sizes: np.ndarray, ratios: np.ndarray, offsets: np.ndarray, gone: np.ndarray
+) -> np.ndarray:
     """How many weights each matrix loses, so that all together lose what `ratios` ask for.
 
     Args:
         sizes: weights of each matrix.
         ratios: asked of each, in [0, 1).
         offsets: added to each, up to a common shift.
+        gone: weights of each that are 0 already.
 
     Returns:
-        int64; each within one of its real-valued share and below its size.
+        int64; each within one of its real-valued share, at least `gone`, below its size. Where more
+        is gone than is asked for in all, `gone`.
     """
     total = removed(float((ratios * sizes).sum() / sizes.sum()), int(sizes.sum()))
-    highest = (sizes - 1) / sizes
+    total = max(total, int(gone.sum()))
 
     def shares(shift: float) -> np.ndarray:
-        return np.clip(ratios + offsets + shift, 0, highest) * sizes
+        return np.clip((ratios + offsets + shift) * sizes, gone, np.maximum(gone, sizes - 1))
 
     low, high = -2.0 - abs(offsets).max(), 2.0 + abs(offsets).max()
     for _ in range(100):  # bisection to the last bit
@@ -175,15 +212,3 @@ def spread_counts(sizes: np.ndarray, ratios: np.ndarray, offsets: np.ndarray) ->
 
 def _base(name: str, ratios: dict[str, float], default: float) -> float:
     return next((r for pattern, r in ratios.items() if fnmatchcase(name, pattern)), default)
-
-
-def _check_ratios(ratios: dict[str, float], names: list[str]) -> None:
-    for pattern, ratio in ratios.items():
-        if not 0 <= ratio < 1:
-            raise InputError(f"Expected the ratio of {pattern!r} in [0, 1) but got {ratio}.")
-        if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
-            raise InputError(
-                f"The pattern {pattern!r} of `ratios` matches no pruned module; near names: "
-                f"{', '.join(near or names)}."
-            )

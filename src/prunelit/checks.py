@@ -24,6 +24,11 @@ def check_trainer(trainer: Trainer) -> None:
         raise InputError(
             "Statistics are summed in float64, which MPS lacks: set `trainer.accelerator: cpu`."
         )
+    if trainer.max_epochs == 0 and trainer.max_steps > 0:
+        raise InputError(
+            f"Expected `trainer.max_epochs` above 0, or -1, with `trainer.max_steps` "
+            f"{trainer.max_steps}: 0 epochs train nothing."
+        )
     limit = trainer.limit_val_batches
     if not (isinstance(limit, float) and limit == 1):  # Lightning's int 1 is a single batch
         raise InputError(
@@ -71,7 +76,13 @@ def check_training(
             "Expected `trainer.max_epochs` 0, or text to train on, `data.recovery`, but got "
             "neither."
         )
+    if data.recovery.length < 2:
+        raise InputError(
+            f"Expected `data.recovery.length` of at least 2 but got {data.recovery.length}: the "
+            "first token of a sequence is not predicted."
+        )
     check_length(config, data.recovery.length, "a recovery sequence")
+    data.recovery_batches()  # refuses less than a batch for each rank
     if recovery.needs_reference and not reference:
         raise InputError(
             "Distillation needs the dense model: set `model.reference: true`, or `recovery.kl` "

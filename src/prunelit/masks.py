@@ -44,9 +44,11 @@ class Masks:
         self._bits[name], self._shapes[name] = torch.from_numpy(bits), mask.shape
 
     def grow(self, later: "Masks") -> None:
-        """Take over the masks of a later round, which removed more."""
-        self._bits.update(later._bits)
-        self._shapes.update(later._shapes)
+        """Take in the masks of a later round: what an earlier one removed stays removed."""
+        for name in later:
+            bits = later._bits[name]
+            self._bits[name] = self._bits[name] & bits if name in self._bits else bits
+            self._shapes[name] = later._shapes[name]
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """PairedLM: the pruned model beside its frozen dense reference."""
 
 import copy
-from collections.abc import Callable
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit.checks import check_data, check_trainer, check_training
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
+from prunelit.lora import Adapters
 from prunelit.models.architecture import check_unembedding
 from prunelit.models.loading import (
     DType,
@@ -65,7 +66,7 @@ class PairedLM(LightningModule):
         self.recovery = recovery or Recovery()
         self._optimizer = optimizer or adamw
         self._lr_scheduler = lr_scheduler
-        self._merge_adapters: Callable[[], None] | None = None
+        self.adapters: Adapters | None = None
         self.reference = reference
         self.model: PreTrainedModel | None = None
         self.rounds_left = 0  # of pruning, set by its callback
@@ -170,14 +171,14 @@ class PairedLM(LightningModule):
         if self.recovery.lora is None:
             self.recovery.choose(self.model)
         else:
-            self._merge_adapters = self.recovery.lora.attach(self.model)
+            self.adapters = Adapters(self.model, self.recovery.lora)
         self.model.train()  # dropout, where the model has any
 
     def merge_adapters(self) -> None:
         """Merge LoRA adapters into the weights, removed ones too; does nothing without adapters."""
-        if self._merge_adapters is not None:
-            self._merge_adapters()
-            self._merge_adapters = None
+        if self.adapters is not None:
+            self.adapters.merge()
+            self.adapters = None
 
     def training_recipe(self) -> dict[str, Any]:
         """What decides how training changes the weights."""
@@ -187,9 +188,11 @@ class PairedLM(LightningModule):
             "text": None if text is None else describe(text),
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
+            "limit_train_batches": trainer.limit_train_batches,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "gradient_clip_val": trainer.gradient_clip_val,
-            "processes": trainer.world_size,
+            # Adapters begin at random; nothing else of training does.
+            "seed": os.environ.get("PL_GLOBAL_SEED") if self.recovery.lora else None,
         }
 
     def configure_optimizers(self) -> Any:

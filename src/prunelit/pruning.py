@@ -176,6 +176,7 @@ def prune(
     batches = None if inputs is None else as_batches(inputs, batch_size)
     if batches is not None:
         check_length(model.config, longest(batches), "a calibration sequence")
+    pruner.check(model)
     check_weights(model, type(model).__name__)
     _, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)

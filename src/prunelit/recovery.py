@@ -9,63 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
+from prunelit.lora import LoRA
 from prunelit.models.architecture import unembed
 from prunelit.recipe import describe
 
 CHUNK = 512  # tokens whose logits exist at a time
-
-
-@dataclass
-class LoRA:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) of the package `peft`.
-
-    They train while the pruned weights are frozen, and are merged under the masks at the end. The
-    merge drops what they learnt at removed weights.
-
-    Args:
-        rank: of the adapters.
-        alpha: their outputs are scaled by `alpha / rank`.
-        target_modules: as in `peft.LoraConfig`; `all-linear` is every linear map of the blocks.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    target_modules: str | list[str] = "all-linear"
-
-    def attach(self, model: PreTrainedModel) -> Callable[[], None]:
-        """Freeze `model` and add adapters to it, in place.
-
-        Returns:
-            A function that merges them into the weights and takes them off again.
-
-        Raises:
-            InputError: if `peft` is not installed or finds no such modules.
-        """
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError as error:
-            raise InputError(
-                "`model.recovery.lora` needs the package peft: pip install 'prunelit[lora]'."
-            ) from error
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            target_modules=self.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        try:
-            adapted = get_peft_model(model, config)
-        except ValueError as error:
-            raise InputError(f"`model.recovery.lora` does not fit this model: {error}") from error
-
-        def merge() -> None:
-            adapted.merge_and_unload(safe_merge=True)
-
-        return merge
 
 
 @dataclass
@@ -105,20 +58,31 @@ class Recovery:
         return self.kl > 0 or self.hidden > 0
 
     def recipe(self, optimizer: Callable[..., Any], scheduler: Any | None) -> dict[str, Any]:
-        """Plain data: this loss, and the settings of the optimizer and scheduler to be built."""
-        built = optimizer([torch.nn.Parameter(torch.zeros(1))])
+        """Plain data: this loss, and the settings of the optimizer and scheduler to be built.
+
+        Raises:
+            InputError: if these cannot be built.
+        """
+        built = _built(optimizer, [torch.nn.Parameter(torch.zeros(1))])
         plain = {"recovery": describe(self), "optimizer": _settings(built, built.defaults)}
         if scheduler is None:
             return plain
-        schedule = scheduler(built)
+        schedule = _built(scheduler, built)
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise InputError(
+                "Expected an `lr_scheduler` that goes by steps but got ReduceLROnPlateau, which "
+                "waits for a metric: use `EarlyStopping` and another scheduler."
+            )
         return plain | {"lr_scheduler": _settings(schedule, schedule.state_dict())}
 
-    def choose(self, model: PreTrainedModel) -> None:
-        """Freeze what `train` does not match.
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse what `model` lacks; changes nothing.
 
         Raises:
-            InputError: if a pattern matches no parameter.
+            InputError: if a pattern of `train` matches no parameter, or `lora` no module.
         """
+        if self.lora is not None:
+            self.lora.check(model)
         names = [name for name, _ in model.named_parameters()]
         for pattern in self.train:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -127,8 +91,16 @@ class Recovery:
                     f"The pattern {pattern!r} of `recovery.train` matches no parameter; near "
                     f"names: {', '.join(near or names[:3])}."
                 )
+
+    def choose(self, model: PreTrainedModel) -> None:
+        """Freeze what `train` does not match, and an unembedding that no part of the loss reads."""
+        head, table = model.get_output_embeddings(), model.get_input_embeddings()
+        assert head is not None
+        unread = set() if self.lm or self.kl else {id(p) for p in head.parameters()}
+        unread -= {id(p) for p in table.parameters()}  # tied
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in self.train))
+            chosen = any(fnmatchcase(name, pattern) for pattern in self.train)
+            parameter.requires_grad_(chosen and id(parameter) not in unread)
 
     def losses(
         self, pruned: PreTrainedModel, dense: PreTrainedModel | None, input_ids: Tensor
@@ -208,6 +180,15 @@ def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """The optimizer where none is given."""
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+
+
+def _built(build: Callable[..., Any], argument: Any) -> Any:
+    try:
+        return build(argument)
+    except Exception as error:  # whatever a class of the user's choice refuses its settings with
+        raise InputError(
+            f"The optimizer or scheduler cannot be built with these settings: {first_line(error)}"
+        ) from error
 
 
 def _settings(built: Any, numbers: dict[str, Any]) -> dict[str, Any]:

@@ -84,11 +84,11 @@ class Unstructured(Sparsity):
         remove = removed(self.ratio, scores.numel())
         if self.within == "matrix":
             return keep_highest(scores.reshape(1, -1), scores.numel() - remove).view(rows, columns)
-        fewer, extra = divmod(remove, rows)
+        counts = row_counts(remove, rows).to(scores.device)
+        fewer = remove // rows
         mask = keep_highest(scores, columns - fewer)
-        if extra:  # rows that lose one more, spread evenly
-            ends = torch.arange(rows + 1, device=scores.device) * extra // rows
-            chosen = ends.diff().bool()
+        chosen = counts > fewer
+        if chosen.any():
             mask[chosen] = keep_highest(scores[chosen], columns - fewer - 1)
         return mask
 
@@ -145,6 +145,23 @@ def removed(ratio: float, size: int) -> int:
     """How many of `size` weights go: the nearest whole number, halves down."""
     # 0.29 * 50 is 14.499999999999998 in binary; what is meant is 14.5.
     return math.ceil(round(ratio * size, 6) - 0.5)
+
+
+def row_counts(remove: int, rows: int) -> Tensor:
+    """How many weights each row loses if all lose the same number, give or take one.
+
+    Rows that lose one more lie spread out, and lose one more of every larger number too, so that
+    what a round removes stays removed in the next.
+
+    Returns:
+        (rows,) int64, on the CPU; sums to `remove`.
+    """
+    fewer, extra = divmod(remove, rows)
+    # Multiples of the golden section, less whole ones: the first k of them are spread for every k.
+    order = (torch.arange(rows, dtype=torch.float64) * 0.6180339887498949 % 1).argsort(stable=True)
+    counts = torch.full((rows,), fewer)
+    counts[order[:extra]] += 1
+    return counts
 
 
 def keep_highest(scores: Tensor, keep: int) -> Tensor:

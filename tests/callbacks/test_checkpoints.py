@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def test_early_stopping_waits_for_the_last_round(
     cli: Callable[..., None],
     configure: Callable[..., str],
     rounds: Callable[[], list[dict[str, Any]]],
+    linear_weights: Callable[[], dict[str, torch.Tensor]],
     scalars: Callable[[], Any],
+    tmp_path: Path,
 ) -> None:
     def change(config: dict[str, Any]) -> None:
         config["trainer"]["max_epochs"] = 9
@@ -73,6 +76,50 @@ def test_early_stopping_waits_for_the_last_round(
     assert [entry["epoch"] for entry in rounds()] == [0, 1, 2]
     # The first validation after the last round sets the mark, the next one is no better.
     assert len(scalars().Scalars("train/loss")) == 6 * 4
+    before = linear_weights()
+    shutil.rmtree(tmp_path / "run" / "pruned")
+    cli("fit", "--config", configure(change), "--ckpt_path", "last")
+    assert len(scalars().Scalars("train/loss")) == 6 * 4
+    for name, weight in linear_weights().items():
+        assert weight.equal(before[name]), name
+
+
+@pytest.mark.parametrize("name", ["BestCheckpoint", "EarlyStopping"])
+def test_a_metric_that_is_not_measured(
+    cli: Callable[..., None],
+    configure: Callable[..., str],
+    refused: Callable[..., str],
+    scalars: Callable[[], Any],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        arguments = {"monitor": "val/perplexity/nill"}
+        if name == "BestCheckpoint":
+            arguments["dirpath"] = str(tmp_path / "run" / "checkpoints")
+        config["trainer"]["callbacks"] = [
+            {"class_path": f"prunelit.callbacks.{name}", "init_args": arguments},
+        ]
+
+    complaint = refused("--config", configure(change))
+    assert f"'val/perplexity/nill' of `{name}` is not measured by this run" in complaint
+    assert "val/perplexity/nll" in complaint
+    assert len(scalars().Scalars("train/loss")) == 6  # two rounds before the last one
+
+
+def test_best_weights_that_no_validation_measured(
+    configure: Callable[..., str], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["trainer"]["check_val_every_n_epoch"] = 2  # after the second of three rounds
+        best = {"dirpath": str(tmp_path / "checkpoints"), "monitor": "val/perplexity/nll"}
+        config["trainer"]["callbacks"] = [
+            {"class_path": "prunelit.callbacks.BestCheckpoint", "init_args": best},
+        ]
+
+    complaint = refused("--config", configure(change))
+    assert "never measured 'val/perplexity/nll' after the last round" in complaint
+    assert not (tmp_path / "run" / "pruned").exists()
 
 
 def test_checkpoint_of_another_run_or_a_broken_one(

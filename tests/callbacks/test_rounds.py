@@ -91,7 +91,11 @@ def test_validate_reads_what_fit_trained(
 
 
 def test_lora_is_merged_under_the_masks(
-    cli: Cli, configure: Callable[..., str], tmp_path: Path, material: Path
+    cli: Cli,
+    configure: Callable[..., str],
+    tmp_path: Path,
+    material: Path,
+    scalars: Callable[[], Any],
 ) -> None:
     def change(config: dict[str, Any]) -> None:
         del config["pruning"]["init_args"]["schedule"]
@@ -107,13 +111,15 @@ def test_lora_is_merged_under_the_masks(
             assert not torch.equal(weight, torch.where(weight == 0, 0, dense[name])), name
         else:
             assert torch.equal(weight, dense[name]), name
+    *_, trained, written = [event.value for event in scalars().Scalars("val/perplexity/nll")]
+    assert trained == pytest.approx(written, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         (("--trainer.max_epochs", "0"), "Expected training between 3 rounds"),
-        (("--trainer.max_epochs", "2"), "2 epochs of 6 steps reach only 2"),
+        (("--trainer.max_epochs", "2"), "12 optimizer steps, 6 an epoch, reach only 2"),
         (("--model.recovery.lora", "{rank: 2}"), "Expected one round with `recovery.lora` but got"),
         (("--data.recovery", "null"), "text to train on, `data.recovery`, but got neither"),
         (("--data.recovery.length", "130"), "but a recovery sequence has 130"),

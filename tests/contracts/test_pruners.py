@@ -4,6 +4,7 @@ import copy
 import importlib
 import inspect
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,12 @@ from transformers import PreTrainedModel
 
 import prunelit.pruners
 from prunelit import prune
+from prunelit.errors import InputError
+from prunelit.masks import Masks
 from prunelit.models.architecture import decoder_blocks
 from prunelit.pruners import LinearPruner, Pruner, Wanda
 from prunelit.recipe import describe
-from prunelit.sparsity import Sparsity, Unstructured
+from prunelit.sparsity import Sparsity, Unstructured, Within
 
 PRUNERS = [
     pruner
@@ -123,3 +126,34 @@ def test_padding_enters_no_decision(
     prune(second, build(pruner_class), [{**padded, "input_ids": garbage}])
     for name, weight in first.state_dict().items():
         assert (weight == 0).equal(second.state_dict()[name] == 0), name
+
+
+@every_pruner
+@pytest.mark.parametrize("within", [None, "row"])
+def test_rounds_only_add_and_reach_what_was_asked(
+    pruner_class: type[Pruner],
+    within: Within | None,
+    make_model: Callable[..., PreTrainedModel],
+    input_ids: torch.Tensor,
+) -> None:
+    pruner = build(pruner_class)
+    if not pruner.sparsifies:
+        with pytest.raises(InputError, match="rounds"):
+            pruner.scaled(0.5)
+        return
+    if isinstance(pruner, LinearPruner):
+        pruner.sparsity.within = within  # type: ignore[attr-defined]
+    if "block_size" in vars(pruner):
+        pruner.block_size = 8  # type: ignore[attr-defined]
+    model = make_model()
+    masks = Masks()
+    for step in range(1, 21):  # less than a weight a row and column block at a time
+        before = {name: masks[name] for name in masks}
+        report = prune(model, pruner.scaled(step / 20), input_ids)
+        masks.grow(report.masks)
+        masks.check(model)
+        for name, mask in before.items():
+            assert not (report.masks[name] & ~mask).any() if name in report.masks else True
+        if isinstance(pruner, LinearPruner):
+            for tensor in report.tensors:
+                assert tensor.zeros == math.ceil(0.5 * step / 20 * tensor.size - 0.5), tensor

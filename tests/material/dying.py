@@ -30,10 +30,16 @@ class DyingWanda(Wanda):
 
 
 class Dying(Callback):
-    """Dies after so many optimizer steps, `step 3`, or at the start of an epoch, `epoch 2`."""
+    """Dies after so many optimizer steps, `step 3`, or where an epoch or a validation is."""
 
     def on_train_batch_end(self, trainer, *_):
         die_at(f"step {trainer.global_step}")
+
+    def on_validation_end(self, trainer, *_):
+        die_at(f"validation {trainer.global_step}")
+
+    def on_train_epoch_end(self, trainer, *_):
+        die_at(f"end {trainer.current_epoch}")
 
     def on_train_epoch_start(self, trainer, *_):
         die_at(f"epoch {trainer.current_epoch}")

@@ -30,7 +30,6 @@ from prunelit.pruners import (
 from prunelit.sparsity import Unstructured
 
 MakeModel = Callable[..., PreTrainedModel]
-Stored = tuple[PreTrainedModel, Path]
 
 STOCK = {
     "random": lambda: Random(Unstructured(0.5)),
@@ -230,3 +229,34 @@ def test_masks_are_stored_with_one_bit_a_weight(
         assert bits.numel() == weight.numel() // 8
         kept = sum(int(byte).bit_count() for byte in bits.tolist())
         assert kept == int((weight != 0).sum())
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda: Wanda(Unstructured(0.5)),
+        lambda: Quantize(4),
+        lambda: SublayerDrop(1, "mlp"),
+        lambda: BlockDrop(1),
+        lambda: Neuron(0.25),
+    ],
+)
+def test_a_folder_without_sublayers_is_pruned_again(
+    second: Callable[[], Pruner],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Tensor,
+    padded: dict[str, Tensor],
+    tmp_path: Path,
+) -> None:
+    store(model, SublayerDrop(1), input_ids, tmp_path / "pruned", tokenizer)
+    model, _ = load_pretrained(str(tmp_path / "pruned"))
+    pruner = second()
+    if pruner.shrinks:
+        with pytest.raises(InputError, match=r"lacks attention in blocks \[\d\] and MLPs in"):
+            prune(model, pruner, input_ids)
+        return
+    store(model, pruner, input_ids, tmp_path / "again", tokenizer)
+    again, _ = load_pretrained(str(tmp_path / "again"))
+    torch.testing.assert_close(logits(again, padded), logits(model, padded))
+    assert rollout(again, padded, True).equal(rollout(model, padded, False))

@@ -8,6 +8,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
+from prunelit.errors import InputError
+from prunelit.recipe import describe
+
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it, so that a kill leaves the one before."""
@@ -26,7 +29,10 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(callbacks.ModelCheckpoint):
     """Keeps `last.ckpt`, what `--ckpt_path last` goes on from.
 
-    Every run that trains has one; add another to choose how often it is written.
+    Every run that trains has one; add another to choose how often it is written. A checkpoint
+    stands between optimizer steps and never between a step and the validation that follows it,
+    since what a callback made of a validation belongs to the state: it waits for the next step or
+    for the end of the epoch.
 
     Args:
         dirpath: its folder; the command line's own is `checkpoints` under
@@ -38,10 +44,44 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         super().__init__(
             dirpath=dirpath,
             filename=self.CHECKPOINT_NAME_LAST,
-            every_n_train_steps=every_n_train_steps,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self.every_n_train_steps = every_n_train_steps
+        self._due = False
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Called by Lightning."""
+        if self.every_n_train_steps is None or trainer.fit_loop._should_accumulate():
+            return
+        self._due = self._due or trainer.global_step % self.every_n_train_steps == 0
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        if loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher):
+            return
+        if self._due:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by Lightning, after the epoch's last validation."""
+        if self.every_n_train_steps is None or self._due:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by Lightning; nothing is written here."""
+
+    def _save(self, trainer: Trainer) -> None:
+        self._due = False
+        assert self.dirpath is not None
+        self._save_checkpoint(trainer, os.path.join(self.dirpath, f"{self.filename}.ckpt"))
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
@@ -67,8 +107,23 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning."""
+        _check_monitor(self, trainer)
         if not _rounds_left(pl_module):
             super().on_validation_end(trainer, pl_module)
+
+    def best_weights(self) -> dict[str, Any]:
+        """The module's state when `monitor` was best.
+
+        Raises:
+            InputError: if no validation came after the last round.
+        """
+        if not self.best_model_path:
+            raise InputError(
+                f"`BestCheckpoint` never measured {self.monitor!r} after the last round of "
+                "pruning, and nothing was written: validate more often, or train longer."
+            )
+        saved = torch.load(self.best_model_path, weights_only=True, map_location="cpu")
+        return saved["state_dict"]
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -95,11 +150,50 @@ class EarlyStopping(callbacks.EarlyStopping):
             min_delta=min_delta,
             check_on_train_epoch_end=False,
         )
+        self._stopped = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by Lightning: a run that was stopped here does not train on when taken up."""
+        trainer.should_stop = trainer.should_stop or self._stopped
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning."""
+        _check_monitor(self, trainer)
         if not _rounds_left(pl_module):
             super().on_validation_end(trainer, pl_module)
+            self._stopped = trainer.should_stop
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called by Lightning when it saves a checkpoint."""
+        return {**super().state_dict(), "stopped": self._stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called by Lightning when it reads one."""
+        super().load_state_dict(state_dict)
+        self._stopped = state_dict["stopped"]
+
+
+def choosing_recipe(trainer: Trainer) -> list[Any]:
+    """What decides when training ends and which of its weights are written."""
+    chosen = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BestCheckpoint | EarlyStopping):
+            described = describe(callback)
+            described["init_args"].pop("dirpath", None)
+            chosen.append(described)
+    return chosen
+
+
+def _check_monitor(callback: BestCheckpoint | EarlyStopping, trainer: Trainer) -> None:
+    """Before the last round too, so that a wrong name does not wait for it."""
+    if trainer.sanity_checking:
+        return
+    known = [name for name in trainer.callback_metrics if name.startswith("val/")]
+    if trainer.state.fn == "fit" and callback.monitor not in trainer.callback_metrics:
+        raise InputError(
+            f"The metric {callback.monitor!r} of `{type(callback).__name__}` is not measured by "
+            f"this run, which measures {', '.join(known) or 'nothing'}."
+        )
 
 
 def _rounds_left(module: LightningModule) -> int:

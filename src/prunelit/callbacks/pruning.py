@@ -6,14 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 
-from prunelit.callbacks.checkpoints import BestCheckpoint
-from prunelit.callbacks.rounds import check_rounds
+from prunelit.callbacks.checkpoints import BestCheckpoint, choosing_recipe
+from prunelit.callbacks.rounds import check_rounds, checked
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.masks import Masks
@@ -63,16 +61,18 @@ class Pruning(Callback):
         self._rounds: list[dict[str, Any]] = []
         self._last: PruningReport | None = None
         self._recipe: dict[str, Any] | None = None
+        self._processes = 1
         self._handles: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning after the data is ready and before the weights are placed."""
         if self.report is not None:  # `fit` went before this `validate` in the same process
             return
-        data, module = self._checked(trainer, pl_module)
+        data, module = checked(trainer, pl_module)
         module.check_run(stage)
         folder = self.folder(trainer)
         recipe = self._recipe = self.recipe(data, module)
+        self._processes = trainer.world_size
         if stage == "fit":
             check_writable(folder)
             check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
@@ -81,6 +81,12 @@ class Pruning(Callback):
                 return
         elif self._take_written(trainer, module, folder, recipe):
             return
+        # What the model refuses is refused before the first round, not at the last or after it.
+        module.load(reference=not self.offload)
+        assert module.model is not None
+        self.pruner.check(module.model)
+        if module.trains:
+            module.recovery.check(module.model)
         self._round(trainer, module, data)
         if not module.trains:
             self._finish(trainer, module, write=stage == "fit")
@@ -108,17 +114,21 @@ class Pruning(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning: writes what training ended with, or the best of it."""
-        _, module = self._checked(trainer, pl_module)
+        _, module = checked(trainer, pl_module)
         if not module.trains:
             return
         for handle in self._handles:
             handle.remove()
         assert module.model is not None
+        if module.rounds_left:
+            raise InputError(
+                f"Training ended after {len(self._rounds)} of {self._schedule.rounds} rounds, and "
+                "nothing was written: train longer, and go on with `--ckpt_path last`."
+            )
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, BestCheckpoint) and callback.best_model_path:
+            if isinstance(callback, BestCheckpoint):
+                module.load_state_dict(callback.best_weights())
                 rank_zero_info(f"The best weights are those of {callback.best_model_path}.")
-                saved = torch.load(callback.best_model_path, weights_only=True, map_location="cpu")
-                module.load_state_dict(saved["state_dict"])
         module.merge_adapters()
         self.masks.apply_(module.model)
         self.masks.check(module.model)
@@ -128,7 +138,12 @@ class Pruning(Callback):
         """Called by Lightning when it saves a checkpoint."""
         assert self._last is not None
         # As text: a checkpoint is read back with nothing but tensors and plain values allowed.
-        plain = {"recipe": self._recipe, "rounds": self._rounds, "report": self._last.as_dict()}
+        plain = {
+            "recipe": self._recipe,
+            "processes": self._processes,
+            "rounds": self._rounds,
+            "report": self._last.as_dict(),
+        }
         return {"masks": self.masks.packed(), "json": json.dumps(plain)}
 
     def on_load_checkpoint(
@@ -140,11 +155,13 @@ class Pruning(Callback):
             InputError: if the checkpoint belongs to another run.
         """
         state = checkpoint["callbacks"].get(self.state_key)
-        plain: dict[str, Any] = json.loads(state["json"]) if state else {"recipe": None}
-        if plain["recipe"] != json.loads(json.dumps(self._recipe)):
+        plain: dict[str, Any] = json.loads(state["json"]) if state else {}
+        mine = json.loads(json.dumps({"recipe": self._recipe, "processes": self._processes}))
+        if mine != {key: plain.get(key) for key in mine}:
             raise InputError(
                 f"The checkpoint {str(trainer.ckpt_path)!r} was written by a run with another "
-                "recipe: give the configuration of that run, or start anew without `ckpt_path`."
+                "recipe or another number of processes: give the configuration of that run, or "
+                "start anew without `ckpt_path`."
             )
         assert isinstance(pl_module, PairedLM)
         assert pl_module.model is not None
@@ -198,7 +215,7 @@ class Pruning(Callback):
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         due = self._schedule.due(trainer.current_epoch, trainer.global_step)
         while len(self._rounds) < due:
-            data, module = self._checked(trainer, pl_module)
+            data, module = checked(trainer, pl_module)
             self._round(trainer, module, data)
             self._hold(trainer, module)
 
@@ -206,6 +223,8 @@ class Pruning(Callback):
         index, start = len(self._rounds), time.perf_counter()
         report = self._last = self.apply(trainer, module, data)
         self.masks.grow(report.masks)
+        assert module.model is not None
+        self.masks.apply_(module.model)  # a method of one's own may let weights come back
         entry = {
             "round": index + 1,
             "fraction": self._schedule.fraction(index),
@@ -229,7 +248,9 @@ class Pruning(Callback):
         assert module.model is not None
         for handle in self._handles:
             handle.remove()
-        if module.recovery.lora is None:  # with adapters the pruned weights are frozen
+        if module.adapters is not None:  # the pruned weights are frozen
+            module.adapters.hold(self.masks)
+        else:
             self._handles = self.masks.hold(module.model, trainer.optimizers)
 
     def _finish(self, trainer: Trainer, module: PairedLM, write: bool) -> None:
@@ -258,7 +279,10 @@ class Pruning(Callback):
             "pruner": describe(self.pruner),
             "calibration": describe_batches(data.calibration_batches()),
         }
-        return recipe | {"training": module.training_recipe()} if module.trains else recipe
+        if not module.trains:
+            return recipe
+        choosing = {"choosing": choosing_recipe(module.trainer)}
+        return recipe | {"training": module.training_recipe() | choosing}
 
     def folder(self, trainer: Trainer) -> Path:
         """Where the pruned model goes."""
@@ -271,14 +295,3 @@ class Pruning(Callback):
         elsewhere = ("pruner", "output", "offload")
         kept = {key: value for key, value in arguments.items() if key not in elsewhere}
         return {**described, "init_args": kept}
-
-    def _checked(self, trainer: Trainer, module: LightningModule) -> tuple[PruneData, PairedLM]:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(module, PairedLM) or not isinstance(data, PruneData):
-            raise InputError("Expected a `PairedLM` and a `PruneData` with the `Pruning` callback.")
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise InputError(
-                f"Expected a single device or the strategy `ddp` but got "
-                f"{type(trainer.strategy).__name__}, which shards the weights that pruning reads."
-            )
-        return data, module

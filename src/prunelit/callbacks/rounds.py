@@ -1,4 +1,9 @@
-"""Whether a run comes to all its rounds of pruning."""
+"""Whether a run can prune at all, and comes to all its rounds."""
+
+import math
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
@@ -33,17 +38,44 @@ def check_rounds(
         )
     if module.recovery.lora is not None:
         raise InputError(
-            f"Expected one round with `recovery.lora` but got {rounds}: adapters are merged under "
-            "the masks of the last round."
+            f"Expected one round with `recovery.lora` but got {rounds}: a later round would choose "
+            "by weights that lack what the adapters add."
         )
     pruner.scaled(schedule.fraction(0))  # refused here if the method has no smaller form
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 0:
-        return  # endless, or bounded by steps
-    steps = len(data.recovery_batches()) // trainer.accumulate_grad_batches or 1
-    reached = schedule.due(epochs - 1, epochs * steps - 1)
+    steps = steps_per_epoch(trainer, len(data.recovery_batches()))
+    epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+    total = epochs * steps if epochs > 0 else math.inf
+    total = min(total, trainer.max_steps) if trainer.max_steps > 0 else total
+    if total == math.inf:
+        return  # until something else ends it
+    last = int(total) - 1  # optimizer steps before the last one
+    reached = schedule.due(last // steps, last)
     if reached < rounds:
         raise InputError(
-            f"Expected training long enough for {rounds} rounds but {epochs} epochs of {steps} "
-            f"steps reach only {reached}: raise `trainer.max_epochs`."
+            f"Expected training long enough for {rounds} rounds but {int(total)} optimizer steps, "
+            f"{steps} an epoch, reach only {reached}: raise `trainer.max_epochs` or `max_steps`."
         )
+
+
+def steps_per_epoch(trainer: Trainer, batches: int) -> int:
+    """Optimizer steps of an epoch; at its end what was accumulated makes one more."""
+    limit = trainer.limit_train_batches
+    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(1, math.ceil(used / trainer.accumulate_grad_batches))
+
+
+def checked(trainer: Trainer, module: LightningModule) -> tuple[PruneData, PairedLM]:
+    """The data and the module, where they and the strategy are what pruning works on.
+
+    Raises:
+        InputError: naming what is not.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(module, PairedLM) or not isinstance(data, PruneData):
+        raise InputError("Expected a `PairedLM` and a `PruneData` with the `Pruning` callback.")
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise InputError(
+            f"Expected a single device or the strategy `ddp` but got "
+            f"{type(trainer.strategy).__name__}, which shards the weights that pruning reads."
+        )
+    return data, module

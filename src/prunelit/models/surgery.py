@@ -132,8 +132,31 @@ def rebuilt(model: PreTrainedModel, removed: Removed) -> PreTrainedModel:
     return model
 
 
+def lacking(model: PreTrainedModel) -> Removed:
+    """The sublayers that a model lacks since it was `rebuilt`."""
+    removed = Removed()
+    for index, block in enumerate(decoder_blocks(model)[1]):
+        kinds = [type(module) for module in block.children()]
+        removed.attention += [index] if NoAttention in kinds else []
+        removed.mlp += [index] if NoMLP in kinds else []
+    return removed
+
+
+def check_whole(model: PreTrainedModel) -> None:
+    """Refuse a model that lacks sublayers where more is to be dropped or narrowed.
+
+    Raises:
+        InputError: saying which.
+    """
+    if (removed := lacking(model)) != Removed():
+        raise InputError(
+            f"This model lacks attention in blocks {removed.attention} and MLPs in blocks "
+            f"{removed.mlp} already: drop all that is to go from the dense model in one run."
+        )
+
+
 def left_out_names(model: PreTrainedModel, removed: Removed) -> set[str]:
-    """The parameters of a stock `model` that a folder with these sublayers removed lacks."""
+    """The tensors of a stock `model` that a folder with these sublayers removed lacks."""
     prefix, blocks = decoder_blocks(model)
     inside = [
         f"{prefix}.{index}.{part}."
@@ -141,8 +164,7 @@ def left_out_names(model: PreTrainedModel, removed: Removed) -> set[str]:
         for index in getattr(removed, kind)
         for part in sublayers(blocks[index])[kind].parts
     ]
-    names = [name for name, _ in model.named_parameters()]
-    return {name for name in names if any(name.startswith(start) for start in inside)}
+    return {name for name in model.state_dict() if any(name.startswith(start) for start in inside)}
 
 
 class NoAttention(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunelit.allocation import Allocation, allocate
+from prunelit.allocation import Allocation, allocate, check_allocation
 from prunelit.errors import InputError
 from prunelit.finite import all_finite
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
@@ -34,6 +34,13 @@ class Pruner(ABC):
     sparsifies = True
     # Whether whole parts become 0, which saving the model then leaves out.
     shrinks = False
+
+    def check(self, model: PreTrainedModel) -> None:  # noqa: B027 - most need none
+        """Refuse what this method cannot do to `model`; called before any heavy work.
+
+        Raises:
+            InputError: naming the option.
+        """
 
     def start(self, model: PreTrainedModel, observe: Observe) -> None:  # noqa: B027 - most need none
         """Decide what needs the whole model, or drop parts of it; called before the first block.
@@ -169,13 +176,17 @@ class LinearPruner(Pruner):
             self.sparsity.check((rows, columns), name)
         return chosen
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+    def check(self, model: PreTrainedModel) -> None:
         blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
+        check_allocation(self.sparsity, blocks, self.ratios, self.allocation)
         if not self.model_wide and getattr(self.sparsity, "within", None) == "model":
             raise InputError(
                 f"Expected `within` row or matrix but got model, which {type(self).__name__} "
                 "cannot compare across: use `Magnitude`, or an `allocation`."
             )
+
+    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+        blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
         self._plan = allocate(self.sparsity, blocks, self.ratios, self.allocation, observe)
 
     def scaled(self, fraction: float) -> "LinearPruner":

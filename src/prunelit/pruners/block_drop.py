@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
-from prunelit.models.surgery import drop_, is_dropped
+from prunelit.models.surgery import check_whole, drop_, is_dropped
 from prunelit.pruners.base import Observe, Probe, Pruner
 from prunelit.statistics import MeanDistance, Statistic
 
@@ -55,13 +55,16 @@ class BlockDrop(Pruner):
         other.count = math.ceil(round(fraction * self.count, 9))
         return other
 
+    def check(self, model: PreTrainedModel) -> None:
+        check_whole(model)
+        count = len(decoder_blocks(model)[1])
+        if self.count >= count:
+            raise InputError(
+                f"Expected fewer than the model's {count} blocks but got `count` {self.count}."
+            )
+
     def start(self, model: PreTrainedModel, observe: Observe) -> None:
         _, blocks = decoder_blocks(model)
-        if self.count >= len(blocks):
-            raise InputError(
-                f"Expected fewer than the model's {len(blocks)} blocks but got `count` "
-                f"{self.count}."
-            )
         before = {
             index
             for index, block in enumerate(blocks)

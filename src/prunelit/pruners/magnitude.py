@@ -30,12 +30,16 @@ class Magnitude(LinearPruner):
     within = "matrix"
     model_wide = True
 
+    def check(self, model: PreTrainedModel) -> None:
+        super().check(model)
+        within = getattr(self.sparsity, "within", None)
+        if within == "model" and (self.allocation is not None or self.ratios):
+            raise InputError("Expected `within: model` or `allocation` and `ratios` but got both.")
+
     def start(self, model: PreTrainedModel, observe: Observe) -> None:
         if not isinstance(self.sparsity, Unstructured) or self.sparsity.within != "model":
             super().start(model, observe)
             return
-        if self.allocation is not None or self.ratios:
-            raise InputError("Expected `within: model` or `allocation` and `ratios` but got both.")
         blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
         linears = [linear for linears in blocks for linear in linears.values()]
         sizes = [oriented_weight(linear).numel() for linear in linears]

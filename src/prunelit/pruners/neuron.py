@@ -5,11 +5,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.finite import all_finite
-from prunelit.models.architecture import oriented_weight, sublayers
-from prunelit.models.surgery import neuron_rows
+from prunelit.models.architecture import decoder_blocks, oriented_weight, sublayers
+from prunelit.models.surgery import check_whole, neuron_rows
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, keep_highest, removed
 from prunelit.statistics import SquaredNorm
@@ -38,11 +39,14 @@ class Neuron(Pruner):
         other.ratio = self.ratio * fraction
         return other
 
+    def check(self, model: PreTrainedModel) -> None:
+        check_whole(model)
+        for block in decoder_blocks(model)[1]:
+            _check_narrowable(block)
+
     def watch(self, block: nn.Module) -> dict[str, Probe]:
         mlp = sublayers(block)["mlp"]
         weight = oriented_weight(block.get_submodule(mlp.output))
-        for name in mlp.inputs:
-            neuron_rows(block, name, weight.shape[1])  # refuses what does not fit
         return {mlp.output: Probe(SquaredNorm(weight.shape[1], weight.device))}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
@@ -66,3 +70,18 @@ class Neuron(Pruner):
             oriented_weight(linear)[rows] = 0
             if getattr(linear, "bias", None) is not None:
                 linear.get_parameter("bias")[rows] = 0
+
+
+def _check_narrowable(block: nn.Module) -> None:
+    mlp = sublayers(block)["mlp"]
+    width = oriented_weight(block.get_submodule(mlp.output)).shape[1]
+    for name in mlp.inputs:
+        neuron_rows(block, name, width)  # refuses what does not fit
+    for part in mlp.parts:
+        for name, value in block.get_submodule(part).named_parameters():
+            owner = f"{part}.{name}".rpartition(".")[0]
+            if width in value.shape and owner not in (*mlp.inputs, mlp.output):
+                raise InputError(
+                    f"{part}.{name} has an entry for each neuron, beside the linear maps: the "
+                    f"MLP of {type(block).__name__} cannot be narrowed."
+                )

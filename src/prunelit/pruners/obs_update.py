@@ -28,6 +28,10 @@ class OBSUpdate(LinearPruner):
         super().__init__(
             pruner.sparsity, pruner.include, pruner.exclude, pruner.ratios, pruner.allocation
         )
+        if not pruner.sparsifies:
+            raise InputError(
+                f"Expected a method that removes weights but got {type(pruner).__name__}."
+            )
         if damping <= 0 or block_size < 1:
             raise InputError(
                 f"Expected `damping` > 0 and `block_size` of at least 1 but got {damping} and "
@@ -38,6 +42,9 @@ class OBSUpdate(LinearPruner):
         self.block_size = block_size
         self.within = pruner.within
         self.model_wide = pruner.model_wide
+
+    def check(self, model: PreTrainedModel) -> None:
+        self.pruner.check(model)
 
     def start(self, model: PreTrainedModel, observe: Observe) -> None:
         self.pruner.start(model, observe)

@@ -10,7 +10,14 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.obs import compensate, shared_factor
 from prunelit.pruners.base import LinearPruner
-from prunelit.sparsity import SemiStructured, Sparsity, Unstructured, removed
+from prunelit.sparsity import (
+    SemiStructured,
+    Sparsity,
+    Unstructured,
+    keep_highest,
+    removed,
+    row_counts,
+)
 from prunelit.statistics import Gram, Statistic
 
 
@@ -71,22 +78,60 @@ class SparseGPT(LinearPruner):
         # An input that is always 0 needs no weight.
         weight = weight.masked_fill(dead, 0.0)
         gone = (weight == 0).T
-        sparsity, rows = self.sparsity, weight.shape[0]
+        sparsity = self.sparsity
+        if isinstance(sparsity, SemiStructured):
 
-        def choose(first: int, values: Tensor, saliency: Tensor) -> Tensor:
-            # Updates reach weights that were removed before; these go first.
-            part = slice(first, first + len(values))
-            scores = saliency.masked_fill(gone[part], -torch.inf)
-            if isinstance(sparsity, SemiStructured):
+            def choose(first: int, values: Tensor, saliency: Tensor) -> Tensor:
+                # Updates reach weights that were removed before; these go first.
+                scores = saliency.masked_fill(gone[first : first + len(values)], -torch.inf)
                 return sparsity.keep_mask(scores.T).T
-            assert isinstance(sparsity, Unstructured)
-            # Column blocks add up to what the whole matrix loses.
-            before, after = (removed(sparsity.ratio, rows * end) for end in (first, part.stop))
-            share = (after - before) / (rows * len(values))
-            chosen = sparsity.with_ratio(share)
-            if sparsity.within == "matrix":  # whose rows and columns are all one
-                return chosen.keep_mask(scores)
-            return chosen.keep_mask(scores.T).T
 
-        chunk = sparsity.group if isinstance(sparsity, SemiStructured) else self.block_size
-        return compensate(weight, factor, choose, chunk, self.block_size)
+            return compensate(weight, factor, choose, sparsity.group, self.block_size)
+        assert isinstance(sparsity, Unstructured)
+        choose = _ByColumnBlocks(sparsity, gone, self.block_size)
+        return compensate(weight, factor, choose, self.block_size, self.block_size)
+
+
+class _ByColumnBlocks:
+    """Chooses what each block of columns loses, so that the blocks add up to the asked number.
+
+    What was removed before goes first, however unevenly it lies in the blocks.
+
+    Args:
+        sparsity: of the matrix, or of each of its rows.
+        gone: (I, O) bool, removed before.
+        block_size: columns of a block.
+    """
+
+    def __init__(self, sparsity: Unstructured, gone: Tensor, block_size: int) -> None:
+        inputs, outputs = gone.shape
+        self._inputs, self._gone = inputs, gone
+        self._by_row = sparsity.within == "row"
+        self._ratio, self._outputs = sparsity.ratio, outputs
+        by_block = torch.stack([block.sum(0) for block in gone.split(block_size)])  # (blocks, O)
+        if self._by_row:
+            self._total = row_counts(removed(sparsity.ratio, gone.numel()), outputs).to(gone.device)
+        else:
+            by_block = by_block.sum(1, keepdim=True)
+            self._total = by_block.new_tensor([removed(sparsity.ratio, gone.numel())])
+        self._own = by_block.unbind()
+        # What later blocks have to lose in any case.
+        self._later = (by_block.flip(0).cumsum(0).flip(0) - by_block).unbind()
+        self._block_size = block_size
+        self._taken = torch.zeros_like(self._total)
+
+    def __call__(self, first: int, values: Tensor, saliency: Tensor) -> Tensor:
+        """(C, O) bool, True keeps; see `prunelit.obs.Choose`."""
+        end, block = first + len(values), first // self._block_size
+        scores = saliency.masked_fill(self._gone[first:end], -torch.inf)
+        if self._by_row:
+            target = self._total * end // self._inputs
+        else:
+            target = self._total.new_tensor([removed(self._ratio, self._outputs * end)])
+        target = torch.minimum(target, self._total - self._later[block])
+        count = torch.maximum(target - self._taken, self._own[block])
+        self._taken += count
+        if self._by_row:
+            rank = scores.argsort(dim=0, stable=True).argsort(dim=0)
+            return rank >= count
+        return keep_highest(scores.reshape(1, -1), scores.numel() - int(count)).view_as(scores)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
-from prunelit.models.surgery import drop_, is_dropped
+from prunelit.models.surgery import check_whole, drop_, is_dropped
 from prunelit.pruners.base import Observe, Probe, Pruner
 from prunelit.statistics import MeanDistance
 
@@ -55,14 +55,18 @@ class SublayerDrop(Pruner):
         other.count = math.ceil(round(fraction * self.count, 9))
         return other
 
+    def check(self, model: PreTrainedModel) -> None:
+        check_whole(model)
+        places = len(decoder_blocks(model)[1]) * len(self.kinds)
+        if self.count >= places:
+            raise InputError(
+                f"Expected fewer than the model's {places} {self.target} sublayers but got `count` "
+                f"{self.count}."
+            )
+
     def start(self, model: PreTrainedModel, observe: Observe) -> None:
         _, blocks = decoder_blocks(model)
         places = [(index, kind) for index in range(len(blocks)) for kind in self.kinds]
-        if self.count >= len(places):
-            raise InputError(
-                f"Expected fewer than the model's {len(places)} {self.target} sublayers but got "
-                f"`count` {self.count}."
-            )
         while True:
             # What an earlier round dropped stays so and counts.
             left = [place for place in places if not is_dropped(blocks[place[0]], place[1])]
