@@ -96,3 +96,8 @@ def test_training_that_lacks_something(
 ) -> None:
     with pytest.raises(InputError, match=message):
         check_training(prepared(text), CONFIG, recovery, reference=False)
+
+
+def test_a_run_that_a_clock_stops() -> None:
+    with pytest.raises(InputError, match=r"Expected no `trainer\.max_time`"):
+        check_trainer(trainer(max_epochs=1, max_time="00:01:00:00"))

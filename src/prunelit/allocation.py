@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelit.errors import InputError
-from prunelit.models.architecture import oriented_weight
+from prunelit.models.architecture import linear_modules, oriented_weight
 from prunelit.sparsity import Sparsity, Unstructured, removed
 from prunelit.statistics import Observe, Probe, SquaredNorm
 
@@ -71,7 +71,8 @@ class OWL(Allocation):
         names = list(dict.fromkeys(name for linears in blocks for name in linears))
 
         def watch(block: nn.Module) -> dict[str, Probe]:
-            weights = {name: oriented_weight(block.get_submodule(name)) for name in names}
+            there = linear_modules(block)  # a block may lack a sublayer that others have
+            weights = {name: oriented_weight(there[name]) for name in names if name in there}
             return {
                 name: Probe(SquaredNorm(weight.shape[1], weight.device))
                 for name, weight in weights.items()

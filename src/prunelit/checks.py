@@ -1,6 +1,7 @@
 """What a run cannot do, refused before its weights are read."""
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 from transformers import PreTrainedConfig
 
 from prunelit.datamodule import PruneData
@@ -28,6 +29,11 @@ def check_trainer(trainer: Trainer) -> None:
         raise InputError(
             f"Expected `trainer.max_epochs` above 0, or -1, with `trainer.max_steps` "
             f"{trainer.max_steps}: 0 epochs train nothing."
+        )
+    if any(isinstance(c, Timer) and c.time_remaining() is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
+        raise InputError(
+            "Expected no `trainer.max_time`: a run that it stops within an epoch cannot go on from "
+            "there; set `max_epochs` or `max_steps`, and interrupt the process where it must end."
         )
     limit = trainer.limit_val_batches
     if not (isinstance(limit, float) and limit == 1):  # Lightning's int 1 is a single batch

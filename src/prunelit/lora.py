@@ -24,7 +24,8 @@ class LoRA:
     Args:
         rank: of the adapters.
         alpha: what they add is scaled by `alpha / rank`.
-        target_modules: as in `peft.LoraConfig`; `all-linear` is every linear map of the blocks.
+        target_modules: as in `peft.LoraConfig`; `all-linear` is every linear map but
+            the unembedding.
     """
 
     rank: int = 8
@@ -108,5 +109,7 @@ class _Masked:
     def _run(self, x: Tensor) -> Tensor:
         base: nn.Module = self._layer.get_base_layer()
         weight = base.get_parameter("weight")
-        added = self._layer.get_delta_weight(self._layer.active_adapters[0]) * self._mask
+        # As merging computes it, mixed precision or not.
+        with torch.autocast(x.device.type, enabled=False):
+            added = self._layer.get_delta_weight(self._layer.active_adapters[0]) * self._mask
         return torch.func.functional_call(base, {"weight": weight + added.to(weight.dtype)}, (x,))

@@ -1,6 +1,7 @@
 """PairedLM: the pruned model beside its frozen dense reference."""
 
 import copy
+import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -168,6 +169,7 @@ class PairedLM(LightningModule):
     def begin_training(self) -> None:
         """Freeze what is not trained and attach adapters; called once, before the optimizer."""
         assert self.model is not None
+        self.recovery.check(self.model)
         if self.recovery.lora is None:
             self.recovery.choose(self.model)
         else:
@@ -182,15 +184,18 @@ class PairedLM(LightningModule):
 
     def training_recipe(self) -> dict[str, Any]:
         """What decides how training changes the weights."""
-        trainer, text = self.trainer, self._data().recovery
+        trainer, text, tokens = self.trainer, self._data().recovery, self._data().recovery_tokens
+        digest = None if tokens is None else hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
         return {
             **self.recovery.recipe(self._optimizer, self._lr_scheduler),
             "text": None if text is None else describe(text),
+            "text_sha256": digest,
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
             "limit_train_batches": trainer.limit_train_batches,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "gradient_clip_val": trainer.gradient_clip_val,
+            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
             # Adapters begin at random; nothing else of training does.
             "seed": os.environ.get("PL_GLOBAL_SEED") if self.recovery.lora else None,
         }

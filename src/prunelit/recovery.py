@@ -193,5 +193,19 @@ def _built(build: Callable[..., Any], argument: Any) -> Any:
 
 def _settings(built: Any, numbers: dict[str, Any]) -> dict[str, Any]:
     """The class and the plain settings of an optimizer or a scheduler."""
-    plain = {k: v for k, v in numbers.items() if isinstance(v, bool | int | float | str | None)}
+    plain = {k: w for k, v in numbers.items() if (w := _plain(v)) is not _OTHER}
     return {"class_path": f"{type(built).__module__}.{type(built).__qualname__}", **plain}
+
+
+_OTHER = object()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, texts, and lists and dicts of them, as JSON has them; `_OTHER` for anything else."""
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, list | tuple):
+        return [None if (w := _plain(v)) is _OTHER else w for v in value]
+    if isinstance(value, dict):
+        return {str(k): w for k, v in value.items() if (w := _plain(v)) is not _OTHER}
+    return _OTHER

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
+from prunelit.callbacks.checkpoints import LastCheckpoint, WholeFileCheckpointIO
+from prunelit.errors import InputError
 
 
 def test_failure_while_a_checkpoint_is_written_leaves_the_one_before(
@@ -137,3 +138,71 @@ def test_checkpoint_of_another_run_or_a_broken_one(
     last.write_bytes(last.read_bytes()[:5000])
     complaint = refused("--config", configure(), "--ckpt_path", str(last))
     assert "cannot be read" in complaint
+
+
+def test_steps_between_checkpoints() -> None:
+    with pytest.raises(InputError, match="`every_n_train_steps` of at least 1 but got 0"):
+        LastCheckpoint("checkpoints", every_n_train_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("watchers", "trainer", "message"),
+    [
+        (["EarlyStopping"], {}, "with a task of ['perplexity'] but got 'val/perplexty/nll'"),
+        (["BestCheckpoint", "BestCheckpoint"], {}, "Expected one `BestCheckpoint`"),
+        (
+            ["BestCheckpoint"],
+            {"check_val_every_n_epoch": None, "val_check_interval": 1000},
+            "`BestCheckpoint` would never see a validation",
+        ),
+    ],
+)
+def test_watchers_that_would_see_nothing(
+    watchers: list[str],
+    trainer: dict[str, Any],
+    message: str,
+    configure: Callable[..., str],
+    refused: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["trainer"] |= trainer
+        monitor = "val/perplexty/nll" if watchers == ["EarlyStopping"] else "val/perplexity/nll"
+        config["trainer"]["callbacks"] = [
+            {
+                "class_path": f"prunelit.callbacks.{name}",
+                "init_args": {"monitor": monitor}
+                | ({"dirpath": str(tmp_path / str(i))} if name == "BestCheckpoint" else {})
+                | ({"mode": "max"} if i else {}),
+            }
+            for i, name in enumerate(watchers)
+        ]
+
+    assert message in refused("--config", configure(change))
+
+
+def test_what_changes_training_changes_the_recipe(
+    cli: Callable[..., None],
+    configure: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli("fit", "--config", configure())
+    for change in (
+        ("--model.optimizer.init_args.betas", "[0.1, 0.2]"),
+        ("--trainer.gradient_clip_algorithm", "value"),
+        ("--data.recovery.split", "train[:90%]"),
+    ):
+        with pytest.raises(SystemExit):
+            cli("validate", "--config", configure(), *change)
+        assert "was pruned by another recipe" in capsys.readouterr().err
+
+
+def test_training_would_undo_rounding(
+    configure: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        arguments = config["pruning"]["init_args"]
+        del arguments["schedule"]
+        arguments["pruner"] = {"class_path": "prunelit.pruners.Quantize"}
+
+    assert "`trainer.max_epochs` 0 with Quantize" in refused("--config", configure(change))

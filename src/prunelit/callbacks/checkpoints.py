@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
+from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.recipe import describe
 
@@ -41,6 +42,10 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int | None = None) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise InputError(
+                f"Expected `every_n_train_steps` of at least 1 but got {every_n_train_steps}."
+            )
         super().__init__(
             dirpath=dirpath,
             filename=self.CHECKPOINT_NAME_LAST,
@@ -160,8 +165,9 @@ class EarlyStopping(callbacks.EarlyStopping):
         """Called by Lightning."""
         _check_monitor(self, trainer)
         if not _rounds_left(pl_module):
+            before = trainer.should_stop
             super().on_validation_end(trainer, pl_module)
-            self._stopped = trainer.should_stop
+            self._stopped = trainer.should_stop and not before
 
     def state_dict(self) -> dict[str, Any]:
         """Called by Lightning when it saves a checkpoint."""
@@ -180,8 +186,43 @@ def choosing_recipe(trainer: Trainer) -> list[Any]:
         if isinstance(callback, BestCheckpoint | EarlyStopping):
             described = describe(callback)
             described["init_args"].pop("dirpath", None)
-            chosen.append(described)
+            every = (trainer.val_check_interval, trainer.check_val_every_n_epoch)
+            chosen.append({**described, "validation": list(every)})
     return chosen
+
+
+def check_watchers(trainer: Trainer, data: PruneData) -> None:
+    """Refuse callbacks that watch what this run never measures.
+
+    Args:
+        trainer: of a run that trains.
+        data: prepared.
+
+    Raises:
+        InputError: naming the callback.
+    """
+    watchers = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, BestCheckpoint | EarlyStopping)
+    ]
+    if sum(isinstance(callback, BestCheckpoint) for callback in watchers) > 1:
+        raise InputError("Expected one `BestCheckpoint`, whose weights are written, but got more.")
+    for callback in watchers:
+        parts = (callback.monitor or "").split("/")
+        if len(parts) < 3 or parts[0] != "val" or parts[1] not in data.tasks:
+            raise InputError(
+                f"Expected `monitor` of `{type(callback).__name__}` as val/<task>/<metric> with a "
+                f"task of {sorted(data.tasks)} but got {callback.monitor!r}."
+            )
+        batches = len(data.recovery_batches()) * (trainer.max_epochs or 0)
+        interval = trainer.val_check_interval
+        never = trainer.check_val_every_n_epoch is None and isinstance(interval, int)
+        if never and 0 < batches < interval:
+            raise InputError(
+                f"`{type(callback).__name__}` would never see a validation: `val_check_interval` "
+                f"is {interval} batches and training has {batches}."
+            )
 
 
 def _check_monitor(callback: BestCheckpoint | EarlyStopping, trainer: Trainer) -> None:

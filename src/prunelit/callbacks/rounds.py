@@ -5,6 +5,7 @@ import math
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from prunelit.callbacks.checkpoints import check_watchers
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.module import PairedLM
@@ -30,6 +31,13 @@ def check_rounds(
     trainer, rounds = module.trainer, schedule.rounds
     if offload and module.trains:
         raise InputError("Expected `trainer.max_epochs` 0 with `pruning.offload`.")
+    if module.trains and not pruner.sparsifies:
+        raise InputError(
+            f"Expected `trainer.max_epochs` 0 with {type(pruner).__name__}: it removes no weights, "
+            "so nothing would keep what it did while the model trains."
+        )
+    if module.trains:
+        check_watchers(trainer, data)
     if rounds == 1:
         return
     if not module.trains:
