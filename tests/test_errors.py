@@ -1,7 +1,7 @@
 import pytest
 
 import prunelit
-from prunelit.errors import InputError, first_line
+from prunelit.errors import InputError, first_line, near_names
 
 
 def test_is_a_value_error_so_that_callers_need_no_import_of_prunelit() -> None:
@@ -23,3 +23,9 @@ def test_public_name_is_the_same_class() -> None:
 )
 def test_first_line(error: Exception, expected: str) -> None:
     assert first_line(error) == expected
+
+
+def test_near_names_or_else_the_first_ones() -> None:
+    names = [f"mlp.part{index}" for index in range(9)] + ["self_attn.q_proj"]
+    assert near_names("self_attn.qproj", names) == "self_attn.q_proj"
+    assert near_names("$", names) == ", ".join(names[:8])

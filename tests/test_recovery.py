@@ -75,6 +75,8 @@ def test_only_what_the_patterns_match_is_trained(model: PreTrainedModel) -> None
         assert parameter.requires_grad == (".mlp." in name or "norm" in name), name
     with pytest.raises(InputError, match=r"'\*\.mpl\.up' .* matches no parameter; near names"):
         Recovery(train=["*.mpl.up"]).check(model)
+    with pytest.raises(InputError, match="matches no parameter"):
+        Recovery(train=["*.mpl.up"]).choose(model)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """How an asked ratio is spread over the blocks of a model."""
 
-import difflib
 from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, near_names
 from prunelit.models.architecture import linear_modules, oriented_weight
 from prunelit.sparsity import Sparsity, Unstructured, removed
 from prunelit.statistics import Observe, Probe, SquaredNorm
@@ -128,10 +127,9 @@ def check_allocation(
         if not 0 <= ratio < 1:
             raise InputError(f"Expected the ratio of {pattern!r} in [0, 1) but got {ratio}.")
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
             raise InputError(
                 f"The pattern {pattern!r} of `ratios` matches no pruned module; near names: "
-                f"{', '.join(near or names)}."
+                f"{near_names(pattern, names)}."
             )
 
 

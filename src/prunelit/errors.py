@@ -1,5 +1,8 @@
 """The one exception type for what a user can mend, and what other exceptions say."""
 
+import difflib
+from collections.abc import Collection
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used: a file, a key, a name, a shape, a weight.
@@ -14,3 +17,8 @@ def first_line(error: BaseException) -> str:
     """What a library said, cut to its first line; the name of the type where it said nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def near_names(word: str, names: Collection[str]) -> str:
+    """What the user may have meant by `word`: the names most like it, or else the first ones."""
+    return ", ".join(difflib.get_close_matches(word, names, n=3, cutoff=0.3) or [*names][:8])

@@ -169,7 +169,6 @@ class PairedLM(LightningModule):
     def begin_training(self) -> None:
         """Freeze what is not trained and attach adapters; called once, before the optimizer."""
         assert self.model is not None
-        self.recovery.check(self.model)
         if self.recovery.lora is None:
             self.recovery.choose(self.model)
         else:

@@ -1,7 +1,8 @@
 """What a pruned model is trained on to recover: text, the dense model, or both."""
 
-import difflib
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError, first_line
+from prunelit.errors import InputError, first_line, near_names
 from prunelit.lora import LoRA
 from prunelit.models.architecture import unembed
 from prunelit.recipe import describe
@@ -86,14 +87,18 @@ class Recovery:
         names = [name for name, _ in model.named_parameters()]
         for pattern in self.train:
             if not any(fnmatchcase(name, pattern) for name in names):
-                near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
                 raise InputError(
                     f"The pattern {pattern!r} of `recovery.train` matches no parameter; near "
-                    f"names: {', '.join(near or names[:3])}."
+                    f"names: {near_names(pattern, names)}."
                 )
 
     def choose(self, model: PreTrainedModel) -> None:
-        """Freeze what `train` does not match, and an unembedding that no part of the loss reads."""
+        """Freeze what `train` does not match, and an unembedding that no part of the loss reads.
+
+        Raises:
+            InputError: see `check`.
+        """
+        self.check(model)
         head, table = model.get_output_embeddings(), model.get_input_embeddings()
         assert head is not None
         unread = set() if self.lm or self.kl else {id(p) for p in head.parameters()}
@@ -193,19 +198,8 @@ def _built(build: Callable[..., Any], argument: Any) -> Any:
 
 def _settings(built: Any, numbers: dict[str, Any]) -> dict[str, Any]:
     """The class and the plain settings of an optimizer or a scheduler."""
-    plain = {k: w for k, v in numbers.items() if (w := _plain(v)) is not _OTHER}
+    plain = {}
+    for name, value in numbers.items():
+        with suppress(TypeError):  # a tensor or a function is state, no setting
+            plain[name] = json.loads(json.dumps(value))  # in the form in which it is compared
     return {"class_path": f"{type(built).__module__}.{type(built).__qualname__}", **plain}
-
-
-_OTHER = object()
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, texts, and lists and dicts of them, as JSON has them; `_OTHER` for anything else."""
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if isinstance(value, list | tuple):
-        return [None if (w := _plain(v)) is _OTHER else w for v in value]
-    if isinstance(value, dict):
-        return {str(k): w for k, v in value.items() if (w := _plain(v)) is not _OTHER}
-    return _OTHER

@@ -167,7 +167,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         if not _rounds_left(pl_module):
             before = trainer.should_stop
             super().on_validation_end(trainer, pl_module)
-            self._stopped = trainer.should_stop and not before
+            self._stopped = self._stopped or (trainer.should_stop and not before)
 
     def state_dict(self) -> dict[str, Any]:
         """Called by Lightning when it saves a checkpoint."""
@@ -182,12 +182,11 @@ class EarlyStopping(callbacks.EarlyStopping):
 def choosing_recipe(trainer: Trainer) -> list[Any]:
     """What decides when training ends and which of its weights are written."""
     chosen = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, BestCheckpoint | EarlyStopping):
-            described = describe(callback)
-            described["init_args"].pop("dirpath", None)
-            every = (trainer.val_check_interval, trainer.check_val_every_n_epoch)
-            chosen.append({**described, "validation": list(every)})
+    for callback in _watchers(trainer):
+        described = describe(callback)
+        described["init_args"].pop("dirpath", None)
+        every = [trainer.val_check_interval, trainer.check_val_every_n_epoch]
+        chosen.append({**described, "validation": every})
     return chosen
 
 
@@ -201,11 +200,7 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
     Raises:
         InputError: naming the callback.
     """
-    watchers = [
-        callback
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(callback, BestCheckpoint | EarlyStopping)
-    ]
+    watchers = _watchers(trainer)
     if sum(isinstance(callback, BestCheckpoint) for callback in watchers) > 1:
         raise InputError("Expected one `BestCheckpoint`, whose weights are written, but got more.")
     for callback in watchers:
@@ -223,6 +218,11 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
                 f"`{type(callback).__name__}` would never see a validation: `val_check_interval` "
                 f"is {interval} batches and training has {batches}."
             )
+
+
+def _watchers(trainer: Trainer) -> list[BestCheckpoint | EarlyStopping]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in callbacks if isinstance(c, BestCheckpoint | EarlyStopping)]
 
 
 def _check_monitor(callback: BestCheckpoint | EarlyStopping, trainer: Trainer) -> None:

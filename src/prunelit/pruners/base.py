@@ -1,7 +1,6 @@
 """The contract of a pruning method. Hooks, loops and collectives belong to `calibration.py`."""
 
 import copy
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.allocation import Allocation, allocate, check_allocation
-from prunelit.errors import InputError
+from prunelit.errors import InputError, near_names
 from prunelit.finite import all_finite
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.models.surgery import check_whole
 from prunelit.sparsity import Sparsity, Within
 from prunelit.statistics import Observe, Probe, Statistic
 
@@ -35,12 +35,16 @@ class Pruner(ABC):
     # Whether whole parts become 0, which saving the model then leaves out.
     shrinks = False
 
-    def check(self, model: PreTrainedModel) -> None:  # noqa: B027 - most need none
+    def check(self, model: PreTrainedModel) -> None:
         """Refuse what this method cannot do to `model`; called before any heavy work.
 
+        A method that has more to refuse does so after `super().check(model)`.
+
         Raises:
-            InputError: naming the option.
+            InputError: naming the option, or what the model lacks already.
         """
+        if self.shrinks:
+            check_whole(model)
 
     def start(self, model: PreTrainedModel, observe: Observe) -> None:  # noqa: B027 - most need none
         """Decide what needs the whole model, or drop parts of it; called before the first block.
@@ -157,10 +161,9 @@ class LinearPruner(Pruner):
             if not any(fnmatchcase(name, pattern) for name in linears) and not any(
                 fnmatchcase(name, pattern) for name, _ in block.named_parameters()
             ):
-                near = difflib.get_close_matches(pattern, list(linears), n=3, cutoff=0.3)
                 raise InputError(
                     f"The pattern {pattern!r} matches no linear module of a "
-                    f"{type(block).__name__}; near names: {', '.join(near or linears)}."
+                    f"{type(block).__name__}; near names: {near_names(pattern, linears)}."
                 )
         chosen = {
             name: linear
@@ -177,6 +180,7 @@ class LinearPruner(Pruner):
         return chosen
 
     def check(self, model: PreTrainedModel) -> None:
+        super().check(model)
         blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
         check_allocation(self.sparsity, blocks, self.ratios, self.allocation)
         if not self.model_wide and getattr(self.sparsity, "within", None) == "model":

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
-from prunelit.models.surgery import check_whole, drop_, is_dropped
+from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Observe, Probe, Pruner
 from prunelit.statistics import MeanDistance, Statistic
 
@@ -56,7 +56,7 @@ class BlockDrop(Pruner):
         return other
 
     def check(self, model: PreTrainedModel) -> None:
-        check_whole(model)
+        super().check(model)
         count = len(decoder_blocks(model)[1])
         if self.count >= count:
             raise InputError(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.finite import all_finite
 from prunelit.models.architecture import decoder_blocks, oriented_weight, sublayers
-from prunelit.models.surgery import check_whole, neuron_rows
+from prunelit.models.surgery import neuron_rows
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, keep_highest, removed
 from prunelit.statistics import SquaredNorm
@@ -40,7 +40,7 @@ class Neuron(Pruner):
         return other
 
     def check(self, model: PreTrainedModel) -> None:
-        check_whole(model)
+        super().check(model)
         for block in decoder_blocks(model)[1]:
             _check_narrowable(block)
 

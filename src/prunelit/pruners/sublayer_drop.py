@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
-from prunelit.models.surgery import check_whole, drop_, is_dropped
+from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Observe, Probe, Pruner
 from prunelit.statistics import MeanDistance
 
@@ -56,7 +56,7 @@ class SublayerDrop(Pruner):
         return other
 
     def check(self, model: PreTrainedModel) -> None:
-        check_whole(model)
+        super().check(model)
         places = len(decoder_blocks(model)[1]) * len(self.kinds)
         if self.count >= places:
             raise InputError(
