@@ -8,24 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from prunelit.errors import InputError
-from prunelit.models.architecture import sublayers
+from prunelit.models.architecture import Sublayer, sublayers
+from prunelit.models.surgery import stand_ins
 
 Step = tuple[Tensor, Tensor]
 
 
 @contextmanager
-def silenced(block: nn.Module, *outputs: str) -> Iterator[None]:
-    """Within it the linear maps `outputs` put out zeros."""
+def left_out(
+    block: nn.Module, *kinds: str, parts: dict[str, Sublayer] | None = None
+) -> Iterator[None]:
+    """Within it the block computes without these sublayers, at no cost.
 
-    def silence(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        return torch.zeros_like(output)
-
-    handles = [block.get_submodule(name).register_forward_hook(silence) for name in outputs]
+    Args:
+        block: a decoder block.
+        kinds: of `attention` and `mlp`.
+        parts: `sublayers` of a block of the same family, for one that may lack a sublayer already.
+    """
+    parts = parts or sublayers(block)
+    own: dict[str, nn.Module] = {}
+    for kind in kinds:
+        for name, module in stand_ins(block, kind, parts[kind].parts).items():
+            own[name] = block.get_submodule(name)
+            setattr(block, name, module)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for name, module in own.items():
+            setattr(block, name, module)
 
 
 def residual_steps(
@@ -38,7 +48,7 @@ def residual_steps(
 ) -> tuple[dict[str, Step], bool]:
     """What goes into and comes out of each part, residual included.
 
-    No norm or scale is modelled: parts are silenced and the block is run again. So it holds where
+    No norm or scale is modelled: parts are left out and the block is run again. So it holds where
     norms follow a sublayer (Gemma 2), and where attention and MLP read the same input (GPT-NeoX,
     Phi): there both steps begin at the block's input.
 
@@ -58,46 +68,51 @@ def residual_steps(
             dropping them is no identity.
     """
     wanted = set(wanted)
-    parts = sublayers(block)
-    attention, mlp = parts["attention"], parts["mlp"]
     if parallel is None:
-        with silenced(block, attention.output, mlp.output):
-            _check_identity(block, run(), hidden)
-        parallel = _is_parallel(block, mlp.inputs[0], attention.output, run)
+        parallel = check_residual(block, run, hidden)
     steps = {"block": (hidden, output)}
     if "attention" in wanted or ("mlp" in wanted and not parallel):
-        with silenced(block, mlp.output):
+        with left_out(block, "mlp"):
             after_attention = run()
         steps["attention"] = (hidden, after_attention)
         steps["mlp"] = (after_attention, output)
     if "mlp" in wanted and parallel:
-        with silenced(block, attention.output):
+        with left_out(block, "attention"):
             steps["mlp"] = (hidden, run())
     return {name: steps[name] for name in wanted}, parallel
 
 
-def _check_identity(block: nn.Module, output: Tensor, hidden: Tensor) -> None:
+def check_residual(block: nn.Module, run: Callable[[], Tensor], hidden: Tensor) -> bool:
+    """Refuse a block whose sublayers cannot be left out.
+
+    Args:
+        block: a decoder block.
+        run: runs it on one batch.
+        hidden: (B, T, D), its input in that batch.
+
+    Returns:
+        Whether attention and MLP read the same input.
+
+    Raises:
+        InputError: if the block does not pass its input on without its sublayers.
+    """
+    with left_out(block, "attention", "mlp"):
+        output = run()
     scale = hidden.float().abs().max().clamp(min=1.0)
     if not (output - hidden).float().abs().max() <= 1e-4 * scale:
         raise InputError(
             f"A {type(block).__name__} changes its input even when its sublayers put out nothing, "
             "so leaving them out is not what it would do without them."
         )
-
-
-def _is_parallel(
-    block: nn.Module, mlp_input: str, attention_output: str, run: Callable[[], Tensor]
-) -> bool:
-    """Whether the MLP reads the same with and without the attention before it."""
     seen: list[Tensor] = []
 
     def note(_module: nn.Module, args: tuple[Any, ...]) -> None:
         seen.append(args[0])
 
-    handle = block.get_submodule(mlp_input).register_forward_pre_hook(note)
+    handle = block.get_submodule(sublayers(block)["mlp"].inputs[0]).register_forward_pre_hook(note)
     try:
         run()
-        with silenced(block, attention_output):
+        with left_out(block, "attention"):
             run()
     finally:
         handle.remove()

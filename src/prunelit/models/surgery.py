@@ -196,16 +196,17 @@ class NoMLP(nn.Module):
         return torch.zeros_like(hidden)
 
 
-def _leave_out(block: nn.Module, kind: str) -> None:
-    parts = sublayers(block)[kind].parts
+def stand_ins(block: nn.Module, kind: str, parts: tuple[str, ...]) -> dict[str, nn.Module]:
+    """What takes the place of the modules `parts` of a sublayer, so that it puts out nothing."""
     if kind == "attention":
-        attention = block.get_submodule(parts[0])
-        setattr(block, parts[0], NoAttention(int(attention.layer_idx)))  # type: ignore[arg-type]
-        return
+        return {parts[0]: NoAttention(int(block.get_submodule(parts[0]).layer_idx))}  # type: ignore[arg-type]
     # Where the MLP's maps lie in the block itself, the first passes the hidden state on.
-    for part in parts[:-1]:
-        setattr(block, part, nn.Identity())
-    setattr(block, parts[-1], NoMLP())
+    return {**{part: nn.Identity() for part in parts[:-1]}, parts[-1]: NoMLP()}
+
+
+def _leave_out(block: nn.Module, kind: str) -> None:
+    for name, module in stand_ins(block, kind, sublayers(block)[kind].parts).items():
+        setattr(block, name, module)
 
 
 def _alive(block: nn.Module) -> Tensor:

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from prunelit.report.files import write_whole
 
 
 @dataclass
@@ -35,21 +35,14 @@ class Row:
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:
-    """Write JSON lines under a temporary name, then rename; NaN and infinity become null."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for row in rows:
-                data = asdict(row)
-                for key in ("value", "standard_error"):
-                    data[key] = data[key] if math.isfinite(data[key]) else None
-                file.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    """Write JSON lines; NaN and infinity become null."""
+    lines = []
+    for row in rows:
+        data = asdict(row)
+        for key in ("value", "standard_error"):
+            data[key] = data[key] if math.isfinite(data[key]) else None
+        lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole("".join(lines), Path(path))
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -1,7 +1,7 @@
 """The contract of everything that is measured."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
+from prunelit.report.curves import Curve, Picture
 from prunelit.report.rows import Row
-from prunelit.tasks.items import ItemTable
+from prunelit.tasks.items import ItemTable, Streamed
 
 
 @dataclass
@@ -75,11 +76,12 @@ class Task(ABC):
         """The batch of the items `indices`; tensors in it are moved to the device."""
 
     @abstractmethod
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: Pair, batch: dict[str, Any]) -> Mapping[str, Tensor | Streamed]:
         """Measure one batch.
 
         Returns:
-            For each column of the table one value (or one row of a tensor) an item of the batch.
+            For each column of the table one value (or one row of a tensor) an item of the batch;
+            for each of its sketches the values of tokens.
         """
 
     @abstractmethod
@@ -88,6 +90,14 @@ class Task(ABC):
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
         """Rows of a text table for TensorBoard; most tasks have none."""
+        return []
+
+    def pictures(self, table: ItemTable) -> dict[str, Picture]:
+        """Figures with the numbers behind them, by name; most tasks have none."""
+        return {}
+
+    def curves(self, table: ItemTable) -> list[Curve]:
+        """What runs over blocks or decoding steps; most tasks have none."""
         return []
 
     def batches(self, size: int, rank: int, world: int) -> "RankBatches":

@@ -1,20 +1,36 @@
 """Values of single items, exact on any number of ranks, and their means with error bars."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prunelit.metrics.sketch import Sketch
 from prunelit.report.rows import Row
+
+
+@dataclass
+class Streamed:
+    """Values of tokens that are summed up at once, so that memory does not grow with the items.
+
+    Args:
+        values: (B, P, T), for each item the values of its tokens at each of P places, NaN where it
+            has none.
+    """
+
+    values: Tensor
 
 
 class ItemTable:
     """One slot an item and column. Each item is measured by exactly one rank.
 
-    Slots are assigned, never added to, so that the table is bit-identical on any number of ranks.
+    Slots are assigned, never added to, so that they are bit-identical on any number of ranks.
+    Streamed values go into `sketches` instead, which are equal on any number of ranks up to the
+    rounding of float64 sums.
 
     Args:
         size: number of items.
@@ -22,19 +38,25 @@ class ItemTable:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.sketches: dict[str, Sketch] = {}
         self._columns: dict[str, Tensor] = {}
         self._seen = torch.zeros(size, dtype=torch.int64)
 
-    def assign(self, indices: Tensor, values: dict[str, Tensor]) -> None:
+    def assign(self, indices: Tensor, values: Mapping[str, Tensor | Streamed]) -> None:
         """Fill the slots of a batch.
 
         Args:
             indices: (B,) item numbers.
-            values: for each column (B, ...), floating or integer.
+            values: for each column (B, ...), floating or integer; or for a sketch its tokens.
         """
         indices = indices.cpu()
         self._seen[indices] += 1
         for name, value in values.items():
+            if isinstance(value, Streamed):
+                if name not in self.sketches:
+                    self.sketches[name] = Sketch.of(name, value.values.shape[1])
+                self.sketches[name].update(value.values)
+                continue
             value = value.detach().cpu()
             if name not in self._columns:
                 self._columns[name] = value.new_zeros(self.size, *value.shape[1:])
@@ -53,15 +75,21 @@ class ItemTable:
 
     def _gather(self) -> None:
         # A rank without items does not know the columns, so shapes travel with the values.
-        gathered: list[tuple[Tensor, dict[str, Tensor]]] = [None] * dist.get_world_size()  # type: ignore[list-item]
+        gathered: list[Any] = [None] * dist.get_world_size()
         mine = self._seen.nonzero()[:, 0]
         local = {name: column[mine] for name, column in self._columns.items()}
-        dist.all_gather_object(gathered, (mine, local))
+        dist.all_gather_object(gathered, (mine, local, self.sketches))
         self._columns.clear()
         self._seen.zero_()
-        for indices, values in gathered:
+        self.sketches = {}
+        for indices, values, sketches in gathered:
             if len(indices):
                 self.assign(indices, values)
+            for name, sketch in sketches.items():
+                if name in self.sketches:
+                    self.sketches[name].merge(sketch)
+                else:
+                    self.sketches[name] = sketch
 
     def columns(self) -> list[str]:
         """Names of the columns, in the order in which they were first assigned."""

@@ -1,0 +1,173 @@
+"""Streamed statistics: memory does not grow with what is measured, and ranks merge exactly."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Bins of the histogram: each reaches from its lower edge to 4% above it, so that a quantile, which
+# is the middle of a bin, is at most 2% off. What is smaller than the first edge is counted as 0.
+_LOWEST, _GROWTH, _BINS = 1e-9, 1.04, 820
+
+# Quantities that are near 1 for a small perturbation: what is resolved is how far below 1 they are.
+_NEAR_ONE = ("cosine", "agreement", "overlap")
+
+
+class Sketch:
+    """Mean, standard error, extremes and quantiles of one quantity at each of P places.
+
+    A place is a block, or a decoding step. At each of them an item (a prompt, a window) gives the
+    values of some tokens. The mean is one of items, each the mean of its own tokens, and the
+    standard error counts items as independent; extremes and quantiles are those of tokens.
+
+    Args:
+        places: P.
+        near_one: resolve quantiles of 1 - x, not of x.
+    """
+
+    def __init__(self, places: int, near_one: bool = False) -> None:
+        self.near_one = near_one
+        # Items; sums over items of their means and squares; tokens, and the same over them.
+        self._sums = torch.zeros(6, places, dtype=torch.float64)
+        self._lowest = torch.full((places,), torch.inf, dtype=torch.float64)
+        self._highest = torch.full((places,), -torch.inf, dtype=torch.float64)
+        # Of values from 0 on, and of values below it, which most quantities never have.
+        self._counts: list[Tensor | None] = [None, None]
+
+    @classmethod
+    def of(cls, name: str, places: int) -> "Sketch":
+        """A sketch of the quantity with this name, see `prunelit.metrics.deviations`."""
+        return cls(places, near_one=any(word in name for word in _NEAR_ONE))
+
+    @property
+    def places(self) -> int:
+        """P."""
+        return self._sums.shape[1]
+
+    def update(self, values: Tensor) -> None:
+        """Add items.
+
+        Args:
+            values: (B, P, T), NaN where an item has no token. Infinite values count as such.
+        """
+        values = values.detach().double().cpu()
+        there = ~values.isnan()
+        counts = there.sum(-1)
+        has = counts > 0
+        means = values.nansum(-1) / counts.clamp(min=1)
+        filled = values.nan_to_num(0.0, torch.inf, -torch.inf)
+        self._sums += torch.stack(
+            [
+                has.sum(0),
+                means.sum(0),
+                means.square().sum(0),
+                counts.sum(0),
+                filled.sum((0, 2)),
+                filled.square().sum((0, 2)),
+            ]
+        )
+        flat = values.movedim(1, 0).flatten(1)
+        absent = flat.isnan()
+        self._lowest = torch.minimum(self._lowest, flat.masked_fill(absent, torch.inf).amin(1))
+        self._highest = torch.maximum(self._highest, flat.masked_fill(absent, -torch.inf).amax(1))
+        place = torch.arange(self.places)[:, None].expand_as(flat)[~absent]
+        self._count(place, 1 - flat[~absent] if self.near_one else flat[~absent])
+
+    def merge(self, other: "Sketch") -> None:
+        """Add what another sketch of the same quantity and places has seen."""
+        self._sums += other._sums
+        self._lowest = torch.minimum(self._lowest, other._lowest)
+        self._highest = torch.maximum(self._highest, other._highest)
+        for side, counts in enumerate(other._counts):
+            if counts is not None:
+                mine = self._counts[side]
+                self._counts[side] = counts.clone() if mine is None else mine + counts
+
+    @property
+    def n(self) -> Tensor:
+        """(P,) int64, items that have a token there."""
+        return self._sums[0].long()
+
+    @property
+    def tokens(self) -> Tensor:
+        """(P,) int64."""
+        return self._sums[3].long()
+
+    @property
+    def mean(self) -> Tensor:
+        """(P,), mean over items; NaN where there is none."""
+        return self._sums[1] / self._sums[0]
+
+    @property
+    def standard_error(self) -> Tensor:
+        """(P,), of `mean`; NaN where there are fewer than two items."""
+        return _error(*self._sums[:3])
+
+    @property
+    def token_mean(self) -> Tensor:
+        """(P,), mean over tokens, whatever items they belong to."""
+        return self._sums[4] / self._sums[3]
+
+    @property
+    def token_error(self) -> Tensor:
+        """(P,), standard error of `token_mean`, counting tokens as independent."""
+        return _error(*self._sums[3:])
+
+    @property
+    def rms(self) -> Tensor:
+        """(P,), root of the mean square over tokens."""
+        return (self._sums[5] / self._sums[3]).sqrt()
+
+    @property
+    def lowest(self) -> Tensor:
+        """(P,), over tokens; NaN where there is none."""
+        return self._lowest.masked_fill(self.tokens == 0, torch.nan)
+
+    @property
+    def highest(self) -> Tensor:
+        """(P,), over tokens; NaN where there is none."""
+        return self._highest.masked_fill(self.tokens == 0, torch.nan)
+
+    def quantiles(self, shares: Sequence[float]) -> Tensor:
+        """The values below which these shares of the tokens lie.
+
+        Args:
+            shares: Q numbers in [0, 1].
+
+        Returns:
+            (Q, P), each within 2% of a token's value (of 1 - value for a quantity near 1); NaN
+            where there is no token.
+        """
+        zeros = torch.zeros(self.places, _BINS + 1, dtype=torch.int64)
+        above, below = (zeros if counts is None else counts for counts in self._counts)
+        counts = torch.cat([below.flip(1), above], 1)
+        middles = _LOWEST * _GROWTH ** (torch.arange(_BINS, dtype=torch.float64) + 0.5)
+        middles = torch.cat([torch.zeros(1, dtype=torch.float64), middles])
+        middles = torch.cat([-middles.flip(0), middles])
+        cumulative = counts.cumsum(1)
+        wanted = torch.tensor(shares, dtype=torch.float64)
+        if self.near_one:
+            wanted = 1 - wanted
+        ranks = (wanted[:, None] * cumulative[:, -1]).ceil().clamp(min=1).T.contiguous()
+        place = torch.searchsorted(cumulative, ranks.long()).clamp(max=len(middles) - 1)
+        found = middles[place].T
+        found = 1 - found if self.near_one else found
+        found = torch.maximum(torch.minimum(found, self._highest), self._lowest)
+        return found.masked_fill(self.tokens == 0, torch.nan)
+
+    def _count(self, place: Tensor, values: Tensor) -> None:
+        bins = (values.abs() / _LOWEST).log() / torch.tensor(_GROWTH).log().double()
+        bins = (bins.floor() + 1).nan_to_num(0).clamp(0, _BINS).long()
+        for side, chosen in enumerate((values >= 0, values < 0)):
+            if not chosen.any():
+                continue
+            size = self.places * (_BINS + 1)
+            index = place[chosen] * (_BINS + 1) + bins[chosen]
+            counts = torch.bincount(index, minlength=size).view(self.places, -1)
+            mine = self._counts[side]
+            self._counts[side] = counts if mine is None else mine + counts
+
+
+def _error(count: Tensor, total: Tensor, square: Tensor) -> Tensor:
+    variance = (square - total.square() / count).clamp_min(0) / (count - 1)
+    return (variance / count).sqrt().masked_fill(count < 2, torch.nan)

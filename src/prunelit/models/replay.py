@@ -1,0 +1,171 @@
+"""Run the blocks of a model one by one, with the arguments that its own forward pass gives them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.batches import Batch
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, final_hidden
+
+Form = type[Tensor] | type[tuple]
+
+
+@dataclass
+class Stream:
+    """One batch on its way through the blocks.
+
+    Args:
+        hidden: (B, T, D), the input of the next block.
+        calls: the other arguments, block by block.
+        tokens: (B, T) bool, False at padding.
+    """
+
+    hidden: Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    tokens: Tensor
+
+    def run(self, block: nn.Module, index: int, hidden: Tensor | None = None) -> Tensor:
+        """The output of block `index` on its own device, (B, T, D); changes nothing.
+
+        Args:
+            block: this block.
+            index: its place, which decides the other arguments.
+            hidden: (B, T, D), to be read in place of the stream's own.
+        """
+        device = next(block.parameters()).device
+        args, kwargs = self.calls[index]
+        own = self.hidden if hidden is None else hidden
+        inputs = move_data_to_device((own, args, kwargs), device)
+        output = block(inputs[0], *inputs[1], **inputs[2])
+        return output if isinstance(output, Tensor) else output[0]
+
+
+def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: Form) -> Stream:
+    """The input of block 0 and every block's other arguments, without running a block.
+
+    Args:
+        model: in evaluation mode.
+        blocks: of the model.
+        batch: `input_ids` and `attention_mask`.
+        form: blocks return the hidden state bare or, in older families, first in a tuple.
+
+    Raises:
+        InputError: if the model does not call each block once.
+    """
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    first: list[Tensor] = []
+
+    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+        if not first:
+            first.append(hidden)
+        # A cache would be appended to by each replay.
+        calls.append((args, {key: value for key, value in kwargs.items() if "past" not in key}))
+        return (hidden,) if form is tuple else hidden
+
+    with replaced_forward(blocks, passing):
+        final_hidden(model, **move_data_to_device(batch, model.device))
+    if len(calls) != len(blocks):
+        raise InputError(
+            f"{type(model).__name__} called {len(calls)} of its {len(blocks)} blocks, so they "
+            "cannot be run one by one."
+        )
+    return Stream(first[0], calls, batch["attention_mask"].bool().to(first[0].device))
+
+
+@contextmanager
+def replaced_forward(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it every block computes `forward`."""
+    own = [vars(block).get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block, function in zip(blocks, own, strict=True):
+            if function is None:
+                del block.forward
+            else:
+                block.forward = function
+
+
+def checked_form(
+    model: PreTrainedModel,
+    batch: Batch,
+    around_block: Callable[[int], Any],
+) -> Form:
+    """Compare a replay with the model's own run.
+
+    Args:
+        model: in evaluation mode.
+        batch: a small one.
+        around_block: gives a context manager that is open while block i is replayed.
+
+    Returns:
+        The form in which blocks return the hidden state.
+
+    Raises:
+        InputError: if the blocks cannot be run one by one, or give another result so.
+    """
+    _, blocks = decoder_blocks(model)
+    last: list[Tensor] = []
+    forms: list[Form] = []
+
+    def keep_last(_module: nn.Module, _args: Any, output: Any) -> None:
+        forms.append(Tensor if isinstance(output, Tensor) else tuple)
+        last.append(output if isinstance(output, Tensor) else output[0])
+
+    handle = blocks[-1].register_forward_hook(keep_last)
+    try:
+        final_hidden(model, **move_data_to_device(batch, model.device))
+    finally:
+        handle.remove()
+    try:
+        stream = capture(model, blocks, batch, forms[0])
+        for index, block in enumerate(blocks):
+            with around_block(index):
+                stream.hidden = stream.run(block, index)
+    except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(
+            f"The blocks of {type(model).__name__} cannot be run one by one: {error}."
+        ) from error
+    mine, own = stream.hidden[stream.tokens].float(), last[0][stream.tokens].float()
+    # Bit-equal on a CPU; some GPU kernels add in another order from call to call.
+    tolerance = 1e-5 if stream.hidden.dtype.itemsize >= 4 else 2e-2
+    worst = (mine - own).abs().max().item()
+    if not worst <= tolerance * own.abs().max().item():
+        raise InputError(
+            f"Running the blocks of {type(model).__name__} one by one differs by {worst:.3g} from "
+            "running the model, so blocks would read wrong inputs."
+        )
+    return forms[0]
+
+
+def finished(model: PreTrainedModel, hidden: Tensor, form: Form) -> Tensor:
+    """What the model makes of the output of its last block.
+
+    That is the final norm, and a projection where the family has one. The model's own forward pass
+    does it, around blocks that put out `hidden`, so that no family's names are needed.
+
+    Args:
+        model: in evaluation mode.
+        hidden: (N, D), residual stream at any place.
+        form: in which blocks return the hidden state.
+
+    Returns:
+        (N, D'), what the unembedding reads.
+    """
+    rows = hidden[:, None]
+
+    def given(*_args: Any, **_kwargs: Any) -> Tensor | tuple[Tensor]:
+        return (rows,) if form is tuple else rows
+
+    ids = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
+    with replaced_forward(decoder_blocks(model)[1], given):
+        return final_hidden(model, ids, torch.ones_like(ids))[:, 0]

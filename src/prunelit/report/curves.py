@@ -1,0 +1,72 @@
+"""Numbers that figures are drawn from, and the figure beside them."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from matplotlib.figure import Figure
+
+
+@dataclass
+class Curve:
+    """One quantity over blocks or decoding steps.
+
+    Args:
+        tag: its name, as `teacher_forced/kl_dense_pruned`.
+        axis: what it runs over, `block` or `step`.
+        x: (P,), where.
+        mean: (P,), over items.
+        low: (P,), lower end of the band.
+        high: (P,), upper end of the band.
+        n: (P,), items at each place.
+        band: what the band is.
+        standard_error: (P,), of the mean.
+    """
+
+    tag: str
+    axis: str
+    x: Sequence[int]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    n: Sequence[int]
+    band: str
+    standard_error: Sequence[float]
+
+
+@dataclass
+class Picture:
+    """A figure, and the numbers behind it.
+
+    Args:
+        figure: to be looked at.
+        numbers: columns of equal length by their name.
+    """
+
+    figure: Figure
+    numbers: Mapping[str, Sequence[object]] = field(default_factory=dict)
+
+
+def as_csv(numbers: Mapping[str, Sequence[object]]) -> str:
+    """Columns of equal length as comma-separated values with a head line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(numbers)
+    writer.writerows(zip(*numbers.values(), strict=True))
+    return text.getvalue()
+
+
+def curve_numbers(curves: Sequence[Curve]) -> dict[str, list[object]]:
+    """Curves in long form, one row a place."""
+    columns: dict[str, list[object]] = {
+        name: [] for name in ("curve", "axis", "x", "mean", "standard_error", "low", "high", "n")
+    }
+    for curve in curves:
+        rows = zip(
+            curve.x, curve.mean, curve.standard_error, curve.low, curve.high, curve.n, strict=True
+        )
+        for row in rows:
+            for name, value in zip(columns, (curve.tag, curve.axis, *row), strict=True):
+                columns[name].append(value)
+    return columns
