@@ -23,6 +23,7 @@ from prunelit.models.loading import (
     load_config,
     load_pretrained,
     load_tokenizer,
+    removed_from,
     source_version,
 )
 from prunelit.recipe import describe
@@ -116,7 +117,8 @@ class PairedLM(LightningModule):
         pruned, _ = load_pretrained(self.source if own else str(pruned_folder), **options)
         check_unembedding(pruned)
         self.model = pruned
-        self._pair = Pair(pruned, None, self.tokenizer)
+        removed = [] if own else removed_from(str(pruned_folder)).blocks
+        self._pair = Pair(pruned, None, self.tokenizer, removed)
         if reference:
             # Copied rather than read again while both are the same.
             self.load_reference(copy.deepcopy(pruned) if own and self.reference else None)

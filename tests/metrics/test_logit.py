@@ -13,6 +13,7 @@ from prunelit.metrics.logit import (
     logit_orthogonal,
     logit_parallel,
     logit_std,
+    logit_std_p,
     logit_std_top,
 )
 from prunelit.metrics.pair import LogitPair
@@ -31,12 +32,15 @@ def test_against_numpy_and_scipy(make_logits, shape: tuple[int, ...], temperatur
     norm = np.linalg.norm(z, axis=-1)
     along = (z * d).sum(-1) / norm
     top = np.argsort(-z, axis=-1)
+    p = scipy.special.softmax(z / temperature, -1)
+    mean = (p * d).sum(-1, keepdims=True)
     expected = {
         logit_cosine: cosine,
         logit_mse: (d**2).mean(-1),
         logit_parallel: np.abs(along) / norm,
         logit_orthogonal: np.sqrt((d**2).sum(-1) - along**2) / norm,
         logit_std: d.std(-1),
+        logit_std_p: np.sqrt((p * (d - mean) ** 2).sum(-1)),
         lambda pair: logit_std_top(pair, 5): np.take_along_axis(d, top[:, :5], -1).std(-1),
         lambda pair: logit_std_top(pair, 10): np.take_along_axis(d, top[:, :10], -1).std(-1),
     }
@@ -51,7 +55,7 @@ def test_equal_logits_do_not_differ(make_logits) -> None:
     dense, _ = make_logits()
     pair = LogitPair(dense, dense.clone())
     assert (logit_cosine(pair) == 1).all()
-    for function in (logit_mse, logit_parallel, logit_orthogonal, logit_std):
+    for function in (logit_mse, logit_parallel, logit_orthogonal, logit_std, logit_std_p):
         assert (function(pair) == 0).all()
     assert (logit_std_top(pair, 5) == 0).all()
 

@@ -15,6 +15,7 @@ from prunelit.metrics.logit import (
     logit_orthogonal,
     logit_parallel,
     logit_std,
+    logit_std_p,
     logit_std_top,
 )
 from prunelit.metrics.pair import LogitPair
@@ -53,6 +54,7 @@ __all__ = [
     "logit_orthogonal",
     "logit_parallel",
     "logit_std",
+    "logit_std_p",
     "logit_std_top",
     "probability_cosine",
     "probability_cosine_estimate",

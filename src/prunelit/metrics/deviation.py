@@ -12,6 +12,7 @@ from prunelit.metrics.logit import (
     logit_orthogonal,
     logit_parallel,
     logit_std,
+    logit_std_p,
     logit_std_top,
 )
 from prunelit.metrics.pair import LogitPair
@@ -99,6 +100,7 @@ def _logit_deviations(pair: LogitPair) -> dict[str, Tensor]:
         "logit_parallel": logit_parallel(pair),
         "logit_orthogonal": logit_orthogonal(pair),
         "logit_std": logit_std(pair),
+        "logit_std_p": logit_std_p(pair),
         "logit_std_top5": logit_std_top(pair, 5),
         "logit_std_top10": logit_std_top(pair, 10),
         "probability_cosine": probability_cosine(pair),

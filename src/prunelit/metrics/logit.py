@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunelit.metrics.base import TokenMean
 from prunelit.metrics.pair import LogitPair
+from prunelit.metrics.theory import kl_estimate
 
 
 def logit_cosine(pair: LogitPair) -> Tensor:
@@ -39,6 +40,14 @@ def logit_std(pair: LogitPair) -> Tensor:
     mean = pair.vectors.total / pair.size
     variance = pair.vectors.squared_distance / pair.size - mean.square()
     return variance.clamp_min(0).sqrt()
+
+
+def logit_std_p(pair: LogitPair) -> Tensor:
+    """Standard deviation of z' - z under p, the next-token distribution of the dense model.
+
+    Here alone the temperature counts: it is that of p.
+    """
+    return pair.temperature * (2 * kl_estimate(pair, "dense_pruned")).sqrt()
 
 
 def logit_std_top(pair: LogitPair, k: int) -> Tensor:

@@ -53,7 +53,7 @@ def load_pretrained(
     folder = _resolve(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(source, **options)
-    removed = _removed(folder)
+    removed = removed_from(folder)
     # A stock class fills in what a folder leaves out on purpose, and says so at length.
     quiet = _only_errors if removed.attention or removed.mlp else nullcontext
     try:
@@ -151,7 +151,7 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
 
 
-def _removed(folder: str) -> Removed:
+def removed_from(folder: str) -> Removed:
     """What a pruned model's folder says it lacks; nothing for any other."""
     report = None if is_hub_name(folder) else read_report(folder)
     return Removed(**(report or {}).get("removed", {}))

@@ -23,11 +23,13 @@ class Pair:
         pruned: the model under test.
         dense: the frozen reference; None where it was switched off.
         tokenizer: of both.
+        removed_blocks: indices in the dense model of the blocks that the pruned one lacks.
     """
 
     pruned: PreTrainedModel
     dense: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
+    removed_blocks: Sequence[int] = ()
 
     def models(self) -> dict[str, PreTrainedModel]:
         """`{"dense": ..., "pruned": ...}`, without `dense` where there is no reference."""

@@ -7,19 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from prunelit.errors import InputError
 from prunelit.models.generation import rollout
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
-from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.base import Pair
 from prunelit.tasks.items import ItemTable
-from prunelit.tasks.questions import check_template, load_questions
-from prunelit.tokens import encode, pad, pad_token
+from prunelit.tasks.prompts import PromptTask
+from prunelit.tasks.questions import load_questions
 
 
-class Rollout(Task):
+class Rollout(PromptTask):
     """Greedy rollouts of both models from the same prompts (free-running: each reads its own text).
 
     Metrics, means over prompts: `exact_match` of answer and target after normalising case,
@@ -52,39 +50,16 @@ class Rollout(Task):
         batch_size: int = 32,
         name: str = "rollout",
     ) -> None:
-        super().__init__(name, batch_size)
-        if max_new_tokens < 1:
-            raise InputError(f"Expected `max_new_tokens` of at least 1 but got {max_new_tokens}.")
-        self.path = path
-        self.split = split
-        self.template = template
-        self.chat = chat
-        self.max_new_tokens = max_new_tokens
-        self.limit = limit
+        super().__init__(
+            path, split, "context", template, chat, max_new_tokens, limit, batch_size, name
+        )
 
     def read(self) -> None:
-        check_template(self.template, "context")
+        super().read()
         self._questions = load_questions(self.path, self.split, self.limit)
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        if self.chat and not tokenizer.chat_template:
-            raise InputError(
-                f"The task {self.name!r} asks for a chat template but the tokenizer has none: set "
-                "`chat: false` and give a `template`."
-            )
-        self._tokenizer = tokenizer
-        self._prompts = [self._prompt(question.context) for question in self._questions]
-        self._tokens = [encode(tokenizer, prompt) for prompt in self._prompts]
-        self.longest = max(map(len, self._tokens)) + self.max_new_tokens
-        return len(self._tokens)
-
-    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        tokens = [self._tokens[index] for index in indices]
-        padded = pad(tokens, pad_token(self._tokenizer), left=True)
-        return {**padded, "questions": list(indices)}
-
     def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
-        targets = [self._questions[index].answer for index in batch["questions"]]
+        targets = [self._questions[index].answer for index in batch["prompts"]]
         values: dict[str, Tensor] = {}
         for name, model in pair.models().items():
             written = rollout(
@@ -95,7 +70,7 @@ class Rollout(Task):
                 max_new_tokens=self.max_new_tokens,
             )
             tokens = written.tokens.cpu()
-            answers = [self._text(row) for row in tokens]
+            answers = [self.text(row) for row in tokens]
             columns = {
                 "exact_match": [
                     normalise(a) == normalise(t) for a, t in zip(answers, targets, strict=True)
@@ -119,12 +94,8 @@ class Rollout(Task):
 
     def summarise(self, table: ItemTable) -> list[Row]:
         details = {
-            "path": self.path,
-            "split": self.split,
+            **self.details(),
             "rows_sha256": hash_rows([vars(question) for question in self._questions]),
-            "template": self.template,
-            "chat": self.chat,
-            "max_new_tokens": self.max_new_tokens,
             "decoding": "greedy",
         }
         metrics = ["exact_match", "contains", "repetition", "end_of_text", "length"]
@@ -138,24 +109,9 @@ class Rollout(Task):
             row = {"prompt": question.context, "target": question.answer}
             for name in ("dense", "pruned"):
                 if f"{name}/tokens" in table:
-                    row[name] = self._text(table[f"{name}/tokens"][index])
+                    row[name] = self.text(table[f"{name}/tokens"][index])
             rows.append(row)
         return rows
-
-    def _prompt(self, context: str) -> str:
-        message = self.template.format(context=context)
-        if not self.chat:
-            return message
-        prompt = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
-        )
-        assert isinstance(prompt, str)
-        return prompt
-
-    def _text(self, tokens: Tensor) -> str:
-        text = self._tokenizer.decode(tokens[tokens >= 0].tolist(), skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text.strip()
 
 
 def normalise(text: str) -> str:
