@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import scipy.spatial.distance
+import scipy.special
 import torch
 
 from prunelit.metrics.logit import (
