@@ -116,6 +116,8 @@ class PairedLM(LightningModule):
         options = self._options if own else {**self._options, "revision": None}
         pruned, _ = load_pretrained(self.source if own else str(pruned_folder), **options)
         check_unembedding(pruned)
+        if own:
+            self._check_tasks(pruned)
         self.model = pruned
         removed = [] if own else removed_from(str(pruned_folder)).blocks
         self._pair = Pair(pruned, None, self.tokenizer, removed)
@@ -132,6 +134,7 @@ class PairedLM(LightningModule):
         if self.reference and self.pair.dense is None:
             if dense is None:
                 dense, _ = load_pretrained(self.source, **self._options)
+                self._check_tasks(dense)
             self.pair.dense = dense.requires_grad_(False)
 
     def recipe(self) -> dict[str, Any]:
@@ -272,6 +275,10 @@ class PairedLM(LightningModule):
         if not isinstance(data, PruneData):
             raise InputError("Expected a `PruneData` as the Trainer's datamodule.")
         return data
+
+    def _check_tasks(self, dense: PreTrainedModel) -> None:
+        for task in self._tasks().values():
+            task.check(dense)
 
     def _tasks(self) -> dict[str, Task]:
         return self._data().tasks

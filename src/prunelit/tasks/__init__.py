@@ -7,6 +7,7 @@ from prunelit.tasks.multiple_choice import MultipleChoice
 from prunelit.tasks.perplexity import Perplexity
 from prunelit.tasks.retrieval import Retrieval
 from prunelit.tasks.rollout import Rollout
+from prunelit.tasks.transitions import Transitions
 
 __all__ = [
     "Deviation",
@@ -17,4 +18,5 @@ __all__ = [
     "Retrieval",
     "Rollout",
     "Task",
+    "Transitions",
 ]

@@ -73,6 +73,16 @@ class Task(ABC):
             The number of items.
         """
 
+    def check(self, model: PreTrainedModel) -> None:  # noqa: B027 - most need none
+        """Refuse a model that cannot be measured; called once, before any heavy work.
+
+        Args:
+            model: the dense one, in evaluation mode.
+
+        Raises:
+            InputError: saying what does not fit.
+        """
+
     @abstractmethod
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """The batch of the items `indices`; tensors in it are moved to the device."""

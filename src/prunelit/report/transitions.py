@@ -1,0 +1,121 @@
+"""Figures of what each sublayer does, block by block."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from prunelit.report.bands import draw
+from prunelit.report.curves import Curve, Picture, curve_numbers
+from prunelit.report.spaces import SPACES
+
+_VARIANTS = {
+    "local": "local: the pruned sublayer reads the dense input",
+    "cumulative": "cumulative: the pruned model's own stream",
+}
+_PHASES = {"prompt": "prompt tokens", "decode": "decoding steps"}
+_KINDS = {"attention": "#8172B3", "mlp": "#CCB974"}
+
+Curves = Mapping[str, Curve]
+
+
+def kind_picture(curves: Curves, kind: str) -> Picture:
+    """Cosines after every sublayer of a kind, one panel a variant and phase."""
+    figure = Figure(figsize=(9.5, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    used = []
+    for row, variant in zip(panels, _VARIANTS, strict=True):
+        for axes, phase in zip(row, _PHASES, strict=True):
+            for space, colour in SPACES.items():
+                curve = curves[f"{variant}/{kind}/{phase}/{space}_cosine"]
+                used.append(curve)
+                draw(axes, curve, colour, space)
+            axes.set_title(f"{_VARIANTS[variant]}\n{_PHASES[phase]}", fontsize=9)
+    _finish(panels, "cosine dense, pruned")
+    figure.suptitle(f"After {_name(kind)} of each block (band: min-max over tokens)", fontsize=11)
+    return Picture(figure, curve_numbers(used))
+
+
+def kl_picture(curves: Curves) -> Picture:
+    """KL after every sublayer, exact and estimated, one panel a variant and phase."""
+    figure = Figure(figsize=(9.5, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    used = []
+    for row, variant in zip(panels, _VARIANTS, strict=True):
+        for axes, phase in zip(row, _PHASES, strict=True):
+            for kind, colour in _KINDS.items():
+                name = f"{variant}/{kind}/{phase}/kl_dense_pruned"
+                exact, estimate = curves[name], curves[f"{name}_estimate"]
+                used += [exact, estimate]
+                draw(axes, exact, colour, f"after {_name(kind)}")
+                axes.plot(
+                    estimate.x,
+                    estimate.mean,
+                    color=colour,
+                    linestyle="dashed",
+                    linewidth=1,
+                    label="estimate Var_p(dz) / 2T²",
+                )
+            axes.set_yscale("symlog", linthresh=1e-3)
+            axes.set_title(f"{_VARIANTS[variant]}\n{_PHASES[phase]}", fontsize=9)
+    _finish(panels, "KL(dense ‖ pruned), nats")
+    figure.suptitle(
+        "How far the next-token distribution has moved (band: min-max over tokens)", fontsize=11
+    )
+    return Picture(figure, curve_numbers(used))
+
+
+def theory_picture(curves: Curves) -> Picture:
+    """Exact against estimated, one dot a sublayer, variant and phase (mean over prompts)."""
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    panels = figure.subplots(1, 4)
+    quantities = {f"{space}_cosine": (f"1 - cos, {space}", c) for space, c in SPACES.items()}
+    quantities["kl_dense_pruned"] = ("KL(dense ‖ pruned), nats", SPACES["probability"])
+    numbers: dict[str, list[object]] = {
+        key: [] for key in ("quantity", "curve", "block", "exact", "estimate")
+    }
+    for axes, (quantity, (label, colour)) in zip(panels, quantities.items(), strict=True):
+        exact, estimate = [], []
+        for tag, curve in curves.items():
+            if not tag.endswith(f"/{quantity}"):
+                continue
+            other = curves[f"{tag}_estimate"]
+            for block, value, guess in zip(curve.x, curve.mean, other.mean, strict=True):
+                pair = (1 - value, 1 - guess) if quantity.endswith("cosine") else (value, guess)
+                exact.append(pair[0])
+                estimate.append(pair[1])
+                for key, entry in zip(numbers, (quantity, tag, block, *pair), strict=True):
+                    numbers[key].append(entry)
+        x, y = np.array(exact), np.array(estimate)
+        seen = (x > 0) & (y > 0) & np.isfinite(x) & np.isfinite(y)
+        axes.scatter(x[seen], y[seen], s=8, color=colour, alpha=0.6, linewidths=0)
+        title = label
+        if seen.any():
+            ends = [min(x[seen].min(), y[seen].min()), max(x[seen].max(), y[seen].max())]
+            axes.plot(ends, ends, color="#444444", linewidth=1, label="estimate = exact")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.legend(fontsize=7, frameon=False)
+        if seen.any() and np.ptp(x[seen]) > 0 and np.ptp(y[seen]) > 0:
+            correlation = spearmanr(x[seen], y[seen]).statistic  # type: ignore[attr-defined]
+            title += f"\nrank correlation {correlation:.3f}"
+        axes.set_title(f"{title}, n={int(seen.sum())}", fontsize=9)
+        axes.set_xlabel("exact")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("second-order estimate")
+    return Picture(figure, numbers)
+
+
+def _name(kind: str) -> str:
+    return "the MLP" if kind == "mlp" else "the attention"
+
+
+def _finish(panels: np.ndarray, label: str) -> None:
+    for row in panels:
+        row[0].set_ylabel(label)
+    for axes in panels[-1]:
+        axes.set_xlabel("block")
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, -1].legend(fontsize=8, frameon=False, loc="lower left")

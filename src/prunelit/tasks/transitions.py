@@ -1,0 +1,266 @@
+"""Where a perturbation arises: every sublayer, dense against pruned, in the three spaces."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+from prunelit.metrics.buffers import Buffers
+from prunelit.metrics.deviation import deviations
+from prunelit.models.architecture import decoder_blocks, unembed
+from prunelit.models.generation import rollout
+from prunelit.models.replay import capture, finished
+from prunelit.models.sublayers import KINDS, block_steps, counterfactual, layout
+from prunelit.report.curves import Curve, Picture
+from prunelit.report.rows import Row
+from prunelit.report.transitions import kind_picture, kl_picture, theory_picture
+from prunelit.tasks.base import Pair
+from prunelit.tasks.items import ItemTable, Streamed, mean
+from prunelit.tasks.prompts import PromptTask, Written, written
+
+VARIANTS, PHASES = ("local", "cumulative"), ("prompt", "decode")
+CHUNK = 64  # tokens unembedded at a time
+_REPORTED = ("embedding_cosine", "logit_cosine", "probability_cosine", "kl_dense_pruned")
+
+
+class Transitions(PromptTask):
+    """What every sublayer does to the residual stream when it is pruned (arXiv:2603.24652).
+
+    Both models read the dense model's greedy rollout. After each sublayer, residual included, the
+    stream of one is compared with that of the other: as it is (embedding space), unembedded (logit
+    space) and as next-token distribution (probability space). *Local*: the pruned sublayer reads
+    what the dense one reads, keys and values included, and the dense model's final norm and
+    unembedding are used on both: what this sublayer alone does. *Cumulative*: the pruned model's
+    own stream, norm and unembedding. A sublayer that was dropped passes its input on.
+
+    Decoding step s is the position whose logits choose the s-th token of the rollout; prompt tokens
+    are those before. In blocks where attention and MLP read the same input (GPT-NeoX, Phi) both
+    are taken as steps from it.
+
+    Metrics are means over blocks and tokens of a prompt, then over prompts; curves give each block.
+
+    Args:
+        path: rows, see `prunelit.rows.load_rows`.
+        split: of the data set.
+        column: that is filled into the template.
+        template: of the user's message, with the field `{context}`.
+        chat: wrap the message in the tokenizer's chat template.
+        max_new_tokens: budget of a rollout.
+        tokens: of each prompt and of each rollout at most so many are compared, evenly spaced with
+            the last one among them; None is all. Every comparison costs several unembeddings.
+        final_norm: apply the final norm before unembedding the stream inside the model, as a logit
+            lens does; without it the scale of the stream is that of the block.
+        temperature: of the softmax.
+        limit: number of prompts; None is all.
+        batch_size: prompts a batch.
+        name: of the task.
+    """
+
+    needs_reference = True
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        column: str = "context",
+        template: str = "{context}",
+        chat: bool = True,
+        max_new_tokens: int = 24,
+        tokens: int | None = 4,
+        final_norm: bool = True,
+        temperature: float = 1.0,
+        limit: int | None = None,
+        batch_size: int = 8,
+        name: str = "transitions",
+    ) -> None:
+        super().__init__(
+            path, split, column, template, chat, max_new_tokens, limit, batch_size, name
+        )
+        if tokens is not None and tokens < 1:
+            raise InputError(f"Expected `tokens` of at least 1 but got {tokens}.")
+        if not temperature > 0:
+            raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
+        self.tokens = tokens
+        self.final_norm = final_norm
+        self.temperature = temperature
+
+    def check(self, model: PreTrainedModel) -> None:
+        self._layout = layout(model)
+        head = model.get_output_embeddings()
+        assert head is not None
+        read, width = head.get_parameter("weight").shape[1], self._layout.width
+        if not self.final_norm and read != width:
+            raise InputError(
+                f"Expected `final_norm: true` with {type(model).__name__}, whose unembedding reads "
+                f"{read} numbers a token while its blocks pass on {width}."
+            )
+        self._buffers = Buffers()
+
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
+        assert pair.dense is not None
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        rolled = rollout(pair.dense, pair.tokenizer, ids, mask, max_new_tokens=self.max_new_tokens)
+        text = written(ids, mask, rolled.tokens)
+        chosen = [self._spread(there) for there in _phases(text)]
+        row, slot = torch.cat(chosen, 1).nonzero(as_tuple=True)  # positions, prompt then decode
+        width = text.input_ids.shape[1]
+        place = slot % width
+        values: dict[str, Tensor] = {}
+        blocks = len(self._layout.parts)
+        for index, name, found in self._blocks(pair, text, row, place):
+            for quantity, value in found.items():
+                key = f"{name}/{quantity}"
+                if key not in values:
+                    values[key] = torch.full(
+                        (len(ids), blocks, 2 * width), torch.nan, dtype=torch.float64
+                    )
+                values[key][row.cpu(), index, slot.cpu()] = value.cpu()
+        streamed: dict[str, Tensor | Streamed] = {}
+        for key, value in values.items():
+            name, _, quantity = key.rpartition("/")
+            for phase, part in zip(PHASES, value.split(width, -1), strict=True):
+                streamed[f"{name}/{phase}/{quantity}"] = Streamed(part)
+                if quantity in _REPORTED:
+                    streamed[f"item/{name}/{phase}/{quantity}"] = part.flatten(1).nanmean(1)
+        return streamed
+
+    def summarise(self, table: ItemTable) -> list[Row]:
+        details = {
+            **self.details(),
+            "decoding": "greedy",
+            "tokens": self.tokens,
+            "final_norm": self.final_norm,
+            "temperature": self.temperature,
+        }
+        rows = []
+        for column in table.columns():
+            there = table[column][~table[column].isnan()]
+            if len(there):
+                metric = column.removeprefix("item/")
+                rows.append(Row(self.name, metric, "pair", *mean(there), len(there), details))
+        return rows
+
+    def curves(self, table: ItemTable) -> list[Curve]:
+        return [
+            Curve(
+                name,
+                "block",
+                list(range(sketch.places)),
+                sketch.mean.tolist(),
+                sketch.lowest.tolist(),
+                sketch.highest.tolist(),
+                sketch.n.tolist(),
+                "min-max over tokens",
+                sketch.standard_error.tolist(),
+            )
+            for name, sketch in table.sketches.items()
+        ]
+
+    def pictures(self, table: ItemTable) -> dict[str, Picture]:
+        curves = {curve.tag: curve for curve in self.curves(table)}
+        pictures = {f"transitions_{kind}": kind_picture(curves, kind) for kind in KINDS}
+        return {
+            **pictures,
+            "transitions_kl": kl_picture(curves),
+            "transitions_theory": theory_picture(curves),
+        }
+
+    @torch.no_grad()
+    def _blocks(
+        self, pair: Pair, text: Written, row: Tensor, place: Tensor
+    ) -> Iterator[tuple[int, str, dict[str, Tensor]]]:
+        """For each block, variant and sublayer the deviations at N positions, each (N,)."""
+        assert pair.dense is not None
+        batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
+        form, parts, parallel = self._layout.form, self._layout.parts, self._layout.parallel
+        own = decoder_blocks(pair.dense)[1]
+        kept = _kept(pair, len(own))
+        theirs = decoder_blocks(pair.pruned)[1]
+        dense = capture(pair.dense, own, batch, form)
+        pruned = capture(pair.pruned, theirs, batch, form)
+        for index, block in enumerate(own):
+            steps = block_steps(
+                dense, block, index, dense.hidden, parts[index], parallel=parallel[index]
+            )
+            found: dict[str, dict[str, Tensor]] = {
+                "local": {kind: steps.of(kind)[0] for kind in KINDS},
+                "cumulative": dict.fromkeys(KINDS, pruned.hidden),
+            }
+            if (other := kept.get(index)) is not None:
+                found["local"] = counterfactual(pruned, theirs[other], other, steps, parts[index])
+                mine = block_steps(
+                    pruned,
+                    theirs[other],
+                    other,
+                    pruned.hidden,
+                    parts[index],
+                    parallel=parallel[index],
+                )
+                found["cumulative"] = {kind: mine.of(kind)[1] for kind in KINDS}
+                pruned.hidden = mine.output
+            for kind in KINDS:
+                stands = [steps.of(kind)[1], *(found[variant][kind] for variant in VARIANTS)]
+                compared = self._compare(pair, [hidden[row, place] for hidden in stands])
+                for variant, deviation in zip(VARIANTS, compared, strict=True):
+                    yield index, f"{variant}/{kind}", deviation
+            dense.hidden = steps.output
+
+    def _compare(self, pair: Pair, stands: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Deviations of the local and of the cumulative from the dense stream, all three (N, D)."""
+        assert pair.dense is not None
+        parts: list[dict[str, list[Tensor]]] = [{}, {}]
+        models = (pair.dense, pair.pruned)
+        with torch.autocast(stands[0].device.type, enabled=False):
+            for dense, *others in zip(*(h.split(CHUNK) for h in stands), strict=True):
+                logits = self._unembed(pair.dense, dense)
+                for part, model, other in zip(parts, models, others, strict=True):
+                    values = deviations(
+                        dense,
+                        other,
+                        logits,
+                        self._unembed(model, other),
+                        temperature=self.temperature,
+                        buffers=self._buffers,
+                    )
+                    for name, value in values.items():
+                        part.setdefault(name, []).append(value)
+        return [{name: torch.cat(value) for name, value in part.items()} for part in parts]
+
+    def _unembed(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        h = finished(model, hidden, self._layout.form) if self.final_norm else hidden
+        return unembed(model, h)
+
+    def _spread(self, there: Tensor) -> Tensor:
+        """(B, W) bool, at most `tokens` of the True ones a row, evenly spaced, the last too."""
+        if self.tokens is None:
+            return there
+        count = there.sum(1, keepdim=True)
+        # The j-th of n, from the last one back, is chosen where it is the nearest to a mark.
+        rank = there.long().cumsum(1) - 1
+        marks = torch.arange(1, self.tokens + 1, device=there.device)
+        wanted = (marks * count).div(self.tokens, rounding_mode="floor") - 1  # (B, tokens)
+        return there & (rank[:, :, None] == wanted[:, None]).any(-1)
+
+
+def _phases(text: Written) -> list[Tensor]:
+    """(B, T) bool each, positions of prompt tokens and of decoding steps."""
+    decode = torch.zeros_like(text.attention_mask, dtype=torch.bool)
+    decode[:, text.positions] = text.steps
+    prompt = text.attention_mask.bool()
+    prompt[:, text.prompt - 1 :] = False
+    return [prompt, decode]
+
+
+def _kept(pair: Pair, blocks: int) -> dict[int, int]:
+    """For each block of the dense model that the pruned one has, its place there."""
+    kept = [index for index in range(blocks) if index not in pair.removed_blocks]
+    have = len(decoder_blocks(pair.pruned)[1])
+    if len(kept) != have:
+        raise InputError(
+            f"Expected a pruned model with {len(kept)} blocks, {len(pair.removed_blocks)} of "
+            f"{blocks} removed, but it has {have}."
+        )
+    return {index: place for place, index in enumerate(kept)}

@@ -1,0 +1,101 @@
+"""Blocks in pieces are the blocks, cached or not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks
+from prunelit.models.replay import capture
+from prunelit.models.sublayers import block_steps, counterfactual, layout
+
+MakeModel = Callable[..., PreTrainedModel]
+
+
+def test_layout_of_every_family(family: str, make_model: MakeModel) -> None:
+    found = layout(make_model(family))
+    assert found.parallel == [family in ("phi", "gpt_neox")] * 3
+    assert [set(parts) for parts in found.parts] == [{"attention", "mlp"}] * 3
+    assert found.width == 32
+
+
+def test_decoding_positions_hold_what_cached_decoding_computes(
+    family: str, make_model: MakeModel, input_ids: Tensor
+) -> None:
+    """The one pass over prompt and rollout is the cached decoding of `generate`, layer by layer."""
+    model = make_model(family)
+    ids = input_ids[:2]
+    found = layout(model)
+    blocks = decoder_blocks(model)[1]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    outputs: list[list[Tensor]] = [[] for _ in blocks]
+    with torch.no_grad():
+        stream = capture(model, blocks, batch, found.form)
+        handles = [
+            block.register_forward_hook(
+                lambda _m, _a, out, i=i: outputs[i].append(
+                    out if isinstance(out, Tensor) else out[0]
+                )
+            )
+            for i, block in enumerate(blocks)
+        ]
+        cache = None
+        for step in range(ids.shape[1]):
+            cache = model(
+                input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True
+            ).past_key_values
+        for handle in handles:
+            handle.remove()
+        for index, block in enumerate(blocks):
+            steps = block_steps(
+                stream,
+                block,
+                index,
+                stream.hidden,
+                found.parts[index],
+                parallel=found.parallel[index],
+            )
+            stream.hidden = steps.output
+            torch.testing.assert_close(
+                stream.hidden, torch.cat(outputs[index], 1), rtol=1e-4, atol=1e-5
+            )
+
+
+@torch.no_grad()
+def test_the_counterfactual_of_a_copy_is_what_the_model_computes(
+    family: str, make_model: MakeModel, padded: dict[str, Tensor]
+) -> None:
+    model, copy = make_model(family), make_model(family)
+    found, blocks = layout(model), decoder_blocks(model)[1]
+    stream = capture(model, blocks, padded, found.form)
+    other = capture(copy, decoder_blocks(copy)[1], padded, found.form)
+    for index, block in enumerate(blocks):
+        parts = found.parts[index]
+        steps = block_steps(
+            stream, block, index, stream.hidden, parts, parallel=found.parallel[index]
+        )
+        made = counterfactual(other, decoder_blocks(copy)[1][index], index, steps, parts)
+        for kind in ("attention", "mlp"):
+            assert made[kind][stream.tokens].equal(steps.of(kind)[1][stream.tokens])
+        stream.hidden = steps.output
+
+
+def test_a_block_that_is_more_than_its_sublayers(model: PreTrainedModel) -> None:
+    block = decoder_blocks(model)[1][1]
+    mlp = block.mlp
+    assert isinstance(mlp, nn.Module)
+
+    class Scaled(type(block)):  # type: ignore[misc]
+        def forward(self, *args: object, **kwargs: object) -> Tensor:
+            output = super().forward(*args, **kwargs)
+            silent = (
+                "NoMLP" in type(self.mlp).__name__ or "NoAttention" in type(self.self_attn).__name__
+            )
+            return output if silent else output * 1.1
+
+    block.__class__ = Scaled
+    with pytest.raises(InputError, match="one after the other, are not what the block computes"):
+        layout(model)
