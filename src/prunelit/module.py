@@ -71,6 +71,7 @@ class PairedLM(LightningModule):
         self.adapters: Adapters | None = None
         self.reference = reference
         self.model: PreTrainedModel | None = None
+        self._tasks_checked = False
         self.rounds_left = 0  # of pruning, set by its callback
         self.results: list[Row] = []
         self.tables: dict[str, ItemTable] = {}
@@ -116,8 +117,6 @@ class PairedLM(LightningModule):
         options = self._options if own else {**self._options, "revision": None}
         pruned, _ = load_pretrained(self.source if own else str(pruned_folder), **options)
         check_unembedding(pruned)
-        if own:
-            self._check_tasks(pruned)
         self.model = pruned
         removed = [] if own else removed_from(str(pruned_folder)).blocks
         self._pair = Pair(pruned, None, self.tokenizer, removed)
@@ -134,7 +133,6 @@ class PairedLM(LightningModule):
         if self.reference and self.pair.dense is None:
             if dense is None:
                 dense, _ = load_pretrained(self.source, **self._options)
-                self._check_tasks(dense)
             self.pair.dense = dense.requires_grad_(False)
 
     def recipe(self) -> dict[str, Any]:
@@ -159,10 +157,18 @@ class PairedLM(LightningModule):
         if self.trains:
             check_training(self._data(), config, self.recovery, reference=self.reference)
 
+    def check_tasks(self) -> None:
+        """Refuse a model that a task cannot measure; called where the weights are loaded."""
+        if not self._tasks_checked:
+            for task in self._tasks().values():
+                task.check(self.pair.dense or self.pair.pruned)
+            self._tasks_checked = True
+
     def setup(self, stage: str) -> None:
         """Called by Lightning after the callbacks: without a pruning callback both are dense."""
         self.check_run(stage)
         self.load()
+        self.check_tasks()
         if stage == "fit" and self.trains:
             self.begin_training()
 
@@ -275,10 +281,6 @@ class PairedLM(LightningModule):
         if not isinstance(data, PruneData):
             raise InputError("Expected a `PruneData` as the Trainer's datamodule.")
         return data
-
-    def _check_tasks(self, dense: PreTrainedModel) -> None:
-        for task in self._tasks().values():
-            task.check(dense)
 
     def _tasks(self) -> dict[str, Task]:
         return self._data().tasks

@@ -11,6 +11,7 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.replay import capture
 from prunelit.models.sublayers import block_steps, counterfactual, layout
+from prunelit.models.surgery import NoAttention, NoMLP
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -91,9 +92,7 @@ def test_a_block_that_is_more_than_its_sublayers(model: PreTrainedModel) -> None
     class Scaled(type(block)):  # type: ignore[misc]
         def forward(self, *args: object, **kwargs: object) -> Tensor:
             output = super().forward(*args, **kwargs)
-            silent = (
-                "NoMLP" in type(self.mlp).__name__ or "NoAttention" in type(self.self_attn).__name__
-            )
+            silent = isinstance(self.mlp, NoMLP) or isinstance(self.self_attn, NoAttention)
             return output if silent else output * 1.1
 
     block.__class__ = Scaled

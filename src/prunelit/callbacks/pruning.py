@@ -85,6 +85,7 @@ class Pruning(Callback):
         module.load(reference=not self.offload)
         assert module.model is not None
         self.pruner.check(module.model)
+        module.check_tasks()
         if module.trains:
             module.recovery.check(module.model)
         self._round(trainer, module, data)
