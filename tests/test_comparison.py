@@ -49,6 +49,7 @@ def of_logits(z: np.ndarray, y: np.ndarray, temperature: float) -> dict[str, flo
         "logit_parallel": parallel,
         "logit_orthogonal": orthogonal,
         "logit_std": difference.std(),
+        "logit_std_p": variance(p, difference) ** 0.5,
         "logit_std_top5": difference[order[:5]].std(),
         "logit_std_top10": difference[order[:10]].std(),
         "probability_cosine": similarity(p, q),

@@ -18,7 +18,7 @@ def test_help(arguments: list[str], cli: Callable[..., None], capsys: Any) -> No
     text = capsys.readouterr().out
     assert "usage: prunelit" in text
     assert "--print_config" in text
-    for subcommand in ("fit", "validate"):
+    for subcommand in ("fit", "validate", "sweep"):
         assert f"\n  {subcommand} " in text
 
 

@@ -6,13 +6,14 @@ import sys
 from prunelit import __version__
 
 HELP = """\
-usage: prunelit [-h] [--version] {fit,validate} --config FILE [options]
+usage: prunelit [-h] [--version] {fit,validate,sweep} --config FILE [options]
 
 Prune a causal language model and see which of its uses survive.
 
 subcommands:
   fit        Prune the model, write it, and compare it with the dense one.
   validate   Compare the pruned model that `fit` wrote with the dense one.
+  sweep      Prune one model in several ways, write each, compare all with the dense one.
 
 `prunelit fit --help` lists every option, `prunelit fit --config FILE --print_config` the
 configuration that results from a file and the options after it.

@@ -1,4 +1,4 @@
-"""The command line: `prunelit fit` and `prunelit validate`."""
+"""The command line: `prunelit fit`, `prunelit validate` and `prunelit sweep`."""
 
 import logging
 import os
@@ -8,14 +8,15 @@ import warnings
 from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.module import PairedLM
+from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
 # Warnings of Lightning that say nothing to someone who prunes without training.
@@ -40,8 +41,19 @@ class OneSentenceParser(LightningArgumentParser):
         sys.exit(2)
 
 
+class SaveConfig(SaveConfigCallback):
+    """Writes the configuration where the run logs; that of a sweep beside all its variants."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by Lightning on the first rank, also where the run's own folder has it."""
+        if not self.save_to_log_dir:
+            path = sweep_folder(trainer) / self.config_filename
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(path), skip_none=False, overwrite=self.overwrite)
+
+
 class PruneLitCLI(LightningCLI):
-    """LightningCLI with the group `pruning` and the subcommands `fit` and `validate`."""
+    """LightningCLI with the group `pruning` and the subcommands `fit`, `validate`, `sweep`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -49,11 +61,16 @@ class PruneLitCLI(LightningCLI):
         # Data comes from the datamodule; `validate` reads the folder that `fit` wrote.
         given = {"model", "datamodule", "verbose", "weights_only"}
         given |= {"dataloaders", "train_dataloaders", "val_dataloaders"}
-        return {"fit": given, "validate": given | {"ckpt_path"}}
+        return {"fit": given, "validate": given | {"ckpt_path"}, "sweep": given}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Called by LightningCLI."""
-        parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        """Called by LightningCLI: a sweep has `variants` in place of the group `pruning`."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "sweep":
+            parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Called by LightningCLI, where it lets a checkpoint override what the user gives."""
@@ -74,6 +91,8 @@ class PruneLitCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TaskProgressBar())
         callbacks.append(Results())  # last, to print when the progress bar is gone
+        if self.subcommand == "sweep":
+            self.save_config_kwargs["save_to_log_dir"] = False
         if config.get("max_epochs") != 0 and config.get("enable_checkpointing") is not False:
             given = config.get("callbacks") or []
             given = [*(given if isinstance(given, list) else [given]), *callbacks]
@@ -100,6 +119,7 @@ def run(args: list[str] | None = None) -> PruneLitCLI:
         },
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
         # A logger with a fixed version writes where the last run wrote, its configuration too.
         save_config_kwargs={"overwrite": True},
         parser_class=OneSentenceParser,

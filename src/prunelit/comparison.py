@@ -1,6 +1,6 @@
 """`compare`: dense against pruned in embedding, logit and probability space, streamed."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -97,26 +97,55 @@ def deviation_sums(
     hidden = [final_hidden(model, **batch)[mask] for model in (dense, pruned)]
     row = mask.nonzero()[:, 0]
     sums: dict[str, Tensor] = {}
+    values = token_deviations(dense, pruned, *hidden, temperature=temperature, subset=subset)
+    for name, value in values.items():
+        zero = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
+        sums[name] = zero.index_add_(0, row, value)
+    return sums, mask.sum(1)
+
+
+def token_deviations(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    dense_hidden: Tensor,
+    pruned_hidden: Tensor,
+    *,
+    temperature: float = 1.0,
+    subset: Tensor | None = None,
+    also: Callable[[Tensor, Tensor, slice], Mapping[str, Tensor]] | None = None,
+) -> dict[str, Tensor]:
+    """Every deviation of N tokens, unembedded a few at a time.
+
+    Args:
+        dense: the model of `dense_hidden`.
+        pruned: the model of `pruned_hidden`.
+        dense_hidden: (N, D) final embeddings, N of at least 1.
+        pruned_hidden: (N, D).
+        temperature: of the softmax.
+        subset: token ids; adds the `subspace_*` quantities.
+        also: gives further values of tokens by name; called with the logits of both models, (n, V)
+            each, and the n places among the N to which they belong.
+
+    Returns:
+        Name to (N,): the quantities of `prunelit.metrics.deviations`, and those of `also`.
+    """
+    parts: dict[str, list[Tensor]] = {}
     buffers = Buffers()
     # Trainer precision may have autocast on; the comparison itself is float32 whatever ran before.
-    with torch.autocast(mask.device.type, enabled=False):
-        size = CPU_CHUNK if mask.device.type == "cpu" else ACCELERATOR_CHUNK
-        for rows, h, h_pruned in zip(
-            row.split(size), *(h.split(size) for h in hidden), strict=True
-        ):
+    with torch.autocast(dense_hidden.device.type, enabled=False):
+        size = CPU_CHUNK if dense_hidden.device.type == "cpu" else ACCELERATOR_CHUNK
+        for start in range(0, len(dense_hidden), size):
+            place = slice(start, start + size)
+            h, h_pruned = dense_hidden[place], pruned_hidden[place]
+            logits = unembed(dense, h), unembed(pruned, h_pruned)
             values = deviations(
-                h,
-                h_pruned,
-                unembed(dense, h),
-                unembed(pruned, h_pruned),
-                temperature=temperature,
-                subset=subset,
-                buffers=buffers,
+                h, h_pruned, *logits, temperature=temperature, subset=subset, buffers=buffers
             )
+            if also is not None:
+                values |= also(*logits, place)
             for name, value in values.items():
-                zero = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
-                sums.setdefault(name, zero).index_add_(0, rows, value)
-    return sums, mask.sum(1)
+                parts.setdefault(name, []).append(value)
+    return {name: torch.cat(part) for name, part in parts.items()}
 
 
 def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel) -> None:

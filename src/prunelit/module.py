@@ -82,6 +82,7 @@ class PairedLM(LightningModule):
             "trust_remote_code": trust_remote_code,
         }
         self._pair: Pair | None = None
+        self._dense: list[PreTrainedModel] = []  # the reference; what is in a list is no submodule
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -114,26 +115,30 @@ class PairedLM(LightningModule):
         if self._pair is not None:
             return
         own = pruned_folder is None
-        options = self._options if own else {**self._options, "revision": None}
-        pruned, _ = load_pretrained(self.source if own else str(pruned_folder), **options)
-        check_unembedding(pruned)
+        if own and self._dense:
+            pruned = copy.deepcopy(self._dense[0]).requires_grad_(True)
+        else:
+            options = self._options if own else {**self._options, "revision": None}
+            pruned, _ = load_pretrained(self.source if own else str(pruned_folder), **options)
+            check_unembedding(pruned)
         self.model = pruned
         removed = [] if own else removed_from(str(pruned_folder)).blocks
         self._pair = Pair(pruned, None, self.tokenizer, removed)
         if reference:
-            # Copied rather than read again while both are the same.
-            self.load_reference(copy.deepcopy(pruned) if own and self.reference else None)
+            if own and self.reference and not self._dense:
+                # Copied rather than read again while both are the same.
+                self._dense = [copy.deepcopy(pruned)]
+            self.load_reference()
 
-    def load_reference(self, dense: PreTrainedModel | None = None) -> None:
-        """Read the dense model where the run keeps one and has none yet.
+    def load_reference(self) -> None:
+        """Read the dense model where the run keeps one and has none yet."""
+        if self.reference:
+            self._dense = self._dense or [load_pretrained(self.source, **self._options)[0]]
+            self.pair.dense = self._dense[0].requires_grad_(False)
 
-        Args:
-            dense: the model, if there is a copy of it already.
-        """
-        if self.reference and self.pair.dense is None:
-            if dense is None:
-                dense, _ = load_pretrained(self.source, **self._options)
-            self.pair.dense = dense.requires_grad_(False)
+    def renew(self) -> None:
+        """Forget the pruned model: the next `load` begins anew, and reads no dense model again."""
+        self._pair = self.model = None
 
     def recipe(self) -> dict[str, Any]:
         """Which dense model this is, and what its activations depend on."""

@@ -8,10 +8,12 @@ from lightning.pytorch import LightningModule, Trainer
 
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError, first_line
+from prunelit.pruners.base import Pruner
+from prunelit.sweep import sweep
 
 
 class PruneTrainer(Trainer):
-    """A `lightning.Trainer` with the two runs of prunelit; every argument is Lightning's."""
+    """A `lightning.Trainer` with the three runs of prunelit; every argument is Lightning's."""
 
     def fit(  # type: ignore[override]
         self,
@@ -47,6 +49,25 @@ class PruneTrainer(Trainer):
     ) -> list[Any]:
         """Compare the pruned model that `fit` wrote with the dense one."""
         return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
+
+    def sweep(
+        self,
+        model: LightningModule,
+        datamodule: PruneData | None = None,
+        *,
+        variants: dict[str, Pruner],
+    ) -> None:
+        """Prune one model in several ways, write each, compare all with the dense one.
+
+        Args:
+            model: a `PairedLM`.
+            datamodule: what the variants are calibrated and measured on.
+            variants: a pruner for each variant; its name is that of the folder it is written to.
+
+        Raises:
+            InputError: where a variant or a setting does not fit.
+        """
+        sweep(self, model, datamodule, variants)
 
 
 def _check_checkpoint(path: str) -> None:

@@ -1,5 +1,7 @@
 """What a run leaves behind, read back."""
 
+import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,9 @@ def test_without_a_logger_results_lie_in_the_root(
     rows = read_rows(tmp_path / "run" / "results.jsonl")
     # Without a pruning callback both models are the dense one.
     assert {row.value for row in rows if row.model == "difference"} == {0}
-    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"readings.png"}
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
+        *("readings.png", "readings.csv"),
+    }
 
 
 def test_nested_recipes_become_flat_names() -> None:
@@ -140,3 +144,32 @@ def test_nested_recipes_become_flat_names() -> None:
         "fast": True,
         "name": "None",
     }
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_the_numbers_of_the_readings_are_those_of_the_rows(board: Path, rows: list[Row]) -> None:
+    found = lines(board / "figures" / "readings.csv")
+    assert [(line["metric"], line["model"]) for line in found] == [
+        *(("acc", "dense"), ("acc", "pruned"), ("mrr", "dense"), ("mrr", "pruned")),
+        *(("contains", "dense"), ("contains", "pruned")),
+    ]
+    for line in found:
+        key = line["task"], line["metric"], line["model"]
+        (row,) = [row for row in rows if (row.task, row.metric, row.model) == key]
+        assert (float(line["value"]), float(line["standard_error"])) == (
+            *(row.value, row.standard_error),
+        )
+        assert int(line["n"]) == row.n
+        assert line["chance"] == str(row.details.get("chance", row.details.get("chance_mrr", "")))
+
+
+def test_the_numbers_of_the_sparsity_are_those_of_the_report(board: Path, fitted: Path) -> None:
+    report = json.loads((fitted / "run" / "pruned" / "pruning.json").read_text())
+    found = lines(board / "figures" / "sparsity.csv")
+    assert len(found) == 3 * 7
+    for line, tensor in zip(found, report["tensors"], strict=True):
+        assert line["name"] == tensor["name"]
+        assert float(line["sparsity"]) == tensor["sparsity"]

@@ -36,6 +36,8 @@ def test_the_command_line_parses_it(
     cli: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if "variants" in yaml.safe_load(config.read_text(encoding="utf-8")):
+        subcommand = "sweep"
     with pytest.raises(SystemExit) as left:
         cli(subcommand, "--config", str(config), "--print_config")
     printed, complaint = capsys.readouterr()

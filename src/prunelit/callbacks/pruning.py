@@ -57,6 +57,7 @@ class Pruning(Callback):
         self.schedule = schedule
         self.offload = offload
         self.report: dict[str, Any] | None = None
+        self.always_writes = False  # in `validate` too, as a sweep does
         self.masks = Masks()
         self._rounds: list[dict[str, Any]] = []
         self._last: PruningReport | None = None
@@ -90,7 +91,7 @@ class Pruning(Callback):
             module.recovery.check(module.model)
         self._round(trainer, module, data)
         if not module.trains:
-            self._finish(trainer, module, write=stage == "fit")
+            self._finish(trainer, module, write=stage == "fit" or self.always_writes)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning: from here on removed weights are held at 0."""
@@ -210,7 +211,8 @@ class Pruning(Callback):
         why = "holds no pruned model" if written is None else "was pruned by another recipe"
         if module.trains:
             raise InputError(f"{folder} {why}, and this recipe needs training: run `prunelit fit`.")
-        rank_zero_info(f"Pruning in memory, since {folder} {why}; `fit` would write it.")
+        where, then = ("", "") if self.always_writes else (" in memory", "; `fit` would write it")
+        rank_zero_info(f"Pruning{where}, since {folder} {why}{then}.")
         return False
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -291,8 +293,7 @@ class Pruning(Callback):
 
     def _describe(self) -> dict[str, Any]:
         described = describe(self)
-        arguments = described["init_args"]
         # The pruner has a place of its own in the recipe; where the model lies decides nothing.
         elsewhere = ("pruner", "output", "offload")
-        kept = {key: value for key, value in arguments.items() if key not in elsewhere}
+        kept = {k: v for k, v in described["init_args"].items() if k not in elsewhere}
         return {**described, "init_args": kept}

@@ -1,5 +1,6 @@
-"""What a run leaves behind: a table, `results.jsonl` and TensorBoard."""
+"""What a run leaves behind: a table, `results.jsonl`, figures with their numbers, TensorBoard."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,48 +8,62 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from prunelit.callbacks.board import write_curves, write_pictures, write_texts
 from prunelit.callbacks.pruning import Pruning
 from prunelit.module import PairedLM, scalar_name
+from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers
 from prunelit.report.figures import readings_figure, sparsity_figure
+from prunelit.report.files import write_whole
+from prunelit.report.pictures import write_picture
+from prunelit.report.readings import readings_numbers, sparsity_numbers
 from prunelit.report.rows import write_rows
-from prunelit.report.tables import markdown_table, results_table, show
+from prunelit.report.tables import results_table, show
+from prunelit.tasks.base import Task
 
 
 class Results(Callback):
     """After a validation: prints dense, pruned and difference, and writes the same to disk.
 
-    `results.jsonl` and the figures lie in the logger's folder, or in `trainer.default_root_dir`
-    where there is no logger.
+    `results.jsonl` lies in the logger's folder, or in `trainer.default_root_dir` where there is no
+    logger; in `figures/` beside it every figure as PNG and the numbers behind it as CSV, those of
+    all curves of a task in `<task>_curves.csv`.
     """
 
     def __init__(self) -> None:
+        self.folder: Path | None = None  # where to write; None is as above
+        self.curves: dict[str, list[Curve]] = {}  # of each task, on the process that writes
         self._written: Path | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning on every rank; only the first one writes."""
         # Lightning broadcasts the folder, so every rank has to ask for it.
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
         # Validation between epochs of recovery logs its scalars; the results are those of the end.
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, PairedLM)
-        rows = pl_module.results
-        write_rows(rows, folder / "results.jsonl")
+        write_rows(pl_module.results, folder / "results.jsonl")
         report = next(
             (c.report for c in trainer.callbacks if isinstance(c, Pruning)),  # type: ignore[attr-defined]
             None,
         )
-        figures = {"readings": readings_figure(rows)}
-        if report is not None:
-            figures["sparsity"] = sparsity_figure(report)
-        (folder / "figures").mkdir(exist_ok=True)
-        for name, figure in figures.items():
-            figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
+        tasks: dict[str, Task] = trainer.datamodule.tasks  # type: ignore[attr-defined]
+        tables = pl_module.tables
+        self.curves = {name: task.curves(tables[name]) for name, task in tasks.items()}
+        pictures = self._pictures(pl_module, tasks, report)
+        for name, picture in pictures.items():
+            write_picture(picture, folder / "figures", name)
+        for name, curves in self.curves.items():
+            if curves:
+                text = as_csv(curve_numbers(curves))
+                write_whole(text, folder / "figures" / f"{name}_curves.csv")
+        texts = {name: task.texts(tables[name]) for name, task in tasks.items()}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                tasks = trainer.datamodule.tasks  # type: ignore[attr-defined]
-                texts = {name: task.texts(pl_module.tables[name]) for name, task in tasks.items()}
-                self._write_tensorboard(logger, pl_module, report, figures, texts)
+                write_pictures(logger.experiment, pictures)
+                write_texts(logger.experiment, texts)
+                write_curves(logger.experiment, self.curves)
+                self._log_hyperparameters(logger, pl_module, report)
         self._written = folder / "results.jsonl"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,20 +78,22 @@ class Results(Callback):
                 rank_zero_info(f"Look at it: tensorboard --logdir {logger.save_dir}")
         self._written = None
 
-    def _write_tensorboard(
-        self,
-        logger: TensorBoardLogger,
-        module: PairedLM,
-        report: dict[str, Any] | None,
-        figures: dict[str, Any],
-        texts: dict[str, list[dict[str, str]]],
+    def _pictures(
+        self, module: PairedLM, tasks: Mapping[str, Task], report: dict[str, Any] | None
+    ) -> dict[str, Picture]:
+        rows = module.results
+        pictures = {"readings": Picture(readings_figure(rows), readings_numbers(rows))}
+        if report is not None:
+            pictures["sparsity"] = Picture(sparsity_figure(report), sparsity_numbers(report))
+        for task_name, task in tasks.items():
+            for name, picture in task.pictures(module.tables[task_name]).items():
+                own = name == task_name or name.startswith(f"{task_name}_")
+                pictures[name if own else f"{task_name}_{name}"] = picture
+        return pictures
+
+    def _log_hyperparameters(
+        self, logger: TensorBoardLogger, module: PairedLM, report: dict[str, Any] | None
     ) -> None:
-        writer = logger.experiment
-        for name, figure in figures.items():
-            writer.add_figure(name, figure, close=False)
-        for name, rows in texts.items():
-            if rows:
-                writer.add_text(f"val/{name}/texts", markdown_table(rows))
         parameters: dict[str, Any] = {"model": module.source}
         metrics = {scalar_name(row): row.value for row in module.results}
         if report is not None:

@@ -1,10 +1,20 @@
-"""Greedy rollouts."""
+"""Rollouts: greedy, or sampled with random numbers that two models have in common."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prunelit.errors import InputError
 
 
 @dataclass
@@ -18,6 +28,62 @@ class Rollouts:
 
     tokens: Tensor
     ended: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sample the token with the highest z / T + g, where g is Gumbel noise (arXiv:1411.0030).
+
+    That draws from softmax(z / T). The noise depends on seed, prompt and step alone: two models
+    share it, so that equal logits write equal tokens, and it is the same in any batch, on any rank
+    and on any device.
+
+    Args:
+        seed: of the noise, from 0 on.
+        prompts: (B,) numbers of the prompts in the batch, from 0 on.
+        temperature: T.
+
+    Raises:
+        InputError: if the seed is negative or the temperature is not positive.
+    """
+
+    seed: int
+    prompts: Sequence[int]
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"Expected `seed` of at least 0 but got {self.seed}.")
+        if not self.temperature > 0:
+            raise InputError(f"Expected `temperature` above 0 but got {self.temperature}.")
+
+
+class GumbelNoise(LogitsProcessor):
+    """Makes greedy decoding sample; for one call of `generate`, in which each call is one step.
+
+    Args:
+        sampling: of the batch.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._temperature = sampling.temperature
+        self._generators = []
+        for prompt in sampling.prompts:
+            # Spreads neighbouring seeds and prompts over all states of the generator.
+            state = np.random.SeedSequence((sampling.seed, prompt)).generate_state(1, np.uint64)
+            self._generators.append(torch.Generator().manual_seed(int(state[0])))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits (B, V) of this step to perturbed ones."""
+        # In float32 the highest of a large vocabulary's noise would take few distinct values.
+        uniform = torch.stack(
+            [
+                torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64)
+                for generator in self._generators
+            ]
+        )
+        noise = -(-uniform.log()).log()
+        return scores / self._temperature + noise.to(scores)
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -34,10 +100,12 @@ def rollout(
     attention_mask: Tensor,
     *,
     max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stops: Sequence[int] | None = None,
 ) -> Rollouts:
-    """Greedy decoding with a KV cache, each row until its end-of-text token.
+    """Decoding with a KV cache, each row until its end-of-text token.
 
-    Only what greedy decoding is defined by counts: sampling settings and penalties that come with a
+    Only what the decoding is defined by counts: sampling settings and penalties that come with a
     model are not applied.
 
     Args:
@@ -46,8 +114,11 @@ def rollout(
         input_ids: (B, T), left-padded.
         attention_mask: (B, T).
         max_new_tokens: budget a row.
+        sampling: how to sample; None decodes greedily.
+        stops: ids that end a text; None takes `stop_tokens`.
     """
-    stops = stop_tokens(model, tokenizer)
+    stops = list(stop_tokens(model, tokenizer) if stops is None else stops)
+    processors = LogitsProcessorList([] if sampling is None else [GumbelNoise(sampling)])
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -59,7 +130,10 @@ def rollout(
     model.generation_config = GenerationConfig()
     try:
         written = model.generate(  # type: ignore[operator]
-            input_ids=input_ids, attention_mask=attention_mask, generation_config=greedy
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=greedy,
+            logits_processor=processors,
         )
     finally:
         model.generation_config = own

@@ -6,12 +6,10 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from prunelit.report.readings import READINGS, chance
 from prunelit.report.rows import Row
 
 DENSE, PRUNED, CHANCE = "#4C72B0", "#DD8452", "#444444"
-
-# The reading of a task is the metric whose scale is 0 to 1 and whose chance level is known.
-_READINGS = ("acc", "mrr", "contains")
 
 
 def readings_figure(rows: Sequence[Row]) -> Figure:
@@ -21,7 +19,7 @@ def readings_figure(rows: Sequence[Row]) -> Figure:
     """
     chosen: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
-        if row.metric in _READINGS and row.model in ("dense", "pruned"):
+        if row.metric in READINGS and row.model in ("dense", "pruned"):
             chosen.setdefault((row.task, row.metric), {})[row.model] = row
     figure = Figure(figsize=(2.6 + 1.6 * max(2, len(chosen)), 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -48,11 +46,10 @@ def readings_figure(rows: Sequence[Row]) -> Figure:
             )
     labelled = False
     for place, models in enumerate(chosen.values()):
-        details = next(iter(models.values())).details
-        chance = details.get("chance", details.get("chance_mrr"))
-        if chance is not None:
+        level = chance(next(iter(models.values())))
+        if level is not None:
             axes.hlines(
-                chance,
+                level,
                 place - 0.2,
                 place + 0.56,
                 colors=CHANCE,

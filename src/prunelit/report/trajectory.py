@@ -1,0 +1,244 @@
+"""Figures along a rollout, decoding step by decoding step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from prunelit.report.bands import draw
+from prunelit.report.curves import Curve, Picture, curve_numbers
+from prunelit.report.spaces import SPACES
+
+MODES = {
+    "teacher_forced": "teacher-forced: both read the dense rollout",
+    "free_running": "free-running: each reads its own rollout",
+}
+# All of the logit space, told apart by what weighs the tokens of the vocabulary.
+_SPREADS = {
+    "logit_std": ("uniform", SPACES["logit"]),
+    "logit_std_p": ("under p", SPACES["probability"]),
+    "logit_std_top5": ("top 5", "#8172B3"),
+    "logit_std_top10": ("top 10", "#CCB974"),
+}
+_GREY = "#444444"
+
+Curves = Mapping[str, Curve]
+
+
+def cosines_picture(curves: Curves) -> Picture:
+    """Cosines in the three spaces."""
+    board = _Board(curves, ["cosine dense, pruned"])
+    for mode, (axes,) in board.columns:
+        for space, colour in SPACES.items():
+            board.draw(axes, f"{mode}/{space}_cosine", colour, space)
+    return board.picture("How alike dense and pruned are")
+
+
+def kl_picture(curves: Curves) -> Picture:
+    """Both Kullback-Leibler divergences over the probability cosine."""
+    board = _Board(curves, ["KL, nats", "probability cosine"])
+    colour = SPACES["probability"]
+    for mode, (above, below) in board.columns:
+        board.draw(above, f"{mode}/kl_dense_pruned", colour, "KL(dense ‖ pruned)")
+        board.draw(above, f"{mode}/kl_pruned_dense", _GREY, "KL(pruned ‖ dense)", "dashed")
+        board.draw(below, f"{mode}/probability_cosine", colour, "probability cosine")
+    return board.picture("How far the next-token distribution has moved")
+
+
+def logits_picture(curves: Curves) -> Picture:
+    """Magnitude of dz, and its standard deviation under several weights of the vocabulary."""
+    board = _Board(curves, ["magnitude, logit units", "standard deviation, logit units"])
+    for mode, (above, below) in board.columns:
+        root = _root(curves[f"{mode}/logit_mse"], f"{mode}/logit_rms")
+        board.draw(above, root, _GREY, "root mean square of dz")
+        for quantity, (label, colour) in _SPREADS.items():
+            # Four bands on one another would hide what they belong to.
+            banded = quantity in ("logit_std", "logit_std_p")
+            label = f"spread of dz, {label}" if banded else f"spread of dz, {label} (no band)"
+            board.draw(below, f"{mode}/{quantity}", colour, label, band=banded)
+    return board.picture("How far the logits have moved: dz = z' - z")
+
+
+def theory_picture(curves: Curves) -> Picture:
+    """Exact and estimated deviation of every space, teacher-forced."""
+    figure = Figure(figsize=(13, 3.9), layout="constrained")
+    used = []
+    for axes, (quantity, label, colour) in zip(
+        figure.subplots(1, 4), estimated_quantities(), strict=True
+    ):
+        for suffix, name, style in (("", "exact", "solid"), ("_estimate", "estimate", "dashed")):
+            curve = curves[f"teacher_forced/{quantity}{suffix}"]
+            curve = _distance(curve) if quantity.endswith("cosine") else curve
+            used.append(curve)
+            curve = _drawable(curve)
+            draw(axes, _bare(curve) if suffix else curve, _GREY if suffix else colour, name, style)
+        axes.set_title(label, fontsize=9)
+        axes.set_ylim(bottom=0)
+        _steps(axes)
+        axes.set_xlabel("decoding step")
+        axes.legend(fontsize=8, frameon=False, loc="upper left")
+    figure.suptitle(
+        "Second-order estimates beside the exact values, teacher-forced "
+        f"({_bands(used[0], 'band of exact values')})",
+        fontsize=11,
+    )
+    return Picture(figure, curve_numbers(used))
+
+
+def accumulation_picture(curves: Curves) -> Picture:
+    """Free-running minus teacher-forced deviation of the same prompts."""
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    above, below = figure.subplots(2, 2, height_ratios=[4, 1], sharex=True)
+    used = [curves[f"accumulation/{space}_distance"] for space in SPACES]
+    for curve, (space, colour) in zip(used, SPACES.items(), strict=True):
+        draw(above[0], _drawable(curve), colour, f"1 - cos, {space}")
+    used.append(curves["accumulation/kl_dense_pruned"])
+    draw(above[1], _drawable(used[-1]), SPACES["probability"], "KL(dense ‖ pruned)")
+    above[0].set_ylabel("difference of 1 - cos")
+    above[1].set_ylabel("difference of KL, nats")
+    for axes in above:
+        axes.axhline(0, color=_GREY, linewidth=0.8, linestyle="dotted")
+        axes.legend(fontsize=8, frameon=False, loc="upper left")
+        _steps(axes)
+    for axes, curve, label in zip(below, used[::3], ("prompts alive\nin both", ""), strict=True):
+        alive(axes, curve, label)
+    figure.suptitle(
+        f"What feedback adds: free-running minus teacher-forced deviation ({_bands(used[0])})",
+        fontsize=11,
+    )
+    return Picture(figure, curve_numbers(used))
+
+
+def estimated_quantities() -> list[tuple[str, str, str]]:
+    """What has an estimate: its quantity, how its deviation is written, and its colour."""
+    cosines = [(f"{space}_cosine", f"1 - cos, {space}", colour) for space, colour in SPACES.items()]
+    return [*cosines, ("kl_dense_pruned", "KL(dense ‖ pruned), nats", SPACES["probability"])]
+
+
+def alive(axes: Axes, curve: Curve, label: str) -> None:
+    """How many prompts each step has, as a strip below a figure."""
+    axes.bar(curve.x, curve.n, width=0.8, color="#BBBBBB")
+    axes.set_ylabel(label, fontsize=8)
+    axes.set_ylim(0, 1.1 * max(curve.n))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
+    axes.set_xlabel("decoding step")
+    _steps(axes)
+
+
+class _Board:
+    """One column of panels a mode, and under each how many prompts are alive.
+
+    Cosines have one scale in both columns. Distances do not: feedback may multiply them, and on one
+    scale teacher forcing would be a line at 0.
+    """
+
+    def __init__(self, curves: Curves, labels: Sequence[str]) -> None:
+        self._curves = curves
+        self._used: list[Curve] = []
+        modes = [mode for mode in MODES if f"{mode}/embedding_cosine" in curves]
+        rows = len(labels) + 1
+        self._figure = Figure(
+            figsize=(2.6 + 3.9 * len(modes), 1.6 + 2.6 * len(labels)), layout="constrained"
+        )
+        panels = self._figure.subplots(
+            rows,
+            len(modes),
+            squeeze=False,
+            sharex=True,
+            height_ratios=[4] * len(labels) + [1],
+        )
+        for row, label in zip(panels, labels, strict=False):
+            row[0].set_ylabel(label)
+        self.columns = [(mode, panels[:-1, place]) for place, mode in enumerate(modes)]
+        for place, mode in enumerate(modes):
+            label = "prompts\nalive" if place == 0 else ""
+            alive(panels[-1, place], curves[f"{mode}/embedding_cosine"], label)
+            scale = " (own scale)" if place and "cosine" not in labels[0] else ""
+            panels[0, place].set_title(MODES[mode] + scale, fontsize=9)
+        for row, label in zip(panels, [*labels, "alive"], strict=True):
+            if "cosine" in label or label == "alive":
+                for other in row[1:]:
+                    other.sharey(row[0])
+        self._distances = [
+            axes
+            for row, label in zip(panels, labels, strict=False)
+            if "cosine" not in label
+            for axes in row
+        ]
+
+    def draw(
+        self,
+        axes: Axes,
+        curve: str | Curve,
+        colour: str,
+        label: str,
+        linestyle: str = "solid",
+        band: bool = True,
+    ) -> None:
+        curve = self._curves[curve] if isinstance(curve, str) else curve
+        self._used.append(curve)
+        curve = _drawable(curve)
+        draw(axes, curve if band else _bare(curve), colour, label, linestyle)
+        _steps(axes)
+
+    def picture(self, title: str) -> Picture:
+        for axes in self._distances:
+            axes.set_ylim(bottom=0)
+        handles = [h for axes in self.columns[0][1] for h in axes.get_legend_handles_labels()[0]]
+        self._figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+        self._figure.suptitle(f"{title} ({_bands(self._used[0])})", fontsize=11)
+        return Picture(self._figure, curve_numbers(self._used))
+
+
+def _distance(curve: Curve) -> Curve:
+    """1 - cosine, whose band is turned over."""
+    mean, low, high = (1 - np.array(x) for x in (curve.mean, curve.low, curve.high))
+    return replace(
+        curve,
+        tag=curve.tag.replace("cosine", "distance"),
+        mean=mean.tolist(),
+        low=high.tolist(),
+        high=low.tolist(),
+    )
+
+
+def _root(square: Curve, tag: str) -> Curve:
+    """The square root, with the standard error that the delta method gives it."""
+    mean, low, high = (np.sqrt(x) for x in (square.mean, square.low, square.high))
+    absent = np.full(len(mean), np.nan)
+    error = np.divide(square.standard_error, 2 * mean, out=absent, where=mean > 0)
+    return replace(
+        square,
+        tag=tag,
+        mean=mean.tolist(),
+        low=low.tolist(),
+        high=high.tolist(),
+        standard_error=error.tolist(),
+    )
+
+
+def _drawable(curve: Curve) -> Curve:
+    """With gaps where a model excludes a token and a divergence is infinite."""
+    finite = {
+        name: np.where(np.isfinite(values := getattr(curve, name)), values, np.nan).tolist()
+        for name in ("mean", "low", "high")
+    }
+    return replace(curve, **finite)
+
+
+def _bare(curve: Curve) -> Curve:
+    """Without its band."""
+    absent = [float("nan")] * len(curve.mean)
+    return replace(curve, low=absent, high=absent)
+
+
+def _bands(curve: Curve, of: str = "band") -> str:
+    return f"line: mean, {of}: {curve.band}, n = {max(curve.n)} prompts"
+
+
+def _steps(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)

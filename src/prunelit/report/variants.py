@@ -1,0 +1,104 @@
+"""Several prunings of one model, and one table of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from prunelit.report.curves import Curve
+from prunelit.report.readings import READINGS
+from prunelit.report.rows import Row
+
+# What the table shows beside the readings.
+_FURTHER = ("perplexity", "kl_dense_pruned")
+
+
+@dataclass
+class Variant:
+    """One pruning of the model, and what was measured of it.
+
+    Args:
+        name: of the variant.
+        rows: its results.
+        curves: its curves, by task.
+        sparsity: share of the linear weights of all blocks that are 0.
+        dropped: what was dropped as a whole and how many of it, as `("blocks", 4)`; None where
+            single weights go.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    curves: Mapping[str, Sequence[Curve]]
+    sparsity: float
+    dropped: tuple[str, int] | None = None
+
+    def find(self, task: str, metric: str, *models: str) -> Row | None:
+        """The row of the first of `models` that has one."""
+        found = {row.model: row for row in self.rows if (row.task, row.metric) == (task, metric)}
+        return next((found[model] for model in models if model in found), None)
+
+
+def main_readings(variants: Sequence[Variant]) -> list[tuple[str, str]]:
+    """Task and metric of every reading, in the order of the tasks."""
+    rows = [row for variant in variants for row in variant.rows if row.metric in READINGS]
+    return list(dict.fromkeys((row.task, row.metric) for row in rows))
+
+
+def variants_numbers(variants: Sequence[Variant]) -> dict[str, list[object]]:
+    """The numbers of the table in long form, one line a model and metric; dense comes first."""
+    names = ("variant", "sparsity", "task", "metric", "value", "standard_error", "n")
+    columns: dict[str, list[object]] = {name: [] for name in names}
+    for name, sparsity, cells in _lines(variants):
+        for (task, metric), row in cells.items():
+            if row is not None:
+                line = (name, sparsity, task, metric, row.value, row.standard_error, row.n)
+                for column, value in zip(columns.values(), line, strict=True):
+                    column.append(value)
+    return columns
+
+
+def variants_cells(variants: Sequence[Variant]) -> list[dict[str, str]]:
+    """Lines of the table: dense, then every variant, with value ± standard error."""
+    return [
+        {"variant": name, "sparsity": f"{sparsity:.4f}"}
+        | {f"{task}\n{metric}": _cell(row) for (task, metric), row in cells.items()}
+        for name, sparsity, cells in _lines(variants)
+    ]
+
+
+def variants_table(variants: Sequence[Variant]) -> Table:
+    """Readings, perplexity and KL of every variant, below those of the dense model."""
+    lines = variants_cells(variants)
+    table = Table(title="Variants (value ± standard error)", title_justify="left")
+    for place, heading in enumerate(lines[0]):
+        table.add_column(heading, justify="right" if place else "left")
+    for line in lines:
+        table.add_row(*line.values())
+    return table
+
+
+def _shown(variants: Sequence[Variant]) -> list[tuple[str, str]]:
+    rows = [row for variant in variants for row in variant.rows if row.metric in _FURTHER]
+    further = dict.fromkeys((row.task, row.metric) for row in rows)
+    return main_readings(variants) + sorted(further, key=lambda key: _FURTHER.index(key[1]))
+
+
+def _lines(
+    variants: Sequence[Variant],
+) -> list[tuple[str, float, dict[tuple[str, str], Row | None]]]:
+    """Name, sparsity and rows of each line of the table."""
+    shown = _shown(variants)
+    dense = {key: variants[0].find(*key, "dense") for key in shown}
+    lines = [("dense", 0.0, dense)] if any(dense.values()) else []
+    for variant in variants:
+        cells = {key: variant.find(*key, "pruned", "pair") for key in shown}
+        lines.append((variant.name, variant.sparsity, cells))
+    return lines
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    value = f"{row.value:.4g}"
+    return value if math.isnan(row.standard_error) else f"{value} ± {row.standard_error:.2g}"

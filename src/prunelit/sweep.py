@@ -1,0 +1,192 @@
+"""One model under several prunings in turn, and figures that lay them over each other."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from prunelit.callbacks.board import write_pictures
+from prunelit.callbacks.pruning import Pruning
+from prunelit.callbacks.results import Results
+from prunelit.callbacks.rounds import checked
+from prunelit.datamodule import PruneData
+from prunelit.errors import InputError
+from prunelit.models.saving import check_writable
+from prunelit.module import PairedLM
+from prunelit.pruners import BlockDrop, SublayerDrop
+from prunelit.pruners.base import Pruner
+from prunelit.report.curves import as_csv
+from prunelit.report.files import write_whole
+from prunelit.report.overview import overview
+from prunelit.report.pictures import write_picture
+from prunelit.report.tables import markdown_table, show
+from prunelit.report.variants import Variant, variants_cells, variants_numbers, variants_table
+
+OVERVIEW, FIGURES = "overview", "figures"
+
+_KINDS = {
+    "attention": "attention sublayers",
+    "mlp": "MLP sublayers",
+    "both": "sublayers of both kinds",
+}
+
+
+def sweep(
+    trainer: Trainer, model: LightningModule, data: PruneData | None, pruners: Mapping[str, Pruner]
+) -> None:
+    """Prune, write and measure one variant after the other, then lay all over each other.
+
+    The dense weights are read once. Each variant is pruned from them as if it were the only one,
+    and leaves what `fit` leaves: the model in `<default_root_dir>/<variant>/pruned`, which a later
+    sweep uses where its recipe is still this one, and results in a folder of the logger with the
+    variant's name as version, or in `<default_root_dir>/<variant>` where there is no logger.
+
+    Args:
+        trainer: its callbacks and logger are the same after as before.
+        model: a `PairedLM`.
+        data: a `PruneData` with at least one task.
+        pruners: the variants, by the name of their folder.
+
+    Raises:
+        InputError: before any weight is pruned, where a variant or a setting does not fit; later,
+            with earlier variants written, where pruning or a task refuses.
+    """
+    module, data = _check(trainer, model, data, pruners)
+    callbacks, loggers = list(trainer.callbacks), list(trainer.loggers)  # type: ignore[attr-defined]
+    logger = loggers[0] if loggers else None
+    assert logger is None or isinstance(logger, TensorBoardLogger)
+    results = next((c for c in callbacks if isinstance(c, Results)), None) or Results()
+    others = [callback for callback in callbacks if callback is not results]
+    prunings = {name: _pruning(trainer, name, pruner) for name, pruner in pruners.items()}
+    start = _Start(prunings)
+    variants = []
+    try:
+        for place, (name, pruning) in enumerate(prunings.items()):
+            rank_zero_info(f"Variant {place + 1} of {len(prunings)}: {name}.")
+            trainer.callbacks = [start, pruning, *others, results]  # type: ignore[attr-defined]
+            trainer.loggers = [_version(logger, name)] if logger else []
+            results.folder = None if logger else sweep_folder(trainer) / name
+            module.renew()
+            reset_seed()  # so that no variant depends on those before it
+            trainer.validate(module, datamodule=data, verbose=False)
+            assert pruning.report is not None
+            sparsity, dropped = pruning.report["sparsity"], _dropped(pruning.pruner)
+            variants.append(Variant(name, module.results, results.curves, sparsity, dropped))
+    finally:
+        trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+        results.folder = None
+    if trainer.is_global_zero:
+        _write(variants, sweep_folder(trainer), _version(logger, OVERVIEW) if logger else None)
+
+
+def sweep_folder(trainer: Trainer) -> Path:
+    """The folder of all variants: `<save_dir>/<name>` of the logger, or `default_root_dir`."""
+    logger = trainer.logger
+    return Path(
+        logger.root_dir if isinstance(logger, TensorBoardLogger) else trainer.default_root_dir
+    )
+
+
+class _Start(Callback):
+    """Refuses, before the first variant is pruned, what a later one could not do."""
+
+    def __init__(self, prunings: Mapping[str, Pruning]) -> None:
+        self._left = dict(prunings)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by Lightning when the data is ready, at each variant."""
+        if not self._left:
+            return
+        _, module = checked(trainer, pl_module)
+        module.check_run(stage)
+        for pruning in self._left.values():
+            check_writable(pruning.folder(trainer))
+        module.load()
+        assert module.model is not None
+        module.check_tasks()
+        for name, pruning in self._left.items():
+            try:
+                pruning.pruner.check(module.model)
+            except InputError as error:
+                raise InputError(f"Variant {name!r} cannot be pruned. {error}") from error
+        self._left.clear()
+        module.renew()
+
+
+def _check(
+    trainer: Trainer, module: LightningModule, data: object, pruners: Mapping[str, Pruner]
+) -> tuple[PairedLM, PruneData]:
+    if not isinstance(module, PairedLM) or not isinstance(data, PruneData):
+        raise InputError("Expected a `PairedLM` and a `PruneData` to sweep over.")
+    if not pruners:
+        raise InputError("Expected at least one pruner in `variants` but got none.")
+    for name, pruner in pruners.items():
+        if not re.fullmatch(r"\w[\w.+=-]*", name) or name in (OVERVIEW, FIGURES):
+            raise InputError(
+                f"Expected every name in `variants` to be that of a folder, of letters, digits and "
+                f"`_.+=-`, other than {OVERVIEW} and {FIGURES}, but got {name!r}."
+            )
+        if not isinstance(pruner, Pruner):
+            raise InputError(
+                f"Expected the variant {name!r} to be a Pruner but got {type(pruner).__name__}."
+            )
+    if not data.tasks:
+        raise InputError("Expected at least one task in `data.tasks` but got none.")
+    if trainer.max_epochs != 0:
+        raise InputError(
+            f"Expected `trainer.max_epochs` 0 but got {trainer.max_epochs}: a sweep does not train."
+        )
+    if any(isinstance(callback, Pruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise InputError("Expected no `Pruning` callback in a sweep, which makes one a variant.")
+    if len(trainer.loggers) > 1 or not all(
+        isinstance(logger, TensorBoardLogger) for logger in trainer.loggers
+    ):
+        raise InputError(
+            "Expected `trainer.logger` of a sweep to be one TensorBoardLogger or false but got "
+            f"{[type(logger).__name__ for logger in trainer.loggers]}."
+        )
+    return module, data
+
+
+def _pruning(trainer: Trainer, name: str, pruner: Pruner) -> Pruning:
+    pruning = Pruning(pruner, output=str(Path(trainer.default_root_dir) / name / "pruned"))
+    pruning.always_writes = True
+    return pruning
+
+
+def _version(logger: TensorBoardLogger, version: str) -> TensorBoardLogger:
+    return TensorBoardLogger(
+        logger.save_dir, logger.name, version, default_hp_metric=False, sub_dir=logger.sub_dir
+    )
+
+
+def _dropped(pruner: Pruner) -> tuple[str, int] | None:
+    if isinstance(pruner, BlockDrop):
+        return "neighbouring blocks" if pruner.consecutive else "blocks", pruner.count
+    if isinstance(pruner, SublayerDrop):
+        return _KINDS[pruner.target] + (", scored anew" if pruner.rescore else ""), pruner.count
+    return None
+
+
+def _write(variants: Sequence[Variant], folder: Path, logger: TensorBoardLogger | None) -> None:
+    """The table and the figures of all variants; on one process."""
+    pictures, missing = overview(variants)
+    for name, picture in pictures.items():
+        write_picture(picture, folder / FIGURES, name)
+    write_whole(as_csv(variants_numbers(variants)), folder / FIGURES / "variants.csv")
+    if logger is not None:
+        write_pictures(logger.experiment, pictures)
+        cells = [
+            {heading.replace("\n", " "): cell for heading, cell in line.items()}
+            for line in variants_cells(variants)
+        ]
+        logger.experiment.add_text("variants", markdown_table(cells))
+        logger.finalize("success")
+    show(variants_table(variants))
+    for sentence in missing:
+        rank_zero_info(sentence)
+    rank_zero_info(f"All variants: {folder / FIGURES}")

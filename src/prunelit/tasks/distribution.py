@@ -1,0 +1,264 @@
+"""How bad is it, in one table: the next-token distributions on a text, beside the noise floor."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.comparison import token_deviations
+from prunelit.errors import InputError
+from prunelit.metrics.ruler import RUNGS, SOURCE, read_ruler
+from prunelit.metrics.sketch import Sketch
+from prunelit.models.architecture import final_hidden
+from prunelit.report.curves import Picture
+from prunelit.report.distribution import Spread, distribution_lines, distribution_picture
+from prunelit.report.rows import Row
+from prunelit.tasks.base import Pair
+from prunelit.tasks.items import ItemTable, Streamed
+from prunelit.tasks.windows import WindowTask
+
+# Shares of the tokens whose quantiles are reported, in percent.
+KL_PERCENT = (99.9, 99, 90, 50, 10, 1)
+DELTA_PERCENT = (99.9, 99, 90, 50, 10, 1, 0.1)
+_MEANS = ("kl_dense_pruned", "kl_pruned_dense", "delta_p", "top1_agreement")
+_SKETCHED = (*_MEANS, "delta_nll")
+_POINTS = 99  # of a curve
+# Before the names of what compares the dense model with itself.
+_BATCH = "floor_batch/"
+FLOORS = (_BATCH, "floor_bfloat16/", "floor_float32/")
+
+
+class Distribution(WindowTask):
+    """How far the next-token distribution moves, teacher-forced on the windows of a text.
+
+    The statistics are those of llama.cpp's `--kl-divergence`. Counted are the L - 1 tokens of a
+    window whose true next token is known. `kl_dense_pruned` and `kl_pruned_dense` are nats a token,
+    the first with its maximum and quantiles (`_q99` is what 99% of the tokens lie below);
+    `delta_p` is p'(true) - p(true), with its root mean square (`_rms`), extremes and quantiles;
+    `top1_agreement` the share of tokens with the same top token; `perplexity_ratio` is
+    PPL(pruned) / PPL(dense) = exp(mean `delta_nll`) of paired tokens, and its error is that of the
+    mean times the ratio (delta method). `ruler_kl` is the KL of the quantisation whose own is the
+    nearest on a log scale, which `details` name. Means are exact and quantiles within 2%.
+
+    Standard errors count windows as independent. `standard_error_tokens` in the details counts
+    tokens, as llama.cpp does; neighbours being alike, it is usually too small.
+
+    The noise floor is the dense model against itself, under the same names with the floor before
+    them: what is not above it is rounding. Its windows are read once in their batch, and again
+    alone or, where their batch holds one, in twos (`floor_batch/`), and by a copy of the model in
+    another dtype: bfloat16 for a float32 model (`floor_bfloat16/`), else float32
+    (`floor_float32/`). The copy is there only while it reads; beside both models it needs half the
+    memory of a float32 model, or twice that of a 16-bit one.
+
+    Args:
+        path: text rows, see `prunelit.rows.load_rows`; documents are joined by an empty line.
+        split: of the data set.
+        column: that holds the text.
+        length: L, tokens a window, at least 2.
+        limit: number of windows; None is all.
+        floor: measure the noise floor.
+        floor_windows: on so many windows, the first ones.
+        batch_size: windows a batch.
+        name: of the task.
+    """
+
+    needs_reference = True
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        column: str = "text",
+        length: int = 256,
+        limit: int | None = None,
+        floor: bool = True,
+        floor_windows: int = 4,
+        batch_size: int = 4,
+        name: str = "distribution",
+    ) -> None:
+        super().__init__(path, split, column, length, limit, batch_size, name)
+        if floor_windows < 1:
+            raise InputError(f"Expected `floor_windows` of at least 1 but got {floor_windows}.")
+        self.floor = floor
+        self.floor_windows = floor_windows
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        return {**super().collate(indices), "windows": list(indices)}
+
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
+        assert pair.dense is not None
+        ids = batch["input_ids"]
+        hidden, other = (_hidden(model, ids) for model in (pair.dense, pair.pruned))
+        found = _compare(pair.dense, pair.pruned, hidden, other, ids)
+        values: dict[str, Tensor | Streamed] = {
+            f"{model}/nll": found[f"{model}/nll"].mean(1) for model in ("dense", "pruned")
+        }
+        values |= {name: Streamed(found[name][:, None]) for name in _SKETCHED}
+        chosen = [row for row, window in enumerate(batch["windows"]) if row < self.floor_windows]
+        if self.floor and chosen:
+            for prefix, compared in _floors(pair.dense, ids, hidden, chosen).items():
+                for name in _SKETCHED:
+                    tokens = found[name].new_full((len(ids), 1, self.length - 1), torch.nan)
+                    tokens[chosen, 0] = compared[name]
+                    values[prefix + name] = Streamed(tokens)
+        return values
+
+    def summarise(self, table: ItemTable) -> list[Row]:
+        details = self.details(self.length - 1)
+        rows = table.paired_rows(self.name, ["nll"], details)
+        for prefix in self._prefixes(table):
+            rows += self._rows(table, prefix, details)
+        return rows
+
+    def texts(self, table: ItemTable) -> list[dict[str, str]]:
+        """The table: one line a quantity, the pruned model beside the floors."""
+        return distribution_lines(self.summarise(table))
+
+    def pictures(self, table: ItemTable) -> dict[str, Picture]:
+        spreads = []
+        for prefix in self._prefixes(table):
+            kl, delta = (table.sketches[prefix + name] for name in ("kl_dense_pruned", "delta_p"))
+            shares = _shares(int(kl.tokens))
+            mean = float(kl.mean)
+            spreads.append(
+                Spread(
+                    prefix.rstrip("/") or "pruned",
+                    shares,
+                    kl.quantiles(shares)[:, 0].tolist(),
+                    delta.quantiles(shares)[:, 0].tolist(),
+                    mean,
+                    read_ruler(mean).rung.name,
+                    int(kl.tokens),
+                )
+            )
+        rungs = {rung.name: rung.kl for rung in RUNGS}
+        return {"distribution": distribution_picture(spreads, rungs)}
+
+    def _prefixes(self, table: ItemTable) -> list[str]:
+        return ["", *(p for p in FLOORS if f"{p}kl_dense_pruned" in table.sketches)]
+
+    def _rows(self, table: ItemTable, prefix: str, details: dict[str, Any]) -> list[Row]:
+        sketches = {name: table.sketches[prefix + name] for name in _SKETCHED}
+        kl, delta, ratio = (sketches[n] for n in ("kl_dense_pruned", "delta_p", "delta_nll"))
+        windows = int(kl.n)
+        own = {**details, "tokens": int(kl.tokens)}
+
+        def row(metric: str, value: float, error: float = math.nan, **more: Any) -> Row:
+            return Row(self.name, prefix + metric, "pair", value, error, windows, own | more)
+
+        rows = []
+        for name in _MEANS:
+            sketch = sketches[name]
+            tokens = _or_none(float(sketch.token_error))
+            value, error = float(sketch.mean), float(sketch.standard_error)
+            rows.append(row(name, value, error, standard_error_tokens=tokens))
+            if name == "kl_dense_pruned":
+                rows.append(row(f"{name}_max", float(kl.highest)))
+                rows += [row(f"{name}_q{p:g}", q) for p, q in _quantiles(kl, KL_PERCENT)]
+            if name == "delta_p":
+                rows.append(row(f"{name}_rms", float(delta.rms)))
+                rows.append(row(f"{name}_max", float(delta.highest)))
+                rows += [row(f"{name}_q{p:g}", q) for p, q in _quantiles(delta, DELTA_PERCENT)]
+                rows.append(row(f"{name}_min", float(delta.lowest)))
+        value = _exp(float(ratio.mean))
+        tokens = _or_none(value * float(ratio.token_error))
+        error = value * float(ratio.standard_error)
+        rows.append(row("perplexity_ratio", value, error, standard_error_tokens=tokens))
+        reading = read_ruler(float(kl.mean))
+        ruler = {
+            "rung": reading.rung.name,
+            "below": reading.below and reading.below.name,
+            "above": reading.above and reading.above.name,
+            "between": reading.between,
+            "ruler": SOURCE,
+        }
+        return [*rows, row("ruler_kl", reading.rung.kl, **ruler)]
+
+
+def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(B, L - 1, D), of the tokens whose next one is known."""
+    return final_hidden(model, ids, torch.ones_like(ids))[:, :-1]
+
+
+def _compare(
+    dense: PreTrainedModel, pruned: PreTrainedModel, hidden: Tensor, other: Tensor, ids: Tensor
+) -> Mapping[str, Tensor]:
+    """(B, L - 1) values by name, of (B, L - 1, D) embeddings and (B, L) token ids."""
+    true = ids[:, 1:].flatten()
+
+    def likelihoods(z: Tensor, z_pruned: Tensor, place: slice) -> dict[str, Tensor]:
+        targets = true[place, None]
+        log_p, log_p_pruned = (
+            x.log_softmax(-1).gather(-1, targets)[:, 0].double() for x in (z, z_pruned)
+        )
+        values = {
+            "dense/nll": -log_p,
+            "pruned/nll": -log_p_pruned,
+            "delta_nll": log_p - log_p_pruned,
+            "delta_p": log_p_pruned.exp() - log_p.exp(),
+        }
+        if values["delta_nll"].isnan().any():
+            raise InputError(
+                "Expected a log-probability of every token of the text but a model gives NaN, or "
+                "both give one of them none: load them in another dtype."
+            )
+        return values
+
+    values = token_deviations(
+        dense, pruned, hidden.flatten(0, 1), other.flatten(0, 1), also=likelihoods
+    )
+    return {name: value.view(hidden.shape[:2]) for name, value in values.items()}
+
+
+def _floors(
+    dense: PreTrainedModel, ids: Tensor, hidden: Tensor, chosen: list[int]
+) -> dict[str, Mapping[str, Tensor]]:
+    """For each floor the values of the chosen windows: the dense model against itself."""
+    windows = [ids[row : row + 1] for row in chosen]
+    copies = 1 if len(ids) > 1 else 2
+    ids, hidden = ids[chosen], hidden[chosen]
+    again = torch.cat([_hidden(dense, window.expand(copies, -1))[:1] for window in windows])
+    dtype = torch.bfloat16 if dense.dtype == torch.float32 else torch.float32
+    twin = _recast(dense, dtype)
+    # Where the Trainer's precision casts, the twin is to be of its own dtype all the same.
+    with torch.autocast(ids.device.type, enabled=False):
+        recast = torch.cat([_hidden(twin, window) for window in windows])
+    return {
+        _BATCH: _compare(dense, dense, hidden, again, ids),
+        f"floor_{str(dtype).removeprefix('torch.')}/": _compare(dense, twin, hidden, recast, ids),
+    }
+
+
+def _recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy with parameters of another dtype; buffers keep theirs, as where a model is loaded."""
+    # What the memo holds is taken instead of a copy, so that there never is one of the old dtype.
+    memo = {
+        id(parameter): nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def _quantiles(sketch: Sketch, percent: Sequence[float]) -> list[tuple[float, float]]:
+    found = sketch.quantiles([share / 100 for share in percent])[:, 0].tolist()
+    return list(zip(percent, found, strict=True))
+
+
+def _shares(tokens: int) -> list[float]:
+    """Shares of the tokens that a curve is drawn through, evenly spaced on a logit scale."""
+    reach = math.log(2 * tokens - 1)  # half a token from either end
+    ends = [reach * (2 * place / (_POINTS - 1) - 1) for place in range(_POINTS)]
+    return [1 / (1 + math.exp(-end)) for end in ends]
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no word for NaN and infinity."""
+    return value if math.isfinite(value) else None

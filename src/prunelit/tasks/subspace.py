@@ -1,0 +1,295 @@
+"""The three spaces on the answer options of a question, against the full vocabulary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prunelit.comparison import token_deviations
+from prunelit.errors import InputError
+from prunelit.metrics.subspace import SUBSPACE, read_options, subspace_deviations
+from prunelit.models.architecture import final_hidden
+from prunelit.report.curves import Picture
+from prunelit.report.rows import Row
+from prunelit.report.subspace import (
+    Shown,
+    item_lines,
+    item_picture,
+    options_picture,
+    spaces_picture,
+)
+from prunelit.rows import hash_rows
+from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.items import ItemTable, mean
+from prunelit.tasks.questions import Question, check_template, load_questions
+from prunelit.tokens import encode, pad, pad_token
+
+Options = Literal["letters", "continuations"]
+
+# Prompts where none is given. {choices} becomes a line "A. <choice>" for each choice.
+TEMPLATES: dict[Options, str] = {
+    "continuations": "Question: {context}\nAnswer:",
+    "letters": "Question: {context}\n{choices}\nAnswer:",
+}
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+QUANTITIES = ("embedding_cosine", *SUBSPACE)  # of the full vocabulary
+_MODELS = ("dense", "pruned")
+_COMPARED = (*QUANTITIES, *(f"subspace_{name}" for name in SUBSPACE))
+_READINGS = ("acc", "option_mass", "log_likelihood_right", "log_likelihood_wrong")
+
+
+@dataclass
+class Item:
+    """A question whose options are told apart by their first tokens."""
+
+    number: int  # of its row
+    question: Question
+    context: list[int]  # token ids that both models read
+    options: list[int]  # distinct token ids, one an option
+
+
+class Subspace(Task):
+    """How stable is what multiple choice reads? One pass over the prompt a question and model.
+
+    The token of an option: prompt and option are tokenised together, joined by a space, or by
+    nothing where the prompt ends in white space; what all options of a row begin with is read as
+    part of the prompt, and the next token of each option is its token. So a space that belongs to
+    the word is in the token (" Paris"), a space that is a token of its own (before a digit, in many
+    vocabularies) is read, and of an option of several tokens the first one counts. Rows where two
+    options share that token have no well-defined subspace: they are left out of every other metric,
+    and `collisions` is their share.
+
+    After the last token of the prompt the models are compared on the full vocabulary, and on the
+    options alone (`subspace_`): logits restricted to the option tokens, probabilities renormalised
+    among them. Both are read from one embedding h, so there is one embedding cosine.
+    `subspace_top1_agreement` says whether both models choose the same option. For each model there
+    are `acc`, `option_mass` and the log-likelihoods of `prunelit.metrics.subspace.read_options`.
+    Standard errors are over questions.
+
+    Args:
+        path: rows `{id, context, choices, label}`, see `prunelit.rows.load_rows`.
+        split: of the data set.
+        options: `continuations` answers with the choice itself; `letters` lists the choices in the
+            prompt and answers with A, B, ...
+        template: of the prompt, with the field `{context}` and, for letters, `{choices}`, a line
+            "A. <choice>" each; None is the one in `TEMPLATES`: "Question: {context}", for letters
+            the lines of the choices, then "Answer:", each on a line of its own.
+        top_k: tokens of both models shown side by side.
+        show: rows to show as figures and texts: their numbers from 0, or how many from the first.
+        temperature: of the softmax.
+        limit: number of rows; None is all.
+        batch_size: questions a batch.
+        name: of the task.
+    """
+
+    needs_reference = True
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        options: Options = "continuations",
+        template: str | None = None,
+        top_k: int = 10,
+        show: int | list[int] = 4,
+        temperature: float = 1.0,
+        limit: int | None = None,
+        batch_size: int = 16,
+        name: str = "subspace",
+    ) -> None:
+        super().__init__(name, batch_size)
+        if options not in get_args(Options):
+            raise InputError(f"Expected `options` in {get_args(Options)} but got {options!r}.")
+        if top_k < 1:
+            raise InputError(f"Expected `top_k` of at least 1 but got {top_k}.")
+        if any(number < 0 for number in ([show] if isinstance(show, int) else show)):
+            raise InputError(f"Expected `show` to hold no negative number but got {show}.")
+        if not temperature > 0:
+            raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
+        self.path = path
+        self.split = split
+        self.options: Options = options
+        self.template = TEMPLATES[options] if template is None else template
+        self.top_k = top_k
+        self.show = show
+        self.temperature = temperature
+        self.limit = limit
+
+    def read(self) -> None:
+        letters = self.options == "letters"
+        check_template(self.template, "context", *(["choices"] if letters else []))
+        self._questions = load_questions(self.path, self.split, self.limit)
+        most = max(len(question.choices) for question in self._questions)
+        if letters and most > len(LETTERS):
+            raise InputError(
+                f"Expected at most {len(LETTERS)} choices a row but one of {self.path!r} has {most}"
+                ": take `options: continuations`."
+            )
+        size = len(self._questions)
+        if not isinstance(self.show, int) and max(self.show, default=0) >= size:
+            raise InputError(f"Expected `show` to hold numbers below {size} but got {self.show}.")
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        self._tokenizer = tokenizer
+        self._items: list[Item] = []
+        self._collisions: list[int] = []
+        self._read_on = self._merged = 0
+        for number, question in enumerate(self._questions):
+            self._add(number, question)
+        if not self._items:
+            raise InputError(
+                f"Expected options that are told apart by their first token but two share it in "
+                f"every row of {self.path!r}: take `options: letters`."
+            )
+        numbers = [item.number for item in self._items]
+        wanted = numbers[: self.show] if isinstance(self.show, int) else self.show
+        if lost := sorted(set(wanted) - set(numbers)):
+            raise InputError(
+                f"Expected `show` to hold rows whose options are told apart by their first token "
+                f"but got {lost}, where two share it."
+            )
+        self._shown = [numbers.index(number) for number in wanted]
+        self.longest = max(len(item.context) for item in self._items)
+        self._widest = max(len(item.options) for item in self._items)
+        return len(self._items)
+
+    def _add(self, number: int, question: Question) -> None:
+        """Tokenise one row, and count what is particular about it."""
+        letters = LETTERS[: len(question.choices)]
+        lines = "\n".join(
+            f"{a}. {choice}" for a, choice in zip(letters, question.choices, strict=False)
+        )
+        prompt = self.template.format(context=question.context, choices=lines)
+        answers = list(letters) if self.options == "letters" else question.choices
+        gap = "" if prompt[-1:].isspace() else " "
+        own = encode(self._tokenizer, prompt)
+        wholes = [encode(self._tokenizer, prompt + gap + answer) for answer in answers]
+        common = len(list(takewhile(lambda ids: len(set(ids)) == 1, zip(*wholes, strict=False))))
+        if common == 0:
+            raise InputError(
+                f"Expected a prompt that stays the same whatever answer follows but in row "
+                f"{number} (id {question.id!r}) none of its tokens does: give another `template`."
+            )
+        tokens = {tuple(whole[common : common + 1]) for whole in wholes}
+        if len(tokens) < len(wholes) or () in tokens:
+            self._collisions.append(number)
+            return
+        self._read_on += common > len(own)
+        self._merged += wholes[0][: len(own)] != own or common < len(own)
+        options = [whole[common] for whole in wholes]
+        self._items.append(Item(number, question, wholes[0][:common], options))
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        prompts = [self._items[index].context for index in indices]
+        return {**pad(prompts, pad_token(self._tokenizer), left=True), "items": list(indices)}
+
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+        assert pair.dense is not None
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        items = [self._items[index] for index in batch["items"]]
+        hidden = [final_hidden(model, ids, mask)[:, -1] for model in (pair.dense, pair.pruned)]
+
+        def also(z: Tensor, z_pruned: Tensor, place: slice) -> dict[str, Tensor]:
+            options = [item.options for item in items[place]]
+            labels = [item.question.label for item in items[place]]
+            inside = subspace_deviations(z, z_pruned, options, temperature=self.temperature)
+            values = {f"subspace_{name}": value for name, value in inside.items()}
+            for model, logits in (("dense", z), ("pruned", z_pruned)):
+                read = read_options(
+                    logits,
+                    options,
+                    labels,
+                    width=self._widest,
+                    top_k=self.top_k,
+                    temperature=self.temperature,
+                )
+                values |= {f"{model}/{name}": value for name, value in read.items()}
+            return values
+
+        found = token_deviations(
+            pair.dense, pair.pruned, *hidden, temperature=self.temperature, also=also
+        )
+        return {name: x for name, x in found.items() if name in _COMPARED or "/" in name}
+
+    def summarise(self, table: ItemTable) -> list[Row]:
+        details = {
+            "path": self.path,
+            "split": self.split,
+            "rows_sha256": hash_rows([vars(question) for question in self._questions]),
+            "options": self.options,
+            "template": self.template,
+            "option_token": "first that differs, prompt and option tokenised together",
+            "temperature": self.temperature,
+            "chance": self._chance(),
+            "rows": len(self._questions),
+            "rows_with_collisions": len(self._collisions),
+            "rows_with_tokens_shared_by_all_options": self._read_on,
+            "rows_where_prompt_and_option_merge": self._merged,
+        }
+        rows = table.paired_rows(self.name, _READINGS, details)
+        rows += table.pair_rows(self.name, _COMPARED, details)
+        collided = torch.zeros(len(self._questions))
+        collided[self._collisions] = 1
+        return [
+            *rows,
+            Row(self.name, "collisions", "pair", *mean(collided), len(collided), details),
+        ]
+
+    def texts(self, table: ItemTable) -> list[dict[str, str]]:
+        """The shown rows: prompt, options, both answers, and both models' top tokens."""
+        return [item_lines(shown) for shown in self._show(table)]
+
+    def pictures(self, table: ItemTable) -> dict[str, Picture]:
+        means = {name: mean(table[name]) for name in _COMPARED}
+        readings = {
+            f"{model}/{name}": mean(table[f"{model}/{name}"])
+            for model in _MODELS
+            for name in _READINGS
+        }
+        pictures = {
+            "subspace_spaces": spaces_picture(means, table.size),
+            "subspace_options": options_picture(readings, self._chance(), table.size),
+        }
+        for shown in self._show(table):
+            pictures[f"subspace_item_{shown.number}"] = item_picture(shown)
+        return pictures
+
+    def _show(self, table: ItemTable) -> list[Shown]:
+        found = []
+        for place in self._shown:
+            item, scores = self._items[place], {}
+            for model in _MODELS:
+                row = table[f"{model}/option_log_likelihood"][place]
+                scores[model] = row[: len(item.options)].tolist()
+            found.append(
+                Shown(
+                    item.number,
+                    self._text(item.context),
+                    item.question.choices,
+                    [self._text([option]) for option in item.options],
+                    item.question.label,
+                    scores,
+                    {model: self._top(table, model, place) for model in _MODELS},
+                )
+            )
+        return found
+
+    def _chance(self) -> float:
+        return sum(1 / len(item.options) for item in self._items) / len(self._items)
+
+    def _top(self, table: ItemTable, model: str, place: int) -> list[tuple[str, float, bool]]:
+        ids, shares = (table[f"{model}/top_{what}"][place] for what in ("id", "probability"))
+        options = self._items[place].options
+        return [
+            (self._text([token]), share, token in options)
+            for token, share in zip(ids.tolist(), shares.tolist(), strict=True)
+        ]
+
+    def _text(self, tokens: list[int]) -> str:
+        text = self._tokenizer.decode(tokens)
+        assert isinstance(text, str)
+        return text

@@ -1,0 +1,299 @@
+"""How dense and pruned drift apart while they write, decoding step by decoding step."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit.comparison import token_deviations
+from prunelit.metrics.survival import Survival, forecast, kaplan_meier, keep_probability
+from prunelit.metrics.validity import NEAR, Validity, validity
+from prunelit.models.architecture import final_hidden
+from prunelit.models.generation import Sampling, rollout, stop_tokens
+from prunelit.report.curves import Curve, Picture
+from prunelit.report.divergence import divergence_picture
+from prunelit.report.rows import Row
+from prunelit.report.scatter import scatter_picture
+from prunelit.report.trajectory import (
+    accumulation_picture,
+    cosines_picture,
+    kl_picture,
+    logits_picture,
+    theory_picture,
+)
+from prunelit.tasks.base import Pair
+from prunelit.tasks.items import ItemTable, Streamed, mean
+from prunelit.tasks.prompts import PromptTask, Written, written
+
+FORCED, FREE = "teacher_forced", "free_running"
+_DISTANCES = ("embedding", "logit", "probability")
+_ESTIMATED = (*(f"{space}_cosine" for space in _DISTANCES), "kl_dense_pruned")
+_REPORTED = (*_ESTIMATED, "kl_pruned_dense", "top1_agreement")
+_SIZE = "logit_std_p"
+_RESAMPLES = 100
+
+
+class Trajectory(PromptTask):
+    """Dense against pruned along rollouts (arXiv:2603.24652).
+
+    *Teacher-forced*: both models read the dense model's rollout, in one pass each. *Free-running*:
+    each reads its own rollout, and the two are compared at the same step while both are alive.
+    Their difference on the same prompt and step is the *accumulation*, given as differences of
+    1 - cosine and of KL. Decoding step s, from 0, is the position whose logits choose the s-th
+    token.
+
+    The *first divergence* is the step whose tokens differ. A rollout that never differs is censored
+    at its last step; medians and means are those of the Kaplan-Meier curve, the mean restricted to
+    the longest dense rollout. The *forecast* of it uses the teacher-forced pass alone, see
+    `prunelit.metrics.survival`. Under greedy decoding forecast and observation agree but for ties.
+
+    Metrics are means over the steps of a prompt, then over prompts. What is of all prompts at once
+    (`first_divergence_*`, `forecast_*`, `rank_correlation/*` and `holds_to/*` of the second-order
+    estimates, the latter the highest standard deviation of dz under p up to which the median error
+    stays below 10%) has standard errors from drawing prompts with replacement.
+
+    Args:
+        path: rows, see `prunelit.rows.load_rows`.
+        split: of the data set.
+        column: that is filled into the template.
+        template: of the user's message, with the field `{context}`.
+        chat: wrap the message in the tokenizer's chat template.
+        max_new_tokens: budget of a rollout.
+        limit: number of prompts; None is all.
+        batch_size: prompts a batch.
+        temperature: of the softmax, and of sampling.
+        sample: sample with Gumbel noise that both models share; otherwise decode greedily.
+        seed: of that noise.
+        free_running: let the pruned model write, too; without it there is no accumulation and the
+            first divergence is forecast but not observed.
+        name: of the task.
+    """
+
+    needs_reference = True
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        column: str = "context",
+        template: str = "{context}",
+        chat: bool = True,
+        max_new_tokens: int = 24,
+        limit: int | None = None,
+        batch_size: int = 8,
+        temperature: float = 1.0,
+        sample: bool = False,
+        seed: int = 0,
+        free_running: bool = True,
+        name: str = "trajectory",
+    ) -> None:
+        super().__init__(
+            path, split, column, template, chat, max_new_tokens, limit, batch_size, name
+        )
+        Sampling(seed, (), temperature)  # refuses what it cannot use
+        self.temperature = temperature
+        self.sample = sample
+        self.seed = seed
+        self.free_running = free_running
+
+    @torch.no_grad()
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
+        assert pair.dense is not None
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        noise = Sampling(self.seed, batch["prompts"], self.temperature)
+        roll = partial(
+            rollout,
+            tokenizer=pair.tokenizer,
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self.max_new_tokens,
+            sampling=noise if self.sample else None,
+            # One definition of the end, so that equal tokens end together.
+            stops=stop_tokens(pair.dense, pair.tokenizer),
+        )
+        tokens = roll(pair.dense).tokens
+        text = written(ids, mask, tokens)
+        hidden = _read(pair.dense, text)
+        forced = self._compare(pair, hidden, _read(pair.pruned, text), text.steps, tokens)
+        values: dict[str, Tensor | Streamed] = {"dense/tokens": tokens, "keep": forced.pop("keep")}
+        for quantity in (*_ESTIMATED, *(f"{name}_estimate" for name in _ESTIMATED), _SIZE):
+            values[f"token/{quantity}"] = forced[quantity]
+        values |= _streamed(FORCED, forced, _REPORTED)
+        if not self.free_running:
+            return values
+        own = roll(pair.pruned).tokens
+        values["pruned/tokens"] = own
+        differ = tokens != own
+        values["diverged"] = differ.any(1).double()
+        last = text.steps.sum(1) - 1
+        values["last"] = torch.where(differ.any(1), differ.int().argmax(1), last)
+        theirs = written(ids, mask, own)
+        both = text.steps & theirs.steps
+        free = self._compare(pair, hidden, _read(pair.pruned, theirs), both)
+        values |= _streamed(FREE, free, _REPORTED)
+        added = {
+            f"{space}_distance": forced[f"{space}_cosine"] - free[f"{space}_cosine"]
+            for space in _DISTANCES
+        }
+        added["kl_dense_pruned"] = free["kl_dense_pruned"] - forced["kl_dense_pruned"]
+        return values | _streamed("accumulation", added, tuple(added))
+
+    def summarise(self, table: ItemTable) -> list[Row]:
+        details = {
+            **self.details(),
+            "temperature": self.temperature,
+            "decoding": "gumbel-max" if self.sample else "greedy",
+            "seed": self.seed,
+        }
+        rows = []
+        for column in (name for name in table.columns() if name.startswith("item/")):
+            there = table[column][~table[column].isnan()]
+            metric = column.removeprefix("item/")
+            rows.append(Row(self.name, metric, "pair", *mean(there), len(there), details))
+        rows += table.pair_rows(self.name, ["diverged"], details)
+        n = table.size
+        drawn = np.random.default_rng(self.seed).integers(n, size=(_RESAMPLES, n))
+        others = [_pooled(table, prompts) for prompts in drawn]
+        for metric, value in _pooled(table, np.arange(n)).items():
+            spread = np.std([other[metric] for other in others], ddof=1)
+            error = float(spread) if n > 1 else math.nan
+            rows.append(Row(self.name, metric, "pair", value, error, n, details))
+        return rows
+
+    def curves(self, table: ItemTable) -> list[Curve]:
+        curves = []
+        for name, sketch in table.sketches.items():
+            low, high = sketch.quantiles([0.1, 0.9])
+            ys = (sketch.mean, low, high, sketch.n)
+            curves.append(_curve(name, ys, "10%-90% of prompts", sketch.standard_error))
+        steps = _longest(table)
+        n = (table["dense/tokens"] >= 0).sum(0).numpy()
+        found = [("forecast", forecast(table["keep"].numpy()[:, :steps]), n)]
+        if self.free_running:
+            seen = _observed(table, np.arange(table.size), steps)
+            found.append(("observed", seen, seen.at_risk))
+        for name, one, n in found:
+            ys = (one.survival, one.low, one.high, n)
+            curves.append(_curve(f"divergence/{name}", ys, "95% confidence"))
+        return curves
+
+    def pictures(self, table: ItemTable) -> dict[str, Picture]:
+        curves = {curve.tag: curve for curve in self.curves(table)}
+        everyone = np.arange(table.size)
+        judged = {quantity: _judge(table, everyone, quantity) for quantity in _ESTIMATED}
+        pictures = {
+            "trajectory_cosines": cosines_picture(curves),
+            "trajectory_kl": kl_picture(curves),
+            "trajectory_logits": logits_picture(curves),
+            "trajectory_theory": theory_picture(curves),
+            "trajectory_scatter": scatter_picture(judged, NEAR, table.size),
+        }
+        steps = _longest(table)
+        ended = [0] * steps
+        title = "Divergence as forecast"
+        if self.free_running:
+            pictures["accumulation"] = accumulation_picture(curves)
+            undiverged = table["last"][table["diverged"] == 0]
+            ended = torch.bincount(undiverged, minlength=steps).tolist()
+            distance = _pooled(table, everyone)["forecast_distance"]
+            title = f"Where rollouts part (forecast and observation at most {distance:.2f} apart)"
+        pictures["divergence"] = divergence_picture(curves, ended, title)
+        return pictures
+
+    def texts(self, table: ItemTable) -> list[dict[str, str]]:
+        """Prompt, both texts, and the step at which they part."""
+        rows = []
+        for index, context in enumerate(self.contexts):
+            row = {"prompt": context, "dense": self.text(table["dense/tokens"][index])}
+            if self.free_running:
+                row["pruned"] = self.text(table["pruned/tokens"][index])
+                last = int(table["last"][index])
+                row["first divergence"] = (
+                    f"step {last}" if table["diverged"][index] else f"none in {last + 1} steps"
+                )
+            rows.append(row)
+        return rows
+
+    def _compare(
+        self, pair: Pair, dense: Tensor, pruned: Tensor, there: Tensor, tokens: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Deviations (B, S), NaN where not `there`; with `tokens` the probability to keep them."""
+        assert pair.dense is not None
+        values = token_deviations(
+            pair.dense,
+            pair.pruned,
+            dense[there],
+            pruned[there],
+            temperature=self.temperature,
+            also=None if tokens is None else partial(self._keep, tokens[there]),
+        )
+        absent = torch.full(there.shape, torch.nan, dtype=torch.float64, device=there.device)
+        return {name: absent.masked_scatter(there, value) for name, value in values.items()}
+
+    def _keep(self, tokens: Tensor, z: Tensor, other: Tensor, place: slice) -> dict[str, Tensor]:
+        if self.sample:
+            return {"keep": keep_probability(z, other, tokens[place], self.temperature)}
+        return {"keep": (other.argmax(-1) == tokens[place]).double()}
+
+
+def _read(model: PreTrainedModel, text: Written) -> Tensor:
+    """(B, S, D), the final embeddings of the decoding steps, from one pass."""
+    return final_hidden(model, text.input_ids, text.attention_mask)[:, text.positions]
+
+
+def _streamed(
+    mode: str, values: dict[str, Tensor], reported: tuple[str, ...]
+) -> dict[str, Tensor | Streamed]:
+    """Every quantity (B, S) by step, and the mean over steps of the reported ones."""
+    found: dict[str, Tensor | Streamed] = {
+        f"{mode}/{name}": Streamed(value[..., None]) for name, value in values.items()
+    }
+    return found | {f"item/{mode}/{name}": values[name].nanmean(1) for name in reported}
+
+
+def _curve(tag: str, ys: Sequence[Any], band: str, standard_error: Tensor | None = None) -> Curve:
+    """From the mean, the ends of the band and the number of prompts, while there are any."""
+    steps = int((ys[3] > 0).sum())
+    mean, low, high, n = (y[:steps].tolist() for y in ys)
+    error = [math.nan] * steps if standard_error is None else standard_error[:steps].tolist()
+    return Curve(tag, "step", range(steps), mean, low, high, n, band, error)
+
+
+def _longest(table: ItemTable) -> int:
+    """Steps of the longest dense rollout."""
+    return int((table["dense/tokens"] >= 0).sum(1).max())
+
+
+def _observed(table: ItemTable, prompts: np.ndarray, steps: int) -> Survival:
+    last, diverged = (table[name].numpy()[prompts] for name in ("last", "diverged"))
+    return kaplan_meier(last, diverged, steps)
+
+
+def _judge(table: ItemTable, prompts: np.ndarray, quantity: str) -> Validity:
+    names = (_SIZE, quantity, f"{quantity}_estimate")
+    dz, exact, estimate = (table[f"token/{name}"].numpy()[prompts].ravel() for name in names)
+    if quantity.endswith("cosine"):
+        exact, estimate = 1 - exact, 1 - estimate
+    return validity(dz, exact, estimate)
+
+
+def _pooled(table: ItemTable, prompts: np.ndarray) -> dict[str, float]:
+    """What is of all prompts at once."""
+    steps = _longest(table)
+    predicted = forecast(table["keep"].numpy()[prompts, :steps])
+    found = {"forecast_median": predicted.median, "forecast_mean": predicted.restricted_mean}
+    if "last" in table:
+        seen = _observed(table, prompts, steps)
+        found["first_divergence_median"] = seen.median
+        found["first_divergence_mean"] = seen.restricted_mean
+        found["forecast_distance"] = float(np.abs(seen.survival - predicted.survival).max())
+    for quantity in _ESTIMATED:
+        judged = _judge(table, prompts, quantity)
+        found[f"rank_correlation/{quantity}"] = judged.rank_correlation
+        found[f"holds_to/{quantity}"] = judged.holds_to
+    return found

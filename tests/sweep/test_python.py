@@ -1,0 +1,154 @@
+"""Sweeps from Python."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import prunelit.module
+from prunelit import InputError
+from prunelit.callbacks import Results
+from prunelit.datamodule import Calibration, PruneData
+from prunelit.module import PairedLM
+from prunelit.pruners import Magnitude, SublayerDrop, Wanda
+from prunelit.report.rows import read_rows
+from prunelit.sparsity import Unstructured
+from prunelit.tasks import Perplexity, Task
+from prunelit.trainer import PruneTrainer
+
+Table = Callable[[Path], list[dict[str, str]]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, material: Path) -> Callable[..., tuple[PruneTrainer, PairedLM]]:
+    """`start(variants, tasks)` sweeps from Python."""
+
+    def sweep(
+        variants: dict[str, Any], tasks: list[Task] | None = None, **arguments: Any
+    ) -> tuple[PruneTrainer, PairedLM]:
+        text = str(material / "text.jsonl")
+        module = PairedLM(str(material / "dense"), **arguments)
+        data = PruneData(
+            Calibration(text, sequences=5, length=16, batch_size=2),
+            tasks or [Perplexity(text, length=20, limit=3)],
+        )
+        trainer = PruneTrainer(
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            logger=False,
+            max_epochs=0,
+        )
+        before = list(trainer.callbacks)  # type: ignore[attr-defined]
+        try:
+            trainer.sweep(module, data, variants=variants)
+        finally:
+            assert trainer.callbacks == before  # type: ignore[attr-defined]
+        return trainer, module
+
+    return sweep
+
+
+def test_the_dense_model_is_read_once(
+    start: Callable[..., tuple[PruneTrainer, PairedLM]],
+    material: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    load = prunelit.module.load_pretrained
+
+    def noting(source: str, **options: Any) -> Any:
+        read.append(source)
+        return load(source, **options)
+
+    monkeypatch.setattr(prunelit.module, "load_pretrained", noting)
+    variants = {
+        "wanda": Wanda(Unstructured(0.5)),
+        "attention": SublayerDrop(1),
+        "magnitude": Magnitude(Unstructured(0.5)),
+    }
+    untouched = load(str(material / "dense"))[0].state_dict()
+    for again in (False, True):
+        _, module = start(variants)
+        # The second time the pruned models are read too.
+        assert read.count(str(material / "dense")) == 1
+        assert len(read) == (4 if again else 1)
+        read.clear()
+        assert module.pair.dense is not None
+        for name, weight in module.pair.dense.state_dict().items():
+            assert weight.equal(untouched[name])
+
+
+def test_without_a_reference_each_variant_starts_from_dense_weights(
+    table: Table, start: Callable[..., tuple[PruneTrainer, PairedLM]], tmp_path: Path
+) -> None:
+    start(
+        {"attention": SublayerDrop(1), "magnitude": Magnitude(Unstructured(0.5))}, reference=False
+    )
+    weights = load_file(tmp_path / "magnitude" / "pruned" / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("_proj.weight"):
+            assert int((weight == 0).sum()) == weight.numel() // 2, name
+    rows = read_rows(tmp_path / "magnitude" / "results.jsonl")
+    assert {row.model for row in rows} == {"pruned"}
+    lines = table(tmp_path / "figures" / "variants.csv")
+    assert [line["variant"] for line in lines] == ["attention", "magnitude"]
+
+
+def test_callbacks_come_back_after_an_error(
+    start: Callable[..., tuple[PruneTrainer, PairedLM]], tmp_path: Path
+) -> None:
+    class Failing(Wanda):
+        def prune_weight(self, *arguments: Any) -> torch.Tensor:
+            raise RuntimeError("enough")
+
+    variants = {"good": SublayerDrop(1), "bad": Failing(Unstructured(0.5))}
+    with pytest.raises(RuntimeError, match="enough"):
+        start(variants)
+    # What was finished stays.
+    assert (tmp_path / "good" / "results.jsonl").is_file()
+    assert (tmp_path / "good" / "pruned" / "pruning.json").is_file()
+    assert not (tmp_path / "bad" / "pruned").exists()
+    assert not (tmp_path / "figures").exists()
+
+
+def test_something_else_than_a_pruner_is_refused(
+    start: Callable[..., tuple[PruneTrainer, PairedLM]],
+) -> None:
+    with pytest.raises(InputError, match="variant 'half' to be a Pruner but got Unstructured"):
+        start({"half": Unstructured(0.5)})
+
+
+def test_other_data_is_refused(tmp_path: Path, material: Path) -> None:
+    trainer = PruneTrainer(default_root_dir=tmp_path, logger=False, max_epochs=0)
+    with pytest.raises(InputError, match="Expected a `PairedLM` and a `PruneData`"):
+        trainer.sweep(PairedLM(str(material / "dense")), variants={"wanda": SublayerDrop(1)})
+
+
+def test_the_trainers_own_results_callback_is_used(tmp_path: Path, material: Path) -> None:
+    text = str(material / "text.jsonl")
+    seen = []
+
+    class Other(Results):
+        def on_validation_end(self, *arguments: Any) -> None:
+            super().on_validation_end(*arguments)
+            seen.append(self.folder)
+
+    results = Other()
+    trainer = PruneTrainer(
+        accelerator="cpu",
+        callbacks=[results],
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        max_epochs=0,
+    )
+    data = PruneData(Calibration(text, sequences=5, length=16), [Perplexity(text, length=20)])
+    trainer.sweep(PairedLM(str(material / "dense")), data, variants={"one": SublayerDrop(1)})
+    assert seen == [tmp_path / "one"]
+    assert results.folder is None

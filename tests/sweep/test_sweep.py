@@ -1,0 +1,230 @@
+"""`prunelit sweep` from end to end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from prunelit.report.rows import Row, read_rows
+
+Config = dict[str, Any]
+Save = Callable[[Path, Config], str]
+Results = Callable[[Path, str], list[Row]]
+Table = Callable[[Path], list[dict[str, str]]]
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_a_variant_leaves_what_fit_leaves(results: Results, swept: Path, fitted: Path) -> None:
+    for name in ("model.safetensors", "masks.safetensors"):
+        one, two = (
+            load_file(folder / "pruned" / name)
+            for folder in (fitted / "run", swept / "run" / "wanda")
+        )
+        assert one.keys() == two.keys()
+        assert all(tensor.equal(two[key]) for key, tensor in one.items())
+    one, two = (
+        json.loads((folder / "pruned" / "pruning.json").read_text())
+        for folder in (fitted / "run", swept / "run" / "wanda")
+    )
+    assert one["recipe"] == two["recipe"]
+    assert one["tensors"] == two["tensors"]
+    expected = read_rows(fitted / "run" / "board" / "only" / "results.jsonl")
+    found = [row for row in results(swept, "wanda") if row.task != "followed"]
+    assert str(found) == str(expected)
+
+
+def test_a_later_variant_is_as_if_it_were_the_only_one(
+    results: Results,
+    save: Save,
+    swept: Path,
+    tmp_path: Path,
+    make_sweep: Callable[[Path], Config],
+    cli: Callable[..., None],
+) -> None:
+    config = make_sweep(tmp_path)
+    config["data"]["tasks"].pop()
+    pruner = config.pop("variants")["attention_1"]
+    init_args = {"pruner": pruner}
+    config["pruning"] = {"class_path": "prunelit.callbacks.Pruning", "init_args": init_args}
+    config["trainer"]["logger"]["init_args"]["version"] = "alone"
+    cli("fit", "--config", save(tmp_path, config))
+    alone = load_file(tmp_path / "run" / "pruned" / "model.safetensors")
+    last = load_file(swept / "run" / "attention_1" / "pruned" / "model.safetensors")
+    assert alone.keys() == last.keys()
+    assert all(tensor.equal(last[name]) for name, tensor in alone.items())
+    found = [row for row in results(swept, "attention_1") if row.task != "followed"]
+    assert str(found) == str(results(tmp_path, "alone"))
+
+
+def test_variants_come_in_the_order_of_the_file(table: Table, swept: Path) -> None:
+    said = (swept / "stderr").read_text()
+    names = ["wanda", "attention_2", "block", "attention_1"]
+    places = [said.index(f"Variant {i + 1} of 4: {name}.") for i, name in enumerate(names)]
+    assert places == sorted(places)
+    lines = table(swept / "run" / "board" / "figures" / "variants.csv")
+    assert list(dict.fromkeys(line["variant"] for line in lines)) == ["dense", *names]
+
+
+def test_the_sweep_closes_with_one_table(results: Results, swept: Path) -> None:
+    printed = (swept / "stdout").read_text()
+    _, _, last = printed.partition("Variants (value ± standard error)")
+    for text in ("dense", "wanda", "block", "acc", "mrr", "contains", "perplexity", "kl_dense"):
+        assert text in last
+    row = next(
+        row
+        for row in results(swept, "wanda")
+        if (row.task, row.metric, row.model) == ("retrieval", "mrr", "pruned")
+    )
+    assert f"{row.value:.4g} ± {row.standard_error:.2g}" in last
+
+
+def test_the_table_holds_the_results_of_every_variant(
+    results: Results, table: Table, swept: Path
+) -> None:
+    lines = table(swept / "run" / "board" / "figures" / "variants.csv")
+    for line in lines:
+        models = ("dense",) if line["variant"] == "dense" else ("pruned", "pair")
+        folder = "wanda" if line["variant"] == "dense" else line["variant"]
+        (row,) = [
+            row
+            for row in results(swept, folder)
+            if (row.task, row.metric) == (line["task"], line["metric"]) and row.model in models
+        ]
+        assert float(line["value"]) == row.value
+        assert float(line["standard_error"]) == row.standard_error
+    metrics = ["acc", "mrr", "contains", "perplexity", "perplexity", "kl_dense_pruned"]
+    assert [line["metric"] for line in lines if line["variant"] == "block"] == metrics
+    assert {line["sparsity"] for line in lines if line["variant"] == "wanda"} == {"0.5"}
+
+
+def test_figures_of_all_variants(table: Table, swept: Path) -> None:
+    folder = swept / "run" / "board" / "figures"
+    names = ["perturbations", "score_by_dropped", "spaces_by_variant"]
+    for name in names:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert table(folder / f"{name}.csv")
+    followed = table(folder / "perturbations.csv")
+    assert {line["variant"] for line in followed} == {
+        *("wanda", "attention_1", "attention_2", "block")
+    }
+    dropped = [
+        (line["kind"], line["dropped"], line["variant"])
+        for line in table(folder / "score_by_dropped.csv")
+        if line["metric"] == "acc"
+    ]
+    assert dropped == [
+        ("attention sublayers", "0", "dense"),
+        ("attention sublayers", "1", "attention_1"),
+        ("attention sublayers", "2", "attention_2"),
+        ("blocks", "0", "dense"),
+        ("blocks", "1", "block"),
+    ]
+    logged = events(swept / "run" / "board" / "overview")
+    assert set(logged.Tags()["images"]) == set(names)
+    (text,) = logged.Tensors("variants/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[0].startswith("| variant | sparsity | multiple_choice acc |")
+    assert len(lines) == 2 + 5
+
+
+def test_every_variant_is_a_run_of_tensorboard(results: Results, swept: Path) -> None:
+    board = swept / "run" / "board"
+    assert sorted(path.name for path in board.iterdir()) == [
+        *("attention_1", "attention_2", "block", "config.yaml", "figures", "overview", "wanda")
+    ]
+    for variant in ("wanda", "attention_1", "attention_2", "block"):
+        logged = events(board / variant)
+        assert "hp_metric" not in logged.Tags()["scalars"]
+        (row,) = [row for row in results(swept, variant) if row.metric == "kl_dense_pruned"]
+        (event, *_) = logged.Scalars("val/deviation/kl_dense_pruned")
+        assert event.value == pytest.approx(row.value, rel=1e-6)
+        assert len(logged.Scalars("val/followed/teacher_forced/logit_mse/by_step")) == 3
+        assert (board / variant / "figures" / "followed_curves.csv").is_file()
+
+
+def test_the_configuration_lies_beside_the_variants(swept: Path) -> None:
+    saved = yaml.safe_load((swept / "run" / "board" / "config.yaml").read_text())
+    assert list(saved["variants"]) == ["wanda", "attention_2", "block", "attention_1"]
+    assert saved["variants"]["attention_2"]["init_args"]["count"] == 2
+    assert len(list(swept.rglob("config.yaml"))) == 2  # and the one that was given
+
+
+def test_a_second_sweep_uses_what_is_there(
+    results: Results,
+    run: Callable[..., None],
+    config: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run()
+    files = [path for name in config["variants"] for path in (tmp_path / "run" / name).rglob("*")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    first = {name: str(results(tmp_path, name)) for name in config["variants"]}
+    capfd.readouterr()
+    caplog.clear()
+    config["variants"]["wanda"]["init_args"]["sparsity"]["init_args"]["ratio"] = 0.25
+    run()
+    out, said = capfd.readouterr().out, caplog.text
+    folder = tmp_path / "run"
+    assert f"Using the pruned model in {folder}/attention_1/pruned: its recipe is this one." in said
+    assert f"Pruning, since {folder}/wanda/pruned was pruned by another recipe." in said
+    assert "in memory" not in said
+    assert out.count("Achieved sparsity") == 1
+    assert str(results(tmp_path, "attention_1")) == first["attention_1"]
+    assert str(results(tmp_path, "wanda")) != first["wanda"]
+    after = {path: path.stat().st_mtime_ns for path in files}
+    changed = {path for path, time in after.items() if before[path] != time}
+    assert {path.relative_to(folder).parts[0] for path in changed} == {"wanda"}
+    report = json.loads((folder / "wanda" / "pruned" / "pruning.json").read_text())
+    assert report["sparsity"] == 0.25
+
+
+def test_without_a_logger_results_lie_with_the_models(
+    run: Callable[..., None], config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config["trainer"]["logger"] = False
+    config["data"]["tasks"].pop(0)
+    del config["variants"]["attention_1"]
+    run()
+    names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*")}
+    assert {"wanda/results.jsonl", "wanda/pruned/model.safetensors", "config.yaml"} <= names
+    assert "figures/variants.csv" in names
+    assert {name for name in names if name.endswith(".png")} == {
+        *("wanda/figures/readings.png", "wanda/figures/sparsity.png")
+    }
+    # Perplexity alone has none of what the figures show.
+    for figure in ("perturbations", "score_by_dropped", "spaces_by_variant"):
+        assert caplog.text.count(f"No figure '{figure}': no task has") == 1
+
+
+def test_no_variant_depends_on_those_before_it(
+    run: Callable[..., None], config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "drawn.py").write_text(
+        "import torch\n"
+        "from prunelit.pruners import Magnitude\n"
+        "class Drawn(Magnitude):\n"
+        "    def prune_weight(self, weight, statistic):\n"
+        "        return self.remove_lowest(weight, torch.rand_like(weight))\n"
+    )
+    sparsity = config["variants"]["wanda"]["init_args"]["sparsity"]
+    pruner = {"class_path": "drawn.Drawn", "init_args": {"sparsity": sparsity}}
+    config["variants"] = {"one": pruner, "two": pruner}
+    config["data"]["tasks"].pop(0)
+    run()
+    one, two = (
+        load_file(tmp_path / "run" / name / "pruned" / "model.safetensors")
+        for name in ("one", "two")
+    )
+    assert all(tensor.equal(two[name]) for name, tensor in one.items())
