@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
+from prunelit.models.architecture import final_hidden
 from prunelit.report.rows import Row, read_rows, write_rows
 from prunelit.tasks import ItemTable, Pair
 from prunelit.tasks.distribution import (
@@ -248,9 +249,8 @@ def test_the_copy_computes_in_its_own_dtype_whatever_the_trainer_casts_to(
     seen = []
 
     def hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        # The rank and the padding of the model's own: the casts are what is looked at.
         seen.append((model.dtype, torch.is_autocast_enabled("cpu")))
-        return model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return final_hidden(model, ids, mask)
 
     monkeypatch.setattr("prunelit.tasks.distribution.final_hidden", hidden)
     with torch.autocast("cpu", torch.bfloat16):
@@ -261,6 +261,26 @@ def test_the_copy_computes_in_its_own_dtype_whatever_the_trainer_casts_to(
         (torch.bfloat16, True),
         (torch.float32, False),
     ]
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1, 1, 2, 1]), (2, [2, 2, 1, 1])])
+def test_the_other_batch_size_is_another_one(
+    batch_size: int,
+    sizes: list[int],
+    material: Path,
+    pair: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def hidden(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        seen.append(len(ids))
+        return final_hidden(model, ids, mask)
+
+    monkeypatch.setattr("prunelit.tasks.distribution.final_hidden", hidden)
+    measure(material, pair, batch_size=batch_size, limit=batch_size, floor_windows=1)
+    # Dense, pruned, dense again, and the copy.
+    assert seen == sizes
 
 
 def test_without_a_floor_there_are_no_rows_of_it(material: Path, pair: Pair) -> None:

@@ -152,6 +152,17 @@ def test_the_space_before_an_option_is_that_of_the_template(
     assert details["rows_with_tokens_shared_by_all_options"] == 0
 
 
+def test_one_option_alone_may_merge_with_the_prompt(
+    questions: Callable[..., str], words: PreTrainedTokenizerBase, pair: Pair
+) -> None:
+    row = {"id": "x", "context": "Ox?", "choices": ["4", "Paris"], "label": 0}
+    path = questions([row, row])
+    task = prepared(path, words, template="{context} A: ")
+    assert task._items[0].options == ids(words, ["Ġ", "ĠP"])
+    rows, _, _ = measure(path, pair, template="{context} A: ")
+    assert rows["acc", "dense"].details["rows_where_prompt_and_option_merge"] == 2
+
+
 def test_letters(questions: Callable[..., str], words: PreTrainedTokenizerBase, pair: Pair) -> None:
     path = questions()
     task = prepared(path, words, options="letters")

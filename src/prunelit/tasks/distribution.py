@@ -98,7 +98,7 @@ class Distribution(WindowTask):
             f"{model}/nll": found[f"{model}/nll"].mean(1) for model in ("dense", "pruned")
         }
         values |= {name: Streamed(found[name][:, None]) for name in _SKETCHED}
-        chosen = [row for row, window in enumerate(batch["windows"]) if row < self.floor_windows]
+        chosen = [row for row, window in enumerate(batch["windows"]) if window < self.floor_windows]
         if self.floor and chosen:
             for prefix, compared in _floors(pair.dense, ids, hidden, chosen).items():
                 for name in _SKETCHED:
