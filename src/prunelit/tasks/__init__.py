@@ -2,21 +2,27 @@
 
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.deviation import Deviation
+from prunelit.tasks.distribution import Distribution
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.multiple_choice import MultipleChoice
 from prunelit.tasks.perplexity import Perplexity
 from prunelit.tasks.retrieval import Retrieval
 from prunelit.tasks.rollout import Rollout
+from prunelit.tasks.subspace import Subspace
+from prunelit.tasks.trajectory import Trajectory
 from prunelit.tasks.transitions import Transitions
 
 __all__ = [
     "Deviation",
+    "Distribution",
     "ItemTable",
     "MultipleChoice",
     "Pair",
     "Perplexity",
     "Retrieval",
     "Rollout",
+    "Subspace",
     "Task",
+    "Trajectory",
     "Transitions",
 ]
