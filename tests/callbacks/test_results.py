@@ -10,9 +10,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from prunelit.callbacks.results import flatten
+from prunelit.callbacks.results import flatten, printed_tables
 from prunelit.module import scalar_name
 from prunelit.report.rows import Row, read_rows
+from prunelit.tasks import Distribution, Perplexity
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,25 @@ def test_the_folder_holds_results_and_figures(board: Path) -> None:
     assert {"results.jsonl", "figures/readings.png", "figures/sparsity.png"} <= names
     for name in ("readings", "sparsity"):
         assert (board / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_task_with_a_table_of_its_own_is_not_in_the_table_of_results() -> None:
+    tasks = {
+        "text": Perplexity("unread", name="text"),
+        "moved": Distribution("unread", name="moved"),
+    }
+    rows = [
+        Row("text", "perplexity", "dense", 44.0, 1.0, 3),
+        Row("moved", "kl_dense_pruned", "pair", 0.5, 0.1, 3, {"standard_error_tokens": 0.01}),
+    ]
+    titles = [str(table.title) for table in printed_tables(tasks, rows)]
+    assert [title.partition(":")[0] for title in titles] == [
+        "Dense against pruned (value ± standard error)",
+        "moved",
+    ]
+    common, own = printed_tables(tasks, rows)
+    assert (common.row_count, own.row_count) == (1, 1)
+    assert len(printed_tables(tasks, rows[1:])) == 1
 
 
 def test_every_result_is_a_scalar_of_tensorboard(rows: list[Row], events: EventAccumulator) -> None:

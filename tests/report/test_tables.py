@@ -8,7 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from prunelit.report.rows import Row
-from prunelit.report.tables import markdown_table, pruning_table, results_table, show
+from prunelit.report.tables import (
+    grouped_table,
+    markdown_table,
+    pruning_table,
+    results_table,
+    show,
+)
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -33,6 +39,20 @@ def test_one_line_a_metric_with_dense_pruned_and_difference() -> None:
 def test_a_gain_has_its_sign() -> None:
     rows = [Row("facts", "mrr", "difference", 0.1, 0.02, 9)]
     assert cells(results_table(rows))[0][4] == "+0.1 ± 0.02"
+
+
+def test_one_line_a_group_and_one_column_a_quantity() -> None:
+    rows = [
+        Row("t", "local/mlp/cosine", "pair", 0.5, 0.1, 8),
+        Row("t", "local/mlp/kl", "pair", 2.0, 0.25, 8),
+        Row("t", "local/attention/kl", "pair", 1.0, math.nan, 6),
+    ]
+    table = grouped_table(rows, "variant/sublayer")
+    assert [column.header for column in table.columns] == ["variant/sublayer", "cosine", "kl", "n"]
+    assert cells(table) == [
+        ["local/mlp", "0.5 ± 0.1", "2 ± 0.25", "8"],
+        ["local/attention", "", "1", "6"],
+    ]
 
 
 def test_no_results_are_an_empty_table() -> None:

@@ -1,12 +1,13 @@
 """What a run leaves behind: a table, `results.jsonl`, figures with their numbers, TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from rich.table import Table
 
 from prunelit.callbacks.board import write_curves, write_pictures, write_texts
 from prunelit.callbacks.pruning import Pruning
@@ -16,7 +17,7 @@ from prunelit.report.figures import readings_figure, sparsity_figure
 from prunelit.report.files import write_whole
 from prunelit.report.pictures import write_picture
 from prunelit.report.readings import readings_numbers, sparsity_numbers
-from prunelit.report.rows import write_rows
+from prunelit.report.rows import Row, write_rows
 from prunelit.report.tables import results_table, show
 from prunelit.tasks.base import Task
 
@@ -32,6 +33,7 @@ class Results(Callback):
     def __init__(self) -> None:
         self.folder: Path | None = None  # where to write; None is as above
         self.curves: dict[str, list[Curve]] = {}  # of each task, on the process that writes
+        self._tables: list[Table] = []  # to print
         self._written: Path | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,14 +66,15 @@ class Results(Callback):
                 write_texts(logger.experiment, texts)
                 write_curves(logger.experiment, self.curves)
                 self._log_hyperparameters(logger, pl_module, report)
+        self._tables = printed_tables(tasks, pl_module.results)
         self._written = folder / "results.jsonl"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning when the progress bar has left the screen: prints the table."""
+        """Called by Lightning when the progress bar has left the screen: prints the tables."""
         if self._written is None:
             return
-        assert isinstance(pl_module, PairedLM)
-        show(results_table(pl_module.results))
+        for table in self._tables:
+            show(table)
         rank_zero_info(f"Results: {self._written}")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -103,6 +106,17 @@ class Results(Callback):
             metrics["sparsity"] = report["sparsity"]
         logger.log_hyperparams(parameters, metrics)
         logger.save()
+
+
+def printed_tables(tasks: Mapping[str, Task], rows: Sequence[Row]) -> list[Table]:
+    """One table of all results, but for the tasks that have their own, which come after it."""
+    own = {
+        name: table
+        for name, task in tasks.items()
+        if (table := task.printed([row for row in rows if row.task == name])) is not None
+    }
+    rest = [row for row in rows if row.task not in own]
+    return [*([results_table(rest)] if rest else []), *own.values()]
 
 
 def flatten(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:

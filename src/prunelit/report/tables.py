@@ -53,6 +53,29 @@ def results_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def grouped_table(rows: Sequence[Row], groups: str) -> Table:
+    """One line a group, one column a quantity, each value with its standard error.
+
+    Args:
+        rows: of one task and model, with metrics `<group>/<quantity>`; a group may hold a slash.
+        groups: what the groups are.
+    """
+    table = Table(title=f"{rows[0].task} (value ± standard error)", title_justify="left")
+    lines: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        group, _, quantity = row.metric.rpartition("/")
+        lines.setdefault(group, {})[quantity] = row
+    quantities = list(dict.fromkeys(name for line in lines.values() for name in line))
+    table.add_column(groups)
+    for name in (*quantities, "n"):
+        table.add_column(name, justify="right")
+    for group, line in lines.items():
+        counts = sorted({row.n for row in line.values()})
+        cells = [_cell(line.get(name)) for name in quantities]
+        table.add_row(group, *cells, "-".join(map(str, counts)))
+    return table
+
+
 def pruning_table(report: dict[str, Any]) -> Table:
     """Achieved sparsity, seconds and peak memory of each block."""
     table = Table(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -99,6 +100,10 @@ class Task(ABC):
     @abstractmethod
     def summarise(self, table: ItemTable) -> list[Row]:
         """Results from the values of all items."""
+
+    def printed(self, rows: Sequence[Row]) -> Table | None:
+        """Its own table of its `rows` to print, in place of a line each in the table of results."""
+        return None
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
         """Rows of a text table for TensorBoard; most tasks have none."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,7 +16,12 @@ from prunelit.metrics.ruler import RUNGS, SOURCE, read_ruler
 from prunelit.metrics.sketch import Sketch
 from prunelit.models.architecture import final_hidden
 from prunelit.report.curves import Picture
-from prunelit.report.distribution import Spread, distribution_lines, distribution_picture
+from prunelit.report.distribution import (
+    Spread,
+    distribution_lines,
+    distribution_picture,
+    distribution_table,
+)
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair
 from prunelit.tasks.items import ItemTable, Streamed
@@ -113,6 +119,9 @@ class Distribution(WindowTask):
         for prefix in self._prefixes(table):
             rows += self._rows(table, prefix, details)
         return rows
+
+    def printed(self, rows: Sequence[Row]) -> Table:
+        return distribution_table(rows)
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
         """The table: one line a quantity, the pruned model beside the floors."""

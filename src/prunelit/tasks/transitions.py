@@ -1,9 +1,10 @@
 """Where a perturbation arises: every sublayer, dense against pruned, in the three spaces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +17,7 @@ from prunelit.models.replay import capture, finished
 from prunelit.models.sublayers import KINDS, block_steps, counterfactual, layout
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.rows import Row
+from prunelit.report.tables import grouped_table
 from prunelit.report.transitions import kind_picture, kl_picture, theory_picture
 from prunelit.tasks.base import Pair
 from prunelit.tasks.items import ItemTable, Streamed, mean
@@ -142,6 +144,9 @@ class Transitions(PromptTask):
                 metric = column.removeprefix("item/")
                 rows.append(Row(self.name, metric, "pair", *mean(there), len(there), details))
         return rows
+
+    def printed(self, rows: Sequence[Row]) -> Table:
+        return grouped_table(rows, "variant/sublayer/tokens")
 
     def curves(self, table: ItemTable) -> list[Curve]:
         return [
