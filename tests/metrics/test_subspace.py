@@ -27,6 +27,9 @@ def test_comparison_is_that_of_the_renormalised_options(
         expected = {
             "logit_cosine": z @ w / np.linalg.norm(z) / np.linalg.norm(w),
             "logit_std": (w - z).std(),
+            "logit_std_p": np.sqrt(p @ (w - z - p @ (w - z)) ** 2),
+            "kl_dense_pruned_estimate": p @ (w - z - p @ (w - z)) ** 2 / 2 / temperature**2,
+            "kl_pruned_dense_estimate": q @ (w - z - q @ (w - z)) ** 2 / 2 / temperature**2,
             "probability_cosine": p @ q / np.linalg.norm(p) / np.linalg.norm(q),
             "kl_dense_pruned": (p * np.log(p / q)).sum(),
             "kl_pruned_dense": (q * np.log(q / p)).sum(),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunelit.report.scatter import scatter_picture
+from prunelit.report.scatter import logarithmic, scatter_picture
 
 
 @dataclass
@@ -35,7 +35,7 @@ def drawn(picture) -> bytes:
 
 def test_dots_identity_and_range_are_there() -> None:
     one = found()
-    picture = scatter_picture({"embedding_cosine": one, "kl_dense_pruned": found(30)}, 0.1, 5)
+    picture = scatter_picture({"embedding_cosine": one, "kl_dense_pruned": found(30)}, 0.1, "Dots")
     assert drawn(picture).startswith(b"\x89PNG")
     above, other, below, _ = picture.figure.axes
     dots = above.collections[1].get_offsets()
@@ -48,12 +48,12 @@ def test_dots_identity_and_range_are_there() -> None:
     assert "nats" in other.get_title()
     assert "below 10% up to dz = 0.3" in below.get_title()
     assert len(below.patches) == 1
-    assert "n = 40 tokens of 5 prompts" in picture.figure.get_suptitle()
+    assert picture.figure.get_suptitle() == "Dots"
 
 
 def test_numbers_are_those_of_the_dots() -> None:
     one, other = found(), found(30)
-    numbers = scatter_picture({"logit_cosine": one, "kl_dense_pruned": other}, 0.1, 5).numbers
+    numbers = scatter_picture({"logit_cosine": one, "kl_dense_pruned": other}, 0.1, "Dots").numbers
     assert numbers["quantity"] == ["logit_cosine"] * 40 + ["kl_dense_pruned"] * 30
     assert numbers["exact"] == [*one.exact, *other.exact]
     assert numbers["estimate"] == [*one.estimate, *other.estimate]
@@ -61,8 +61,24 @@ def test_numbers_are_those_of_the_dots() -> None:
     np.testing.assert_allclose(numbers["relative_error"], 0.2 * np.array(numbers["dz"]))
 
 
+def test_ticks_do_not_crowd_where_the_range_is_short() -> None:
+    picture = scatter_picture({"logit_cosine": found()}, 0.1, "Dots")
+    axes = picture.figure.axes[0]
+    axes.set_xlim(0.05, 0.8)
+    logarithmic(axes)
+    drawn(picture)
+    low, high = axes.get_xlim()
+    seen = [
+        label.get_text()
+        for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        if low <= place <= high
+    ]
+    assert seen == ["0.05", "0.1", "0.2", "0.5"]
+    assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))
+
+
 def test_an_estimate_that_holds_nowhere_says_so() -> None:
-    picture = scatter_picture({"logit_cosine": found(holds_to=0.0)}, 0.1, 5)
+    picture = scatter_picture({"logit_cosine": found(holds_to=0.0)}, 0.1, "Dots")
     below = picture.figure.axes[1]
     assert "nowhere below 10%" in below.get_title()
     assert not below.patches
@@ -71,7 +87,7 @@ def test_an_estimate_that_holds_nowhere_says_so() -> None:
 def test_without_tokens_the_figure_is_empty() -> None:
     none = np.zeros(0)
     nothing = Found(none, none, none, float("nan"), none, none, float("nan"))
-    picture = scatter_picture({"logit_cosine": nothing}, 0.1, 5)
+    picture = scatter_picture({"logit_cosine": nothing}, 0.1, "Dots")
     assert drawn(picture)
-    assert "no token to compare" in picture.figure.axes[1].get_title()
+    assert "nothing to compare" in picture.figure.axes[1].get_title()
     assert all(not column for column in picture.numbers.values())

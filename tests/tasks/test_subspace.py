@@ -128,6 +128,7 @@ def test_shown_rows_as_texts_and_pictures(
     assert [*pictures] == [
         "subspace_spaces",
         "subspace_options",
+        "subspace_theory",
         "subspace_item_3",
         "subspace_item_0",
     ]

@@ -83,16 +83,17 @@ def deviations(
     buffers = buffers or Buffers()
     for dense, pruned in zip(*chunks, strict=True):
         pair = LogitPair(dense, pruned, temperature, buffers)
-        found = _logit_deviations(pair)
+        found = logit_deviations(pair)
         if subset is not None:
-            inside = _logit_deviations(pair.restrict(subset))
+            inside = logit_deviations(pair.restrict(subset))
             found |= {f"subspace_{name}": value for name, value in inside.items()}
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
     return values | {name: torch.cat(part).reshape(tokens) for name, part in parts.items()}
 
 
-def _logit_deviations(pair: LogitPair) -> dict[str, Tensor]:
+def logit_deviations(pair: LogitPair) -> dict[str, Tensor]:
+    """What compares logits and probabilities: (N,) float64 of (N, V) logits, by name."""
     return {
         "logit_cosine": logit_cosine(pair),
         "logit_cosine_estimate": cosine_estimate(pair.vectors),

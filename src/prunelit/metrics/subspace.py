@@ -6,19 +6,23 @@ import torch
 from torch import Tensor
 
 from prunelit.errors import InputError
-from prunelit.metrics.logit import logit_cosine, logit_std
+from prunelit.metrics.deviation import logit_deviations
 from prunelit.metrics.pair import LogitPair
-from prunelit.metrics.probability import kl, probability_cosine, top1_agreement
 from prunelit.metrics.ranking import top_indices
 
 Subsets = Sequence[Sequence[int]]
 
 SUBSPACE = (
     "logit_cosine",
+    "logit_cosine_estimate",
     "logit_std",
+    "logit_std_p",
     "probability_cosine",
+    "probability_cosine_estimate",
     "kl_dense_pruned",
+    "kl_dense_pruned_estimate",
     "kl_pruned_dense",
+    "kl_pruned_dense_estimate",
     "top1_agreement",
 )
 
@@ -44,16 +48,8 @@ def subspace_deviations(
     """
     rows = []
     for z, z_pruned, ids in zip(dense, pruned, options, strict=True):
-        pair = LogitPair(z, z_pruned, temperature).restrict(torch.tensor(ids))
-        values = (
-            logit_cosine(pair),
-            logit_std(pair),
-            probability_cosine(pair),
-            kl(pair, "dense_pruned"),
-            kl(pair, "pruned_dense"),
-            top1_agreement(pair),
-        )
-        rows.append(torch.stack(values))
+        found = logit_deviations(LogitPair(z, z_pruned, temperature).restrict(torch.tensor(ids)))
+        rows.append(torch.stack([found[name] for name in SUBSPACE]))
     return dict(zip(SUBSPACE, torch.stack(rows).unbind(1), strict=True))
 
 

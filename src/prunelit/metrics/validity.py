@@ -36,6 +36,13 @@ class Validity:
     holds_to: float
 
 
+def judge(quantity: str, dz: np.ndarray, exact: np.ndarray, estimate: np.ndarray) -> Validity:
+    """`validity` of a quantity's estimate, where that of a cosine is one of 1 - cosine."""
+    if quantity.endswith("cosine"):
+        exact, estimate = 1 - exact, 1 - estimate
+    return validity(dz, exact, estimate)
+
+
 def validity(dz: np.ndarray, exact: np.ndarray, estimate: np.ndarray) -> Validity:
     """Judge an estimate.
 

@@ -29,7 +29,9 @@ _LOOKS = {
 }
 _LINES = {
     "kl_dense_pruned": "KL(dense ‖ pruned): mean",
+    "kl_dense_pruned_estimate": "KL(dense ‖ pruned): mean of its second-order estimate",
     "kl_pruned_dense": "KL(pruned ‖ dense): mean",
+    "kl_pruned_dense_estimate": "KL(pruned ‖ dense): mean of its second-order estimate",
     "delta_p": "p'(true) - p(true): mean",
     "top1_agreement": "share of same top tokens",
     "perplexity_ratio": "PPL(pruned) / PPL(dense)",

@@ -1,10 +1,12 @@
-"""Exact against estimated, token by token, and the range in which the estimate is near."""
+"""Exact against estimated, one by one, and the range in which the estimate is near."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from prunelit.report.curves import Picture
 from prunelit.report.trajectory import estimated_quantities
@@ -24,13 +26,13 @@ class Judged(Protocol):
     holds_to: float
 
 
-def scatter_picture(quantities: Mapping[str, Judged], near: float, prompts: int) -> Picture:
+def scatter_picture(quantities: Mapping[str, Judged], near: float, title: str) -> Picture:
     """Above, estimate against exact value; below, the relative error against dz.
 
     Args:
         quantities: of those in `estimated_quantities`, by name.
         near: relative error below which the estimate is said to hold.
-        prompts: that the tokens are of.
+        title: of the figure, saying what a dot is and how many there are.
     """
     figure = Figure(figsize=(3.3 * len(quantities), 6.2), layout="constrained")
     panels = figure.subplots(2, len(quantities), squeeze=False)
@@ -82,8 +84,7 @@ def scatter_picture(quantities: Mapping[str, Judged], near: float, prompts: int)
                 low = found.dz[seen].min()
                 below.axvspan(low, found.holds_to, color="#BBBBBB", alpha=0.3, linewidth=0)
             for axes in (above, below):
-                axes.set_xscale("log")
-                axes.set_yscale("log")
+                logarithmic(axes)
         below.set_title(_range(found, percent), fontsize=9)
         for axes in (above, below):
             axes.spines[["top", "right"]].set_visible(False)
@@ -92,18 +93,25 @@ def scatter_picture(quantities: Mapping[str, Judged], near: float, prompts: int)
     for axes in panels[:, 0]:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-    tokens = max((len(found.exact) for found in quantities.values()), default=0)
-    figure.suptitle(
-        f"Second-order estimates, teacher-forced, one dot a token (n = {tokens} tokens of "
-        f"{prompts} prompts)",
-        fontsize=11,
-    )
+    figure.suptitle(title, fontsize=11)
     return Picture(figure, numbers)
+
+
+def logarithmic(axes: Axes) -> None:
+    """Both scales logarithmic, with ticks at 1, 2 and 5 where few powers of ten are in sight."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        if high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _range(found: Judged, percent: str) -> str:
     if not len(found.exact):
-        return "no token to compare"
+        return "nothing to compare"
     if found.holds_to > 0:
         return f"median error below {percent} up to dz = {found.holds_to:.2g}"
     return f"median error nowhere below {percent}"

@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from prunelit.report.bands import draw
 from prunelit.report.curves import Curve, Picture, curve_numbers
+from prunelit.report.scatter import logarithmic
 from prunelit.report.spaces import SPACES
 
 _VARIANTS = {
@@ -22,7 +23,7 @@ Curves = Mapping[str, Curve]
 
 def kind_picture(curves: Curves, kind: str) -> Picture:
     """Cosines after every sublayer of a kind, one panel a variant and phase."""
-    figure = Figure(figsize=(9.5, 6.4), layout="constrained")
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     used = []
     for row, variant in zip(panels, _VARIANTS, strict=True):
@@ -39,7 +40,7 @@ def kind_picture(curves: Curves, kind: str) -> Picture:
 
 def kl_picture(curves: Curves) -> Picture:
     """KL after every sublayer, exact and estimated, one panel a variant and phase."""
-    figure = Figure(figsize=(9.5, 6.4), layout="constrained")
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     used = []
     for row, variant in zip(panels, _VARIANTS, strict=True):
@@ -68,7 +69,7 @@ def kl_picture(curves: Curves) -> Picture:
 
 def theory_picture(curves: Curves) -> Picture:
     """Exact against estimated, one dot a sublayer, variant and phase (mean over prompts)."""
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 4)
     quantities = {f"{space}_cosine": (f"1 - cos, {space}", c) for space, c in SPACES.items()}
     quantities["kl_dense_pruned"] = ("KL(dense ‖ pruned), nats", SPACES["probability"])
@@ -94,8 +95,7 @@ def theory_picture(curves: Curves) -> Picture:
         if seen.any():
             ends = [min(x[seen].min(), y[seen].min()), max(x[seen].max(), y[seen].max())]
             axes.plot(ends, ends, color="#444444", linewidth=1, label="estimate = exact")
-            axes.set_xscale("log")
-            axes.set_yscale("log")
+            logarithmic(axes)
             axes.legend(fontsize=7, frameon=False)
         if seen.any() and np.ptp(x[seen]) > 0 and np.ptp(y[seen]) > 0:
             correlation = spearmanr(x[seen], y[seen]).statistic  # type: ignore[attr-defined]
@@ -104,6 +104,11 @@ def theory_picture(curves: Curves) -> Picture:
         axes.set_xlabel("exact")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("second-order estimate")
+    figure.suptitle(
+        "Second-order estimates after every sublayer, local and cumulative, at prompt tokens and "
+        "decoding steps (one dot: mean over tokens)",
+        fontsize=11,
+    )
     return Picture(figure, numbers)
 
 
@@ -118,4 +123,7 @@ def _finish(panels: np.ndarray, label: str) -> None:
         axes.set_xlabel("block")
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0, -1].legend(fontsize=8, frameon=False, loc="lower left")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    panels[0, 0].figure.legend(
+        handles, labels, loc="outside right center", fontsize=8, frameon=False
+    )

@@ -30,7 +30,14 @@ from prunelit.tasks.windows import WindowTask
 # Shares of the tokens whose quantiles are reported, in percent.
 KL_PERCENT = (99.9, 99, 90, 50, 10, 1)
 DELTA_PERCENT = (99.9, 99, 90, 50, 10, 1, 0.1)
-_MEANS = ("kl_dense_pruned", "kl_pruned_dense", "delta_p", "top1_agreement")
+_MEANS = (
+    "kl_dense_pruned",
+    "kl_dense_pruned_estimate",
+    "kl_pruned_dense",
+    "kl_pruned_dense_estimate",
+    "delta_p",
+    "top1_agreement",
+)
 _SKETCHED = (*_MEANS, "delta_nll")
 _POINTS = 99  # of a curve
 # Before the names of what compares the dense model with itself.
@@ -43,7 +50,8 @@ class Distribution(WindowTask):
 
     The statistics are those of llama.cpp's `--kl-divergence`. Counted are the L - 1 tokens of a
     window whose true next token is known. `kl_dense_pruned` and `kl_pruned_dense` are nats a token,
-    the first with its maximum and quantiles (`_q99` is what 99% of the tokens lie below);
+    the first with its maximum and quantiles (`_q99` is what 99% of the tokens lie below), each
+    with the mean of its second-order estimate (`_estimate`);
     `delta_p` is p'(true) - p(true), with its root mean square (`_rms`), extremes and quantiles;
     `top1_agreement` the share of tokens with the same top token; `perplexity_ratio` is
     PPL(pruned) / PPL(dense) = exp(mean `delta_nll`) of paired tokens, and its error is that of the

@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from prunelit.comparison import token_deviations
 from prunelit.errors import InputError
 from prunelit.metrics.subspace import SUBSPACE, read_options, subspace_deviations
+from prunelit.metrics.validity import NEAR, judge
 from prunelit.models.architecture import final_hidden
 from prunelit.report.curves import Picture
 from prunelit.report.rows import Row
+from prunelit.report.scatter import scatter_picture
 from prunelit.report.subspace import (
     Shown,
     item_lines,
@@ -36,9 +38,10 @@ TEMPLATES: dict[Options, str] = {
     "letters": "Question: {context}\n{choices}\nAnswer:",
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-QUANTITIES = ("embedding_cosine", *SUBSPACE)  # of the full vocabulary
+QUANTITIES = ("embedding_cosine", "embedding_cosine_estimate", *SUBSPACE)  # of the full vocabulary
 _MODELS = ("dense", "pruned")
 _COMPARED = (*QUANTITIES, *(f"subspace_{name}" for name in SUBSPACE))
+_ESTIMATED = ("logit_cosine", "probability_cosine", "kl_dense_pruned")
 _READINGS = ("acc", "option_mass", "log_likelihood_right", "log_likelihood_wrong")
 
 
@@ -234,10 +237,8 @@ class Subspace(Task):
         rows += table.pair_rows(self.name, _COMPARED, details)
         collided = torch.zeros(len(self._questions))
         collided[self._collisions] = 1
-        return [
-            *rows,
-            Row(self.name, "collisions", "pair", *mean(collided), len(collided), details),
-        ]
+        found = mean(collided)
+        return [*rows, Row(self.name, "collisions", "pair", *found, len(collided), details)]
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
         """The shown rows: prompt, options, both answers, and both models' top tokens."""
@@ -254,6 +255,13 @@ class Subspace(Task):
             "subspace_spaces": spaces_picture(means, table.size),
             "subspace_options": options_picture(readings, self._chance(), table.size),
         }
+        inside = {name: table[f"subspace_{name}"].numpy() for name in SUBSPACE}
+        judged = {
+            name: judge(name, inside["logit_std_p"], inside[name], inside[f"{name}_estimate"])
+            for name in _ESTIMATED
+        }
+        title = f"Second-order estimates on the options, one dot a question (n = {table.size})"
+        pictures["subspace_theory"] = scatter_picture(judged, NEAR, title)
         for shown in self._show(table):
             pictures[f"subspace_item_{shown.number}"] = item_picture(shown)
         return pictures
@@ -261,10 +269,8 @@ class Subspace(Task):
     def _show(self, table: ItemTable) -> list[Shown]:
         found = []
         for place in self._shown:
-            item, scores = self._items[place], {}
-            for model in _MODELS:
-                row = table[f"{model}/option_log_likelihood"][place]
-                scores[model] = row[: len(item.options)].tolist()
+            item = self._items[place]
+            scores = {m: table[f"{m}/option_log_likelihood"][place].tolist() for m in _MODELS}
             found.append(
                 Shown(
                     item.number,
@@ -272,7 +278,7 @@ class Subspace(Task):
                     item.question.choices,
                     [self._text([option]) for option in item.options],
                     item.question.label,
-                    scores,
+                    {model: scores[model][: len(item.options)] for model in _MODELS},
                     {model: self._top(table, model, place) for model in _MODELS},
                 )
             )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from prunelit.comparison import token_deviations
 from prunelit.metrics.survival import Survival, forecast, kaplan_meier, keep_probability
-from prunelit.metrics.validity import NEAR, Validity, validity
+from prunelit.metrics.validity import NEAR, Validity, judge
 from prunelit.models.architecture import final_hidden
 from prunelit.models.generation import Sampling, rollout, stop_tokens
 from prunelit.report.curves import Curve, Picture
@@ -186,12 +186,17 @@ class Trajectory(PromptTask):
         curves = {curve.tag: curve for curve in self.curves(table)}
         everyone = np.arange(table.size)
         judged = {quantity: _judge(table, everyone, quantity) for quantity in _ESTIMATED}
+        tokens = int(table[f"token/{_SIZE}"].isfinite().sum())
+        title = (
+            "Second-order estimates, teacher-forced, one dot a token "
+            f"(n = {tokens} tokens of {table.size} prompts)"
+        )
         pictures = {
             "trajectory_cosines": cosines_picture(curves),
             "trajectory_kl": kl_picture(curves),
             "trajectory_logits": logits_picture(curves),
             "trajectory_theory": theory_picture(curves),
-            "trajectory_scatter": scatter_picture(judged, NEAR, table.size),
+            "trajectory_scatter": scatter_picture(judged, NEAR, title),
         }
         steps = _longest(table)
         ended = [0] * steps
@@ -277,9 +282,7 @@ def _observed(table: ItemTable, prompts: np.ndarray, steps: int) -> Survival:
 def _judge(table: ItemTable, prompts: np.ndarray, quantity: str) -> Validity:
     names = (_SIZE, quantity, f"{quantity}_estimate")
     dz, exact, estimate = (table[f"token/{name}"].numpy()[prompts].ravel() for name in names)
-    if quantity.endswith("cosine"):
-        exact, estimate = 1 - exact, 1 - estimate
-    return validity(dz, exact, estimate)
+    return judge(quantity, dz, exact, estimate)
 
 
 def _pooled(table: ItemTable, prompts: np.ndarray) -> dict[str, float]:
