@@ -123,7 +123,6 @@ def _finish(panels: np.ndarray, label: str) -> None:
         axes.set_xlabel("block")
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    panels[0, 0].figure.legend(
-        handles, labels, loc="outside right center", fontsize=8, frameon=False
-    )
+    handles = panels[0, 0].get_legend_handles_labels()[0]
+    figure = panels[0, 0].figure
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)

@@ -235,10 +235,9 @@ class Subspace(Task):
         }
         rows = table.paired_rows(self.name, _READINGS, details)
         rows += table.pair_rows(self.name, _COMPARED, details)
-        collided = torch.zeros(len(self._questions))
-        collided[self._collisions] = 1
-        found = mean(collided)
-        return [*rows, Row(self.name, "collisions", "pair", *found, len(collided), details)]
+        lost = torch.zeros(len(self._questions))
+        lost[self._collisions] = 1
+        return [*rows, Row(self.name, "collisions", "pair", *mean(lost), len(lost), details)]
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
         """The shown rows: prompt, options, both answers, and both models' top tokens."""
