@@ -93,6 +93,16 @@ def test_a_table_is_printed_in_full_where_there_is_no_terminal(
         assert text in printed
 
 
+def test_a_wide_table_is_not_cut_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [Row("t", f"g/quantity_with_a_long_name_{i}", "pair", 0.125, 0.01, 3) for i in range(9)]
+    show(grouped_table(rows, "group"))
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row.metric.removeprefix("g/") in printed
+
+
 def test_the_title_names_what_is_compared() -> None:
     text = io.StringIO()
     Console(file=text, width=120).print(results_table([Row("t", "m", "pair", 1.0, 0.1, 3)]))

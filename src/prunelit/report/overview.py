@@ -106,7 +106,7 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
     """Readings against the number of dropped sublayers or blocks, one panel a kind of drop."""
     kinds = list(dict.fromkeys(v.dropped[0] for v in variants if v.dropped is not None))
     readings = main_readings(variants)
-    figure = Figure(figsize=(2.4 + 4 * len(kinds), 4), layout="constrained")
+    figure = Figure(figsize=(max(8.5, 2.4 + 4 * len(kinds)), 4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     names = ("kind", "dropped", "variant", "task", "metric", "value", "standard_error", "chance")
     numbers: dict[str, list[object]] = {name: [] for name in names}
@@ -155,7 +155,7 @@ def cosines_picture(variants: Sequence[Variant], task: str) -> Picture:
         variants: with the rows of `task`.
         task: that compares the three spaces.
     """
-    figure = Figure(figsize=(2.6 + 1.3 * max(2, len(variants)), 4), layout="constrained")
+    figure = Figure(figsize=(2.6 + 1.3 * max(4, len(variants)), 4), layout="constrained")
     axes = figure.add_subplot()
     names = ("variant", "space", "cosine", "standard_error", "n")
     numbers: dict[str, list[object]] = {name: [] for name in names}

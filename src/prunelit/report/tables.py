@@ -15,7 +15,8 @@ def show(table: Table) -> None:
     """Print a table on stdout, no narrower than it needs where stdout is not a terminal."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        needed = Console(width=10_000).measure(table).maximum
+        console = Console(width=max(120, needed))
     console.print(table)
 
 
