@@ -186,11 +186,8 @@ class Trajectory(PromptTask):
         curves = {curve.tag: curve for curve in self.curves(table)}
         everyone = np.arange(table.size)
         judged = {quantity: _judge(table, everyone, quantity) for quantity in _ESTIMATED}
-        tokens = int(table[f"token/{_SIZE}"].isfinite().sum())
-        title = (
-            "Second-order estimates, teacher-forced, one dot a token "
-            f"(n = {tokens} tokens of {table.size} prompts)"
-        )
+        tokens = f"{int(table[f'token/{_SIZE}'].isfinite().sum())} tokens of {table.size} prompts"
+        title = f"Second-order estimates, teacher-forced, one dot a token (n = {tokens})"
         pictures = {
             "trajectory_cosines": cosines_picture(curves),
             "trajectory_kl": kl_picture(curves),
