@@ -1,4 +1,4 @@
-"""What the tasks of the representation hierarchy cost beside the passes that they cannot do without.
+"""What the tasks of the representation hierarchy cost beside the passes that they need.
 
     python benchmarks/analysis.py [--repeats 5] [--prompts 8] [--new_tokens 24] [--windows 4]
 
@@ -153,8 +153,8 @@ def main() -> None:
                 ratios.append((whole / passes, (whole - watch.seconds) / passes))
         with_logits, without = (statistics.median(column) for column in zip(*ratios, strict=True))
         print(
-            f"{task.name}: {with_logits:.2f} x its bare passes, {without:.2f} x without the time in "
-            "unembedding and comparing",
+            f"{task.name}: {with_logits:.2f} x its bare passes, {without:.2f} x without the time "
+            "in unembedding and comparing",
             flush=True,
         )
 
