@@ -5,7 +5,7 @@ import shutil
 import string
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from transformers import (
 
 import prunelit.__main__
 import prunelit.cli  # here, since Lightning's log handler keeps the stderr of its import
+import prunelit.tasks.collection
 
 # Tiny tensors gain nothing from threads, which on a busy machine wait for each other.
 torch.set_num_threads(1)
@@ -118,6 +119,15 @@ def _own_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = str(tmp_path_factory.mktemp("datasets"))
     datasets.config.HF_DATASETS_CACHE = Path(folder)
     os.environ["HF_DATASETS_CACHE"] = folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_embedding_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nor do their embeddings, and none of an earlier session is found."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prunelit.tasks.collection, "default_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture

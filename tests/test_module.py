@@ -114,7 +114,9 @@ def test_without_a_reference_there_is_one_model(
     assert module.pair.dense is None
     assert list(module.pair.models()) == ["pruned"]
     assert {row.model for row in module.results} == {"pruned"}
-    assert {row.metric for row in module.results} == {"nll", "perplexity", "acc", "acc_norm"}
+    assert {row.metric for row in module.results} == {
+        *("nll", "perplexity", "acc", "acc_norm", "acc_token_norm", "brier", "calibration_error"),
+    }
 
 
 def test_a_task_that_needs_the_reference_is_refused_without_one(
@@ -157,7 +159,7 @@ def test_every_result_is_logged_under_its_task(
 ) -> None:
     trainer = make_trainer()
     trainer.validate(module, datamodule=data)
-    assert len(module.results) == 4 * 3
+    assert len(module.results) == 7 * 3 + 4  # four compare the answers of the pair
     expected = {scalar_name(row): row.value for row in module.results}
     assert len(expected) == len(module.results)
     logged = {name: value.item() for name, value in trainer.callback_metrics.items()}

@@ -103,3 +103,16 @@ def test_paths_are_their_text() -> None:
 
 def test_an_object_without_arguments() -> None:
     assert describe(Bare())["init_args"] == {}
+
+
+def test_a_function_is_given_by_its_path() -> None:
+    assert describe(rebuild) == f"{__name__}.rebuild"
+    assert describe({"a": [describe]}) == {"a": ["prunelit.recipe.describe"]}
+
+
+def test_a_function_that_cannot_be_imported_is_refused() -> None:
+    def local() -> None: ...
+
+    for function in (lambda: None, local):
+        with pytest.raises(InputError, match="Expected a function that can be imported but got"):
+            describe(function)

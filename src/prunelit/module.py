@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit.checks import check_data, check_trainer, check_training
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
+from prunelit.journal import open_journals
 from prunelit.lora import Adapters
 from prunelit.models.architecture import check_unembedding
 from prunelit.models.loading import (
@@ -254,6 +255,7 @@ class PairedLM(LightningModule):
             model.to(self.device).eval()  # type: ignore[arg-type]
         data = self._data()
         self.tables = {name: ItemTable(data.sizes[name]) for name in data.tasks}
+        self._journals = open_journals(self.trainer, self.pair, data.tasks)
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
@@ -261,8 +263,10 @@ class PairedLM(LightningModule):
         """Called by Lightning: measures one batch of one task, dense and pruned."""
         name = self.task_names[dataloader_idx]
         if len(batch["indices"]):
-            values = self._tasks()[name].step(self.pair, batch)
-            self.tables[name].assign(batch["indices"], values)
+            task = self._tasks()[name]
+            indices = batch["indices"]
+            values = self._journals.values(name, indices, lambda: task.step(self.pair, batch))
+            self.tables[name].assign(indices, values)
 
     def on_validation_epoch_end(self) -> None:
         """Called by Lightning on every rank: collects the items and logs `val/<task>/<metric>`."""
@@ -275,6 +279,10 @@ class PairedLM(LightningModule):
         for row in self.results:
             # Every rank holds the same complete table, so nothing is left to synchronise.
             self.log(scalar_name(row), row.value, sync_dist=False)
+
+    def on_validation_end(self) -> None:
+        """Called by Lightning after the callbacks, which have written the results."""
+        self._journals.remove()
 
     @property
     def task_names(self) -> list[str]:

@@ -10,15 +10,22 @@ from prunelit.errors import InputError
 def describe(value: Any) -> Any:
     """Plain data that rebuilds `value`: `{class_path, init_args}` for an object, itself otherwise.
 
-    An object keeps each constructor argument under an attribute of the same name (the scikit-learn
-    estimator convention), so that any pruner, a user's own too, can be described without a
-    registry.
+    A function is given by the path it is imported by. An object keeps each constructor argument
+    under an attribute of the same name (the scikit-learn estimator convention), so that any pruner,
+    a user's own too, can be described without a registry.
 
     Raises:
-        InputError: if an argument was not kept under its name.
+        InputError: if an argument was not kept under its name, or a function cannot be imported.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if inspect.isfunction(value):
+        if "<" in value.__qualname__:
+            raise InputError(
+                f"Expected a function that can be imported but got {value.__qualname__!r}: define "
+                "it with a name in a file."
+            )
+        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
     if isinstance(value, dict):

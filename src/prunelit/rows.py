@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from prunelit.errors import InputError, first_line
 from prunelit.sources import is_hub_name, local_path
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_TEXT = {".txt", ".text", ".utf8"}
+_TEXT = {".tsv", ".txt", ".text", ".utf8"}
 
 
 def load_rows(
     path: str,
     *,
-    columns: Sequence[str],
+    columns: Sequence[str] | Callable[[Sequence[str]], Sequence[str]],
     split: str = "train",
     name: str | None = None,
     limit: int | None = None,
@@ -28,7 +28,8 @@ def load_rows(
     Args:
         path: a data set on the hub; a local json, jsonl, parquet or text file (one row a line,
             column `text`), compressed with gzip or not; `pypi:DIST/PATH`; or `prunelit:FILE`.
-        columns: names every row must have; other columns are dropped.
+        columns: names every row must have, or what chooses them from the names that there are;
+            other columns are dropped.
         split: of the hub data set; local files are one split, `train`, which can be sliced as in
             `train[:80%]`.
         name: of the configuration on the hub.
@@ -49,11 +50,12 @@ def load_rows(
         raise
     except Exception as error:  # datasets raises its own, pyarrow's, zlib's and the hub's types
         raise InputError(f"No rows could be read from {path!r}: {_reason(error)}") from error
-    if missing := sorted(set(columns) - set(data.column_names)):
+    wanted = columns(data.column_names) if callable(columns) else columns
+    if missing := sorted(set(wanted) - set(data.column_names)):
         raise InputError(
             f"Expected rows with {missing} in {path!r} but its columns are {data.column_names}."
         )
-    rows = [dict(row) for row in data.select_columns(list(columns))][:limit]
+    rows = [dict(row) for row in data.select_columns(list(wanted))][:limit]
     if not rows:
         raise InputError(f"{path!r} (split {split!r}) holds no rows.")
     return rows

@@ -16,6 +16,7 @@ _FILE_SUFFIXES = {
     ".parquet",
     ".safetensors",
     ".text",
+    ".tsv",
     ".txt",
     ".utf8",
 }

@@ -42,7 +42,7 @@ def test_every_task_has_its_rows(rows: list[Row]) -> None:
     ]
     assert {"embedding_cosine", "logit_mse", "kl_dense_pruned"} <= metrics["deviation"]
     assert metrics["perplexity"] == {"nll", "perplexity"}
-    assert metrics["multiple_choice"] == {"acc", "acc_norm"}
+    assert {"acc", "acc_norm", "agreement", "mcnemar_p"} <= metrics["multiple_choice"]
     assert {"mrr", "recall@1", "ndcg@10"} <= metrics["retrieval"]
     assert {"exact_match", "contains", "diverged"} <= metrics["rollout"]
     assert {row.n for row in rows if row.task == "deviation"} == {5}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models import scoring
 from prunelit.models.architecture import final_hidden
-from prunelit.models.scoring import continuation_scores, log_likelihoods, window_nll
+from prunelit.models.scoring import log_likelihoods, window_nll
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -63,33 +63,16 @@ def test_log_probabilities_of_all_tokens_sum_to_one(model: PreTrainedModel) -> N
     assert total == pytest.approx(1, abs=1e-6)
 
 
-def test_continuation_scores_of_padded_sequences_that_share_a_context(
-    make_model: MakeModel, family: str, input_ids: Tensor
-) -> None:
-    model = make_model(family)
-    lengths = [20, 11, 15]
-    ids = input_ids[:3].clone()
-    mask = (torch.arange(20) < torch.tensor(lengths)[:, None]).long()
-    ids[mask == 0] = 0
-    # Sequence, first and last position that predicts a token of the continuation.
-    spans = [(0, 3, 9), (1, 5, 9), (0, 18, 18), (2, 0, 13), (1, 9, 9)]
-    targets = torch.cat([ids[row, first + 1 : last + 2] for row, first, last in spans])
-    scores = continuation_scores(model, ids, torch.tensor(spans), targets)
-    expected = []
-    for row, first, last in spans:
-        expected.append(oracle(model, ids[row, : lengths[row]])[first : last + 1].sum())
-    assert scores.dtype == torch.float64
-    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_continuation_scores_score_the_given_targets(
-    model: PreTrainedModel, input_ids: Tensor
-) -> None:
+def test_several_targets_at_a_position(model: PreTrainedModel, input_ids: Tensor) -> None:
     ids = input_ids[:1]
     full = log_softmax(model(ids).logits[0].double().numpy(), axis=-1)
-    spans = torch.tensor([[0, 4, 4], [0, 4, 4]])
-    scores = continuation_scores(model, ids, spans, torch.tensor([7, 250]))
-    np.testing.assert_allclose(scores.numpy(), full[4, [7, 250]], rtol=1e-5)
+    hidden = final_hidden(model, ids, torch.ones_like(ids))[0]
+    targets = torch.arange(60).view(20, 3)
+    scores = log_likelihoods(model, hidden, targets)
+    assert scores.dtype == torch.float64
+    np.testing.assert_allclose(
+        scores.numpy(), np.take_along_axis(full, targets.numpy(), 1), rtol=1e-5
+    )
 
 
 def test_logits_that_are_not_numbers_are_refused(make_model: MakeModel) -> None:

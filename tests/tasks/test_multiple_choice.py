@@ -1,16 +1,20 @@
 """Multiple choice against one request at a time."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torchmetrics.functional.classification import multiclass_calibration_error
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
+from prunelit.metrics.paired import mcnemar
 from prunelit.tasks import ItemTable, MultipleChoice, Pair
-from prunelit.tasks.multiple_choice import split_tokens
+from prunelit.tasks.choices import FewShot
 
 
 def naive_scores(
@@ -28,14 +32,18 @@ def naive_scores(
     return scores
 
 
-@torch.no_grad()
 def measure(path: Path, pair: Pair, batch_size: int) -> tuple[MultipleChoice, ItemTable]:
-    task = MultipleChoice(str(path), batch_size=batch_size)
+    return run(MultipleChoice(str(path), batch_size=batch_size), pair)
+
+
+@torch.no_grad()
+def run(task: MultipleChoice, pair: Pair) -> tuple[MultipleChoice, ItemTable]:
     task.read()
     size = task.prepare(pair.tokenizer)
     table = ItemTable(size)
     for batch in task.batches(size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
+    table.all_reduce_()
     return task, table
 
 
@@ -100,26 +108,175 @@ def test_chance_is_the_mean_over_questions(material: Path, pair: Pair) -> None:
     assert row.details["chance"] == pytest.approx((2 / 2 + 3 / 3 + 2 / 4) / 7)
 
 
-def test_choices_that_begin_alike_share_a_forward_pass(
+def test_what_choices_have_in_common_is_read_once(
     material: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     task = MultipleChoice(str(material / "questions.jsonl"), split="train[3:5]")
     task.read()
     assert task.prepare(tokenizer) == 2
     # `gold` is read within `goldfish`; of the one-token answers 4 and 5 only the space is read.
-    metal, digits = task.collate([0]), task.collate([1])
-    assert metal["input_ids"].shape[0] == 2
-    assert len(metal["spans"]) == 3
-    assert digits["input_ids"].shape[0] == 1
-    assert digits["spans"][0].equal(digits["spans"][1])
+    metal, digits = task.collate([0])["tree"], task.collate([1])["tree"]
+    (stem,), (leaves,) = metal.stems, metal.leaves
+    assert tokenizer.decode(stem.input_ids[0]) == "Question: Which is a metal?\nAnswer: "
+    read = [ids[:n] for ids, n in zip(leaves.input_ids, leaves.lengths, strict=True)]
+    assert sorted(map(tokenizer.decode, read)) == ["goldfis", "wate"]
+    assert digits.leaves == []
+    assert tokenizer.decode(digits.stems[0].input_ids[0]) == "Question: 2 + 3 =\nAnswer: "
 
 
-def test_spaces_at_the_end_of_the_context_belong_to_the_continuation(
-    tokenizer: PreTrainedTokenizerBase,
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def single(pair: Pair, context: str, continuation: str) -> float:
+    """The log-likelihood of a continuation: one forward pass, all logits."""
+    tokenizer = pair.tokenizer
+    ids = torch.tensor([tokenizer(context + continuation)["input_ids"]])
+    with torch.no_grad():
+        log_p = torch.log_softmax(pair.pruned(input_ids=ids).logits[0, :-1].double(), -1)
+    cut = len(tokenizer(context)["input_ids"]) - 1
+    return log_p.gather(1, ids[0, 1:, None])[cut:, 0].sum().item()
+
+
+@pytest.mark.parametrize("unconditional", ["Answer:", ""])
+def test_pmi_takes_the_highest_gain(material: Path, pair: Pair, unconditional: str) -> None:
+    path = material / "questions.jsonl"
+    task = MultipleChoice(str(path), unconditional=unconditional, primary="acc_pmi")
+    _, table = run(task, pair)
+    start = unconditional or "<end>"  # the tokenizer's only special token
+    changed = 0
+    for index, row in enumerate(rows_of(path)):
+        free = [single(pair, start, f" {choice}") for choice in row["choices"]]
+        measured = table["pruned/unconditional"][index, : len(free)]
+        assert measured.tolist() == pytest.approx(free, abs=2e-4)
+        given = naive_scores(pair.pruned, pair.tokenizer, row["context"], row["choices"])
+        gain = [a - b for a, b in zip(given, free, strict=True)]
+        changed += gain.index(max(gain)) != given.index(max(given))
+        assert table["pruned/acc_pmi"][index] == (gain.index(max(gain)) == row["label"])
+    assert changed
+    assert {row.metric for row in task.summarise(table)} >= {"acc_pmi", "agreement", "mcnemar_p"}
+
+
+def test_token_normalisation_divides_by_the_tokens_scored(tmp_path: Path, pair: Pair) -> None:
+    # Bytes are the tokens of this tokenizer, so that the delimiter is what makes the difference.
+    words = ["a", "bcdefg", "hi", "jklmnopqrst", "uv", "wxyz!?"]
+    rows = [
+        {"id": f"{i}{j}", "context": f"{first}?", "choices": [first, second], "label": 0}
+        for i, first in enumerate(words)
+        for j, second in enumerate(words)
+        if i != j
+    ]
+    _, table = run(MultipleChoice(write(tmp_path / "r.jsonl", rows), delimiter="    "), pair)
+    norms = {"acc_norm": 0, "acc_token_norm": 4}
+    expected: dict[str, list[float]] = {metric: [] for metric in norms}
+    for index, row in enumerate(rows):
+        scores = table["pruned/log_likelihood"][index].tolist()
+        for metric, more in norms.items():
+            normed = [s / (len(c) + more) for s, c in zip(scores, row["choices"], strict=True)]
+            expected[metric].append(float(normed[0] >= normed[1]))
+    assert expected["acc_norm"] != expected["acc_token_norm"]
+    for metric, values in expected.items():
+        assert table[f"pruned/{metric}"].tolist() == values
+
+
+def test_dense_and_pruned_are_paired(material: Path, pair: Pair) -> None:
+    task, table = measure(material / "questions.jsonl", pair, 4)
+    rows = {(row.metric, row.model): row for row in task.summarise(table)}
+    label = torch.tensor([row["label"] for row in rows_of(material / "questions.jsonl")])
+    dense, pruned = (table[f"{name}/log_likelihood"].argmax(1) for name in ("dense", "pruned"))
+    wrong = int(((dense == label) & (pruned != label)).sum())
+    right = int(((dense != label) & (pruned == label)).sum())
+    assert rows["agreement", "pair"].value == pytest.approx(
+        (dense == pruned).double().mean().item()
+    )
+    assert rows["flips_to_wrong", "pair"].value == pytest.approx(wrong / 7)
+    assert rows["flips_to_right", "pair"].value == pytest.approx(right / 7)
+    test = rows["mcnemar_p", "pair"]
+    assert test.value == pytest.approx(mcnemar(wrong, right))
+    assert math.isnan(test.standard_error)
+    assert test.details["flips_to_wrong"] == wrong
+    assert wrong + right
+    accuracy = rows["acc", "difference"].value
+    assert accuracy == pytest.approx((right - wrong) / 7)
+
+
+def test_probabilities_of_the_choices_are_judged(material: Path, pair: Pair) -> None:
+    task, table = measure(material / "questions.jsonl", pair, 4)
+    rows = {(row.metric, row.model): row for row in task.summarise(table)}
+    label = torch.tensor([row["label"] for row in rows_of(material / "questions.jsonl")])
+    p = table["dense/log_likelihood"].softmax(1)
+    right = torch.nn.functional.one_hot(label, 4)
+    assert rows["brier", "dense"].value == pytest.approx(((p - right) ** 2).sum(1).mean().item())
+    expected = multiclass_calibration_error(p, label, num_classes=4, n_bins=15, norm="l1")
+    assert rows["calibration_error", "dense"].value == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 9])
+def test_batches_do_not_depend_on_the_number_of_ranks(
+    material: Path, pair: Pair, world: int
 ) -> None:
-    context, continuation = split_tokens(tokenizer, "Answer:  ", "no")
-    assert tokenizer.decode(context) == "Answer:"
-    assert tokenizer.decode(continuation) == "  no"
+    task = MultipleChoice(str(material / "questions.jsonl"), batch_size=2)
+    task.read()
+    size = task.prepare(pair.tokenizer)
+    ranks = [[b["indices"].tolist() for b in task.batches(size, r, world)] for r in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    dealt = [batch for batches in ranks for batch in batches if batch]
+    assert sorted(dealt) == sorted(task.chunks(size))
+    assert sorted(index for batch in dealt for index in batch) == list(range(7))
+
+
+def test_a_pass_over_the_items_shares_what_was_read_and_the_next_reads_anew(
+    material: Path, pair: Pair
+) -> None:
+    task = MultipleChoice(str(material / "questions.jsonl"), few_shot=FewShot(2), batch_size=2)
+    _, before = run(task, pair)
+    with torch.no_grad():  # the pruned model is pruned further between two validations
+        pair.pruned.get_parameter("model.layers.0.mlp.down_proj.weight").zero_()
+    _, after = run(task, pair)
+    _, fresh = run(MultipleChoice(task.path, few_shot=FewShot(2), batch_size=2), pair)
+    assert after["pruned/log_likelihood"].equal(fresh["pruned/log_likelihood"])
+    assert not after["pruned/log_likelihood"].equal(before["pruned/log_likelihood"])
+    assert after["dense/log_likelihood"].equal(before["dense/log_likelihood"])
+    batches = [batch["lending"] for batch in task.batches(7, 0, 1)]
+    assert len(set(map(id, batches))) == 1
+
+
+def test_the_longest_sequence_counts_examples(material: Path, pair: Pair) -> None:
+    task = MultipleChoice(str(material / "questions.jsonl"), few_shot=FewShot(3))
+    task.read()
+    task.prepare(pair.tokenizer)
+    tokens = pair.tokenizer
+    every = [
+        len(tokens(before + prompt + rest)["input_ids"]) - 1
+        for before, own in zip(task._before, task._texts, strict=True)
+        for prompt, rest in own
+    ]
+    assert task.longest == max(every)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"primary": "acc_pmi"}, "Expected `primary` among"),
+        ({"scoring": "letter"}, r"Expected the field \{choices\}"),
+        (
+            {"scoring": "letter", "template": "{context}{choices}", "primary": "acc_norm"},
+            "Expected `primary` among",
+        ),
+        (
+            {"scoring": "partial", "template": "{context}", "unconditional": ""},
+            "Expected no `unconditional`",
+        ),
+        ({"few_shot": FewShot(7)}, "Expected 7 examples beside the question 'capital'"),
+        ({"description": "About {group}."}, "Expected rows with a `group`"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_while_reading(
+    material: Path, options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        MultipleChoice(str(material / "questions.jsonl"), **options).read()
 
 
 def test_a_template_without_the_context_is_refused_while_reading(material: Path) -> None:
@@ -136,6 +293,8 @@ def test_a_choice_without_tokens_of_its_own_is_refused(
     task = MultipleChoice(str(tmp_path / "rows.jsonl"))
     task.read()
     # A tokenizer that merges the choice into the last token of the prompt.
-    monkeypatch.setattr("prunelit.tasks.multiple_choice.encode", lambda *_: [1, 2, 3])
+    monkeypatch.setattr(
+        "prunelit.tasks.choices.encode_all", lambda _, texts: [[1, 2, 3] for _ in texts]
+    )
     with pytest.raises(InputError, match="row 'x' adds no token to the prompt"):
         task.prepare(tokenizer)

@@ -15,7 +15,6 @@ from transformers import (
 from prunelit import InputError
 from prunelit.report.rows import Row
 from prunelit.tasks import ItemTable, Pair, Rollout
-from prunelit.tasks.rollout import contains, normalise, repetition
 
 
 def writer(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedModel:
@@ -182,56 +181,3 @@ def test_a_tokenizer_without_a_chat_template_is_refused(
 def test_a_budget_below_one_token_is_refused() -> None:
     with pytest.raises(InputError, match="`max_new_tokens` of at least 1 but got 0"):
         Rollout("rows.jsonl", max_new_tokens=0)
-
-
-@pytest.mark.parametrize(
-    ("text", "normal"),
-    [
-        ("The Answer: 42!", "the answer 42"),
-        ("  a\n b\t", "a b"),
-        ("STRASSE", "strasse"),
-        ("Straße", "strasse"),
-        ("São Paulo.", "são paulo"),
-        ("ﬁsh", "fish"),
-        ("don't", "don t"),
-        ("...", ""),
-    ],
-)
-def test_normalise(text: str, normal: str) -> None:
-    assert normalise(text) == normal
-
-
-@pytest.mark.parametrize(
-    ("answer", "target", "expected"),
-    [
-        ("It is **Paris**.", "paris", True),
-        ("Parisian", "Paris", False),
-        ("the sum is 15", "5", False),
-        ("the sum is 5.", "5", True),
-        ("in São Paulo, Brazil", "são paulo", True),
-        ("Paulo", "São Paulo", False),
-        ("", "Paris", False),
-        ("Anything at all", "?!", False),
-    ],
-)
-def test_contains_whole_words(answer: str, target: str, expected: bool) -> None:
-    assert contains(answer, target) is expected
-
-
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [
-        ([], 0),
-        ([1, 1, 1], 0),
-        ([1, 2, 3, 4], 0),
-        ([1, 1, 1, 1, 1], 1 / 2),
-        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),
-        ([1, 2, 3, 4, 5, 6, 7], 0),
-    ],
-)
-def test_repetition_is_the_share_of_4_grams_seen_before(tokens: list[int], expected: float) -> None:
-    assert repetition(tokens) == pytest.approx(expected)
-
-
-def test_repetition_of_other_lengths() -> None:
-    assert repetition([1, 2, 1, 2, 1], n=2) == pytest.approx(1 - 2 / 4)

@@ -15,6 +15,7 @@ from prunelit.module import PairedLM, scalar_name
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers
 from prunelit.report.figures import readings_figure, sparsity_figure
 from prunelit.report.files import write_whole
+from prunelit.report.items import write_items
 from prunelit.report.pictures import write_picture
 from prunelit.report.readings import readings_numbers, sparsity_numbers
 from prunelit.report.rows import Row, write_rows
@@ -51,6 +52,8 @@ class Results(Callback):
         )
         tasks: dict[str, Task] = trainer.datamodule.tasks  # type: ignore[attr-defined]
         tables = pl_module.tables
+        for name, task in tasks.items():
+            write_items(task.items(tables[name]), folder / "items" / f"{name}.parquet")
         self.curves = {name: task.curves(tables[name]) for name, task in tasks.items()}
         pictures = self._pictures(pl_module, tasks, report)
         for name, picture in pictures.items():

@@ -12,9 +12,12 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteriaList,
 )
 
 from prunelit.errors import InputError
+from prunelit.models.shared_prefix import SharedPrefix
+from prunelit.models.stopping import StopStrings
 
 
 @dataclass
@@ -23,7 +26,8 @@ class Rollouts:
 
     Args:
         tokens: (B, max_new_tokens) ids; -1 after the end.
-        ended: (B,) bool, whether it wrote an end-of-text token (the last one kept) in time.
+        ended: (B,) bool, whether it wrote an end-of-text token (the last one kept) or a stop
+            string in time.
     """
 
     tokens: Tensor
@@ -102,8 +106,10 @@ def rollout(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     stops: Sequence[int] | None = None,
+    stop_strings: Sequence[str] = (),
+    prefix: SharedPrefix | None = None,
 ) -> Rollouts:
-    """Decoding with a KV cache, each row until its end-of-text token.
+    """Decoding with a KV cache, each row until its end-of-text token or a stop string.
 
     Only what the decoding is defined by counts: sampling settings and penalties that come with a
     model are not applied.
@@ -116,15 +122,20 @@ def rollout(
         max_new_tokens: budget a row.
         sampling: how to sample; None decodes greedily.
         stops: ids that end a text; None takes `stop_tokens`.
+        stop_strings: texts that end a row too; the token that completes one is kept.
+        prefix: of all rows, which is read once for many calls.
     """
     stops = list(stop_tokens(model, tokenizer) if stops is None else stops)
     processors = LogitsProcessorList([] if sampling is None else [GumbelNoise(sampling)])
+    strings = StopStrings(tokenizer, stop_strings, input_ids.shape[1]) if stop_strings else None
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id,
     )
+    cache = None if prefix is None else prefix.cache(model, attention_mask)
+    begun = {} if cache is None else {"past_key_values": cache}
     # `generate` fills what a configuration leaves open from the model's own one.
     own = model.generation_config
     model.generation_config = GenerationConfig()
@@ -134,6 +145,8 @@ def rollout(
             attention_mask=attention_mask,
             generation_config=greedy,
             logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([] if strings is None else [strings]),
+            **begun,
         )
     finally:
         model.generation_config = own
@@ -142,5 +155,7 @@ def rollout(
     tokens = new.new_full((len(new), max_new_tokens), -1)
     tokens[:, : new.shape[1]] = new
     is_stop = torch.isin(tokens, torch.tensor(stops, dtype=tokens.dtype, device=tokens.device))
+    if strings is not None:
+        is_stop |= strings.ends(max_new_tokens).to(is_stop.device)
     after_end = is_stop.cumsum(1) - is_stop.long() > 0
     return Rollouts(tokens.masked_fill(after_end, -1), is_stop.any(1))

@@ -17,10 +17,10 @@ def log_likelihoods(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> 
     Args:
         model: a causal LM.
         hidden: (N, D), final embeddings of the positions before the targets.
-        targets: (N,), token ids.
+        targets: (N,) token ids, or (N, K) with several a position.
 
     Returns:
-        (N,) float64, nats.
+        (N,) or (N, K) float64, nats.
 
     Raises:
         InputError: if the model's logits are not numbers.
@@ -31,7 +31,7 @@ def log_likelihoods(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> 
             # float32 log-softmax, as in lm-evaluation-harness: with V = 49152 it lies about 1e-5
             # nats a token above the exact value, the same for dense and pruned.
             scores = unembed(model, h).log_softmax(1)
-            pieces.append(scores.gather(1, ids[:, None])[:, 0].double())
+            pieces.append(scores.gather(1, ids.view(len(ids), -1)).view(ids.shape).double())
     result = torch.cat(pieces)
     if result.isnan().any():
         raise InputError(f"{type(model).__name__} gives NaN where a log-probability is expected.")
@@ -51,32 +51,3 @@ def window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     hidden = final_hidden(model, input_ids, torch.ones_like(input_ids))[:, :-1]
     scores = log_likelihoods(model, hidden.flatten(0, 1), input_ids[:, 1:].flatten())
     return -scores.view(hidden.shape[:2])
-
-
-def continuation_scores(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    spans: Tensor,
-    targets: Tensor,
-) -> Tensor:
-    """Summed log-likelihood of continuations that stand inside right-padded sequences.
-
-    No mask is needed: a causal model never sees the padding, which comes after every scored token.
-
-    Args:
-        model: a causal LM.
-        input_ids: (B, T), right-padded.
-        spans: (C, 3), for each continuation the sequence it is scored in and the first and last
-            position (inclusive) whose next token belongs to it.
-        targets: the continuations' token ids, end to end.
-
-    Returns:
-        (C,) float64, nats.
-    """
-    hidden = final_hidden(model, input_ids, torch.ones_like(input_ids))
-    sequence, first, last = spans.unbind(1)
-    lengths = last - first + 1
-    owner = torch.repeat_interleave(torch.arange(len(spans), device=spans.device), lengths)
-    offset = torch.arange(len(owner), device=spans.device) - (lengths.cumsum(0) - lengths)[owner]
-    scores = log_likelihoods(model, hidden[sequence[owner], first[owner] + offset], targets)
-    return scores.new_zeros(len(spans)).index_add_(0, owner, scores)

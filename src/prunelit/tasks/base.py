@@ -1,7 +1,7 @@
 """The contract of everything that is measured."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,15 +117,35 @@ class Task(ABC):
         """What runs over blocks or decoding steps; most tasks have none."""
         return []
 
+    def items(self, table: ItemTable) -> Iterable[dict[str, Any]]:
+        """Everything known of every item, for a table on disk; most tasks have none."""
+        return []
+
+    def recipe(self) -> dict[str, Any] | None:
+        """What the values of the items depend on besides the models, as plain data.
+
+        With it batches that an interrupted run measured are not measured again, which pays for
+        itself where they take long; most tasks measure anew. Their values must be tensors then.
+        """
+        return None
+
+    def chunks(self, size: int) -> list[list[int]]:
+        """The items of each batch, every one once, the same on any number of ranks."""
+        return [
+            list(range(start, min(start + self.batch_size, size)))
+            for start in range(0, size, self.batch_size)
+        ]
+
+    def common(self) -> dict[str, Any]:
+        """What all batches of one pass over the items hold; most tasks need nothing."""
+        return {}
+
     def batches(self, size: int, rank: int, world: int) -> "RankBatches":
         """This rank's batches: every `world`-th one, and an empty one where a rank has one fewer.
 
         Without the empty one a rank with nothing to do would leave the loop while others wait.
         """
-        chunks = [
-            list(range(start, min(start + self.batch_size, size)))
-            for start in range(0, size, self.batch_size)
-        ]
+        chunks = self.chunks(size)
         mine = chunks[rank::world]
         mine += [[]] * (-(-len(chunks) // world) - len(mine))
         return RankBatches(self, mine)
@@ -142,6 +162,7 @@ class RankBatches:
         return len(self._chunks)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        common = self._task.common()
         for indices in self._chunks:
             batch = self._task.collate(indices) if indices else {}
-            yield {**batch, "indices": torch.tensor(indices, dtype=torch.int64)}
+            yield {**common, **batch, "indices": torch.tensor(indices, dtype=torch.int64)}

@@ -1,39 +1,69 @@
 """Multiple choice by log-likelihood of the choices."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
-from prunelit.models.scoring import continuation_scores
+from prunelit.metrics.calibration import brier_scores, calibration_gaps
+from prunelit.metrics.paired import PAIRED, mcnemar, paired_answers
+from prunelit.models.branches import Tree
+from prunelit.models.prefix import Lending, tree_scores
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.choices import FewShot, Prompt, Scoring, group_of
+from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
-from prunelit.tasks.questions import check_template, load_questions
-from prunelit.tokens import encode, pad, pad_token
+from prunelit.tasks.plans import plan
+from prunelit.tasks.questions import Question
+from prunelit.tokens import pad_token
+
+Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
 
 
 class MultipleChoice(Task):
     """Which choice does the model find most likely after the context?
 
     `acc` takes the highest summed log-likelihood, `acc_norm` the highest per UTF-8 byte of the
-    choice; `chance` is the mean of 1 / number of choices. Prompts and tokens are those of
-    lm-evaluation-harness (context and continuation are tokenised together, spaces at the end of the
-    context belong to the continuation). Differs from it in `acc_norm` alone, which there divides by
-    characters: the same for ASCII.
+    choice, `acc_token_norm` the highest per token, and `acc_pmi` the highest gain over the choice's
+    log-likelihood after `unconditional` in place of the prompt (Holtzman et al. 2021,
+    arXiv:2104.08315). The softmax of the log-likelihoods over the choices gives `brier`, from 0 to
+    2, and `calibration_error` in 15 bins. Of the pair: `agreement` of the choices by the `primary`
+    accuracy, the shares of questions that flip `to_wrong` and `to_right`, and the p-value of
+    McNemar's exact test that both flips are equally frequent. `chance` is the mean of 1 / number of
+    choices. Rows with a group give the primary accuracy of each group too.
+
+    Prompts and tokens are those of lm-evaluation-harness 0.4.13 (see `prunelit.tasks.choices`).
+    Differs from it in `acc_norm` alone, which there divides by characters: the same for ASCII, and
+    there called `acc_bytes`.
+
+    What questions, or the choices of one, have in common is read once. A model whose cache cannot
+    be lent for that reads every sequence whole; a warning says so.
 
     Args:
-        path: rows `{id, context, choices, label}`, see `prunelit.rows.load_rows`.
+        path: rows of any form, see `prunelit.tasks.formats.read_questions`.
         split: of the data set.
-        template: of the prompt, with the field `{context}`.
+        template: of the prompt, see `prunelit.tasks.choices.Prompt`.
         delimiter: between prompt and choice.
         limit: number of rows; None is all.
-        batch_size: questions a batch.
+        batch_size: questions a batch, at most.
         name: of the task.
+        subset: configuration of the data set on the hub.
+        format: makes a question of a row that is not one already.
+        columns: in place of a format, the rows' own names of `context`, `choices`, `label`.
+        scoring: `continuation`, `letter` or `partial`.
+        description: before everything else.
+        few_shot: solved examples before every question.
+        unconditional: in place of the prompt for `acc_pmi`; empty is the beginning-of-text token,
+            None leaves it out.
+        primary: the accuracy that the models are compared by.
+        tokens: read in one pass, at most, unless a single question has more.
     """
 
     def __init__(
@@ -43,114 +73,201 @@ class MultipleChoice(Task):
         template: str = "Question: {context}\nAnswer:",
         delimiter: str = " ",
         limit: int | None = None,
-        batch_size: int = 16,
+        batch_size: int = 64,
         name: str = "multiple_choice",
+        subset: str | None = None,
+        format: Format | None = None,
+        columns: dict[str, str] | None = None,
+        scoring: Scoring = "continuation",
+        description: str = "",
+        few_shot: FewShot | None = None,
+        unconditional: str | None = None,
+        primary: Primary = "acc",
+        tokens: int = 4096,
     ) -> None:
         super().__init__(name, batch_size)
+        if tokens < 1:
+            raise InputError(f"Expected `tokens` of at least 1 but got {tokens}.")
         self.path = path
         self.split = split
         self.template = template
         self.delimiter = delimiter
         self.limit = limit
+        self.subset = subset
+        self.format = format
+        self.columns = columns
+        self.scoring: Scoring = scoring
+        self.description = description
+        self.few_shot = few_shot
+        self.unconditional = unconditional
+        self.primary = primary
+        self.tokens = tokens
 
     def read(self) -> None:
-        check_template(self.template, "context")
-        self._questions = load_questions(self.path, self.split, self.limit)
+        self._prompt = Prompt(self.template, self.delimiter, self.scoring, self.description)
+        if self.unconditional is not None and self.scoring == "partial":
+            raise InputError(
+                "Expected no `unconditional` with partial scoring, whose continuation is the same "
+                "for all choices."
+            )
+        if self.primary not in (known := self._accuracies()):
+            raise InputError(f"Expected `primary` among {known} but got {self.primary!r}.")
+        self._questions = self._load(self.path, self.split, self.limit, self.subset)
+        self._texts = [self._prompt.texts(question) for question in self._questions]
+        self._before = [self._prompt.before(question) for question in self._questions]
+        if (shots := self.few_shot) is not None:
+            path, subset = shots.path or self.path, shots.subset or self.subset
+            drawn = shots.drawn(self._load(path, shots.split, None, subset))
+            self._before = [
+                self._prompt.before(question, shots.examples(drawn, question))
+                for question in self._questions
+            ]
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        self._pad_id = pad_token(tokenizer)
-        self._requests = []
-        for question in self._questions:
-            prompt = self.template.format(context=question.context)
-            texts = [self.delimiter + choice for choice in question.choices]
-            requests = [split_tokens(tokenizer, prompt, text) for text in texts]
-            if not all(context and continuation for context, continuation in requests):
-                raise InputError(
-                    f"A choice of the row {question.id!r} adds no token to the prompt: "
-                    "give another `template` or `delimiter`."
-                )
-            self._requests.append(requests)
-            self.longest = max(self.longest, *(len(c) + len(k) - 1 for c, k in requests))
-        return len(self._questions)
+        pad_id = pad_token(tokenizer)
+        names = [question.id for question in self._questions]
+        self._plan = plan(tokenizer, pad_id, names, self._before, self._texts)
+        self.longest = self._plan.longest
+        if self.unconditional is not None:
+            free = [[("", rest) for _, rest in own] for own in self._texts]
+            before = [self.unconditional] * len(free)
+            self._free = plan(tokenizer, pad_id, names, before, free)
+            self.longest = max(self.longest, self._free.longest)
+        # What the accuracies divide by, 1 where a question has fewer choices than the widest.
+        shape = (len(names), max(len(question.choices) for question in self._questions))
+        self._label = torch.tensor([question.label for question in self._questions])
+        self._bytes = torch.ones(shape, dtype=torch.float64)
+        self._tokens = torch.ones(shape, dtype=torch.float64)
+        for row, question in enumerate(self._questions):
+            for column, choice in enumerate(question.choices):
+                self._bytes[row, column] = len(choice.encode())
+                self._tokens[row, column] = len(self._plan.branches[row].targets[column])
+        return len(names)
+
+    def chunks(self, size: int) -> list[list[int]]:
+        return self._plan.chunks(self.batch_size, self.tokens)
+
+    def common(self) -> dict[str, Any]:
+        return {"lending": Lending()}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        sequences: list[list[int]] = []
-        spans: list[tuple[int, int, int]] = []
-        targets: list[int] = []
-        for index in indices:
-            start = len(sequences)
-            requests = self._requests[index]
-            # Causal models see only what stands before, so one pass over the longest input also
-            # scores every choice whose input is a beginning of it.
-            for context, continuation in sorted(requests, key=lambda r: -len(r[0]) - len(r[1])):
-                read = [*context, *continuation[:-1]]
-                if not any(other[: len(read)] == read for other in sequences[start:]):
-                    sequences.append(read)
-            for context, continuation in requests:
-                read = [*context, *continuation[:-1]]
-                row = next(
-                    i for i in range(start, len(sequences)) if sequences[i][: len(read)] == read
-                )
-                spans.append((row, len(context) - 1, len(read) - 1))
-                targets.extend(continuation)
-        return {
-            "input_ids": pad(sequences, self._pad_id)["input_ids"],
-            "spans": torch.tensor(spans),
-            "targets": torch.tensor(targets),
-            "questions": list(indices),
-        }
+        batch = {"tree": self._plan.tree(indices, self.tokens), "questions": list(indices)}
+        if self.unconditional is not None:
+            batch["free"] = self._free.tree(indices, self.tokens)
+        return batch
 
     def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
-        questions = [self._questions[index] for index in batch["questions"]]
-        counts = [len(question.choices) for question in questions]
-        widest = max(len(question.choices) for question in self._questions)
-        label = torch.tensor([question.label for question in questions])
+        indices = batch["questions"]
         values: dict[str, Tensor] = {}
         for name, model in pair.models().items():
-            scores = continuation_scores(
-                model,
-                batch["input_ids"],
-                batch["spans"],
-                batch["targets"],
-            ).cpu()
-            table = torch.full((len(questions), widest), -torch.inf, dtype=torch.float64)
-            size = torch.ones_like(table)
-            for row, (question, own) in enumerate(
-                zip(questions, scores.split(counts), strict=True)
-            ):
-                table[row, : len(own)] = own
-                bytes_ = [len(choice.encode()) for choice in question.choices]
-                size[row, : len(own)] = torch.tensor(bytes_, dtype=torch.float64)
-            values[f"{name}/log_likelihood"] = table
-            values[f"{name}/acc"] = (table.argmax(1) == label).double()
-            values[f"{name}/acc_norm"] = ((table / size).argmax(1) == label).double()
+            columns = {"log_likelihood": self._scores(model, batch["tree"], batch)}
+            if "free" in batch:
+                columns["unconditional"] = self._scores(model, batch["free"], batch)
+            label = self._label[indices]
+            for metric, chosen in self._chosen(columns, indices).items():
+                columns[metric] = (chosen == label).double()
+            columns["brier"] = brier_scores(columns["log_likelihood"], label)
+            values |= {f"{name}/{column}": value for column, value in columns.items()}
         return values
 
     def summarise(self, table: ItemTable) -> list[Row]:
+        details = self._details()
+        every = range(table.size)
+        values: dict[str, Tensor] = {}
+        chosen: dict[str, Tensor] = {}
+        metrics = [*self._accuracies(), "brier"]
+        for name in ("dense", "pruned"):
+            if f"{name}/log_likelihood" not in table:
+                continue
+            stored = [c for c in ("log_likelihood", "unconditional") if f"{name}/{c}" in table]
+            columns = {column: table[f"{name}/{column}"] for column in stored}
+            chosen[name] = self._chosen(columns, every)[self.primary]
+            values |= {f"{name}/{metric}": table[f"{name}/{metric}"] for metric in metrics}
+            gaps = calibration_gaps(columns["log_likelihood"], self._label)
+            values[f"{name}/calibration_error"] = gaps
+        if len(chosen) == 2:
+            values |= paired_answers(chosen["dense"], chosen["pruned"], self._label)
+        derived = ItemTable(table.size)
+        derived.assign(torch.arange(table.size), values)
+        rows = derived.paired_rows(self.name, [*metrics, "calibration_error"], details)
+        rows += derived.pair_rows(self.name, list(PAIRED), details)
+        if len(chosen) == 2:
+            flips = [int(values[name].sum()) for name in PAIRED[1:]]
+            counts = {"flips_to_wrong": flips[0], "flips_to_right": flips[1]}
+            p = mcnemar(*flips)
+            rows.append(
+                Row(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**details, **counts})
+            )
+        return rows + self._group_rows(values, details)
+
+    def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Row]:
+        """The primary accuracy of each group of questions."""
+        groups: dict[str, list[int]] = {}
+        for index, question in enumerate(self._questions):
+            if (group := group_of(question)) is not None:
+                groups.setdefault(group, []).append(index)
+        rows = []
+        for group, indices in groups.items():
+            part = ItemTable(len(indices))
+            metric = f"{self.primary}/{group}"
+            own = {
+                f"{name}/{metric}": values[f"{name}/{self.primary}"][indices]
+                for name in ("dense", "pruned")
+                if f"{name}/{self.primary}" in values
+            }
+            part.assign(torch.arange(len(indices)), own)
+            rows += part.paired_rows(self.name, [metric], {**details, "group": group})
+        return rows
+
+    def _load(self, path: str, split: str, limit: int | None, subset: str | None) -> list[Question]:
+        options = {"subset": subset, "format": self.format, "columns": self.columns}
+        return read_questions(path, split, limit, **options)
+
+    def _accuracies(self) -> list[str]:
+        """Those that can differ: letters and the rest of a sentence are equally long."""
+        longer = ["acc_norm", "acc_token_norm"] if self.scoring == "continuation" else []
+        return ["acc", *longer, *([] if self.unconditional is None else ["acc_pmi"])]
+
+    def _chosen(self, columns: dict[str, Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
+        """For each accuracy the choices it takes, (B,)."""
+        scores, rows = columns["log_likelihood"], torch.tensor(indices)
+        normed = {
+            "acc": scores,
+            "acc_norm": scores / self._bytes[rows],
+            "acc_token_norm": scores / self._tokens[rows],
+        }
+        if "unconditional" in columns:
+            gain = scores - columns["unconditional"]
+            normed["acc_pmi"] = gain.masked_fill(scores == -torch.inf, -torch.inf)
+        return {metric: normed[metric].argmax(1) for metric in self._accuracies()}
+
+    def _scores(self, model: PreTrainedModel, tree: Tree, batch: dict[str, Any]) -> Tensor:
+        """(B, C), log-likelihoods; minus infinity where a question has fewer choices."""
+        scores = tree_scores(model, tree, batch.get("lending")).cpu()
+        counts = [len(self._questions[index].choices) for index in batch["questions"]]
+        table = torch.full((len(counts), self._bytes.shape[1]), -torch.inf, dtype=torch.float64)
+        for row, own in enumerate(scores.split(counts)):
+            table[row, : len(own)] = own
+        return table
+
+    def _details(self) -> dict[str, Any]:
+        questions = self._questions
         details = {
             "path": self.path,
             "split": self.split,
-            "rows_sha256": hash_rows([vars(question) for question in self._questions]),
+            "rows_sha256": hash_rows([vars(question) for question in questions]),
             "template": self.template,
             "delimiter": self.delimiter,
-            "chance": sum(1 / len(q.choices) for q in self._questions) / len(self._questions),
+            "scoring": self.scoring,
+            "primary": self.primary,
+            "chance": sum(1 / len(q.choices) for q in questions) / len(questions),
         }
-        return table.paired_rows(self.name, ["acc", "acc_norm"], details)
-
-
-def split_tokens(
-    tokenizer: PreTrainedTokenizerBase, context: str, continuation: str
-) -> tuple[list[int], list[int]]:
-    """Tokens of context and continuation, cut where the context's own tokens end.
-
-    Args:
-        tokenizer: of the model.
-        context: not empty.
-        continuation: usually begins with a space.
-    """
-    spaces = len(context) - len(context.rstrip())
-    if spaces:
-        context, continuation = context[:-spaces], context[-spaces:] + continuation
-    whole = encode(tokenizer, context + continuation)
-    cut = len(encode(tokenizer, context))
-    return whole[:cut], whole[cut:]
+        if self.subset is not None:
+            details["subset"] = self.subset
+        if self.few_shot is not None:
+            details["few_shot"] = asdict(self.few_shot)
+        if self.unconditional is not None:
+            details["unconditional"] = self.unconditional
+        if self.few_shot is not None or self.description:
+            details["before_sha256"] = hash_rows(self._before)
+        return details

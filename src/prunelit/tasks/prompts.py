@@ -137,10 +137,18 @@ class PromptTask(Task):
 
     def _prompt(self, context: str) -> str:
         message = self.template.format(context=context)
-        if not self.chat:
-            return message
+        return self.conversation([message]) if self.chat else message
+
+    def conversation(self, messages: Sequence[str]) -> str:
+        """Messages of the user and the model in turns, after which the model is to write.
+
+        Args:
+            messages: beginning and ending with the user's.
+        """
+        roles = ("user", "assistant")
+        turns = [{"role": roles[n % 2], "content": text} for n, text in enumerate(messages)]
         prompt = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+            turns, tokenize=False, add_generation_prompt=True
         )
         assert isinstance(prompt, str)
         return prompt

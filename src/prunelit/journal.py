@@ -1,0 +1,158 @@
+"""What was measured, on disk: an interrupted evaluation goes on where it stopped."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from prunelit.models.fingerprint import fingerprint
+from prunelit.tasks.base import Pair, Task
+
+Values = Mapping[str, Any]
+
+
+class Journals:
+    """One file a task and rank, to which every measured batch is appended.
+
+    A file says in its first line what its values depend on; another recipe has another file. What
+    is read from it is bit for bit what was written, so that an evaluation that was interrupted, on
+    whatever number of ranks, ends with the numbers of one that was not.
+
+    Args:
+        folder: of the files; made when the first batch is written.
+        rank: of this process.
+    """
+
+    def __init__(self, folder: str | Path, rank: int) -> None:
+        self._folder = Path(folder)
+        self._rank = rank
+        self._recipes: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
+        self._known: dict[str, dict[tuple[int, ...], str]] = {}
+
+    def open(self, task: str, recipe: Mapping[str, Any]) -> int:
+        """Look for what an earlier run measured of a task.
+
+        Args:
+            task: its name.
+            recipe: what the values depend on, as plain data.
+
+        Returns:
+            The number of batches found.
+        """
+        self._recipes[task] = json.dumps({"recipe": recipe}, sort_keys=True)
+        self._keys[task] = hashlib.sha256(self._recipes[task].encode()).hexdigest()[:16]
+        self._known[task] = {}
+        for path in self._files(task):
+            head, *lines = path.read_text(encoding="utf-8").split("\n")
+            if head == self._recipes[task]:
+                self._known[task] |= dict(_whole(lines))
+            elif path.name.endswith(f"-{self._rank}.jsonl"):
+                path.unlink()  # cut off in its first line
+        return len(self._known[task])
+
+    def values(self, task: str, indices: Tensor, measure: Callable[[], Values]) -> Values:
+        """The values of a batch: those that are known, or else measured and written down.
+
+        Args:
+            task: its name; of one that was not opened nothing is written.
+            indices: (B,), the items of the batch.
+            measure: gives a tensor a column.
+        """
+        if task not in self._known:
+            return measure()
+        items = tuple(indices.tolist())
+        if items in self._known[task]:
+            return _unpacked(self._known[task][items])
+        values = measure()
+        self._append(task, json.dumps({"items": items, "values": _packed(values)}))
+        return values
+
+    def remove(self) -> None:
+        """Delete the files of the tasks that were opened, of every rank; rank 0 does it."""
+        for task in self._known if self._rank == 0 else ():
+            for path in self._files(task):
+                path.unlink(missing_ok=True)
+        if self._rank == 0 and self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _files(self, task: str) -> list[Path]:
+        begin = f"{task}-{self._keys[task]}-"
+        if not self._folder.is_dir():
+            return []
+        return sorted(path for path in self._folder.iterdir() if path.name.startswith(begin))
+
+    def _append(self, task: str, line: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{task}-{self._keys[task]}-{self._rank}.jsonl"
+        with path.open("a+b") as file:
+            # The last line of a run that was killed may lack its end.
+            begin = "\n" if file.tell() else f"{self._recipes[task]}\n"
+            file.write(f"{begin}{line}".encode())
+
+
+def open_journals(trainer: Trainer, pair: Pair, tasks: Mapping[str, Task]) -> Journals:
+    """The journals of a validation, in `unfinished` below the Trainer's root folder.
+
+    Validation between epochs of training, whose weights are there only once, has none.
+
+    Args:
+        trainer: that validates.
+        pair: the models, on their device.
+        tasks: those with a recipe are written down.
+    """
+    journals = Journals(Path(trainer.default_root_dir) / "unfinished", trainer.global_rank)
+    recipes = {name: task.recipe() for name, task in tasks.items()}
+    if trainer.state.fn != "validate" or not any(recipes.values()):
+        return journals
+    run = {
+        "models": {name: fingerprint(model) for name, model in pair.models().items()},
+        "device": trainer.strategy.root_device.type,
+        "precision": trainer.precision,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    for name, recipe in recipes.items():
+        if recipe is not None and (known := journals.open(name, {**run, **recipe})):
+            rank_zero_info(f"The task {name!r} goes on: {known} of its batches are measured.")
+    return journals
+
+
+def _whole(lines: list[str]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Items and line of every batch that was written to its end."""
+    for line in lines:
+        try:
+            yield tuple(json.loads(line)["items"]), line
+        except json.JSONDecodeError:  # cut off
+            continue
+
+
+def _packed(values: Values) -> dict[str, Any]:
+    packed = {}
+    for name, value in values.items():
+        assert isinstance(value, Tensor), "only tensors can be written down"
+        value = value.detach().cpu().contiguous()
+        content = value.flatten().view(torch.uint8).numpy().tobytes()
+        packed[name] = {
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": list(value.shape),
+            "content": base64.b64encode(content).decode("ascii"),
+        }
+    return packed
+
+
+def _unpacked(line: str) -> dict[str, Tensor]:
+    values = {}
+    for name, packed in json.loads(line)["values"].items():
+        content = bytearray(base64.b64decode(packed["content"]))
+        dtype = getattr(torch, packed["dtype"])
+        flat = torch.frombuffer(content, dtype=torch.uint8).view(dtype)
+        values[name] = flat.view(packed["shape"])
+    return values

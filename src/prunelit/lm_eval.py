@@ -1,0 +1,113 @@
+"""A model of prunelit as one of lm-evaluation-harness, so that any of its tasks runs on it.
+
+    python -m prunelit.lm_eval --model prunelit --model_args source=runs/wanda/pruned --tasks piqa
+
+All other options are those of `lm_eval`. In Python `register()` comes before
+`lm_eval.simple_evaluate(model="prunelit", model_args={"source": ...}, ...)`.
+"""
+
+import functools
+import importlib
+import os
+import sys
+from typing import Any
+
+import torch
+
+from prunelit.errors import InputError
+from prunelit.models.loading import DType, load_pretrained
+
+NAME = "prunelit"
+
+
+@functools.cache
+def register() -> type:
+    """Make the model known to lm-evaluation-harness under the name `prunelit`.
+
+    Returns:
+        The class, a subclass of the harness's own for Hugging Face models.
+
+    Raises:
+        InputError: if the harness is not installed.
+    """
+    harness: Any = _harness("lm_eval.models.huggingface")
+
+    class PrunedLM(harness.HFLM):
+        """What `load_pretrained` reads: a pruned folder too whose sublayers were dropped.
+
+        Args:
+            source: see `prunelit.load_pretrained`.
+            device: of torch; None is a GPU where there is one.
+            dtype: of the weights; `auto` is the one they are stored in.
+            attn_implementation: as in transformers; None is its default.
+            trust_remote_code: run code that comes with the weights.
+            revision: branch, tag or commit on the hub.
+            batch_size: sequences a batch.
+            **options: others of the harness's class (`max_length`, `add_bos_token`, ...).
+        """
+
+        def __init__(
+            self,
+            source: str,
+            device: str | None = None,
+            dtype: DType = "auto",
+            attn_implementation: str | None = None,
+            trust_remote_code: bool = False,
+            revision: str | None = None,
+            batch_size: int | str = 1,
+            **options: Any,
+        ) -> None:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise InputError(
+                    "Expected a single process, since lm-evaluation-harness deals no work out to "
+                    "a model that it did not load: start it without `accelerate` or `torchrun`."
+                )
+            model, tokenizer = load_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+            )
+            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            model.to(place)  # type: ignore[arg-type]
+            super().__init__(
+                pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **options
+            )
+            self.source = source
+
+        def get_model_info(self) -> dict[str, Any]:
+            """Called by the harness for the head of its results."""
+            return {
+                "model_source": self.source,
+                "model_num_parameters": self._model.num_parameters(),
+                "model_dtype": str(self._model.dtype),
+            }
+
+    registry: Any = _harness("lm_eval.api.registry")
+    registry.register_model(NAME)(PrunedLM)
+    return PrunedLM
+
+
+def main() -> None:
+    """The command line of lm-evaluation-harness, with one model more."""
+    try:
+        register()
+        _harness("lm_eval.__main__").cli_evaluate()
+    except InputError as error:
+        print(f"prunelit: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _harness(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"lm-evaluation-harness needs {error.name!r}, which is not installed: run "
+            "`pip install 'prunelit[lm-eval]'`."
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""One row an item: what a table of single results on disk holds."""
+
+import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_AT_A_TIME = 1000  # rows held in memory
+
+
+def write_items(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
+    """Write rows with the same keys as parquet, whole or not at all; no rows write no file.
+
+    Args:
+        rows: plain values by column; None is a missing value. The first thousand fix the types.
+        path: of the file; parents are created.
+    """
+    path, rows = Path(path), iter(rows)
+    first = list(islice(rows, _AT_A_TIME))
+    if not first:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    table = pa.Table.from_pylist(first)
+    # A column in which nothing was found yet is one of texts.
+    schema = pa.schema(
+        [f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in table.schema]
+    )
+    try:
+        with pq.ParquetWriter(partial, schema) as writer:
+            while first:
+                writer.write_table(pa.Table.from_pylist(first, schema=schema))
+                first = list(islice(rows, _AT_A_TIME))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_items(path: str | Path) -> list[dict[str, Any]]:
+    """The rows that `write_items` wrote."""
+    return pq.read_table(path).to_pylist()

@@ -1,0 +1,184 @@
+"""How rows become things to ask a model: plain ones, columns of other names, and known data sets.
+
+A format is a function from a row, as the hub holds it, to an example. A YAML names one by its path,
+and one of your own as well: `format: my_formats.riddles`.
+"""
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunelit.errors import InputError, first_line
+from prunelit.rows import load_rows
+from prunelit.sources import is_hub_name
+from prunelit.tasks.answers import AfterMarker, first_word
+from prunelit.tasks.formats import columns_of, name_of, reads
+from prunelit.tasks.questions import read_question
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to ask a model.
+
+    Args:
+        context: fills the template.
+        target: the right answer, or the code that follows a program and tests it.
+        solution: what a worked example shows as its answer.
+    """
+
+    context: str
+    target: str
+    solution: str
+
+
+ExampleFormat = Callable[[dict[str, Any]], Example]
+
+
+@dataclass
+class Shots:
+    """Worked examples before every question, the same for all.
+
+    Args:
+        count: of examples.
+        path: of their rows; None is the task's own.
+        split: they are drawn from.
+        subset: configuration of the data set on the hub; None is the task's own.
+        seed: of the draw; None takes the first ones in order.
+    """
+
+    count: int = 8
+    path: str | None = None
+    split: str = "train"
+    subset: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"Expected `count` of at least 1 example but got {self.count}.")
+
+    def drawn(self, pool: Sequence[Example], measured: Sequence[Example]) -> list[Example]:
+        """The worked examples.
+
+        Args:
+            pool: to draw from.
+            measured: what is asked; none of it is shown.
+
+        Raises:
+            InputError: if there are too few.
+        """
+        asked = {example.context for example in measured}
+        others = [example for example in pool if example.context not in asked]
+        if len(others) < self.count:
+            raise InputError(
+                f"Expected {self.count} worked examples beside the measured ones in the split "
+                f"{self.split!r} but it has {len(others)}."
+            )
+        if self.seed is not None:
+            others = random.Random(self.seed).sample(others, self.count)
+        return others[: self.count]
+
+
+def read_examples(
+    path: str,
+    split: str,
+    limit: int | None = None,
+    *,
+    subset: str | None = None,
+    format: ExampleFormat | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> list[Example]:
+    """Examples of a data set on the hub or of a local file.
+
+    Args:
+        path: see `prunelit.rows.load_rows`.
+        split: of the hub data set. A local file is one split, whatever its name, and can be sliced:
+            `test[:80%]` is its first 80%.
+        limit: number of rows; None is all.
+        subset: configuration of the hub data set.
+        format: makes an example of a row, decorated with `prunelit.tasks.formats.reads`; None reads
+            multiple-choice rows, whose right choice is the answer.
+        columns: in place of a format, the row's names for `context` and `target`.
+
+    Raises:
+        InputError: naming what is missing, or the first row that is not of this form.
+    """
+    if not is_hub_name(path):
+        split = re.sub(r"\w+", "train", split, count=1)
+    if columns is not None and set(columns) != {"context", "target"}:
+        raise InputError(
+            f"Expected `columns` to name `context` and `target` but it names {sorted(columns)}."
+        )
+    if columns is not None:
+        wanted: Sequence[str] = list(columns.values())
+        format = _renamed(columns)
+    else:
+        format = format or right_choice
+        wanted = columns_of(format)
+    examples = []
+    rows = load_rows(path, columns=wanted, split=split, name=subset, limit=limit)
+    for number, row in enumerate(rows):
+        try:
+            examples.append(format(row))
+        except InputError as error:
+            raise InputError(f"Row {number} of {path!r}: {error}.") from error
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"Row {number} of {path!r}: it does not fit the format {name_of(format)!r} "
+                f"({type(error).__name__}: {first_line(error)})."
+            ) from error
+    return examples
+
+
+def _renamed(columns: Mapping[str, str]) -> ExampleFormat:
+    def plain(row: dict[str, Any]) -> Example:
+        answer = _text(row, columns["target"])
+        return Example(_text(row, columns["context"]), answer, answer)
+
+    return plain
+
+
+@reads("context", "choices", "label")
+def right_choice(row: dict[str, Any]) -> Example:
+    """Multiple-choice rows: the question, without its choices, and the right one."""
+    question = read_question({"id": "", **row})
+    return Example(question.context, question.answer, question.answer)
+
+
+@reads("question", "answer")
+def gsm8k(row: dict[str, Any]) -> Example:
+    """GSM8K (Cobbe et al. 2021, arXiv:2110.14168): the answer stands after `####`.
+
+    Solutions lose the calculator's marks `<<...>>`.
+    """
+    solution = _text(row, "answer")
+    answer = AfterMarker("####")(solution)
+    if answer is None:
+        raise InputError(f"expected an answer after `####` but got {solution!r}")
+    return Example(_text(row, "question"), answer, re.sub(r"<<.*?>>", "", solution))
+
+
+@reads("text")
+def lambada(row: dict[str, Any]) -> Example:
+    """LAMBADA (Paperno et al. 2016, arXiv:1606.06031): the last word of a passage."""
+    text = _text(row, "text")
+    context, *last = text.rsplit(maxsplit=1)
+    word = first_word(last[0]) if last else None
+    if word is None:
+        raise InputError(f"expected a text of two words or more but got {text!r}")
+    return Example(context, word, last[0])
+
+
+@reads("prompt", "canonical_solution", "entry_point", "test")
+def humaneval(row: dict[str, Any]) -> Example:
+    """HumanEval (Chen et al. 2021, arXiv:2107.03374): the target is the code of the tests."""
+    tests = f"{_text(row, 'test')}\n\ncheck({_text(row, 'entry_point')})\n"
+    return Example(_text(row, "prompt"), tests, _text(row, "canonical_solution"))
+
+
+def _text(row: dict[str, Any], column: str) -> str:
+    text = row[column]
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{column!r} is not a text")
+    return text

@@ -1,0 +1,299 @@
+"""Generation: what the models write for a data set, and whether it is right."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prunelit.errors import InputError
+from prunelit.metrics.divergence import first_divergence
+from prunelit.metrics.pass_at_k import pass_at_k
+from prunelit.metrics.repetition import distinct, repetition
+from prunelit.models.generation import Sampling, rollout
+from prunelit.models.shared_prefix import SharedPrefix
+from prunelit.models.stopping import cut
+from prunelit.recipe import describe
+from prunelit.report.rows import Row
+from prunelit.rows import hash_rows
+from prunelit.tasks.base import Pair
+from prunelit.tasks.examples import ExampleFormat, Shots, read_examples
+from prunelit.tasks.items import ItemTable
+from prunelit.tasks.judges import ExactMatch, Judge
+from prunelit.tasks.prompts import PromptTask
+from prunelit.tasks.questions import check_template
+
+# Of every rollout, whatever it is judged by.
+OWN = ("repetition", "distinct_1", "distinct_2", "end_of_text", "length")
+_SHOWN = 100  # prompts in the text table
+
+
+class Generation(PromptTask):
+    """Rollouts of both models for every example, and whether they are right.
+
+    Metrics, means over prompts (with several samples of the prompt's mean): those of the judge;
+    `pass@k` of the judge's first metric; `repetition`, the fraction of 4-grams of tokens that
+    repeat an earlier one; `distinct_1` and `distinct_2`, the share of different 1- and 2-grams;
+    `end_of_text`, whether the text ended in time, by itself or at a stop string; `length` in
+    tokens. Of the pair: `first_divergence`, the step (from 0) of the first token that differs,
+    where a pair that never differs counts its whole length; and `diverged`, the share that differs.
+
+    A prompt that is sampled gets noise of its own, which the two models share and which depends
+    on neither batch nor rank.
+
+    Args:
+        path: rows, see `prunelit.rows.load_rows`.
+        split: of the data set.
+        subset: configuration of a data set on the hub.
+        format: makes an example of a row, see `prunelit.tasks.examples`; None reads multiple-choice
+            rows.
+        columns: in place of a format, the rows' own names of `context` and `target`.
+        judge: says what is right; None takes exact match of the whole text, and whether it contains
+            the target.
+        template: of a question, with the field `{context}`.
+        chat: wrap it in the tokenizer's chat template.
+        few_shot: worked examples before the question; None is none.
+        delimiter: between a worked example's question and answer, where there is no chat.
+        stop: strings at which a text ends; it is cut before them.
+        max_new_tokens: budget of a rollout.
+        samples: rollouts a prompt; more than one needs a temperature.
+        temperature: of sampling; 0 is greedy.
+        seed: of sampling.
+        pass_at: every k that pass@k is wanted for, at most `samples`.
+        limit: number of prompts; None is all.
+        batch_size: prompts a batch, each with all of its samples.
+        name: of the task.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        subset: str | None = None,
+        format: ExampleFormat | None = None,
+        columns: dict[str, str] | None = None,
+        judge: Judge | None = None,
+        template: str = "{context}",
+        chat: bool = True,
+        few_shot: Shots | None = None,
+        delimiter: str = " ",
+        stop: list[str] | None = None,
+        max_new_tokens: int = 24,
+        samples: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+        pass_at: list[int] | None = None,
+        limit: int | None = None,
+        batch_size: int = 32,
+        name: str = "generation",
+    ) -> None:
+        super().__init__(
+            path, split, "context", template, chat, max_new_tokens, limit, batch_size, name
+        )
+        if samples < 1 or temperature < 0:
+            raise InputError(
+                f"Expected `samples` of at least 1 and `temperature` of at least 0 but got "
+                f"{samples} and {temperature}."
+            )
+        if samples > 1 and temperature == 0:
+            raise InputError(
+                f"Expected a `temperature` above 0 with {samples} samples: greedy ones are equal."
+            )
+        if not all(1 <= k <= samples for k in pass_at or []):
+            raise InputError(f"Expected every `pass_at` in [1, {samples}] but got {pass_at}.")
+        if not all(stop or []):
+            raise InputError(f"Expected `stop` strings that are not empty but got {stop}.")
+        self.subset = subset
+        self.format = format
+        self.columns = columns
+        self.judge = judge or ExactMatch(contains=True)
+        self.few_shot = few_shot
+        self.delimiter = delimiter
+        self.stop = stop or []
+        self.samples = samples
+        self.temperature = temperature
+        self.seed = seed
+        self.pass_at = pass_at or []
+
+    def read(self) -> None:
+        check_template(self.template, "context")
+        self.judge.check()
+        load = partial(read_examples, format=self.format, columns=self.columns)
+        self._examples = load(self.path, self.split, self.limit, subset=self.subset)
+        self.contexts = [example.context for example in self._examples]
+        self._worked = []
+        if (shots := self.few_shot) is not None:
+            path, subset = shots.path or self.path, shots.subset or self.subset
+            pool = load(path, shots.split, subset=subset)
+            self._worked = shots.drawn(pool, self._examples)
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        size = super().prepare(tokenizer)
+        self._prompts = [self._decode(tokens) for tokens in self._tokens]
+        return size
+
+    def chunks(self, size: int) -> list[list[int]]:
+        """Prompts of like length in one batch; the longest first, where memory would run out."""
+        order = sorted(range(size), key=lambda index: -len(self._tokens[index]))
+        return [[order[place] for place in chunk] for chunk in super().chunks(size)]
+
+    def common(self) -> dict[str, Any]:
+        return {"prefix": SharedPrefix(self._tokens)}
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        repeated = [index for index in indices for _ in range(self.samples)]
+        return {**super().collate(repeated), "prompts": list(indices)}
+
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+        indices: list[int] = batch["prompts"]
+        values: dict[str, Tensor] = {}
+        for name, model in pair.models().items():
+            written = rollout(
+                model,
+                pair.tokenizer,
+                batch["input_ids"],
+                batch["attention_mask"],
+                max_new_tokens=self.max_new_tokens,
+                sampling=self._sampling(indices),
+                stop_strings=self.stop,
+                prefix=batch["prefix"],
+            )
+            tokens = written.tokens.cpu()
+            columns: dict[str, list[float]] = {}
+            for number, (row, ended) in enumerate(zip(tokens, written.ended.tolist(), strict=True)):
+                index = indices[number // self.samples]
+                right = self.judge.right(self._examples[index], self.written(index, row))
+                for metric, value in {**right, **_measures(row, ended)}.items():
+                    columns.setdefault(metric, []).append(float(value))
+            values[f"{name}/tokens"] = tokens
+            for metric, column in columns.items():
+                values[f"{name}/{metric}"] = torch.tensor(column, dtype=torch.float64)
+        if pair.dense is not None:
+            first, diverged = first_divergence(values["dense/tokens"], values["pruned/tokens"])
+            values |= {"first_divergence": first, "diverged": diverged}
+        # Every column is (B, samples) or, of tokens, (B, samples, max_new_tokens).
+        return {
+            key: value.view(len(indices), self.samples, *value.shape[1:])
+            for key, value in values.items()
+        }
+
+    def summarise(self, table: ItemTable) -> list[Row]:
+        means = ItemTable(table.size)
+        columns = {
+            name: table[name].mean(1) for name in table.columns() if not name.endswith("/tokens")
+        }
+        metrics = [*self.judge.metrics, *OWN]
+        if self.judge.metrics:
+            first = self.judge.metrics[0]
+            for name in (n for n in ("dense", "pruned") if f"{n}/tokens" in table):
+                right = table[f"{name}/{first}"].sum(1).int().tolist()
+                for k in self.pass_at:
+                    values = [pass_at_k(self.samples, count, k) for count in right]
+                    columns[f"{name}/pass@{k}"] = torch.tensor(values, dtype=torch.float64)
+            metrics = [*self.judge.metrics, *(f"pass@{k}" for k in self.pass_at), *OWN]
+        means.assign(torch.arange(table.size), columns)
+        rows = means.paired_rows(self.name, metrics, self.details())
+        return rows + means.pair_rows(self.name, ["first_divergence", "diverged"], self.details())
+
+    def texts(self, table: ItemTable) -> list[dict[str, str]]:
+        """Question, target and what both models wrote, of the first prompts."""
+        rows = []
+        for index, example in enumerate(self._examples[:_SHOWN]):
+            row = {"prompt": example.context, "target": example.target}
+            for name in ("dense", "pruned"):
+                if f"{name}/tokens" in table:
+                    row[name] = self.written(index, table[f"{name}/tokens"][index, 0])
+            rows.append(row)
+        return rows
+
+    def items(self, table: ItemTable) -> Iterator[dict[str, Any]]:
+        """One row a prompt, sample and model: everything that is known of a rollout."""
+        names = [name for name in ("dense", "pruned") if f"{name}/tokens" in table]
+        for index, example in enumerate(self._examples):
+            for sample in range(self.samples):
+                for name in names:
+                    text = self.written(index, table[f"{name}/tokens"][index, sample])
+                    values = {
+                        metric: table[f"{name}/{metric}"][index, sample].item()
+                        for metric in (*self.judge.metrics, *OWN)
+                    }
+                    row = {
+                        "item": index,
+                        "sample": sample,
+                        "model": name,
+                        "prompt": self._prompts[index],
+                        "target": example.target,
+                        "output": text,
+                    }
+                    row |= {f"extracted_{k}": v for k, v in self.judge.answers(text).items()}
+                    row |= {f"right_{k}": bool(values.pop(k)) for k in self.judge.metrics}
+                    row |= values
+                    row |= {"end_of_text": bool(row["end_of_text"]), "length": int(row["length"])}
+                    if len(names) == 2:
+                        row["first_divergence"] = int(table["first_divergence"][index, sample])
+                        row["diverged"] = bool(table["diverged"][index, sample])
+                    yield row
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            **self.details(),
+            "tokens_sha256": hash_rows(self._tokens),
+            "batch_size": self.batch_size,
+        }
+
+    def details(self) -> dict[str, Any]:
+        worked = {"few_shot_sha256": hash_rows([vars(example) for example in self._worked])}
+        return {
+            **super().details(),
+            "subset": self.subset,
+            "rows_sha256": hash_rows([vars(example) for example in self._examples]),
+            "format": describe(self.format),
+            "columns": self.columns,
+            **self.judge.details(),
+            "few_shot": len(self._worked),
+            **(worked if self._worked else {}),
+            "delimiter": self.delimiter,
+            "stop": self.stop,
+            "samples": self.samples,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+    def written(self, index: int, tokens: Tensor) -> str:
+        """What a rollout, (S,) ids with -1 after its end, adds to its prompt, spaces included."""
+        prompt = self._prompts[index]
+        # Some tokenizers drop the space at the start of what they decode.
+        whole = self._decode([*self._tokens[index], *tokens[tokens >= 0].tolist()])
+        return cut(whole[len(prompt) :], self.stop)
+
+    def _sampling(self, indices: Sequence[int]) -> Sampling | None:
+        if self.temperature == 0:
+            return None
+        numbers = [index * self.samples + n for index in indices for n in range(self.samples)]
+        return Sampling(self.seed, numbers, self.temperature)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text = self._tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _prompt(self, context: str) -> str:
+        question = self.template.format(context=context)
+        worked = [
+            (self.template.format(context=example.context), example.solution)
+            for example in self._worked
+        ]
+        if self.chat:
+            return self.conversation([*(text for pair in worked for text in pair), question])
+        return "".join(f"{asked}{self.delimiter}{told}\n\n" for asked, told in worked) + question
+
+
+def _measures(tokens: Tensor, ended: bool) -> dict[str, float]:
+    """The metrics `OWN` of a rollout, (S,) ids with -1 after its end."""
+    ids = tokens[tokens >= 0].tolist()
+    values = (repetition(ids), distinct(ids, 1), distinct(ids, 2), ended, len(ids))
+    return dict(zip(OWN, values, strict=True))

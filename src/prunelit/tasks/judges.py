@@ -1,0 +1,139 @@
+"""Whether what a model wrote is right."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from prunelit.errors import InputError
+from prunelit.recipe import describe
+from prunelit.sandbox import Limits, check_isolation, run_program
+from prunelit.tasks.answers import (
+    Extract,
+    Normalise,
+    contains,
+    exact_match,
+    normalise,
+    verbatim,
+    whole,
+)
+from prunelit.tasks.examples import Example
+
+
+class Judge(ABC):
+    """Says whether a text is right, by one or more readings of it.
+
+    It keeps its constructor's arguments under their names, by which results can be compared.
+    """
+
+    @property
+    @abstractmethod
+    def metrics(self) -> Sequence[str]:
+        """Names of the readings; none where nothing is judged."""
+
+    @abstractmethod
+    def answers(self, text: str) -> dict[str, str | None]:
+        """What each reading finds in the text; None where it finds nothing."""
+
+    @abstractmethod
+    def right(self, example: Example, text: str) -> dict[str, bool]:
+        """For each reading, whether the text is right."""
+
+    def check(self) -> None:  # noqa: B027 - most need nothing
+        """Refuse a machine that cannot judge; called before any model is read.
+
+        Raises:
+            InputError: saying what is missing.
+        """
+
+    def details(self) -> dict[str, Any]:
+        """What makes its numbers comparable."""
+        return {"judge": describe(self)}
+
+
+class ExactMatch(Judge):
+    """Answer and target are the same after normalising.
+
+    Args:
+        extract: for the name of each metric, what finds the answer in the text, see
+            `prunelit.tasks.answers`.
+        normalise: of answer and target.
+        contains: adds the metric `contains`: the target stands in the text as whole words.
+    """
+
+    def __init__(
+        self,
+        extract: dict[str, Extract] | None = None,
+        normalise: Normalise = normalise,
+        contains: bool = False,
+    ) -> None:
+        self.extract = extract or {"exact_match": whole}
+        self.normalise = normalise
+        self.contains = contains
+        if contains and "contains" in self.extract:
+            raise InputError("Expected no extraction with the name `contains` beside `contains`.")
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return [*self.extract, *(["contains"] if self.contains else [])]
+
+    def answers(self, text: str) -> dict[str, str | None]:
+        found = {name: extract(text) for name, extract in self.extract.items()}
+        return found | {"contains": whole(text)} if self.contains else found
+
+    def right(self, example: Example, text: str) -> dict[str, bool]:
+        found = self.answers(text)
+        values = {
+            name: exact_match(found[name], example.target, self.normalise) for name in self.extract
+        }
+        if self.contains:
+            values["contains"] = contains(text, example.target)
+        return values
+
+
+class Execution(Judge):
+    """The program runs to the end of its tests.
+
+    It is what the model wrote, between the example's context and its target.
+
+    Args:
+        allow_code_execution: run it, in the isolation of `prunelit.sandbox`. Without, nothing is
+            judged, and the programs are only written down.
+        extract: finds the code in the text; one that finds nothing makes the answer wrong.
+        limits: of each program.
+    """
+
+    def __init__(
+        self,
+        allow_code_execution: bool = False,
+        extract: Extract = verbatim,
+        limits: Limits | None = None,
+    ) -> None:
+        self.allow_code_execution = allow_code_execution
+        self.extract = extract
+        self.limits = limits or Limits()
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return ["passed"] if self.allow_code_execution else []
+
+    def answers(self, text: str) -> dict[str, str | None]:
+        return {"passed": self.extract(text)}
+
+    def right(self, example: Example, text: str) -> dict[str, bool]:
+        if not self.allow_code_execution:
+            return {}
+        code = self.extract(text)
+        if code is None:
+            return {"passed": False}
+        program = f"{example.context}{code}\n{example.target}"
+        return {"passed": run_program(program, self.limits).finished}
+
+    def check(self) -> None:
+        if self.allow_code_execution:
+            check_isolation()
+        else:
+            rank_zero_info(
+                "Programs are written down and not run: `allow_code_execution` of the judge is off."
+            )

@@ -1,0 +1,89 @@
+"""Every task file that is shipped is an item of a list of tasks: in a config or a command."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[2] / "configs"
+# A file with a model is a whole run, see `test_configs.py`.
+TASKS = sorted(
+    path
+    for path in (FOLDER / "tasks").glob("*.yaml")
+    if "class_path" in yaml.safe_load(path.read_text(encoding="utf-8"))
+)
+
+every_task = pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+Parse = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def parse(cli: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Parse:
+    """The list of tasks that the command line makes of its arguments."""
+
+    def tasks(*arguments: str) -> list[dict[str, Any]]:
+        with pytest.raises(SystemExit) as left:
+            cli("validate", *arguments, "--print_config")
+        printed, complaint = capsys.readouterr()
+        assert left.value.code == 0, complaint
+        return yaml.safe_load(printed)["data"]["tasks"]
+
+    return tasks
+
+
+def contains(found: Any, given: Any) -> bool:
+    """Whether all that was given is in what was found, which has defaults besides."""
+    if isinstance(given, dict):
+        return all(contains(found[name], value) for name, value in given.items())
+    return found == given
+
+
+def test_there_are_tasks_to_check() -> None:
+    assert len(TASKS) >= 11
+
+
+@every_task
+def test_added_on_the_command_line_with_rows_of_ones_own(path: Path, parse: Parse) -> None:
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = ("--config", str(FOLDER / "wanda.yaml"))
+    found = parse(*config, f"--data.tasks+={path}", "--data.tasks.path", "rows.jsonl")
+    before = yaml.safe_load((FOLDER / "wanda.yaml").read_text(encoding="utf-8"))
+    assert len(found) == len(before["data"]["tasks"]) + 1
+    assert found[-1]["class_path"] == given["class_path"]
+    for name, value in {**given["init_args"], "path": "rows.jsonl"}.items():
+        assert contains(found[-1]["init_args"][name], value), name
+    # The name of the file is that of the task, so that results of two files never mix.
+    assert found[-1]["init_args"]["name"] == path.stem
+
+
+@every_task
+def test_the_header_says_how_it_is_used(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert f"tasks: [tasks/{path.name}]" in text
+    assert f"--data.tasks+=configs/tasks/{path.name}" in text
+
+
+def test_all_in_one_list(parse: Parse) -> None:
+    config = ("--config", str(FOLDER / "wanda.yaml"))
+    found = parse(*config, "--data.tasks", f"[{', '.join(map(str, TASKS))}]")
+    assert [task["init_args"]["name"] for task in found] == [path.stem for path in TASKS]
+
+
+def test_named_in_a_config_relative_to_it(tmp_path: Path, parse: Parse) -> None:
+    config = yaml.safe_load((FOLDER / "wanda.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "tasks").mkdir()
+    for path in TASKS:
+        (tmp_path / "tasks" / path.name).write_text(path.read_text(encoding="utf-8"))
+    own = {
+        "class_path": "prunelit.tasks.MultipleChoice",
+        "init_args": {"path": "prunelit:facts.jsonl"},
+    }
+    config["data"]["tasks"] = [*(f"tasks/{path.name}" for path in TASKS), own]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    found = parse("--config", str(tmp_path / "config.yaml"))
+    assert [task["init_args"]["name"] for task in found] == [
+        *(path.stem for path in TASKS),
+        "multiple_choice",
+    ]

@@ -1,0 +1,38 @@
+import pytest
+
+from prunelit.metrics.repetition import distinct, repetition
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([], 0),
+        ([1, 1, 1], 0),
+        ([1, 2, 3, 4], 0),
+        ([1, 1, 1, 1, 1], 1 / 2),
+        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),
+        ([1, 2, 3, 4, 5, 6, 7], 0),
+    ],
+)
+def test_repetition_is_the_share_of_4_grams_seen_before(tokens: list[int], expected: float) -> None:
+    assert repetition(tokens) == pytest.approx(expected)
+
+
+def test_repetition_of_other_lengths() -> None:
+    assert repetition([1, 2, 1, 2, 1], n=2) == pytest.approx(1 - 2 / 4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n", "expected"),
+    [
+        ([7, 7, 8, 7], 1, 2 / 4),
+        ([7, 7, 8, 7], 2, 1),
+        ([7, 8, 7, 8, 7], 2, 2 / 4),
+        ([7], 2, 1),
+        ([], 1, 1),
+    ],
+)
+def test_distinct_is_the_share_of_different_grams(
+    tokens: list[int], n: int, expected: float
+) -> None:
+    assert distinct(tokens, n) == pytest.approx(expected)

@@ -1,0 +1,52 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from prunelit.report.items import read_items, write_items
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = [
+        {"item": 0, "output": " né\n", "extracted": None, "right": False, "share": 0.1},
+        {"item": 1, "output": "", "extracted": "5", "right": True, "share": 1.0},
+    ]
+    path = tmp_path / "items" / "task.parquet"
+    write_items(rows, path)
+    assert read_items(path) == rows
+    assert [file.name for file in path.parent.iterdir()] == ["task.parquet"]
+    # Whoever looks at them uses `datasets`.
+    data = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    assert list(data) == rows
+
+
+def test_many_rows_are_streamed(tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(2500):
+            yield {"item": number, "extracted": None if number < 1200 else str(number)}
+
+    write_items(rows(), tmp_path / "task.parquet")
+    found = read_items(tmp_path / "task.parquet")
+    assert found == list(rows())
+
+
+def test_no_rows_write_no_file(tmp_path: Path) -> None:
+    write_items([], tmp_path / "items" / "task.parquet")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "task.parquet"
+    write_items([{"item": 7}], path)
+
+    def failing() -> Iterator[dict[str, Any]]:
+        for number in range(1500):
+            yield {"item": number}
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_items(failing(), path)
+    assert read_items(path) == [{"item": 7}]
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,121 @@
+"""The same numbers on any number of ranks, and embeddings that are made once."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from prunelit import InputError, embedding_cache
+from prunelit.models import embedding
+from prunelit.report.rows import Row
+from prunelit.tasks import CollectionRetrieval, ItemTable, Pair, collection
+
+N, Q = 37, 7
+Prepare = Callable[..., tuple[CollectionRetrieval, int]]
+Measure = Callable[..., ItemTable]
+Run = Callable[..., list[Row]]
+
+
+def values(rows: list[Row]) -> dict[tuple[str, str], float]:
+    return {(row.metric, row.model): row.value for row in rows}
+
+
+def on_ranks(world: int, work: Callable[[int], Any], patch: pytest.MonkeyPatch) -> list[Any]:
+    """What `work(rank)` returns on each rank; ranks are threads that meet where they gather."""
+    barrier, sent = threading.Barrier(world, timeout=60), [None] * world
+    own = threading.local()
+
+    def gather(out: list[Any], mine: Any) -> None:
+        sent[own.rank] = mine
+        barrier.wait()
+        out[:] = sent
+        barrier.wait()
+
+    def start(rank: int) -> Any:
+        own.rank = rank
+        return work(rank)
+
+    patch.setattr(dist, "is_initialized", lambda: True)
+    patch.setattr(dist, "get_world_size", lambda: world)
+    patch.setattr(dist, "all_gather_object", gather)
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(start, range(world)))
+
+
+@pytest.mark.parametrize("world", [2, 3, 20])  # of 12 batches: even, uneven and none for some
+def test_ranks_change_nothing(
+    folder: Path,
+    pair: Pair,
+    world: int,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Prepare,
+    measure: Measure,
+    run: Run,
+) -> None:
+    expected = run(pair, cache=str(folder / "one"))
+
+    def work(rank: int) -> list[Row]:
+        task, size = prepare(pair, cache=str(folder / "many"))
+        return task.summarise(measure(task, size, pair, rank, world))
+
+    assert len(prepare(pair)[0].chunks(Q + N)) == 12
+    assert all(rows == expected for rows in on_ranks(world, work, monkeypatch))
+    # Each batch of each model was embedded once, by one rank.
+    files = [{p.name for p in (folder / n).rglob("*.npy")} for n in ("one", "many")]
+    assert files[0] == files[1]
+    assert len(files[0]) == 24
+
+
+def test_a_cache_that_ranks_do_not_share_is_refused(
+    folder: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch, prepare: Prepare, measure: Measure
+) -> None:
+    def work(rank: int) -> str:
+        task, size = prepare(pair, cache=str(folder / f"own-{rank}"))
+        table = measure(task, size, pair, rank, 2)
+        with pytest.raises(InputError) as refused:
+            task.summarise(table)
+        return str(refused.value)
+
+    assert all("that all machines" in message for message in on_ranks(2, work, monkeypatch))
+
+
+def test_embeddings_are_made_once(pair: Pair, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    seen: list[PreTrainedModel] = []
+    original = embedding.final_hidden
+
+    def counted(model: PreTrainedModel, *inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(model)
+        return original(model, *inputs)
+
+    monkeypatch.setattr(embedding, "final_hidden", counted)
+    first = run(pair)
+    assert len(seen) == 24
+    seen.clear()
+    # Of another run, with other metrics: the same texts, models and batches.
+    assert values(run(pair)) == values(first)
+    run(pair, centre=False, recall_at=[5])
+    assert not seen
+    # A pruned model that changed is embedded anew, the dense one is not.
+    with torch.no_grad():
+        pair.pruned.model.layers[0].mlp.up_proj.weight[:, 0] = 0
+    changed = run(pair)
+    assert seen == [pair.pruned] * 12
+    assert values(changed) != values(first)
+    seen.clear()
+    run(pair, pooling="mean")
+    assert len(seen) == 24
+
+
+def test_the_default_cache_is_a_folder_of_prunelits_own(
+    folder: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(folder / "caches"))
+    monkeypatch.setattr(collection, "default_folder", embedding_cache.default_folder)
+    run(pair, cache=None)
+    assert len(list((folder / "caches" / "embeddings").rglob("*.npy"))) == 24

@@ -1,0 +1,148 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunelit import InputError
+from prunelit.tasks.examples import (
+    Example,
+    Shots,
+    gsm8k,
+    humaneval,
+    lambada,
+    read_examples,
+    right_choice,
+)
+from prunelit.tasks.formats import reads
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_gsm8k() -> None:
+    row = {"question": "How many?", "answer": "3 * 4 = <<3*4=12>>12\nso 1,000.\n#### 1,000"}
+    assert gsm8k(row) == Example("How many?", "1,000", "3 * 4 = 12\nso 1,000.\n#### 1,000")
+    with pytest.raises(InputError, match="expected an answer after `####` but got 'twelve'"):
+        gsm8k({"question": "How many?", "answer": "twelve"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("He saw the signs", Example("He saw the", "signs", "signs")),
+        ('He said, "No more\n\nwords."', Example('He said, "No more', "words", 'words."')),
+        ("a don't  ", Example("a", "don't", "don't")),
+    ],
+)
+def test_lambada(text: str, expected: Example) -> None:
+    assert lambada({"text": text}) == expected
+
+
+@pytest.mark.parametrize("text", ["one", "one ...", "  ", ""])
+def test_lambada_needs_two_words(text: str) -> None:
+    with pytest.raises(InputError, match=r"two words or more|is not a text"):
+        lambada({"text": text})
+
+
+def test_humaneval() -> None:
+    row = {
+        "task_id": "x/0",
+        "prompt": "def one():\n",
+        "canonical_solution": "    return 1\n",
+        "entry_point": "one",
+        "test": "def check(f):\n    assert f() == 1\n",
+    }
+    example = humaneval(row)
+    assert example.context == "def one():\n"
+    space: dict[str, Any] = {}
+    exec(example.context + example.solution + example.target, space)
+    with pytest.raises(AssertionError):
+        exec(example.context + "    return 2\n" + example.target, {})
+
+
+def test_the_right_choice() -> None:
+    row = {"context": "2 + 3 =", "choices": ["4", "5"], "label": 1}
+    assert right_choice(row) == Example("2 + 3 =", "5", "5")
+
+
+def test_rows_of_a_local_file_whatever_the_name_of_its_split(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": f"#### {n}", "more": n} for n in range(5)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    examples = read_examples(path, "test", format=gsm8k)
+    assert [example.target for example in examples] == ["0", "1", "2", "3", "4"]
+    assert read_examples(path, "test[:40%]", format=gsm8k) == examples[:2]
+    assert read_examples(path, "test", 3, format=gsm8k) == examples[:3]
+
+
+def test_multiple_choice_rows_need_no_format(material: Path) -> None:
+    examples = read_examples(str(material / "questions.jsonl"), "train")
+    assert examples[0] == Example("What is the capital of France?", "Paris", "Paris")
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"q": "Who?", "a": "Me."}])
+    columns = {"context": "q", "target": "a"}
+    assert read_examples(path, "train", columns=columns) == [Example("Who?", "Me.", "Me.")]
+    with pytest.raises(InputError, match=r"`context` and `target` but it names \['context'\]"):
+        read_examples(path, "train", columns={"context": "q"})
+
+
+@reads("q")
+def broken(row: dict[str, Any]) -> Example:
+    return Example(row["q"], row["q"]["answer"], "")
+
+
+def undecorated(row: dict[str, Any]) -> Example:
+    return Example("", "", "")
+
+
+def test_bad_rows_are_named(tmp_path: Path) -> None:
+    rows = [{"question": "q", "answer": "#### 1"}, {"question": " ", "answer": "#### 2"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(InputError, match=r"Row 1 of '.*rows.jsonl': 'question' is not a text\."):
+        read_examples(path, "train", format=gsm8k)
+    path = write(tmp_path / "other.jsonl", [{"q": "text"}])
+    with pytest.raises(
+        InputError, match=r"Row 0 of .* does not fit the format 'broken' .TypeError"
+    ):
+        read_examples(path, "train", format=broken)
+    with pytest.raises(InputError, match="'undecorated' to say which columns it reads"):
+        read_examples(path, "train", format=undecorated)
+    with pytest.raises(InputError, match=r"Expected rows with \['answer', 'question'\]"):
+        read_examples(path, "train", format=gsm8k)
+
+
+POOL = [Example(f"q{n}", f"{n}", f"{n}") for n in range(12)]
+
+
+def test_shots_are_the_first_ones_or_drawn_by_a_seed() -> None:
+    measured = [Example("q1", "other", "other")]
+    assert Shots(3).drawn(POOL, measured) == [POOL[0], POOL[2], POOL[3]]
+    drawn = Shots(5, seed=0).drawn(POOL, measured)
+    assert drawn == Shots(5, seed=0).drawn(POOL, measured)
+    assert drawn != Shots(5, seed=1).drawn(POOL, measured)
+    assert len({example.context for example in drawn}) == 5
+    for seed in range(20):
+        assert POOL[1] not in Shots(5, seed=seed).drawn(POOL, measured)
+
+
+def test_too_few_shots_are_refused() -> None:
+    with pytest.raises(InputError, match=r"Expected 12 worked examples .* but it has 11"):
+        Shots(12).drawn(POOL, [POOL[3]])
+    with pytest.raises(InputError, match="`count` of at least 1 example but got 0"):
+        Shots(0)
+
+
+def test_the_real_files(shared: Path) -> None:
+    folder = shared / "data" / "generation"
+    examples = read_examples(str(folder / "gsm8k_test.jsonl.gz"), "test", format=gsm8k)
+    assert len(examples) == 1319
+    assert (examples[0].target, examples[1].target) == ("18", "3")
+    assert not any("<<" in example.solution for example in examples)
+    words = read_examples(str(folder / "lambada_test.jsonl.gz"), "test", format=lambada)
+    assert len(words) == 5153
+    assert words[0].target == "signs"
+    assert not any(" " in example.target for example in words)
