@@ -13,9 +13,7 @@ from prunelit.models.branches import (
     _Line,
     _passes,
     branch,
-    common_prefix,
     grow,
-    root_length,
 )
 
 
@@ -103,26 +101,6 @@ def test_letters_need_no_leaves_and_one_place() -> None:
     assert tree.leaves == []
     assert tree.targets.tolist() == [[7, 8, 9]] * 2
     assert tree.owners.tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
-def test_a_root_leaves_a_token_of_every_context() -> None:
-    assert root_length([([1, 2, 3], [4]), ([1, 2, 5], [4])]) == 2
-    assert root_length([([1, 2, 3], [4]), ([1, 2], [4])]) == 1
-    assert root_length([([1], [4]), ([1], [5])]) == 0
-
-
-@pytest.mark.parametrize(
-    ("sequences", "expected"),
-    [
-        ([[1, 2], [1, 3]], 1),
-        ([[1, 2], [1, 2, 3]], 2),
-        ([[], [1]], 0),
-        ([[1, 2]], 2),
-        ([[2], [1]], 0),
-    ],
-)
-def test_common_prefix(sequences: list[list[int]], expected: int) -> None:
-    assert common_prefix(sequences) == expected
 
 
 def lines(lengths: list[int]) -> list[_Line]:

@@ -1,185 +1,166 @@
-"""Shared reading against one unpadded sequence at a time, without a cache."""
+"""Lent beginnings: how much, read how often, and left-padded rows that begin with them."""
 
-import random
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from prunelit import InputError
-from prunelit.models import prefix
-from prunelit.models.branches import Request, branch, grow
-from prunelit.models.prefix import Lending, sharing_problem, tree_scores
+from prunelit.models.generation import rollout
+from prunelit.models.prefix import (
+    SHORTEST,
+    Lending,
+    common_prefix,
+    lent_length,
+    ordinary_tokens,
+    padded_problem,
+)
 from prunelit.models.surgery import Removed, rebuilt
+from prunelit.tokens import pad
 
 MakeModel = Callable[..., PreTrainedModel]
 
 
-@pytest.fixture(autouse=True)
-def _no_grad() -> object:
-    with torch.no_grad():
-        yield
+@pytest.fixture
+def prompts() -> list[list[int]]:
+    """Of unequal length; two with a rest longer than the other's whole prompt lacks of it."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(1, 257, (90,), generator=generator).tolist()
+    begin = ids[:20]
+    return [begin + ids[20:21], begin + ids[21:30], begin + ids[30:75], begin + ids[75:78]]
 
 
-def questions(root: list[int], longest: int = 14) -> list[list[Request]]:
-    """Longer than the sliding windows of the families, which are 6 tokens."""
-    draw = random.Random(0)
-
-    def tokens(size: int) -> list[int]:
-        return [draw.randint(1, 256) for _ in range(size)]
-
-    found = []
-    for size in (7, 1, 3, longest, 5):
-        context = root + tokens(size)
-        found.append([(context, tokens(length)) for length in (1, 4, 2, 9)])
-    context, rest = root + tokens(2), tokens(6)
-    found.append([(context + tokens(1), rest), (context + tokens(4), rest)])
-    found.append([(root + tokens(4), rest), (root + tokens(2), rest)])  # nothing in common
-    found.append([(context, [11]), (context, [12])])
-    return found
-
-
-def oracle(model: PreTrainedModel, every: list[list[Request]]) -> Tensor:
-    scores = []
-    for context, continuation in (request for own in every for request in own):
-        ids = torch.tensor([context + continuation[:-1]])
-        logits = model(ids, use_cache=False).logits[0]
-        places = torch.arange(len(context) - 1, len(context) + len(continuation) - 1)
-        log_p = logits.double().log_softmax(-1)[places, torch.tensor(continuation)]
-        scores.append(log_p.sum())
-    return torch.stack(scores)
-
-
-def shared(
-    model: PreTrainedModel, root: list[int], every: list[list[Request]], **more: Any
-) -> Tensor:
-    branches = [branch(own, len(root)) for own in every]
-    return tree_scores(model, grow(root, branches, 0, 60, **more))
-
-
-@pytest.mark.parametrize("length", [0, 1, 9])
-@pytest.mark.parametrize("pass_cost", [0, 1000])
-def test_scores_are_those_of_single_sequences(
-    make_model: MakeModel, family: str, length: int, pass_cost: int
+@torch.no_grad()
+def test_rollouts_are_those_of_prompts_that_are_read_whole(
+    make_model: MakeModel,
+    family: str,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[list[int]],
 ) -> None:
     model = make_model(family)
-    root = [(7 * i) % 250 + 1 for i in range(length)]
-    every = questions(root)
-    assert sharing_problem(model) is None  # so that the cache is what is tested
-    found = shared(model, root, every, pass_cost=pass_cost)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, oracle(model, every), rtol=1e-6, atol=1e-5)
+    assert lent_length(prompts) == 20
+    options = {"prefix": prompts[0][:20], "lending": Lending()}
+    assert padded_problem(model) is None  # so that the cache is what is tested
+    batch = pad(prompts, 0, left=True)
+    whole = rollout(model, tokenizer, **batch, max_new_tokens=10)
+    # The third prompt's rest of 45 tokens leaves rows whose prefix lies beyond the cached places.
+    for rows in ([0, 1, 2, 3], [1, 3], [2]):
+        part = pad([prompts[row] for row in rows], 0, left=True)
+        found = rollout(model, tokenizer, **part, max_new_tokens=10, **options)
+        assert torch.equal(found.tokens, whole.tokens[rows])
 
 
-def test_letters_after_a_root(make_model: MakeModel, family: str) -> None:
-    model = make_model(family)
-    root = list(range(1, 21))
-    every = [[(root + [30 + i] * (i + 1), [letter]) for letter in (65, 66, 67)] for i in range(4)]
-    torch.testing.assert_close(
-        shared(model, root, every), oracle(model, every), rtol=1e-6, atol=1e-5
+@torch.no_grad()
+def test_the_prefix_is_read_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
+) -> None:
+    lengths: list[int] = []
+    model.model.embed_tokens.register_forward_hook(
+        lambda _, inputs, __: lengths.append(inputs[0].shape[1])
     )
+    options = {"prefix": prompts[0][:20], "lending": Lending()}
+    batch = pad([prompts[1], prompts[3]], 0, left=True)
+    rollout(model, tokenizer, **batch, max_new_tokens=1, **options)
+    assert lengths.count(20) == 1
+    lengths.clear()
+    rollout(model, tokenizer, **batch, max_new_tokens=1, **options)
+    assert lengths == [9]
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_sequences_as_long_as_the_positions(make_model: MakeModel, family: str, kept: bool) -> None:
-    # Beside a short one: its padding must not get a position that the model has not.
-    model = make_model(family)
-    draw = random.Random(1)
-    context = [draw.randint(1, 256) for _ in range(120)]
-    long = [(context[:100], context[:29]), (context[:100], context[3:12])]
-    short = [(context, [5, 6]), (context, [7, 8, 9])]
-    lending = Lending()
-    if not kept:
-        lending._problems[lending._key(model)] = "told so"
-    tree = grow([], [branch(long), branch(short)], 0, 4096, 1000)
-    found = tree_scores(model, tree, lending)
-    torch.testing.assert_close(found, oracle(model, [long, short]), rtol=1e-6, atol=2e-5)
+@torch.no_grad()
+def test_rollouts_without_some_sublayers(
+    make_model: MakeModel,
+    family: str,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[list[int]],
+) -> None:
+    model = rebuilt(make_model(family), Removed(attention=[0, 2], mlp=[1]))
+    assert padded_problem(model) is None
+    batch = pad(prompts, 0, left=True)
+    whole = rollout(model, tokenizer, **batch, max_new_tokens=10)
+    found = rollout(model, tokenizer, **batch, max_new_tokens=10, prefix=prompts[0][:20])
+    assert torch.equal(found.tokens, whole.tokens)
 
 
-def test_a_root_is_read_once_for_many_batches(
+@pytest.mark.parametrize(
+    ("sequences", "expected"),
+    [
+        ([[1, 2], [1, 3]], 1),
+        ([[1, 2], [1, 2, 3]], 2),
+        ([[], [1]], 0),
+        ([[1, 2]], 2),
+        ([[2], [1]], 0),
+    ],
+)
+def test_common_prefix(sequences: list[list[int]], expected: int) -> None:
+    assert common_prefix(sequences) == expected
+
+
+def test_short_and_missing_beginnings_are_not_lent() -> None:
+    assert lent_length([[1, 2, 3], [1, 2, 4]]) == 0
+    assert lent_length([[*range(30)], [*range(1, 30)]]) == 0
+    assert lent_length([[*range(SHORTEST), 98], [*range(SHORTEST), 99]]) == SHORTEST
+    assert lent_length([[*range(SHORTEST)], [*range(SHORTEST)]]) == 0
+
+
+def test_a_sequence_that_is_the_beginning_itself_keeps_a_token_to_read() -> None:
+    assert lent_length([[*range(20)], [*range(40)]]) == 19
+    assert lent_length([[*range(20)]] * 3) == 19
+
+
+@pytest.mark.parametrize("vocabulary", [16, 257, 49152])
+def test_probes_read_ordinary_tokens(model: PreTrainedModel, vocabulary: int) -> None:
+    model.config.vocab_size = vocabulary
+    ids = ordinary_tokens(model)
+    assert len(set(ids)) == 13
+    # Beyond those at which SmolLM2 and its like keep their special tokens.
+    assert vocabulary // 6 <= min(ids) < max(ids) < vocabulary
+
+
+class Shifted(nn.Module):
+    """An embedding that depends on how many tokens are read at once, as no model's should."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.inner(ids) + 0.1 * ids.shape[1]
+
+
+def test_a_model_that_cannot_lend_reads_prompts_whole_and_says_so(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
+) -> None:
+    assert padded_problem(model) is None
+    model.model.embed_tokens = Shifted(model.model.embed_tokens)
+    assert "with a lent cache what it gives differs by" in str(padded_problem(model))
+    lending, begin = Lending(), prompts[0][:20]
+    mask = pad(prompts, 0, left=True)["attention_mask"]
+    with pytest.warns(UserWarning, match="LlamaForCausalLM reads every sequence whole, which"):
+        assert lending.cache(model, begin, mask) is None
+    assert lending.cache(model, begin, mask) is None  # said once
+
+
+def test_a_model_without_a_usual_cache_is_told_apart(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[tuple[int, ...]] = []
-    run = prefix._run
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("this cache is of another kind")
 
-    def counted(*arguments: Any) -> Tensor:
-        reads.append(tuple(arguments[1].shape))
-        return run(*arguments)
-
-    root = list(range(1, 31))
-    every = questions(root)
-    lending = Lending()
-    lending.problem(model)
-    monkeypatch.setattr(prefix, "_run", counted)
-    expected = oracle(model, every)
-    found = [tree_scores(model, grow(root, [branch(own, 30)], 0, 4096), lending) for own in every]
-    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-6, atol=1e-5)
-    assert reads.count((1, 30)) == 1
-    assert all(width < 30 for rows, width in reads if (rows, width) != (1, 30))
+    monkeypatch.setattr(DynamicCache, "update", refuse)
+    assert padded_problem(model) == "its cache cannot be lent (this cache is of another kind)"
 
 
-def test_another_root_or_model_is_not_mistaken(make_model: MakeModel) -> None:
-    lending = Lending()
-    for seed in (0, 1):
-        model = make_model("llama", seed=seed)
-        for start in (1, 2):
-            root = list(range(start, start + 20))
-            every = questions(root)[:2]
-            tree = grow(root, [branch(own, 20) for own in every], 0, 4096)
-            torch.testing.assert_close(
-                tree_scores(model, tree, lending), oracle(model, every), rtol=1e-6, atol=1e-5
-            )
-
-
-@pytest.mark.parametrize("kind", ["attention", "mlp"])
-def test_models_without_some_sublayers(make_model: MakeModel, family: str, kind: str) -> None:
-    model = rebuilt(make_model(family), Removed(**{kind: [0, 2]}))
-    assert sharing_problem(model) is None
-    root = [9, 8, 7]
-    every = questions(root)
-    torch.testing.assert_close(
-        shared(model, root, every), oracle(model, every), rtol=1e-6, atol=1e-5
-    )
-
-
-def test_a_family_without_keys_and_values_reads_whole_and_says_so() -> None:
+def test_a_family_without_keys_and_values_is_told_apart() -> None:
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, pad_token_id=0)
     config.bos_token_id = config.eos_token_id = 0
-    model = MambaForCausalLM(config).eval()
-    every = questions([3, 4, 5])
-    with pytest.warns(
-        UserWarning, match="MambaForCausalLM reads every choice with its whole prompt"
-    ):
-        found = shared(model, [3, 4, 5], every)
-    torch.testing.assert_close(found, oracle(model, every), rtol=1e-6, atol=1e-5)
-
-
-def test_a_cache_that_is_lent_wrongly_is_found_out(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gathered = prefix._gathered
-
-    def rolled(root: Any, stems: Any, parents: Tensor, slots: Tensor) -> Any:
-        return gathered(root, stems, parents, slots.roll(1, 1))
-
-    monkeypatch.setattr(prefix, "_gathered", rolled)
-    assert "its log-likelihoods differ by" in (sharing_problem(model) or "")
-    every = questions([])
-    with pytest.warns(UserWarning, match="reads every choice with its whole prompt"):
-        found = shared(model, [], every)
-    torch.testing.assert_close(found, oracle(model, every), rtol=1e-6, atol=1e-5)
-
-
-def test_half_precision_can_be_lent(make_model: MakeModel, family: str) -> None:
-    model = make_model(family).to(torch.bfloat16)
-    assert sharing_problem(model) is None
-
-
-def test_logits_that_are_not_numbers_are_refused(model: PreTrainedModel) -> None:
-    model.get_parameter("model.norm.weight").fill_(torch.nan)
-    with pytest.raises(InputError, match="LlamaForCausalLM gives NaN"):
-        sharing_problem(model)
+    problem = padded_problem(MambaForCausalLM(config).eval())
+    assert (problem or "").startswith("its cache cannot be lent (")

@@ -4,7 +4,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from prunelit import InputError
-from prunelit.tasks.plans import SHORTEST_ROOT, Plan, plan
+from prunelit.models.prefix import SHORTEST
+from prunelit.tasks.plans import Plan, plan
 
 LONG = "A text of more than sixteen tokens. "
 
@@ -37,7 +38,7 @@ def test_questions_after_one_text_share_its_root(tokenizer: PreTrainedTokenizerF
     )
     assert [tokenizer.decode(root) for root in own.roots] == ["", LONG]
     assert own.root_of == [1, 0, 1, 0, 0]
-    assert len("Short.") < SHORTEST_ROOT < len(LONG)
+    assert len("Short.") < SHORTEST < len(LONG)
     assert [read(tokenizer, own, index) for index in range(5)] == [
         *(f"{LONG}b?", "Another.c?", f"{LONG}d?", "Short.e?", "Short.f?")
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunelit.models.prefix import common_prefix
 from prunelit.tokens import pad
 
 # Tokens of a context and of the continuation that is scored after it, neither empty.
@@ -81,19 +82,6 @@ class _Line:
     stem: int
     before: int
     after: dict[int, list[tuple[int, int]]]
-
-
-def common_prefix(sequences: Sequence[list[int]]) -> int:
-    """Length of the longest beginning that all sequences share."""
-    low, high = min(sequences), max(sequences)
-    differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
-    return next(differ, min(len(low), len(high)))
-
-
-def root_length(requests: Sequence[Request]) -> int:
-    """How many tokens all contexts share, at least one of each left for what follows the root."""
-    contexts = [context for context, _ in requests]
-    return min(common_prefix(contexts), min(map(len, contexts)) - 1)
 
 
 def branch(requests: Sequence[Request], root: int = 0) -> Branch:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from prunelit.errors import InputError
-from prunelit.models.shared_prefix import SharedPrefix
+from prunelit.models.prefix import Lending
 from prunelit.models.stopping import StopStrings
 
 
@@ -107,7 +107,8 @@ def rollout(
     sampling: Sampling | None = None,
     stops: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
-    prefix: SharedPrefix | None = None,
+    prefix: Sequence[int] = (),
+    lending: Lending | None = None,
 ) -> Rollouts:
     """Decoding with a KV cache, each row until its end-of-text token or a stop string.
 
@@ -123,7 +124,8 @@ def rollout(
         sampling: how to sample; None decodes greedily.
         stops: ids that end a text; None takes `stop_tokens`.
         stop_strings: texts that end a row too; the token that completes one is kept.
-        prefix: of all rows, which is read once for many calls.
+        prefix: ids that all rows begin with, shorter than each; read once for many calls.
+        lending: remembers between calls whether the model can lend its cache, and the prefix.
     """
     stops = list(stop_tokens(model, tokenizer) if stops is None else stops)
     processors = LogitsProcessorList([] if sampling is None else [GumbelNoise(sampling)])
@@ -134,7 +136,7 @@ def rollout(
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id,
     )
-    cache = None if prefix is None else prefix.cache(model, attention_mask)
+    cache = (lending or Lending()).cache(model, prefix, attention_mask) if prefix else None
     begun = {} if cache is None else {"past_key_values": cache}
     # `generate` fills what a configuration leaves open from the model's own one.
     own = model.generation_config

@@ -13,7 +13,7 @@ from prunelit.metrics.divergence import first_divergence
 from prunelit.metrics.pass_at_k import pass_at_k
 from prunelit.metrics.repetition import distinct, repetition
 from prunelit.models.generation import Sampling, rollout
-from prunelit.models.shared_prefix import SharedPrefix
+from prunelit.models.prefix import Lending, lent_length
 from prunelit.models.stopping import cut
 from prunelit.recipe import describe
 from prunelit.report.rows import Row
@@ -132,6 +132,7 @@ class Generation(PromptTask):
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         size = super().prepare(tokenizer)
         self._prompts = [self._decode(tokens) for tokens in self._tokens]
+        self._prefix = self._tokens[0][: lent_length(self._tokens)]
         return size
 
     def chunks(self, size: int) -> list[list[int]]:
@@ -140,7 +141,7 @@ class Generation(PromptTask):
         return [[order[place] for place in chunk] for chunk in super().chunks(size)]
 
     def common(self) -> dict[str, Any]:
-        return {"prefix": SharedPrefix(self._tokens)}
+        return {"lending": Lending()}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         repeated = [index for index in indices for _ in range(self.samples)]
@@ -158,7 +159,8 @@ class Generation(PromptTask):
                 max_new_tokens=self.max_new_tokens,
                 sampling=self._sampling(indices),
                 stop_strings=self.stop,
-                prefix=batch["prefix"],
+                prefix=self._prefix,
+                lending=batch["lending"],
             )
             tokens = written.tokens.cpu()
             columns: dict[str, list[float]] = {}

@@ -13,7 +13,8 @@ from prunelit.errors import InputError
 from prunelit.metrics.calibration import brier_scores, calibration_gaps
 from prunelit.metrics.paired import PAIRED, mcnemar, paired_answers
 from prunelit.models.branches import Tree
-from prunelit.models.prefix import Lending, tree_scores
+from prunelit.models.prefix import Lending
+from prunelit.models.trees import tree_scores
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task

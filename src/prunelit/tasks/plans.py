@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
-from prunelit.models.branches import Branch, Request, Tree, branch, grow, root_length
+from prunelit.models.branches import Branch, Request, Tree, branch, grow
+from prunelit.models.prefix import lent_length
 from prunelit.tasks.choices import tokenised
-
-# A shorter root is read with every question: to lend it would cost more.
-SHORTEST_ROOT = 16
 
 
 @dataclass
@@ -89,8 +87,7 @@ def plan(
         for index, own in requests.items():
             _check(own, names[index])
         every = [request for own in requests.values() for request in own]
-        cut = root_length(every) if len(indices) > 1 else 0
-        cut = cut if cut >= SHORTEST_ROOT else 0
+        cut = lent_length([context for context, _ in every]) if len(indices) > 1 else 0
         if cut:
             result.roots.append(every[0][0][:cut])
         for index, own in requests.items():
