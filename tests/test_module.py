@@ -10,8 +10,8 @@ from lightning.pytorch import LightningDataModule
 
 from prunelit import InputError
 from prunelit.datamodule import PruneData
-from prunelit.module import PairedLM, scalar_name
-from prunelit.report.rows import Row
+from prunelit.module import PairedLM
+from prunelit.report.rows import scalar_name
 from prunelit.tasks import Deviation, MultipleChoice, Perplexity
 from prunelit.trainer import PruneTrainer
 
@@ -183,19 +183,6 @@ def test_results_start_afresh_with_every_validation(
     assert after["val/perplexity/perplexity_dense"].value == pytest.approx(
         next(r.value for r in before if (r.metric, r.model) == ("perplexity", "dense"))
     )
-
-
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        ("pruned", "val/facts/acc"),
-        ("pair", "val/facts/acc"),
-        ("dense", "val/facts/acc_dense"),
-        ("difference", "val/facts/acc_difference"),
-    ],
-)
-def test_scalar_names(model: str, name: str) -> None:
-    assert scalar_name(Row("facts", "acc", model, 0.0, 0.0, 1)) == name
 
 
 def test_the_recipe_names_the_dense_model(

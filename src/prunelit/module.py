@@ -29,7 +29,7 @@ from prunelit.models.loading import (
 )
 from prunelit.recipe import describe
 from prunelit.recovery import Recovery, adamw
-from prunelit.report.rows import Row
+from prunelit.report.rows import Row, scalar_name
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
 
@@ -297,9 +297,3 @@ class PairedLM(LightningModule):
 
     def _tasks(self) -> dict[str, Task]:
         return self._data().tasks
-
-
-def scalar_name(row: Row) -> str:
-    """`val/<task>/<metric>` for pruned model or pair; dense and difference have a suffix."""
-    suffix = "" if row.model in ("pruned", "pair") else f"_{row.model}"
-    return f"val/{row.task}/{row.metric}{suffix}"

@@ -11,8 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from prunelit.callbacks.results import flatten, printed_tables
-from prunelit.module import scalar_name
-from prunelit.report.rows import Row, read_rows
+from prunelit.report.rows import Row, read_rows, scalar_name
 from prunelit.tasks import Distribution, Perplexity
 
 

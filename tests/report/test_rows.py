@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunelit.report.rows import Row, read_rows, write_rows
+from prunelit.report.rows import Row, read_rows, scalar_name, write_rows
 
 ROWS = [
     Row("facts", "acc", "dense", 0.8400000000000001, 0.03, 45, {"path": "東京.jsonl", "seed": 0}),
@@ -74,3 +74,16 @@ def test_others_may_read_the_file(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     write_rows(ROWS, path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("pruned", "val/facts/acc"),
+        ("pair", "val/facts/acc"),
+        ("dense", "val/facts/acc_dense"),
+        ("difference", "val/facts/acc_difference"),
+    ],
+)
+def test_scalar_names(model: str, name: str) -> None:
+    assert scalar_name(Row("facts", "acc", model, 0.0, 0.0, 1)) == name

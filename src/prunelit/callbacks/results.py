@@ -11,14 +11,14 @@ from rich.table import Table
 
 from prunelit.callbacks.board import write_curves, write_pictures, write_texts
 from prunelit.callbacks.pruning import Pruning
-from prunelit.module import PairedLM, scalar_name
+from prunelit.module import PairedLM
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers
 from prunelit.report.figures import readings_figure, sparsity_figure
 from prunelit.report.files import write_whole
 from prunelit.report.items import write_items
 from prunelit.report.pictures import write_picture
 from prunelit.report.readings import readings_numbers, sparsity_numbers
-from prunelit.report.rows import Row, write_rows
+from prunelit.report.rows import Row, scalar_name, write_rows
 from prunelit.report.tables import results_table, show
 from prunelit.tasks.base import Task
 

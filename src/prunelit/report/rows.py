@@ -34,6 +34,12 @@ class Row:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+def scalar_name(row: Row) -> str:
+    """`val/<task>/<metric>` for pruned model or pair; dense and difference have a suffix."""
+    suffix = "" if row.model in ("pruned", "pair") else f"_{row.model}"
+    return f"val/{row.task}/{row.metric}{suffix}"
+
+
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:
     """Write JSON lines; NaN and infinity become null."""
     lines = []
