@@ -8,12 +8,8 @@ import pytest
 import yaml
 
 FOLDER = Path(__file__).parents[2] / "configs"
-# A file with a model is a whole run, see `test_configs.py`.
-TASKS = sorted(
-    path
-    for path in (FOLDER / "tasks").glob("*.yaml")
-    if "class_path" in yaml.safe_load(path.read_text(encoding="utf-8"))
-)
+# Whole runs lie in the folder above, see `test_configs.py`.
+TASKS = sorted((FOLDER / "tasks").glob("*.yaml"))
 
 every_task = pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 Parse = Callable[..., list[dict[str, Any]]]
@@ -41,7 +37,12 @@ def contains(found: Any, given: Any) -> bool:
 
 
 def test_there_are_tasks_to_check() -> None:
-    assert len(TASKS) >= 11
+    assert len(TASKS) >= 19
+
+
+@every_task
+def test_it_is_a_single_task(path: Path) -> None:
+    assert list(yaml.safe_load(path.read_text(encoding="utf-8"))) == ["class_path", "init_args"]
 
 
 @every_task

@@ -7,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from prunelit import InputError
-from prunelit.tasks.choices import FewShot, Prompt, leading_tokens, tokenised
+from prunelit.tasks.choices import Prompt, leading_tokens, tokenised
 from prunelit.tasks.formats import GroupedQuestion
 from prunelit.tasks.questions import Question
 
@@ -78,55 +78,6 @@ def test_questions_that_do_not_fit_are_refused() -> None:
     for context in ("no blank", "ends with _ "):
         with pytest.raises(InputError, match="Expected a blank `_` with text after it in"):
             Prompt("{context}", scoring="partial").texts(Question("x", context, ["a", "b"], 0))
-
-
-def numbers(count: int, group: str | None = None) -> list[Question]:
-    plain = [("q", f"{i}", ["a", "b"], 0) for i in range(count)]
-    if group is None:
-        return [Question(*row) for row in plain]
-    return [GroupedQuestion(*row, group) for row in plain]
-
-
-def contexts(shots: FewShot, pool: list[Question], question: Question) -> list[str]:
-    return [other.context for other in shots.examples(shots.drawn(pool), question)]
-
-
-def test_the_first_examples_without_a_seed() -> None:
-    pool = numbers(9)
-    assert contexts(FewShot(3), pool, SNOW) == ["0", "1", "2"]
-    assert contexts(FewShot(3), pool, pool[1]) == ["0", "2", "3"]
-    assert contexts(FewShot(3), pool, pool[7]) == ["0", "1", "2"]
-
-
-def test_a_seed_draws_the_same_examples_for_all() -> None:
-    pool = numbers(50)
-    first = contexts(FewShot(4, seed=1), pool, SNOW)
-    assert first == contexts(FewShot(4, seed=1), pool, SNOW)
-    assert first != contexts(FewShot(4, seed=2), pool, SNOW)
-    assert len(set(first)) == 4
-    # In the place of a question among them comes another.
-    drawn = next(question for question in pool if question.context == first[0])
-    other = contexts(FewShot(4, seed=1), pool, drawn)
-    assert other[:3] == first[1:]
-    assert other[3] not in first
-
-
-def test_examples_are_of_the_question_s_group() -> None:
-    pool = [*numbers(3, "x"), *numbers(6, "y")]
-    question = GroupedQuestion("new", "?", ["a", "b"], 0, "y")
-    drawn = FewShot(4).drawn(pool)
-    assert {group: len(members) for group, members in drawn.items()} == {"x": 3, "y": 5}
-    assert all(example.group == "y" for example in FewShot(4).examples(drawn, question))
-    with pytest.raises(InputError, match="Expected 4 examples of 'x' beside the question 'q'"):
-        FewShot(4).examples(drawn, pool[0])
-
-
-def test_too_few_examples_are_refused() -> None:
-    with pytest.raises(InputError, match="Expected `count` of at least 1 example but got 0"):
-        FewShot(0)
-    pool = numbers(3)
-    with pytest.raises(InputError, match=r"Expected 3 examples beside .* 'train' but it has 2\."):
-        contexts(FewShot(3), pool, pool[0])
 
 
 def test_spaces_at_the_end_of_the_context_belong_to_the_continuation(

@@ -7,7 +7,6 @@ import pytest
 from prunelit import InputError
 from prunelit.tasks.examples import (
     Example,
-    Shots,
     gsm8k,
     humaneval,
     lambada,
@@ -113,27 +112,6 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
         read_examples(path, "train", format=undecorated)
     with pytest.raises(InputError, match=r"Expected rows with \['answer', 'question'\]"):
         read_examples(path, "train", format=gsm8k)
-
-
-POOL = [Example(f"q{n}", f"{n}", f"{n}") for n in range(12)]
-
-
-def test_shots_are_the_first_ones_or_drawn_by_a_seed() -> None:
-    measured = [Example("q1", "other", "other")]
-    assert Shots(3).drawn(POOL, measured) == [POOL[0], POOL[2], POOL[3]]
-    drawn = Shots(5, seed=0).drawn(POOL, measured)
-    assert drawn == Shots(5, seed=0).drawn(POOL, measured)
-    assert drawn != Shots(5, seed=1).drawn(POOL, measured)
-    assert len({example.context for example in drawn}) == 5
-    for seed in range(20):
-        assert POOL[1] not in Shots(5, seed=seed).drawn(POOL, measured)
-
-
-def test_too_few_shots_are_refused() -> None:
-    with pytest.raises(InputError, match=r"Expected 12 worked examples .* but it has 11"):
-        Shots(12).drawn(POOL, [POOL[3]])
-    with pytest.raises(InputError, match="`count` of at least 1 example but got 0"):
-        Shots(0)
 
 
 def test_the_real_files(shared: Path) -> None:

@@ -17,8 +17,9 @@ from prunelit import InputError
 from prunelit.report.rows import Row
 from prunelit.tasks import Generation, ItemTable, Pair
 from prunelit.tasks.answers import first_line, last_number
-from prunelit.tasks.examples import Shots, gsm8k, humaneval
+from prunelit.tasks.examples import gsm8k, humaneval
 from prunelit.tasks.judges import ExactMatch, Execution
+from prunelit.tasks.shots import FewShot
 
 
 def writer(tokenizer: PreTrainedTokenizerBase, begin: str, text: str) -> PreTrainedModel:
@@ -161,7 +162,7 @@ def test_worked_examples_stand_before_the_question(
     worked.write_text(
         '{"question": "a?", "answer": "first\\n#### 1"}\n{"question": "b?", "answer": "#### 2"}\n'
     )
-    few_shot = Shots(2, str(worked))
+    few_shot = FewShot(2, path=str(worked))
     plain = Generation(sums, **by_number(few_shot=few_shot))
     assert prompts(plain, tokenizer)[1] == (
         "a?\nA: first\n#### 1\n\nb?\nA: #### 2\n\nSix times seven?\nA:"
@@ -172,11 +173,22 @@ def test_worked_examples_stand_before_the_question(
         "<user>Six times seven?\n<assistant>"
     )
     details = plain.details()
-    assert details["few_shot"] == 2
+    assert details["few_shot"]["count"] == 2
     assert details["few_shot_sha256"] == chat.details()["few_shot_sha256"]
     alone = Generation(sums, **by_number())
     alone.read()
     assert "few_shot_sha256" not in alone.details()
+
+
+def test_a_question_among_the_worked_examples_gets_another(
+    sums: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    first, second, *_ = prompts(Generation(sums, **by_number()), tokenizer)
+    shown = prompts(Generation(sums, **by_number(few_shot=FewShot(1))), tokenizer)
+    assert shown[0].endswith(first)
+    assert shown[0].startswith(second)
+    assert shown[1].endswith(second)
+    assert shown[1].startswith(first)
 
 
 def test_the_longest_sequence_counts_the_budget(
@@ -219,7 +231,7 @@ def test_what_changes_the_values_changes_the_recipe(
         {},
         {"template": "{context}\nB:"},
         {"chat": True},
-        {"few_shot": Shots(1, str(worked))},
+        {"few_shot": FewShot(1, path=str(worked))},
         {"stop": ["x"]},
         {"max_new_tokens": 13},
         {"temperature": 0.5},

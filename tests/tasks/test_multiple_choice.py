@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit import InputError
 from prunelit.metrics.paired import mcnemar
 from prunelit.tasks import ItemTable, MultipleChoice, Pair
-from prunelit.tasks.choices import FewShot
+from prunelit.tasks.shots import FewShot
 
 
 def naive_scores(

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.tasks import ItemTable, MultipleChoice, Pair
-from prunelit.tasks.choices import FewShot
+from prunelit.tasks.shots import FewShot
 
 
 @torch.no_grad()

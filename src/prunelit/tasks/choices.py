@@ -1,6 +1,5 @@
 """How a multiple-choice question becomes text, and text becomes tokens to score."""
 
-import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from prunelit.errors import InputError
 from prunelit.models.branches import Request
 from prunelit.tasks.questions import Question, check_template
+from prunelit.tasks.shots import group_of
 from prunelit.tokens import encode
 
 Scoring = Literal["continuation", "letter", "partial"]
@@ -103,68 +103,6 @@ class Prompt:
         for example in examples:
             text += "".join(self.texts(example)[example.label]) + _BETWEEN
         return text
-
-
-@dataclass
-class FewShot:
-    """Solved examples before every question, the same for all, so that they are read once.
-
-    Args:
-        count: of examples.
-        split: they are drawn from; of the group of the question where questions have one.
-        path: of their rows; None is the task's own.
-        subset: configuration of the data set on the hub; None is the task's own.
-        seed: of the draw; None takes the first ones in order.
-    """
-
-    count: int = 5
-    split: str = "train"
-    path: str | None = None
-    subset: str | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError(f"Expected `count` of at least 1 example but got {self.count}.")
-
-    def drawn(self, pool: Sequence[Question]) -> dict[str | None, list[Question]]:
-        """One example more than asked for each group, in place of one that is the question."""
-        drawn = {}
-        for group in dict.fromkeys(map(group_of, pool)):
-            members = [question for question in pool if group_of(question) == group]
-            more = min(self.count + 1, len(members))
-            if self.seed is not None:
-                members = random.Random(self.seed).sample(members, more)
-            drawn[group] = members[:more]
-        return drawn
-
-    def examples(
-        self, drawn: dict[str | None, list[Question]], question: Question
-    ) -> list[Question]:
-        """The examples of one question, never the question itself.
-
-        Args:
-            drawn: by `drawn`.
-            question: that they stand before.
-
-        Raises:
-            InputError: if there are too few.
-        """
-        group = group_of(question)
-        members = drawn.get(group, drawn.get(None, []))
-        others = [other for other in members if other != question][: self.count]
-        if len(others) < self.count:
-            of_group = "" if group is None else f" of {group!r}"
-            raise InputError(
-                f"Expected {self.count} examples{of_group} beside the question {question.id!r} in "
-                f"the split {self.split!r} but it has {len(others)}."
-            )
-        return others
-
-
-def group_of(question: Question) -> str | None:
-    """The part of the data set that a question belongs to, None where it has none."""
-    return getattr(question, "group", None)
 
 
 def tokenised(

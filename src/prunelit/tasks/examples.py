@@ -4,7 +4,6 @@ A format is a function from a row, as the hub holds it, to an example. A YAML na
 and one of your own as well: `format: my_formats.riddles`.
 """
 
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,52 +31,13 @@ class Example:
     target: str
     solution: str
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What a worked example must not have in common with it."""
+        return (self.context,)
+
 
 ExampleFormat = Callable[[dict[str, Any]], Example]
-
-
-@dataclass
-class Shots:
-    """Worked examples before every question, the same for all.
-
-    Args:
-        count: of examples.
-        path: of their rows; None is the task's own.
-        split: they are drawn from.
-        subset: configuration of the data set on the hub; None is the task's own.
-        seed: of the draw; None takes the first ones in order.
-    """
-
-    count: int = 8
-    path: str | None = None
-    split: str = "train"
-    subset: str | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError(f"Expected `count` of at least 1 example but got {self.count}.")
-
-    def drawn(self, pool: Sequence[Example], measured: Sequence[Example]) -> list[Example]:
-        """The worked examples.
-
-        Args:
-            pool: to draw from.
-            measured: what is asked; none of it is shown.
-
-        Raises:
-            InputError: if there are too few.
-        """
-        asked = {example.context for example in measured}
-        others = [example for example in pool if example.context not in asked]
-        if len(others) < self.count:
-            raise InputError(
-                f"Expected {self.count} worked examples beside the measured ones in the split "
-                f"{self.split!r} but it has {len(others)}."
-            )
-        if self.seed is not None:
-            others = random.Random(self.seed).sample(others, self.count)
-        return others[: self.count]
 
 
 def read_examples(

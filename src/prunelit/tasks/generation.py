@@ -19,11 +19,12 @@ from prunelit.recipe import describe
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair
-from prunelit.tasks.examples import ExampleFormat, Shots, read_examples
+from prunelit.tasks.examples import Example, ExampleFormat, read_examples
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.judges import ExactMatch, Judge
 from prunelit.tasks.prompts import PromptTask
 from prunelit.tasks.questions import check_template
+from prunelit.tasks.shots import FewShot
 
 # Of every rollout, whatever it is judged by.
 OWN = ("repetition", "distinct_1", "distinct_2", "end_of_text", "length")
@@ -77,7 +78,7 @@ class Generation(PromptTask):
         judge: Judge | None = None,
         template: str = "{context}",
         chat: bool = True,
-        few_shot: Shots | None = None,
+        few_shot: FewShot | None = None,
         delimiter: str = " ",
         stop: list[str] | None = None,
         max_new_tokens: int = 24,
@@ -123,11 +124,10 @@ class Generation(PromptTask):
         load = partial(read_examples, format=self.format, columns=self.columns)
         self._examples = load(self.path, self.split, self.limit, subset=self.subset)
         self.contexts = [example.context for example in self._examples]
-        self._worked = []
-        if (shots := self.few_shot) is not None:
-            path, subset = shots.path or self.path, shots.subset or self.subset
-            pool = load(path, shots.split, subset=subset)
-            self._worked = shots.drawn(pool, self._examples)
+        self._worked: list[list[Example]] = [[] for _ in self._examples]
+        if self.few_shot is not None:
+            pool = load(**self.few_shot.source(self.path, self.subset))
+            self._worked = self.few_shot.before(pool, self._examples)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         size = super().prepare(tokenizer)
@@ -246,7 +246,6 @@ class Generation(PromptTask):
         }
 
     def details(self) -> dict[str, Any]:
-        worked = {"few_shot_sha256": hash_rows([vars(example) for example in self._worked])}
         return {
             **super().details(),
             "subset": self.subset,
@@ -254,8 +253,7 @@ class Generation(PromptTask):
             "format": describe(self.format),
             "columns": self.columns,
             **self.judge.details(),
-            "few_shot": len(self._worked),
-            **(worked if self._worked else {}),
+            **({} if self.few_shot is None else self.few_shot.details(self._worked)),
             "delimiter": self.delimiter,
             "stop": self.stop,
             "samples": self.samples,
@@ -283,12 +281,10 @@ class Generation(PromptTask):
         assert isinstance(text, str)
         return text
 
-    def _prompt(self, context: str) -> str:
-        question = self.template.format(context=context)
-        worked = [
-            (self.template.format(context=example.context), example.solution)
-            for example in self._worked
-        ]
+    def _prompt(self, index: int) -> str:
+        fill = self.template.format
+        worked = [(fill(context=one.context), one.solution) for one in self._worked[index]]
+        question = fill(context=self.contexts[index])
         if self.chat:
             return self.conversation([*(text for pair in worked for text in pair), question])
         return "".join(f"{asked}{self.delimiter}{told}\n\n" for asked, told in worked) + question

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,11 +18,11 @@ from prunelit.models.trees import tree_scores
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task
-from prunelit.tasks.choices import FewShot, Prompt, Scoring, group_of
+from prunelit.tasks.choices import Prompt, Scoring
 from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.plans import plan
-from prunelit.tasks.questions import Question
+from prunelit.tasks.shots import FewShot, group_of
 from prunelit.tokens import pad_token
 
 Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
@@ -113,16 +113,14 @@ class MultipleChoice(Task):
             )
         if self.primary not in (known := self._accuracies()):
             raise InputError(f"Expected `primary` among {known} but got {self.primary!r}.")
-        self._questions = self._load(self.path, self.split, self.limit, self.subset)
+        load = partial(read_questions, format=self.format, columns=self.columns)
+        self._questions = load(self.path, self.split, self.limit, subset=self.subset)
         self._texts = [self._prompt.texts(question) for question in self._questions]
         self._before = [self._prompt.before(question) for question in self._questions]
-        if (shots := self.few_shot) is not None:
-            path, subset = shots.path or self.path, shots.subset or self.subset
-            drawn = shots.drawn(self._load(path, shots.split, None, subset))
-            self._before = [
-                self._prompt.before(question, shots.examples(drawn, question))
-                for question in self._questions
-            ]
+        if self.few_shot is not None:
+            pool = load(**self.few_shot.source(self.path, self.subset))
+            self._examples = self.few_shot.before(pool, self._questions)
+            self._before = list(map(self._prompt.before, self._questions, self._examples))
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         pad_id = pad_token(tokenizer)
@@ -220,10 +218,6 @@ class MultipleChoice(Task):
             rows += part.paired_rows(self.name, [metric], {**details, "group": group})
         return rows
 
-    def _load(self, path: str, split: str, limit: int | None, subset: str | None) -> list[Question]:
-        options = {"subset": subset, "format": self.format, "columns": self.columns}
-        return read_questions(path, split, limit, **options)
-
     def _accuracies(self) -> list[str]:
         """Those that can differ: letters and the rest of a sentence are equally long."""
         longer = ["acc_norm", "acc_token_norm"] if self.scoring == "continuation" else []
@@ -266,7 +260,7 @@ class MultipleChoice(Task):
         if self.subset is not None:
             details["subset"] = self.subset
         if self.few_shot is not None:
-            details["few_shot"] = asdict(self.few_shot)
+            details |= self.few_shot.details(self._examples)
         if self.unconditional is not None:
             details["unconditional"] = self.unconditional
         if self.few_shot is not None or self.description:

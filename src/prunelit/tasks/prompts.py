@@ -110,7 +110,7 @@ class PromptTask(Task):
                 "`chat: false` and give a `template`."
             )
         self._tokenizer = tokenizer
-        self._tokens = [encode(tokenizer, self._prompt(context)) for context in self.contexts]
+        self._tokens = [encode(tokenizer, self._prompt(n)) for n in range(len(self.contexts))]
         self.longest = max(map(len, self._tokens)) + self.max_new_tokens
         return len(self._tokens)
 
@@ -135,8 +135,8 @@ class PromptTask(Task):
         assert isinstance(text, str)
         return text.strip()
 
-    def _prompt(self, context: str) -> str:
-        message = self.template.format(context=context)
+    def _prompt(self, index: int) -> str:
+        message = self.template.format(context=self.contexts[index])
         return self.conversation([message]) if self.chat else message
 
     def conversation(self, messages: Sequence[str]) -> str:

@@ -21,6 +21,11 @@ class Question:
         """The right choice."""
         return self.choices[self.label]
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What a solved example must not have in common with it."""
+        return (self.context, *self.choices)
+
 
 def load_questions(path: str, split: str, limit: int | None) -> list[Question]:
     """Rows `{id, context, choices, label}`.
