@@ -7,6 +7,7 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
+from jsonargparse import ActionYesNo
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -62,6 +63,16 @@ class PruneLitCLI(LightningCLI):
         given = {"model", "datamodule", "verbose", "weights_only"}
         given |= {"dataloaders", "train_dataloaders", "val_dataloaders"}
         return {"fit": given, "validate": given | {"ckpt_path"}, "sweep": given}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Called by LightningCLI."""
+        parser.add_argument(
+            "--allow_code_execution",
+            action=ActionYesNo,
+            nargs="?",
+            help="Run the programs that the models write, each in isolation, to judge them.",
+        )
+        parser.link_arguments("allow_code_execution", "data.allow_code_execution")
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any

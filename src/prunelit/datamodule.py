@@ -124,6 +124,7 @@ class PruneData(LightningDataModule):
         calibration: the text to calibrate on; None where the pruner is given none.
         tasks: what to measure, each with a name of its own.
         recovery: the text to train on where `trainer.max_epochs` is not 0.
+        allow_code_execution: run programs that a model wrote, where a task judges them by that.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class PruneData(LightningDataModule):
         calibration: Calibration | None = None,
         tasks: list[Task] | None = None,
         recovery: RecoveryText | None = None,
+        allow_code_execution: bool = False,
     ):
         super().__init__()
         self.calibration = calibration
@@ -139,6 +141,9 @@ class PruneData(LightningDataModule):
         if len(self.tasks) != len(tasks or []):
             names = [task.name for task in tasks or []]
             raise InputError(f"Expected tasks with distinct names but got {names}.")
+        if allow_code_execution:
+            for task in self.tasks.values():
+                task.allow_code_execution()
         self.sizes: dict[str, int] = {}
         self.calibration_tokens: Tensor | None = None
         self.recovery_tokens: Tensor | None = None

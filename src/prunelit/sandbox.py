@@ -168,5 +168,5 @@ def _interpreter() -> tuple[str, list[str]]:
 def _refuse(reason: str) -> None:
     raise InputError(
         f"This machine cannot run programs that a model wrote safely ({reason}): leave "
-        "`allow_code_execution` off, or use Linux 5.12 or newer with user namespaces."
+        "`--allow_code_execution` off, or use Linux 5.12 or newer with user namespaces."
     )

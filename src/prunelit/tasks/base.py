@@ -62,6 +62,9 @@ class Task(ABC):
         self.name = name
         self.batch_size = batch_size
 
+    def allow_code_execution(self) -> None:  # noqa: B027 - most run nothing
+        """Programs that a model wrote may be run; called before `read`, if at all."""
+
     @abstractmethod
     def read(self) -> None:
         """Read the rows, without any model or tokenizer: the place to refuse bad data early."""

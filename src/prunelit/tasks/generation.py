@@ -118,6 +118,9 @@ class Generation(PromptTask):
         self.seed = seed
         self.pass_at = pass_at or []
 
+    def allow_code_execution(self) -> None:
+        self.judge.allow()
+
     def read(self) -> None:
         check_template(self.template, "context")
         self.judge.check()
@@ -269,10 +272,8 @@ class Generation(PromptTask):
         return cut(whole[len(prompt) :], self.stop)
 
     def _sampling(self, indices: Sequence[int]) -> Sampling | None:
-        if self.temperature == 0:
-            return None
         numbers = [index * self.samples + n for index in indices for n in range(self.samples)]
-        return Sampling(self.seed, numbers, self.temperature)
+        return Sampling(self.seed, numbers, self.temperature) if self.temperature > 0 else None
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text = self._tokenizer.decode(

@@ -40,6 +40,9 @@ class Judge(ABC):
     def right(self, example: Example, text: str) -> dict[str, bool]:
         """For each reading, whether the text is right."""
 
+    def allow(self) -> None:  # noqa: B027 - most run nothing
+        """The programs that a model wrote may be run; called before `check`, if at all."""
+
     def check(self) -> None:  # noqa: B027 - most need nothing
         """Refuse a machine that cannot judge; called before any model is read.
 
@@ -130,10 +133,14 @@ class Execution(Judge):
         program = f"{example.context}{code}\n{example.target}"
         return {"passed": run_program(program, self.limits).finished}
 
+    def allow(self) -> None:
+        self.allow_code_execution = True
+
     def check(self) -> None:
         if self.allow_code_execution:
             check_isolation()
         else:
             rank_zero_info(
-                "Programs are written down and not run: `allow_code_execution` of the judge is off."
+                "Programs are written down but neither run nor judged; `--allow_code_execution "
+                "true` runs each in isolation."
             )
