@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from prunelit.batches import Batch, as_batches
 from prunelit.errors import InputError
 from prunelit.rows import load_texts
+from prunelit.tasks import MultipleChoice
 from prunelit.tasks.base import RankBatches, Task
 from prunelit.tokens import pack
+from prunelit.triad import readings
 
 
 @dataclass
@@ -125,6 +127,8 @@ class PruneData(LightningDataModule):
         tasks: what to measure, each with a name of its own.
         recovery: the text to train on where `trainer.max_epochs` is not 0.
         allow_code_execution: run programs that a model wrote, where a task judges them by that.
+        triad: read the rows of every `MultipleChoice` task by retrieval and by generation, too, see
+            `prunelit.triad`.
     """
 
     def __init__(
@@ -133,13 +137,20 @@ class PruneData(LightningDataModule):
         tasks: list[Task] | None = None,
         recovery: RecoveryText | None = None,
         allow_code_execution: bool = False,
+        triad: bool = False,
     ):
         super().__init__()
         self.calibration = calibration
         self.recovery = recovery
-        self.tasks = {task.name: task for task in tasks or []}
-        if len(self.tasks) != len(tasks or []):
-            names = [task.name for task in tasks or []]
+        every = list(tasks or [])
+        if triad:
+            choices = [task for task in every if isinstance(task, MultipleChoice)]
+            if not choices:
+                raise InputError("Expected a `MultipleChoice` task with `triad` but there is none.")
+            every += [further for task in choices for further in readings(task)]
+        self.tasks = {task.name: task for task in every}
+        if len(self.tasks) != len(every):
+            names = [task.name for task in every]
             raise InputError(f"Expected tasks with distinct names but got {names}.")
         if allow_code_execution:
             for task in self.tasks.values():

@@ -15,6 +15,7 @@ from prunelit.module import PairedLM
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers
 from prunelit.report.figures import readings_figure, sparsity_figure
 from prunelit.report.files import write_whole
+from prunelit.report.headline import headline_picture, headline_table, retained_cells
 from prunelit.report.items import write_items
 from prunelit.report.pictures import write_picture
 from prunelit.report.readings import readings_numbers, sparsity_numbers
@@ -25,6 +26,8 @@ from prunelit.tasks.base import Task
 
 class Results(Callback):
     """After a validation: prints dense, pruned and difference, and writes the same to disk.
+
+    The last thing that it prints is how much of each score is left, see `prunelit.report.headline`.
 
     `results.jsonl` lies in the logger's folder, or in `trainer.default_root_dir` where there is no
     logger; in `figures/` beside it every figure as PNG and the numbers behind it as CSV, those of
@@ -82,6 +85,9 @@ class Results(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 rank_zero_info(f"Look at it: tensorboard --logdir {logger.save_dir}")
+        assert isinstance(pl_module, PairedLM)
+        if cells := retained_cells(pl_module.results):
+            show(headline_table(cells))
         self._written = None
 
     def _pictures(
@@ -89,6 +95,8 @@ class Results(Callback):
     ) -> dict[str, Picture]:
         rows = module.results
         pictures = {"readings": Picture(readings_figure(rows), readings_numbers(rows))}
+        if cells := retained_cells(rows):
+            pictures["retained"] = headline_picture(cells)
         if report is not None:
             pictures["sparsity"] = Picture(sparsity_figure(report), sparsity_numbers(report))
         for task_name, task in tasks.items():

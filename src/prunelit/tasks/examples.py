@@ -7,14 +7,15 @@ and one of your own as well: `format: my_formats.riddles`.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, Literal
 
 from prunelit.errors import InputError, first_line
 from prunelit.rows import load_rows
 from prunelit.sources import is_hub_name
 from prunelit.tasks.answers import AfterMarker, first_word
-from prunelit.tasks.formats import columns_of, name_of, reads
-from prunelit.tasks.questions import read_question
+from prunelit.tasks.formats import columns_of, name_of, read_questions, reads
+from prunelit.tasks.questions import BLANK, Question
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Example:
 
 
 ExampleFormat = Callable[[dict[str, Any]], Example]
+# How multiple-choice rows are asked.
+Questions = Literal["whole", "blank"]
 
 
 def read_examples(
@@ -46,8 +49,9 @@ def read_examples(
     limit: int | None = None,
     *,
     subset: str | None = None,
-    format: ExampleFormat | None = None,
+    format: Callable[[dict[str, Any]], Any] | None = None,
     columns: Mapping[str, str] | None = None,
+    questions: Questions | None = None,
 ) -> list[Example]:
     """Examples of a data set on the hub or of a local file.
 
@@ -57,13 +61,20 @@ def read_examples(
             `test[:80%]` is its first 80%.
         limit: number of rows; None is all.
         subset: configuration of the hub data set.
-        format: makes an example of a row, decorated with `prunelit.tasks.formats.reads`; None reads
-            multiple-choice rows, whose right choice is the answer.
+        format: makes an example of a row, decorated with `prunelit.tasks.formats.reads`.
         columns: in place of a format, the row's names for `context` and `target`.
+        questions: read multiple-choice rows, with their format or columns if they need any; the
+            right choice is the answer. `blank` takes of a context what is before its first `_`.
+            Without format and columns None is `whole`.
 
     Raises:
         InputError: naming what is missing, or the first row that is not of this form.
     """
+    if questions is not None or (format is None and columns is None):
+        options: dict[str, Any] = {"subset": subset, "format": format, "columns": columns}
+        found = read_questions(path, split, limit, **options)
+        asked = _before_blank if questions == "blank" else attrgetter("context")
+        return [Example(asked(question), question.answer, question.answer) for question in found]
     if not is_hub_name(path):
         split = re.sub(r"\w+", "train", split, count=1)
     if columns is not None and set(columns) != {"context", "target"}:
@@ -74,7 +85,7 @@ def read_examples(
         wanted: Sequence[str] = list(columns.values())
         format = _renamed(columns)
     else:
-        format = format or right_choice
+        assert format is not None
         wanted = columns_of(format)
     examples = []
     rows = load_rows(path, columns=wanted, split=split, name=subset, limit=limit)
@@ -99,11 +110,14 @@ def _renamed(columns: Mapping[str, str]) -> ExampleFormat:
     return plain
 
 
-@reads("context", "choices", "label")
-def right_choice(row: dict[str, Any]) -> Example:
-    """Multiple-choice rows: the question, without its choices, and the right one."""
-    question = read_question({"id": "", **row})
-    return Example(question.context, question.answer, question.answer)
+def _before_blank(question: Question) -> str:
+    before, blank, _ = question.context.partition(BLANK)
+    if not blank or not before.strip():
+        raise InputError(
+            f"Expected text and then a blank `{BLANK}` in the context of {question.id!r} but got "
+            f"{question.context!r}."
+        )
+    return before.rstrip()
 
 
 @reads("question", "answer")

@@ -19,11 +19,13 @@ from prunelit.recipe import describe
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair
-from prunelit.tasks.examples import Example, ExampleFormat, read_examples
+from prunelit.tasks.examples import Example, ExampleFormat, Questions, read_examples
+from prunelit.tasks.formats import Format
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.judges import ExactMatch, Judge
 from prunelit.tasks.prompts import PromptTask
 from prunelit.tasks.questions import check_template
+from prunelit.tasks.retention import retained_rows
 from prunelit.tasks.shots import FewShot
 
 # Of every rollout, whatever it is judged by.
@@ -39,7 +41,8 @@ class Generation(PromptTask):
     repeat an earlier one; `distinct_1` and `distinct_2`, the share of different 1- and 2-grams;
     `end_of_text`, whether the text ended in time, by itself or at a stop string; `length` in
     tokens. Of the pair: `first_divergence`, the step (from 0) of the first token that differs,
-    where a pair that never differs counts its whole length; and `diverged`, the share that differs.
+    where a pair that never differs counts its whole length; `diverged`, the share that differs; and
+    `retained`, pruned over dense of the judge's `contains` or else its first metric.
 
     A prompt that is sampled gets noise of its own, which the two models share and which depends
     on neither batch nor rank.
@@ -51,6 +54,8 @@ class Generation(PromptTask):
         format: makes an example of a row, see `prunelit.tasks.examples`; None reads multiple-choice
             rows.
         columns: in place of a format, the rows' own names of `context` and `target`.
+        questions: `format` and `columns` are those of `prunelit.tasks.formats.read_questions`, and
+            the right choice is the target; `blank` asks for the context up to its first `_`.
         judge: says what is right; None takes exact match of the whole text, and whether it contains
             the target.
         template: of a question, with the field `{context}`.
@@ -73,8 +78,9 @@ class Generation(PromptTask):
         path: str,
         split: str = "train",
         subset: str | None = None,
-        format: ExampleFormat | None = None,
+        format: ExampleFormat | Format | None = None,
         columns: dict[str, str] | None = None,
+        questions: Questions | None = None,
         judge: Judge | None = None,
         template: str = "{context}",
         chat: bool = True,
@@ -109,6 +115,7 @@ class Generation(PromptTask):
         self.subset = subset
         self.format = format
         self.columns = columns
+        self.questions: Questions | None = questions
         self.judge = judge or ExactMatch(contains=True)
         self.few_shot = few_shot
         self.delimiter = delimiter
@@ -124,7 +131,8 @@ class Generation(PromptTask):
     def read(self) -> None:
         check_template(self.template, "context")
         self.judge.check()
-        load = partial(read_examples, format=self.format, columns=self.columns)
+        rows = {"format": self.format, "columns": self.columns, "questions": self.questions}
+        load = partial(read_examples, **rows)
         self._examples = load(self.path, self.split, self.limit, subset=self.subset)
         self.contexts = [example.context for example in self._examples]
         self._worked: list[list[Example]] = [[] for _ in self._examples]
@@ -200,6 +208,9 @@ class Generation(PromptTask):
             metrics = [*self.judge.metrics, *(f"pass@{k}" for k in self.pass_at), *OWN]
         means.assign(torch.arange(table.size), columns)
         rows = means.paired_rows(self.name, metrics, self.details())
+        if judged := self.judge.metrics:
+            read = "contains" if "contains" in judged else judged[0]
+            rows += retained_rows(self.name, "generation", read, columns, 0.0, self.details())
         return rows + means.pair_rows(self.name, ["first_divergence", "diverged"], self.details())
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
@@ -255,6 +266,7 @@ class Generation(PromptTask):
             "rows_sha256": hash_rows([vars(example) for example in self._examples]),
             "format": describe(self.format),
             "columns": self.columns,
+            "questions": self.questions,
             **self.judge.details(),
             **({} if self.few_shot is None else self.few_shot.details(self._worked)),
             "delimiter": self.delimiter,

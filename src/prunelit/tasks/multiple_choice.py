@@ -22,6 +22,7 @@ from prunelit.tasks.choices import Prompt, Scoring
 from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.plans import plan
+from prunelit.tasks.retention import retained_rows
 from prunelit.tasks.shots import FewShot, group_of
 from prunelit.tokens import pad_token
 
@@ -38,7 +39,8 @@ class MultipleChoice(Task):
     2, and `calibration_error` in 15 bins. Of the pair: `agreement` of the choices by the `primary`
     accuracy, the shares of questions that flip `to_wrong` and `to_right`, and the p-value of
     McNemar's exact test that both flips are equally frequent. `chance` is the mean of 1 / number of
-    choices. Rows with a group give the primary accuracy of each group too.
+    choices, and `retained` the share of the primary accuracy's lead over it that is left. Rows
+    with a group give the primary accuracy of each group too.
 
     Prompts and tokens are those of lm-evaluation-harness 0.4.13 (see `prunelit.tasks.choices`).
     Differs from it in `acc_norm` alone, which there divides by characters: the same for ASCII, and
@@ -197,6 +199,8 @@ class MultipleChoice(Task):
             rows.append(
                 Row(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**details, **counts})
             )
+        chance = torch.tensor([1 / len(question.choices) for question in self._questions])
+        rows += retained_rows(self.name, "multiple choice", self.primary, values, chance, details)
         return rows + self._group_rows(values, details)
 
     def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Row]:

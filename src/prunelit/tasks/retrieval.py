@@ -18,8 +18,10 @@ from prunelit.models.architecture import final_hidden
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
-from prunelit.tasks.questions import check_template, load_questions
+from prunelit.tasks.questions import check_template
+from prunelit.tasks.retention import retained_rows
 from prunelit.tokens import encode, pad, pad_token
 
 
@@ -33,7 +35,7 @@ class Retrieval(Task):
     chance on small chat models. `chance_mrr` is the expected reciprocal rank of a random order.
 
     Args:
-        path: rows `{id, context, choices, label}`, see `prunelit.rows.load_rows`.
+        path: rows of any form, see `prunelit.tasks.formats.read_questions`.
         split: of the data set.
         query_template: with the field `{text}`.
         candidate_template: with the field `{text}`.
@@ -43,6 +45,9 @@ class Retrieval(Task):
         limit: number of rows; None is all.
         batch_size: texts a batch.
         name: of the task.
+        subset: configuration of the data set on the hub.
+        format: makes a question of a row that is not one already, see `prunelit.tasks.formats`.
+        columns: in place of a format, the rows' own names of `context`, `choices`, `label`.
     """
 
     def __init__(
@@ -56,6 +61,9 @@ class Retrieval(Task):
         limit: int | None = None,
         batch_size: int = 64,
         name: str = "retrieval",
+        subset: str | None = None,
+        format: Format | None = None,
+        columns: dict[str, str] | None = None,
     ) -> None:
         super().__init__(name, batch_size)
         if pooling not in ("last", "mean"):
@@ -67,11 +75,15 @@ class Retrieval(Task):
         self.pooling = pooling
         self.centre = centre
         self.limit = limit
+        self.subset = subset
+        self.format = format
+        self.columns = columns
 
     def read(self) -> None:
         check_template(self.query_template, "text")
         check_template(self.candidate_template, "text")
-        self._questions = load_questions(self.path, self.split, self.limit)
+        options = {"subset": self.subset, "format": self.format, "columns": self.columns}
+        self._questions = read_questions(self.path, self.split, self.limit, **options)
         corpus = dict.fromkeys(c for question in self._questions for c in question.choices)
         self._candidates = list(corpus)
         place = {text: index for index, text in enumerate(self._candidates)}
@@ -108,6 +120,7 @@ class Retrieval(Task):
         details = {
             "path": self.path,
             "split": self.split,
+            "subset": self.subset,
             "rows_sha256": hash_rows([vars(question) for question in self._questions]),
             "query_template": self.query_template,
             "candidate_template": self.candidate_template,
@@ -117,7 +130,9 @@ class Retrieval(Task):
             "chance_mrr": sum(1 / rank for rank in range(1, size + 1)) / size,
         }
         metrics = ["mrr", "recall@1", "recall@5", "recall@10", "ndcg@10"]
-        return values.paired_rows(self.name, metrics, details)
+        rows = values.paired_rows(self.name, metrics, details)
+        chance = details["chance_mrr"]
+        return rows + retained_rows(self.name, "retrieval", "mrr", columns, chance, details)
 
     def _embed(self, model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> Tensor:
         hidden = final_hidden(model, input_ids, mask).float()

@@ -15,6 +15,7 @@ from prunelit.tasks.base import Pair
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.prompts import PromptTask
 from prunelit.tasks.questions import load_questions
+from prunelit.tasks.retention import retained_rows
 
 
 class Rollout(PromptTask):
@@ -25,7 +26,7 @@ class Rollout(PromptTask):
     4-grams of tokens that repeat an earlier one; `end_of_text`, whether the model stopped by
     itself; `length` in tokens. Of the pair: `first_divergence`, the step (from 0) of the first
     token that differs, where a pair that never differs counts its whole length; and `diverged`,
-    the share that differs at all.
+    the share that differs at all; and `retained`, the pruned `contains` over the dense one.
 
     Args:
         path: rows `{id, context, choices, label}`, see `prunelit.rows.load_rows`; the right choice
@@ -96,6 +97,8 @@ class Rollout(PromptTask):
         }
         metrics = ["exact_match", "contains", "repetition", "end_of_text", "length"]
         rows = table.paired_rows(self.name, metrics, details)
+        columns = {name: table[name] for name in table.columns()}
+        rows += retained_rows(self.name, "generation", "contains", columns, 0.0, details)
         return rows + table.pair_rows(self.name, ["first_divergence", "diverged"], details)
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:

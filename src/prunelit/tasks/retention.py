@@ -1,0 +1,63 @@
+"""The row that says how much of a task's score is retained, by which data sets are compared."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from prunelit.metrics.retained import RESAMPLES, retained
+from prunelit.report.rows import Row
+
+# What a task reads a model for.
+Reading = Literal["multiple choice", "retrieval", "generation"]
+
+
+def retained_rows(
+    task: str,
+    reading: Reading,
+    metric: str,
+    columns: Mapping[str, Tensor],
+    chance: Tensor | float,
+    details: dict[str, Any],
+) -> list[Row]:
+    """The row `retained` of a task, see `prunelit.metrics.retained`.
+
+    Args:
+        task: its name.
+        reading: what it reads a model for.
+        metric: the score, from 0 to 1.
+        columns: by `dense/<metric>` and `pruned/<metric>` the score of each item, (n,).
+        chance: expected score of a model that guesses, (n,) or the same for all.
+        details: of the task's other rows.
+
+    Returns:
+        One row, or none without a reference; the scores of both models are in its details.
+    """
+    if f"dense/{metric}" not in columns:
+        return []
+    dense, pruned = (columns[f"{model}/{metric}"].double() for model in ("dense", "pruned"))
+    level = torch.as_tensor(chance, dtype=torch.float64).expand(len(dense))
+    found = retained(dense.numpy(), pruned.numpy(), level.numpy())
+    interval = None if math.isnan(found.low) else [found.low, found.high]
+    own = {
+        "reading": reading,
+        "of": metric,
+        "dense": dense.mean().item(),
+        "pruned": pruned.mean().item(),
+        "chance": level.mean().item(),
+        "interval_95": interval,
+        "resamples": RESAMPLES,
+    }
+    return [
+        Row(
+            task,
+            "retained",
+            "pair",
+            found.value,
+            found.standard_error,
+            len(dense),
+            {**details, **own},
+        )
+    ]
