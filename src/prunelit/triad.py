@@ -6,6 +6,11 @@ from prunelit.tasks import Generation, MultipleChoice, Retrieval, Task
 
 # A text is cut where a model that was asked a question begins with the next one.
 _STOP = ["\n\n", "Question:"]
+# Where a task's own template is about what it scores.
+_TEMPLATES = {
+    "letter": "Question: {context}\nAnswer:",
+    "partial": "Sentence: {context}\nThe word or words that fill the blank _:",
+}
 
 
 def readings(task: MultipleChoice) -> list[Task]:
@@ -13,9 +18,8 @@ def readings(task: MultipleChoice) -> list[Task]:
 
     Retrieval finds the right choice among the choices of all rows. Generation reads the question
     alone, without examples and without a list of choices, writes on, and is right where the text
-    has the right choice in it as whole words: with the task's own template, or the default one
-    where that is for letters. Where the task scores the rest of a sentence with a blank, the
-    sentence is read up to the blank.
+    has the right choice in it as whole words. Its template is the task's own where that scores the
+    choices as they are; otherwise it asks the question, or for what fills the blank.
 
     Args:
         task: whose rows they are.
@@ -27,13 +31,12 @@ def readings(task: MultipleChoice) -> list[Task]:
         name: getattr(task, name)
         for name in ("path", "split", "subset", "format", "columns", "limit")
     }
-    whole = task.scoring != "partial"
-    template = task.template if task.scoring == "continuation" else "Question: {context}\nAnswer:"
+    template = _TEMPLATES.get(task.scoring, task.template)
     retrieval = Retrieval(**rows, name=f"{task.name}_retrieval")
     generation = Generation(
         **rows,
-        questions="whole" if whole else "blank",
-        template=template if whole else "{context}",
+        questions=True,
+        template=template,
         chat=False,
         stop=_STOP,
         name=f"{task.name}_generation",

@@ -1,6 +1,6 @@
 import pytest
 
-from prunelit.metrics.repetition import distinct, repetition
+from prunelit.metrics.repetition import MEASURES, distinct, measures, repetition
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,9 @@ def test_distinct_is_the_share_of_different_grams(
     tokens: list[int], n: int, expected: float
 ) -> None:
     assert distinct(tokens, n) == pytest.approx(expected)
+
+
+def test_measures_of_a_rollout() -> None:
+    found = measures([7, 7, 8, 7], True)
+    assert tuple(found) == MEASURES
+    assert list(found.values()) == pytest.approx([0, 0.5, 1, 1, 4])

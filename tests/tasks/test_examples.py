@@ -11,9 +11,8 @@ from prunelit.tasks.examples import (
     humaneval,
     lambada,
     read_examples,
-    right_choice,
 )
-from prunelit.tasks.formats import reads
+from prunelit.tasks.formats import arc, reads
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -62,9 +61,19 @@ def test_humaneval() -> None:
         exec(example.context + "    return 2\n" + example.target, {})
 
 
-def test_the_right_choice() -> None:
-    row = {"context": "2 + 3 =", "choices": ["4", "5"], "label": 1}
-    assert right_choice(row) == Example("2 + 3 =", "5", "5")
+def test_questions_with_their_format(tmp_path: Path) -> None:
+    choices = {"text": ["4", "5"], "label": ["A", "B"]}
+    row = {"id": "q", "question": "2 + 3 =", "choices": choices, "answerKey": "B"}
+    path = write(tmp_path / "rows.jsonl", [row])
+    found = read_examples(path, "test", format=arc, questions=True)
+    assert found == [Example("2 + 3 =", "5", "5")]
+
+
+def test_questions_with_columns_of_other_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"q": "2 + 3 =", "options": ["4", "5"], "right": 1}])
+    columns = {"context": "q", "choices": "options", "label": "right"}
+    found = read_examples(path, "test", columns=columns, questions=True)
+    assert found == [Example("2 + 3 =", "5", "5")]
 
 
 def test_rows_of_a_local_file_whatever_the_name_of_its_split(tmp_path: Path) -> None:

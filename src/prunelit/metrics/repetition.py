@@ -19,6 +19,20 @@ def distinct(tokens: Sequence[int], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
+MEASURES = ("repetition", "distinct_1", "distinct_2", "end_of_text", "length")
+
+
 def repetition(tokens: Sequence[int], n: int = 4) -> float:
     """Fraction of n-grams that repeat an earlier one; 0 for fewer than two n-grams."""
     return 1 - distinct(tokens, n)
+
+
+def measures(tokens: Sequence[int], ended: bool) -> dict[str, float]:
+    """What is measured of every rollout, whatever it is judged by; the names are `MEASURES`.
+
+    Args:
+        tokens: of the rollout.
+        ended: whether it ended in time, by itself or at a stop string.
+    """
+    values = (repetition(tokens), distinct(tokens, 1), distinct(tokens, 2), ended, len(tokens))
+    return dict(zip(MEASURES, values, strict=True))

@@ -25,13 +25,15 @@ def retained_cells(rows: Sequence[Row]) -> Cells:
     Args:
         rows: of a run.
     """
-    groups: dict[tuple[object, ...], dict[str, list[Row]]] = {}
+    groups: dict[tuple[str, str | None, str, int], dict[str, list[Row]]] = {}
     for row in rows:
         if row.metric == "retained":
             own = row.details
             key = (own["path"], own.get("subset"), own["split"], row.n)
             groups.setdefault(key, {}).setdefault(own["reading"], []).append(row)
-    names = [" ".join(filter(None, (str(key[0]).rpartition("/")[2], key[1]))) for key in groups]
+    names = [
+        path.rpartition("/")[2] + (f" {subset}" if subset else "") for path, subset, *_ in groups
+    ]
     # Two parts of one data set are told apart.
     split = {key: f"{name}, {key[2]}" for key, name in zip(groups, names, strict=True)}
     return {

@@ -9,12 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
 from prunelit.models.branches import Request
-from prunelit.tasks.questions import BLANK, Question, check_template
+from prunelit.tasks.questions import Question, check_template
 from prunelit.tasks.shots import group_of
 from prunelit.tokens import encode
 
 Scoring = Literal["continuation", "letter", "partial"]
 
+BLANK = "_"
 _BETWEEN = "\n\n"  # examples
 
 

@@ -7,15 +7,13 @@ and one of your own as well: `format: my_formats.riddles`.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 
 from prunelit.errors import InputError, first_line
 from prunelit.rows import load_rows
 from prunelit.sources import is_hub_name
 from prunelit.tasks.answers import AfterMarker, first_word
 from prunelit.tasks.formats import columns_of, name_of, read_questions, reads
-from prunelit.tasks.questions import BLANK, Question
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,6 @@ class Example:
 
 
 ExampleFormat = Callable[[dict[str, Any]], Example]
-# How multiple-choice rows are asked.
-Questions = Literal["whole", "blank"]
 
 
 def read_examples(
@@ -51,7 +47,7 @@ def read_examples(
     subset: str | None = None,
     format: Callable[[dict[str, Any]], Any] | None = None,
     columns: Mapping[str, str] | None = None,
-    questions: Questions | None = None,
+    questions: bool = False,
 ) -> list[Example]:
     """Examples of a data set on the hub or of a local file.
 
@@ -64,17 +60,15 @@ def read_examples(
         format: makes an example of a row, decorated with `prunelit.tasks.formats.reads`.
         columns: in place of a format, the row's names for `context` and `target`.
         questions: read multiple-choice rows, with their format or columns if they need any; the
-            right choice is the answer. `blank` takes of a context what is before its first `_`.
-            Without format and columns None is `whole`.
+            right choice is the answer. So it is without format and columns.
 
     Raises:
         InputError: naming what is missing, or the first row that is not of this form.
     """
-    if questions is not None or (format is None and columns is None):
+    if questions or (format is None and columns is None):
         options: dict[str, Any] = {"subset": subset, "format": format, "columns": columns}
         found = read_questions(path, split, limit, **options)
-        asked = _before_blank if questions == "blank" else attrgetter("context")
-        return [Example(asked(question), question.answer, question.answer) for question in found]
+        return [Example(one.context, one.answer, one.answer) for one in found]
     if not is_hub_name(path):
         split = re.sub(r"\w+", "train", split, count=1)
     if columns is not None and set(columns) != {"context", "target"}:
@@ -108,16 +102,6 @@ def _renamed(columns: Mapping[str, str]) -> ExampleFormat:
         return Example(_text(row, columns["context"]), answer, answer)
 
     return plain
-
-
-def _before_blank(question: Question) -> str:
-    before, blank, _ = question.context.partition(BLANK)
-    if not blank or not before.strip():
-        raise InputError(
-            f"Expected text and then a blank `{BLANK}` in the context of {question.id!r} but got "
-            f"{question.context!r}."
-        )
-    return before.rstrip()
 
 
 @reads("question", "answer")

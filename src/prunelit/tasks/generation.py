@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prunelit.errors import InputError
 from prunelit.metrics.divergence import first_divergence
 from prunelit.metrics.pass_at_k import pass_at_k
-from prunelit.metrics.repetition import distinct, repetition
+from prunelit.metrics.repetition import MEASURES, measures
 from prunelit.models.generation import Sampling, rollout
 from prunelit.models.prefix import Lending, lent_length
 from prunelit.models.stopping import cut
@@ -19,7 +19,7 @@ from prunelit.recipe import describe
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair
-from prunelit.tasks.examples import Example, ExampleFormat, Questions, read_examples
+from prunelit.tasks.examples import Example, ExampleFormat, read_examples
 from prunelit.tasks.formats import Format
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.judges import ExactMatch, Judge
@@ -28,8 +28,6 @@ from prunelit.tasks.questions import check_template
 from prunelit.tasks.retention import retained_rows
 from prunelit.tasks.shots import FewShot
 
-# Of every rollout, whatever it is judged by.
-OWN = ("repetition", "distinct_1", "distinct_2", "end_of_text", "length")
 _SHOWN = 100  # prompts in the text table
 
 
@@ -55,7 +53,7 @@ class Generation(PromptTask):
             rows.
         columns: in place of a format, the rows' own names of `context` and `target`.
         questions: `format` and `columns` are those of `prunelit.tasks.formats.read_questions`, and
-            the right choice is the target; `blank` asks for the context up to its first `_`.
+            the right choice is the target.
         judge: says what is right; None takes exact match of the whole text, and whether it contains
             the target.
         template: of a question, with the field `{context}`.
@@ -80,7 +78,7 @@ class Generation(PromptTask):
         subset: str | None = None,
         format: ExampleFormat | Format | None = None,
         columns: dict[str, str] | None = None,
-        questions: Questions | None = None,
+        questions: bool = False,
         judge: Judge | None = None,
         template: str = "{context}",
         chat: bool = True,
@@ -115,7 +113,7 @@ class Generation(PromptTask):
         self.subset = subset
         self.format = format
         self.columns = columns
-        self.questions: Questions | None = questions
+        self.questions = questions
         self.judge = judge or ExactMatch(contains=True)
         self.few_shot = few_shot
         self.delimiter = delimiter
@@ -178,7 +176,7 @@ class Generation(PromptTask):
             for number, (row, ended) in enumerate(zip(tokens, written.ended.tolist(), strict=True)):
                 index = indices[number // self.samples]
                 right = self.judge.right(self._examples[index], self.written(index, row))
-                for metric, value in {**right, **_measures(row, ended)}.items():
+                for metric, value in {**right, **measures(row[row >= 0].tolist(), ended)}.items():
                     columns.setdefault(metric, []).append(float(value))
             values[f"{name}/tokens"] = tokens
             for metric, column in columns.items():
@@ -197,7 +195,7 @@ class Generation(PromptTask):
         columns = {
             name: table[name].mean(1) for name in table.columns() if not name.endswith("/tokens")
         }
-        metrics = [*self.judge.metrics, *OWN]
+        metrics = [*self.judge.metrics, *MEASURES]
         if self.judge.metrics:
             first = self.judge.metrics[0]
             for name in (n for n in ("dense", "pruned") if f"{n}/tokens" in table):
@@ -205,7 +203,7 @@ class Generation(PromptTask):
                 for k in self.pass_at:
                     values = [pass_at_k(self.samples, count, k) for count in right]
                     columns[f"{name}/pass@{k}"] = torch.tensor(values, dtype=torch.float64)
-            metrics = [*self.judge.metrics, *(f"pass@{k}" for k in self.pass_at), *OWN]
+            metrics = [*self.judge.metrics, *(f"pass@{k}" for k in self.pass_at), *MEASURES]
         means.assign(torch.arange(table.size), columns)
         rows = means.paired_rows(self.name, metrics, self.details())
         if judged := self.judge.metrics:
@@ -233,7 +231,7 @@ class Generation(PromptTask):
                     text = self.written(index, table[f"{name}/tokens"][index, sample])
                     values = {
                         metric: table[f"{name}/{metric}"][index, sample].item()
-                        for metric in (*self.judge.metrics, *OWN)
+                        for metric in (*self.judge.metrics, *MEASURES)
                     }
                     row = {
                         "item": index,
@@ -301,10 +299,3 @@ class Generation(PromptTask):
         if self.chat:
             return self.conversation([*(text for pair in worked for text in pair), question])
         return "".join(f"{asked}{self.delimiter}{told}\n\n" for asked, told in worked) + question
-
-
-def _measures(tokens: Tensor, ended: bool) -> dict[str, float]:
-    """The metrics `OWN` of a rollout, (S,) ids with -1 after its end."""
-    ids = tokens[tokens >= 0].tolist()
-    values = (repetition(ids), distinct(ids, 1), distinct(ids, 2), ended, len(ids))
-    return dict(zip(OWN, values, strict=True))

@@ -6,8 +6,6 @@ from typing import Any
 from prunelit.errors import InputError
 from prunelit.rows import load_rows
 
-BLANK = "_"  # in the context of a question that is a sentence with a gap
-
 
 @dataclass
 class Question:
