@@ -84,12 +84,14 @@ def test_every_result_is_a_scalar_of_tensorboard(rows: list[Row], events: EventA
     for row in rows:
         name = scalar_name(row)
         assert name in tags
-        assert events.Scalars(name)[-1].value == pytest.approx(row.value, rel=1e-6, abs=1e-7)
+        assert events.Scalars(name)[-1].value == pytest.approx(
+            row.value, rel=1e-6, abs=1e-7, nan_ok=True
+        )
     assert {tag for tag in tags if tag.startswith("val/")} == {scalar_name(row) for row in rows}
 
 
 def test_the_figures_are_images_of_tensorboard(events: EventAccumulator) -> None:
-    assert set(events.Tags()["images"]) == {"readings", "sparsity"}
+    assert set(events.Tags()["images"]) == {"readings", "retained", "sparsity"}
     image = events.Images("sparsity")[-1]
     assert image.encoded_image_string.startswith(b"\x89PNG")
     assert min(image.width, image.height) > 100
@@ -145,7 +147,7 @@ def test_without_a_logger_results_lie_in_the_root(
     # Without a pruning callback both models are the dense one.
     assert {row.value for row in rows if row.model == "difference"} == {0}
     assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
-        *("readings.png", "readings.csv"),
+        *("readings.png", "readings.csv", "retained.png", "retained.csv"),
     }
 
 

@@ -135,9 +135,9 @@ def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: Pair) 
     rows = measure(task_class, rows_file, pair)
     assert rows
     for row in rows:
-        # A median is undefined where fewer than half of the prompts diverge; extremes, quantiles
-        # and p-values have no standard error.
-        assert math.isfinite(row.value) or "median" in row.metric, row
+        # A median is undefined where fewer than half of the prompts diverge, what is retained where
+        # the dense model is at chance; extremes, quantiles and p-values have no standard error.
+        assert math.isfinite(row.value) or "median" in row.metric or "retained" in row.metric, row
         assert math.isnan(row.standard_error) or 0 <= row.standard_error < math.inf, row
         assert row.n >= 2, row
         assert row.model in ("dense", "pruned", "difference", "pair"), row
@@ -169,7 +169,7 @@ def test_the_hash_belongs_to_the_data(
 def test_batch_size_does_not_matter(task_class: type[Task], rows_file: Path, pair: Pair) -> None:
     alone = by_name(measure(task_class, rows_file, pair, batch_size=1))
     together = by_name(measure(task_class, rows_file, pair, batch_size=3))
-    assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    assert together == pytest.approx(alone, rel=1e-4, abs=1e-5, nan_ok=True)
 
 
 @every_task

@@ -101,7 +101,7 @@ def test_every_metric_and_row_of_two_known_texts(
         {(metric, "dense"): dense for metric, (dense, _) in expected.items()}
         | {(metric, "pruned"): pruned for metric, (_, pruned) in expected.items()}
         | {(m, "difference"): pruned - dense for m, (dense, pruned) in expected.items()}
-        | {("first_divergence", "pair"): 1, ("diverged", "pair"): 1}
+        | {("first_divergence", "pair"): 1, ("diverged", "pair"): 1, ("retained", "pair"): 0}
     )
     text = {"prompt": "Six times seven?", "target": "42", "dense": "42", "pruned": "4so2"}
     assert task.texts(table)[1] == text

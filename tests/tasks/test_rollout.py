@@ -91,6 +91,7 @@ def test_every_metric_of_two_known_texts(
             ("length", "difference"): 4,
             ("first_divergence", "pair"): 3,
             ("diverged", "pair"): 1,
+            ("retained", "pair"): 0,
         }
     )
     texts = task.texts(table)
