@@ -206,8 +206,7 @@ class Generation(PromptTask):
             metrics = [*self.judge.metrics, *(f"pass@{k}" for k in self.pass_at), *MEASURES]
         means.assign(torch.arange(table.size), columns)
         rows = means.paired_rows(self.name, metrics, self.details())
-        if judged := self.judge.metrics:
-            read = "contains" if "contains" in judged else judged[0]
+        for read in sorted(self.judge.metrics, key="contains".__ne__)[:1]:
             rows += retained_rows(self.name, "generation", read, columns, 0.0, self.details())
         return rows + means.pair_rows(self.name, ["first_divergence", "diverged"], self.details())
 
