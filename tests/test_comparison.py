@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from prunelit import compare, prune
 from prunelit.comparison import deviation_sums
 from prunelit.errors import InputError
-from prunelit.models.architecture import final_hidden
+from prunelit.models.architecture import decoder_blocks, final_hidden
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 
@@ -289,3 +289,13 @@ def test_model_with_another_unembedding_is_refused(
 def test_nothing_to_compare(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
     with pytest.raises(InputError, match="at least one token"):
         compare(*pair, [])
+
+
+def test_a_model_that_gives_no_numbers_is_refused(
+    pair: tuple[PreTrainedModel, PreTrainedModel], padded: Batch
+) -> None:
+    dense, pruned = pair
+    with torch.no_grad():
+        decoder_blocks(pruned)[1][0].mlp.down_proj.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match="Expected a number for `embedding_cosine` of every token"):
+        compare(dense, pruned, [padded])

@@ -12,7 +12,7 @@ from prunelit import InputError
 from prunelit.datamodule import PruneData
 from prunelit.module import PairedLM
 from prunelit.report.rows import scalar_name
-from prunelit.tasks import Deviation, MultipleChoice, Perplexity
+from prunelit.tasks import Deviation, MultipleChoice, Perplexity, Transitions
 from prunelit.trainer import PruneTrainer
 
 
@@ -159,7 +159,7 @@ def test_every_result_is_logged_under_its_task(
 ) -> None:
     trainer = make_trainer()
     trainer.validate(module, datamodule=data)
-    assert len(module.results) == 7 * 3 + 4  # four compare the answers of the pair
+    assert len(module.results) == 7 * 3 + 5  # five are of the pair
     expected = {scalar_name(row): row.value for row in module.results}
     assert len(expected) == len(module.results)
     logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -223,3 +223,14 @@ def test_texts_longer_than_the_positions_are_refused_before_weights_are_read(
     with pytest.raises(InputError, match=r"at most 128 tokens.*task 'perplexity' has 129"):
         make_trainer().validate(module, datamodule=PruneData(None, tasks))
     assert module.model is None
+
+
+def test_tasks_of_other_data_are_checked_too(
+    module: PairedLM, material: Path, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    text, questions = str(material / "text.jsonl"), str(material / "questions.jsonl")
+    first = PruneData(tasks=[Perplexity(text, length=20, limit=2)])
+    second = PruneData(tasks=[Transitions(questions, chat=False, max_new_tokens=2, limit=2)])
+    for data in (first, second):
+        make_trainer().validate(module, datamodule=data, verbose=False)
+    assert {row.task for row in module.results} == {"transitions"}

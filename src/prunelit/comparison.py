@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prunelit.batches import Batch, as_batches, longest
 from prunelit.errors import InputError
 from prunelit.metrics.buffers import Buffers
-from prunelit.metrics.deviation import deviations
+from prunelit.metrics.deviation import check_numbers, deviations
 from prunelit.models.architecture import check_length, check_unembedding, final_hidden, unembed
 
 # Tokens unembedded at a time: bounds the (tokens, V) logits, and is still a large matrix product.
@@ -128,6 +128,9 @@ def token_deviations(
 
     Returns:
         Name to (N,): the quantities of `prunelit.metrics.deviations`, and those of `also`.
+
+    Raises:
+        InputError: if a model gives no numbers.
     """
     parts: dict[str, list[Tensor]] = {}
     buffers = Buffers()
@@ -141,6 +144,7 @@ def token_deviations(
             values = deviations(
                 h, h_pruned, *logits, temperature=temperature, subset=subset, buffers=buffers
             )
+            check_numbers(values)
             if also is not None:
                 values |= also(*logits, place)
             for name, value in values.items():

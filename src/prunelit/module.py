@@ -72,7 +72,7 @@ class PairedLM(LightningModule):
         self.adapters: Adapters | None = None
         self.reference = reference
         self.model: PreTrainedModel | None = None
-        self._tasks_checked = False
+        self._checked: list[Task] = []
         self.rounds_left = 0  # of pruning, set by its callback
         self.results: list[Row] = []
         self.tables: dict[str, ItemTable] = {}
@@ -165,10 +165,10 @@ class PairedLM(LightningModule):
 
     def check_tasks(self) -> None:
         """Refuse a model that a task cannot measure; called where the weights are loaded."""
-        if not self._tasks_checked:
-            for task in self._tasks().values():
+        for task in self._tasks().values():
+            if not any(task is known for known in self._checked):
                 task.check(self.pair.dense or self.pair.pruned)
-            self._tasks_checked = True
+                self._checked.append(task)
 
     def setup(self, stage: str) -> None:
         """Called by Lightning after the callbacks: without a pruning callback both are dense."""

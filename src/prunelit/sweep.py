@@ -15,6 +15,7 @@ from prunelit.callbacks.results import Results
 from prunelit.callbacks.rounds import checked
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks
 from prunelit.models.saving import check_writable
 from prunelit.module import PairedLM
 from prunelit.pruners import BlockDrop, SublayerDrop
@@ -53,7 +54,7 @@ def sweep(
 
     Raises:
         InputError: before any weight is pruned, where a variant or a setting does not fit; later,
-            with earlier variants written, where pruning or a task refuses.
+            with earlier variants written and laid over each other, where pruning or a task refuses.
     """
     module, data = _check(trainer, model, data, pruners)
     callbacks, loggers = list(trainer.callbacks), list(trainer.loggers)  # type: ignore[attr-defined]
@@ -63,12 +64,13 @@ def sweep(
     others = [callback for callback in callbacks if callback is not results]
     prunings = {name: _pruning(trainer, name, pruner) for name, pruner in pruners.items()}
     start = _Start(prunings)
-    variants = []
+    variants: list[Variant] = []
     try:
-        for place, (name, pruning) in enumerate(prunings.items()):
-            rank_zero_info(f"Variant {place + 1} of {len(prunings)}: {name}.")
+        for place, name in enumerate(pruners):
+            rank_zero_info(f"Variant {place + 1} of {len(pruners)}: {name}.")
+            pruning = prunings.pop(name)  # with its masks, which nobody needs afterwards
             trainer.callbacks = [start, pruning, *others, results]  # type: ignore[attr-defined]
-            trainer.loggers = [_version(logger, name)] if logger else []
+            trainer.loggers = [_version(trainer, logger, name)] if logger else []
             results.folder = None if logger else sweep_folder(trainer) / name
             module.renew()
             reset_seed()  # so that no variant depends on those before it
@@ -79,8 +81,12 @@ def sweep(
     finally:
         trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
         results.folder = None
-    if trainer.is_global_zero:
-        _write(variants, sweep_folder(trainer), _version(logger, OVERVIEW) if logger else None)
+        # Also where a later variant has failed.
+        if trainer.is_global_zero and variants:
+            overview_logger = _version(trainer, logger, OVERVIEW) if logger else None
+            _write(variants, sweep_folder(trainer), overview_logger)
+            if missing := [name for name in pruners if name not in {v.name for v in variants}]:
+                rank_zero_info(f"Without {', '.join(missing)}, which failed or did not begin.")
 
 
 def sweep_folder(trainer: Trainer) -> Path:
@@ -108,9 +114,19 @@ class _Start(Callback):
         module.load()
         assert module.model is not None
         module.check_tasks()
+        blocks = decoder_blocks(module.model)[1]
+        text = trainer.datamodule.calibration  # type: ignore[attr-defined]
         for name, pruning in self._left.items():
+            pruner = pruning.pruner
             try:
-                pruning.pruner.check(module.model)
+                pruner.check(module.model)
+                # These look at the whole model first, and watch no block.
+                reads = isinstance(pruner, SublayerDrop | BlockDrop)
+                if text is None and (reads or any(pruner.watch(block) for block in blocks)):
+                    raise InputError(
+                        "Expected calibration text, `data.calibration`: "
+                        f"{type(pruner).__name__} needs it."
+                    )
             except InputError as error:
                 raise InputError(f"Variant {name!r} cannot be pruned. {error}") from error
         self._left.clear()
@@ -142,6 +158,9 @@ def _check(
         )
     if any(isinstance(callback, Pruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise InputError("Expected no `Pruning` callback in a sweep, which makes one a variant.")
+    for path in (sweep_folder(trainer), *(sweep_folder(trainer) / name for name in pruners)):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"Expected a folder for the results at {str(path)!r}, not a file.")
     if len(trainer.loggers) > 1 or not all(
         isinstance(logger, TensorBoardLogger) for logger in trainer.loggers
     ):
@@ -158,10 +177,15 @@ def _pruning(trainer: Trainer, name: str, pruner: Pruner) -> Pruning:
     return pruning
 
 
-def _version(logger: TensorBoardLogger, version: str) -> TensorBoardLogger:
-    return TensorBoardLogger(
+def _version(trainer: Trainer, logger: TensorBoardLogger, version: str) -> TensorBoardLogger:
+    """A logger in the variant's own folder, without the curves that an earlier sweep left there."""
+    own = TensorBoardLogger(
         logger.save_dir, logger.name, version, default_hp_metric=False, sub_dir=logger.sub_dir
     )
+    if trainer.is_global_zero:
+        for old in Path(own.log_dir).glob("events.out.tfevents.*"):
+            old.unlink()
+    return own
 
 
 def _dropped(pruner: Pruner) -> tuple[str, int] | None:

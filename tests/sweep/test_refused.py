@@ -93,11 +93,16 @@ def refused(
             ),
             ["no `Pruning` callback in a sweep"],
         ),
+        (
+            lambda c: c["data"].update(calibration=None),
+            ["cannot be pruned", "Expected calibration text, `data.calibration`"],
+        ),
     ],
     ids=[
         *("no variants", "no key", "slash", "parent", "empty", "overview", "figures"),
         *("training", "no tasks", "pruning group", "absent class", "wrong class", "wrong key"),
         *("wrong value", "does not fit the model", "logger", "pruning callback"),
+        "no text",
     ],
 )
 def test_what_cannot_be_swept_is_refused(
@@ -110,6 +115,14 @@ def test_what_cannot_be_swept_is_refused(
     sentence = refused()
     for part in parts:
         assert part in sentence, sentence
+
+
+def test_a_file_where_results_would_lie_is_refused(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "board").mkdir(parents=True)
+    (tmp_path / "run" / "board" / "attention_1").write_text("a note")
+    assert "Expected a folder for the results" in refused()
 
 
 def test_a_foreign_folder_of_the_last_variant_is_refused_before_the_first(

@@ -171,6 +171,7 @@ def test_a_second_sweep_uses_what_is_there(
     files = [path for name in config["variants"] for path in (tmp_path / "run" / name).rglob("*")]
     before = {path: path.stat().st_mtime_ns for path in files}
     first = {name: str(results(tmp_path, name)) for name in config["variants"]}
+    old_events = list((tmp_path / "run" / "board").rglob("events.out.tfevents.*"))
     capfd.readouterr()
     caplog.clear()
     config["variants"]["wanda"]["init_args"]["sparsity"]["init_args"]["ratio"] = 0.25
@@ -188,6 +189,9 @@ def test_a_second_sweep_uses_what_is_there(
     assert {path.relative_to(folder).parts[0] for path in changed} == {"wanda"}
     report = json.loads((folder / "wanda" / "pruned" / "pruning.json").read_text())
     assert report["sparsity"] == 0.25
+    # With curves of both runs in one folder TensorBoard would show every step twice.
+    assert old_events
+    assert not any(path.exists() for path in old_events)
 
 
 def test_without_a_logger_results_lie_with_the_models(

@@ -113,10 +113,23 @@ def test_batches_ranks_and_chosen_tokens(
     _, few, outputs = transitions(pair, batch_size=5, tokens=2)
     assert few.sketches[name].tokens.tolist() == [10] * 3
     values, chosen = all_tokens[0][name].values, outputs[0][name].values
+    # A column a token that is compared, of however long a text.
+    assert chosen.shape[-1] == 2
     for mine, theirs in zip(values[:, 0], chosen[:, 0], strict=True):
-        there = (~mine.isnan()).nonzero()[:, 0]
-        picked = (~theirs.isnan()).nonzero()[:, 0]
-        assert picked.tolist() == [there[len(there) // 2 - 1], there[-1]]
+        there = mine[~mine.isnan()]
+        assert theirs.tolist() == [there[len(there) // 2 - 1], there[-1]]
+
+
+def test_a_model_that_gives_no_numbers_is_refused(
+    model: PreTrainedModel,
+    make_model: MakeModel,
+    tokenizer: PreTrainedTokenizerBase,
+    transitions: Callable[..., Any],
+) -> None:
+    with torch.no_grad():
+        decoder_blocks(model)[1][1].mlp.down_proj.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"Expected a number for `[a-z_]+` of every token"):
+        transitions(Pair(model, make_model(), tokenizer))
 
 
 def test_curves_and_pictures(

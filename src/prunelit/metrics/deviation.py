@@ -1,5 +1,7 @@
 """Every deviation of the pruned from the dense model, token by token."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,23 @@ def deviations(
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
     return values | {name: torch.cat(part).reshape(tokens) for name, part in parts.items()}
+
+
+def check_numbers(values: Mapping[str, Tensor]) -> None:
+    """Refuse deviations that are not numbers, which a mean over tokens would pass over.
+
+    Args:
+        values: by name, those of `deviations` among them.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    for name, value in values.items():
+        if value.isnan().any():
+            raise InputError(
+                f"Expected a number for `{name}` of every token but got NaN, since a model's "
+                "embeddings or logits are none: load it in another dtype."
+            )
 
 
 def logit_deviations(pair: LogitPair) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 # Bins of the histogram: each reaches from its lower edge to 4% above it, so that a quantile, which
-# is the middle of a bin, is at most 2% off. What is smaller than the first edge is counted as 0.
-_LOWEST, _GROWTH, _BINS = 1e-9, 1.04, 820
+# is the middle of a bin, is at most 2% off. What is smaller than the first edge is counted as 0;
+# the last bin holds what is infinite, or beyond 1e13.
+_LOWEST, _GROWTH, _BINS = 1e-9, 1.04, 1300
 
 # Quantities that are near 1 for a small perturbation: what is resolved is how far below 1 they are.
 _NEAR_ONE = ("cosine", "agreement", "overlap")
@@ -104,13 +105,8 @@ class Sketch:
         return _error(*self._sums[:3])
 
     @property
-    def token_mean(self) -> Tensor:
-        """(P,), mean over tokens, whatever items they belong to."""
-        return self._sums[4] / self._sums[3]
-
-    @property
     def token_error(self) -> Tensor:
-        """(P,), standard error of `token_mean`, counting tokens as independent."""
+        """(P,), standard error of the mean over tokens, counting tokens as independent."""
         return _error(*self._sums[3:])
 
     @property
@@ -143,6 +139,7 @@ class Sketch:
         counts = torch.cat([below.flip(1), above], 1)
         middles = _LOWEST * _GROWTH ** (torch.arange(_BINS, dtype=torch.float64) + 0.5)
         middles = torch.cat([torch.zeros(1, dtype=torch.float64), middles])
+        middles[-1] = torch.inf  # the highest value, if that is finite
         middles = torch.cat([-middles.flip(0), middles])
         cumulative = counts.cumsum(1)
         wanted = torch.tensor(shares, dtype=torch.float64)

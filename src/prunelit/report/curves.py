@@ -3,8 +3,9 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 from matplotlib.figure import Figure
 
 
@@ -70,3 +71,18 @@ def curve_numbers(curves: Sequence[Curve]) -> dict[str, list[object]]:
             for name, value in zip(columns, (curve.tag, curve.axis, *row), strict=True):
                 columns[name].append(value)
     return columns
+
+
+def rooted(square: Curve, tag: str) -> Curve:
+    """The square root of a mean square, with the standard error that the delta method gives it."""
+    mean, low, high = (np.sqrt(x) for x in (square.mean, square.low, square.high))
+    absent = np.full(len(mean), np.nan)
+    error = np.divide(square.standard_error, 2 * mean, out=absent, where=mean > 0)
+    return replace(
+        square,
+        tag=tag,
+        mean=mean.tolist(),
+        low=low.tolist(),
+        high=high.tolist(),
+        standard_error=error.tolist(),
+    )

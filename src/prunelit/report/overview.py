@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.bands import draw
-from prunelit.report.curves import Curve, Picture, curve_numbers
+from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
 from prunelit.report.readings import READINGS, chance
 from prunelit.report.rows import Row
 from prunelit.report.spaces import SPACES
@@ -80,7 +80,7 @@ def perturbations_picture(variants: Sequence[Variant], task: str) -> Picture:
     for variant, colour in zip(variants, _colours(len(variants)), strict=True):
         curves = {curve.tag: curve for curve in variant.curves[task]}
         for axes, tag in zip(panels, _FOLLOWED, strict=True):
-            curve = curves[tag] if tag != "teacher_forced/logit_mse" else _root(curves[tag])
+            curve = curves[tag] if tag != "teacher_forced/logit_mse" else rooted(curves[tag], _RMS)
             counts = list(curve.n)
             draw(axes, _drawable(curve), colour, variant.name)
             numbers["variant"] += [variant.name] * len(curve.x)
@@ -236,21 +236,6 @@ def _style(metric: str) -> dict[str, Any]:
 def _colours(count: int) -> list[Any]:
     """Told apart by eye up to 10."""
     return [matplotlib.colormaps["tab10"](place % 10) for place in range(count)]
-
-
-def _root(square: Curve) -> Curve:
-    """Root mean square, with the standard error that the delta method gives it."""
-    mean, low, high = (np.sqrt(x) for x in (square.mean, square.low, square.high))
-    absent = np.full(len(mean), np.nan)
-    error = np.divide(square.standard_error, 2 * mean, out=absent, where=mean > 0)
-    return replace(
-        square,
-        tag=_RMS,
-        mean=mean.tolist(),
-        low=low.tolist(),
-        high=high.tolist(),
-        standard_error=error.tolist(),
-    )
 
 
 def _drawable(curve: Curve) -> Curve:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.bands import draw
-from prunelit.report.curves import Curve, Picture, curve_numbers
+from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
 from prunelit.report.spaces import SPACES
 
 MODES = {
@@ -52,7 +52,7 @@ def logits_picture(curves: Curves) -> Picture:
     """Magnitude of dz, and its standard deviation under several weights of the vocabulary."""
     board = _Board(curves, ["magnitude, logit units", "standard deviation, logit units"])
     for mode, (above, below) in board.columns:
-        root = _root(curves[f"{mode}/logit_mse"], f"{mode}/logit_rms")
+        root = rooted(curves[f"{mode}/logit_mse"], f"{mode}/logit_rms")
         board.draw(above, root, _GREY, "root mean square of dz")
         for quantity, (label, colour) in _SPREADS.items():
             # Four bands on one another would hide what they belong to.
@@ -202,21 +202,6 @@ def _distance(curve: Curve) -> Curve:
         mean=mean.tolist(),
         low=high.tolist(),
         high=low.tolist(),
-    )
-
-
-def _root(square: Curve, tag: str) -> Curve:
-    """The square root, with the standard error that the delta method gives it."""
-    mean, low, high = (np.sqrt(x) for x in (square.mean, square.low, square.high))
-    absent = np.full(len(mean), np.nan)
-    error = np.divide(square.standard_error, 2 * mean, out=absent, where=mean > 0)
-    return replace(
-        square,
-        tag=tag,
-        mean=mean.tolist(),
-        low=low.tolist(),
-        high=high.tolist(),
-        standard_error=error.tolist(),
     )
 
 

@@ -186,8 +186,9 @@ class Trajectory(PromptTask):
         curves = {curve.tag: curve for curve in self.curves(table)}
         everyone = np.arange(table.size)
         judged = {quantity: _judge(table, everyone, quantity) for quantity in _ESTIMATED}
-        tokens = f"{int(table[f'token/{_SIZE}'].isfinite().sum())} tokens of {table.size} prompts"
-        title = f"Second-order estimates, teacher-forced, one dot a token (n = {tokens})"
+        tokens = max(len(one.exact) for one in judged.values())
+        of = f"up to {tokens} tokens of {table.size} prompts"
+        title = f"Second-order estimates, teacher-forced, one dot a token (n = {of})"
         pictures = {
             "trajectory_cosines": cosines_picture(curves),
             "trajectory_kl": kl_picture(curves),

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.metrics.buffers import Buffers
-from prunelit.metrics.deviation import deviations
+from prunelit.metrics.deviation import check_numbers, deviations
 from prunelit.models.architecture import decoder_blocks, unembed
 from prunelit.models.generation import rollout
 from prunelit.models.replay import capture, finished
@@ -110,6 +110,10 @@ class Transitions(PromptTask):
         row, slot = torch.cat(chosen, 1).nonzero(as_tuple=True)  # positions, prompt then decode
         width = text.input_ids.shape[1]
         place = slot % width
+        # Only what is compared has a column: the j-th of a prompt or rollout is its j-th.
+        number = torch.cat([there.long().cumsum(1) - 1 for there in chosen], 1)[row, slot]
+        room = int(number.max()) + 1
+        column = (slot // width) * room + number
         values: dict[str, Tensor] = {}
         blocks = len(self._layout.parts)
         for index, name, found in self._blocks(pair, text, row, place):
@@ -117,13 +121,13 @@ class Transitions(PromptTask):
                 key = f"{name}/{quantity}"
                 if key not in values:
                     values[key] = torch.full(
-                        (len(ids), blocks, 2 * width), torch.nan, dtype=torch.float64
+                        (len(ids), blocks, 2 * room), torch.nan, dtype=torch.float64
                     )
-                values[key][row.cpu(), index, slot.cpu()] = value.cpu()
+                values[key][row.cpu(), index, column.cpu()] = value.cpu()
         streamed: dict[str, Tensor | Streamed] = {}
         for key, value in values.items():
             name, _, quantity = key.rpartition("/")
-            for phase, part in zip(PHASES, value.split(width, -1), strict=True):
+            for phase, part in zip(PHASES, value.split(room, -1), strict=True):
                 streamed[f"{name}/{phase}/{quantity}"] = Streamed(part)
                 if quantity in _REPORTED:
                     streamed[f"item/{name}/{phase}/{quantity}"] = part.flatten(1).nanmean(1)
@@ -232,7 +236,10 @@ class Transitions(PromptTask):
                     )
                     for name, value in values.items():
                         part.setdefault(name, []).append(value)
-        return [{name: torch.cat(value) for name, value in part.items()} for part in parts]
+        found = [{name: torch.cat(value) for name, value in part.items()} for part in parts]
+        for values in found:
+            check_numbers(values)
+        return found
 
     def _unembed(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         h = finished(model, hidden, self._layout.form) if self.final_norm else hidden
