@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from prunelit import compare, prune
-from prunelit.comparison import deviation_sums
+from prunelit.comparison import deviation_sums, token_deviations
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, final_hidden
+from prunelit.models.architecture import final_hidden
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 
@@ -291,11 +291,11 @@ def test_nothing_to_compare(pair: tuple[PreTrainedModel, PreTrainedModel]) -> No
         compare(*pair, [])
 
 
-def test_a_model_that_gives_no_numbers_is_refused(
-    pair: tuple[PreTrainedModel, PreTrainedModel], padded: Batch
+def test_embeddings_that_are_no_numbers_are_refused(
+    pair: tuple[PreTrainedModel, PreTrainedModel],
 ) -> None:
-    dense, pruned = pair
-    with torch.no_grad():
-        decoder_blocks(pruned)[1][0].mlp.down_proj.weight.fill_(torch.nan)
+    hidden = torch.randn(3, 32)
+    other = hidden.clone()
+    other[1, 5] = torch.nan
     with pytest.raises(InputError, match="Expected a number for `embedding_cosine` of every token"):
-        compare(dense, pruned, [padded])
+        token_deviations(*pair, hidden, other)
