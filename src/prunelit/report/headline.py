@@ -1,6 +1,7 @@
 """The headline: how much of each reading is left, data set by data set."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ def retained_cells(rows: Sequence[Row]) -> Cells:
             key = (own["path"], own.get("subset"), own["split"], row.n)
             groups.setdefault(key, {}).setdefault(own["reading"], []).append(row)
     names = [
-        path.rpartition("/")[2] + (f" {subset}" if subset else "") for path, subset, *_ in groups
+        re.split("[/:]", path)[-1] + (f" {subset}" if subset else "") for path, subset, *_ in groups
     ]
     # Two parts of one data set are told apart.
     split = {key: f"{name}, {key[2]}" for key, name in zip(groups, names, strict=True)}
@@ -122,8 +123,8 @@ def headline_picture(cells: Cells) -> Picture:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
-        "What is left of each score above chance (bars: 95%, paired bootstrap over items; "
-        "pale: dense lead not clear of 0)",
+        "What is left of each score above chance\n(whiskers: 95%, paired bootstrap over items; "
+        "pale: the dense model's lead is not clear of 0)",
         fontsize=10,
     )
     return Picture(figure, numbers)
