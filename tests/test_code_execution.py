@@ -93,6 +93,6 @@ def test_the_same_in_python() -> None:
     PruneData(tasks=tasks)
     judge = tasks[0].judge
     assert isinstance(judge, Execution)
-    assert not judge.allow_code_execution
+    assert not judge.allowed
     PruneData(tasks=tasks, allow_code_execution=True)
-    assert judge.allow_code_execution
+    assert judge.allowed

@@ -1,3 +1,4 @@
+import functools
 import importlib
 import json
 from pathlib import Path
@@ -116,3 +117,12 @@ def test_a_function_that_cannot_be_imported_is_refused() -> None:
     for function in (lambda: None, local):
         with pytest.raises(InputError, match="Expected a function that can be imported but got"):
             describe(function)
+
+
+def test_functions_of_the_interpreter_are_told_apart() -> None:
+    assert describe(str.lower) == "builtins.str.lower"
+    assert describe(len) == "builtins.len"
+    with pytest.raises(InputError, match=r"got a `functools.partial`"):
+        describe(functools.partial(int, base=2))
+    with pytest.raises(InputError, match="can be imported"):
+        describe("x".lower)

@@ -31,10 +31,9 @@ class Fingerprints:
         self._known: dict[int, str] = {}
 
     def of(self, model: PreTrainedModel) -> str:
-        """What its embeddings depend on: the model's fingerprint and its attention kernel."""
+        """The model's fingerprint, on which its embeddings depend."""
         if id(model) not in self._known:
-            kernel = model.config._attn_implementation
-            self._known[id(model)] = f"{fingerprint(model)} {kernel}"
+            self._known[id(model)] = fingerprint(model)
         return self._known[id(model)]
 
 

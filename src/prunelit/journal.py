@@ -117,6 +117,7 @@ def open_journals(trainer: Trainer, pair: Pair, tasks: Mapping[str, Task]) -> Jo
         "models": {name: fingerprint(model) for name, model in pair.models().items()},
         "device": trainer.strategy.root_device.type,
         "precision": trainer.precision,
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     for name, recipe in recipes.items():

@@ -1,5 +1,6 @@
 """What an object was built from, as plain data: the form in which it stands in a YAML file."""
 
+import functools
 import inspect
 import os
 from typing import Any
@@ -19,13 +20,17 @@ def describe(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if inspect.isfunction(value):
-        if "<" in value.__qualname__:
+    if inspect.isroutine(value):
+        bound = getattr(value, "__self__", None)  # for `len`, say, the module
+        if "<" in value.__qualname__ or not (bound is None or inspect.ismodule(bound)):
             raise InputError(
                 f"Expected a function that can be imported but got {value.__qualname__!r}: define "
                 "it with a name in a file."
             )
-        return f"{value.__module__}.{value.__qualname__}"
+        # A method of a built-in class, as `str.lower`, says of which class but not where that is.
+        return f"{getattr(value, '__objclass__', value).__module__}.{value.__qualname__}"
+    if isinstance(value, functools.partial):
+        raise InputError("Expected a function with a name but got a `functools.partial`.")
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
     if isinstance(value, dict):

@@ -68,7 +68,8 @@ class Outcome:
     """How a program ended.
 
     Args:
-        finished: it ran to its last line.
+        finished: it ran to its last line. A program made to deceive can read its own text, and say
+            so before it has.
         timed_out: it was killed for the time on the clock.
         output: what it wrote to stdout and stderr.
     """
@@ -93,9 +94,9 @@ def check_isolation() -> None:
 def run_program(code: str, limits: Limits | None = None) -> Outcome:
     """Run Python code in a process of its own, isolated as `prunelit.jail` says.
 
-    It sees the standard library and the installed packages of the interpreter, and no file of the
-    user. Not limited is shared memory of System V, which only code that calls the C library can
-    ask for; it is gone when the program is.
+    It sees the standard library, no installed package and no file of the user. Not limited is
+    shared memory of System V, which only code that calls the C library can ask for; it is gone when
+    the program is.
 
     Args:
         code: of the program.

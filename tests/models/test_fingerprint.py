@@ -68,3 +68,10 @@ def test_whatever_changes_what_a_model_writes_changes_it(model: PreTrainedModel)
         change(other)
         marks.append(fingerprint(other))
     assert len(set(marks)) == len(marks)
+
+
+def test_the_attention_kernel_is_part_of_it(model: PreTrainedModel) -> None:
+    before = fingerprint(model)
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+    assert fingerprint(model) != before

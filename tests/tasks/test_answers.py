@@ -172,3 +172,10 @@ def test_nothing_matches_nothing() -> None:
 )
 def test_contains_whole_words(answer: str, target: str, expected: bool) -> None:
     assert contains(answer, target) is expected
+
+
+def test_a_target_without_words_has_to_be_there_verbatim() -> None:
+    assert contains("the answer is +.", "+")
+    assert not contains("", "+")
+    assert not contains("- -", "+")
+    assert not contains("the answer is plus", " + ")

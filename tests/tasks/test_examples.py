@@ -133,3 +133,14 @@ def test_the_real_files(shared: Path) -> None:
     assert len(words) == 5153
     assert words[0].target == "signs"
     assert not any(" " in example.target for example in words)
+
+
+def test_a_format_of_questions_has_to_be_named_as_one(tmp_path: Path) -> None:
+    choices = {"text": ["4", "5"], "label": ["A", "B"]}
+    row = {"id": "q", "question": "2 + 3 =", "choices": choices, "answerKey": "B"}
+    path = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(InputError, match="set `questions: true`"):
+        read_examples(path, "test", format=arc)
+    path = write(tmp_path / "sums.jsonl", [{"question": "2 + 3 =", "answer": "#### 5"}])
+    with pytest.raises(InputError, match="'gsm8k' makes a Example of it, no question"):
+        read_examples(path, "test", format=gsm8k, questions=True)

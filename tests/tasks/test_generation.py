@@ -262,7 +262,7 @@ def test_what_changes_the_values_changes_the_recipe(
     ("options", "message"),
     [
         ({"samples": 0}, "`samples` of at least 1"),
-        ({"temperature": -1.0}, "`temperature` of at least 0"),
+        ({"temperature": -1.0}, "`temperature` and `seed` of at least 0"),
         ({"samples": 2}, "a `temperature` above 0 with 2 samples"),
         ({"pass_at": [2]}, r"every `pass_at` in \[1, 1\] but got \[2\]"),
         ({"pass_at": [0]}, r"every `pass_at` in \[1, 1\]"),

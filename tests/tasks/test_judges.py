@@ -57,6 +57,11 @@ def test_the_default_is_the_whole_text_by_words() -> None:
     assert set(judge.answers("x")) == set(judge.metrics)
 
 
+def allowed(judge: Execution) -> Execution:
+    judge.allow()
+    return judge
+
+
 def test_a_name_that_stands_for_two_things_is_refused() -> None:
     with pytest.raises(InputError, match="no extraction with the name `contains`"):
         ExactMatch({"contains": last_number}, contains=True)
@@ -71,7 +76,7 @@ def test_details_are_plain_and_tell_judges_apart() -> None:
         ExactMatch({"x": AfterMarker("####", last_number)}),
         ExactMatch(normalise=normalise_number),
         Execution(),
-        Execution(allow_code_execution=True),
+        allowed(Execution()),
         Execution(extract=code_block),
         Execution(limits=Limits(cpu_seconds=1)),
     ]
@@ -89,20 +94,20 @@ def test_nothing_is_run_unless_it_is_allowed(monkeypatch: pytest.MonkeyPatch) ->
     assert judge.metrics == []
     assert judge.right(PROGRAM, "    return 1\n") == {}
     assert judge.answers("    return 1\n") == {"passed": "    return 1\n"}
-    allowed = Execution(allow_code_execution=True)
-    for action in (allowed.check, lambda: allowed.right(PROGRAM, "")):
+    trusted = allowed(Execution())
+    for action in (trusted.check, lambda: trusted.right(PROGRAM, "")):
         with pytest.raises(AssertionError, match="a program was run"):
             action()
 
 
 def test_code_that_is_not_found_is_wrong() -> None:
-    judge = Execution(allow_code_execution=True, extract=code_block)
+    judge = allowed(Execution(extract=code_block))
     assert judge.right(PROGRAM, "return 1, I think") == {"passed": False}
 
 
 @pytest.mark.usefixtures("_isolated")
 def test_programs_run_between_context_and_tests() -> None:
-    judge = Execution(allow_code_execution=True)
+    judge = allowed(Execution())
     judge.check()
     for text, expected in [
         ("    return 1\n", True),
@@ -118,7 +123,7 @@ def test_programs_run_between_context_and_tests() -> None:
 @pytest.mark.usefixtures("_isolated")
 def test_a_whole_function_in_a_code_block_replaces_the_beginning() -> None:
     documented = Example('def one():\n    """Return 1."""\n', PROGRAM.target, PROGRAM.solution)
-    judge = Execution(allow_code_execution=True, extract=code_block)
+    judge = allowed(Execution(extract=code_block))
     text = "Here:\n```python\ndef one():\n    return 1\n```\nIt returns 1."
     assert judge.right(documented, text) == {"passed": True}
 
@@ -130,7 +135,7 @@ def test_the_solutions_of_humaneval_pass_and_nothing_else_does() -> None:
         examples = read_examples(path, "test", 12, format=humaneval)
     except InputError as error:
         pytest.skip(str(error))
-    judge = Execution(allow_code_execution=True)
+    judge = allowed(Execution())
     for example in examples:
         assert judge.right(example, example.solution) == {"passed": True}
         assert judge.right(example, "    return None\n") == {"passed": False}

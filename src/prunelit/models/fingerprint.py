@@ -12,7 +12,7 @@ _BESIDE_THE_POINT = ("_name_or_path", "transformers_version")
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 of the weights, the structure, the configuration and where its texts end.
+    """SHA-256 of weights, structure, configuration, attention kernel and where its texts end.
 
     Reads every weight, about a second a GB.
 
@@ -23,7 +23,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     config = {k: v for k, v in model.config.to_dict().items() if k not in _BESIDE_THE_POINT}
     ends = model.generation_config.eos_token_id if model.generation_config else None
     # The structure tells of what was dropped or replaced, which has no weights.
-    for part in (json.dumps([config, ends], sort_keys=True, default=str), repr(model)):
+    kernel = model.config._attn_implementation
+    for part in (json.dumps([config, ends, kernel], sort_keys=True, default=str), repr(model)):
         digest.update(part.encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

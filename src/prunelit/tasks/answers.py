@@ -98,8 +98,13 @@ def exact_match(answer: str | None, target: str, normalised: Normalise) -> bool:
 
 
 def contains(answer: str, target: str) -> bool:
-    """Whether the target stands in the answer as whole words, after `normalise`."""
-    return f" {normalise(target)} " in f" {normalise(answer)} "
+    """Whether the target stands in the answer as whole words, after `normalise`.
+
+    That drops signs and points: a target without any letter or digit has to stand there verbatim.
+    """
+    if not (words := normalise(target)):
+        return target.strip() in answer
+    return f" {words} " in f" {normalise(answer)} "
 
 
 def _bare(word: str) -> str:

@@ -17,6 +17,7 @@ from prunelit.models.embedding import Pooling, blocks_before, check_layer, check
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
+from prunelit.tasks.retention import retained_rows
 from prunelit.templates import TextTemplate
 from prunelit.tokens import pad, pad_token
 
@@ -208,6 +209,9 @@ class CollectionRetrieval(Task):
                 texts = ItemTable(len(values))
                 texts.assign(torch.arange(len(values)), {name: values})
                 rows += texts.pair_rows(self.name, [name], details)
+        columns = {name: metrics[name] for name in metrics.columns()}
+        chance = details["chance_ndcg@10"]
+        rows += retained_rows(self.name, "retrieval", "ndcg@10", columns, chance, details)
         return rows + metrics.pair_rows(self.name, ["rank_correlation", "top10_overlap"], details)
 
     def items(self, table: ItemTable) -> Iterator[dict[str, Any]]:

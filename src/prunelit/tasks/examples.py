@@ -85,7 +85,13 @@ def read_examples(
     rows = load_rows(path, columns=wanted, split=split, name=subset, limit=limit)
     for number, row in enumerate(rows):
         try:
-            examples.append(format(row))
+            example = format(row)
+            if not isinstance(example, Example):
+                raise InputError(
+                    f"the format {name_of(format)!r} makes a {type(example).__name__} of it and no "
+                    "example: set `questions: true` if it is one of multiple-choice rows"
+                )
+            examples.append(example)
         except InputError as error:
             raise InputError(f"Row {number} of {path!r}: {error}.") from error
         except (LookupError, ValueError, TypeError, AttributeError) as error:

@@ -116,6 +116,10 @@ def _formatted(format: Format, row: dict[str, Any]) -> Question:
             f"it does not fit the format {name_of(format)!r} ({type(error).__name__}: "
             f"{first_line(error)})"
         ) from error
+    if not isinstance(question, Question):
+        raise InputError(
+            f"the format {name_of(format)!r} makes a {type(question).__name__} of it, no question"
+        )
     # A benchmark is taken as it is, an empty choice among the others included.
     read_question({**vars(question), "choices": [text.strip() or "-" for text in question.choices]})
     return question

@@ -97,10 +97,10 @@ class Generation(PromptTask):
         super().__init__(
             path, split, "context", template, chat, max_new_tokens, limit, batch_size, name
         )
-        if samples < 1 or temperature < 0:
+        if samples < 1 or seed < 0 or not temperature >= 0:
             raise InputError(
-                f"Expected `samples` of at least 1 and `temperature` of at least 0 but got "
-                f"{samples} and {temperature}."
+                "Expected `samples` of at least 1, `temperature` and `seed` of at least 0 but got "
+                f"{samples}, {temperature} and {seed}."
             )
         if samples > 1 and temperature == 0:
             raise InputError(
@@ -117,11 +117,10 @@ class Generation(PromptTask):
         self.judge = judge or ExactMatch(contains=True)
         self.few_shot = few_shot
         self.delimiter = delimiter
-        self.stop = stop or []
         self.samples = samples
         self.temperature = temperature
         self.seed = seed
-        self.pass_at = pass_at or []
+        self.stop, self.pass_at = stop or [], pass_at or []
 
     def allow_code_execution(self) -> None:
         self.judge.allow()
@@ -129,6 +128,7 @@ class Generation(PromptTask):
     def read(self) -> None:
         check_template(self.template, "context")
         self.judge.check()
+        self.judge.details()  # refused here if it has none
         rows = {"format": self.format, "columns": self.columns, "questions": self.questions}
         load = partial(read_examples, **rows)
         self._examples = load(self.path, self.split, self.limit, subset=self.subset)

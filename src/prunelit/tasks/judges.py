@@ -98,34 +98,33 @@ class ExactMatch(Judge):
 class Execution(Judge):
     """The program runs to the end of its tests.
 
-    It is what the model wrote, between the example's context and its target.
+    It is what the model wrote, between the example's context and its target. It is run, in the
+    isolation of `prunelit.sandbox`, only after `allow`, which no configuration of a task can call;
+    without, nothing is judged, and the programs are only written down.
 
     Args:
-        allow_code_execution: run it, in the isolation of `prunelit.sandbox`. Without, nothing is
-            judged, and the programs are only written down.
         extract: finds the code in the text; one that finds nothing makes the answer wrong.
         limits: of each program.
     """
 
     def __init__(
         self,
-        allow_code_execution: bool = False,
         extract: Extract = verbatim,
         limits: Limits | None = None,
     ) -> None:
-        self.allow_code_execution = allow_code_execution
+        self.allowed = False
         self.extract = extract
         self.limits = limits or Limits()
 
     @property
     def metrics(self) -> Sequence[str]:
-        return ["passed"] if self.allow_code_execution else []
+        return ["passed"] if self.allowed else []
 
     def answers(self, text: str) -> dict[str, str | None]:
         return {"passed": self.extract(text)}
 
     def right(self, example: Example, text: str) -> dict[str, bool]:
-        if not self.allow_code_execution:
+        if not self.allowed:
             return {}
         code = self.extract(text)
         if code is None:
@@ -134,10 +133,13 @@ class Execution(Judge):
         return {"passed": run_program(program, self.limits).finished}
 
     def allow(self) -> None:
-        self.allow_code_execution = True
+        self.allowed = True
+
+    def details(self) -> dict[str, Any]:
+        return {**super().details(), "executed": self.allowed}
 
     def check(self) -> None:
-        if self.allow_code_execution:
+        if self.allowed:
             check_isolation()
         else:
             rank_zero_info(
