@@ -69,7 +69,7 @@ def test_commands_parse(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = command.partition("#")[0].replace("FILE", "configs/wanda.yaml")
-    words = [str(ROOT / w) if w.startswith("configs/") else w for w in command.split()]
+    words = [re.sub(r"(^|=)(?=configs/)", rf"\1{ROOT}/", word) for word in command.split()]
     if not {"--help", "--print_config"} & set(words):
         words.append("--print_config")
     monkeypatch.chdir(plugins)

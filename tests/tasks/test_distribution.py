@@ -189,7 +189,7 @@ def test_a_single_token_has_no_error_and_can_be_written(
 def test_a_model_without_numbers_is_refused(distribution: Measure, pair: Pair) -> None:
     with torch.no_grad():
         pair.pruned.get_output_embeddings().weight[7] = torch.nan
-    with pytest.raises(InputError, match="Expected a log-probability of every token"):
+    with pytest.raises(InputError, match="Expected a number for `logit_cosine` of every"):
         distribution(pair)
 
 
