@@ -56,9 +56,7 @@ def calibrate(
     def check() -> Form:
         nonlocal form
         if check_batch is None:
-            raise InputError(
-                f"Expected calibration text, `data.calibration`: {type(pruner).__name__} needs it."
-            )
+            raise _lacks_text(pruner)
         if form is None:
             form = checked_form(model, check_batch, noting)
         return form
@@ -105,6 +103,22 @@ def calibrate(
                 for stream in passing:
                     stream.hidden.copy_(stream.run(block, index))
     pruner.finish(model)
+
+
+def check_text(pruner: Pruner, model: PreTrainedModel) -> None:
+    """Refuse a method that reads calibration text where there is none.
+
+    Raises:
+        InputError: if it does.
+    """
+    if pruner.looks_first or any(pruner.watch(block) for block in decoder_blocks(model)[1]):
+        raise _lacks_text(pruner)
+
+
+def _lacks_text(pruner: Pruner) -> InputError:
+    return InputError(
+        f"Expected calibration text, `data.calibration`: {type(pruner).__name__} needs it."
+    )
 
 
 def _capture_all(

@@ -9,13 +9,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from prunelit.calibration import check_text
 from prunelit.callbacks.board import write_pictures
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import Results
 from prunelit.callbacks.rounds import checked
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks
 from prunelit.models.saving import check_writable
 from prunelit.module import PairedLM
 from prunelit.pruners import BlockDrop, SublayerDrop
@@ -114,19 +114,12 @@ class _Start(Callback):
         module.load()
         assert module.model is not None
         module.check_tasks()
-        blocks = decoder_blocks(module.model)[1]
-        text = trainer.datamodule.calibration  # type: ignore[attr-defined]
+        data: PruneData = trainer.datamodule  # type: ignore[attr-defined]
         for name, pruning in self._left.items():
-            pruner = pruning.pruner
             try:
-                pruner.check(module.model)
-                # These look at the whole model first, and watch no block.
-                reads = isinstance(pruner, SublayerDrop | BlockDrop)
-                if text is None and (reads or any(pruner.watch(block) for block in blocks)):
-                    raise InputError(
-                        "Expected calibration text, `data.calibration`: "
-                        f"{type(pruner).__name__} needs it."
-                    )
+                pruning.pruner.check(module.model)
+                if data.calibration is None:
+                    check_text(pruning.pruner, module.model)
             except InputError as error:
                 raise InputError(f"Variant {name!r} cannot be pruned. {error}") from error
         self._left.clear()

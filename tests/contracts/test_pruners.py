@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 import prunelit.pruners
 from prunelit import prune
+from prunelit.calibration import check_text
 from prunelit.errors import InputError
 from prunelit.masks import Masks
 from prunelit.models.architecture import decoder_blocks
@@ -157,3 +158,19 @@ def test_rounds_only_add_and_reach_what_was_asked(
         if isinstance(pruner, LinearPruner):
             for tensor in report.tensors:
                 assert tensor.zeros == math.ceil(0.5 * step / 20 * tensor.size - 0.5), tensor
+
+
+@every_pruner
+def test_it_says_whether_it_reads_text(
+    pruner_class: type[Pruner], make_model: Callable[..., PreTrainedModel]
+) -> None:
+    def refused(action: Callable[[], object]) -> str:
+        try:
+            action()
+        except InputError as error:
+            return str(error)
+        return ""
+
+    model = make_model("llama")
+    said = refused(lambda: check_text(build(pruner_class), model))
+    assert said == refused(lambda: prune(model, build(pruner_class), None))

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from prunelit import InputError
-from prunelit.tasks.questions import check_template, load_questions
+from prunelit.tasks.formats import read_questions
+from prunelit.tasks.questions import check_template
 
 GOOD = {"id": "a", "context": "1 + 1 =", "choices": ["1", "2"], "label": 1}
 
@@ -19,7 +20,7 @@ def write(path: Path, *rows: dict[str, Any]) -> str:
 
 
 def test_rows_become_questions(material: Path) -> None:
-    questions = load_questions(str(material / "questions.jsonl"), "train", None)
+    questions = read_questions(str(material / "questions.jsonl"), "train", None)
     assert [question.id for question in questions][:3] == ["capital", "snow", "japan"]
     assert [question.answer for question in questions] == [
         *("Paris", "white", "東京", "gold", "5", "cold", "honey")
@@ -27,14 +28,14 @@ def test_rows_become_questions(material: Path) -> None:
 
 
 def test_a_number_is_a_good_id(tmp_path: Path) -> None:
-    (question,) = load_questions(write(tmp_path, {**GOOD, "id": 17}), "train", None)
+    (question,) = read_questions(write(tmp_path, {**GOOD, "id": 17}), "train", None)
     assert question.id == "17"
 
 
 def test_limit_and_split_choose_rows(material: Path) -> None:
     path = str(material / "questions.jsonl")
-    assert [q.id for q in load_questions(path, "train", 2)] == ["capital", "snow"]
-    assert [q.id for q in load_questions(path, "train[5:]", None)] == ["hot", "bees"]
+    assert [q.id for q in read_questions(path, "train", 2)] == ["capital", "snow"]
+    assert [q.id for q in read_questions(path, "train[5:]", None)] == ["hot", "bees"]
 
 
 @pytest.mark.parametrize(
@@ -53,18 +54,18 @@ def test_limit_and_split_choose_rows(material: Path) -> None:
 def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     path = write(tmp_path, GOOD, {**GOOD, "id": "b", **change})
     with pytest.raises(InputError, match=rf"Row 1 \(id 'b'\) of .*rows.jsonl': {problem}"):
-        load_questions(path, "train", None)
+        read_questions(path, "train", None)
 
 
 @pytest.mark.parametrize("label", ["1", 1.0, True])
 def test_a_label_of_another_type_is_refused(tmp_path: Path, label: object) -> None:
     with pytest.raises(InputError, match=r"Row 0 .*expected `label` in \[0, 2\)"):
-        load_questions(write(tmp_path, {**GOOD, "label": label}), "train", None)
+        read_questions(write(tmp_path, {**GOOD, "label": label}), "train", None)
 
 
 def test_choices_that_are_one_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`choices` is not a list"):
-        load_questions(write(tmp_path, {**GOOD, "choices": "12"}), "train", None)
+        read_questions(write(tmp_path, {**GOOD, "choices": "12"}), "train", None)
 
 
 def test_a_good_template_passes() -> None:

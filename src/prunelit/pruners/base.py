@@ -34,6 +34,8 @@ class Pruner(ABC):
     sparsifies = True
     # Whether whole parts become 0, which saving the model then leaves out.
     shrinks = False
+    # Whether `start` observes, so that calibration text is needed though no block is watched.
+    looks_first = False
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse what this method cannot do to `model`; called before any heavy work.

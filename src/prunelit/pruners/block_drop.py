@@ -34,6 +34,7 @@ class BlockDrop(Pruner):
     """
 
     shrinks = True
+    looks_first = True
 
     def __init__(
         self,

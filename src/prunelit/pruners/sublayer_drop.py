@@ -29,6 +29,7 @@ class SublayerDrop(Pruner):
     """
 
     shrinks = True
+    looks_first = True
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class Generation(PromptTask):
     `end_of_text`, whether the text ended in time, by itself or at a stop string; `length` in
     tokens. Of the pair: `first_divergence`, the step (from 0) of the first token that differs,
     where a pair that never differs counts its whole length; `diverged`, the share that differs; and
-    `retained`, pruned over dense of the judge's `contains` or else its first metric.
+    `retained`, pruned over dense of the judge's `primary` metric.
 
     A prompt that is sampled gets noise of its own, which the two models share and which depends
     on neither batch nor rank.
@@ -195,20 +195,20 @@ class Generation(PromptTask):
         columns = {
             name: table[name].mean(1) for name in table.columns() if not name.endswith("/tokens")
         }
-        metrics = [*self.judge.metrics, *MEASURES]
-        if self.judge.metrics:
-            first = self.judge.metrics[0]
-            for name in (n for n in ("dense", "pruned") if f"{n}/tokens" in table):
-                right = table[f"{name}/{first}"].sum(1).int().tolist()
-                for k in self.pass_at:
-                    values = [pass_at_k(self.samples, count, k) for count in right]
-                    columns[f"{name}/pass@{k}"] = torch.tensor(values, dtype=torch.float64)
-            metrics = [*self.judge.metrics, *(f"pass@{k}" for k in self.pass_at), *MEASURES]
+        judged = self.judge.metrics
+        passes = self.pass_at if judged else []
+        for name in (n for n in ("dense", "pruned") if passes and f"{n}/tokens" in table):
+            right = table[f"{name}/{judged[0]}"].sum(1).int().tolist()
+            for k in passes:
+                values = [pass_at_k(self.samples, count, k) for count in right]
+                columns[f"{name}/pass@{k}"] = torch.tensor(values, dtype=torch.float64)
+        metrics = [*judged, *(f"pass@{k}" for k in passes), *MEASURES]
         means.assign(torch.arange(table.size), columns)
-        rows = means.paired_rows(self.name, metrics, self.details())
-        for read in sorted(self.judge.metrics, key="contains".__ne__)[:1]:
-            rows += retained_rows(self.name, "generation", read, columns, 0.0, self.details())
-        return rows + means.pair_rows(self.name, ["first_divergence", "diverged"], self.details())
+        details = self.details()
+        rows = means.paired_rows(self.name, metrics, details)
+        if (read := self.judge.primary) is not None:
+            rows += retained_rows(self.name, "generation", read, columns, 0.0, details)
+        return rows + means.pair_rows(self.name, ["first_divergence", "diverged"], details)
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
         """Question, target and what both models wrote, of the first prompts."""

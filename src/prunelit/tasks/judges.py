@@ -32,6 +32,11 @@ class Judge(ABC):
     def metrics(self) -> Sequence[str]:
         """Names of the readings; none where nothing is judged."""
 
+    @property
+    def primary(self) -> str | None:
+        """The reading by which models are compared; None where nothing is judged."""
+        return next(iter(self.metrics), None)
+
     @abstractmethod
     def answers(self, text: str) -> dict[str, str | None]:
         """What each reading finds in the text; None where it finds nothing."""
@@ -80,6 +85,10 @@ class ExactMatch(Judge):
     @property
     def metrics(self) -> Sequence[str]:
         return [*self.extract, *(["contains"] if self.contains else [])]
+
+    @property
+    def primary(self) -> str | None:
+        return "contains" if self.contains else super().primary
 
     def answers(self, text: str) -> dict[str, str | None]:
         found = {name: extract(text) for name, extract in self.extract.items()}

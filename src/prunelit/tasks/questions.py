@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunelit.errors import InputError
-from prunelit.rows import load_rows
 
 
 @dataclass
@@ -25,23 +24,6 @@ class Question:
     def asked(self) -> tuple[str, ...]:
         """What a solved example must not have in common with it."""
         return (self.context, *self.choices)
-
-
-def load_questions(path: str, split: str, limit: int | None) -> list[Question]:
-    """Rows `{id, context, choices, label}`.
-
-    Raises:
-        InputError: naming the first row that is not of this form.
-    """
-    columns = ["id", "context", "choices", "label"]
-    rows = load_rows(path, columns=columns, split=split, limit=limit)
-    questions = []
-    for number, row in enumerate(rows):
-        try:
-            questions.append(read_question(row))
-        except InputError as error:
-            raise InputError(f"Row {number} (id {row['id']!r}) of {path!r}: {error}.") from error
-    return questions
 
 
 def read_question(row: dict[str, Any]) -> Question:

@@ -12,9 +12,10 @@ from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.answers import contains, normalise
 from prunelit.tasks.base import Pair
+from prunelit.tasks.formats import read_questions
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.prompts import PromptTask
-from prunelit.tasks.questions import load_questions
+from prunelit.tasks.questions import check_template
 from prunelit.tasks.retention import retained_rows
 
 
@@ -56,8 +57,9 @@ class Rollout(PromptTask):
         )
 
     def read(self) -> None:
-        super().read()
-        self._questions = load_questions(self.path, self.split, self.limit)
+        check_template(self.template, "context")
+        self._questions = read_questions(self.path, self.split, self.limit)
+        self.contexts = [question.context for question in self._questions]
 
     def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
         targets = [self._questions[index].answer for index in batch["prompts"]]

@@ -26,8 +26,9 @@ from prunelit.report.subspace import (
 )
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.formats import read_questions
 from prunelit.tasks.items import ItemTable, mean
-from prunelit.tasks.questions import Question, check_template, load_questions
+from prunelit.tasks.questions import Question, check_template
 from prunelit.tokens import encode, pad, pad_token
 
 Options = Literal["letters", "continuations"]
@@ -125,7 +126,7 @@ class Subspace(Task):
     def read(self) -> None:
         letters = self.options == "letters"
         check_template(self.template, "context", *(["choices"] if letters else []))
-        self._questions = load_questions(self.path, self.split, self.limit)
+        self._questions = read_questions(self.path, self.split, self.limit)
         most = max(len(question.choices) for question in self._questions)
         if letters and most > len(LETTERS):
             raise InputError(

@@ -1,0 +1,57 @@
+"""Blocks one by one, against the model's own forward pass."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from prunelit import InputError
+from prunelit.models.architecture import decoder_blocks, final_hidden
+from prunelit.models.replay import capture, checked_form, finished, replaced_forward
+
+
+@torch.no_grad()
+def test_a_replay_of_all_blocks_and_the_end_is_the_models_own_run(
+    family: str, make_model: Callable[..., PreTrainedModel], padded: dict[str, torch.Tensor]
+) -> None:
+    model = make_model(family)
+    blocks = decoder_blocks(model)[1]
+    form = checked_form(model, padded, lambda _: nullcontext())
+    stream = capture(model, blocks, padded, form)
+    assert len(stream.calls) == len(blocks)
+    for index, block in enumerate(blocks):
+        before = stream.hidden.clone()
+        stream.hidden = stream.run(block, index)
+        assert not torch.equal(before, stream.hidden)
+    there = padded["attention_mask"].bool()
+    assert stream.tokens.equal(there)
+    mine = finished(model, stream.hidden[there], form)
+    torch.testing.assert_close(mine, final_hidden(model, **padded)[there], rtol=1e-4, atol=1e-5)
+
+
+def test_forward_comes_back_after_an_error(model: PreTrainedModel) -> None:
+    blocks = decoder_blocks(model)[1]
+    seen = []
+
+    def fail() -> None:
+        with replaced_forward(blocks, lambda x: x):
+            seen.extend("forward" in vars(block) for block in blocks)
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        fail()
+    assert seen == [True] * len(blocks)
+    assert not any("forward" in vars(block) for block in blocks)
+
+
+@torch.no_grad()
+def test_a_model_that_skips_a_block_is_refused(
+    model: PreTrainedModel, padded: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = decoder_blocks(model)[1]
+    inner = model.base_model
+    monkeypatch.setattr(inner.config, "num_hidden_layers", len(blocks) - 1)
+    with pytest.raises(InputError, match=f"called {len(blocks) - 1} of its {len(blocks)} blocks"):
+        capture(model, blocks, padded, torch.Tensor)

@@ -1,0 +1,35 @@
+"""The numbers behind the figures of a run."""
+
+from prunelit.report.readings import chance, readings_numbers, sparsity_numbers
+from prunelit.report.rows import Row
+
+
+def test_chance_is_what_the_task_states() -> None:
+    assert chance(Row("t", "acc", "dense", 0.5, 0.1, 9, {"chance": 0.25})) == 0.25
+    assert chance(Row("t", "mrr", "dense", 0.5, 0.1, 9, {"chance_mrr": 0.02})) == 0.02
+    assert chance(Row("t", "contains", "dense", 0.5, 0.1, 9)) is None
+
+
+def test_readings_are_scores_of_one_model() -> None:
+    rows = [
+        Row("mc", "acc", "dense", 0.8, 0.1, 9, {"chance": 0.25}),
+        Row("mc", "acc", "pruned", 0.6, 0.2, 9, {"chance": 0.25}),
+        Row("mc", "acc", "difference", -0.2, 0.1, 9),
+        Row("mc", "brier", "dense", 0.3, 0.1, 9),
+        Row("ro", "contains", "pruned", 0.1, 0.05, 8),
+    ]
+    numbers = readings_numbers(rows)
+    assert numbers["task"] == ["mc", "mc", "ro"]
+    assert numbers["model"] == ["dense", "pruned", "pruned"]
+    assert numbers["value"] == [0.8, 0.6, 0.1]
+    assert numbers["chance"] == [0.25, 0.25, None]
+    assert numbers["n"] == [9, 9, 8]
+
+
+def test_sparsity_has_a_line_a_tensor() -> None:
+    tensors = [{"name": n, "size": s, "sparsity": 0.5, "more": 1} for n, s in (("a", 4), ("b", 6))]
+    assert sparsity_numbers({"tensors": tensors}) == {
+        "name": ["a", "b"],
+        "size": [4, 6],
+        "sparsity": [0.5, 0.5],
+    }
