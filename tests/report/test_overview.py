@@ -4,13 +4,14 @@ import io
 import math
 from typing import Any
 
+import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from prunelit.report.curves import Curve, Picture
-from prunelit.report.overview import overview
+from prunelit.report.overview import _colours, overview
 from prunelit.report.rows import Row
 from prunelit.report.spaces import SPACES
 from prunelit.report.variants import Variant, variants_cells, variants_numbers
@@ -218,3 +219,10 @@ def test_the_table_is_of_readings_perplexity_and_kl(variants: list[Variant]) -> 
     numbers = variants_numbers(variants)
     assert numbers["variant"][:4] == ["dense", "dense", "dense", "drop_8"]
     assert numbers["value"][3:7] == [0.4, 0.4, 0.4, 0.3]
+
+
+def test_no_variant_has_the_colour_of_a_space() -> None:
+    own = [np.array(to_rgb(colour)) for colour in _colours(9)]
+    spaces = [np.array(to_rgb(colour)) for colour in SPACES.values()]
+    assert len({tuple(colour) for colour in own}) == 7
+    assert min(np.abs(a - b).max() for a in own for b in spaces) > 0.2

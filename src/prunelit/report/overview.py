@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -233,9 +234,10 @@ def _style(metric: str) -> dict[str, Any]:
     return {"linestyle": "solid", "linewidth": 1.5, "marker": "o", "markersize": 5}
 
 
-def _colours(count: int) -> list[Any]:
-    """Told apart by eye up to 10."""
-    return [matplotlib.colormaps["tab10"](place % 10) for place in range(count)]
+def _colours(count: int) -> list[str]:
+    """Told apart by eye up to 7; blue, green and red are left out, which mean the spaces."""
+    own = [*(to_hex(matplotlib.colormaps["tab10"](k)) for k in (1, 4, 5, 9, 6, 8)), "#222222"]
+    return [own[place % len(own)] for place in range(count)]
 
 
 def _drawable(curve: Curve) -> Curve:

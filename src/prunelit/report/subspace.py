@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.curves import Picture
 from prunelit.report.figures import CHANCE, DENSE, PRUNED
@@ -187,6 +188,7 @@ def item_picture(shown: Shown) -> Picture:
     left.set_yticks(places + _WIDTH / 2, labels, fontsize=8, parse_math=False)
     left.get_yticklabels()[shown.label].set_fontweight("bold")
     left.set_xlabel("log-likelihood of the option's token, nats")
+    left.xaxis.set_major_locator(MaxNLocator(5))
     left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     for axes, (model, colour) in zip(others, _MODELS.items(), strict=True):
         top = shown.top[model]

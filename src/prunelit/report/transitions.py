@@ -33,6 +33,8 @@ def kind_picture(curves: Curves, kind: str) -> Picture:
                 used.append(curve)
                 draw(axes, curve, colour, space)
             axes.set_title(f"{_VARIANTS[variant]}\n{_PHASES[phase]}", fontsize=9)
+    for axes in panels.flat:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))  # there is nothing above 1
     _finish(panels, "cosine dense, pruned")
     figure.suptitle(f"After {_name(kind)} of each block (band: min-max over tokens)", fontsize=11)
     return Picture(figure, curve_numbers(used))
