@@ -12,7 +12,7 @@ from prunelit.report.curves import Picture
 from prunelit.report.rows import Row
 
 # The reading that a row `retained` is of, and its colour: those of the spaces that it looks at.
-READINGS = {"multiple choice": "#C44E52", "retrieval": "#4C72B0", "generation": "#8172B3"}
+_COLOURS = {"multiple choice": "#C44E52", "retrieval": "#4C72B0", "generation": "#8172B3"}
 
 # By data set and reading.
 Cells = dict[str, dict[str, list[Row]]]
@@ -59,10 +59,10 @@ def headline_table(cells: Cells) -> Table:
         show_lines=True,
     )
     table.add_column("data set")
-    for reading in READINGS:
+    for reading in _COLOURS:
         table.add_column(reading)
     for name, found in cells.items():
-        texts = ["\n".join(map(_cell, found.get(reading, []))) for reading in READINGS]
+        texts = ["\n".join(map(_cell, found.get(reading, []))) for reading in _COLOURS]
         table.add_row(name, *texts)
     return table
 
@@ -81,7 +81,7 @@ def headline_picture(cells: Cells) -> Picture:
     shown: set[str] = set()
     top = 1.0
     for place, (name, found) in enumerate(cells.items()):
-        bars = [(reading, row) for reading in READINGS for row in found.get(reading, [])]
+        bars = [(reading, row) for reading in _COLOURS for row in found.get(reading, [])]
         width = 0.8 / max(1, len(bars))
         for number, (reading, row) in enumerate(bars):
             own = row.details
@@ -99,7 +99,7 @@ def headline_picture(cells: Cells) -> Picture:
                 width * 0.9,
                 yerr=None if math.isnan(low) else ends,
                 capsize=3,
-                color=READINGS[reading],
+                color=_COLOURS[reading],
                 alpha=0.4 if math.isnan(low) else 1,
                 label=f"_{reading}" if reading in shown else reading,
             )
