@@ -87,6 +87,11 @@ def test_every_picture_is_drawn_with_its_numbers(
     title = picture.figure.get_suptitle()
     assert "n = 20 prompts" in title
     assert "10%-90% of prompts" in title
+    picture.figure.draw_without_rendering()
+    (text,) = (text for text in picture.figure.texts if text.get_text() == title)
+    extent = text.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= picture.figure.bbox.x1
 
 
 def test_spaces_have_their_colours_and_panels_their_modes() -> None:

@@ -140,9 +140,9 @@ class _Board:
         self._used: list[Curve] = []
         modes = [mode for mode in MODES if f"{mode}/embedding_cosine" in curves]
         rows = len(labels) + 1
-        self._figure = Figure(
-            figsize=(2.6 + 3.9 * len(modes), 1.6 + 2.6 * len(labels)), layout="constrained"
-        )
+        # One column is as wide as the title needs.
+        width = max(9.5, 2.6 + 3.9 * len(modes))
+        self._figure = Figure(figsize=(width, 1.6 + 2.6 * len(labels)), layout="constrained")
         panels = self._figure.subplots(
             rows,
             len(modes),
