@@ -3,6 +3,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from transformers import LlamaConfig
 
 from prunelit.checks import check_data, check_trainer, check_training
@@ -40,10 +47,18 @@ def test_trainer_with_wrong_results(arguments: dict[str, Any], message: str) -> 
 
 
 def test_device_without_float64() -> None:
-    strategy = SimpleNamespace(root_device=torch.device("mps"))
+    strategy = SingleDeviceStrategy("mps")
     apple = SimpleNamespace(precision="32-true", strategy=strategy, limit_val_batches=1.0)
     with pytest.raises(InputError, match=r"set `trainer\.accelerator: cpu`"):
         check_trainer(apple)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", [ModelParallelStrategy, FSDPStrategy, DeepSpeedStrategy])
+def test_strategy_that_shards_weights(strategy: type[Strategy]) -> None:
+    # Made without what its constructor wants: several GPUs, or a package.
+    sharded: Any = SimpleNamespace(strategy=strategy.__new__(strategy))
+    with pytest.raises(InputError, match=f"but got {strategy.__name__}, which shards the weights"):
+        check_trainer(sharded)
 
 
 def test_tasks_that_read_the_dense_model() -> None:

@@ -2,6 +2,7 @@
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from transformers import PreTrainedConfig
 
 from prunelit.datamodule import PruneData
@@ -11,11 +12,18 @@ from prunelit.recovery import Recovery
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse settings of the Trainer under which results would be wrong.
+    """Refuse settings of the Trainer under which a run would fail or its results be wrong.
 
     Raises:
         InputError: naming the option.
     """
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy
+        raise InputError(
+            f"Expected a single device or the strategy `ddp` but got "
+            f"{type(trainer.strategy).__name__}, which shards the weights that pruning and tasks "
+            "read."
+        )
     if trainer.precision.endswith("-true") and trainer.precision != "32-true":
         raise InputError(
             f"Expected `trainer.precision` '32-true' or a mixed one but got "

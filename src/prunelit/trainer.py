@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from prunelit.checks import check_trainer
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError, first_line
 from prunelit.pruners.base import Pruner
@@ -13,7 +14,10 @@ from prunelit.sweep import sweep
 
 
 class PruneTrainer(Trainer):
-    """A `lightning.Trainer` with the three runs of prunelit; every argument is Lightning's."""
+    """A `lightning.Trainer` with the three runs of prunelit; every argument is Lightning's.
+
+    Each run refuses settings that it cannot work with before other processes are started.
+    """
 
     def fit(  # type: ignore[override]
         self,
@@ -32,8 +36,9 @@ class PruneTrainer(Trainer):
             **kwargs: as in Lightning.
 
         Raises:
-            InputError: if there is no such checkpoint, or it is broken.
+            InputError: if there is no such checkpoint, or it is broken; or naming a setting.
         """
+        check_trainer(self)
         if ckpt_path not in (None, "last"):
             _check_checkpoint(str(ckpt_path))
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
@@ -47,7 +52,12 @@ class PruneTrainer(Trainer):
         verbose: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        """Compare the pruned model that `fit` wrote with the dense one."""
+        """Compare the pruned model that `fit` wrote with the dense one.
+
+        Raises:
+            InputError: naming a setting that does not fit.
+        """
+        check_trainer(self)
         return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
 
     def sweep(
@@ -67,6 +77,7 @@ class PruneTrainer(Trainer):
         Raises:
             InputError: where a variant or a setting does not fit.
         """
+        check_trainer(self)
         sweep(self, model, datamodule, variants)
 
 

@@ -201,6 +201,23 @@ def test_part_of_the_items(refuse: Refuse) -> None:
     )
 
 
+@pytest.mark.parametrize("pruned", [True, False])
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_strategy_that_shards_weights(
+    refuse: Refuse, config: Config, subcommand: str, pruned: bool
+) -> None:
+    if not pruned:
+        del config["pruning"]
+    name = "ModelParallelStrategy"
+    strategy = {"class_path": f"lightning.pytorch.strategies.{name}"}
+    config["trainer"] |= {"devices": 2, "strategy": strategy}
+    # In this process: no other one was started.
+    sentence = refuse(subcommand=subcommand)
+    assert sentence.startswith("Expected a single device or the strategy `ddp` but got ")
+    assert f"{name}, which shards the weights that pruning and tasks read" in sentence
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -208,5 +225,7 @@ def test_part_of_the_items(refuse: Refuse) -> None:
         (("--trainer.strategy", "fsdp"), "fsdp"),
     ],
 )
-def test_what_lightning_refuses(refuse: Refuse, options: tuple[str, str], name: str) -> None:
-    assert name in refuse(*options)
+def test_what_lightning_refuses(
+    refuse: Refuse, options: tuple[str, str], name: str, subcommand: str
+) -> None:
+    assert name in refuse(*options, subcommand=subcommand)

@@ -140,15 +140,3 @@ def test_what_cannot_work_is_refused(
     complaint = refused("--config", configure(), *option, *fewer)
     assert any(part in complaint for part in message.split("|")), complaint
     assert not (tmp_path / "run" / "pruned").exists()
-
-
-def test_fully_sharded_training_is_refused(
-    configure: Callable[..., str], console: Callable[..., Any], tmp_path: Path
-) -> None:
-    def change(config: dict[str, Any]) -> None:
-        strategy = "lightning.pytorch.strategies.ModelParallelStrategy"
-        config["trainer"]["strategy"] = {"class_path": strategy}
-
-    done = console(tmp_path, "fit", "--config", configure(change))
-    assert done.returncode == 2
-    assert "ModelParallelStrategy, which shards the weights that pruning reads" in done.stderr

@@ -3,7 +3,6 @@
 import math
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from prunelit.callbacks.checkpoints import check_watchers
 from prunelit.datamodule import PruneData
@@ -73,7 +72,7 @@ def steps_per_epoch(trainer: Trainer, batches: int) -> int:
 
 
 def checked(trainer: Trainer, module: LightningModule) -> tuple[PruneData, PairedLM]:
-    """The data and the module, where they and the strategy are what pruning works on.
+    """The data and the module, where they are what pruning works on.
 
     Raises:
         InputError: naming what is not.
@@ -81,9 +80,4 @@ def checked(trainer: Trainer, module: LightningModule) -> tuple[PruneData, Paire
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(module, PairedLM) or not isinstance(data, PruneData):
         raise InputError("Expected a `PairedLM` and a `PruneData` with the `Pruning` callback.")
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise InputError(
-            f"Expected a single device or the strategy `ddp` but got "
-            f"{type(trainer.strategy).__name__}, which shards the weights that pruning reads."
-        )
     return data, module
