@@ -17,6 +17,7 @@ from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.module import PairedLM
+from prunelit.ranks import together
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
@@ -24,6 +25,8 @@ from prunelit.trainer import PruneTrainer
 _BESIDE_THE_POINT = (
     ".*configure_optimizers` returned `None`",
     ".*isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    # Every rank has the complete table of items.
+    "It is recommended to use `self.log\\(.*sync_dist=True",
     # It is the folder of this run's own last checkpoint.
     "Checkpoint directory .* exists and is not empty",
 )
@@ -92,6 +95,11 @@ class PruneLitCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             raise InputError(" ".join(str(_innermost(error)).split())) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Called by LightningCLI: all processes of the run end together."""
+        with together(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Called by LightningCLI: adds what every run shows and leaves behind."""

@@ -1,0 +1,150 @@
+"""What stops one process of a run stops all, and its error is the one to read."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunelit.ranks
+from prunelit.errors import InputError
+from prunelit.ranks import together
+from prunelit.trainer import PruneTrainer
+
+# Fails on one rank and in one method, while the others wait in a collective or are busy.
+FAILING = """
+import os, time
+from prunelit.errors import InputError
+from prunelit.tasks import Perplexity
+
+class Failing(Perplexity):
+    def __init__(self, path: str, rank: int, method: str, error: str, busy: float):
+        super().__init__(path, length=12, limit=5, batch_size=1)
+        self.fails = rank, method, error, busy
+
+    def fail(self, here):
+        rank, method, error, busy = self.fails
+        if method == here:
+            if rank == int(os.environ.get("LOCAL_RANK", 0)):
+                kind = {"InputError": InputError, "RuntimeError": RuntimeError}[error]
+                raise kind(f"Rank {rank} has had enough.")
+            time.sleep(busy)
+
+    def prepare(self, tokenizer):
+        self.fail("prepare")
+        return super().prepare(tokenizer)
+
+    def check(self, model):
+        self.fail("check")
+
+    def step(self, pair, batch):
+        self.fail("step")
+        return super().step(pair, batch)
+
+    def summarise(self, table):
+        self.fail("summarise")
+        return super().summarise(table)
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("devices", "rank", "method", "error", "busy"),
+    [
+        (3, 1, "step", "RuntimeError", 0),
+        (2, 1, "prepare", "InputError", 0),
+        (2, 0, "check", "RuntimeError", 0),
+        (2, 1, "step", "InputError", 100),
+        (2, 0, "summarise", "InputError", 100),
+    ],
+)
+def test_an_error_on_one_rank_ends_all(
+    devices: int,
+    rank: int,
+    method: str,
+    error: str,
+    busy: float,
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    config = make_config(tmp_path)
+    arguments = {"rank": rank, "method": method, "error": error, "busy": busy}
+    arguments["path"] = config["data"]["calibration"]["path"]
+    config["data"] = {"tasks": [{"class_path": "failing.Failing", "init_args": arguments}]}
+    del config["pruning"]
+    config["trainer"] |= {"devices": devices, "strategy": "ddp"}
+    save_config(tmp_path, config)
+    begin = time.monotonic()
+    # It reads its pipes to the end, which comes when every process that holds them is gone.
+    done = console(tmp_path, "validate", "--config", "config.yaml")
+    assert time.monotonic() - begin < 60
+    assert f"Starting with {devices} processes" in done.stderr
+    assert f"Rank {rank} has had enough." in done.stderr
+    # Killed where it was the first rank that was busy.
+    assert done.returncode in ({2, -9} if error == "InputError" else {1, -9})
+    tracebacks = [line for line in done.stderr.splitlines() if "Traceback" in line]
+    expected = (
+        [] if error == "InputError" else [f"[rank{rank}]: Traceback (most recent call last):"]
+    )
+    assert tracebacks == expected
+    assert done.stderr.count("Meeting other ranks failed") < devices
+    assert not list(tmp_path.rglob("results.jsonl"))
+
+
+@pytest.fixture
+def start() -> Callable[[str], PruneTrainer]:
+    """`start(code)`: a Trainer whose launcher has started one process, which runs `code`."""
+
+    def run(code: str) -> PruneTrainer:
+        trainer = PruneTrainer(
+            accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False
+        )
+        launcher: Any = trainer.strategy.launcher
+        launcher.procs = [subprocess.Popen([sys.executable, "-c", code])]
+        return trainer
+
+    return run
+
+
+def statuses(trainer: PruneTrainer) -> list[int | None]:
+    launcher: Any = trainer.strategy.launcher
+    return [process.returncode for process in launcher.procs]
+
+
+def test_the_first_process_ends_last(start: Callable[[str], PruneTrainer]) -> None:
+    with together(trainer := start("import time; time.sleep(0.5)")):
+        assert statuses(trainer) == [None]
+    assert statuses(trainer) == [0]
+
+
+def test_a_late_failure_counts(start: Callable[[str], PruneTrainer]) -> None:
+    trainer = start("raise SystemExit(3)")
+    with pytest.raises(SystemExit) as left, together(trainer):
+        pass
+    assert left.value.code == 1
+
+
+def test_a_process_that_does_not_end_is_ended(
+    start: Callable[[str], PruneTrainer],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(prunelit.ranks, "_DONE", 0.1)
+    trainer = start("import time; time.sleep(100)")
+    with pytest.raises(SystemExit) as left, together(trainer):
+        pass
+    assert left.value.code == 1
+    assert "A process went on 0.1 s after the run was done" in capsys.readouterr().err
+    assert statuses(trainer) == [-9]
+
+
+def test_a_single_process_keeps_its_error() -> None:
+    trainer = PruneTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(InputError, match="as it was"), together(trainer):
+        raise InputError("as it was")
