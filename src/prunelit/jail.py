@@ -91,7 +91,10 @@ def enter_namespaces() -> None:
 
 
 def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: int) -> None:
-    """Make `root` the root folder: `paths` of the machine, the program, and the folder `/work`.
+    """Make the root folder: `paths` of the machine, the program, and the folder `/work`.
+
+    It is one below the root of its file system: from there the kernel makes no user namespace, in
+    which the program would have rights again.
 
     Args:
         root: an empty folder.
@@ -102,8 +105,9 @@ def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: in
     """
     mount("none", "/", None, RECURSIVE | PRIVATE)
     mount("none", root, "tmpfs", NOSUID | NODEV, "size=16m,nr_inodes=4096,mode=0755")
+    top = f"{root}/top"
     for path in paths:
-        inside = root + path
+        inside = top + path
         os.makedirs(os.path.dirname(inside), exist_ok=True)
         if os.path.islink(path):
             os.symlink(os.readlink(path), inside)
@@ -114,15 +118,17 @@ def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: in
             with open(inside, "xb"):
                 pass
         mount(path, inside, None, BIND | RECURSIVE)
-    with open(f"{root}/program.py", "xb") as file:
+    with open(f"{top}/program.py", "xb") as file:
         file.write(code)
-    os.chmod(f"{root}/program.py", 0o444)
-    os.mkdir(f"{root}/work")
+    os.chmod(f"{top}/program.py", 0o444)
+    os.mkdir(f"{top}/work")
     os.chdir(root)
     call("pivot_root", ".", ".")
     call("umount2", ".", DETACH)
     os.chdir("/")
     make_read_only("/")
+    os.chroot("/top")
+    os.chdir("/")
     options = f"size={scratch},nr_inodes=1024,mode=0700,uid={owner},gid={owner}"
     mount("none", "/work", "tmpfs", NOSUID | NODEV | NOEXEC, options)
 

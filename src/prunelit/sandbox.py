@@ -19,7 +19,7 @@ _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 
 # Everything here has to fail, or the kernel does not do what it was asked for.
 _PROBE = """
-import os, socket
+import ctypes, os, socket
 def refused(action):
     try:
         action()
@@ -31,6 +31,7 @@ assert refused(lambda: open("/program.py", "a")), "a file was opened for writing
 assert refused(lambda: socket.create_connection(("127.0.0.1", 9), 1)), "a network was there"
 assert refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("1.1.1.1", 9)))
 assert refused(lambda: os.listdir("/proc")), "other processes can be seen"
+assert ctypes.CDLL(None).unshare(0x10000000), "a user namespace was made"
 """
 
 
