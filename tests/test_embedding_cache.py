@@ -67,9 +67,11 @@ def test_what_is_not_there_is_an_error(cache: EmbeddingCache) -> None:
         cache.load(KEY)
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, cache: EmbeddingCache) -> None:
     (tmp_path / "file").write_text("")
-    cache = EmbeddingCache(tmp_path / "file")
+    with pytest.raises(InputError, match="Nothing can be written into"):
+        EmbeddingCache(tmp_path / "file")
+    (cache.folder / KEY.hex()[:2]).write_text("")
     with pytest.raises(InputError, match="Nothing can be written into"):
         cache.fetch(KEY, 1, lambda: torch.ones(1, 2))
 

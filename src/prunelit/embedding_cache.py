@@ -70,10 +70,19 @@ class EmbeddingCache:
 
     Args:
         folder: of the files.
+
+    Raises:
+        InputError: if nothing can be written into it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def fetch(self, key: bytes, count: int, compute: Callable[[], Tensor]) -> Tensor:
         """The embeddings that are on disk, or else those computed now, which then are.
@@ -126,10 +135,13 @@ class EmbeddingCache:
         except OSError as error:
             if partial is not None:
                 Path(partial).unlink(missing_ok=True)
-            raise InputError(
-                f"Nothing can be written into {str(self.folder)!r}, the cache of embeddings: "
-                f"{error}."
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> InputError:
+        folder = str(self.folder)
+        return InputError(
+            f"Nothing can be written into {folder!r}, the cache of embeddings: {error}."
+        )
 
 
 def _read(path: Path) -> np.ndarray | None:
