@@ -28,7 +28,7 @@ from prunelit.models.loading import (
     source_version,
 )
 from prunelit.recipe import describe
-from prunelit.recovery import Recovery, adamw
+from prunelit.recovery import TRAINING, Recovery, adamw
 from prunelit.report.rows import Row, scalar_name
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
@@ -76,12 +76,9 @@ class PairedLM(LightningModule):
         self.rounds_left = 0  # of pruning, set by its callback
         self.results: list[Row] = []
         self.tables: dict[str, ItemTable] = {}
-        self._options: dict[str, Any] = {
-            "attn_implementation": attn_implementation,
-            "dtype": dtype,
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-        }
+        self.failed: dict[str, Exception] = {}  # of the tasks whose items could not be summed up
+        self._options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+        self._options |= {"revision": revision, "trust_remote_code": trust_remote_code}
         self._pair: Pair | None = None
         self._dense: list[PreTrainedModel] = []  # the reference; what is in a list is no submodule
 
@@ -200,18 +197,13 @@ class PairedLM(LightningModule):
 
     def training_recipe(self) -> dict[str, Any]:
         """What decides how training changes the weights."""
-        trainer, text, tokens = self.trainer, self._data().recovery, self._data().recovery_tokens
+        text, tokens = self._data().recovery, self._data().recovery_tokens
         digest = None if tokens is None else hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
         return {
             **self.recovery.recipe(self._optimizer, self._lr_scheduler),
             "text": None if text is None else describe(text),
             "text_sha256": digest,
-            "max_epochs": trainer.max_epochs,
-            "max_steps": trainer.max_steps,
-            "limit_train_batches": trainer.limit_train_batches,
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "gradient_clip_val": trainer.gradient_clip_val,
-            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+            **{name: getattr(self.trainer, name) for name in TRAINING},
             # Adapters begin at random; nothing else of training does.
             "seed": os.environ.get("PL_GLOBAL_SEED") if self.recovery.lora else None,
         }
@@ -272,16 +264,21 @@ class PairedLM(LightningModule):
         """Called by Lightning on every rank: collects the items and logs `val/<task>/<metric>`."""
         if self.trainer.sanity_checking:
             return
-        self.results = []
+        self.results, self.failed = [], {}
         for name, task in self._tasks().items():
             self.tables[name].all_reduce_()
-            self.results += task.summarise(self.tables[name])
+            try:
+                self.results += task.summarise(self.tables[name])
+            except Exception as error:  # noqa: BLE001 - raised when those of others are written
+                self.failed[name] = error
         for row in self.results:
             # Every rank holds the same complete table, so nothing is left to synchronise.
             self.log(scalar_name(row), row.value, sync_dist=False)
 
     def on_validation_end(self) -> None:
         """Called by Lightning after the callbacks, which have written the results."""
+        for error in self.failed.values():
+            raise error
         self._journals.remove()
 
     @property

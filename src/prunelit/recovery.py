@@ -14,12 +14,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError, first_line, near_names
+from prunelit.errors import InputError, check_positive, first_line, near_names
 from prunelit.lora import LoRA
 from prunelit.models.architecture import unembed
 from prunelit.recipe import describe
 
 CHUNK = 512  # tokens whose logits exist at a time
+
+# Settings of a Trainer that decide how training changes the weights.
+TRAINING = (
+    *("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"),
+    *("gradient_clip_val", "gradient_clip_algorithm"),
+)
 
 
 @dataclass
@@ -48,8 +54,7 @@ class Recovery:
         weights = {"lm": self.lm, "kl": self.kl, "hidden": self.hidden}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise InputError(f"Expected loss weights >= 0, one of them > 0, but got {weights}.")
-        if self.temperature <= 0:
-            raise InputError(f"Expected `temperature` > 0 but got {self.temperature}.")
+        check_positive("temperature", self.temperature)
         if self.lora is not None and self.train != ["*"]:
             raise InputError("Expected `train` or `lora` but got both.")
 

@@ -194,3 +194,32 @@ def test_the_numbers_of_the_sparsity_are_those_of_the_report(board: Path, fitted
     for line, tensor in zip(found, report["tensors"], strict=True):
         assert line["name"] == tensor["name"]
         assert float(line["sparsity"]) == tensor["sparsity"]
+
+
+def test_a_task_that_cannot_be_summed_up_takes_no_other_with_it(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> None:
+    (tmp_path / "unsound.py").write_text(
+        "from prunelit.errors import InputError\n"
+        "from prunelit.tasks import Generation\n"
+        "class Unsound(Generation):\n"
+        "    def summarise(self, table):\n"
+        "        raise InputError('These items cannot be summed up.')\n"
+    )
+    config = make_config(tmp_path)
+    perplexity, rollout = (config["data"]["tasks"][place] for place in (1, -1))
+    path = rollout["init_args"]["path"]
+    unsound = {"class_path": "unsound.Unsound", "init_args": {"path": path, "max_new_tokens": 2}}
+    config["data"]["tasks"] = [unsound, perplexity]
+    save_config(tmp_path, config)
+    done = console(tmp_path, "validate", "--config", "config.yaml")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("These items cannot be summed up.")
+    (file,) = tmp_path.rglob("results.jsonl")
+    assert f"Results of all tasks but generation: {file}" in done.stderr
+    assert {row.task for row in read_rows(file)} == {"perplexity"}
+    # What the other one has measured is there for when it can.
+    assert list(tmp_path.rglob("generation-*.jsonl"))

@@ -38,22 +38,35 @@ class Results(Callback):
         self.folder: Path | None = None  # where to write; None is as above
         self.curves: dict[str, list[Curve]] = {}  # of each task, on the process that writes
         self._tables: list[Table] = []  # to print
+        self._into = Path()
         self._written: Path | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called by Lightning on every rank, all of which it asks for the logger's folder."""
+        self._into = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning on every rank; only the first one writes."""
-        # Lightning broadcasts the folder, so every rank has to ask for it.
-        folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
         # Validation between epochs of recovery logs its scalars; the results are those of the end.
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, PairedLM)
+        tasks: dict[str, Task] = {
+            name: task
+            for name, task in trainer.datamodule.tasks.items()  # type: ignore[attr-defined]
+            if name not in pl_module.failed
+        }
+        if not tasks:
+            return
+        folder = self._into
         write_rows(pl_module.results, folder / "results.jsonl")
+        if pl_module.failed:
+            failed = ", ".join(pl_module.failed)
+            rank_zero_info(f"Results of all tasks but {failed}: {folder / 'results.jsonl'}")
         report = next(
             (c.report for c in trainer.callbacks if isinstance(c, Pruning)),  # type: ignore[attr-defined]
             None,
         )
-        tasks: dict[str, Task] = trainer.datamodule.tasks  # type: ignore[attr-defined]
         tables = pl_module.tables
         for name, task in tasks.items():
             write_items(task.items(tables[name]), folder / "items" / f"{name}.parquet")
