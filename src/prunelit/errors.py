@@ -22,3 +22,13 @@ def first_line(error: BaseException) -> str:
 def near_names(word: str, names: Collection[str]) -> str:
     """What the user may have meant by `word`: the names most like it, or else the first ones."""
     return ", ".join(difflib.get_close_matches(word, names, n=3, cutoff=0.3) or [*names][:8])
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse an option that is not above 0.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not value > 0:
+        raise InputError(f"Expected `{name}` above 0 but got {value}.")

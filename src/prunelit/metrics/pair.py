@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive
 from prunelit.metrics.buffers import Buffers
 from prunelit.metrics.ranking import top_indices
 from prunelit.metrics.vectors import VectorPair, dot
@@ -43,8 +43,7 @@ class LogitPair:
         temperature: float = 1.0,
         buffers: Buffers | None = None,
     ) -> None:
-        if not temperature > 0:
-            raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
+        check_positive("temperature", temperature)
         self._all = VectorPair(dense, pruned, buffers)
         self._buffers = buffers
         self.dense = self._all.dense

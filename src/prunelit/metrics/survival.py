@@ -12,7 +12,7 @@ import torch
 from scipy.stats import CensoredData, ecdf
 from torch import Tensor
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive
 from prunelit.metrics.buffers import rows_per_chunk
 from prunelit.metrics.vectors import check_shapes
 
@@ -41,8 +41,7 @@ def keep_probability(
         InputError: if the shapes differ or the temperature is not positive.
     """
     check_shapes(dense_logits, pruned_logits)
-    if not temperature > 0:
-        raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
+    check_positive("temperature", temperature)
     size = rows_per_chunk(dense_logits)
     parts = []
     for dense, pruned, token in zip(

@@ -15,7 +15,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive
 from prunelit.models.prefix import Lending
 from prunelit.models.stopping import StopStrings
 
@@ -58,8 +58,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError(f"Expected `seed` of at least 0 but got {self.seed}.")
-        if not self.temperature > 0:
-            raise InputError(f"Expected `temperature` above 0 but got {self.temperature}.")
+        check_positive("temperature", self.temperature)
 
 
 class GumbelNoise(LogitsProcessor):

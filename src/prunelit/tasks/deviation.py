@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunelit.comparison import deviation_sums
-from prunelit.errors import InputError
+from prunelit.errors import check_positive
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair
 from prunelit.tasks.items import ItemTable
@@ -43,8 +43,7 @@ class Deviation(WindowTask):
         name: str = "deviation",
     ) -> None:
         super().__init__(path, split, column, length, limit, batch_size, name)
-        if not temperature > 0:
-            raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
+        check_positive("temperature", temperature)
         self.temperature = temperature
 
     def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive
 from prunelit.metrics.buffers import Buffers
 from prunelit.metrics.deviation import check_numbers, deviations
 from prunelit.models.architecture import decoder_blocks, unembed
@@ -83,8 +83,7 @@ class Transitions(PromptTask):
         )
         if tokens is not None and tokens < 1:
             raise InputError(f"Expected `tokens` of at least 1 but got {tokens}.")
-        if not temperature > 0:
-            raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
+        check_positive("temperature", temperature)
         self.tokens = tokens
         self.final_norm = final_norm
         self.temperature = temperature
