@@ -1,7 +1,8 @@
 """A long text loses its end and never the template's."""
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from prunelit import InputError
 from prunelit.templates import TextTemplate
@@ -26,6 +27,19 @@ def test_a_long_text_loses_its_end(
 def test_a_text_without_a_token_is_one_of_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     assert TextTemplate("{text}").tokens(tokenizer, "", 8) == [tokenizer.pad_token_id]
     assert TextTemplate("={text}").tokens(tokenizer, "", 8) == tokenizer("=")["input_ids"]
+
+
+def test_what_the_tokenizer_puts_before_a_text_counts(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<end> $A", special_tokens=[("<end>", 0)]
+    )
+    template = TextTemplate("<{text}> =")
+    for text in ("ab", "abcdefgh"):
+        ids = template.tokens(tokenizer, text, 8)
+        assert tokenizer.decode(ids) == f"<end><{text[:3]}> ="
+    template.check(tokenizer, 6)
+    with pytest.raises(InputError, match=r"more than 5, .*, but got 5"):
+        template.check(tokenizer, 5)
 
 
 @pytest.mark.parametrize(

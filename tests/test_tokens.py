@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from prunelit.errors import InputError
-from prunelit.tokens import encode, pack, pad, windows
+from prunelit.tokens import decode, encode, encode_text, leading_tokens, pack, pad, windows
 
 DOCUMENTS = [letter * length for letter, length in zip("abcde", [3, 9, 1, 7, 5], strict=True)]
 
@@ -106,3 +106,28 @@ def test_pad(left: bool) -> None:
 
 def test_pad_an_empty_sequence() -> None:
     assert pad([[], [1]], pad_id=0, left=True)["attention_mask"].tolist() == [[0], [1]]
+
+
+def test_a_text_by_itself_begins_as_the_tokenizer_has_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    bare = encode(tokenizer, "ab")
+    assert leading_tokens(tokenizer) == []
+    assert encode_text(tokenizer, "ab") == bare
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<end> $A <end>", special_tokens=[("<end>", 0)]
+    )
+    assert leading_tokens(tokenizer) == [0]
+    assert encode_text(tokenizer, "ab") == [0, *bare]
+    # Once, also where a template has written it.
+    assert encode_text(tokenizer, "<end>ab") == [0, *bare]
+    assert encode_text(tokenizer, "") == [0]
+
+
+def test_decoded_text_has_every_space_and_special_tokens_where_asked(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer.clean_up_tokenization_spaces = True
+    ids = [*encode(tokenizer, "a , b"), 0]
+    assert decode(tokenizer, ids) == "a , b"
+    assert decode(tokenizer, ids, special=True) == "a , b<end>"

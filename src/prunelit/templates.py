@@ -5,7 +5,7 @@ from string import Formatter
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
-from prunelit.tokens import encode, pad_token
+from prunelit.tokens import encode, encode_text, pad_token
 
 
 class TextTemplate:
@@ -37,7 +37,7 @@ class TextTemplate:
         Raises:
             InputError: giving the tokens of the template.
         """
-        own = len(encode(tokenizer, self._before)) + len(encode(tokenizer, self._after))
+        own = len(encode_text(tokenizer, self._before)) + len(encode(tokenizer, self._after))
         if own >= length:
             raise InputError(
                 f"Expected a `length` of more than {own}, the tokens of the template "
@@ -50,11 +50,11 @@ class TextTemplate:
         Args:
             tokenizer: of the model.
             text: may be empty; where that leaves no token at all, it is read as the padding token.
-            length: in tokens, at most.
+            length: in tokens, at most, those that the tokenizer puts before a text among them.
         """
-        ids = encode(tokenizer, f"{self._before}{text}{self._after}")
+        ids = encode_text(tokenizer, f"{self._before}{text}{self._after}")
         if len(ids) > length:
             after = encode(tokenizer, self._after)
-            before = encode(tokenizer, f"{self._before}{text}")
+            before = encode_text(tokenizer, f"{self._before}{text}")
             ids = before[: length - len(after)] + after
         return ids or [pad_token(tokenizer)]

@@ -99,6 +99,33 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text by itself, as models are used to read one.
+
+    What the tokenizer puts before every text comes first, once.
+    """
+    lead, ids = leading_tokens(tokenizer), encode(tokenizer, text)
+    return ids if ids[: len(lead)] == lead else lead + ids
+
+
+def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before a text, such as a beginning-of-text token."""
+    bare = encode(tokenizer, "a")
+    full: list[int] = list(tokenizer("a", verbose=False)["input_ids"])  # type: ignore[arg-type]
+    starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[: next(starts, 0)]
+
+
+def decode(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, special: bool = False
+) -> str:
+    """The text of token ids, spaces as they are; special tokens leave none unless asked for."""
+    options = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
+    text = tokenizer.decode(list(tokens), **options)
+    assert isinstance(text, str)
+    return text
+
+
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of the padding token, which `load_tokenizer` sees to."""
     assert isinstance(tokenizer.pad_token_id, int)

@@ -7,12 +7,14 @@ import pytest
 from prunelit import InputError
 from prunelit.tasks.examples import (
     Example,
+    chance_of,
     gsm8k,
     humaneval,
     lambada,
     read_examples,
 )
 from prunelit.tasks.formats import arc, reads
+from prunelit.tasks.questions import Question
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -61,19 +63,42 @@ def test_humaneval() -> None:
         exec(example.context + "    return 2\n" + example.target, {})
 
 
+def read(one: Example | Question) -> tuple[str, str, str]:
+    return one.context, one.target, one.solution
+
+
+@pytest.mark.parametrize(
+    ("choices", "chance"),
+    [
+        # Yes or no, the same of three in any row, open, and none to choose from.
+        ([["no", "yes"], ["no", "yes"]], 1 / 2),
+        ([["a", "b", "c"], ["a", "b", "c"]], 1 / 3),
+        ([["no", "yes"], ["yes", "no"]], 0),
+        ([["Rome", "Oslo"], ["four", "five"]], 0),
+        ([[], []], 0),
+    ],
+)
+def test_the_chance_of_a_guess(choices: list[list[str]], chance: float) -> None:
+    examples = [
+        Question(str(n), "Who?", own, 0) if own else Example("Who?", "me", "me")
+        for n, own in enumerate(choices)
+    ]
+    assert chance_of(examples) == chance
+
+
 def test_questions_with_their_format(tmp_path: Path) -> None:
     choices = {"text": ["4", "5"], "label": ["A", "B"]}
     row = {"id": "q", "question": "2 + 3 =", "choices": choices, "answerKey": "B"}
     path = write(tmp_path / "rows.jsonl", [row])
     found = read_examples(path, "test", format=arc, questions=True)
-    assert found == [Example("2 + 3 =", "5", "5")]
+    assert [read(one) for one in found] == [("2 + 3 =", "5", "5")]
 
 
 def test_questions_with_columns_of_other_names(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"q": "2 + 3 =", "options": ["4", "5"], "right": 1}])
     columns = {"context": "q", "choices": "options", "label": "right"}
     found = read_examples(path, "test", columns=columns, questions=True)
-    assert found == [Example("2 + 3 =", "5", "5")]
+    assert [read(one) for one in found] == [("2 + 3 =", "5", "5")]
 
 
 def test_rows_of_a_local_file_whatever_the_name_of_its_split(tmp_path: Path) -> None:
@@ -87,7 +112,7 @@ def test_rows_of_a_local_file_whatever_the_name_of_its_split(tmp_path: Path) -> 
 
 def test_multiple_choice_rows_need_no_format(material: Path) -> None:
     examples = read_examples(str(material / "questions.jsonl"), "train")
-    assert examples[0] == Example("What is the capital of France?", "Paris", "Paris")
+    assert read(examples[0]) == ("What is the capital of France?", "Paris", "Paris")
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_prompt_that_no_token_of_is_kept(
     prepare_subspace: Callable[..., Subspace],
 ) -> None:
     # A tokenizer that merges the prompt with what follows.
-    monkeypatch.setattr("prunelit.tasks.subspace.encode", lambda _, text: [len(text)])
+    monkeypatch.setattr("prunelit.tasks.subspace.encode_text", lambda _, text: [len(text)])
     with pytest.raises(InputError, match=r"in row 0 \(id 'a'\) none of its tokens does"):
         prepare_subspace(questions(), words)
 

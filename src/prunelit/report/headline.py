@@ -53,7 +53,7 @@ def headline_table(cells: Cells) -> Table:
         title="What is left of the score: (pruned - chance) / (dense - chance) "
         "[95% interval, paired bootstrap over items]",
         caption="below it: metric, dense → pruned, items; no interval where the dense model's own "
-        "lead over chance is not clear of 0; chance of a generated text counts as 0",
+        "lead over chance is not clear of 0; where answers are open, a guess counts as never right",
         title_justify="left",
         caption_justify="left",
         show_lines=True,

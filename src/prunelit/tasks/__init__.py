@@ -9,7 +9,6 @@ from prunelit.tasks.items import ItemTable
 from prunelit.tasks.multiple_choice import MultipleChoice
 from prunelit.tasks.perplexity import Perplexity
 from prunelit.tasks.retrieval import Retrieval
-from prunelit.tasks.rollout import Rollout
 from prunelit.tasks.similarity import SemanticSimilarity
 from prunelit.tasks.subspace import Subspace
 from prunelit.tasks.trajectory import Trajectory
@@ -25,7 +24,6 @@ __all__ = [
     "Pair",
     "Perplexity",
     "Retrieval",
-    "Rollout",
     "SemanticSimilarity",
     "Subspace",
     "Task",

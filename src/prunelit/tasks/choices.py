@@ -11,7 +11,7 @@ from prunelit.errors import InputError
 from prunelit.models.branches import Request
 from prunelit.tasks.questions import Question, check_template
 from prunelit.tasks.shots import group_of
-from prunelit.tokens import encode
+from prunelit.tokens import leading_tokens
 
 Scoring = Literal["continuation", "letter", "partial"]
 
@@ -140,14 +140,6 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
     """`prunelit.tokens.encode` of many texts."""
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [list(ids) for ids in encoded]  # type: ignore[union-attr]
-
-
-def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text, such as a beginning-of-text token."""
-    bare = encode(tokenizer, "a")
-    full: list[int] = list(tokenizer("a", verbose=False)["input_ids"])  # type: ignore[arg-type]
-    starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return full[: next(starts, 0)]
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -14,6 +14,7 @@ from prunelit.rows import load_rows
 from prunelit.sources import is_hub_name
 from prunelit.tasks.answers import AfterMarker, first_word
 from prunelit.tasks.formats import columns_of, name_of, read_questions, reads
+from prunelit.tasks.questions import Question
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_examples(
     format: Callable[[dict[str, Any]], Any] | None = None,
     columns: Mapping[str, str] | None = None,
     questions: bool = False,
-) -> list[Example]:
+) -> list[Example] | list[Question]:
     """Examples of a data set on the hub or of a local file.
 
     Args:
@@ -67,8 +68,7 @@ def read_examples(
     """
     if questions or (format is None and columns is None):
         options: dict[str, Any] = {"subset": subset, "format": format, "columns": columns}
-        found = read_questions(path, split, limit, **options)
-        return [Example(one.context, one.answer, one.answer) for one in found]
+        return read_questions(path, split, limit, **options)
     if not is_hub_name(path):
         split = re.sub(r"\w+", "train", split, count=1)
     if columns is not None and set(columns) != {"context", "target"}:
@@ -81,7 +81,7 @@ def read_examples(
     else:
         assert format is not None
         wanted = columns_of(format)
-    examples = []
+    examples: list[Example] = []
     rows = load_rows(path, columns=wanted, split=split, name=subset, limit=limit)
     for number, row in enumerate(rows):
         try:
@@ -100,6 +100,16 @@ def read_examples(
                 f"({type(error).__name__}: {first_line(error)})."
             ) from error
     return examples
+
+
+def chance_of(examples: Sequence[Example | Question]) -> float:
+    """Share that a guess gets right: 0 where answers are open.
+
+    Where all are questions with the same choices, such as yes and no, answers are no more open than
+    these are many.
+    """
+    choices = {tuple(one.choices) if isinstance(one, Question) else () for one in examples}
+    return 1 / len(min(choices)) if len(choices) == 1 and all(choices) else 0.0
 
 
 def _renamed(columns: Mapping[str, str]) -> ExampleFormat:

@@ -19,14 +19,15 @@ from prunelit.recipe import describe
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair
-from prunelit.tasks.examples import Example, ExampleFormat, read_examples
+from prunelit.tasks.examples import Example, ExampleFormat, chance_of, read_examples
 from prunelit.tasks.formats import Format
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.judges import ExactMatch, Judge
 from prunelit.tasks.prompts import PromptTask
-from prunelit.tasks.questions import check_template
+from prunelit.tasks.questions import Question, check_template
 from prunelit.tasks.retention import retained_rows
 from prunelit.tasks.shots import FewShot
+from prunelit.tokens import decode
 
 _SHOWN = 100  # prompts in the text table
 
@@ -40,7 +41,8 @@ class Generation(PromptTask):
     `end_of_text`, whether the text ended in time, by itself or at a stop string; `length` in
     tokens. Of the pair: `first_divergence`, the step (from 0) of the first token that differs,
     where a pair that never differs counts its whole length; `diverged`, the share that differs; and
-    `retained`, pruned over dense of the judge's `primary` metric.
+    `retained`, pruned over dense of the judge's `primary` metric, above the chance of a guess where
+    all questions have the same choices.
 
     A prompt that is sampled gets noise of its own, which the two models share and which depends
     on neither batch nor rank.
@@ -133,14 +135,14 @@ class Generation(PromptTask):
         load = partial(read_examples, **rows)
         self._examples = load(self.path, self.split, self.limit, subset=self.subset)
         self.contexts = [example.context for example in self._examples]
-        self._worked: list[list[Example]] = [[] for _ in self._examples]
+        self._worked: list[list[Example | Question]] = [[] for _ in self._examples]
         if self.few_shot is not None:
             pool = load(**self.few_shot.source(self.path, self.subset))
             self._worked = self.few_shot.before(pool, self._examples)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         size = super().prepare(tokenizer)
-        self._prompts = [self._decode(tokens) for tokens in self._tokens]
+        self._prompts = [decode(tokenizer, tokens) for tokens in self._tokens]
         self._prefix = self._tokens[0][: lent_length(self._tokens)]
         return size
 
@@ -207,7 +209,8 @@ class Generation(PromptTask):
         details = self.details()
         rows = means.paired_rows(self.name, metrics, details)
         if (read := self.judge.primary) is not None:
-            rows += retained_rows(self.name, "generation", read, columns, 0.0, details)
+            chance = chance_of(self._examples)
+            rows += retained_rows(self.name, "generation", read, columns, chance, details)
         return rows + means.pair_rows(self.name, ["first_divergence", "diverged"], details)
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
@@ -277,19 +280,13 @@ class Generation(PromptTask):
         """What a rollout, (S,) ids with -1 after its end, adds to its prompt, spaces included."""
         prompt = self._prompts[index]
         # Some tokenizers drop the space at the start of what they decode.
-        whole = self._decode([*self._tokens[index], *tokens[tokens >= 0].tolist()])
+        own = tokens[tokens >= 0].tolist()
+        whole = decode(self._tokenizer, [*self._tokens[index], *own])
         return cut(whole[len(prompt) :], self.stop)
 
     def _sampling(self, indices: Sequence[int]) -> Sampling | None:
         numbers = [index * self.samples + n for index in indices for n in range(self.samples)]
         return Sampling(self.seed, numbers, self.temperature) if self.temperature > 0 else None
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        text = self._tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
 
     def _prompt(self, index: int) -> str:
         fill = self.template.format

@@ -19,6 +19,7 @@ from prunelit.tasks.answers import (
     whole,
 )
 from prunelit.tasks.examples import Example
+from prunelit.tasks.questions import Question
 
 
 class Judge(ABC):
@@ -42,7 +43,7 @@ class Judge(ABC):
         """What each reading finds in the text; None where it finds nothing."""
 
     @abstractmethod
-    def right(self, example: Example, text: str) -> dict[str, bool]:
+    def right(self, example: Example | Question, text: str) -> dict[str, bool]:
         """For each reading, whether the text is right."""
 
     def allow(self) -> None:  # noqa: B027 - most run nothing
@@ -94,7 +95,7 @@ class ExactMatch(Judge):
         found = {name: extract(text) for name, extract in self.extract.items()}
         return found | {"contains": whole(text)} if self.contains else found
 
-    def right(self, example: Example, text: str) -> dict[str, bool]:
+    def right(self, example: Example | Question, text: str) -> dict[str, bool]:
         found = self.answers(text)
         values = {
             name: exact_match(found[name], example.target, self.normalise) for name in self.extract
@@ -132,7 +133,7 @@ class Execution(Judge):
     def answers(self, text: str) -> dict[str, str | None]:
         return {"passed": self.extract(text)}
 
-    def right(self, example: Example, text: str) -> dict[str, bool]:
+    def right(self, example: Example | Question, text: str) -> dict[str, bool]:
         if not self.allowed:
             return {}
         code = self.extract(text)

@@ -12,7 +12,7 @@ from prunelit.errors import InputError
 from prunelit.rows import hash_rows, load_rows
 from prunelit.tasks.base import Task
 from prunelit.tasks.questions import check_template
-from prunelit.tokens import encode, pad, pad_token
+from prunelit.tokens import decode, encode, encode_text, pad, pad_token
 
 
 @dataclass
@@ -110,7 +110,9 @@ class PromptTask(Task):
                 "`chat: false` and give a `template`."
             )
         self._tokenizer = tokenizer
-        self._tokens = [encode(tokenizer, self._prompt(n)) for n in range(len(self.contexts))]
+        # A chat template writes special tokens itself.
+        tokens = encode if self.chat else encode_text
+        self._tokens = [tokens(tokenizer, self._prompt(n)) for n in range(len(self.contexts))]
         self.longest = max(map(len, self._tokens)) + self.max_new_tokens
         return len(self._tokens)
 
@@ -131,9 +133,7 @@ class PromptTask(Task):
 
     def text(self, tokens: Tensor) -> str:
         """What a rollout, (S,) ids with -1 after its end, reads as."""
-        text = self._tokenizer.decode(tokens[tokens >= 0].tolist(), skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text.strip()
+        return decode(self._tokenizer, tokens[tokens >= 0].tolist()).strip()
 
     def _prompt(self, index: int) -> str:
         message = self.template.format(context=self.contexts[index])

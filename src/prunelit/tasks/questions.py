@@ -20,6 +20,9 @@ class Question:
         """The right choice."""
         return self.choices[self.label]
 
+    # Read as an example of `prunelit.tasks.examples`, what is to be written is the right choice.
+    target = solution = answer
+
     @property
     def asked(self) -> tuple[str, ...]:
         """What a solved example must not have in common with it."""

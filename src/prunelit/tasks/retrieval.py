@@ -22,7 +22,7 @@ from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.questions import check_template
 from prunelit.tasks.retention import retained_rows
-from prunelit.tokens import encode, pad, pad_token
+from prunelit.tokens import encode_text, pad, pad_token
 
 
 class Retrieval(Task):
@@ -93,7 +93,7 @@ class Retrieval(Task):
         self._pad_id = pad_token(tokenizer)
         texts = [self.query_template.format(text=q.context) for q in self._questions]
         texts += [self.candidate_template.format(text=text) for text in self._candidates]
-        self._tokens = [encode(tokenizer, text) for text in texts]
+        self._tokens = [encode_text(tokenizer, text) for text in texts]
         self.longest = max(map(len, self._tokens))
         return len(self._tokens)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.comparison import token_deviations
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive
 from prunelit.metrics.subspace import SUBSPACE, read_options, subspace_deviations
 from prunelit.metrics.validity import NEAR, judge
 from prunelit.models.architecture import final_hidden
@@ -29,7 +29,7 @@ from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.formats import read_questions
 from prunelit.tasks.items import ItemTable, mean
 from prunelit.tasks.questions import Question, check_template
-from prunelit.tokens import encode, pad, pad_token
+from prunelit.tokens import decode, encode_text, leading_tokens, pad, pad_token
 
 Options = Literal["letters", "continuations"]
 
@@ -112,8 +112,7 @@ class Subspace(Task):
             raise InputError(f"Expected `top_k` of at least 1 but got {top_k}.")
         if any(number < 0 for number in ([show] if isinstance(show, int) else show)):
             raise InputError(f"Expected `show` to hold no negative number but got {show}.")
-        if not temperature > 0:
-            raise InputError(f"Expected `temperature` above 0 but got {temperature}.")
+        check_positive("temperature", temperature)
         self.path = path
         self.split = split
         self.options: Options = options
@@ -170,10 +169,10 @@ class Subspace(Task):
         prompt = self.template.format(context=question.context, choices=lines)
         answers = list(letters) if self.options == "letters" else question.choices
         gap = "" if prompt[-1:].isspace() else " "
-        own = encode(self._tokenizer, prompt)
-        wholes = [encode(self._tokenizer, prompt + gap + answer) for answer in answers]
+        own = encode_text(self._tokenizer, prompt)
+        wholes = [encode_text(self._tokenizer, prompt + gap + answer) for answer in answers]
         common = len(list(takewhile(lambda ids: len(set(ids)) == 1, zip(*wholes, strict=False))))
-        if common == 0:
+        if common <= len(leading_tokens(self._tokenizer)):
             raise InputError(
                 f"Expected a prompt that stays the same whatever answer follows but in row "
                 f"{number} (id {question.id!r}) none of its tokens does: give another `template`."
@@ -296,6 +295,4 @@ class Subspace(Task):
         ]
 
     def _text(self, tokens: list[int]) -> str:
-        text = self._tokenizer.decode(tokens)
-        assert isinstance(text, str)
-        return text
+        return decode(self._tokenizer, tokens, special=True)

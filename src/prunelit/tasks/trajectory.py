@@ -97,8 +97,7 @@ class Trajectory(PromptTask):
         )
         Sampling(seed, (), temperature)  # refuses what it cannot use
         self.temperature = temperature
-        self.sample = sample
-        self.seed = seed
+        self.sample, self.seed = sample, seed
         self.free_running = free_running
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
-"""Rollouts of models that write exactly what a test tells them to."""
+"""`Generation` with its defaults, of models that write exactly what a test tells them to."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transformers import (
 
 from prunelit import InputError
 from prunelit.report.rows import Row
-from prunelit.tasks import ItemTable, Pair, Rollout
+from prunelit.tasks import Generation, ItemTable, Pair
 
 
 def writer(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedModel:
@@ -52,8 +53,8 @@ def writer(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedModel:
 @torch.no_grad()
 def measure(
     material: Path, pair: Pair, **arguments: object
-) -> tuple[dict[tuple[str, str], Row], ItemTable, Rollout]:
-    task = Rollout(str(material / "questions.jsonl"), batch_size=3, **arguments)
+) -> tuple[dict[tuple[str, str], Row], ItemTable, Generation]:
+    task = Generation(str(material / "questions.jsonl"), batch_size=3, **arguments)
     task.read()
     size = task.prepare(pair.tokenizer)
     table = ItemTable(size)
@@ -79,10 +80,16 @@ def test_every_metric_of_two_known_texts(
             ("contains", "dense"): 1 / 7,
             ("contains", "pruned"): 0,
             ("contains", "difference"): -1 / 7,
-            # Of the seven 4-grams of "Pararararara"[:10] three are new.
+            # Of the seven 4-grams of "Parararara" three are new, of the nine 2-grams three, too.
             ("repetition", "dense"): 0,
             ("repetition", "pruned"): 4 / 7,
             ("repetition", "difference"): 4 / 7,
+            ("distinct_1", "dense"): 1,
+            ("distinct_1", "pruned"): 3 / 10,
+            ("distinct_1", "difference"): -7 / 10,
+            ("distinct_2", "dense"): 1,
+            ("distinct_2", "pruned"): 3 / 9,
+            ("distinct_2", "difference"): -6 / 9,
             ("end_of_text", "dense"): 1,
             ("end_of_text", "pruned"): 0,
             ("end_of_text", "difference"): -1,
@@ -102,6 +109,25 @@ def test_every_metric_of_two_known_texts(
         "dense": "Paris",
         "pruned": "Pararararar"[:10],
     }
+
+
+def test_a_yes_or_no_is_also_guessed(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"id": str(n), "context": f"{n}?", "choices": ["no", "yes"], "label": int(n > 0)}
+        for n in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pair = Pair(writer(tokenizer, "no"), writer(tokenizer, "yes"), tokenizer)
+    task = Generation(str(path), max_new_tokens=4)
+    task.read()
+    table = ItemTable(task.prepare(tokenizer))
+    for batch in task.batches(table.size, 0, 1):
+        table.assign(batch["indices"], task.step(pair, batch))
+    (row,) = (row for row in task.summarise(table) if row.metric == "retained")
+    # 3 of 4 right before, 1 after, 2 by chance.
+    assert row.details["chance"] == 0.5
+    assert row.value == pytest.approx((0.25 - 0.5) / (0.75 - 0.5))
 
 
 def test_a_pair_that_never_differs_counts_its_whole_length(
@@ -130,7 +156,7 @@ def test_tokens_are_those_of_a_greedy_loop_without_cache_or_padding(
     pair = Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
     rows, table, task = measure(material, pair, max_new_tokens=6)
     firsts = []
-    for index, question in enumerate(task._questions):
+    for index, question in enumerate(task._examples):
         written = {}
         for name, model in pair.models().items():
             ids = tokenizer(f"<user>{question.context}\n<assistant>")["input_ids"]
@@ -138,10 +164,10 @@ def test_tokens_are_those_of_a_greedy_loop_without_cache_or_padding(
                 with torch.no_grad():
                     ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
             written[name] = ids[-6:]
-            assert table[f"{name}/tokens"][index].tolist() == ids[-6:]
+            assert table[f"{name}/tokens"][index, 0].tolist() == ids[-6:]
         differ = [a != b for a, b in zip(written["dense"], written["pruned"], strict=True)]
         firsts.append(differ.index(True) if any(differ) else 6)
-    assert table["first_divergence"].tolist() == firsts
+    assert table["first_divergence"][:, 0].tolist() == firsts
     assert rows["first_divergence", "pair"].value == pytest.approx(sum(firsts) / 7)
 
 
@@ -159,7 +185,7 @@ def test_the_template_fills_the_users_message_or_stands_alone(
 ) -> None:
     prompts = []
     for chat in (True, False):
-        task = Rollout(str(material / "questions.jsonl"), template="Q: {context}", chat=chat)
+        task = Generation(str(material / "questions.jsonl"), template="Q: {context}", chat=chat)
         task.read()
         task.prepare(tokenizer)
         batch = task.collate([4, 1])
@@ -173,7 +199,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(
     material: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     tokenizer.chat_template = None
-    task = Rollout(str(material / "questions.jsonl"))
+    task = Generation(str(material / "questions.jsonl"))
     task.read()
     with pytest.raises(InputError, match="set `chat: false`"):
         task.prepare(tokenizer)
@@ -181,4 +207,4 @@ def test_a_tokenizer_without_a_chat_template_is_refused(
 
 def test_a_budget_below_one_token_is_refused() -> None:
     with pytest.raises(InputError, match="`max_new_tokens` of at least 1 but got 0"):
-        Rollout("rows.jsonl", max_new_tokens=0)
+        Generation("rows.jsonl", max_new_tokens=0)
