@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from prunelit.errors import InputError
-from prunelit.sources import is_hub_name, local_path
+from prunelit.sources import is_hub_name, local_path, subset_of
 
 
 @pytest.fixture
@@ -103,3 +103,10 @@ def test_shipped_file() -> None:
 def test_unknown_shipped_file_lists_the_known_ones(name: str) -> None:
     with pytest.raises(InputError, match=r"facts\.jsonl"):
         local_path(f"prunelit:{name}")
+
+
+def test_only_the_hub_has_configurations(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    assert subset_of("allenai/ai2_arc", "ARC-Easy") == "ARC-Easy"
+    assert subset_of("allenai/ai2_arc", None) is None
+    assert subset_of(str(tmp_path / "rows.jsonl"), "ARC-Easy") is None

@@ -29,6 +29,11 @@ def is_hub_name(source: str) -> bool:
     return source.count("/") <= 1 and Path(source).suffix not in _FILE_SUFFIXES
 
 
+def subset_of(source: str, subset: str | None) -> str | None:
+    """The configuration of a data set that is read: None of a local file, which has none."""
+    return subset if is_hub_name(source) else None
+
+
 def local_path(source: str) -> Path:
     """The existing local path that `source` names.
 

@@ -18,6 +18,7 @@ from prunelit.models.stopping import cut
 from prunelit.recipe import describe
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
+from prunelit.sources import subset_of
 from prunelit.tasks.base import Pair
 from prunelit.tasks.examples import Example, ExampleFormat, chance_of, read_examples
 from prunelit.tasks.formats import Format
@@ -262,7 +263,7 @@ class Generation(PromptTask):
     def details(self) -> dict[str, Any]:
         return {
             **super().details(),
-            "subset": self.subset,
+            "subset": subset_of(self.path, self.subset),
             "rows_sha256": hash_rows([vars(example) for example in self._examples]),
             "format": describe(self.format),
             "columns": self.columns,

@@ -17,6 +17,7 @@ from prunelit.models.prefix import Lending
 from prunelit.models.trees import tree_scores
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
+from prunelit.sources import subset_of
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.choices import Prompt, Scoring
 from prunelit.tasks.formats import Format, read_questions
@@ -254,6 +255,7 @@ class MultipleChoice(Task):
         details = {
             "path": self.path,
             "split": self.split,
+            "subset": subset_of(self.path, self.subset),
             "rows_sha256": hash_rows([vars(question) for question in questions]),
             "template": self.template,
             "delimiter": self.delimiter,
@@ -261,8 +263,6 @@ class MultipleChoice(Task):
             "primary": self.primary,
             "chance": sum(1 / len(q.choices) for q in questions) / len(questions),
         }
-        if self.subset is not None:
-            details["subset"] = self.subset
         if self.few_shot is not None:
             details |= self.few_shot.details(self._examples)
         if self.unconditional is not None:

@@ -17,6 +17,7 @@ from prunelit.finite import all_finite
 from prunelit.models.architecture import final_hidden
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows
+from prunelit.sources import subset_of
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
@@ -120,7 +121,7 @@ class Retrieval(Task):
         details = {
             "path": self.path,
             "split": self.split,
-            "subset": self.subset,
+            "subset": subset_of(self.path, self.subset),
             "rows_sha256": hash_rows([vars(question) for question in self._questions]),
             "query_template": self.query_template,
             "candidate_template": self.candidate_template,
