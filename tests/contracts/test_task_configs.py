@@ -88,3 +88,27 @@ def test_named_in_a_config_relative_to_it(tmp_path: Path, parse: Parse) -> None:
         *(path.stem for path in TASKS),
         "multiple_choice",
     ]
+
+
+def test_a_list_given_anew_replaces_the_earlier_one(parse: Parse, tmp_path: Path) -> None:
+    # jsonargparse would keep the options of an earlier item at the same place: the limit, say.
+    for name in ("arc_easy", "piqa"):
+        task = {"class_path": "prunelit.tasks.MultipleChoice", "init_args": {"path": name}}
+        if name == "arc_easy":
+            task["init_args"] |= {"limit": 7, "subset": "ARC-Easy", "few_shot": {"count": 3}}
+        config = {"model": {"source": "unread"}, "data": {"tasks": [task]}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    first, second = (str(tmp_path / f"{name}.yaml") for name in ("arc_easy", "piqa"))
+    alone = parse("--config", second)
+    assert alone[0]["init_args"]["limit"] is None
+    assert parse("--config", first, "--config", second) == alone
+    # Options of the last item change it still.
+    (changed,) = parse("--config", first, "--data.tasks.batch_size", "5")
+    assert changed["init_args"]["limit"] == 7
+    assert changed["init_args"]["batch_size"] == 5
+    files = [f"[{FOLDER / 'tasks' / name}.yaml]" for name in ("arc_easy", "piqa")]
+    (piqa,) = parse("--config", first, "--data.tasks", files[1])
+    assert piqa == parse("--config", second, "--data.tasks", files[1])[0]
+    assert piqa["init_args"]["subset"] is None
+    (other,) = parse("--config", first, "--data.tasks", files[0], "--data.tasks.limit", "2")
+    assert (other["init_args"]["limit"], other["init_args"]["few_shot"]) == (2, None)
