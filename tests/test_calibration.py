@@ -292,9 +292,8 @@ def test_blocks_that_return_tuples(config: PreTrainedConfig, input_ids: Tensor) 
 def test_autocast_keeps_no_copy_of_the_dense_weights(model: PreTrainedModel, input_ids: Tensor):
     cached, fresh = copy.deepcopy(model), copy.deepcopy(model)
     batches = [pad(input_ids, left=True)]
-    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=True):
-        run(cached, Wanda(Unstructured(0.5)), batches)
-    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
-        run(fresh, Wanda(Unstructured(0.5)), batches)
+    for pruned, caches in ((cached, True), (fresh, False)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=caches):
+            run(pruned, Wanda(Unstructured(0.5)), batches)
     for name, weight in cached.state_dict().items():
         assert weight.equal(fresh.state_dict()[name])

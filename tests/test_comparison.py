@@ -266,10 +266,8 @@ def test_models_that_cannot_be_subtracted_are_refused(
 ) -> None:
     models = []
     for value in values:
-        sizes = {"vocab_size": 300, "hidden_size": 32, what: value}
-        config = LlamaConfig(
-            **sizes, intermediate_size=16, num_hidden_layers=1, num_attention_heads=4
-        )
+        sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 16, what: value}
+        config = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=4)
         models.append(AutoModelForCausalLM.from_config(config).eval())
     with pytest.raises(
         InputError, match=f"with the same {what} but got {values[0]} and {values[1]}"

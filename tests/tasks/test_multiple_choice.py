@@ -259,6 +259,7 @@ def test_the_longest_sequence_counts_examples(material: Path, pair: Pair) -> Non
     ("options", "problem"),
     [
         ({"primary": "acc_pmi"}, "Expected `primary` among"),
+        ({"template": "Answer:"}, r"Expected the field \{context\}"),
         ({"scoring": "letter"}, r"Expected the field \{choices\}"),
         (
             {"scoring": "letter", "template": "{context}{choices}", "primary": "acc_norm"},
@@ -277,12 +278,6 @@ def test_what_does_not_fit_together_is_refused_while_reading(
 ) -> None:
     with pytest.raises(InputError, match=problem):
         MultipleChoice(str(material / "questions.jsonl"), **options).read()
-
-
-def test_a_template_without_the_context_is_refused_while_reading(material: Path) -> None:
-    task = MultipleChoice(str(material / "questions.jsonl"), template="Answer:")
-    with pytest.raises(InputError, match=r"Expected the field \{context\}"):
-        task.read()
 
 
 def test_a_choice_without_tokens_of_its_own_is_refused(
