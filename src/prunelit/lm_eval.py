@@ -37,7 +37,8 @@ def register() -> type:
 
         Args:
             source: see `prunelit.load_pretrained`.
-            device: of torch; None is a GPU where there is one.
+            device: of torch; None, and `cuda` where there is no GPU, which the harness's command
+                says by itself, is a GPU where there is one.
             dtype: of the weights; `auto` is the one they are stored in.
             attn_implementation: as in transformers; None is its default.
             trust_remote_code: run code that comes with the weights.
@@ -69,7 +70,11 @@ def register() -> type:
                 trust_remote_code=trust_remote_code,
                 revision=revision,
             )
-            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            gpu = torch.cuda.is_available()
+            if device is None or (device.startswith("cuda") and not gpu):
+                device = "cuda" if gpu else "cpu"
+                print(f"prunelit: on the device {device!r}", file=sys.stderr)
+            place = torch.device(device)
             model.to(place)  # type: ignore[arg-type]
             super().__init__(
                 pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **options
