@@ -155,6 +155,11 @@ def test_steps_between_checkpoints() -> None:
             {"check_val_every_n_epoch": None, "val_check_interval": 1000},
             "`BestCheckpoint` would never see a validation",
         ),
+        (
+            ["BestCheckpoint"],
+            {"check_val_every_n_epoch": None, "val_check_interval": 10, "limit_train_batches": 3},
+            "`val_check_interval` is 10 batches and training has 9",
+        ),
     ],
 )
 def test_watchers_that_would_see_nothing(

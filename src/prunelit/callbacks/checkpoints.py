@@ -210,7 +210,8 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
                 f"Expected `monitor` of `{type(callback).__name__}` as val/<task>/<metric> with a "
                 f"task of {sorted(data.tasks)} but got {callback.monitor!r}."
             )
-        batches = len(data.recovery_batches()) * (trainer.max_epochs or 0)
+        an_epoch = batches_per_epoch(trainer, len(data.recovery_batches()))
+        batches = an_epoch * (trainer.max_epochs or 0)
         interval = trainer.val_check_interval
         never = trainer.check_val_every_n_epoch is None and isinstance(interval, int)
         if never and 0 < batches < interval:
@@ -218,6 +219,12 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
                 f"`{type(callback).__name__}` would never see a validation: `val_check_interval` "
                 f"is {interval} batches and training has {batches}."
             )
+
+
+def batches_per_epoch(trainer: Trainer, batches: int) -> int:
+    """How many of its batches an epoch of training uses, see `limit_train_batches`."""
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _watchers(trainer: Trainer) -> list[BestCheckpoint | EarlyStopping]:

@@ -4,7 +4,7 @@ import math
 
 from lightning.pytorch import LightningModule, Trainer
 
-from prunelit.callbacks.checkpoints import check_watchers
+from prunelit.callbacks.checkpoints import batches_per_epoch, check_watchers
 from prunelit.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.module import PairedLM
@@ -66,8 +66,7 @@ def check_rounds(
 
 def steps_per_epoch(trainer: Trainer, batches: int) -> int:
     """Optimizer steps of an epoch; at its end what was accumulated makes one more."""
-    limit = trainer.limit_train_batches
-    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    used = batches_per_epoch(trainer, batches)
     return max(1, math.ceil(used / trainer.accumulate_grad_batches))
 
 
