@@ -71,6 +71,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, cache: Embe
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Nothing can be written into"):
         EmbeddingCache(tmp_path / "file")
+    # One that is there may be read-only, until something is to be written.
     (cache.folder / KEY.hex()[:2]).write_text("")
     with pytest.raises(InputError, match="Nothing can be written into"):
         cache.fetch(KEY, 1, lambda: torch.ones(1, 2))

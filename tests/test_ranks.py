@@ -12,13 +12,17 @@ import pytest
 import prunelit.ranks
 from prunelit.errors import InputError
 from prunelit.ranks import together
+from prunelit.report.rows import read_rows
 from prunelit.trainer import PruneTrainer
 
 # Fails on one rank and in one method, while the others wait in a collective or are busy.
 FAILING = """
 import os, time
 from prunelit.errors import InputError
+from prunelit.recovery import Recovery
 from prunelit.tasks import Perplexity
+
+ANY = -1
 
 class Failing(Perplexity):
     def __init__(self, path: str, rank: int, method: str, error: str, busy: float):
@@ -28,7 +32,7 @@ class Failing(Perplexity):
     def fail(self, here):
         rank, method, error, busy = self.fails
         if method == here:
-            if rank == int(os.environ.get("LOCAL_RANK", 0)):
+            if rank in (ANY, int(os.environ.get("LOCAL_RANK", 0))):
                 kind = {"InputError": InputError, "RuntimeError": RuntimeError}[error]
                 raise kind(f"Rank {rank} has had enough.")
             time.sleep(busy)
@@ -47,6 +51,22 @@ class Failing(Perplexity):
     def summarise(self, table):
         self.fail("summarise")
         return super().summarise(table)
+
+class Slow(Perplexity):
+    # Longer at it than Lightning's first process takes to see that another one is gone.
+    def items(self, table):
+        time.sleep(7)
+        yield {"item": 0}
+
+losses, batches = Recovery.losses, []
+
+def failing(recovery, *arguments):
+    batches.append(arguments)
+    if len(batches) == 2 and os.environ.get("LOCAL_RANK", "0") == os.environ.get("FAILING"):
+        raise InputError("It has had enough of training.")
+    return losses(recovery, *arguments)
+
+Recovery.losses = failing
 """
 
 
@@ -86,15 +106,71 @@ def test_an_error_on_one_rank_ends_all(
     assert time.monotonic() - begin < 60
     assert f"Starting with {devices} processes" in done.stderr
     assert f"Rank {rank} has had enough." in done.stderr
-    # Killed where it was the first rank that was busy.
-    assert done.returncode in ({2, -9} if error == "InputError" else {1, -9})
+    # Of the first process, which its launcher kills where another one is gone first.
+    status = 2 if error == "InputError" else 1
+    assert done.returncode in ({status, -9} if rank else {status})
     tracebacks = [line for line in done.stderr.splitlines() if "Traceback" in line]
     expected = (
         [] if error == "InputError" else [f"[rank{rank}]: Traceback (most recent call last):"]
     )
     assert tracebacks == expected
-    assert done.stderr.count("Meeting other ranks failed") < devices
     assert not list(tmp_path.rglob("results.jsonl"))
+
+
+def small(task: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"failing.{task}", "init_args": arguments}
+
+
+@pytest.mark.distributed
+def test_what_others_measured_is_written_before_all_end(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    config = make_config(tmp_path)
+    path = config["data"]["calibration"]["path"]
+    wrong = {"rank": -1, "method": "summarise", "error": "InputError", "busy": 0}
+    slow = small("Slow", path=path, length=12, limit=5, name="slow")
+    config["data"] = {"tasks": [small("Failing", path=path, **wrong), slow]}
+    del config["pruning"]
+    config["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    save_config(tmp_path, config)
+    done = console(tmp_path, "validate", "--config", "config.yaml")
+    assert done.returncode == 2
+    assert "[rank0]: prunelit: error: Rank -1 has had enough." in done.stderr
+    (file,) = tmp_path.rglob("results.jsonl")
+    assert {row.task for row in read_rows(file)} == {"slow"}
+    assert (file.parent / "items" / "slow.parquet").is_file()
+    assert (file.parent / "figures" / "readings.png").is_file()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_training_on_one_rank_ends_all(
+    rank: int,
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAILING", str(rank))
+    (tmp_path / "failing.py").write_text(FAILING)
+    config = make_config(tmp_path)
+    path = config["data"]["calibration"]["path"]
+    config["data"]["tasks"] = [small("Slow", path=path, length=12, limit=5)]
+    config["data"]["recovery"] = {"path": path, "sequences": 8, "length": 16, "batch_size": 1}
+    config["trainer"] |= {"devices": 2, "strategy": "ddp", "max_epochs": 2}
+    save_config(tmp_path, config)
+    begin = time.monotonic()
+    done = console(tmp_path, "fit", "--config", "config.yaml")
+    assert time.monotonic() - begin < 60
+    assert f"[rank{rank}]: prunelit: error: It has had enough of training." in done.stderr
+    assert done.returncode in ({2, -9} if rank else {2})
+    # One that waits for the gradients of the other says a sentence, too.
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture

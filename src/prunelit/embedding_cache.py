@@ -72,15 +72,14 @@ class EmbeddingCache:
         folder: of the files.
 
     Raises:
-        InputError: if nothing can be written into it.
+        InputError: if it is not there and cannot be made. One that is there may be read-only, as
+            long as all that is asked of it is in it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
         except OSError as error:
             raise self._unwritable(error) from error
 

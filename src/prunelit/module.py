@@ -254,9 +254,8 @@ class PairedLM(LightningModule):
     ) -> None:
         """Called by Lightning: measures one batch of one task, dense and pruned."""
         name = self.task_names[dataloader_idx]
-        if len(batch["indices"]):
+        if len(indices := batch["indices"]):
             task = self._tasks()[name]
-            indices = batch["indices"]
             values = self._journals.values(name, indices, lambda: task.step(self.pair, batch))
             self.tables[name].assign(indices, values)
 
@@ -269,16 +268,20 @@ class PairedLM(LightningModule):
             self.tables[name].all_reduce_()
             try:
                 self.results += task.summarise(self.tables[name])
-            except Exception as error:  # noqa: BLE001 - raised when those of others are written
-                self.failed[name] = error
+            except Exception as error:
+                if self.trainer.state.fn != "validate":
+                    raise
+                self.failed[name] = error  # raised when the results of the others are written
         for row in self.results:
             # Every rank holds the same complete table, so nothing is left to synchronise.
             self.log(scalar_name(row), row.value, sync_dist=False)
 
     def on_validation_end(self) -> None:
-        """Called by Lightning after the callbacks, which have written the results."""
-        for error in self.failed.values():
-            raise error
+        """Called by Lightning after the callbacks, which have written the results on rank 0."""
+        if not (self.failed and self.trainer.is_global_zero):  # whose end is that of all
+            self.trainer.strategy.barrier()
+        if self.failed:
+            raise next(iter(self.failed.values()))
         self._journals.remove()
 
     @property

@@ -1,11 +1,12 @@
 """Processes of one run end together, and what stopped the first of them is what a user reads."""
 
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import NoReturn
@@ -60,8 +61,9 @@ def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
     text = "".join(f"[rank{rank}]: {line}\n" for line in text.splitlines())
-    sys.stdout.flush()
-    print(text, end="", file=sys.stderr, flush=True)  # in one piece, as others write there too
+    with suppress(OSError):  # where nobody reads
+        sys.stdout.flush()
+        print(text, end="", file=sys.stderr, flush=True)  # in one piece, as others write there too
     if place is not None and 2 in _statuses(children):
         status = 2
     _end(children)
@@ -70,12 +72,17 @@ def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
 
 def _collective(error: Exception) -> str | None:
     """Where an error was raised in a collective: the line that called it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = Path(dist.__file__).parent in Path(frames[-1].filename).parents
-    if not inside or not isinstance(error, RuntimeError):  # what cannot be pickled, for one
+    if not isinstance(error, RuntimeError):  # what cannot be pickled, for one
         return None
-    library = Path(torch.__file__).parent
-    caller = next(f for f in reversed(frames) if library not in Path(f.filename).parents)
+    frames = traceback.extract_tb(error.__traceback__)
+    library, collectives = Path(torch.__file__).parent, Path(dist.__file__).parent
+    # Those that DDP calls while it trains are raised where it waits for them.
+    backend = isinstance(error, dist.DistError) or re.search("gloo|NCCL", str(error))
+    if collectives not in Path(frames[-1].filename).parents and not backend:
+        return None
+    caller = next(
+        (f for f in reversed(frames) if library not in Path(f.filename).parents), frames[0]
+    )
     return f"{caller.filename}:{caller.lineno}"
 
 

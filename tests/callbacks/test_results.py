@@ -196,19 +196,23 @@ def test_the_numbers_of_the_sparsity_are_those_of_the_report(board: Path, fitted
         assert float(line["sparsity"]) == tensor["sparsity"]
 
 
+UNSOUND = """
+from prunelit.errors import InputError
+from prunelit.tasks import Generation
+
+class Unsound(Generation):
+    def summarise(self, table):
+        raise InputError("These items cannot be summed up.")
+"""
+
+
 def test_a_task_that_cannot_be_summed_up_takes_no_other_with_it(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
     console: Callable[..., Any],
 ) -> None:
-    (tmp_path / "unsound.py").write_text(
-        "from prunelit.errors import InputError\n"
-        "from prunelit.tasks import Generation\n"
-        "class Unsound(Generation):\n"
-        "    def summarise(self, table):\n"
-        "        raise InputError('These items cannot be summed up.')\n"
-    )
+    (tmp_path / "unsound.py").write_text(UNSOUND)
     config = make_config(tmp_path)
     perplexity, rollout = (config["data"]["tasks"][place] for place in (1, -1))
     path = rollout["init_args"]["path"]
@@ -219,7 +223,32 @@ def test_a_task_that_cannot_be_summed_up_takes_no_other_with_it(
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("These items cannot be summed up.")
     (file,) = tmp_path.rglob("results.jsonl")
-    assert f"Results of all tasks but generation: {file}" in done.stderr
+    assert "The task 'generation' has no results: These items cannot be" in done.stderr
+    assert f"Results of the other tasks: {file}" in done.stderr
     assert {row.task for row in read_rows(file)} == {"perplexity"}
     # What the other one has measured is there for when it can.
     assert list(tmp_path.rglob("generation-*.jsonl"))
+
+
+def test_a_task_that_cannot_be_summed_up_ends_training(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> None:
+    (tmp_path / "unsound.py").write_text(UNSOUND)
+    config = make_config(tmp_path)
+    path = config["data"]["tasks"][-1]["init_args"]["path"]
+    task = {"class_path": "unsound.Unsound", "init_args": {"path": path, "max_new_tokens": 2}}
+    config["data"]["tasks"] = [task]
+    text = config["data"]["calibration"]["path"]
+    config["data"]["recovery"] = {"path": text, "sequences": 2, "length": 16, "batch_size": 1}
+    config["model"]["recovery"] = {"lm": 1.0}
+    # It would say that nobody measures what it watches.
+    stopping = "lightning.pytorch.callbacks.EarlyStopping"
+    watched = {"class_path": stopping, "init_args": {"monitor": "val/generation/contains_pruned"}}
+    config["trainer"] |= {"max_epochs": 1, "val_check_interval": 0.5, "callbacks": [watched]}
+    save_config(tmp_path, config)
+    done = console(tmp_path, "fit", "--config", "config.yaml")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "prunelit: error: These items cannot be summed up."

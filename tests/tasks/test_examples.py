@@ -70,10 +70,12 @@ def read(one: Example | Question) -> tuple[str, str, str]:
 @pytest.mark.parametrize(
     ("choices", "chance"),
     [
-        # Yes or no, the same of three in any row, open, and none to choose from.
+        # Yes or no in any order, the same of three in any row, open, and none to choose from.
         ([["no", "yes"], ["no", "yes"]], 1 / 2),
         ([["a", "b", "c"], ["a", "b", "c"]], 1 / 3),
-        ([["no", "yes"], ["yes", "no"]], 0),
+        ([["no", "yes"], ["yes", "no"]], 1 / 2),
+        # One alone says nothing of the others.
+        ([["Rome", "Oslo", "Bern", "Nice"]], 0),
         ([["Rome", "Oslo"], ["four", "five"]], 0),
         ([[], []], 0),
     ],

@@ -16,6 +16,7 @@ from transformers import (
 from prunelit import InputError
 from prunelit.report.rows import Row
 from prunelit.tasks import Generation, ItemTable, Pair
+from prunelit.tasks.shots import FewShot
 
 
 def writer(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedModel:
@@ -128,6 +129,24 @@ def test_a_yes_or_no_is_also_guessed(tmp_path: Path, tokenizer: PreTrainedTokeni
     # 3 of 4 right before, 1 after, 2 by chance.
     assert row.details["chance"] == 0.5
     assert row.value == pytest.approx((0.25 - 0.5) / (0.75 - 0.5))
+
+
+def test_the_question_itself_is_no_worked_example(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    # Choices are not shown, so that in another order they do not make it another question.
+    rows = [
+        {"id": "0", "context": "One?", "choices": ["no", "yes"], "label": 1},
+        {"id": "1", "context": "One?", "choices": ["yes", "no"], "label": 0},
+        {"id": "2", "context": "Two?", "choices": ["no", "yes"], "label": 0},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Generation(str(path), few_shot=FewShot(1), chat=False)
+    task.read()
+    task.prepare(tokenizer)
+    prompts = [tokenizer.decode(task.collate([n])["input_ids"][0]) for n in range(3)]
+    assert prompts == ["Two? no\n\nOne?", "Two? no\n\nOne?", "One? yes\n\nTwo?"]
 
 
 def test_a_pair_that_never_differs_counts_its_whole_length(

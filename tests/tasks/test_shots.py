@@ -24,8 +24,12 @@ every_kind = pytest.mark.parametrize("make", [question, example])
 Make = Callable[[str], Any]
 
 
+def shown(one: Any) -> tuple[str, ...]:
+    return (one.context, *getattr(one, "choices", ()))
+
+
 def contexts(shots: FewShot, pool: list[Any], asked: Any) -> list[str]:
-    (found,) = shots.before(pool, [asked])
+    (found,) = shots.before(pool, [asked], shown)
     return [other.context for other in found]
 
 
@@ -66,10 +70,10 @@ def test_examples_are_of_the_question_s_group() -> None:
         for n in range(count)
     ]
     asked = GroupedQuestion("new", "?", ["a", "b"], 0, "y")
-    (found,) = FewShot(4).before(pool, [asked])
+    (found,) = FewShot(4).before(pool, [asked], shown)
     assert [(other.group, other.context) for other in found] == [("y", f"{n}") for n in range(4)]
     with pytest.raises(InputError, match="Expected 4 examples of 'x' beside the question 'q'"):
-        FewShot(4).before(pool, [asked, pool[0]])
+        FewShot(4).before(pool, [asked, pool[0]], shown)
 
 
 @every_kind
@@ -79,7 +83,7 @@ def test_too_few_examples_are_refused(make: Make) -> None:
     pool = [make(f"{n}") for n in range(3)]
     # A question is named by its id, or else by its number.
     with pytest.raises(InputError, match=r"beside the question '[q0]' .* 'train' but it has 2\."):
-        FewShot(3).before(pool, [pool[0]])
+        FewShot(3).before(pool, [pool[0]], shown)
 
 
 def test_rows_are_the_task_s_own_where_none_are_given() -> None:

@@ -208,14 +208,18 @@ def test_more_choices_than_letters(
         prepare_subspace(questions([row]), words, options="letters")
 
 
+@pytest.mark.parametrize("lead", [[], [7]])
 def test_a_prompt_that_no_token_of_is_kept(
+    lead: list[int],
     questions: Callable[..., str],
     words: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
     prepare_subspace: Callable[..., Subspace],
 ) -> None:
     # A tokenizer that merges the prompt with what follows.
-    monkeypatch.setattr("prunelit.tasks.subspace.encode_text", lambda _, text: [len(text)])
+    module = "prunelit.tasks.subspace"
+    monkeypatch.setattr(f"{module}.leading_tokens", lambda _: lead)
+    monkeypatch.setattr(f"{module}.encode_text", lambda _, text: [*lead, len(text)])
     with pytest.raises(InputError, match=r"in row 0 \(id 'a'\) none of its tokens does"):
         prepare_subspace(questions(), words)
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from prunelit.callbacks.board import write_curves, write_pictures, write_texts
 from prunelit.callbacks.pruning import Pruning
+from prunelit.errors import first_line
 from prunelit.module import PairedLM
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers
 from prunelit.report.figures import readings_figure, sparsity_figure
@@ -56,13 +57,14 @@ class Results(Callback):
             for name, task in trainer.datamodule.tasks.items()  # type: ignore[attr-defined]
             if name not in pl_module.failed
         }
+        for name, error in pl_module.failed.items():
+            rank_zero_info(f"The task {name!r} has no results: {first_line(error)}")
         if not tasks:
             return
         folder = self._into
         write_rows(pl_module.results, folder / "results.jsonl")
         if pl_module.failed:
-            failed = ", ".join(pl_module.failed)
-            rank_zero_info(f"Results of all tasks but {failed}: {folder / 'results.jsonl'}")
+            rank_zero_info(f"Results of the other tasks: {folder / 'results.jsonl'}")
         report = next(
             (c.report for c in trainer.callbacks if isinstance(c, Pruning)),  # type: ignore[attr-defined]
             None,

@@ -63,7 +63,7 @@ class CollectionRetrieval(Task):
         query_template: with the field `{text}`.
         document_template: with the field `{text}`, title and text.
         pooling: `mean`, `last` or `weighted_mean`, see `prunelit.models.embedding.pool`.
-        skip: tokens at the beginning of a text that enter no mean.
+        skip: tokens at the beginning, the tokenizer's own included, that enter no mean.
         layer: embeddings are the residual stream after so many blocks of the dense model, those
             that the pruned one lacks among them, without the final norm; None is the last hidden
             state after the final norm.

@@ -31,11 +31,6 @@ class Example:
     target: str
     solution: str
 
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """What a worked example must not have in common with it."""
-        return (self.context,)
-
 
 ExampleFormat = Callable[[dict[str, Any]], Example]
 
@@ -105,11 +100,14 @@ def read_examples(
 def chance_of(examples: Sequence[Example | Question]) -> float:
     """Share that a guess gets right: 0 where answers are open.
 
-    Where all are questions with the same choices, such as yes and no, answers are no more open than
-    these are many.
+    Where two questions and more all have the same choices, such as yes and no, it is the share that
+    naming one of these gets right. Text that names none scores below it, text that names all above.
     """
-    choices = {tuple(one.choices) if isinstance(one, Question) else () for one in examples}
-    return 1 / len(min(choices)) if len(choices) == 1 and all(choices) else 0.0
+    choices = {
+        frozenset(one.choices) if isinstance(one, Question) else frozenset() for one in examples
+    }
+    (own, *others) = choices
+    return 1 / len(own) if own and not others and len(examples) > 1 else 0.0
 
 
 def _renamed(columns: Mapping[str, str]) -> ExampleFormat:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ class Generation(PromptTask):
         self._worked: list[list[Example | Question]] = [[] for _ in self._examples]
         if self.few_shot is not None:
             pool = load(**self.few_shot.source(self.path, self.subset))
-            self._worked = self.few_shot.before(pool, self._examples)
+            self._worked = self.few_shot.before(pool, self._examples, attrgetter("context"))
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         size = super().prepare(tokenizer)

@@ -122,7 +122,8 @@ class MultipleChoice(Task):
         self._before = [self._prompt.before(question) for question in self._questions]
         if self.few_shot is not None:
             pool = load(**self.few_shot.source(self.path, self.subset))
-            self._examples = self.few_shot.before(pool, self._questions)
+            shown = lambda one: (one.context, *one.choices)  # noqa: E731
+            self._examples = self.few_shot.before(pool, self._questions, shown)
             self._before = list(map(self._prompt.before, self._questions, self._examples))
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -23,11 +23,6 @@ class Question:
     # Read as an example of `prunelit.tasks.examples`, what is to be written is the right choice.
     target = solution = answer
 
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """What a solved example must not have in common with it."""
-        return (self.context, *self.choices)
-
 
 def read_question(row: dict[str, Any]) -> Question:
     """One row `{id, context, choices, label}`.

@@ -1,24 +1,17 @@
 """Solved examples before what is asked."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from prunelit.errors import InputError
 from prunelit.rows import hash_rows
 
-
-class Askable(Protocol):
-    """What can be asked, and shown solved; of a part of the data set where it has a `group`."""
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """What two of them have in common where one would give the other away."""
-        ...
-
-
-Asked = TypeVar("Asked", bound=Askable)
+# What can be asked, and shown solved; of a part of the data set where it has a `group`.
+Asked = TypeVar("Asked")
+# What two of them have in common where one, solved, would give the other away.
+Shown = Callable[[Asked], Hashable]
 
 
 @dataclass
@@ -58,19 +51,22 @@ class FewShot:
             "subset": self.subset or subset,
         }
 
-    def before(self, pool: Sequence[Asked], questions: Sequence[Asked]) -> list[list[Asked]]:
-        """For each question its examples, never the question itself.
+    def before(
+        self, pool: Sequence[Asked], questions: Sequence[Asked], shown: Shown[Asked]
+    ) -> list[list[Asked]]:
+        """For each question its examples, never one that shows the same.
 
         Args:
             pool: to draw from.
             questions: that they stand before; named in errors by their `id` or their number.
+            shown: of a question, what a prompt shows of it but for the answer.
 
         Raises:
             InputError: if there are too few.
         """
-        drawn = self._drawn(pool)
+        drawn = self._drawn(pool, shown)
         return [
-            self._examples(drawn, question, str(getattr(question, "id", number)))
+            self._examples(drawn, question, str(getattr(question, "id", number)), shown)
             for number, question in enumerate(questions)
         ]
 
@@ -79,11 +75,11 @@ class FewShot:
         shown = [[vars(example) for example in own] for own in examples]
         return {"few_shot": asdict(self), "few_shot_sha256": hash_rows(shown)}
 
-    def _drawn(self, pool: Sequence[Asked]) -> dict[str | None, list[Asked]]:
+    def _drawn(self, pool: Sequence[Asked], shown: Shown[Asked]) -> dict[str | None, list[Asked]]:
         """One more than asked for of each group, in place of one that is the question."""
-        groups: dict[str | None, dict[tuple[str, ...], Asked]] = {}
+        groups: dict[str | None, dict[Hashable, Asked]] = {}
         for example in pool:
-            groups.setdefault(group_of(example), {}).setdefault(example.asked, example)
+            groups.setdefault(group_of(example), {}).setdefault(shown(example), example)
         drawn = {}
         for group, distinct in groups.items():
             members, more = list(distinct.values()), min(self.count + 1, len(distinct))
@@ -93,11 +89,15 @@ class FewShot:
         return drawn
 
     def _examples(
-        self, drawn: dict[str | None, list[Asked]], question: Asked, name: str
+        self,
+        drawn: dict[str | None, list[Asked]],
+        question: Asked,
+        name: str,
+        shown: Shown[Asked],
     ) -> list[Asked]:
         group = group_of(question)
         members = drawn.get(group, drawn.get(None, []))
-        others = [other for other in members if other.asked != question.asked][: self.count]
+        others = [other for other in members if shown(other) != shown(question)][: self.count]
         if len(others) < self.count:
             of_group = "" if group is None else f" of {group!r}"
             raise InputError(
