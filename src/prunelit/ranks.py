@@ -63,6 +63,7 @@ def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
     text = "".join(f"[rank{rank}]: {line}\n" for line in text.splitlines())
     with suppress(OSError):  # where nobody reads
         sys.stdout.flush()
+    with suppress(OSError):
         print(text, end="", file=sys.stderr, flush=True)  # in one piece, as others write there too
     if place is not None and 2 in _statuses(children):
         status = 2

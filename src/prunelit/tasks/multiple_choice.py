@@ -23,6 +23,7 @@ from prunelit.tasks.choices import Prompt, Scoring
 from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.plans import plan
+from prunelit.tasks.questions import Question
 from prunelit.tasks.retention import retained_rows
 from prunelit.tasks.shots import FewShot, group_of
 from prunelit.tokens import pad_token
@@ -122,8 +123,7 @@ class MultipleChoice(Task):
         self._before = [self._prompt.before(question) for question in self._questions]
         if self.few_shot is not None:
             pool = load(**self.few_shot.source(self.path, self.subset))
-            shown = lambda one: (one.context, *one.choices)  # noqa: E731
-            self._examples = self.few_shot.before(pool, self._questions, shown)
+            self._examples = self.few_shot.before(pool, self._questions, _shown)
             self._before = list(map(self._prompt.before, self._questions, self._examples))
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -271,3 +271,7 @@ class MultipleChoice(Task):
         if self.few_shot is not None or self.description:
             details["before_sha256"] = hash_rows(self._before)
         return details
+
+
+def _shown(question: Question) -> tuple[str, ...]:
+    return (question.context, *question.choices)
