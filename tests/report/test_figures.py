@@ -2,6 +2,7 @@
 
 import io
 import math
+from typing import Any
 
 import pytest
 from matplotlib.container import BarContainer
@@ -11,7 +12,8 @@ from prunelit.report.figures import readings_figure, sparsity_figure
 from prunelit.report.rows import Row
 
 
-def paired(task: str, metric: str, dense: float, pruned: float, **details: float) -> list[Row]:
+def paired(task: str, metric: str, dense: float, pruned: float, **more: Any) -> list[Row]:
+    details = {"primary": metric, **more}
     return [
         Row(task, metric, "dense", dense, 0.05, 45, details),
         Row(task, metric, "pruned", pruned, 0.04, 45, details),
@@ -34,10 +36,10 @@ def drawn(figure: Figure) -> bytes:
 def test_readings_stand_side_by_side_with_their_level_of_chance() -> None:
     rows = [
         *paired("multiple_choice", "acc", 0.84, 0.6, chance=0.25),
-        *paired("multiple_choice", "acc_norm", 0.9, 0.7, chance=0.25),
+        *paired("multiple_choice", "acc_norm", 0.9, 0.7, chance=0.25, primary="acc"),
         *paired("retrieval", "mrr", 0.69, 0.36, chance_mrr=0.09),
-        *paired("rollout", "contains", 0.67, 0.0),
-        *paired("perplexity", "nll", 3.6, 4.3),
+        *paired("rollout", "contains", 0.67, 0.0, chance=0.0),
+        *paired("perplexity", "nll", 3.6, 4.3, primary=None),
     ]
     figure = readings_figure(rows)
     assert heights(figure) == {"dense": [0.84, 0.69, 0.67], "pruned": [0.6, 0.36, 0.0]}
@@ -62,9 +64,17 @@ def test_without_a_reference_the_pruned_model_stands_alone() -> None:
 
 
 def test_one_item_has_a_bar_without_an_error() -> None:
-    rows = [Row("facts", "acc", "pruned", 1.0, math.nan, 1)]
+    rows = [Row("facts", "acc", "pruned", 1.0, math.nan, 1, {"primary": "acc"})]
     figure = readings_figure(rows)
     assert heights(figure)["pruned"] == [1.0]
+    assert drawn(figure)
+
+
+def test_a_correlation_may_be_negative_or_no_number() -> None:
+    figure = readings_figure(paired("stsb", "spearman", 0.5, -0.2))
+    assert figure.axes[0].get_ylim()[0] < -0.2
+    figure = readings_figure(paired("stsb", "spearman", math.nan, 0.4))
+    assert figure.axes[0].get_ylim()[0] == 0
     assert drawn(figure)
 
 

@@ -18,7 +18,7 @@ def row(task: str, reading: str, value: float = 0.5, **details: object) -> Row:
         "path": "org/facts",
         "split": "test",
         "reading": reading,
-        "of": "acc",
+        "primary": "acc",
         "dense": 0.8,
         "pruned": 0.4,
         "chance": 0.25,
@@ -30,7 +30,7 @@ def row(task: str, reading: str, value: float = 0.5, **details: object) -> Row:
 def test_one_line_a_data_set_and_one_column_a_reading() -> None:
     rows = [
         row("a", "multiple choice", 0.7),
-        row("b", "generation", 0.18, of="contains"),
+        row("b", "generation", 0.18, primary="contains"),
         row("c", "retrieval", 0.63, path="rows.jsonl"),
         Row("c", "mrr", "dense", 0.6, 0.1, 40, {"path": "rows.jsonl"}),
     ]

@@ -39,12 +39,12 @@ def variant(
     name: str, score: float, dropped: tuple[str, int] | None = None, cosine: float = 0.9
 ) -> Variant:
     uses: list[tuple[str, str, dict[str, Any]]] = [
-        ("multiple_choice", "acc", {"chance": 0.25}),
-        ("retrieval", "mrr", {"chance_mrr": 0.1}),
-        ("rollout", "contains", {}),
+        ("multiple_choice", "acc", {"reading": "multiple choice", "chance": 0.25}),
+        ("retrieval", "mrr", {"reading": "retrieval", "chance_mrr": 0.1}),
+        ("rollout", "contains", {"reading": "generation"}),
     ]
     rows = [
-        Row(task, metric, model, value, 0.05, 45, details)
+        Row(task, metric, model, value, 0.05, 45, {"primary": metric, **details})
         for task, metric, details in uses
         for model, value in (("dense", 0.8), ("pruned", score), ("difference", score - 0.8))
     ]

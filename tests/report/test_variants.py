@@ -15,8 +15,8 @@ from prunelit.report.variants import (
 def variant(name: str, acc: float, sparsity: float = 0.5) -> Variant:
     rows = [
         Row("text", "perplexity", "pruned", 90.0, 6.0, 16),
-        Row("mc", "acc", "dense", 0.86, 0.024, 216),
-        Row("mc", "acc", "pruned", acc, 0.03, 216),
+        Row("mc", "acc", "dense", 0.86, 0.024, 216, {"primary": "acc"}),
+        Row("mc", "acc", "pruned", acc, 0.03, 216, {"primary": "acc"}),
         Row("text", "kl_dense_pruned", "pair", 0.8, math.nan, 16),
     ]
     return Variant(name, rows, {}, sparsity)
@@ -35,7 +35,7 @@ def test_a_row_is_found_by_the_first_model_that_has_one() -> None:
 
 def test_dense_comes_first_and_readings_before_the_rest() -> None:
     several = [variant("a", 0.6), variant("b", 0.7, 0.25)]
-    assert main_readings(several) == [("mc", "acc")]
+    assert main_readings(several) == {("mc", "acc"): False}
     cells = variants_cells(several)
     assert [line["variant"] for line in cells] == ["dense", "a", "b"]
     assert [line["sparsity"] for line in cells] == ["0.0000", "0.5000", "0.2500"]

@@ -6,20 +6,20 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from prunelit.report.readings import READINGS, chance
+from prunelit.report.readings import chance, is_reading
 from prunelit.report.rows import Row
 
 DENSE, PRUNED, CHANCE = "#4C72B0", "#DD8452", "#444444"
 
 
 def readings_figure(rows: Sequence[Row]) -> Figure:
-    """Dense beside pruned for every reading (multiple choice, retrieval, rollout) of the run.
+    """Dense beside pruned for every reading of the run.
 
     Bars with standard errors; a dashed line where the task states the score of chance.
     """
     chosen: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
-        if row.metric in READINGS and row.model in ("dense", "pruned"):
+        if is_reading(row):
             chosen.setdefault((row.task, row.metric), {})[row.model] = row
     figure = Figure(figsize=(2.6 + 1.6 * max(2, len(chosen)), 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -47,7 +47,7 @@ def readings_figure(rows: Sequence[Row]) -> Figure:
     labelled = False
     for place, models in enumerate(chosen.values()):
         level = chance(next(iter(models.values())))
-        if level is not None:
+        if level:
             axes.hlines(
                 level,
                 place - 0.2,
@@ -64,7 +64,9 @@ def readings_figure(rows: Sequence[Row]) -> Figure:
             for (task, metric), m in chosen.items()
         ],
     )
-    axes.set_ylim(0, 1.08)
+    values = [row.value for models in chosen.values() for row in models.values()]
+    # A correlation may be below 0, or be no number.
+    axes.set_ylim(1.15 * min([0, *(value for value in values if value < 0)]), 1.08)
     axes.set_ylabel("score")
     axes.set_title("What survives pruning (bars: ± standard error)", fontsize=10)
     if chosen:

@@ -80,18 +80,27 @@ def headline_picture(cells: Cells) -> Picture:
     axes = figure.add_subplot()
     shown: set[str] = set()
     top = 1.0
+    most = max(len(_COLOURS), *(sum(map(len, found.values())) for found in cells.values()))
+    width = 0.8 / most
     for place, (name, found) in enumerate(cells.items()):
         bars = [(reading, row) for reading in _COLOURS for row in found.get(reading, [])]
-        width = 0.8 / max(1, len(bars))
         for number, (reading, row) in enumerate(bars):
             own = row.details
             low, high = own["interval_95"] or (math.nan, math.nan)
-            values = (own["of"], row.value, low, high, own["dense"], own["pruned"], own["chance"])
+            values = (
+                own["primary"],
+                row.value,
+                low,
+                high,
+                own["dense"],
+                own["pruned"],
+                own["chance"],
+            )
             line = (name, reading, row.task, *values, row.n)
             for column, value in zip(numbers.values(), line, strict=True):
                 column.append(value)
             x = place + (number - (len(bars) - 1) / 2) * width
-            label = f"{own['of']}\n{own['dense']:.2f} → {own['pruned']:.2f}"
+            label = f"{own['primary']}\n{own['dense']:.2f} → {own['pruned']:.2f}"
             ends = np.array([[row.value - low], [high - row.value]]).clip(0)
             axes.bar(
                 x,
@@ -114,10 +123,12 @@ def headline_picture(cells: Cells) -> Picture:
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0},
             )
     axes.axhline(1, color="#444444", linewidth=0.8, linestyle="dotted")
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), top * 1.22)
+    axes.set_xlim(-0.5, len(cells) - 0.5)
     axes.set_xticks(range(len(cells)), [_heading(name, cells[name]) for name in cells])
     axes.set_ylabel("retained: 1 is nothing lost, 0 is chance")
     axes.spines[["top", "right"]].set_visible(False)
@@ -140,4 +151,4 @@ def _cell(row: Row) -> str:
     value = "no lead" if math.isnan(row.value) else f"{row.value:.2f}"
     interval = own["interval_95"]
     text = f"{value} [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else value
-    return f"{text}\n{own['of']} {own['dense']:.3f} → {own['pruned']:.3f}, n={row.n}"
+    return f"{text}\n{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={row.n}"

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.bands import draw
 from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
-from prunelit.report.readings import READINGS, chance
+from prunelit.report.readings import chance
 from prunelit.report.rows import Row
 from prunelit.report.spaces import SPACES
 from prunelit.report.variants import Variant, main_readings
@@ -53,7 +53,7 @@ def overview(variants: Sequence[Variant]) -> tuple[dict[str, Picture], list[str]
             f"No figure {PERTURBATIONS!r}: no task has the curves {', '.join(_FOLLOWED)}."
         )
     if not main_readings(variants):
-        missing.append(f"No figure {SCORES!r}: no task has a metric {', '.join(READINGS)}.")
+        missing.append(f"No figure {SCORES!r}: no task has a score to compare models by.")
     elif not any(variant.dropped for variant in variants):
         missing.append(f"No figure {SCORES!r}: no variant drops sublayers or blocks.")
     else:
@@ -112,7 +112,8 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
     names = ("kind", "dropped", "variant", "task", "metric", "value", "standard_error", "chance")
     numbers: dict[str, list[object]] = {name: [] for name in names}
     for axes, kind in zip(panels, kinds, strict=True):
-        for (task, metric), colour in zip(readings, _colours(len(readings)), strict=True):
+        colours = _colours(len(readings))
+        for ((task, metric), generative), colour in zip(readings.items(), colours, strict=True):
             points = list(_points(variants, kind, task, metric))
             axes.errorbar(
                 [count for count, _, _ in points],
@@ -120,14 +121,14 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
                 yerr=[row.standard_error for _, _, row in points],
                 color=colour,
                 capsize=3,
-                **_style(metric),
+                **_style(generative),
             )
             for count, name, row in points:
                 level = chance(row)
                 line = (kind, count, name, task, metric, row.value, row.standard_error, level)
                 for column, value in zip(numbers.values(), line, strict=True):
                     column.append(value)
-            if points and (level := chance(points[0][2])) is not None:
+            if points and (level := chance(points[0][2])):
                 axes.axhline(level, color=colour, linestyle="dashed", linewidth=0.9, alpha=0.7)
         axes.set_xlabel(f"number of dropped {kind}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -135,8 +136,10 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("score")
     handles = [
-        Line2D([], [], color=colour, label=f"{task} ({metric})", **_style(metric))
-        for (task, metric), colour in zip(readings, _colours(len(readings)), strict=True)
+        Line2D([], [], color=colour, label=f"{task} ({metric})", **_style(generative))
+        for ((task, metric), generative), colour in zip(
+            readings.items(), _colours(len(readings)), strict=True
+        )
     ]
     handles.append(Line2D([], [], color="#444444", linestyle="dashed", linewidth=0.9))
     handles[-1].set_label("chance, in the colour of its score")
@@ -228,8 +231,8 @@ def _points(
             yield count, variant.name, row
 
 
-def _style(metric: str) -> dict[str, Any]:
-    if READINGS[metric]:
+def _style(generative: bool) -> dict[str, Any]:
+    if generative:
         return {"linestyle": "dotted", "linewidth": 2.2, "marker": "s", "markersize": 5}
     return {"linestyle": "solid", "linewidth": 1.5, "marker": "o", "markersize": 5}
 

@@ -1,17 +1,29 @@
-"""The readings of a run: scores from 0 to 1, one for each use of a model."""
+"""The readings of a run: one score for each use of a model.
+
+A task says in the details of its rows which of its metrics is the score that models are compared
+by, `primary`, what it reads a model for, `reading`, and the score of a guess, `chance` or
+`chance_<metric>`.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from prunelit.report.rows import Row
 
-# The metric that a task is read by, and whether it is a score of texts that the model generates.
-READINGS = {"acc": False, "mrr": False, "contains": True}
+
+def is_reading(row: Row) -> bool:
+    """Whether it is a model's score by which it is compared."""
+    return row.model in ("dense", "pruned") and row.metric == row.details.get("primary")
+
+
+def is_generative(row: Row) -> bool:
+    """Whether it is a score of texts that the model writes."""
+    return row.details.get("reading") == "generation"
 
 
 def chance(row: Row) -> float | None:
     """The score of a model that guesses, where the task states it."""
-    return row.details.get("chance", row.details.get("chance_mrr"))
+    return row.details.get("chance", row.details.get(f"chance_{row.metric}"))
 
 
 def readings_numbers(rows: Sequence[Row]) -> dict[str, list[object]]:
@@ -19,7 +31,7 @@ def readings_numbers(rows: Sequence[Row]) -> dict[str, list[object]]:
     names = ("task", "metric", "model", "value", "standard_error", "n", "chance")
     columns: dict[str, list[object]] = {name: [] for name in names}
     for row in rows:
-        if row.metric in READINGS and row.model in ("dense", "pruned"):
+        if is_reading(row):
             line = (row.task, row.metric, row.model, row.value, row.standard_error, row.n)
             for name, value in zip(names, (*line, chance(row)), strict=True):
                 columns[name].append(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from prunelit.report.curves import Curve
-from prunelit.report.readings import READINGS
+from prunelit.report.readings import is_generative, is_reading
 from prunelit.report.rows import Row
 
 # What the table shows beside the readings.
@@ -39,10 +39,10 @@ class Variant:
         return next((found[model] for model in models if model in found), None)
 
 
-def main_readings(variants: Sequence[Variant]) -> list[tuple[str, str]]:
-    """Task and metric of every reading, in the order of the tasks."""
-    rows = [row for variant in variants for row in variant.rows if row.metric in READINGS]
-    return list(dict.fromkeys((row.task, row.metric) for row in rows))
+def main_readings(variants: Sequence[Variant]) -> dict[tuple[str, str], bool]:
+    """Task and metric of every reading, in the order of the tasks; whether it is generative."""
+    rows = [row for variant in variants for row in variant.rows if is_reading(row)]
+    return {(row.task, row.metric): is_generative(row) for row in rows}
 
 
 def variants_numbers(variants: Sequence[Variant]) -> dict[str, list[object]]:
@@ -81,7 +81,7 @@ def variants_table(variants: Sequence[Variant]) -> Table:
 def _shown(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     rows = [row for variant in variants for row in variant.rows if row.metric in _FURTHER]
     further = dict.fromkeys((row.task, row.metric) for row in rows)
-    return main_readings(variants) + sorted(further, key=lambda key: _FURTHER.index(key[1]))
+    return [*main_readings(variants), *sorted(further, key=lambda key: _FURTHER.index(key[1]))]
 
 
 def _lines(

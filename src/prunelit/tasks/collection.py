@@ -17,7 +17,7 @@ from prunelit.models.embedding import Pooling, blocks_before, check_layer, check
 from prunelit.report.rows import Row
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
-from prunelit.tasks.retention import retained_rows
+from prunelit.tasks.retention import read_by, retained_rows
 from prunelit.templates import TextTemplate
 from prunelit.tokens import pad, pad_token
 
@@ -210,8 +210,7 @@ class CollectionRetrieval(Task):
                 texts.assign(torch.arange(len(values)), {name: values})
                 rows += texts.pair_rows(self.name, [name], details)
         columns = {name: metrics[name] for name in metrics.columns()}
-        chance = details["chance_ndcg@10"]
-        rows += retained_rows(self.name, "retrieval", "ndcg@10", columns, chance, details)
+        rows += retained_rows(self.name, columns, details["chance_ndcg@10"], details)
         return rows + metrics.pair_rows(self.name, ["rank_correlation", "top10_overlap"], details)
 
     def items(self, table: ItemTable) -> Iterator[dict[str, Any]]:
@@ -253,6 +252,7 @@ class CollectionRetrieval(Task):
             "documents": count,
             "relevant": sum(map(len, grades)),
             "lacking": sum(map(len, lacking)),
+            **read_by("retrieval", "ndcg@10"),
             "chance_ndcg@10": sum(chance) / len(chance),
         }
 

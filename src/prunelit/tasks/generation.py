@@ -27,7 +27,7 @@ from prunelit.tasks.items import ItemTable
 from prunelit.tasks.judges import ExactMatch, Judge
 from prunelit.tasks.prompts import PromptTask
 from prunelit.tasks.questions import Question, check_template
-from prunelit.tasks.retention import retained_rows
+from prunelit.tasks.retention import read_by, retained_rows
 from prunelit.tasks.shots import FewShot
 from prunelit.tokens import decode
 
@@ -210,9 +210,7 @@ class Generation(PromptTask):
         means.assign(torch.arange(table.size), columns)
         details = self.details()
         rows = means.paired_rows(self.name, metrics, details)
-        if (read := self.judge.primary) is not None:
-            chance = chance_of(self._examples)
-            rows += retained_rows(self.name, "generation", read, columns, chance, details)
+        rows += retained_rows(self.name, columns, details["chance"], details)
         return rows + means.pair_rows(self.name, ["first_divergence", "diverged"], details)
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
@@ -270,6 +268,8 @@ class Generation(PromptTask):
             "columns": self.columns,
             "questions": self.questions,
             **self.judge.details(),
+            **read_by("generation", self.judge.primary),
+            "chance": chance_of(self._examples),
             **({} if self.few_shot is None else self.few_shot.details(self._worked)),
             "delimiter": self.delimiter,
             "stop": self.stop,

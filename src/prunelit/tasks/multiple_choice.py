@@ -24,7 +24,7 @@ from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.plans import plan
 from prunelit.tasks.questions import Question
-from prunelit.tasks.retention import retained_rows
+from prunelit.tasks.retention import read_by, retained_rows
 from prunelit.tasks.shots import FewShot, group_of
 from prunelit.tokens import pad_token
 
@@ -202,7 +202,7 @@ class MultipleChoice(Task):
                 Row(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**details, **counts})
             )
         chance = torch.tensor([1 / len(question.choices) for question in self._questions])
-        rows += retained_rows(self.name, "multiple choice", self.primary, values, chance, details)
+        rows += retained_rows(self.name, values, chance, details)
         return rows + self._group_rows(values, details)
 
     def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Row]:
@@ -261,7 +261,7 @@ class MultipleChoice(Task):
             "template": self.template,
             "delimiter": self.delimiter,
             "scoring": self.scoring,
-            "primary": self.primary,
+            **read_by("multiple choice", self.primary),
             "chance": sum(1 / len(q.choices) for q in questions) / len(questions),
         }
         if self.few_shot is not None:

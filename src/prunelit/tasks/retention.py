@@ -11,13 +11,21 @@ from prunelit.metrics.retained import RESAMPLES, retained
 from prunelit.report.rows import Row
 
 # What a task reads a model for.
-Reading = Literal["multiple choice", "retrieval", "generation"]
+Reading = Literal["multiple choice", "retrieval", "generation", "similarity"]
+
+
+def read_by(reading: Reading, primary: str | None) -> dict[str, Any]:
+    """What the details of a task's rows say of its score, see `prunelit.report.readings`.
+
+    Args:
+        reading: what it reads a model for.
+        primary: the metric that models are compared by; None where there is none.
+    """
+    return {"reading": reading, "primary": primary}
 
 
 def retained_rows(
     task: str,
-    reading: Reading,
-    metric: str,
     columns: Mapping[str, Tensor],
     chance: Tensor | float,
     details: dict[str, Any],
@@ -26,24 +34,21 @@ def retained_rows(
 
     Args:
         task: its name.
-        reading: what it reads a model for.
-        metric: the score, from 0 to 1.
         columns: by `dense/<metric>` and `pruned/<metric>` the score of each item, (n,).
         chance: expected score of a model that guesses, (n,) or the same for all.
-        details: of the task's other rows.
+        details: of the task's other rows, those of `read_by` among them; the score is from 0 to 1.
 
     Returns:
         One row, or none without a reference; the scores of both models are in its details.
     """
-    if f"dense/{metric}" not in columns:
+    metric = details["primary"]
+    if metric is None or f"dense/{metric}" not in columns:
         return []
     dense, pruned = (columns[f"{model}/{metric}"].double() for model in ("dense", "pruned"))
     level = torch.as_tensor(chance, dtype=torch.float64).expand(len(dense))
     found = retained(dense.numpy(), pruned.numpy(), level.numpy())
     interval = None if math.isnan(found.low) else [found.low, found.high]
     own = {
-        "reading": reading,
-        "of": metric,
         "dense": dense.mean().item(),
         "pruned": pruned.mean().item(),
         "chance": level.mean().item(),

@@ -22,7 +22,7 @@ from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.formats import Format, read_questions
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.questions import check_template
-from prunelit.tasks.retention import retained_rows
+from prunelit.tasks.retention import read_by, retained_rows
 from prunelit.tokens import encode_text, pad, pad_token
 
 
@@ -128,12 +128,13 @@ class Retrieval(Task):
             "pooling": self.pooling,
             "centre": self.centre,
             "candidates": size,
+            **read_by("retrieval", "mrr"),
             "chance_mrr": sum(1 / rank for rank in range(1, size + 1)) / size,
         }
         metrics = ["mrr", "recall@1", "recall@5", "recall@10", "ndcg@10"]
         rows = values.paired_rows(self.name, metrics, details)
         chance = details["chance_mrr"]
-        return rows + retained_rows(self.name, "retrieval", "mrr", columns, chance, details)
+        return rows + retained_rows(self.name, columns, chance, details)
 
     def _embed(self, model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> Tensor:
         hidden = final_hidden(model, input_ids, mask).float()

@@ -16,6 +16,7 @@ from prunelit.report.rows import Row
 from prunelit.rows import hash_rows, load_rows
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
+from prunelit.tasks.retention import read_by
 from prunelit.templates import TextTemplate
 from prunelit.tokens import pad, pad_token
 
@@ -168,4 +169,5 @@ class SemanticSimilarity(Task):
             "layer": self.layer,
             "length": self.length,
             "similarity": "cosine",
+            **read_by("similarity", "spearman"),
         }

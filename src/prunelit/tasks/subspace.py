@@ -29,6 +29,7 @@ from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.formats import read_questions
 from prunelit.tasks.items import ItemTable, mean
 from prunelit.tasks.questions import Question, check_template
+from prunelit.tasks.retention import read_by
 from prunelit.tokens import decode, encode_text, leading_tokens, pad, pad_token
 
 Options = Literal["letters", "continuations"]
@@ -158,6 +159,7 @@ class Subspace(Task):
         self._shown = [numbers.index(number) for number in wanted]
         self.longest = max(len(item.context) for item in self._items)
         self._widest = max(len(item.options) for item in self._items)
+        self._chance = sum(1 / len(item.options) for item in self._items) / len(self._items)
         return len(self._items)
 
     def _add(self, number: int, question: Question) -> None:
@@ -227,7 +229,8 @@ class Subspace(Task):
             "template": self.template,
             "option_token": "first that differs, prompt and option tokenised together",
             "temperature": self.temperature,
-            "chance": self._chance(),
+            **read_by("multiple choice", "acc"),
+            "chance": self._chance,
             "rows": len(self._questions),
             "rows_with_collisions": len(self._collisions),
             "rows_with_tokens_shared_by_all_options": self._read_on,
@@ -252,7 +255,7 @@ class Subspace(Task):
         }
         pictures = {
             "subspace_spaces": spaces_picture(means, table.size),
-            "subspace_options": options_picture(readings, self._chance(), table.size),
+            "subspace_options": options_picture(readings, self._chance, table.size),
         }
         inside = {name: table[f"subspace_{name}"].numpy() for name in SUBSPACE}
         judged = {
@@ -282,9 +285,6 @@ class Subspace(Task):
                 )
             )
         return found
-
-    def _chance(self) -> float:
-        return sum(1 / len(item.options) for item in self._items) / len(self._items)
 
     def _top(self, table: ItemTable, model: str, place: int) -> list[tuple[str, float, bool]]:
         ids, shares = (table[f"{model}/top_{what}"][place] for what in ("id", "probability"))
