@@ -144,3 +144,20 @@ def test_an_error_on_any_rank_ends_all(
     assert done.returncode != 0
     assert "rank 1 has had enough" in done.stderr
     assert not (tmp_path / "run" / "pruned").exists()
+
+
+def test_processes_that_python_spawns(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+) -> None:
+    config = make_config(tmp_path)
+    config["data"]["tasks"] = config["data"]["tasks"][1:2]  # perplexity
+    del config["pruning"]
+    config["trainer"] |= {"devices": 2, "strategy": "ddp_spawn"}
+    save_config(tmp_path, config)
+    # What a process is given goes through pickle, the parser of the command line with it.
+    done = console(tmp_path, "validate", "--config", "config.yaml")
+    assert done.returncode == 0, done.stderr
+    assert {row.task for row in results(tmp_path)} == {"perplexity"}

@@ -77,6 +77,14 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, cache: Embe
         cache.fetch(KEY, 1, lambda: torch.ones(1, 2))
 
 
+def test_a_read_only_folder_is_warned_of(
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.warns(UserWarning, match="is read-only: the first text"):
+        EmbeddingCache(cache.folder)
+
+
 def test_the_key_is_that_of_everything_it_is_made_of() -> None:
     ids, mask = torch.tensor([[1, 2]]), torch.tensor([[1, 1]])
     recipe = {"pooling": "mean", "blocks": None}

@@ -1,5 +1,6 @@
 """What stops one process of a run stops all, and its error is the one to read."""
 
+import os
 import subprocess
 import sys
 import time
@@ -146,6 +147,44 @@ def test_what_others_measured_is_written_before_all_end(
     assert (file.parent / "figures" / "readings.png").is_file()
 
 
+SCRIPT = """
+import os, sys
+from failing import Failing
+from prunelit import InputError
+from prunelit.datamodule import PruneData
+from prunelit.module import PairedLM
+from prunelit.tasks import Perplexity
+from prunelit.trainer import PruneTrainer
+
+model, path = sys.argv[1:]
+trainer = PruneTrainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=0, logger=False,
+    enable_progress_bar=False,
+)
+module = PairedLM(model)
+for task in (Failing(path, -1, "summarise", "InputError", 0), Perplexity(path, length=12)):
+    try:
+        trainer.validate(module, datamodule=PruneData(tasks=[task]))
+        sys.stderr.write(f"done {task.name}\\n")  # in one piece
+    except InputError as error:
+        sys.stderr.write(f"caught {error}\\n")
+"""
+
+
+@pytest.mark.distributed
+def test_a_script_may_go_on_after_an_error_on_all_ranks(tmp_path: Path, material: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", str(material / "dense"), str(material / "text.jsonl")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    assert done.stderr.count("caught Rank -1 has had enough.") == 2
+    assert done.stderr.count("done perplexity") == 2
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_in_training_on_one_rank_ends_all(
@@ -224,3 +263,16 @@ def test_a_single_process_keeps_its_error() -> None:
     trainer = PruneTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     with pytest.raises(InputError, match="as it was"), together(trainer):
         raise InputError("as it was")
+
+
+@pytest.mark.parametrize(
+    ("text", "collective"),
+    [
+        ("No such file: /home/gloomy/NCCL.txt", False),
+        ("[/pytorch/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer", True),
+    ],
+)
+def test_only_an_error_of_a_collective_is_taken_for_one(text: str, collective: bool) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        raise RuntimeError(text)
+    assert (prunelit.ranks._collective(raised.value) is not None) == collective

@@ -84,7 +84,7 @@ def test_only_what_the_patterns_match_is_trained(model: PreTrainedModel) -> None
     [
         ({"lm": -1.0}, "loss weights >= 0"),
         ({"lm": 0.0}, "one of them > 0"),
-        ({"temperature": 0.0}, "`temperature` > 0 but got 0.0"),
+        ({"temperature": 0.0}, "`temperature` above 0 but got 0.0"),
         ({"lora": LoRA(), "train": ["*.mlp.*"]}, "`train` or `lora` but got both"),
     ],
 )

@@ -8,6 +8,7 @@ import warnings
 from typing import Any, NoReturn
 
 from jsonargparse import ActionYesNo
+from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -43,6 +44,20 @@ class OneSentenceParser(LightningArgumentParser):
             sentence = f"{key[0] if key else ''} {reason}"
         print(f"prunelit: error: {' '.join(sentence.split())}", file=sys.stderr)
         sys.exit(2)
+
+
+class WholeList(ActionTypeHint):
+    """A list that is given anew replaces the earlier one, as any other value does.
+
+    jsonargparse lays it over an earlier one of the same length, item by item: a task would keep the
+    limit, or the subset, of the one in whose place it is measured.
+    """
+
+    def _check_type(
+        self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None
+    ) -> Any:
+        whole = isinstance(value, str | list) and not append  # and no option of the last item
+        return super()._check_type(value, append, cfg=None if whole else cfg, mode=mode)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -84,7 +99,8 @@ class PruneLitCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "sweep":
             parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
-        _replace_whole(parser, "data.tasks")
+        action = next(action for action in parser._actions if action.dest == "data.tasks")
+        action.__class__ = WholeList  # as jsonargparse has no option for it
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -158,22 +174,6 @@ def main(args: list[str] | None = None) -> None:
     except InputError as error:
         print(f"prunelit: error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _replace_whole(parser: LightningArgumentParser, key: str) -> None:
-    """Let a list that is given anew replace the earlier one, as any other value does.
-
-    jsonargparse lays it over an earlier one of the same length, item by item: a task would keep the
-    limit, or the subset, of the one in whose place it is measured.
-    """
-    action: Any = next(action for action in parser._actions if action.dest == key)
-    check = action._check_type
-
-    def check_whole(value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
-        whole = isinstance(value, str | list) and not append  # and no option of the last item
-        return check(value, append=append, cfg=None if whole else cfg, mode=mode)
-
-    action._check_type = check_whole
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -82,6 +83,11 @@ class EmbeddingCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+        if not os.access(self.folder, os.W_OK):
+            rank_zero_warn(
+                f"The cache of embeddings {str(self.folder)!r} is read-only: the first text that "
+                "it lacks ends the run."
+            )
 
     def fetch(self, key: bytes, count: int, compute: Callable[[], Tensor]) -> Tensor:
         """The embeddings that are on disk, or else those computed now, which then are.

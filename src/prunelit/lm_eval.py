@@ -71,10 +71,10 @@ def register() -> type:
                 revision=revision,
             )
             gpu = torch.cuda.is_available()
-            if device is None or (device.startswith("cuda") and not gpu):
-                device = "cuda" if gpu else "cpu"
-                print(f"prunelit: on the device {device!r}", file=sys.stderr)
-            place = torch.device(device)
+            place = torch.device(device or ("cuda" if gpu else "cpu"))
+            if place.type == "cuda" and not gpu:
+                print("prunelit: no GPU here: on the CPU", file=sys.stderr)
+                place = torch.device("cpu")
             model.to(place)  # type: ignore[arg-type]
             super().__init__(
                 pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **options

@@ -27,6 +27,7 @@ from prunelit.models.loading import (
     removed_from,
     source_version,
 )
+from prunelit.ranks import meet
 from prunelit.recipe import describe
 from prunelit.recovery import TRAINING, Recovery, adamw
 from prunelit.report.rows import Row, scalar_name
@@ -278,8 +279,7 @@ class PairedLM(LightningModule):
 
     def on_validation_end(self) -> None:
         """Called by Lightning after the callbacks, which have written the results on rank 0."""
-        if not (self.failed and self.trainer.is_global_zero):  # whose end is that of all
-            self.trainer.strategy.barrier()
+        meet(self.trainer, failed=bool(self.failed))
         if self.failed:
             raise next(iter(self.failed.values()))
         self._journals.remove()

@@ -1,7 +1,6 @@
 """Processes of one run end together, and what stopped the first of them is what a user reads."""
 
 import os
-import re
 import sys
 import time
 import traceback
@@ -16,10 +15,11 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from prunelit.errors import InputError, first_line
+from prunelit.errors import InputError
 
 # Seconds that one process waits for others: for the first one gone, and for each at a good end.
 _GONE, _DONE = 5.0, 60.0
+_ending_together: list[Trainer] = []
 
 
 @contextmanager
@@ -40,6 +40,7 @@ def together(trainer: Trainer) -> Iterator[None]:
     Args:
         trainer: of the run.
     """
+    _ending_together.append(trainer)
     try:
         yield
     except Exception as error:
@@ -47,7 +48,22 @@ def together(trainer: Trainer) -> Iterator[None]:
         if not children and not (dist.is_initialized() and dist.get_world_size() > 1):
             raise
         _leave(error, trainer.global_rank, children)
+    finally:
+        _ending_together.remove(trainer)
     _await(_children(trainer))
+
+
+def meet(trainer: Trainer, failed: bool) -> None:
+    """Wait for all ranks, such as for what the first one writes.
+
+    Where an error ends all, the first one does not wait to raise its own.
+
+    Args:
+        trainer: of the run.
+        failed: whether this process is to raise an error then.
+    """
+    if not (failed and trainer.is_global_zero and trainer in _ending_together):
+        trainer.strategy.barrier()
 
 
 def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
@@ -57,7 +73,8 @@ def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
     if isinstance(error, InputError):
         text, status = f"prunelit: error: {error}", 2
     elif place is not None:
-        text = f"prunelit: error: Meeting other ranks failed at {place}: {first_line(error)}"
+        reason = " ".join(str(error).split())  # NCCL says it on a later line
+        text = f"prunelit: error: Meeting other ranks failed at {place}: {reason}"
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
     text = "".join(f"[rank{rank}]: {line}\n" for line in text.splitlines())
@@ -78,7 +95,7 @@ def _collective(error: Exception) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     library, collectives = Path(torch.__file__).parent, Path(dist.__file__).parent
     # Those that DDP calls while it trains are raised where it waits for them.
-    backend = isinstance(error, dist.DistError) or re.search("gloo|NCCL", str(error))
+    backend = isinstance(error, dist.DistError) or "gloo/transport" in str(error)
     if collectives not in Path(frames[-1].filename).parents and not backend:
         return None
     caller = next(

@@ -160,6 +160,11 @@ def test_steps_between_checkpoints() -> None:
             {"check_val_every_n_epoch": None, "val_check_interval": 10, "limit_train_batches": 3},
             "`val_check_interval` is 10 batches and training has 9",
         ),
+        (
+            ["BestCheckpoint"],
+            {"check_val_every_n_epoch": None, "val_check_interval": 8, "max_steps": 7},
+            "`val_check_interval` is 8 batches and training has 7",
+        ),
     ],
 )
 def test_watchers_that_would_see_nothing(

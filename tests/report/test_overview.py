@@ -226,3 +226,10 @@ def test_no_variant_has_the_colour_of_a_space() -> None:
     spaces = [np.array(to_rgb(colour)) for colour in SPACES.values()]
     assert len({tuple(colour) for colour in own}) == 7
     assert min(np.abs(a - b).max() for a in own for b in spaces) > 0.2
+
+
+def test_a_negative_correlation_is_within_the_figure() -> None:
+    drops = [variant("two", -0.3, ("blocks", 2)), variant("four", 0.2, ("blocks", 4))]
+    pictures, _ = overview(drops)
+    (axes,) = pictures["score_by_dropped"].figure.axes
+    assert axes.get_ylim()[0] < -0.35

@@ -1,6 +1,14 @@
 """The numbers behind the figures of a run."""
 
-from prunelit.report.readings import chance, is_generative, readings_numbers, sparsity_numbers
+import math
+
+from prunelit.report.readings import (
+    axis_begin,
+    chance,
+    is_generative,
+    readings_numbers,
+    sparsity_numbers,
+)
 from prunelit.report.rows import Row
 
 
@@ -9,6 +17,15 @@ def test_chance_is_what_the_task_states() -> None:
     assert chance(Row("t", "mrr", "dense", 0.5, 0.1, 9, {"chance_mrr": 0.02})) == 0.02
     assert chance(Row("t", "recall@1", "dense", 0.5, 0.1, 9, {"chance_mrr": 0.02})) is None
     assert chance(Row("t", "contains", "dense", 0.5, 0.1, 9)) is None
+
+
+def test_the_axis_begins_below_every_whisker() -> None:
+    def row(value: float, error: float) -> Row:
+        return Row("stsb", "spearman", "pruned", value, error, 9)
+
+    assert axis_begin([]) == 0
+    assert axis_begin([row(0.5, 0.1), row(math.nan, 0.1)]) == 0
+    assert axis_begin([row(-0.02, 0.1), row(-0.1, math.nan)]) < -0.12
 
 
 def test_readings_are_scores_of_one_model() -> None:

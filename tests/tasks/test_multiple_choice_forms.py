@@ -97,6 +97,18 @@ def test_examples_of_the_same_rows_are_never_the_question(material: Path, pair: 
         assert scores == pytest.approx(expected, abs=2e-4)
 
 
+def test_choices_in_another_order_make_no_other_question(tmp_path: Path, pair: Pair) -> None:
+    rows = [
+        {"id": "0", "context": "One?", "choices": ["no", "yes"], "label": 1},
+        {"id": "1", "context": "One?", "choices": ["yes", "no"], "label": 0},
+        {"id": "2", "context": "One?", "choices": ["no", "yes", "so"], "label": 2},
+    ]
+    task = MultipleChoice(write(tmp_path / "rows.jsonl", rows), few_shot=FewShot(1))
+    task.read()
+    before = [text.partition("Answer:")[2].strip() for text in task._before]
+    assert before == ["so", "so", "yes"]
+
+
 def test_partial_scoring_scores_the_rest_of_the_sentence(tmp_path: Path, pair: Pair) -> None:
     rows = [
         {"id": "a", "context": "The _ is too small.", "choices": ["box", "cup"], "label": 0},

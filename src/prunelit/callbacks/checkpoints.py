@@ -212,6 +212,9 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
             )
         an_epoch = batches_per_epoch(trainer, len(data.recovery_batches()))
         batches = an_epoch * (trainer.max_epochs or 0)
+        if trainer.max_steps > 0:
+            most = trainer.max_steps * trainer.accumulate_grad_batches
+            batches = min(batches, most) if batches > 0 else most
         interval = trainer.val_check_interval
         never = trainer.check_val_every_n_epoch is None and isinstance(interval, int)
         if never and 0 < batches < interval:

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from prunelit.report.readings import chance, is_reading
+from prunelit.report.readings import axis_begin, chance, is_reading
 from prunelit.report.rows import Row
 
 DENSE, PRUNED, CHANCE = "#4C72B0", "#DD8452", "#444444"
@@ -64,9 +64,8 @@ def readings_figure(rows: Sequence[Row]) -> Figure:
             for (task, metric), m in chosen.items()
         ],
     )
-    values = [row.value for models in chosen.values() for row in models.values()]
-    # A correlation may be below 0, or be no number.
-    axes.set_ylim(1.15 * min([0, *(value for value in values if value < 0)]), 1.08)
+    axes.set_ylim(axis_begin(row for models in chosen.values() for row in models.values()), 1.08)
+    axes.axhline(0, color=CHANCE, linewidth=0.8)
     axes.set_ylabel("score")
     axes.set_title("What survives pruning (bars: ± standard error)", fontsize=10)
     if chosen:

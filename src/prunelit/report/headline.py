@@ -80,7 +80,7 @@ def headline_picture(cells: Cells) -> Picture:
     axes = figure.add_subplot()
     shown: set[str] = set()
     top = 1.0
-    most = max(len(_COLOURS), *(sum(map(len, found.values())) for found in cells.values()))
+    most = max([len(_COLOURS), *(sum(map(len, found.values())) for found in cells.values())])
     width = 0.8 / most
     for place, (name, found) in enumerate(cells.items()):
         bars = [(reading, row) for reading in _COLOURS for row in found.get(reading, [])]

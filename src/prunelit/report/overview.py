@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.bands import draw
 from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
-from prunelit.report.readings import chance
+from prunelit.report.readings import axis_begin, chance, is_reading
 from prunelit.report.rows import Row
 from prunelit.report.spaces import SPACES
 from prunelit.report.variants import Variant, main_readings
@@ -107,6 +107,7 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
     """Readings against the number of dropped sublayers or blocks, one panel a kind of drop."""
     kinds = list(dict.fromkeys(v.dropped[0] for v in variants if v.dropped is not None))
     readings = main_readings(variants)
+    begin = min(-0.03, axis_begin(row for v in variants for row in v.rows if is_reading(row)))
     figure = Figure(figsize=(max(8.5, 2.4 + 4 * len(kinds)), 4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     names = ("kind", "dropped", "variant", "task", "metric", "value", "standard_error", "chance")
@@ -132,7 +133,7 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
                 axes.axhline(level, color=colour, linestyle="dashed", linewidth=0.9, alpha=0.7)
         axes.set_xlabel(f"number of dropped {kind}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(-0.03, 1.05)
+        axes.set_ylim(begin, 1.05)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("score")
     handles = [

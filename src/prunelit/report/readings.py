@@ -5,7 +5,7 @@ by, `primary`, what it reads a model for, `reading`, and the score of a guess, `
 `chance_<metric>`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prunelit.report.rows import Row
@@ -24,6 +24,12 @@ def is_generative(row: Row) -> bool:
 def chance(row: Row) -> float | None:
     """The score of a model that guesses, where the task states it."""
     return row.details.get("chance", row.details.get(f"chance_{row.metric}"))
+
+
+def axis_begin(rows: Iterable[Row]) -> float:
+    """Where an axis of scores begins: at 0, or below the whiskers of a correlation that is less."""
+    ends = [row.value - (row.standard_error if row.standard_error > 0 else 0) for row in rows]
+    return 1.1 * min([0.0, *(end for end in ends if end < 0)])
 
 
 def readings_numbers(rows: Sequence[Row]) -> dict[str, list[object]]:

@@ -106,8 +106,8 @@ def chance_of(examples: Sequence[Example | Question]) -> float:
     choices = {
         frozenset(one.choices) if isinstance(one, Question) else frozenset() for one in examples
     }
-    (own, *others) = choices
-    return 1 / len(own) if own and not others and len(examples) > 1 else 0.0
+    closed = len(choices) == 1 and all(choices) and len(examples) > 1
+    return 1 / len(next(iter(choices))) if closed else 0.0
 
 
 def _renamed(columns: Mapping[str, str]) -> ExampleFormat:

@@ -273,5 +273,5 @@ class MultipleChoice(Task):
         return details
 
 
-def _shown(question: Question) -> tuple[str, ...]:
-    return (question.context, *question.choices)
+def _shown(question: Question) -> tuple[str, frozenset[str]]:
+    return question.context, frozenset(question.choices)
