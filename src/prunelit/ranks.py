@@ -19,7 +19,7 @@ from prunelit.errors import InputError
 
 # Seconds that one process waits for others: for the first one gone, and for each at a good end.
 _GONE, _DONE = 5.0, 60.0
-_ending_together: list[Trainer] = []
+_ending_together: list[Trainer] = []  # of the runs that are in `together`
 
 
 @contextmanager
