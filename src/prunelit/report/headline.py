@@ -132,6 +132,7 @@ def headline_picture(cells: Cells) -> Picture:
     axes.set_xticks(range(len(cells)), [_heading(name, cells[name]) for name in cells])
     axes.set_ylabel("retained: 1 is nothing lost, 0 is chance")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["bottom"].set_zorder(4)  # above the white behind a label that stands at 0
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
         "What is left of each score above chance\n(whiskers: 95%, paired bootstrap over items; "
