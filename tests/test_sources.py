@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from prunelit.errors import InputError
-from prunelit.sources import is_hub_name, local_path, subset_of
+from prunelit.sources import is_hub_name, local_path, split_of, subset_of
 
 
 @pytest.fixture
@@ -110,3 +110,10 @@ def test_only_the_hub_has_configurations(tmp_path: Path) -> None:
     assert subset_of("allenai/ai2_arc", "ARC-Easy") == "ARC-Easy"
     assert subset_of("allenai/ai2_arc", None) is None
     assert subset_of(str(tmp_path / "rows.jsonl"), "ARC-Easy") is None
+
+
+def test_a_local_file_is_one_split_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    path = str(tmp_path / "rows.jsonl")
+    assert [split_of(path, split) for split in ("test", "dev[:40%]")] == ["train", "train[:40%]"]
+    assert split_of("org/name", "test[:40%]") == "test[:40%]"

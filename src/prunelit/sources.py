@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.resources
+import re
 from pathlib import Path
 
 from prunelit.errors import InputError
@@ -32,6 +33,11 @@ def is_hub_name(source: str) -> bool:
 def subset_of(source: str, subset: str | None) -> str | None:
     """The configuration of a data set that is read: None of a local file, which has none."""
     return subset if is_hub_name(source) else None
+
+
+def split_of(source: str, split: str) -> str:
+    """The split that is read: a local file is one, `train`, whatever the name, slices included."""
+    return split if is_hub_name(source) else re.sub(r"\w+", "train", split, count=1)
 
 
 def local_path(source: str) -> Path:

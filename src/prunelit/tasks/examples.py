@@ -11,7 +11,7 @@ from typing import Any
 
 from prunelit.errors import InputError, first_line
 from prunelit.rows import load_rows
-from prunelit.sources import is_hub_name
+from prunelit.sources import split_of
 from prunelit.tasks.answers import AfterMarker, first_word
 from prunelit.tasks.formats import columns_of, name_of, read_questions, reads
 from prunelit.tasks.questions import Question
@@ -64,8 +64,7 @@ def read_examples(
     if questions or (format is None and columns is None):
         options: dict[str, Any] = {"subset": subset, "format": format, "columns": columns}
         return read_questions(path, split, limit, **options)
-    if not is_hub_name(path):
-        split = re.sub(r"\w+", "train", split, count=1)
+    split = split_of(path, split)
     if columns is not None and set(columns) != {"context", "target"}:
         raise InputError(
             f"Expected `columns` to name `context` and `target` but it names {sorted(columns)}."

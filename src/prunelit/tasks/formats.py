@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from prunelit.errors import InputError, first_line
 from prunelit.rows import load_rows
-from prunelit.sources import is_hub_name
+from prunelit.sources import split_of
 from prunelit.tasks.questions import Question, read_question
 
 Format = Callable[[dict[str, Any]], Question]
@@ -65,8 +65,7 @@ def read_questions(
     Raises:
         InputError: naming what is missing, or the first row that is not of this form.
     """
-    if not is_hub_name(path):
-        split = re.sub(r"\w+", "train", split, count=1)
+    split = split_of(path, split)
     if columns is not None and not set(_PLAIN[1:]) <= set(columns) <= {*_PLAIN, _GROUP}:
         raise InputError(
             "Expected `columns` to name `context`, `choices` and `label`, and at most `id` and "

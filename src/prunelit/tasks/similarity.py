@@ -14,6 +14,7 @@ from prunelit.metrics.correlation import jackknife_error, spearman
 from prunelit.models.embedding import Pooling, blocks_before, check_layer, check_pooling, embed
 from prunelit.report.rows import Row
 from prunelit.rows import hash_rows, load_rows
+from prunelit.sources import split_of
 from prunelit.tasks.base import Pair, Task
 from prunelit.tasks.items import ItemTable
 from prunelit.tasks.retention import read_by
@@ -82,8 +83,9 @@ class SemanticSimilarity(Task):
     def read(self) -> None:
         self._template = TextTemplate(self.template)
         columns = [self.first, self.second, self.score]
+        split = split_of(self.path, self.split)
         rows = load_rows(
-            self.path, columns=columns, split=self.split, name=self.subset, limit=self.limit
+            self.path, columns=columns, split=split, name=self.subset, limit=self.limit
         )
         for number, row in enumerate(rows):
             for column in (self.first, self.second):
