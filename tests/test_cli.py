@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from prunelit.report.rows import Row, read_rows
+from prunelit.report.results import Result, read_results
 
 Config = dict[str, Any]
 Cli = Callable[..., None]
@@ -33,12 +33,12 @@ def config(tmp_path: Path, make_config: Callable[[Path], Config]) -> Config:
 @pytest.fixture
 def run(
     tmp_path: Path, config: Config, save_config: Callable[..., Path], cli: Cli
-) -> Callable[..., list[Row]]:
+) -> Callable[..., list[Result]]:
     """`run("fit", *options)`, in this process, gives the rows of its results."""
 
-    def start(subcommand: str, *options: str) -> list[Row]:
+    def start(subcommand: str, *options: str) -> list[Result]:
         cli(subcommand, "--config", str(save_config(tmp_path, config)), *options)
-        return read_rows(tmp_path / "run" / "board" / "only" / "results.jsonl")
+        return read_results(tmp_path / "run" / "board" / "only" / "results.jsonl")
 
     return start
 
@@ -51,7 +51,7 @@ def pruned(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-def values(rows: list[Row]) -> dict[tuple[str, str, str], float]:
+def values(rows: list[Result]) -> dict[tuple[str, str, str], float]:
     return {(row.task, row.metric, row.model): row.value for row in rows}
 
 
@@ -121,14 +121,14 @@ def test_validate_with_the_same_yaml_uses_the_folder(
     assert done.returncode == 0, done.stderr
     assert f"Using the pruned model in {folder}: its recipe is this one." in done.stderr
     assert "Achieved sparsity" not in done.stdout
-    rows = read_rows(tmp_path / "run" / "board" / "only" / "results.jsonl")
-    expected = read_rows(fitted / "run" / "board" / "only" / "results.jsonl")
+    rows = read_results(tmp_path / "run" / "board" / "only" / "results.jsonl")
+    expected = read_results(fitted / "run" / "board" / "only" / "results.jsonl")
     assert values(rows) == pytest.approx(values(expected), rel=1e-9, abs=1e-12, nan_ok=True)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_another_ratio_on_the_command_line_prunes_in_memory(
-    run: Callable[..., list[Row]],
+    run: Callable[..., list[Result]],
     fitted: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -141,14 +141,16 @@ def test_another_ratio_on_the_command_line_prunes_in_memory(
     )
     printed = capfd.readouterr().out
     assert "Achieved sparsity 0.2500" in printed
-    expected = values(read_rows(fitted / "run" / "board" / "only" / "results.jsonl"))
+    expected = values(read_results(fitted / "run" / "board" / "only" / "results.jsonl"))
     key = ("deviation", "kl_dense_pruned", "pair")
     assert 0 < values(rows)[key] < expected[key]
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert not (tmp_path / "run" / "pruned").exists()
 
 
-def test_n_of_m_through_yaml(run: Callable[..., list[Row]], config: Config, tmp_path: Path) -> None:
+def test_n_of_m_through_yaml(
+    run: Callable[..., list[Result]], config: Config, tmp_path: Path
+) -> None:
     config["pruning"]["init_args"]["pruner"]["init_args"]["sparsity"] = {
         "class_path": "prunelit.sparsity.SemiStructured",
         "init_args": {"keep": 2, "group": 4},
@@ -160,7 +162,7 @@ def test_n_of_m_through_yaml(run: Callable[..., list[Row]], config: Config, tmp_
 
 
 def test_a_ratio_on_the_command_line_is_fitted(
-    run: Callable[..., list[Row]], tmp_path: Path
+    run: Callable[..., list[Result]], tmp_path: Path
 ) -> None:
     run("fit", "--pruning.pruner.sparsity.ratio", "0.3")
     report = json.loads((tmp_path / "run" / "pruned" / "pruning.json").read_text())
@@ -170,7 +172,7 @@ def test_a_ratio_on_the_command_line_is_fitted(
 
 
 def test_without_a_pruning_group_dense_meets_itself(
-    run: Callable[..., list[Row]], config: Config, tmp_path: Path
+    run: Callable[..., list[Result]], config: Config, tmp_path: Path
 ) -> None:
     del config["pruning"]
     rows = values(run("validate"))
@@ -181,7 +183,7 @@ def test_without_a_pruning_group_dense_meets_itself(
 
 
 def test_classes_of_the_users_own_live_in_their_own_file(
-    run: Callable[..., list[Row]],
+    run: Callable[..., list[Result]],
     config: Config,
     tmp_path: Path,
     material: Path,
@@ -205,7 +207,7 @@ def test_classes_of_the_users_own_live_in_their_own_file(
 
 
 def test_classes_are_swapped_on_the_command_line(
-    run: Callable[..., list[Row]],
+    run: Callable[..., list[Result]],
     tmp_path: Path,
     material: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -287,6 +289,6 @@ def test_the_resulting_configuration_can_be_printed(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_run_in_the_same_folder(run: Callable[..., list[Row]]) -> None:
+def test_a_second_run_in_the_same_folder(run: Callable[..., list[Result]]) -> None:
     first = run("fit")
     assert values(run("fit")) == values(first)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from prunelit.datamodule import PruneData
-from prunelit.report.rows import read_rows
-from prunelit.sandbox import Outcome
-from prunelit.tasks import Generation, Perplexity, judges
+from prunelit.core.datamodule import PruneData
+from prunelit.report.results import read_results
+from prunelit.tasks import Generation, Perplexity
 from prunelit.tasks.judges import Execution
+from prunelit.tasks.judges.sandbox import Outcome
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(program)
         return Outcome(True, False, "")
 
-    monkeypatch.setattr(judges, "run_program", run)
-    monkeypatch.setattr(judges, "check_isolation", lambda: None)
+    monkeypatch.setattr("prunelit.tasks.judges.judge.run_program", run)
+    monkeypatch.setattr("prunelit.tasks.judges.judge.check_isolation", lambda: None)
     return found
 
 
@@ -62,7 +62,7 @@ def validate(
         path = save_config(tmp_path, config)
         more = ("--data.tasks.path", str(programs), "--data.tasks.max_new_tokens", "4")
         cli("validate", "--config", str(path), *more, *options)
-        rows = read_rows(tmp_path / "run" / "board" / "only" / "results.jsonl")
+        rows = read_results(tmp_path / "run" / "board" / "only" / "results.jsonl")
         return {row.metric for row in rows}
 
     return run

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from prunelit.report.rows import Row, read_rows
+from prunelit.report.results import Result, read_results
 
 pytestmark = pytest.mark.distributed
 
@@ -36,8 +36,8 @@ def two_ranks(
     return folder
 
 
-def results(folder: Path) -> list[Row]:
-    return read_rows(folder / "run" / "board" / "only" / "results.jsonl")
+def results(folder: Path) -> list[Result]:
+    return read_results(folder / "run" / "board" / "only" / "results.jsonl")
 
 
 def test_two_processes_took_part(two_ranks: Path) -> None:

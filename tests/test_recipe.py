@@ -12,7 +12,7 @@ from prunelit.recipe import describe
 from prunelit.sparsity import SemiStructured, Unstructured
 
 DESCRIBED = {
-    "class_path": "prunelit.pruners.wanda.Wanda",
+    "class_path": "prunelit.pruners.Wanda",
     "init_args": {
         "sparsity": {
             "class_path": "prunelit.sparsity.SemiStructured",

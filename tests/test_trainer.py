@@ -7,8 +7,8 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from prunelit.callbacks import Pruning
-from prunelit.datamodule import Calibration, PruneData
-from prunelit.module import PairedLM
+from prunelit.core.datamodule import Calibration, PruneData
+from prunelit.core.module import PairedLM
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import Perplexity

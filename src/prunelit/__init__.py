@@ -1,50 +1,66 @@
 """Prune a causal language model and see which of its uses survive.
 
-The names below are the public library; each is imported on first use, so that `import prunelit`
-itself costs nothing.
+The names below are the public library. Each is imported on first use, so `import prunelit` itself
+loads nothing heavy.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunelit.comparison import compare
+    from prunelit.core.datamodule import PruneData
+    from prunelit.core.module import PairedLM
     from prunelit.errors import InputError
     from prunelit.models.loading import load_pretrained, load_tokenizer
     from prunelit.models.saving import save_pretrained
     from prunelit.models.semi_structured import to_semi_structured
     from prunelit.pruning import PruningReport, prune
-
-__version__ = "0.1.0"
+    from prunelit.report.items import read_items
+    from prunelit.report.results import read_results
+    from prunelit.trainer import PruneTrainer
 
 __all__ = [
     "InputError",
+    "PairedLM",
+    "PruneData",
+    "PruneTrainer",
     "PruningReport",
     "compare",
     "load_pretrained",
     "load_tokenizer",
     "prune",
+    "read_items",
+    "read_results",
     "save_pretrained",
     "to_semi_structured",
 ]
 
 _HOME = {
     "InputError": "prunelit.errors",
+    "PairedLM": "prunelit.core.module",
+    "PruneData": "prunelit.core.datamodule",
+    "PruneTrainer": "prunelit.trainer",
     "PruningReport": "prunelit.pruning",
     "compare": "prunelit.comparison",
     "load_pretrained": "prunelit.models.loading",
     "load_tokenizer": "prunelit.models.loading",
     "prune": "prunelit.pruning",
+    "read_items": "prunelit.report.items",
+    "read_results": "prunelit.report.results",
     "save_pretrained": "prunelit.models.saving",
     "to_semi_structured": "prunelit.models.semi_structured",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("prunelit")
     if name not in _HOME:
         raise AttributeError(f"module 'prunelit' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])

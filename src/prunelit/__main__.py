@@ -2,8 +2,7 @@
 
 import os
 import sys
-
-from prunelit import __version__
+from importlib.metadata import version
 
 HELP = """\
 usage: prunelit [-h] [--version] {fit,validate,sweep} --config FILE [options]
@@ -26,7 +25,7 @@ def main() -> None:
     if arguments in ([], ["-h"], ["--help"]):
         print(HELP, end="")
     elif arguments == ["--version"]:
-        print(f"prunelit {__version__}")
+        print(f"prunelit {version('prunelit')}")
     else:
         # A user's own pruner or callback is found in the folder that the command is started from.
         sys.path.insert(0, os.getcwd())

@@ -15,10 +15,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
-from prunelit.datamodule import PruneData
+from prunelit.core.datamodule import PruneData
+from prunelit.core.module import PairedLM
+from prunelit.core.processes import together
 from prunelit.errors import InputError
-from prunelit.module import PairedLM
-from prunelit.ranks import together
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 

@@ -8,10 +8,10 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.batches import Batch, as_batches, longest
+from prunelit.data.batches import Batch, as_batches, longest
 from prunelit.errors import InputError
-from prunelit.metrics.buffers import Buffers
-from prunelit.metrics.deviation import check_numbers, deviations
+from prunelit.metrics.spaces.buffers import Buffers
+from prunelit.metrics.spaces.deviation import check_numbers, deviations
 from prunelit.models.architecture import check_length, check_unembedding, final_hidden, unembed
 
 # Tokens unembedded at a time: bounds the (tokens, V) logits, and is still a large matrix product.

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import sys
 from typing import Any
 
 from prunelit.errors import InputError
@@ -27,8 +28,7 @@ def describe(value: Any) -> Any:
                 f"Expected a function that can be imported but got {value.__qualname__!r}: define "
                 "it with a name in a file."
             )
-        # A method of a built-in class, as `str.lower`, says of which class but not where that is.
-        return f"{getattr(value, '__objclass__', value).__module__}.{value.__qualname__}"
+        return public_path(value)
     if isinstance(value, functools.partial):
         raise InputError("Expected a function with a name but got a `functools.partial`.")
     if isinstance(value, list | tuple):
@@ -46,7 +46,34 @@ def describe(value: Any) -> Any:
                 "that its recipe can be written down."
             )
         arguments[name] = describe(vars(value)[name])
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+    return {"class_path": public_path(cls), "init_args": arguments}
+
+
+def public_path(target: Any) -> str:
+    """Shortest path by which a class or function can be imported: `prunelit.pruners.Wanda`.
+
+    It does not name the file where a package exports the object, so that moving the file changes
+    no recipe.
+
+    Args:
+        target: a class or a function that is defined in a module.
+    """
+    # A method of a built-in class, such as `str.lower`, names its class but not its module.
+    home = getattr(target, "__objclass__", target).__module__
+    first, *others = target.__qualname__.split(".")
+    owner = getattr(sys.modules[home], first, None)
+    parts = home.split(".")
+    for length in range(1, len(parts)):
+        package = ".".join(parts[:length])
+        private = any(part.startswith("_") for part in parts[:length])
+        if owner is not None and not private and _exported(package, first) is owner:
+            return ".".join([package, first, *others])
+    return f"{home}.{target.__qualname__}"
+
+
+def _exported(package: str, name: str) -> Any:
+    """Object that a package holds under a name; None if it holds none."""
+    return getattr(sys.modules.get(package), name, None)
 
 
 def _arguments(cls: type) -> list[str]:

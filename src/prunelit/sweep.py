@@ -9,22 +9,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from prunelit.calibration import check_text
-from prunelit.callbacks.board import write_pictures
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import Results
 from prunelit.callbacks.rounds import checked
-from prunelit.datamodule import PruneData
+from prunelit.core.datamodule import PruneData
+from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 from prunelit.models.saving import check_writable
-from prunelit.module import PairedLM
 from prunelit.pruners import BlockDrop, SublayerDrop
 from prunelit.pruners.base import Pruner
+from prunelit.pruning.blockwise import check_text
 from prunelit.report.curves import as_csv
-from prunelit.report.files import write_whole
+from prunelit.report.files import write_picture, write_whole
 from prunelit.report.overview import overview
-from prunelit.report.pictures import write_picture
 from prunelit.report.tables import markdown_table, show
+from prunelit.report.tensorboard import write_pictures
 from prunelit.report.variants import Variant, variants_cells, variants_numbers, variants_table
 
 OVERVIEW, FIGURES = "overview", "figures"

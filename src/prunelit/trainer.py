@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from prunelit.checks import check_trainer
-from prunelit.datamodule import PruneData
+from prunelit.core.checks import check_trainer
+from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError, first_line
 from prunelit.pruners.base import Pruner
 from prunelit.sweep import sweep

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from prunelit.callbacks import TaskProgressBar
-from prunelit.datamodule import PruneData
-from prunelit.module import PairedLM
+from prunelit.core.datamodule import PruneData
+from prunelit.core.module import PairedLM
 from prunelit.tasks import MultipleChoice, Perplexity
 from prunelit.trainer import PruneTrainer
 

@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import Strategy
 
 from prunelit import InputError, load_pretrained, prune
 from prunelit.callbacks import Pruning
-from prunelit.datamodule import Calibration, PruneData
-from prunelit.module import PairedLM
+from prunelit.core.datamodule import Calibration, PruneData
+from prunelit.core.module import PairedLM
 from prunelit.pruners import Wanda
 from prunelit.recipe import describe
 from prunelit.sparsity import Unstructured

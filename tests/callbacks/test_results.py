@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from prunelit.callbacks.results import flatten, printed_tables
-from prunelit.report.rows import Row, read_rows, scalar_name
+from prunelit.report.results import Result, read_results, scalar_name
 from prunelit.tasks import Distribution, Perplexity
 
 
@@ -21,8 +21,8 @@ def board(fitted: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(board: Path) -> list[Row]:
-    return read_rows(board / "results.jsonl")
+def rows(board: Path) -> list[Result]:
+    return read_results(board / "results.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def events(board: Path) -> EventAccumulator:
     return accumulator
 
 
-def test_every_task_has_its_rows(rows: list[Row]) -> None:
+def test_every_task_has_its_rows(rows: list[Result]) -> None:
     metrics: dict[str, set[str]] = {}
     for row in rows:
         metrics.setdefault(row.task, set()).add(row.metric)
@@ -48,7 +48,7 @@ def test_every_task_has_its_rows(rows: list[Row]) -> None:
     assert {row.n for row in rows if row.task in ("multiple_choice", "rollout")} == {7}
 
 
-def test_the_readings_of_a_triad_are_of_the_same_items(rows: list[Row]) -> None:
+def test_the_readings_of_a_triad_are_of_the_same_items(rows: list[Result]) -> None:
     tasks = ("multiple_choice", "retrieval", "rollout")
     assert len({row.details["rows_sha256"] for row in rows if row.task in tasks}) == 1
 
@@ -66,8 +66,8 @@ def test_a_task_with_a_table_of_its_own_is_not_in_the_table_of_results() -> None
         "moved": Distribution("unread", name="moved"),
     }
     rows = [
-        Row("text", "perplexity", "dense", 44.0, 1.0, 3),
-        Row("moved", "kl_dense_pruned", "pair", 0.5, 0.1, 3, {"standard_error_tokens": 0.01}),
+        Result("text", "perplexity", "dense", 44.0, 1.0, 3),
+        Result("moved", "kl_dense_pruned", "pair", 0.5, 0.1, 3, {"standard_error_tokens": 0.01}),
     ]
     titles = [str(table.title) for table in printed_tables(tasks, rows)]
     assert [title.partition(":")[0] for title in titles] == [
@@ -79,7 +79,9 @@ def test_a_task_with_a_table_of_its_own_is_not_in_the_table_of_results() -> None
     assert len(printed_tables(tasks, rows[1:])) == 1
 
 
-def test_every_result_is_a_scalar_of_tensorboard(rows: list[Row], events: EventAccumulator) -> None:
+def test_every_result_is_a_scalar_of_tensorboard(
+    rows: list[Result], events: EventAccumulator
+) -> None:
     tags = set(events.Tags()["scalars"])
     for row in rows:
         name = scalar_name(row)
@@ -143,7 +145,7 @@ def test_without_a_logger_results_lie_in_the_root(
     config["trainer"]["logger"] = False
     del config["pruning"]
     cli("validate", "--config", str(save_config(tmp_path, config)))
-    rows = read_rows(tmp_path / "run" / "results.jsonl")
+    rows = read_results(tmp_path / "run" / "results.jsonl")
     # Without a pruning callback both models are the dense one.
     assert {row.value for row in rows if row.model == "difference"} == {0}
     assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
@@ -171,7 +173,7 @@ def lines(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_the_numbers_of_the_readings_are_those_of_the_rows(board: Path, rows: list[Row]) -> None:
+def test_the_numbers_of_the_readings_are_those_of_the_rows(board: Path, rows: list[Result]) -> None:
     found = lines(board / "figures" / "readings.csv")
     assert [(line["metric"], line["model"]) for line in found] == [
         *(("acc", "dense"), ("acc", "pruned"), ("mrr", "dense"), ("mrr", "pruned")),
@@ -225,7 +227,7 @@ def test_a_task_that_cannot_be_summed_up_takes_no_other_with_it(
     (file,) = tmp_path.rglob("results.jsonl")
     assert "The task 'generation' has no results: These items cannot be" in done.stderr
     assert f"Results of the other tasks: {file}" in done.stderr
-    assert {row.task for row in read_rows(file)} == {"perplexity"}
+    assert {row.task for row in read_results(file)} == {"perplexity"}
     # What the other one has measured is there for when it can.
     assert list(tmp_path.rglob("generation-*.jsonl"))
 

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 import prunelit.pruners
 from prunelit import prune
-from prunelit.calibration import check_text
 from prunelit.errors import InputError
-from prunelit.masks import Masks
 from prunelit.models.architecture import decoder_blocks
 from prunelit.pruners import LinearPruner, Pruner, Wanda
+from prunelit.pruning.blockwise import check_text
+from prunelit.pruning.masks import Masks
 from prunelit.recipe import describe
 from prunelit.sparsity import Sparsity, Unstructured, Within
 

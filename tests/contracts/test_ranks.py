@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prunelit.report.items import read_items
-from prunelit.report.rows import Row, read_rows
+from prunelit.report.results import Result, read_results
 from prunelit.tasks import Distribution, Generation, MultipleChoice, Task
 
 from .small import TASKS, small_arguments, write_rows
@@ -81,7 +81,7 @@ def alone(run: Run) -> Path:
 
 
 def test_there_is_something_to_share(alone: Path) -> None:
-    rows = read_rows(alone / "results.jsonl")
+    rows = read_results(alone / "results.jsonl")
     assert len({row.task for row in rows}) == len(BATCH_SIZES) * len(TASKS) + 2
     # Batches of one prompt each take different numbers of decoding steps.
     lengths = [item["length"] for item in read_items(alone / "items" / "ends.parquet")]
@@ -90,7 +90,7 @@ def test_there_is_something_to_share(alone: Path) -> None:
     assert any(row.value for row in rows if row.model == "difference")
 
 
-def parts(row: Row) -> tuple[dict[str, Any], dict[str, float]]:
+def parts(row: Result) -> tuple[dict[str, Any], dict[str, float]]:
     """What must be equal in any case, and numbers, which may be NaN."""
     fields = {**row.details, **vars(row)}
     del fields["details"]
@@ -101,7 +101,7 @@ def parts(row: Row) -> tuple[dict[str, Any], dict[str, float]]:
 @pytest.mark.parametrize("devices", [2, 3])
 def test_results_do_not_depend_on_ranks(devices: int, alone: Path, run: Run) -> None:
     folder = run(devices)
-    one, several = (read_rows(path / "results.jsonl") for path in (alone, folder))
+    one, several = (read_results(path / "results.jsonl") for path in (alone, folder))
     assert [parts(row)[0] for row in one] == [parts(row)[0] for row in several]
     summed = {f"{task.__name__}-{batch_size}" for task in STREAMED for batch_size in BATCH_SIZES}
     for row, other in zip(one, several, strict=True):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import ItemTable, Pair, Task
 
 from .small import TASKS, small_arguments, write_rows
@@ -25,7 +25,7 @@ def rows_file(tmp_path: Path, material: Path) -> Path:
 
 
 @torch.no_grad()
-def measure(task_class: type[Task], path: Path, pair: Pair, batch_size: int = 3) -> list[Row]:
+def measure(task_class: type[Task], path: Path, pair: Pair, batch_size: int = 3) -> list[Result]:
     task = task_class(batch_size=batch_size, **small_arguments(task_class, path))  # type: ignore[call-arg]
     task.read()
     size = task.prepare(pair.tokenizer)
@@ -40,7 +40,7 @@ def measure(task_class: type[Task], path: Path, pair: Pair, batch_size: int = 3)
     return rows
 
 
-def by_name(rows: list[Row]) -> dict[tuple[str, str], float]:
+def by_name(rows: list[Result]) -> dict[tuple[str, str], float]:
     values = {(row.metric, row.model): row.value for row in rows}
     assert len(values) == len(rows)
     return values

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunelit import prune
 from prunelit.errors import InputError
-from prunelit.obs import inverse_factor
 from prunelit.pruners import SparseGPT
+from prunelit.pruners.compensation import inverse_factor
 from prunelit.sparsity import SemiStructured, Unstructured
 from prunelit.statistics import Gram, Statistic
 
@@ -106,7 +106,7 @@ def test_shared_inputs_share_one_factor(
         sizes.append(len(gram))
         return inverse_factor(gram, damping)
 
-    monkeypatch.setattr("prunelit.obs.inverse_factor", counting)
+    monkeypatch.setattr("prunelit.pruners.compensation.inverse_factor", counting)
     prune(model, SparseGPT(Unstructured(0.5)), input_ids)
     # A block has four distinct inputs: q/k/v, o, gate/up, down.
     assert sorted(sizes) == [32] * 9 + [48] * 3

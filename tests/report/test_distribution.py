@@ -12,18 +12,18 @@ from prunelit.report.distribution import (
     distribution_picture,
     distribution_table,
 )
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.report.tables import as_text
 
 RUNGS = {"4-bit": 0.03, "2-bit": 0.45}
 
 
-def row(metric: str, value: float, error: float = math.nan, **details: object) -> Row:
-    return Row("distribution", metric, "pair", value, error, 12, details)
+def row(metric: str, value: float, error: float = math.nan, **details: object) -> Result:
+    return Result("distribution", metric, "pair", value, error, 12, details)
 
 
 ROWS = [
-    Row("distribution", "nll", "dense", 3.0, 0.1, 12),
+    Result("distribution", "nll", "dense", 3.0, 0.1, 12),
     row("kl_dense_pruned", 0.5, 0.02, standard_error_tokens=0.007),
     row("kl_dense_pruned_max", 9.25),
     row("kl_dense_pruned_q99.9", 7.5),

@@ -9,15 +9,15 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from prunelit.report.figures import readings_figure, sparsity_figure
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 
-def paired(task: str, metric: str, dense: float, pruned: float, **more: Any) -> list[Row]:
+def paired(task: str, metric: str, dense: float, pruned: float, **more: Any) -> list[Result]:
     details = {"primary": metric, **more}
     return [
-        Row(task, metric, "dense", dense, 0.05, 45, details),
-        Row(task, metric, "pruned", pruned, 0.04, 45, details),
-        Row(task, metric, "difference", pruned - dense, 0.03, 45, details),
+        Result(task, metric, "dense", dense, 0.05, 45, details),
+        Result(task, metric, "pruned", pruned, 0.04, 45, details),
+        Result(task, metric, "difference", pruned - dense, 0.03, 45, details),
     ]
 
 
@@ -64,7 +64,7 @@ def test_without_a_reference_the_pruned_model_stands_alone() -> None:
 
 
 def test_one_item_has_a_bar_without_an_error() -> None:
-    rows = [Row("facts", "acc", "pruned", 1.0, math.nan, 1, {"primary": "acc"})]
+    rows = [Result("facts", "acc", "pruned", 1.0, math.nan, 1, {"primary": "acc"})]
     figure = readings_figure(rows)
     assert heights(figure)["pruned"] == [1.0]
     assert drawn(figure)
@@ -79,7 +79,7 @@ def test_a_correlation_may_be_negative_or_no_number() -> None:
 
 
 def test_a_run_without_readings_is_drawn_empty() -> None:
-    assert drawn(readings_figure([Row("perplexity", "nll", "dense", 3.6, 0.1, 9)]))
+    assert drawn(readings_figure([Result("perplexity", "nll", "dense", 3.6, 0.1, 9)]))
 
 
 @pytest.fixture

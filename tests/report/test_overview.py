@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.overview import _colours, overview
-from prunelit.report.rows import Row
-from prunelit.report.spaces import SPACES
+from prunelit.report.results import Result
+from prunelit.report.style import SPACES
 from prunelit.report.variants import Variant, variants_cells, variants_numbers
 
 STEPS = [0, 1, 2]
@@ -44,13 +44,13 @@ def variant(
         ("rollout", "contains", {"reading": "generation"}),
     ]
     rows = [
-        Row(task, metric, model, value, 0.05, 45, {"primary": metric, **details})
+        Result(task, metric, model, value, 0.05, 45, {"primary": metric, **details})
         for task, metric, details in uses
         for model, value in (("dense", 0.8), ("pruned", score), ("difference", score - 0.8))
     ]
     for place, space in enumerate(SPACES):
-        rows.append(Row("deviation", f"{space}_cosine", "pair", cosine - place / 10, 0.01, 16))
-    rows.append(Row("deviation", "kl_dense_pruned", "pair", 0.3, 0.02, 16))
+        rows.append(Result("deviation", f"{space}_cosine", "pair", cosine - place / 10, 0.01, 16))
+    rows.append(Result("deviation", "kl_dense_pruned", "pair", 0.3, 0.02, 16))
     return Variant(name, rows, curves(1.0), 0.5, dropped)
 
 
@@ -167,14 +167,14 @@ def test_cosines_are_grouped_bars(variants: list[Variant]) -> None:
 
 
 def test_one_item_has_no_error_and_a_cosine_may_be_negative() -> None:
-    rows = [Row("deviation", f"{space}_cosine", "pair", -0.2, math.nan, 1) for space in SPACES]
+    rows = [Result("deviation", f"{space}_cosine", "pair", -0.2, math.nan, 1) for space in SPACES]
     pictures, _ = overview([Variant("one", rows, {}, 0.5)])
     (axes,) = drawn(pictures["spaces_by_variant"]).axes
     assert axes.get_ylim()[0] < -0.2
 
 
 def test_what_there_is_no_data_for_is_left_out_and_said() -> None:
-    rows = [Row("perplexity", "perplexity", "pruned", 40.0, 1.0, 9)]
+    rows = [Result("perplexity", "perplexity", "pruned", 40.0, 1.0, 9)]
     pictures, missing = overview([Variant("wanda", rows, {"perplexity": []}, 0.5)])
     assert pictures == {}
     assert [sentence.split(":")[0] for sentence in missing] == [
@@ -191,7 +191,7 @@ def test_a_sweep_without_drops_has_no_scores_by_drops(variants: list[Variant]) -
 
 def test_two_tasks_of_a_kind_have_a_figure_each(variants: list[Variant]) -> None:
     for one in variants:
-        again = [Row("again", *(vars(row)[k] for k in list(vars(row))[1:])) for row in one.rows]
+        again = [Result("again", *(vars(row)[k] for k in list(vars(row))[1:])) for row in one.rows]
         one.rows = [*one.rows, *(row for row in again if row.metric.endswith("_cosine"))]
     pictures, _ = overview(variants)
     assert [name for name in pictures if "spaces" in name] == [

@@ -9,19 +9,19 @@ from prunelit.report.readings import (
     readings_numbers,
     sparsity_numbers,
 )
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 
 def test_chance_is_what_the_task_states() -> None:
-    assert chance(Row("t", "acc", "dense", 0.5, 0.1, 9, {"chance": 0.25})) == 0.25
-    assert chance(Row("t", "mrr", "dense", 0.5, 0.1, 9, {"chance_mrr": 0.02})) == 0.02
-    assert chance(Row("t", "recall@1", "dense", 0.5, 0.1, 9, {"chance_mrr": 0.02})) is None
-    assert chance(Row("t", "contains", "dense", 0.5, 0.1, 9)) is None
+    assert chance(Result("t", "acc", "dense", 0.5, 0.1, 9, {"chance": 0.25})) == 0.25
+    assert chance(Result("t", "mrr", "dense", 0.5, 0.1, 9, {"chance_mrr": 0.02})) == 0.02
+    assert chance(Result("t", "recall@1", "dense", 0.5, 0.1, 9, {"chance_mrr": 0.02})) is None
+    assert chance(Result("t", "contains", "dense", 0.5, 0.1, 9)) is None
 
 
 def test_the_axis_begins_below_every_whisker() -> None:
-    def row(value: float, error: float) -> Row:
-        return Row("stsb", "spearman", "pruned", value, error, 9)
+    def row(value: float, error: float) -> Result:
+        return Result("stsb", "spearman", "pruned", value, error, 9)
 
     assert axis_begin([]) == 0
     assert axis_begin([row(0.5, 0.1), row(math.nan, 0.1)]) == 0
@@ -32,13 +32,13 @@ def test_readings_are_scores_of_one_model() -> None:
     choices = {"primary": "acc", "reading": "multiple choice", "chance": 0.25}
     texts = {"primary": "strict", "reading": "generation"}
     rows = [
-        Row("mc", "acc", "dense", 0.8, 0.1, 9, choices),
-        Row("mc", "acc", "pruned", 0.6, 0.2, 9, choices),
-        Row("mc", "acc", "difference", -0.2, 0.1, 9, choices),
-        Row("mc", "brier", "dense", 0.3, 0.1, 9, choices),
-        Row("ro", "strict", "pruned", 0.1, 0.05, 8, texts),
-        Row("ro", "flexible", "pruned", 0.1, 0.05, 8, texts),
-        Row("text", "nll", "pruned", 3.1, 0.05, 8),
+        Result("mc", "acc", "dense", 0.8, 0.1, 9, choices),
+        Result("mc", "acc", "pruned", 0.6, 0.2, 9, choices),
+        Result("mc", "acc", "difference", -0.2, 0.1, 9, choices),
+        Result("mc", "brier", "dense", 0.3, 0.1, 9, choices),
+        Result("ro", "strict", "pruned", 0.1, 0.05, 8, texts),
+        Result("ro", "flexible", "pruned", 0.1, 0.05, 8, texts),
+        Result("text", "nll", "pruned", 3.1, 0.05, 8),
     ]
     assert [is_generative(row) for row in rows] == [False] * 4 + [True] * 2 + [False]
     numbers = readings_numbers(rows)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from prunelit.report.spaces import SPACES
+from prunelit.report.style import SPACES
 from prunelit.report.subspace import (
     Shown,
     drawable,

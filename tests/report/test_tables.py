@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.report.tables import (
     grouped_table,
     markdown_table,
@@ -23,11 +23,11 @@ def cells(table: Table) -> list[list[str]]:
 
 def test_one_line_a_metric_with_dense_pruned_and_difference() -> None:
     rows = [
-        Row("facts", "acc", "dense", 0.84, 0.05461, 45),
-        Row("facts", "acc", "pruned", 0.6, 0.073, 45),
-        Row("facts", "acc", "difference", -0.24, 0.05, 45),
-        Row("facts", "kl", "pair", 0.74812, 0.01, 45),
-        Row("text", "perplexity", "pruned", 1234567.0, math.nan, 1),
+        Result("facts", "acc", "dense", 0.84, 0.05461, 45),
+        Result("facts", "acc", "pruned", 0.6, 0.073, 45),
+        Result("facts", "acc", "difference", -0.24, 0.05, 45),
+        Result("facts", "kl", "pair", 0.74812, 0.01, 45),
+        Result("text", "perplexity", "pruned", 1234567.0, math.nan, 1),
     ]
     assert cells(results_table(rows)) == [
         ["facts", "acc", "0.84 ± 0.055", "0.6 ± 0.073", "-0.24 ± 0.05", "45"],
@@ -37,15 +37,15 @@ def test_one_line_a_metric_with_dense_pruned_and_difference() -> None:
 
 
 def test_a_gain_has_its_sign() -> None:
-    rows = [Row("facts", "mrr", "difference", 0.1, 0.02, 9)]
+    rows = [Result("facts", "mrr", "difference", 0.1, 0.02, 9)]
     assert cells(results_table(rows))[0][4] == "+0.1 ± 0.02"
 
 
 def test_one_line_a_group_and_one_column_a_quantity() -> None:
     rows = [
-        Row("t", "local/mlp/cosine", "pair", 0.5, 0.1, 8),
-        Row("t", "local/mlp/kl", "pair", 2.0, 0.25, 8),
-        Row("t", "local/attention/kl", "pair", 1.0, math.nan, 6),
+        Result("t", "local/mlp/cosine", "pair", 0.5, 0.1, 8),
+        Result("t", "local/mlp/kl", "pair", 2.0, 0.25, 8),
+        Result("t", "local/attention/kl", "pair", 1.0, math.nan, 6),
     ]
     table = grouped_table(rows, "variant/sublayer")
     assert [column.header for column in table.columns] == ["variant/sublayer", "cosine", "kl", "n"]
@@ -86,7 +86,7 @@ def test_markdown_cells_cannot_break_the_table() -> None:
 def test_a_table_is_printed_in_full_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    row = Row("a_task_with_a_long_name", "a_metric_with_a_long_name", "dense", 0.5, 0.25, 3)
+    row = Result("a_task_with_a_long_name", "a_metric_with_a_long_name", "dense", 0.5, 0.25, 3)
     show(results_table([row]))
     printed = capsys.readouterr().out
     for text in ("a_task_with_a_long_name", "a_metric_with_a_long_name", "0.5 ± 0.25"):
@@ -96,7 +96,9 @@ def test_a_table_is_printed_in_full_where_there_is_no_terminal(
 def test_a_wide_table_is_not_cut_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows = [Row("t", f"g/quantity_with_a_long_name_{i}", "pair", 0.125, 0.01, 3) for i in range(9)]
+    rows = [
+        Result("t", f"g/quantity_with_a_long_name_{i}", "pair", 0.125, 0.01, 3) for i in range(9)
+    ]
     show(grouped_table(rows, "group"))
     printed = capsys.readouterr().out
     for row in rows:
@@ -105,5 +107,5 @@ def test_a_wide_table_is_not_cut_where_there_is_no_terminal(
 
 def test_the_title_names_what_is_compared() -> None:
     text = io.StringIO()
-    Console(file=text, width=120).print(results_table([Row("t", "m", "pair", 1.0, 0.1, 3)]))
+    Console(file=text, width=120).print(results_table([Result("t", "m", "pair", 1.0, 0.1, 3)]))
     assert "Dense against pruned (value ± standard error)" in text.getvalue()

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from prunelit.report.curves import Curve, Picture
-from prunelit.report.spaces import SPACES
+from prunelit.report.style import SPACES
 from prunelit.report.trajectory import (
     accumulation_picture,
     cosines_picture,

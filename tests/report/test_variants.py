@@ -2,7 +2,7 @@
 
 import math
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.report.variants import (
     Variant,
     main_readings,
@@ -14,10 +14,10 @@ from prunelit.report.variants import (
 
 def variant(name: str, acc: float, sparsity: float = 0.5) -> Variant:
     rows = [
-        Row("text", "perplexity", "pruned", 90.0, 6.0, 16),
-        Row("mc", "acc", "dense", 0.86, 0.024, 216, {"primary": "acc"}),
-        Row("mc", "acc", "pruned", acc, 0.03, 216, {"primary": "acc"}),
-        Row("text", "kl_dense_pruned", "pair", 0.8, math.nan, 16),
+        Result("text", "perplexity", "pruned", 90.0, 6.0, 16),
+        Result("mc", "acc", "dense", 0.86, 0.024, 216, {"primary": "acc"}),
+        Result("mc", "acc", "pruned", acc, 0.03, 216, {"primary": "acc"}),
+        Result("text", "kl_dense_pruned", "pair", 0.8, math.nan, 16),
     ]
     return Variant(name, rows, {}, sparsity)
 

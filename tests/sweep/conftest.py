@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from prunelit.report.rows import Row, read_rows
+from prunelit.report.results import Result, read_results
 
 Config = dict[str, Any]
 Save = Callable[[Path, Config], str]
@@ -108,9 +108,11 @@ def run(
 
 
 @pytest.fixture(scope="session")
-def results() -> Callable[[Path, str], list[Row]]:
+def results() -> Callable[[Path, str], list[Result]]:
     """`results(folder, variant)`: its rows."""
-    return lambda folder, variant: read_rows(folder / "run" / "board" / variant / "results.jsonl")
+    return lambda folder, variant: read_results(
+        folder / "run" / "board" / variant / "results.jsonl"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 Config = dict[str, Any]
 Save = Callable[[Path, Config], str]
-Results = Callable[[Path, str], list[Row]]
+Results = Callable[[Path, str], list[Result]]
 Table = Callable[[Path], list[dict[str, str]]]
 
 

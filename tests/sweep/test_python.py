@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import prunelit.module
+import prunelit.core.module
 from prunelit import InputError
 from prunelit.callbacks import Results
-from prunelit.datamodule import Calibration, PruneData
-from prunelit.module import PairedLM
+from prunelit.core.datamodule import Calibration, PruneData
+from prunelit.core.module import PairedLM
 from prunelit.pruners import Magnitude, SublayerDrop, Wanda
-from prunelit.report.rows import read_rows
+from prunelit.report.results import read_results
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import Perplexity, Task
 from prunelit.trainer import PruneTrainer
@@ -59,13 +59,13 @@ def test_the_dense_model_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[str] = []
-    load = prunelit.module.load_pretrained
+    load = prunelit.core.module.load_pretrained
 
     def noting(source: str, **options: Any) -> Any:
         read.append(source)
         return load(source, **options)
 
-    monkeypatch.setattr(prunelit.module, "load_pretrained", noting)
+    monkeypatch.setattr(prunelit.core.module, "load_pretrained", noting)
     variants = {
         "wanda": Wanda(Unstructured(0.5)),
         "attention": SublayerDrop(1),
@@ -93,7 +93,7 @@ def test_without_a_reference_each_variant_starts_from_dense_weights(
     for name, weight in weights.items():
         if name.endswith("_proj.weight"):
             assert int((weight == 0).sum()) == weight.numel() // 2, name
-    rows = read_rows(tmp_path / "magnitude" / "results.jsonl")
+    rows = read_results(tmp_path / "magnitude" / "results.jsonl")
     assert {row.model for row in rows} == {"pruned"}
     lines = table(tmp_path / "figures" / "variants.csv")
     assert [line["variant"] for line in lines] == ["attention", "magnitude"]

@@ -10,11 +10,11 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from prunelit.report.rows import Row, read_rows
+from prunelit.report.results import Result, read_results
 
 Config = dict[str, Any]
 Save = Callable[[Path, Config], str]
-Results = Callable[[Path, str], list[Row]]
+Results = Callable[[Path, str], list[Result]]
 Table = Callable[[Path], list[dict[str, str]]]
 
 
@@ -38,7 +38,7 @@ def test_a_variant_leaves_what_fit_leaves(results: Results, swept: Path, fitted:
     )
     assert one["recipe"] == two["recipe"]
     assert one["tensors"] == two["tensors"]
-    expected = read_rows(fitted / "run" / "board" / "only" / "results.jsonl")
+    expected = read_results(fitted / "run" / "board" / "only" / "results.jsonl")
     found = [row for row in results(swept, "wanda") if row.task != "followed"]
     assert str(found) == str(expected)
 

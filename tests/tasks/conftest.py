@@ -13,10 +13,10 @@ from tokenizers.decoders import ByteLevel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import ItemTable, Pair, Task, Transitions
 from prunelit.tasks.distribution import Distribution
-from prunelit.tasks.items import Streamed
+from prunelit.tasks.item_table import Streamed
 from prunelit.tasks.subspace import Subspace
 from prunelit.tasks.trajectory import Trajectory
 
@@ -126,7 +126,7 @@ def distribution(material: Path) -> Callable[..., Any]:
 
     def run(
         pair: Pair, world: int = 1, **arguments: Any
-    ) -> tuple[dict[str, Row], Distribution, ItemTable]:
+    ) -> tuple[dict[str, Result], Distribution, ItemTable]:
         defaults = {"length": 12, "limit": 7, "batch_size": 2, "floor_windows": 3}
         task = Distribution(str(material / "text.jsonl"), **{**defaults, **arguments})
         table, _ = measured(task, pair, world)
@@ -141,7 +141,7 @@ def subspace() -> Callable[..., Any]:
 
     def run(
         path: str, pair: Pair, world: int = 1, **arguments: Any
-    ) -> tuple[dict[tuple[str, str], Row], Subspace, ItemTable]:
+    ) -> tuple[dict[tuple[str, str], Result], Subspace, ItemTable]:
         task = Subspace(path, **{"batch_size": 2, **arguments})
         table, _ = measured(task, pair, world)
         return {(row.metric, row.model): row for row in task.summarise(table)}, task, table

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import ItemTable, Pair, Task
 
 
@@ -27,7 +27,7 @@ class Doubling(Task):
     def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"double": batch["double"]}
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         return []
 
 

@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import compare
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import Deviation, ItemTable, Pair
 
 
@@ -23,7 +23,7 @@ def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokeni
 @torch.no_grad()
 def measure(
     material: Path, pair: Pair, temperature: float = 1.0
-) -> tuple[dict[str, Row], torch.Tensor]:
+) -> tuple[dict[str, Result], torch.Tensor]:
     """Rows by metric, and the (5, 12) windows."""
     task = Deviation(
         str(material / "text.jsonl"), length=12, limit=5, batch_size=2, temperature=temperature

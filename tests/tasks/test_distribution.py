@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from prunelit import InputError
 from prunelit.models.architecture import final_hidden
-from prunelit.report.rows import read_rows, write_rows
+from prunelit.report.results import read_results, write_results
 from prunelit.tasks import Pair
 from prunelit.tasks.distribution import Distribution, _recast
 
@@ -180,8 +180,8 @@ def test_a_single_token_has_no_error_and_can_be_written(
     rows, task, table = distribution(pair, length=2, limit=1)
     assert rows["kl_dense_pruned"].details["standard_error_tokens"] is None
     assert math.isnan(rows["perplexity_ratio"].standard_error)
-    write_rows(list(rows.values()), tmp_path / "results.jsonl")
-    again = read_rows(tmp_path / "results.jsonl")
+    write_results(list(rows.values()), tmp_path / "results.jsonl")
+    again = read_results(tmp_path / "results.jsonl")
     assert [row.value for row in again] == [row.value for row in rows.values()]
     assert task.pictures(table)["distribution"].numbers["kl"]
 

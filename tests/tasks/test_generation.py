@@ -14,12 +14,12 @@ from transformers import (
 )
 
 from prunelit import InputError
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import Generation, ItemTable, Pair
-from prunelit.tasks.answers import first_line, last_number
-from prunelit.tasks.examples import gsm8k, humaneval
+from prunelit.tasks.formats import gsm8k, humaneval
 from prunelit.tasks.judges import ExactMatch, Execution
-from prunelit.tasks.shots import FewShot
+from prunelit.tasks.judges.answers import first_line, last_number
+from prunelit.tasks.prompting.few_shot import FewShot
 
 
 def writer(tokenizer: PreTrainedTokenizerBase, begin: str, text: str) -> PreTrainedModel:
@@ -59,7 +59,7 @@ def measure(task: Generation, pair: Pair) -> tuple[dict[tuple[str, str], float],
     for batch in task.batches(size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
     table.all_reduce_()
-    rows: list[Row] = task.summarise(table)
+    rows: list[Result] = task.summarise(table)
     assert all(row.n == size for row in rows)
     return {(row.metric, row.model): row.value for row in rows}, table
 

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from prunelit import InputError
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import Generation, ItemTable, Pair
-from prunelit.tasks.shots import FewShot
+from prunelit.tasks.prompting.few_shot import FewShot
 
 
 def writer(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedModel:
@@ -54,7 +54,7 @@ def writer(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedModel:
 @torch.no_grad()
 def measure(
     material: Path, pair: Pair, **arguments: object
-) -> tuple[dict[tuple[str, str], Row], ItemTable, Generation]:
+) -> tuple[dict[tuple[str, str], Result], ItemTable, Generation]:
     task = Generation(str(material / "questions.jsonl"), batch_size=3, **arguments)
     task.read()
     size = task.prepare(pair.tokenizer)

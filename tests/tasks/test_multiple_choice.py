@@ -12,9 +12,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
-from prunelit.metrics.paired import mcnemar
+from prunelit.metrics.flips import mcnemar
 from prunelit.tasks import ItemTable, MultipleChoice, Pair
-from prunelit.tasks.shots import FewShot
+from prunelit.tasks.prompting.few_shot import FewShot
 
 
 def naive_scores(
@@ -289,7 +289,7 @@ def test_a_choice_without_tokens_of_its_own_is_refused(
     task.read()
     # A tokenizer that merges the choice into the last token of the prompt.
     monkeypatch.setattr(
-        "prunelit.tasks.choices.encode_all", lambda _, texts: [[1, 2, 3] for _ in texts]
+        "prunelit.tasks.prompting.choices.encode_all", lambda _, texts: [[1, 2, 3] for _ in texts]
     )
     with pytest.raises(InputError, match="row 'x' adds no token to the prompt"):
         task.prepare(tokenizer)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.tasks import ItemTable, MultipleChoice, Pair
-from prunelit.tasks.shots import FewShot
+from prunelit.tasks.prompting.few_shot import FewShot
 
 
 @torch.no_grad()

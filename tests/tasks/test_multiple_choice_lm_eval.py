@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit
 from prunelit.tasks import ItemTable, MultipleChoice, Pair
-from prunelit.tasks.shots import FewShot
+from prunelit.tasks.prompting.few_shot import FewShot
 
 pytestmark = pytest.mark.model
 live = pytest.mark.skipif(

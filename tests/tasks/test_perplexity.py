@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import ItemTable, Pair, Perplexity
 
 
@@ -24,7 +24,7 @@ def nll_of_windows(model: PreTrainedModel, ids: torch.Tensor) -> np.ndarray:
 @pytest.fixture
 def measured(
     material: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Row], np.ndarray, np.ndarray]:
+) -> tuple[list[Result], np.ndarray, np.ndarray]:
     dense, pruned = make_model("llama", seed=0), make_model("llama", seed=1)
     task = Perplexity(str(material / "text.jsonl"), length=20, limit=11, batch_size=4)
     task.read()
@@ -38,7 +38,7 @@ def measured(
 
 
 def test_values_are_those_of_the_full_logits(
-    measured: tuple[list[Row], np.ndarray, np.ndarray],
+    measured: tuple[list[Result], np.ndarray, np.ndarray],
 ) -> None:
     rows, dense, pruned = measured
     values = {(row.metric, row.model): row.value for row in rows}
@@ -58,7 +58,7 @@ def test_values_are_those_of_the_full_logits(
     assert {row.details["tokens"] for row in rows} == {11 * 19}
 
 
-def test_errors_are_first_order(measured: tuple[list[Row], np.ndarray, np.ndarray]) -> None:
+def test_errors_are_first_order(measured: tuple[list[Result], np.ndarray, np.ndarray]) -> None:
     rows, dense, pruned = measured
     means = np.array([dense.mean(), pruned.mean()])
     covariance = np.cov(dense, pruned) / len(dense)

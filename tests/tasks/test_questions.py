@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prunelit import InputError
-from prunelit.tasks.formats import read_questions
+from prunelit.tasks.formats.multiple_choice import read_questions
 from prunelit.tasks.questions import check_template
 
 GOOD = {"id": "a", "context": "1 + 1 =", "choices": ["1", "2"], "label": 1}

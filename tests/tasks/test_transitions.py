@@ -18,7 +18,7 @@ from prunelit.models.surgery import drop_
 from prunelit.pruners import BlockDrop, SublayerDrop, Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import Pair, Transitions
-from prunelit.tasks.items import Streamed
+from prunelit.tasks.item_table import Streamed
 
 MakeModel = Callable[..., PreTrainedModel]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import prune
-from prunelit.metrics.deviation import deviations
+from prunelit.metrics.spaces.deviation import deviations
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.surgery import drop_
 from prunelit.pruners import Wanda

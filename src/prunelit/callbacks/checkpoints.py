@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
-from prunelit.datamodule import PruneData
+from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.recipe import describe
 

@@ -12,13 +12,14 @@ from torch.utils.hooks import RemovableHandle
 
 from prunelit.callbacks.checkpoints import BestCheckpoint, choosing_recipe
 from prunelit.callbacks.rounds import check_rounds, checked
-from prunelit.datamodule import PruneData
+from prunelit.core.datamodule import PruneData
+from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
-from prunelit.masks import Masks
 from prunelit.models.saving import check_writable, read_report, save_pretrained
-from prunelit.module import PairedLM
 from prunelit.pruners.base import Pruner
-from prunelit.pruning import PruningReport, describe_batches, prune
+from prunelit.pruning import PruningReport, prune
+from prunelit.pruning.masks import Masks
+from prunelit.pruning.prune import describe_batches
 from prunelit.recipe import describe
 from prunelit.report.tables import pruning_table, show
 from prunelit.schedule import OneShot, Schedule

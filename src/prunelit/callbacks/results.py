@@ -9,26 +9,25 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 
-from prunelit.callbacks.board import write_curves, write_pictures, write_texts
 from prunelit.callbacks.pruning import Pruning
+from prunelit.core.module import PairedLM
 from prunelit.errors import first_line
-from prunelit.module import PairedLM
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers
 from prunelit.report.figures import readings_figure, sparsity_figure
-from prunelit.report.files import write_whole
-from prunelit.report.headline import headline_picture, headline_table, retained_cells
+from prunelit.report.files import write_picture, write_whole
 from prunelit.report.items import write_items
-from prunelit.report.pictures import write_picture
 from prunelit.report.readings import readings_numbers, sparsity_numbers
-from prunelit.report.rows import Row, scalar_name, write_rows
+from prunelit.report.results import Result, scalar_name, write_results
+from prunelit.report.retained import headline_picture, headline_table, retained_cells
 from prunelit.report.tables import results_table, show
+from prunelit.report.tensorboard import write_curves, write_pictures, write_texts
 from prunelit.tasks.base import Task
 
 
 class Results(Callback):
     """After a validation: prints dense, pruned and difference, and writes the same to disk.
 
-    The last thing that it prints is how much of each score is left, see `prunelit.report.headline`.
+    The last thing that it prints is how much of each score is left, see `prunelit.report.retained`.
 
     `results.jsonl` lies in the logger's folder, or in `trainer.default_root_dir` where there is no
     logger; in `figures/` beside it every figure as PNG and the numbers behind it as CSV, those of
@@ -62,7 +61,7 @@ class Results(Callback):
         if not tasks:
             return
         folder = self._into
-        write_rows(pl_module.results, folder / "results.jsonl")
+        write_results(pl_module.results, folder / "results.jsonl")
         if pl_module.failed:
             rank_zero_info(f"Results of the other tasks: {folder / 'results.jsonl'}")
         report = next(
@@ -134,7 +133,7 @@ class Results(Callback):
         logger.save()
 
 
-def printed_tables(tasks: Mapping[str, Task], rows: Sequence[Row]) -> list[Table]:
+def printed_tables(tasks: Mapping[str, Task], rows: Sequence[Result]) -> list[Table]:
     """One table of all results, but for the tasks that have their own, which come after it."""
     own = {
         name: table

@@ -5,9 +5,9 @@ import math
 from lightning.pytorch import LightningModule, Trainer
 
 from prunelit.callbacks.checkpoints import batches_per_epoch, check_watchers
-from prunelit.datamodule import PruneData
+from prunelit.core.datamodule import PruneData
+from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
-from prunelit.module import PairedLM
 from prunelit.pruners.base import Pruner
 from prunelit.schedule import Schedule
 

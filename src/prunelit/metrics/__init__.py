@@ -1,13 +1,18 @@
 """How far dense and pruned are apart, in embedding, logit and probability space."""
 
-from prunelit.metrics.deviation import deviations
-from prunelit.metrics.embedding import (
+from prunelit.metrics.spaces.deviation import deviations
+from prunelit.metrics.spaces.embedding import (
     EmbeddingCosine,
     embedding_cosine,
     embedding_orthogonal,
     embedding_parallel,
 )
-from prunelit.metrics.logit import (
+from prunelit.metrics.spaces.estimates import (
+    cosine_estimate,
+    kl_estimate,
+    probability_cosine_estimate,
+)
+from prunelit.metrics.spaces.logit import (
     LogitCosine,
     LogitMSE,
     logit_cosine,
@@ -18,8 +23,8 @@ from prunelit.metrics.logit import (
     logit_std_p,
     logit_std_top,
 )
-from prunelit.metrics.pair import LogitPair
-from prunelit.metrics.probability import (
+from prunelit.metrics.spaces.logit_pair import LogitPair
+from prunelit.metrics.spaces.probability import (
     ProbabilityCosine,
     ProbabilityKL,
     Top1Agreement,
@@ -29,8 +34,7 @@ from prunelit.metrics.probability import (
     top1_agreement,
     topk_overlap,
 )
-from prunelit.metrics.theory import cosine_estimate, kl_estimate, probability_cosine_estimate
-from prunelit.metrics.vectors import VectorPair
+from prunelit.metrics.spaces.vector_pair import VectorPair
 
 __all__ = [
     "EmbeddingCosine",

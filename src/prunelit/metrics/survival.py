@@ -13,8 +13,8 @@ from scipy.stats import CensoredData, ecdf
 from torch import Tensor
 
 from prunelit.errors import InputError, check_positive
-from prunelit.metrics.buffers import rows_per_chunk
-from prunelit.metrics.vectors import check_shapes
+from prunelit.metrics.spaces.buffers import rows_per_chunk
+from prunelit.metrics.spaces.vector_pair import check_shapes
 
 
 @torch.no_grad()

@@ -17,12 +17,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError, first_line
-from prunelit.finite import all_finite
+from prunelit.models.finite import all_finite
 from prunelit.models.gguf import converted
 from prunelit.models.saving import read_report
 from prunelit.models.surgery import Removed, left_out_names, rebuilt
-from prunelit.sources import is_hub_name, local_path
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -10,7 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunelit.batches import Batch
+from prunelit.data.batches import Batch
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, final_hidden
 

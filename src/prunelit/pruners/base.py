@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from prunelit.allocation import Allocation, allocate, check_allocation
 from prunelit.errors import InputError, near_names
-from prunelit.finite import all_finite
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.models.finite import all_finite
 from prunelit.models.surgery import check_whole
 from prunelit.sparsity import Sparsity, Within
 from prunelit.statistics import Observe, Probe, Statistic

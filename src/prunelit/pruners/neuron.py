@@ -8,8 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.finite import all_finite
 from prunelit.models.architecture import decoder_blocks, oriented_weight, sublayers
+from prunelit.models.finite import all_finite
 from prunelit.models.surgery import neuron_rows
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, keep_highest, removed

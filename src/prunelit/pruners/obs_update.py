@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
-from prunelit.obs import compensate, shared_factor
 from prunelit.pruners.base import LinearPruner, Observe
+from prunelit.pruners.compensation import compensate, shared_factor
 from prunelit.statistics import Both, Gram, Statistic
 
 

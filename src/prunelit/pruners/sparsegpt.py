@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from prunelit.allocation import Allocation
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
-from prunelit.obs import compensate, shared_factor
 from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.compensation import compensate, shared_factor
 from prunelit.sparsity import (
     SemiStructured,
     Sparsity,
@@ -121,7 +121,7 @@ class _ByColumnBlocks:
         self._taken = torch.zeros_like(self._total)
 
     def __call__(self, first: int, values: Tensor, saliency: Tensor) -> Tensor:
-        """(C, O) bool, True keeps; see `prunelit.obs.Choose`."""
+        """(C, O) bool, True keeps; see `prunelit.pruners.compensation.Choose`."""
         end, block = first + len(values), first // self._block_size
         scores = saliency.masked_fill(self._gone[first:end], -torch.inf)
         if self._by_row:

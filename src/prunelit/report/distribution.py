@@ -12,7 +12,7 @@ from rich.table import Table
 
 from prunelit.report.curves import Picture
 from prunelit.report.figures import PRUNED
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 # What is compared, by the words before the names of its metrics.
 _COLUMNS = {
@@ -65,13 +65,13 @@ class Spread:
     tokens: int
 
 
-def distribution_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
+def distribution_lines(rows: Sequence[Result]) -> list[dict[str, str]]:
     """One line a quantity, the pruned model beside the noise floors that were measured.
 
     Args:
         rows: of one `Distribution` task.
     """
-    cells: dict[str, dict[str, Row]] = {}
+    cells: dict[str, dict[str, Result]] = {}
     for row in rows:
         prefix, slash, metric = row.metric.rpartition("/")
         if row.model == "pair" and (label := _label(metric)) is not None:
@@ -83,7 +83,7 @@ def distribution_lines(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
-def distribution_table(rows: Sequence[Row]) -> Table:
+def distribution_table(rows: Sequence[Result]) -> Table:
     """The same as a table to print.
 
     Args:
@@ -174,7 +174,7 @@ def _label(metric: str) -> str | None:
     return f"{quantity}: {_WORDS.get(last) or last.removeprefix('q') + '%'}"
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Result | None) -> str:
     if row is None:
         return ""
     if "rung" in row.details:

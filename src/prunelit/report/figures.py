@@ -7,17 +7,17 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from prunelit.report.readings import axis_begin, chance, is_reading
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 DENSE, PRUNED, CHANCE = "#4C72B0", "#DD8452", "#444444"
 
 
-def readings_figure(rows: Sequence[Row]) -> Figure:
+def readings_figure(rows: Sequence[Result]) -> Figure:
     """Dense beside pruned for every reading of the run.
 
     Bars with standard errors; a dashed line where the task states the score of chance.
     """
-    chosen: dict[tuple[str, str], dict[str, Row]] = {}
+    chosen: dict[tuple[str, str], dict[str, Result]] = {}
     for row in rows:
         if is_reading(row):
             chosen.setdefault((row.task, row.metric), {})[row.model] = row

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from prunelit.report.bands import draw
 from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
 from prunelit.report.readings import axis_begin, chance, is_reading
-from prunelit.report.rows import Row
-from prunelit.report.spaces import SPACES
+from prunelit.report.results import Result
+from prunelit.report.style import SPACES, draw
 from prunelit.report.variants import Variant, main_readings
 
 PERTURBATIONS, SCORES, COSINES = "perturbations", "score_by_dropped", "spaces_by_variant"
@@ -213,7 +212,7 @@ def _tags(variant: Variant, task: str) -> set[str]:
     return {curve.tag for curve in variant.curves.get(task, ())}
 
 
-def _cosines(variant: Variant, task: str) -> list[tuple[str, Row]]:
+def _cosines(variant: Variant, task: str) -> list[tuple[str, Result]]:
     """Space and row; nothing where the task lacks one of them."""
     rows = [(space, variant.find(task, f"{space}_cosine", "pair")) for space in SPACES]
     found = [(space, row) for space, row in rows if row is not None]
@@ -222,7 +221,7 @@ def _cosines(variant: Variant, task: str) -> list[tuple[str, Row]]:
 
 def _points(
     variants: Sequence[Variant], kind: str, task: str, metric: str
-) -> Iterator[tuple[int, str, Row]]:
+) -> Iterator[tuple[int, str, Result]]:
     """Count, variant and row, fewest dropped first; 0 is the dense model."""
     of_kind = [(v.dropped[1], v) for v in variants if v.dropped and v.dropped[0] == kind]
     if (dense := of_kind[0][1].find(task, metric, "dense")) is not None:

@@ -8,31 +8,31 @@ by, `primary`, what it reads a model for, `reading`, and the score of a guess, `
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 
-def is_reading(row: Row) -> bool:
+def is_reading(row: Result) -> bool:
     """Whether it is a model's score by which it is compared."""
     return row.model in ("dense", "pruned") and row.metric == row.details.get("primary")
 
 
-def is_generative(row: Row) -> bool:
+def is_generative(row: Result) -> bool:
     """Whether it is a score of texts that the model writes."""
     return row.details.get("reading") == "generation"
 
 
-def chance(row: Row) -> float | None:
+def chance(row: Result) -> float | None:
     """The score of a model that guesses, where the task states it."""
     return row.details.get("chance", row.details.get(f"chance_{row.metric}"))
 
 
-def axis_begin(rows: Iterable[Row]) -> float:
+def axis_begin(rows: Iterable[Result]) -> float:
     """Where an axis of scores begins: at 0, or below the whiskers of a correlation that is less."""
     ends = [row.value - (row.standard_error if row.standard_error > 0 else 0) for row in rows]
     return 1.1 * min([0.0, *(end for end in ends if end < 0)])
 
 
-def readings_numbers(rows: Sequence[Row]) -> dict[str, list[object]]:
+def readings_numbers(rows: Sequence[Result]) -> dict[str, list[object]]:
     """The numbers behind the figure of readings, one line a task, metric and model."""
     names = ("task", "metric", "model", "value", "standard_error", "n", "chance")
     columns: dict[str, list[object]] = {name: [] for name in names}

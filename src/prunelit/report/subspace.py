@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.curves import Picture
 from prunelit.report.figures import CHANCE, DENSE, PRUNED
-from prunelit.report.spaces import SPACES
+from prunelit.report.style import SPACES
 
 _MODELS = {"dense": DENSE, "pruned": PRUNED}
 _WIDTH = 0.38  # of a bar, in groups of two

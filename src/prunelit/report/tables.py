@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 
 def show(table: Table) -> None:
@@ -28,14 +28,14 @@ def as_text(table: Table) -> str:
     return capture.get()
 
 
-def results_table(rows: Sequence[Row]) -> Table:
+def results_table(rows: Sequence[Result]) -> Table:
     """Dense, pruned and difference, one line a metric, each with its standard error."""
     table = Table(title="Dense against pruned (value ± standard error)", title_justify="left")
     table.add_column("task")
     table.add_column("metric")
     for name in ("dense", "pruned", "difference", "n"):
         table.add_column(name, justify="right")
-    cells: dict[tuple[str, str], dict[str, Row]] = {}
+    cells: dict[tuple[str, str], dict[str, Result]] = {}
     for row in rows:
         cells.setdefault((row.task, row.metric), {})[row.model] = row
     last = None
@@ -54,7 +54,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def grouped_table(rows: Sequence[Row], groups: str) -> Table:
+def grouped_table(rows: Sequence[Result], groups: str) -> Table:
     """One line a group, one column a quantity, each value with its standard error.
 
     Args:
@@ -62,7 +62,7 @@ def grouped_table(rows: Sequence[Row], groups: str) -> Table:
         groups: what the groups are.
     """
     table = Table(title=f"{rows[0].task} (value ± standard error)", title_justify="left")
-    lines: dict[str, dict[str, Row]] = {}
+    lines: dict[str, dict[str, Result]] = {}
     for row in rows:
         group, _, quantity = row.metric.rpartition("/")
         lines.setdefault(group, {})[quantity] = row
@@ -107,7 +107,7 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(row: Row | None, *, signed: bool = False) -> str:
+def _cell(row: Result | None, *, signed: bool = False) -> str:
     if row is None:
         return ""
     value = f"{row.value:+.4g}" if signed else f"{row.value:.4g}"

@@ -8,9 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prunelit.report.bands import draw
 from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
-from prunelit.report.spaces import SPACES
+from prunelit.report.style import SPACES, draw
 
 MODES = {
     "teacher_forced": "teacher-forced: both read the dense rollout",

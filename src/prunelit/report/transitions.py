@@ -6,10 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from prunelit.report.bands import draw
 from prunelit.report.curves import Curve, Picture, curve_numbers
 from prunelit.report.scatter import logarithmic
-from prunelit.report.spaces import SPACES
+from prunelit.report.style import SPACES, draw
 
 _VARIANTS = {
     "local": "local: the pruned sublayer reads the dense input",

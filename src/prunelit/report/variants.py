@@ -8,7 +8,7 @@ from rich.table import Table
 
 from prunelit.report.curves import Curve
 from prunelit.report.readings import is_generative, is_reading
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 # What the table shows beside the readings.
 _FURTHER = ("perplexity", "kl_dense_pruned")
@@ -28,12 +28,12 @@ class Variant:
     """
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[Result]
     curves: Mapping[str, Sequence[Curve]]
     sparsity: float
     dropped: tuple[str, int] | None = None
 
-    def find(self, task: str, metric: str, *models: str) -> Row | None:
+    def find(self, task: str, metric: str, *models: str) -> Result | None:
         """The row of the first of `models` that has one."""
         found = {row.model: row for row in self.rows if (row.task, row.metric) == (task, metric)}
         return next((found[model] for model in models if model in found), None)
@@ -86,7 +86,7 @@ def _shown(variants: Sequence[Variant]) -> list[tuple[str, str]]:
 
 def _lines(
     variants: Sequence[Variant],
-) -> list[tuple[str, float, dict[tuple[str, str], Row | None]]]:
+) -> list[tuple[str, float, dict[tuple[str, str], Result | None]]]:
     """Name, sparsity and rows of each line of the table."""
     shown = _shown(variants)
     dense = {key: variants[0].find(*key, "dense") for key in shown}
@@ -97,7 +97,7 @@ def _lines(
     return lines
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Result | None) -> str:
     if row is None:
         return ""
     value = f"{row.value:.4g}"

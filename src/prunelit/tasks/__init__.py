@@ -1,15 +1,15 @@
 """What to measure: one task a file."""
 
 from prunelit.tasks.base import Pair, Task
-from prunelit.tasks.collection import CollectionRetrieval
+from prunelit.tasks.collection_retrieval import CollectionRetrieval
 from prunelit.tasks.deviation import Deviation
 from prunelit.tasks.distribution import Distribution
 from prunelit.tasks.generation import Generation
-from prunelit.tasks.items import ItemTable
+from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.multiple_choice import MultipleChoice
 from prunelit.tasks.perplexity import Perplexity
 from prunelit.tasks.retrieval import Retrieval
-from prunelit.tasks.similarity import SemanticSimilarity
+from prunelit.tasks.semantic_similarity import SemanticSimilarity
 from prunelit.tasks.subspace import Subspace
 from prunelit.tasks.trajectory import Trajectory
 from prunelit.tasks.transitions import Transitions

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
 from prunelit.report.curves import Curve, Picture
-from prunelit.report.rows import Row
-from prunelit.tasks.items import ItemTable, Streamed
+from prunelit.report.results import Result
+from prunelit.tasks.item_table import ItemTable, Streamed
 
 
 @dataclass
@@ -101,10 +101,10 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         """Results from the values of all items."""
 
-    def printed(self, rows: Sequence[Row]) -> Table | None:
+    def printed(self, rows: Sequence[Result]) -> Table | None:
         """Its own table of its `rows` to print, in place of a line each in the table of results."""
         return None
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from prunelit.comparison import deviation_sums
 from prunelit.errors import check_positive
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks.base import Pair
-from prunelit.tasks.items import ItemTable
-from prunelit.tasks.windows import WindowTask
+from prunelit.tasks.item_table import ItemTable
+from prunelit.tasks.window_task import WindowTask
 
 
 class Deviation(WindowTask):
@@ -19,7 +19,7 @@ class Deviation(WindowTask):
     Standard errors count windows, not tokens, as independent.
 
     Args:
-        path: text rows, see `prunelit.rows.load_rows`; documents are joined by an empty line.
+        path: text rows, see `prunelit.data.rows.load_rows`; documents are joined by an empty line.
         split: of the data set.
         column: that holds the text.
         length: tokens a window.
@@ -53,6 +53,6 @@ class Deviation(WindowTask):
         sums, counts = deviation_sums(pair.dense, pair.pruned, inputs, temperature=self.temperature)
         return {name: values / counts for name, values in sums.items()}
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         details = {**self.details(self.length), "temperature": self.temperature}
-        return table.pair_rows(self.name, table.columns(), details)
+        return table.pair_results(self.name, table.columns(), details)

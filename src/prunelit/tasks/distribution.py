@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from prunelit.comparison import token_deviations
 from prunelit.errors import InputError
-from prunelit.metrics.ruler import RUNGS, SOURCE, read_ruler
+from prunelit.metrics.quantization_ruler import RUNGS, SOURCE, read_ruler
 from prunelit.metrics.sketch import Sketch
 from prunelit.models.architecture import final_hidden
 from prunelit.report.curves import Picture
@@ -22,10 +22,10 @@ from prunelit.report.distribution import (
     distribution_picture,
     distribution_table,
 )
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks.base import Pair
-from prunelit.tasks.items import ItemTable, Streamed
-from prunelit.tasks.windows import WindowTask
+from prunelit.tasks.item_table import ItemTable, Streamed
+from prunelit.tasks.window_task import WindowTask
 
 # Shares of the tokens whose quantiles are reported, in percent.
 KL_PERCENT = (99.9, 99, 90, 50, 10, 1)
@@ -69,7 +69,7 @@ class Distribution(WindowTask):
     memory of a float32 model, or twice that of a 16-bit one.
 
     Args:
-        path: text rows, see `prunelit.rows.load_rows`; documents are joined by an empty line.
+        path: text rows, see `prunelit.data.rows.load_rows`; documents are joined by an empty line.
         split: of the data set.
         column: that holds the text.
         length: L, tokens a window, at least 2.
@@ -121,14 +121,14 @@ class Distribution(WindowTask):
                     values[prefix + name] = Streamed(tokens)
         return values
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         details = self.details(self.length - 1)
-        rows = table.paired_rows(self.name, ["nll"], details)
+        rows = table.paired_results(self.name, ["nll"], details)
         for prefix in self._prefixes(table):
             rows += self._rows(table, prefix, details)
         return rows
 
-    def printed(self, rows: Sequence[Row]) -> Table:
+    def printed(self, rows: Sequence[Result]) -> Table:
         return distribution_table(rows)
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
@@ -158,14 +158,14 @@ class Distribution(WindowTask):
     def _prefixes(self, table: ItemTable) -> list[str]:
         return ["", *(p for p in FLOORS if f"{p}kl_dense_pruned" in table.sketches)]
 
-    def _rows(self, table: ItemTable, prefix: str, details: dict[str, Any]) -> list[Row]:
+    def _rows(self, table: ItemTable, prefix: str, details: dict[str, Any]) -> list[Result]:
         sketches = {name: table.sketches[prefix + name] for name in _SKETCHED}
         kl, delta, ratio = (sketches[n] for n in ("kl_dense_pruned", "delta_p", "delta_nll"))
         windows = int(kl.n)
         own = {**details, "tokens": int(kl.tokens)}
 
-        def row(metric: str, value: float, error: float = math.nan, **more: Any) -> Row:
-            return Row(self.name, prefix + metric, "pair", value, error, windows, own | more)
+        def row(metric: str, value: float, error: float = math.nan, **more: Any) -> Result:
+            return Result(self.name, prefix + metric, "pair", value, error, windows, own | more)
 
         rows = []
         for name in _MEANS:

@@ -9,27 +9,27 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prunelit.data.rows import hash_rows
+from prunelit.data.sources import subset_of
+from prunelit.data.tokens import decode
 from prunelit.errors import InputError
-from prunelit.metrics.divergence import first_divergence
+from prunelit.metrics.first_divergence import first_divergence
 from prunelit.metrics.pass_at_k import pass_at_k
 from prunelit.metrics.repetition import MEASURES, measures
-from prunelit.models.generation import Sampling, rollout
-from prunelit.models.prefix import Lending, lent_length
-from prunelit.models.stopping import cut
+from prunelit.models.inference.generation import Sampling, rollout
+from prunelit.models.inference.prefix_cache import Lending, lent_length
+from prunelit.models.inference.stopping import cut
 from prunelit.recipe import describe
-from prunelit.report.rows import Row
-from prunelit.rows import hash_rows
-from prunelit.sources import subset_of
+from prunelit.report.results import Result
 from prunelit.tasks.base import Pair
-from prunelit.tasks.examples import Example, ExampleFormat, chance_of, read_examples
-from prunelit.tasks.formats import Format
-from prunelit.tasks.items import ItemTable
-from prunelit.tasks.judges import ExactMatch, Judge
-from prunelit.tasks.prompts import PromptTask
-from prunelit.tasks.questions import Question, check_template
+from prunelit.tasks.formats.generation import ExampleFormat, chance_of, read_examples
+from prunelit.tasks.formats.multiple_choice import Format
+from prunelit.tasks.item_table import ItemTable
+from prunelit.tasks.judges.judge import ExactMatch, Judge
+from prunelit.tasks.prompt_task import PromptTask
+from prunelit.tasks.prompting.few_shot import FewShot
+from prunelit.tasks.questions import Example, Question, check_template
 from prunelit.tasks.retention import read_by, retained_rows
-from prunelit.tasks.shots import FewShot
-from prunelit.tokens import decode
 
 _SHOWN = 100  # prompts in the text table
 
@@ -50,10 +50,10 @@ class Generation(PromptTask):
     on neither batch nor rank.
 
     Args:
-        path: rows, see `prunelit.rows.load_rows`.
+        path: rows, see `prunelit.data.rows.load_rows`.
         split: of the data set.
         subset: configuration of a data set on the hub.
-        format: makes an example of a row, see `prunelit.tasks.examples`; None reads multiple-choice
+        format: makes an example of a row, see `prunelit.tasks.formats`; None reads multiple-choice
             rows.
         columns: in place of a format, the rows' own names of `context` and `target`.
         questions: `format` and `columns` are those of `prunelit.tasks.formats.read_questions`, and
@@ -194,7 +194,7 @@ class Generation(PromptTask):
             for key, value in values.items()
         }
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         means = ItemTable(table.size)
         columns = {
             name: table[name].mean(1) for name in table.columns() if not name.endswith("/tokens")
@@ -209,9 +209,9 @@ class Generation(PromptTask):
         metrics = [*judged, *(f"pass@{k}" for k in passes), *MEASURES]
         means.assign(torch.arange(table.size), columns)
         details = self.details()
-        rows = means.paired_rows(self.name, metrics, details)
+        rows = means.paired_results(self.name, metrics, details)
         rows += retained_rows(self.name, columns, details["chance"], details)
-        return rows + means.pair_rows(self.name, ["first_divergence", "diverged"], details)
+        return rows + means.pair_results(self.name, ["first_divergence", "diverged"], details)
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
         """Question, target and what both models wrote, of the first prompts."""

@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.data.rows import hash_rows
+from prunelit.data.sources import subset_of
+from prunelit.data.tokens import pad_token
 from prunelit.errors import InputError
-from prunelit.metrics.calibration import brier_scores, calibration_gaps
-from prunelit.metrics.paired import PAIRED, mcnemar, paired_answers
-from prunelit.models.branches import Tree
-from prunelit.models.prefix import Lending
-from prunelit.models.trees import tree_scores
-from prunelit.report.rows import Row
-from prunelit.rows import hash_rows
-from prunelit.sources import subset_of
+from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
+from prunelit.metrics.flips import PAIRED, mcnemar, paired_answers
+from prunelit.models.inference.prefix_cache import Lending
+from prunelit.models.inference.token_tree import Tree
+from prunelit.models.inference.tree_scoring import tree_scores
+from prunelit.report.results import Result
 from prunelit.tasks.base import Pair, Task
-from prunelit.tasks.choices import Prompt, Scoring
-from prunelit.tasks.formats import Format, read_questions
-from prunelit.tasks.items import ItemTable
-from prunelit.tasks.plans import plan
+from prunelit.tasks.formats.multiple_choice import Format, read_questions
+from prunelit.tasks.item_table import ItemTable
+from prunelit.tasks.prompting.choices import Prompt, Scoring
+from prunelit.tasks.prompting.few_shot import FewShot, group_of
+from prunelit.tasks.prompting.plans import plan
 from prunelit.tasks.questions import Question
 from prunelit.tasks.retention import read_by, retained_rows
-from prunelit.tasks.shots import FewShot, group_of
-from prunelit.tokens import pad_token
 
 Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
 
@@ -44,7 +44,7 @@ class MultipleChoice(Task):
     choices, and `retained` the share of the primary accuracy's lead over it that is left. Rows
     with a group give the primary accuracy of each group too.
 
-    Prompts and tokens are those of lm-evaluation-harness 0.4.13 (see `prunelit.tasks.choices`).
+    Prompts and tokens are those of lm-evaluation-harness 0.4.13 (see `prompting/choices.py`).
     Differs from it in `acc_norm` alone, which there divides by characters: the same for ASCII, and
     there called `acc_bytes`.
 
@@ -54,7 +54,7 @@ class MultipleChoice(Task):
     Args:
         path: rows of any form, see `prunelit.tasks.formats.read_questions`.
         split: of the data set.
-        template: of the prompt, see `prunelit.tasks.choices.Prompt`.
+        template: of the prompt, see `prunelit.tasks.prompting.choices.Prompt`.
         delimiter: between prompt and choice.
         limit: number of rows; None is all.
         batch_size: questions a batch, at most.
@@ -173,7 +173,7 @@ class MultipleChoice(Task):
             values |= {f"{name}/{column}": value for column, value in columns.items()}
         return values
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         details = self._details()
         every = range(table.size)
         values: dict[str, Tensor] = {}
@@ -192,20 +192,22 @@ class MultipleChoice(Task):
             values |= paired_answers(chosen["dense"], chosen["pruned"], self._label)
         derived = ItemTable(table.size)
         derived.assign(torch.arange(table.size), values)
-        rows = derived.paired_rows(self.name, [*metrics, "calibration_error"], details)
-        rows += derived.pair_rows(self.name, list(PAIRED), details)
+        rows = derived.paired_results(self.name, [*metrics, "calibration_error"], details)
+        rows += derived.pair_results(self.name, list(PAIRED), details)
         if len(chosen) == 2:
             flips = [int(values[name].sum()) for name in PAIRED[1:]]
             counts = {"flips_to_wrong": flips[0], "flips_to_right": flips[1]}
             p = mcnemar(*flips)
             rows.append(
-                Row(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**details, **counts})
+                Result(
+                    self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**details, **counts}
+                )
             )
         chance = torch.tensor([1 / len(question.choices) for question in self._questions])
         rows += retained_rows(self.name, values, chance, details)
         return rows + self._group_rows(values, details)
 
-    def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Row]:
+    def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Result]:
         """The primary accuracy of each group of questions."""
         groups: dict[str, list[int]] = {}
         for index, question in enumerate(self._questions):
@@ -221,7 +223,7 @@ class MultipleChoice(Task):
                 if f"{name}/{self.primary}" in values
             }
             part.assign(torch.arange(len(indices)), own)
-            rows += part.paired_rows(self.name, [metric], {**details, "group": group})
+            rows += part.paired_results(self.name, [metric], {**details, "group": group})
         return rows
 
     def _accuracies(self) -> list[str]:

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from prunelit.models.scoring import window_nll
-from prunelit.report.rows import Row
+from prunelit.models.inference.scoring import window_nll
+from prunelit.report.results import Result
 from prunelit.tasks.base import Pair
-from prunelit.tasks.items import ItemTable, mean
-from prunelit.tasks.windows import WindowTask
+from prunelit.tasks.item_table import ItemTable, mean
+from prunelit.tasks.window_task import WindowTask
 
 
 class Perplexity(WindowTask):
@@ -20,7 +20,7 @@ class Perplexity(WindowTask):
     `perplexity` and of its `difference` are first order in the error of `nll`.
 
     Args:
-        path: text rows, see `prunelit.rows.load_rows`; documents are joined by an empty line.
+        path: text rows, see `prunelit.data.rows.load_rows`; documents are joined by an empty line.
         split: of the data set.
         column: that holds the text.
         length: L, tokens a window, at least 2.
@@ -47,9 +47,9 @@ class Perplexity(WindowTask):
             for name, model in pair.models().items()
         }
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         details = self.details(self.length - 1)
-        rows = table.paired_rows(self.name, ["nll"], details)
+        rows = table.paired_results(self.name, ["nll"], details)
         perplexity = {row.model: _exp(row.value) for row in rows if row.model != "difference"}
         # d exp(m) = exp(m) dm for each model, window by window, so that pairing carries over.
         scaled = {model: value * table[f"{model}/nll"] for model, value in perplexity.items()}
@@ -57,7 +57,9 @@ class Perplexity(WindowTask):
             perplexity["difference"] = perplexity["pruned"] - perplexity["dense"]
             scaled["difference"] = scaled["pruned"] - scaled["dense"]
         rows += [
-            Row(self.name, "perplexity", model, value, mean(scaled[model])[1], table.size, details)
+            Result(
+                self.name, "perplexity", model, value, mean(scaled[model])[1], table.size, details
+            )
             for model, value in perplexity.items()
         ]
         return rows

@@ -20,7 +20,7 @@ class Question:
         """The right choice."""
         return self.choices[self.label]
 
-    # Read as an example of `prunelit.tasks.examples`, what is to be written is the right choice.
+    # Read as an example of `prunelit.tasks.formats`, what is to be written is the right choice.
     target = solution = answer
 
 
@@ -67,3 +67,18 @@ def _problem(row: dict[str, Any]) -> str | None:
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(choices):
         return f"expected `label` in [0, {len(choices)}) but got {label!r}"
     return None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to ask a model.
+
+    Args:
+        context: fills the template.
+        target: the right answer, or the code that follows a program and tests it.
+        solution: what a worked example shows as its answer.
+    """
+
+    context: str
+    target: str
+    solution: str

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunelit.metrics.retained import RESAMPLES, retained
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 
 # What a task reads a model for.
 Reading = Literal["multiple choice", "retrieval", "generation", "similarity"]
@@ -29,7 +29,7 @@ def retained_rows(
     columns: Mapping[str, Tensor],
     chance: Tensor | float,
     details: dict[str, Any],
-) -> list[Row]:
+) -> list[Result]:
     """The row `retained` of a task, see `prunelit.metrics.retained`.
 
     Args:
@@ -56,7 +56,7 @@ def retained_rows(
         "resamples": RESAMPLES,
     }
     return [
-        Row(
+        Result(
             task,
             "retained",
             "pair",

@@ -12,18 +12,18 @@ from torchmetrics.functional.retrieval import (
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.data.rows import hash_rows
+from prunelit.data.sources import subset_of
+from prunelit.data.tokens import encode_text, pad, pad_token
 from prunelit.errors import InputError
-from prunelit.finite import all_finite
 from prunelit.models.architecture import final_hidden
-from prunelit.report.rows import Row
-from prunelit.rows import hash_rows
-from prunelit.sources import subset_of
+from prunelit.models.finite import all_finite
+from prunelit.report.results import Result
 from prunelit.tasks.base import Pair, Task
-from prunelit.tasks.formats import Format, read_questions
-from prunelit.tasks.items import ItemTable
+from prunelit.tasks.formats.multiple_choice import Format, read_questions
+from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.questions import check_template
 from prunelit.tasks.retention import read_by, retained_rows
-from prunelit.tokens import encode_text, pad, pad_token
 
 
 class Retrieval(Task):
@@ -107,7 +107,7 @@ class Retrieval(Task):
             for name, model in pair.models().items()
         }
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         n = len(self._questions)
         values = ItemTable(n)
         columns: dict[str, Tensor] = {}
@@ -132,7 +132,7 @@ class Retrieval(Task):
             "chance_mrr": sum(1 / rank for rank in range(1, size + 1)) / size,
         }
         metrics = ["mrr", "recall@1", "recall@5", "recall@10", "ndcg@10"]
-        rows = values.paired_rows(self.name, metrics, details)
+        rows = values.paired_results(self.name, metrics, details)
         chance = details["chance_mrr"]
         return rows + retained_rows(self.name, columns, chance, details)
 

@@ -10,12 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.comparison import token_deviations
+from prunelit.data.rows import hash_rows
+from prunelit.data.tokens import decode, encode_text, leading_tokens, pad, pad_token
 from prunelit.errors import InputError, check_positive
-from prunelit.metrics.subspace import SUBSPACE, read_options, subspace_deviations
+from prunelit.metrics.spaces.subspace import SUBSPACE, read_options, subspace_deviations
 from prunelit.metrics.validity import NEAR, judge
 from prunelit.models.architecture import final_hidden
 from prunelit.report.curves import Picture
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.report.scatter import scatter_picture
 from prunelit.report.subspace import (
     Shown,
@@ -24,13 +26,11 @@ from prunelit.report.subspace import (
     options_picture,
     spaces_picture,
 )
-from prunelit.rows import hash_rows
 from prunelit.tasks.base import Pair, Task
-from prunelit.tasks.formats import read_questions
-from prunelit.tasks.items import ItemTable, mean
+from prunelit.tasks.formats.multiple_choice import read_questions
+from prunelit.tasks.item_table import ItemTable, mean
 from prunelit.tasks.questions import Question, check_template
 from prunelit.tasks.retention import read_by
-from prunelit.tokens import decode, encode_text, leading_tokens, pad, pad_token
 
 Options = Literal["letters", "continuations"]
 
@@ -72,11 +72,11 @@ class Subspace(Task):
     options alone (`subspace_`): logits restricted to the option tokens, probabilities renormalised
     among them. Both are read from one embedding h, so there is one embedding cosine.
     `subspace_top1_agreement` says whether both models choose the same option. For each model there
-    are `acc`, `option_mass` and the log-likelihoods of `prunelit.metrics.subspace.read_options`.
+    are `acc`, `option_mass` and the log-likelihoods of `metrics/spaces/subspace.py`.
     Standard errors are over questions.
 
     Args:
-        path: rows `{id, context, choices, label}`, see `prunelit.rows.load_rows`.
+        path: rows `{id, context, choices, label}`, see `prunelit.data.rows.load_rows`.
         split: of the data set.
         options: `continuations` answers with the choice itself; `letters` lists the choices in the
             prompt and answers with A, B, ...
@@ -220,7 +220,7 @@ class Subspace(Task):
         )
         return {name: x for name, x in found.items() if name in _COMPARED or "/" in name}
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         details = {
             "path": self.path,
             "split": self.split,
@@ -236,11 +236,11 @@ class Subspace(Task):
             "rows_with_tokens_shared_by_all_options": self._read_on,
             "rows_where_prompt_and_option_merge": self._merged,
         }
-        rows = table.paired_rows(self.name, _READINGS, details)
-        rows += table.pair_rows(self.name, _COMPARED, details)
+        rows = table.paired_results(self.name, _READINGS, details)
+        rows += table.pair_results(self.name, _COMPARED, details)
         lost = torch.zeros(len(self._questions))
         lost[self._collisions] = 1
-        return [*rows, Row(self.name, "collisions", "pair", *mean(lost), len(lost), details)]
+        return [*rows, Result(self.name, "collisions", "pair", *mean(lost), len(lost), details)]
 
     def texts(self, table: ItemTable) -> list[dict[str, str]]:
         """The shown rows: prompt, options, both answers, and both models' top tokens."""

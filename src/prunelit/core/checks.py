@@ -1,0 +1,104 @@
+"""What a run cannot do, refused before its weights are read."""
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from transformers import PreTrainedConfig
+
+from prunelit.core.datamodule import PruneData
+from prunelit.errors import InputError
+from prunelit.models.architecture import check_length
+from prunelit.pruning.recovery import Recovery
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse settings of the Trainer under which a run would fail or its results be wrong.
+
+    Raises:
+        InputError: naming the option.
+    """
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy
+        raise InputError(
+            f"Expected a single device or the strategy `ddp` but got "
+            f"{type(trainer.strategy).__name__}, which shards the weights that pruning and tasks "
+            "read."
+        )
+    if trainer.precision.endswith("-true") and trainer.precision != "32-true":
+        raise InputError(
+            f"Expected `trainer.precision` '32-true' or a mixed one but got "
+            f"{trainer.precision!r}, which casts the pruned model alone: set `model.dtype`."
+        )
+    if trainer.strategy.root_device.type == "mps":
+        raise InputError(
+            "Statistics are summed in float64, which MPS lacks: set `trainer.accelerator: cpu`."
+        )
+    if trainer.max_epochs == 0 and trainer.max_steps > 0:
+        raise InputError(
+            f"Expected `trainer.max_epochs` above 0, or -1, with `trainer.max_steps` "
+            f"{trainer.max_steps}: 0 epochs train nothing."
+        )
+    if any(isinstance(c, Timer) and c.time_remaining() is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
+        raise InputError(
+            "Expected no `trainer.max_time`: a run that it stops within an epoch cannot go on from "
+            "there; set `max_epochs` or `max_steps`, and interrupt the process where it must end."
+        )
+    limit = trainer.limit_val_batches
+    if not (isinstance(limit, float) and limit == 1):  # Lightning's int 1 is a single batch
+        raise InputError(
+            f"Expected `trainer.limit_val_batches` 1.0 but got {limit}: a task measures all of "
+            "its items; give the task a `limit` instead."
+        )
+
+
+def check_data(data: PruneData, config: PreTrainedConfig, reference: bool) -> None:
+    """Refuse sequences longer than the model's positions, and tasks that lack the dense model.
+
+    Args:
+        data: prepared.
+        config: of the model.
+        reference: whether the run keeps the dense model.
+
+    Raises:
+        InputError: naming the task.
+    """
+    needing = [name for name, task in data.tasks.items() if task.needs_reference]
+    if needing and not reference:
+        raise InputError(f"The tasks {needing} need the dense model: set `model.reference: true`.")
+    if data.calibration is not None:
+        check_length(config, data.calibration.length, "a calibration sequence")
+    for name, task in data.tasks.items():
+        check_length(config, task.longest, f"the longest sequence of the task {name!r}")
+
+
+def check_training(
+    data: PruneData, config: PreTrainedConfig, recovery: Recovery, reference: bool
+) -> None:
+    """Refuse training without text, or distillation without the dense model.
+
+    Args:
+        data: prepared.
+        config: of the model.
+        recovery: the loss.
+        reference: whether the run keeps the dense model.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if data.recovery is None:
+        raise InputError(
+            "Expected `trainer.max_epochs` 0, or text to train on, `data.recovery`, but got "
+            "neither."
+        )
+    if data.recovery.length < 2:
+        raise InputError(
+            f"Expected `data.recovery.length` of at least 2 but got {data.recovery.length}: the "
+            "first token of a sequence is not predicted."
+        )
+    check_length(config, data.recovery.length, "a recovery sequence")
+    data.recovery_batches()  # refuses less than a batch for each rank
+    if recovery.needs_reference and not reference:
+        raise InputError(
+            "Distillation needs the dense model: set `model.reference: true`, or `recovery.kl` "
+            "and `recovery.hidden` to 0."
+        )

@@ -1,0 +1,261 @@
+"""Calibration tokens, recovery text and the list of tasks."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prunelit.data.batches import Batch, as_batches
+from prunelit.data.rows import load_texts
+from prunelit.data.tokens import pack
+from prunelit.errors import InputError
+from prunelit.tasks import MultipleChoice
+from prunelit.tasks.base import RankBatches, Task
+from prunelit.tasks.triad import readings
+
+
+@dataclass
+class Calibration:
+    """Text that pruning is calibrated on.
+
+    Args:
+        path: text rows, see `prunelit.data.rows.load_rows`.
+        split: of the data set; slice it to keep text apart for the tasks (`train[:70%]`).
+        column: that holds the text.
+        sequences: S.
+        length: L, tokens a sequence.
+        batch_size: sequences a forward pass.
+        seed: of the order of the documents.
+    """
+
+    path: str
+    split: str = "train"
+    column: str = "text"
+    sequences: int = 128
+    length: int = 512
+    batch_size: int = 8
+    seed: int = 0
+
+
+@dataclass
+class RecoveryText(Calibration):
+    """Text that a pruned model is trained on to recover; keep it apart from that of the tasks.
+
+    Args:
+        path: text rows, see `prunelit.data.rows.load_rows`.
+        split: of the data set.
+        column: that holds the text.
+        sequences: S, all seen once an epoch.
+        length: L, tokens a sequence.
+        batch_size: sequences a rank and step; what is left at the end of an epoch is not used.
+        seed: of the order of the documents and of the sequences in each epoch.
+    """
+
+    sequences: int = 512
+    length: int = 256
+    batch_size: int = 4
+
+
+class EpochBatches:
+    """This rank's batches of recovery text, in an order drawn by (seed, epoch).
+
+    Every rank gets the same number of whole batches. Its state counts them, so that a run that is
+    taken up within an epoch goes on where it stopped.
+
+    Args:
+        tokens: (S, L).
+        batch_size: sequences a batch.
+        seed: of the order.
+        rank: of this process.
+        world: number of processes.
+        epoch: gives the present epoch.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        epoch: Callable[[], int],
+    ) -> None:
+        self._tokens = tokens
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world = world
+        self._epoch = epoch
+        self._given = (0, 0)  # epoch, batches
+
+    def __len__(self) -> int:
+        return len(self._tokens) // (self._batch_size * self._world)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._epoch()
+        begun, given = self._given
+        start = given if begun == epoch and given < len(self) else 0
+        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * epoch)
+        order = torch.randperm(len(self._tokens), generator=generator)
+        for number in range(start, len(self)):
+            first = (number * self._world + self._rank) * self._batch_size
+            ids = self._tokens[order[first : first + self._batch_size]]
+            self._given = (epoch, number + 1)
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def state_dict(self) -> dict[str, int]:
+        """Called by Lightning when it saves a checkpoint."""
+        return {"epoch": self._given[0], "batches": self._given[1]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Called by Lightning when it takes up a run."""
+        self._given = (state["epoch"], state["batches"])
+
+
+class PruneData(LightningDataModule):
+    """Everything a run reads: what it calibrates on and what it measures.
+
+    Batches of a task are dealt to ranks by stride, without padding, and do not depend on the number
+    of ranks.
+
+    Args:
+        calibration: the text to calibrate on; None where the pruner is given none.
+        tasks: what to measure, each with a name of its own.
+        recovery: the text to train on where `trainer.max_epochs` is not 0.
+        allow_code_execution: run programs that a model wrote, where a task judges them by that.
+        triad: read the rows of every `MultipleChoice` task by retrieval and by generation, too, see
+            `prunelit.tasks.triad`.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration | None = None,
+        tasks: list[Task] | None = None,
+        recovery: RecoveryText | None = None,
+        allow_code_execution: bool = False,
+        triad: bool = False,
+    ):
+        super().__init__()
+        self.calibration = calibration
+        self.recovery = recovery
+        every = list(tasks or [])
+        if triad:
+            choices = [task for task in every if isinstance(task, MultipleChoice)]
+            if not choices:
+                raise InputError("Expected a `MultipleChoice` task with `triad` but there is none.")
+            every += [further for task in choices for further in readings(task)]
+        self.tasks = {task.name: task for task in every}
+        if len(self.tasks) != len(every):
+            names = [task.name for task in every]
+            raise InputError(f"Expected tasks with distinct names but got {names}.")
+        if allow_code_execution:
+            for task in self.tasks.values():
+                task.allow_code_execution()
+        self.sizes: dict[str, int] = {}
+        self.calibration_tokens: Tensor | None = None
+        self.recovery_tokens: Tensor | None = None
+        self._documents: dict[str, list[str]] = {}
+        self._read = False
+
+    def prepare_data(self) -> None:
+        """Called by Lightning on one process a machine: fills the caches of hub data sets."""
+        self.read()
+
+    def setup(self, stage: str) -> None:
+        """Called by Lightning on every rank before the model's weights are loaded."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        self.prepare(module.tokenizer)
+
+    def read(self) -> None:
+        """Read all rows; needs no tokenizer.
+
+        Raises:
+            InputError: if a file is missing, broken, empty or lacks a column.
+        """
+        if self._read:
+            return
+        for name, source in (("calibration", self.calibration), ("recovery", self.recovery)):
+            if source is not None:
+                self._documents[name] = load_texts(
+                    source.path, column=source.column, split=source.split
+                )
+        for task in self.tasks.values():
+            task.read()
+        self._read = True
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read and tokenise; the way to use this class without a Trainer.
+
+        Raises:
+            InputError: as `read`, or if there is too little text.
+        """
+        self.read()
+        if self.calibration is not None and self.calibration_tokens is None:
+            self.calibration_tokens = self._pack("calibration", self.calibration, tokenizer)
+        if self.recovery is not None and self.recovery_tokens is None:
+            self.recovery_tokens = self._pack("recovery", self.recovery, tokenizer)
+        for name, task in self.tasks.items():
+            if name not in self.sizes:
+                self.sizes[name] = task.prepare(tokenizer)
+
+    def _pack(self, name: str, text: Calibration, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        return pack(
+            self._documents[name],
+            tokenizer,
+            sequences=text.sequences,
+            length=text.length,
+            seed=text.seed,
+        )
+
+    def recovery_batches(self) -> EpochBatches:
+        """This rank's batches of recovery text.
+
+        Raises:
+            InputError: if there is none, or less than a batch for each rank.
+        """
+        assert self.trainer is not None
+        if self.recovery is None or self.recovery_tokens is None:
+            raise InputError(
+                "Expected `data.recovery`, text to train on, since max_epochs is not 0."
+            )
+        batches = EpochBatches(
+            self.recovery_tokens,
+            self.recovery.batch_size,
+            self.recovery.seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            lambda: self.trainer.current_epoch,  # type: ignore[union-attr]
+        )
+        if not len(batches):
+            raise InputError(
+                f"Expected at least a batch of {self.recovery.batch_size} recovery sequences for "
+                f"each of {self.trainer.world_size} ranks but got {self.recovery.sequences}."
+            )
+        return batches
+
+    def calibration_batches(self) -> list[Batch] | None:
+        """The calibration batches of all ranks; None if the configuration gives no text."""
+        if self.calibration is None:
+            return None
+        assert self.calibration_tokens is not None
+        return as_batches(self.calibration_tokens, self.calibration.batch_size)
+
+    def train_dataloader(self) -> list[Batch] | EpochBatches:
+        """Called by Lightning in `fit`; without training it is not read, but must not be empty."""
+        assert self.trainer is not None
+        if self.trainer.max_epochs == 0:
+            return self.calibration_batches() or [{}]
+        return self.recovery_batches()
+
+    def val_dataloader(self) -> dict[str, RankBatches]:
+        """This rank's batches of every task, by the task's name."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return {
+            name: task.batches(self.sizes[name], rank, world) for name, task in self.tasks.items()
+        }

@@ -1,0 +1,140 @@
+"""Every deviation of the pruned from the dense model, token by token."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunelit.errors import InputError
+from prunelit.metrics.spaces.buffers import Buffers, rows_per_chunk
+from prunelit.metrics.spaces.embedding import embedding_pair
+from prunelit.metrics.spaces.estimates import (
+    cosine_estimate,
+    kl_estimate,
+    probability_cosine_estimate,
+)
+from prunelit.metrics.spaces.logit import (
+    logit_cosine,
+    logit_mse,
+    logit_orthogonal,
+    logit_parallel,
+    logit_std,
+    logit_std_p,
+    logit_std_top,
+)
+from prunelit.metrics.spaces.logit_pair import LogitPair
+from prunelit.metrics.spaces.probability import (
+    js,
+    kl,
+    probability_cosine,
+    top1_agreement,
+    topk_overlap,
+)
+from prunelit.metrics.spaces.vector_pair import check_shapes
+
+
+@torch.no_grad()
+def deviations(
+    dense_hidden: Tensor,
+    pruned_hidden: Tensor,
+    dense_logits: Tensor,
+    pruned_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    subset: Tensor | None = None,
+    buffers: Buffers | None = None,
+) -> dict[str, Tensor]:
+    """Compare embeddings, logits and probabilities of the same tokens.
+
+    Works through the tokens a few at a time: beside its arguments it needs about 40 MB on a CPU,
+    whatever their number.
+
+    Args:
+        dense_hidden: (..., D), embeddings of the dense model.
+        pruned_hidden: (..., D).
+        dense_logits: (..., V), logits of the dense model for the same tokens.
+        pruned_logits: (..., V).
+        temperature: T of the softmax.
+        subset: (S,) distinct token ids; adds the logit and probability quantities on these columns
+            under names with `subspace_` before them. Where a quantity asks for the top k of fewer
+            than k tokens it takes them all: the overlap is then 1 whatever the logits are.
+        buffers: memory to use again where this is called many times; None allocates and frees it.
+
+    Returns:
+        Name to (...,) float64. Divergences are in nats, `logit_mse` in logit units squared,
+        `logit_std*` in logit units, `*_parallel` and `*_orthogonal` relative to the dense norm,
+        `top*` in [0, 1]; every `*_estimate` stands beside the exact value of the same name.
+
+    Raises:
+        InputError: if the shapes do not fit, the temperature is not positive, or the subset does
+            not name distinct tokens.
+    """
+    check_shapes(dense_logits, pruned_logits)
+    tokens = dense_logits.shape[:-1]
+    if dense_hidden.shape[:-1] != tokens:
+        raise InputError(
+            f"Expected embeddings and logits of the same tokens but got {tuple(tokens)} tokens of "
+            f"logits and {tuple(dense_hidden.shape[:-1])} of embeddings."
+        )
+    embeddings = embedding_pair(dense_hidden, pruned_hidden)
+    values = {
+        "embedding_cosine": embeddings.cosine,
+        "embedding_cosine_estimate": cosine_estimate(embeddings),
+        "embedding_parallel": embeddings.parallel,
+        "embedding_orthogonal": embeddings.orthogonal,
+    }
+    size = rows_per_chunk(dense_logits)
+    chunks = [x.reshape(-1, x.shape[-1]).split(size) for x in (dense_logits, pruned_logits)]
+    parts: dict[str, list[Tensor]] = {}
+    buffers = buffers or Buffers()
+    for dense, pruned in zip(*chunks, strict=True):
+        pair = LogitPair(dense, pruned, temperature, buffers)
+        found = logit_deviations(pair)
+        if subset is not None:
+            inside = logit_deviations(pair.restrict(subset))
+            found |= {f"subspace_{name}": value for name, value in inside.items()}
+        for name, value in found.items():
+            parts.setdefault(name, []).append(value)
+    return values | {name: torch.cat(part).reshape(tokens) for name, part in parts.items()}
+
+
+def check_numbers(values: Mapping[str, Tensor]) -> None:
+    """Refuse deviations that are not numbers, which a mean over tokens would pass over.
+
+    Args:
+        values: by name, those of `deviations` among them.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    for name, value in values.items():
+        if value.isnan().any():
+            raise InputError(
+                f"Expected a number for `{name}` of every token but got NaN, since a model's "
+                "embeddings or logits are none: load it in another dtype."
+            )
+
+
+def logit_deviations(pair: LogitPair) -> dict[str, Tensor]:
+    """What compares logits and probabilities: (N,) float64 of (N, V) logits, by name."""
+    return {
+        "logit_cosine": logit_cosine(pair),
+        "logit_cosine_estimate": cosine_estimate(pair.vectors),
+        "logit_mse": logit_mse(pair),
+        "logit_parallel": logit_parallel(pair),
+        "logit_orthogonal": logit_orthogonal(pair),
+        "logit_std": logit_std(pair),
+        "logit_std_p": logit_std_p(pair),
+        "logit_std_top5": logit_std_top(pair, 5),
+        "logit_std_top10": logit_std_top(pair, 10),
+        "probability_cosine": probability_cosine(pair),
+        "probability_cosine_estimate": probability_cosine_estimate(pair),
+        "kl_dense_pruned": kl(pair, "dense_pruned"),
+        "kl_dense_pruned_estimate": kl_estimate(pair, "dense_pruned"),
+        "kl_pruned_dense": kl(pair, "pruned_dense"),
+        "kl_pruned_dense_estimate": kl_estimate(pair, "pruned_dense"),
+        "js": js(pair),
+        "top1_agreement": top1_agreement(pair),
+        "top5_overlap": topk_overlap(pair, 5),
+        "top10_overlap": topk_overlap(pair, 10),
+    }

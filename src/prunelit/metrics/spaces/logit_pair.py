@@ -1,0 +1,240 @@
+"""The logits of both models on the same tokens, and what the quantities on them share."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from prunelit.errors import InputError, check_positive
+from prunelit.metrics.spaces.buffers import Buffers
+from prunelit.metrics.spaces.topk import top_indices
+from prunelit.metrics.spaces.vector_pair import VectorPair, dot
+
+TOP = 10
+
+# Stands for an infinite log ratio: e^-50 vanishes beside 1 even in float64, and unlike inf it
+# gives 0 when the other distribution has no mass there.
+_FAR = 50.0
+
+
+class LogitPair:
+    """Logits of the dense and of the pruned model, for every token.
+
+    Each intermediate of size V is computed at most once, on first use; give a few tokens at a time.
+
+    A logit of -inf is a token that a model excludes. Tokens that both models exclude count as
+    absent. Where one alone excludes a token, the Kullback-Leibler divergence that weighs it and
+    the estimates with that weight are infinite, and the logit space is compared on the rest.
+
+    Args:
+        dense: (..., V) logits, any float type; computed in float32, or float64 where one is.
+        pruned: (..., V) logits.
+        temperature: T of the softmax; the logit space is compared without it.
+        buffers: memory for intermediates of size V; only where no gradient is wanted.
+
+    Raises:
+        InputError: if the shapes differ or the temperature is not positive.
+    """
+
+    def __init__(
+        self,
+        dense: Tensor,
+        pruned: Tensor,
+        temperature: float = 1.0,
+        buffers: Buffers | None = None,
+    ) -> None:
+        check_positive("temperature", temperature)
+        self._all = VectorPair(dense, pruned, buffers)
+        self._buffers = buffers
+        self.dense = self._all.dense
+        self.pruned = self._all.pruned
+        self.temperature = temperature
+
+    def restrict(self, token_ids: Tensor) -> "LogitPair":
+        """The pair on the tokens of a subset alone, with probabilities that sum to 1 inside it.
+
+        Args:
+            token_ids: (S,) distinct token ids.
+
+        Raises:
+            InputError: if they are not a vector of distinct integers in [0, V).
+        """
+        check_subset(token_ids, self.dense.shape[-1])
+        ids = token_ids.to(self.dense.device)
+        dense, pruned = (logits.index_select(-1, ids) for logits in (self.dense, self.pruned))
+        return LogitPair(dense, pruned, self.temperature)
+
+    @cached_property
+    def excluded(self) -> Tensor | None:
+        """(..., V) bool, True where one or both logits are -inf; None where there is no such."""
+        # One sum over the difference, needed anyway, spares the usual case every other check.
+        if self._all.total.isfinite().all():
+            return None
+        excluded = self.dense.isneginf() | self.pruned.isneginf()
+        return excluded if excluded.any() else None
+
+    @cached_property
+    def vectors(self) -> VectorPair:
+        """Both logit vectors, 0 where a token is excluded."""
+        if self.excluded is None:
+            return self._all
+        return VectorPair(
+            self.dense.masked_fill(self.excluded, 0), self.pruned.masked_fill(self.excluded, 0)
+        )
+
+    @cached_property
+    def size(self) -> Tensor:
+        """(...,), number of tokens of the vocabulary that are not excluded."""
+        if self.excluded is None:
+            return torch.full_like(self._all.total, self.dense.shape[-1])
+        return (~self.excluded).sum(-1).double()
+
+    @cached_property
+    def dense_top(self) -> Tensor:
+        """(..., min(10, V)), token ids of the highest dense logits, highest first."""
+        return top_indices(self.dense, TOP)
+
+    @cached_property
+    def pruned_top(self) -> Tensor:
+        """(..., min(10, V)), token ids of the highest pruned logits, highest first."""
+        return top_indices(self.pruned, TOP)
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """Token ids of the k highest dense and of the k highest pruned logits.
+
+        Args:
+            k: number of tokens in [1, 10], cut to V.
+
+        Returns:
+            Two (..., min(k, V)) tensors, highest first.
+
+        Raises:
+            InputError: if `k` is not in [1, 10].
+        """
+        if not 1 <= k <= TOP:
+            raise InputError(f"Expected `k` in [1, {TOP}] but got {k}.")
+        return self.dense_top[..., :k], self.pruned_top[..., :k]
+
+    @cached_property
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        if self.temperature == 1:
+            return self.dense, self.pruned
+        return (
+            torch.div(self.dense, self.temperature, out=self._out("dense_scaled")),
+            torch.div(self.pruned, self.temperature, out=self._out("pruned_scaled")),
+        )
+
+    @cached_property
+    def dense_probability(self) -> Tensor:
+        """(..., V), p."""
+        return torch.softmax(self._scaled[0], -1, out=self._out("dense_probability"))
+
+    @cached_property
+    def pruned_probability(self) -> Tensor:
+        """(..., V), p'."""
+        return torch.softmax(self._scaled[1], -1, out=self._out("pruned_probability"))
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        """(..., V), u = log(p' / p).
+
+        The difference of the logits less that of their log-sum-exps: exactly 0 where the logits are
+        equal, and near 0 under p and p', so that moments of u suffer no cancellation from a shift
+        common to all logits. -50 or 50 where one model excludes a token, 0 where both do.
+        """
+        dense, pruned = self._scaled
+        shift = _log_sum_exp(pruned, self.pruned_probability, self.pruned_top) - _log_sum_exp(
+            dense, self.dense_probability, self.dense_top
+        )
+        out = self._out("log_ratio")
+        same = self.temperature == 1
+        difference = self._all.difference if same else torch.sub(pruned, dense, out=out)
+        ratio = torch.sub(difference, shift.to(difference.dtype), out=out)
+        if self.excluded is None:
+            return ratio
+        gone, come = pruned.isneginf(), dense.isneginf()
+        ratio = ratio.masked_fill(gone, -_FAR).masked_fill(come, _FAR)
+        return ratio.masked_fill(gone & come, 0)
+
+    @cached_property
+    def dense_only(self) -> Tensor | None:
+        """(...,) bool, True where the pruned model excludes a token that the dense one does not."""
+        if self.excluded is None:
+            return None
+        return (self.excluded & ~self.dense.isneginf()).any(-1)
+
+    @cached_property
+    def pruned_only(self) -> Tensor | None:
+        """(...,) bool, True where the dense model excludes a token that the pruned one does not."""
+        if self.excluded is None:
+            return None
+        return (self.excluded & ~self.pruned.isneginf()).any(-1)
+
+    @cached_property
+    def mixture(self) -> Tensor:
+        """(..., V), p + p'."""
+        return torch.add(self.dense_probability, self.pruned_probability, out=self._out("mixture"))
+
+    @cached_property
+    def dense_weighted(self) -> Tensor:
+        """(..., V), p u."""
+        return torch.mul(self.dense_probability, self.log_ratio, out=self._out("dense_weighted"))
+
+    @cached_property
+    def pruned_weighted(self) -> Tensor:
+        """(..., V), p' u."""
+        return torch.mul(self.pruned_probability, self.log_ratio, out=self._out("pruned_weighted"))
+
+    @cached_property
+    def dense_mean(self) -> Tensor:
+        """(...,), mean of u under p: minus KL(p || p')."""
+        return self.dense_weighted.sum(-1).double()
+
+    @cached_property
+    def pruned_mean(self) -> Tensor:
+        """(...,), mean of u under p': KL(p' || p)."""
+        return self.pruned_weighted.sum(-1).double()
+
+    @cached_property
+    def dense_concentration(self) -> Tensor:
+        """(...,), squared norm of p."""
+        return self.dot(self.dense_probability, self.dense_probability)
+
+    def dot(self, x: Tensor, y: Tensor) -> Tensor:
+        """(...,) float64, the sum over the vocabulary of x * y, both (..., V)."""
+        return dot(x, y, self._buffers)
+
+    def _out(self, name: str) -> Tensor | None:
+        return self._buffers and self._buffers.get(name, self.dense)
+
+
+def check_subset(token_ids: Tensor, size: int) -> None:
+    """Refuse token ids that do not name distinct columns of the logits.
+
+    Raises:
+        InputError: saying what is wrong with them.
+    """
+    if (
+        token_ids.ndim != 1
+        or not len(token_ids)
+        or token_ids.dtype not in (torch.int64, torch.int32)
+    ):
+        raise InputError(
+            "Expected a subset of token ids as a vector of integers but got shape "
+            f"{tuple(token_ids.shape)} and {token_ids.dtype}."
+        )
+    low, high = (int(bound) for bound in token_ids.aminmax())
+    if low < 0 or high >= size:
+        raise InputError(f"Expected token ids in [0, {size}) but got ids from {low} to {high}.")
+    if len(token_ids.unique()) < len(token_ids):
+        raise InputError("Expected distinct token ids but got one of them twice.")
+
+
+def _log_sum_exp(scaled: Tensor, probability: Tensor, top: Tensor) -> Tensor:
+    """(..., 1) float64, from the highest entry: log p = z / T - lse."""
+    highest = top[..., :1]
+    # Softmax adds up its denominator less exactly than a sum does: what it missed shows in the
+    # total, and would otherwise be the error of every log ratio.
+    total = probability.sum(-1, keepdim=True).double()
+    share = probability.gather(-1, highest).double() / total
+    return scaled.gather(-1, highest).double() - share.log()

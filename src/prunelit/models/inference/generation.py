@@ -1,0 +1,162 @@
+"""Rollouts: greedy, or sampled with random numbers that two models have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
+
+from prunelit.errors import InputError, check_positive
+from prunelit.models.inference.prefix_cache import Lending
+from prunelit.models.inference.stopping import StopStrings
+
+
+@dataclass
+class Rollouts:
+    """What a model wrote.
+
+    Args:
+        tokens: (B, max_new_tokens) ids; -1 after the end.
+        ended: (B,) bool, whether it wrote an end-of-text token (the last one kept) or a stop
+            string in time.
+    """
+
+    tokens: Tensor
+    ended: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sample the token with the highest z / T + g, where g is Gumbel noise (arXiv:1411.0030).
+
+    That draws from softmax(z / T). The noise depends on seed, prompt and step alone: two models
+    share it, so that equal logits write equal tokens, and it is the same in any batch, on any rank
+    and on any device.
+
+    Args:
+        seed: of the noise, from 0 on.
+        prompts: (B,) numbers of the prompts in the batch, from 0 on.
+        temperature: T.
+
+    Raises:
+        InputError: if the seed is negative or the temperature is not positive.
+    """
+
+    seed: int
+    prompts: Sequence[int]
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"Expected `seed` of at least 0 but got {self.seed}.")
+        check_positive("temperature", self.temperature)
+
+
+class GumbelNoise(LogitsProcessor):
+    """Makes greedy decoding sample; for one call of `generate`, in which each call is one step.
+
+    Args:
+        sampling: of the batch.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._temperature = sampling.temperature
+        self._generators = []
+        for prompt in sampling.prompts:
+            # Spreads neighbouring seeds and prompts over all states of the generator.
+            state = np.random.SeedSequence((sampling.seed, prompt)).generate_state(1, np.uint64)
+            self._generators.append(torch.Generator().manual_seed(int(state[0])))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits (B, V) of this step to perturbed ones."""
+        # In float32 the highest of a large vocabulary's noise would take few distinct values.
+        uniform = torch.stack(
+            [
+                torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64)
+                for generator in self._generators
+            ]
+        )
+        noise = -(-uniform.log()).log()
+        return scores / self._temperature + noise.to(scores)
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a text: the generation configuration's and the tokenizer's."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    ids = own if isinstance(own, list) else [own]
+    return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
+
+
+def rollout(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stops: Sequence[int] | None = None,
+    stop_strings: Sequence[str] = (),
+    prefix: Sequence[int] = (),
+    lending: Lending | None = None,
+) -> Rollouts:
+    """Decoding with a KV cache, each row until its end-of-text token or a stop string.
+
+    Only what the decoding is defined by counts: sampling settings and penalties that come with a
+    model are not applied.
+
+    Args:
+        model: a causal LM.
+        tokenizer: its tokenizer.
+        input_ids: (B, T), left-padded.
+        attention_mask: (B, T).
+        max_new_tokens: budget a row.
+        sampling: how to sample; None decodes greedily.
+        stops: ids that end a text; None takes `stop_tokens`.
+        stop_strings: texts that end a row too; the token that completes one is kept.
+        prefix: ids that all rows begin with, shorter than each; read once for many calls.
+        lending: remembers between calls whether the model can lend its cache, and the prefix.
+    """
+    stops = list(stop_tokens(model, tokenizer) if stops is None else stops)
+    processors = LogitsProcessorList([] if sampling is None else [GumbelNoise(sampling)])
+    strings = StopStrings(tokenizer, stop_strings, input_ids.shape[1]) if stop_strings else None
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stops or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    cache = (lending or Lending()).cache(model, prefix, attention_mask) if prefix else None
+    begun = {} if cache is None else {"past_key_values": cache}
+    # `generate` fills what a configuration leaves open from the model's own one.
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        written = model.generate(  # type: ignore[operator]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=greedy,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([] if strings is None else [strings]),
+            **begun,
+        )
+    finally:
+        model.generation_config = own
+    assert isinstance(written, Tensor)
+    new = written[:, input_ids.shape[1] :]
+    tokens = new.new_full((len(new), max_new_tokens), -1)
+    tokens[:, : new.shape[1]] = new
+    is_stop = torch.isin(tokens, torch.tensor(stops, dtype=tokens.dtype, device=tokens.device))
+    if strings is not None:
+        is_stop |= strings.ends(max_new_tokens).to(is_stop.device)
+    after_end = is_stop.cumsum(1) - is_stop.long() > 0
+    return Rollouts(tokens.masked_fill(after_end, -1), is_stop.any(1))

@@ -1,0 +1,149 @@
+"""Optimal brain surgeon: remove weights and let the others of the row make up for it."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prunelit.errors import InputError
+from prunelit.models.finite import all_finite
+from prunelit.statistics import Gram
+
+log = logging.getLogger(__name__)
+
+# Damping goes up tenfold a step; in float64 the whole ladder is tried again.
+_LADDER = (1.0, 10.0, 100.0)
+
+# Size up to which a matrix is factorised at once.
+_LEAF = 400
+
+# Columns that are updated one by one before the others of their block are, by one product.
+_INNER = 16
+
+# Chooses what stays of some columns: (index of the first, their present values (C, O), their
+# saliencies (C, O)) -> (C, O) bool.
+Choose = Callable[[int, Tensor, Tensor], Tensor]
+
+
+def inverse_factor(gram: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor U of the inverse of a damped Hessian, H^-1 = U^T U.
+
+    Where the matrix is not positive definite, damping is raised, then float64 is tried; a value
+    above the asked one is logged.
+
+    Args:
+        gram: (I, I), symmetric; inputs with a zero diagonal are dead.
+        damping: lambda, as a share of the mean diagonal.
+
+    Returns:
+        (I, I), upper triangular, float32.
+
+    Raises:
+        InputError: if the ladder does not help.
+    """
+    for dtype in (torch.float32, torch.float64):
+        diagonal = gram.diagonal().to(dtype)
+        for factor in _LADDER:
+            # From last to first, Cholesky gives H = R R^T with R upper: U is the inverse of R, and
+            # H^-1 itself, which is less accurate, is never formed.
+            damped = gram.flip(0, 1).to(dtype)
+            damped.diagonal()[damped.diagonal() == 0] = 1
+            damped.diagonal().add_(factor * damping * diagonal.mean())
+            if not _invert_cholesky_(damped):
+                continue
+            if factor > 1 or dtype is torch.float64:
+                log.warning("Damping was raised to %g in %s.", factor * damping, dtype)
+            return damped.flip(0, 1).float()
+    raise InputError(
+        f"The Hessian of the inputs is not positive definite, even with a damping of "
+        f"{_LADDER[-1] * damping:g} in float64: give more calibration tokens or raise `damping`."
+    )
+
+
+def shared_factor(statistic: Gram, damping: float) -> tuple[Tensor, Tensor]:
+    """The `inverse_factor` of a Gram matrix, computed once for all maps that read these inputs.
+
+    Returns:
+        The factor, (I, I), and which inputs were always 0, (I,) bool.
+    """
+    if damping not in statistic.memo:
+        gram = statistic.value
+        statistic.memo[damping] = inverse_factor(gram, damping), gram.diagonal() == 0
+    return statistic.memo[damping]
+
+
+def _invert_cholesky_(matrix: Tensor) -> bool:
+    """Replace a matrix by the inverse of its lower Cholesky factor.
+
+    By halves, so that most of the work is matrix products.
+
+    Returns:
+        Whether the matrix was positive definite; if not, its content is lost.
+    """
+    size, half = len(matrix), len(matrix) // 2
+    if size <= _LEAF:
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        matrix.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return not failed and all_finite(matrix)
+    first, second = matrix[:half, :half], matrix[half:, half:]
+    if not _invert_cholesky_(first):
+        return False
+    below = matrix[half:, :half] @ first.T
+    second.addmm_(below, below.T, alpha=-1)
+    if not _invert_cholesky_(second):
+        return False
+    matrix[half:, :half] = (second @ below @ first).neg_()
+    matrix[:half, half:] = 0
+    return True
+
+
+def compensate(
+    weight: Tensor, factor: Tensor, choose: Choose, chunk: int, block_size: int
+) -> Tensor:
+    """Remove weights column by column and update the columns after (arXiv:2301.00774, alg. 1).
+
+    Args:
+        weight: (O, I), float32; not edited.
+        factor: (I, I), of `inverse_factor`.
+        choose: asked once for every `chunk` columns, when the updates of the earlier ones are in.
+        chunk: columns that are chosen together; divides `block_size`.
+        block_size: columns that are updated before the rest of the matrix is, by one product.
+
+    Returns:
+        (O, I), removed entries exactly 0.
+    """
+    # One column of the weight is one contiguous row here.
+    columns = weight.T.contiguous()
+    diagonal = factor.diagonal()[:, None]
+    # What is chosen together has all earlier updates when it is chosen.
+    inner = chunk * max(1, _INNER // chunk) if chunk % _INNER else _INNER
+    for begin in range(0, len(columns), block_size):
+        end = min(begin + block_size, len(columns))
+        # Of all columns, for each unit removed from one: 1 for itself, 0 for those before it.
+        updates = factor[begin:end] / diagonal[begin:end]
+        lost, gone = torch.empty_like(columns[begin:end]), torch.empty_like(columns[begin:end])
+        for first in range(begin, end, inner):
+            last = min(first + inner, end)
+            here = slice(first - begin, last - begin)
+            work = columns[first:last]
+            rows = zip(
+                work.unbind(),
+                lost[here].unbind(),
+                gone[here].unbind(),
+                updates[here, first:last].unbind(),
+                strict=True,
+            )
+            for index, (column, loss, leaves, update) in enumerate(rows, start=first):
+                if (index - begin) % chunk == 0:
+                    part = slice(index, min(index + chunk, end))
+                    saliency = (columns[part] / diagonal[part]).square()
+                    gone[index - begin : part.stop - begin] = ~choose(
+                        index, columns[part], saliency
+                    )
+                torch.mul(column, leaves, out=loss)
+                work.addr_(update, loss, alpha=-1)
+            columns[last:end].addmm_(updates[here, last:end].T, lost[here], alpha=-1)
+        columns[end:].addmm_(updates[:, end:].T, lost, alpha=-1)
+    return columns.T.contiguous()

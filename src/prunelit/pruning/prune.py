@@ -1,0 +1,169 @@
+"""`prune`: the calibration driver with its checks, its progress bar and its report."""
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit.data.batches import Batch, as_batches, longest
+from prunelit.models.architecture import check_length, decoder_blocks
+from prunelit.models.loading import check_weights
+from prunelit.pruners.base import Pruner
+from prunelit.pruning.blockwise import calibrate
+from prunelit.pruning.masks import Masks, count_zeros, removed_since
+from prunelit.pruning.memory import PeakMemory
+from prunelit.pruning.offload import offload
+from prunelit.pruning.report import BlockCost, PruningReport, count_weights
+from prunelit.recipe import describe
+
+
+@torch.no_grad()
+def prune(
+    model: PreTrainedModel,
+    pruner: Pruner,
+    inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]] | None = None,
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+    offload_to: torch.device | None = None,
+) -> PruningReport:
+    """Prune `model` in place, block by block, calibrated on `inputs`.
+
+    Where a process group exists, every rank passes the same model and inputs; batches are dealt out
+    by stride and the masks are those of a single process.
+
+    Args:
+        model: a decoder-only causal LM; each block is worked on where its weights are.
+        pruner: the method.
+        inputs: (S, L) token ids, or an iterable of (B, T) token ids or of mappings with `input_ids`
+            and `attention_mask`. Padded tokens enter no statistic. None for a method that reads no
+            data.
+        batch_size: sequences a batch where `inputs` is one tensor. It may change the last bits of
+            activations, so it belongs to the recipe.
+        progress: show a progress bar over the blocks on rank 0.
+        offload_to: work on one block at a time on this device, while the others wait: in memory
+            for a GPU, on disk for the CPU. The model has to be on the CPU.
+
+    Returns:
+        Achieved sparsity a tensor, block and model; seconds and peak memory a block.
+
+    Raises:
+        InputError: before any weight changes, where the model, the pruner and the inputs do not fit
+            together.
+    """
+    batches = None if inputs is None else as_batches(inputs, batch_size)
+    if batches is not None:
+        check_length(model.config, longest(batches), "a calibration sequence")
+    pruner.check(model)
+    check_weights(model, type(model).__name__)
+    _, blocks = decoder_blocks(model)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    before = count_zeros(model)
+    memory = PeakMemory(offload_to or model.device)
+    costs: list[BlockCost] = []
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        disable=not progress or rank > 0 or not sys.stderr.isatty(),
+        console=_stderr_console(),
+    )
+    with bar:
+        title = f"Pruning with {type(pruner).__name__}"
+        task = bar.add_task(title, total=len(blocks), rate="")
+
+        place = nullcontext if offload_to is None else offload(blocks, offload_to)
+
+        @contextmanager
+        def around_block(index: int) -> Iterator[None]:
+            memory.start()
+            start = time.perf_counter()
+            with place(index):
+                yield
+            peak = memory.peak()
+            costs.append(BlockCost(index, time.perf_counter() - start, peak))
+            # A method that looks at all blocks first passes through them more than once.
+            passes = -(-len(costs) // len(blocks))
+            rate = len(costs) / sum(cost.seconds for cost in costs)
+            bar.update(task, advance=1, total=passes * len(blocks), rate=f"{rate:.2f} blocks/s")
+
+        was_training = model.training
+        model.eval()
+        try:
+            share = None if batches is None else batches[rank::world]
+            first = None if batches is None else _first_sequence(batches)
+            calibrate(model, pruner, share, first, around_block)
+        finally:
+            model.train(was_training)
+    zeros = count_zeros(model)
+    return PruningReport(
+        recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
+        blocks=_by_block(costs),
+        peak_memory=memory.meaning,
+        shrinks=pruner.shrinks,
+        masks=removed_since(model, before, zeros) if pruner.sparsifies else Masks(),
+        versions={
+            "prunelit": version("prunelit"),
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        **count_weights(model, zeros),
+    )
+
+
+def describe_batches(batches: list[Batch] | None) -> dict[str, Any] | None:
+    """How many sequences and tokens calibrate, in which batches, and the hash of their ids."""
+    if batches is None:
+        return None
+    digest = hashlib.sha256()
+    for batch in batches:
+        for key in ("input_ids", "attention_mask"):
+            digest.update(str(tuple(batch[key].shape)).encode())
+            digest.update(batch[key].long().cpu().numpy().tobytes())
+    return {
+        "sequences": sum(batch["input_ids"].shape[0] for batch in batches),
+        "tokens": sum(int(batch["attention_mask"].sum()) for batch in batches),
+        "batches": len(batches),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _by_block(costs: list[BlockCost]) -> list[BlockCost]:
+    """One cost a block: seconds of all passes added, the highest peak."""
+    merged: dict[int, BlockCost] = {}
+    for cost in costs:
+        known = merged.setdefault(cost.index, BlockCost(cost.index, 0.0, 0))
+        known.seconds += cost.seconds
+        known.peak_bytes = max(known.peak_bytes, cost.peak_bytes)
+    return list(merged.values())
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _stderr_console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _first_sequence(batches: list[Batch]) -> Batch:
+    """The first sequence with a real token: enough to check the replay, cheap to run."""
+    batch = next(batch for batch in batches if batch["attention_mask"].any())
+    row = int(batch["attention_mask"].any(1).nonzero()[0])
+    return {key: value[row : row + 1] for key, value in batch.items()}

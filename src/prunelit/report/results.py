@@ -1,0 +1,62 @@
+"""One row a result: what `results.jsonl` holds."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunelit.report.files import write_whole
+
+
+@dataclass
+class Result:
+    """One measured number.
+
+    Args:
+        task: name of the task.
+        metric: name of the metric.
+        model: `dense`, `pruned`, `difference` (pruned minus dense, paired by item) or `pair` for a
+            quantity of both models together.
+        value: the number.
+        standard_error: of the value over items; NaN where there is none.
+        n: number of items.
+        details: what makes it comparable: data hash, length, template, seed.
+    """
+
+    task: str
+    metric: str
+    model: str
+    value: float
+    standard_error: float
+    n: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def scalar_name(row: Result) -> str:
+    """`val/<task>/<metric>` for pruned model or pair; dense and difference have a suffix."""
+    suffix = "" if row.model in ("pruned", "pair") else f"_{row.model}"
+    return f"val/{row.task}/{row.metric}{suffix}"
+
+
+def write_results(rows: Sequence[Result], path: str | Path) -> None:
+    """Write JSON lines; NaN and infinity become null."""
+    lines = []
+    for row in rows:
+        data = asdict(row)
+        for key in ("value", "standard_error"):
+            data[key] = data[key] if math.isfinite(data[key]) else None
+        lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole("".join(lines), Path(path))
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """Rows of a `results.jsonl`; null becomes NaN."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        data = json.loads(line)
+        for key in ("value", "standard_error"):
+            data[key] = float("nan") if data[key] is None else data[key]
+        rows.append(Result(**data))
+    return rows

@@ -1,0 +1,155 @@
+"""The headline: how much of each reading is left, data set by data set."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from prunelit.report.curves import Picture
+from prunelit.report.results import Result
+
+# The reading that a row `retained` is of, and its colour: those of the spaces that it looks at.
+_COLOURS = {"multiple choice": "#C44E52", "retrieval": "#4C72B0", "generation": "#8172B3"}
+
+# By data set and reading.
+Cells = dict[str, dict[str, list[Result]]]
+
+
+def retained_cells(rows: Sequence[Result]) -> Cells:
+    """The rows `retained` of each data set, by reading.
+
+    Tasks are of one data set where path, split and number of items are the same.
+
+    Args:
+        rows: of a run.
+    """
+    groups: dict[tuple[str, str | None, str, int], dict[str, list[Result]]] = {}
+    for row in rows:
+        if row.metric == "retained":
+            own = row.details
+            key = (own["path"], own.get("subset"), own["split"], row.n)
+            groups.setdefault(key, {}).setdefault(own["reading"], []).append(row)
+    names = [
+        re.split("[/:]", path)[-1] + (f" {subset}" if subset else "") for path, subset, *_ in groups
+    ]
+    # Two parts of one data set are told apart.
+    split = {key: f"{name}, {key[2]}" for key, name in zip(groups, names, strict=True)}
+    return {
+        (split[key] if names.count(name) > 1 else name): found
+        for (key, found), name in zip(groups.items(), names, strict=True)
+    }
+
+
+def headline_table(cells: Cells) -> Table:
+    """Retained score of each data set in the three readings.
+
+    Args:
+        cells: see `retained_cells`.
+    """
+    table = Table(
+        title="What is left of the score: (pruned - chance) / (dense - chance) "
+        "[95% interval, paired bootstrap over items]",
+        caption="below it: metric, dense → pruned, items; no interval where the dense model's own "
+        "lead over chance is not clear of 0; where answers are open, a guess counts as never right",
+        title_justify="left",
+        caption_justify="left",
+        show_lines=True,
+    )
+    table.add_column("data set")
+    for reading in _COLOURS:
+        table.add_column(reading)
+    for name, found in cells.items():
+        texts = ["\n".join(map(_cell, found.get(reading, []))) for reading in _COLOURS]
+        table.add_row(name, *texts)
+    return table
+
+
+def headline_picture(cells: Cells) -> Picture:
+    """The same as a figure: one group a data set, one bar a reading."""
+    numbers: dict[str, list[object]] = {
+        key: []
+        for key in (
+            *("data_set", "reading", "task", "metric", "retained", "low", "high"),
+            *("dense", "pruned", "chance", "n"),
+        )
+    }
+    figure = Figure(figsize=(max(7, 2.2 + 2.6 * len(cells)), 4), layout="constrained")
+    axes = figure.add_subplot()
+    shown: set[str] = set()
+    top = 1.0
+    most = max([len(_COLOURS), *(sum(map(len, found.values())) for found in cells.values())])
+    width = 0.8 / most
+    for place, (name, found) in enumerate(cells.items()):
+        bars = [(reading, row) for reading in _COLOURS for row in found.get(reading, [])]
+        for number, (reading, row) in enumerate(bars):
+            own = row.details
+            low, high = own["interval_95"] or (math.nan, math.nan)
+            values = (
+                own["primary"],
+                row.value,
+                low,
+                high,
+                own["dense"],
+                own["pruned"],
+                own["chance"],
+            )
+            line = (name, reading, row.task, *values, row.n)
+            for column, value in zip(numbers.values(), line, strict=True):
+                column.append(value)
+            x = place + (number - (len(bars) - 1) / 2) * width
+            label = f"{own['primary']}\n{own['dense']:.2f} → {own['pruned']:.2f}"
+            ends = np.array([[row.value - low], [high - row.value]]).clip(0)
+            axes.bar(
+                x,
+                row.value,
+                width * 0.9,
+                yerr=None if math.isnan(low) else ends,
+                capsize=3,
+                color=_COLOURS[reading],
+                alpha=0.4 if math.isnan(low) else 1,
+                label=f"_{reading}" if reading in shown else reading,
+            )
+            shown.add(reading)
+            height = max(0.0, np.nan_to_num(max(row.value, high if high == high else row.value)))
+            top = max(top, height)
+            text = "no lead over chance" if math.isnan(row.value) else f"{row.value:.2f}"
+            axes.annotate(
+                f"{text}\n{label}",
+                (x, height),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0},
+            )
+    axes.axhline(1, color="#444444", linewidth=0.8, linestyle="dotted")
+    axes.axhline(0, color="#444444", linewidth=0.8)
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), top * 1.22)
+    axes.set_xlim(-0.5, len(cells) - 0.5)
+    axes.set_xticks(range(len(cells)), [_heading(name, cells[name]) for name in cells])
+    axes.set_ylabel("retained: 1 is nothing lost, 0 is chance")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["bottom"].set_zorder(4)  # above the white behind a label that stands at 0
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(
+        "What is left of each score above chance\n(whiskers: 95%, paired bootstrap over items; "
+        "pale: the dense model's lead is not clear of 0)",
+        fontsize=10,
+    )
+    return Picture(figure, numbers)
+
+
+def _heading(name: str, found: dict[str, list[Result]]) -> str:
+    n = next(iter(found.values()))[0].n
+    return f"{name} (n={n})"
+
+
+def _cell(row: Result) -> str:
+    own = row.details
+    value = "no lead" if math.isnan(row.value) else f"{row.value:.2f}"
+    interval = own["interval_95"]
+    text = f"{value} [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else value
+    return f"{text}\n{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={row.n}"

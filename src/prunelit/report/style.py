@@ -1,0 +1,13 @@
+"""The look of every figure: one colour a space, a curve with its band."""
+
+from matplotlib.axes import Axes
+
+from prunelit.report.curves import Curve
+
+SPACES = {"embedding": "#4C72B0", "logit": "#55A868", "probability": "#C44E52"}
+
+
+def draw(axes: Axes, curve: Curve, colour: str, label: str, linestyle: str = "solid") -> None:
+    """The mean as a line and the band, as `curve.band` says, as a shade."""
+    axes.plot(curve.x, curve.mean, color=colour, label=label, linestyle=linestyle, linewidth=1.5)
+    axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)

@@ -1,0 +1,81 @@
+"""Curves, figures and texts in TensorBoard."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch.utils.tensorboard import SummaryWriter
+
+from prunelit.report.curves import Curve, Picture
+from prunelit.report.style import SPACES
+from prunelit.report.tables import markdown_table
+
+# What is in the same unit and measures the same but for the space, or but for what it looks at.
+_OF_EVERY_SPACE = ("cosine", "cosine_estimate", "distance", "parallel", "orthogonal")
+_ALIKE = {"kl_": "kl", "logit_std": "logit_std", "top": "top tokens"}
+
+Layout = dict[str, dict[str, list[object]]]
+
+
+def curve_tag(task: str, curve: Curve) -> str:
+    """`val/<task>/<tag>/by_<axis>`, since a row of the same task may have the curve's own name."""
+    return f"val/{task}/{curve.tag}/by_{curve.axis}"
+
+
+def write_pictures(writer: SummaryWriter, pictures: Mapping[str, Picture]) -> None:
+    """Each figure under its name."""
+    for name, picture in pictures.items():
+        writer.add_figure(name, picture.figure, close=False)
+
+
+def write_texts(writer: SummaryWriter, texts: Mapping[str, Sequence[dict[str, str]]]) -> None:
+    """The texts of each task that has any, as a table."""
+    for task, rows in texts.items():
+        if rows:
+            writer.add_text(f"val/{task}/texts", markdown_table(rows))
+
+
+def write_curves(writer: SummaryWriter, curves: Mapping[str, Sequence[Curve]]) -> None:
+    """The curves of each task as scalars over blocks or steps, and a page of charts for each task.
+
+    The step of a scalar is the block or the decoding step, so that runs lie over each other. Places
+    where no item was measured are left out.
+    """
+    for task, of_task in curves.items():
+        for curve in of_task:
+            for x, mean, n in zip(curve.x, curve.mean, curve.n, strict=True):
+                if n:
+                    writer.add_scalar(curve_tag(task, curve), mean, global_step=x)
+    if pages := layout(curves):
+        writer.add_custom_scalars(pages)
+
+
+def layout(curves: Mapping[str, Sequence[Curve]]) -> Layout:
+    """A page a task, a chart for each family of curves that were measured in the same way.
+
+    Curves of one chart have one tag but for its last part, and that part differs by the space or by
+    the direction of the KL: the three cosines are in one chart, the divergences in another.
+    """
+    pages: Layout = {}
+    for task, of_task in curves.items():
+        charts: dict[str, list[str]] = {}
+        for curve in of_task:
+            if any(curve.n):
+                prefix, _, quantity = curve.tag.rpartition("/")
+                chart = f"{prefix}: {family(quantity)}" if prefix else family(quantity)
+                # A chart takes patterns, not tags.
+                charts.setdefault(chart, []).append(f"^{re.escape(curve_tag(task, curve))}$")
+        if charts:
+            pages[task] = {chart: ["Multiline", tags] for chart, tags in charts.items()}
+    return pages
+
+
+def family(quantity: str) -> str:
+    """The chart of a quantity: `cosine` of `logit_cosine`, `kl` of `kl_dense_pruned_estimate`.
+
+    A quantity that is like no other has a chart of its own.
+    """
+    for start, chart in _ALIKE.items():
+        if quantity.startswith(start):
+            return chart
+    space, _, rest = quantity.partition("_")
+    return rest if space in SPACES and rest in _OF_EVERY_SPACE else quantity

@@ -1,0 +1,312 @@
+"""Retrieval from a collection of documents with the model's own embeddings."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunelit.data.beir import load_collection
+from prunelit.data.tokens import pad, pad_token
+from prunelit.errors import InputError
+from prunelit.metrics.retrieval import chance_ndcg, collection_metrics, rank
+from prunelit.models.inference.embedding import (
+    Pooling,
+    blocks_before,
+    check_layer,
+    check_pooling,
+    embed,
+)
+from prunelit.models.inference.embedding_cache import (
+    EmbeddingCache,
+    Fingerprints,
+    content_key,
+    default_folder,
+)
+from prunelit.report.results import Result
+from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.item_table import ItemTable
+from prunelit.tasks.prompting.text_template import TextTemplate
+from prunelit.tasks.retention import read_by, retained_rows
+
+
+@dataclass
+class _Measured:
+    """What the lists of all queries say, one entry a query.
+
+    Args:
+        table: of the items that it was made of.
+        lists: for each model (Q, L) document numbers, the best first, -1 where there is none.
+        metrics: for each model and metric, and for each quantity of both.
+    """
+
+    table: ItemTable
+    lists: dict[str, Tensor]
+    metrics: ItemTable
+
+
+class CollectionRetrieval(Task):
+    """Rank the documents of a BEIR collection for each of its queries by cosine of embeddings.
+
+    Items are queries and documents. `step` embeds a batch into the cache on disk; the table holds
+    only where, and how far the pruned model's vector is from the dense one's. When all batches are
+    there, every rank reads the corpus back batch by batch and keeps the best `depth` documents of
+    each query: the same sums in the same order on any number of ranks.
+
+    What it costs: disk for one float32 vector a text and model, kept for the next run with the same
+    model and batches; memory for the texts, the query vectors and queries times `depth`, never for
+    queries times documents; and, on every rank, one product of queries with the corpus (two
+    readings of it with `centre`). On several machines `cache` has to be a folder that all see.
+
+    Metrics are those of trec_eval: `ndcg@10` with linear gains, `recall@k`, `mrr@10`, and `map@d`,
+    in which relevant documents beyond the first d count as not found: where d is the whole corpus,
+    MAP itself. Dense and pruned are compared directly: `query_cosine` and `document_cosine` of the
+    two vectors of a text, uncentred; `rank_correlation` (Spearman) and `top10_overlap` of their
+    lists. `chance_ndcg@10` is that of a random order.
+
+    Args:
+        path: a folder or a data set on the hub, see `prunelit.data.beir.load_collection`.
+        split: of the judgements.
+        qrels: where the judgements are, if elsewhere.
+        query_template: with the field `{text}`.
+        document_template: with the field `{text}`, title and text.
+        pooling: `mean`, `last` or `weighted_mean`, see `prunelit.models.inference.embedding.pool`.
+        skip: tokens at the beginning, the tokenizer's own included, that enter no mean.
+        layer: embeddings are the residual stream after so many blocks of the dense model, those
+            that the pruned one lacks among them, without the final norm; None is the last hidden
+            state after the final norm.
+        length: tokens of a text at most, template included; a longer text loses its end.
+        centre: subtract the mean query from each query and the mean document from each document.
+        recall_at: where recall is taken.
+        depth: d, length of the lists, at least 10 and the largest of `recall_at`.
+        exclude_same_id: never list the document that has the query's own id (ArguAna, Quora).
+        limit: number of queries; None is all.
+        corpus_limit: number of documents, the relevant ones always among them; None is all.
+        cache: folder of the embeddings; None is `embeddings` below the cache directory.
+        batch_size: texts a batch.
+        name: of the task.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "test",
+        qrels: str | None = None,
+        query_template: str = 'This query: "{text}" means in one word: "',
+        document_template: str = 'This text: "{text}" means in one word: "',
+        pooling: Pooling = "last",
+        skip: int = 0,
+        layer: int | None = None,
+        length: int = 256,
+        centre: bool = True,
+        recall_at: Sequence[int] = (10, 100),
+        depth: int = 1000,
+        exclude_same_id: bool = False,
+        limit: int | None = None,
+        corpus_limit: int | None = None,
+        cache: str | None = None,
+        batch_size: int = 32,
+        name: str = "collection_retrieval",
+    ) -> None:
+        super().__init__(name, batch_size)
+        check_pooling(pooling, skip)
+        if min(recall_at, default=1) < 1:
+            raise InputError(f"Expected `recall_at` of at least 1 but got {list(recall_at)}.")
+        if depth < max(10, *recall_at):
+            raise InputError(
+                f"Expected `depth` of at least {max(10, *recall_at)}, where a metric is taken, but "
+                f"got {depth}."
+            )
+        self.path = path
+        self.split = split
+        self.qrels = qrels
+        self.query_template = query_template
+        self.document_template = document_template
+        self.pooling: Pooling = pooling
+        self.skip = skip
+        self.layer = layer
+        self.length = length
+        self.centre = centre
+        self.recall_at = list(recall_at)
+        self.depth = depth
+        self.exclude_same_id = exclude_same_id
+        self.limit = limit
+        self.corpus_limit = corpus_limit
+        self.cache = cache
+
+    def read(self) -> None:
+        self._templates = TextTemplate(self.query_template), TextTemplate(self.document_template)
+        self._collection = load_collection(
+            self.path,
+            split=self.split,
+            qrels=self.qrels,
+            limit=self.limit,
+            corpus_limit=self.corpus_limit,
+        )
+        self._texts = [*self._collection.queries, *self._collection.documents]
+        self._queries = len(self._collection.queries)
+        if len(self._collection.documents) < 3:
+            raise InputError(f"Expected at least 3 documents to rank in {self.path!r}.")
+        place = {name: number for number, name in enumerate(self._collection.document_ids)}
+        self._barred = [
+            place.get(name, -1) if self.exclude_same_id else -1
+            for name in self._collection.query_ids
+        ]
+        self._measured: _Measured | None = None
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        # Texts are tokenised batch by batch, on the rank that reads them.
+        for template in self._templates:
+            template.check(tokenizer, self.length)
+        self._tokenizer = tokenizer
+        self._cache = EmbeddingCache(self.cache or default_folder())
+        self.longest = self.length
+        return len(self._texts)
+
+    def check(self, model: PreTrainedModel) -> None:
+        check_layer(model, self.layer)
+
+    def chunks(self, size: int) -> list[list[int]]:
+        """Queries before documents, never in one batch, and alike in length."""
+        chunks = []
+        for items in (range(self._queries), range(self._queries, size)):
+            order = sorted(items, key=lambda item: -len(self._texts[item]))
+            chunks += [
+                order[start : start + self.batch_size]
+                for start in range(0, len(order), self.batch_size)
+            ]
+        return chunks
+
+    def common(self) -> dict[str, Any]:
+        return {"fingerprints": Fingerprints()}
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        template = self._templates[indices[0] >= self._queries]
+        tokens = [
+            template.tokens(self._tokenizer, self._texts[item], self.length) for item in indices
+        ]
+        return dict(pad(tokens, pad_token(self._tokenizer)))
+
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+        fingerprints: Fingerprints = batch["fingerprints"]
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        values: dict[str, Tensor] = {}
+        vectors = []
+        for name, model in pair.models().items():
+            removed = pair.removed_blocks if name == "pruned" else ()
+            how: dict[str, Any] = {
+                "pooling": self.pooling,
+                "skip": self.skip,
+                "blocks": blocks_before(self.layer, removed),
+            }
+            key = content_key(fingerprints.of(model), [ids, mask], how)
+            compute = partial(embed, model, ids, mask, **how)
+            vectors.append(self._cache.fetch(key, len(ids), compute).double())
+            values[f"{name}/file"] = _numbers(key).expand(len(ids), -1)
+        if pair.dense is not None:
+            values["cosine"] = torch.cosine_similarity(*vectors)
+        return values
+
+    def summarise(self, table: ItemTable) -> list[Result]:
+        metrics, details = self._measure(table).metrics, self.details()
+        names = ["ndcg@10", *(f"recall@{k}" for k in self.recall_at), "mrr@10", f"map@{self.depth}"]
+        rows = metrics.paired_results(self.name, names, details)
+        if "cosine" in table:
+            queries, documents = table["cosine"].tensor_split([self._queries])
+            for name, values in (("query_cosine", queries), ("document_cosine", documents)):
+                texts = ItemTable(len(values))
+                texts.assign(torch.arange(len(values)), {name: values})
+                rows += texts.pair_results(self.name, [name], details)
+        columns = {name: metrics[name] for name in metrics.columns()}
+        rows += retained_rows(self.name, columns, details["chance_ndcg@10"], details)
+        return rows + metrics.pair_results(
+            self.name, ["rank_correlation", "top10_overlap"], details
+        )
+
+    def items(self, table: ItemTable) -> Iterator[dict[str, Any]]:
+        """One row a query and model: its metrics and the ids of its first ten documents."""
+        measured = self._measure(table)
+        for index, query in enumerate(self._collection.query_ids):
+            for name, lists in measured.lists.items():
+                own = [number for number in lists[index].tolist() if number >= 0]
+                row: dict[str, Any] = {"query": query, "model": name}
+                row["text"] = self._collection.queries[index]
+                row["first"] = [self._collection.document_ids[number] for number in own[:10]]
+                for column in measured.metrics.columns():
+                    model, _, metric = column.rpartition("/")
+                    if model in ("", name):
+                        row[metric] = measured.metrics[column][index].item()
+                yield row
+
+    def details(self) -> dict[str, Any]:
+        """What makes a number on this collection comparable."""
+        grades, lacking = self._collection.grades, self._collection.lacking
+        count = len(self._collection.documents)
+        chance = [
+            chance_ndcg([*own.values(), *others], sum(own.values()), count)
+            for own, others in zip(grades, lacking, strict=True)
+        ]
+        return {
+            "path": self.path,
+            "split": self.split,
+            "collection_sha256": self._collection.hash(),
+            "query_template": self.query_template,
+            "document_template": self.document_template,
+            "pooling": self.pooling,
+            "skip": self.skip,
+            "layer": self.layer,
+            "length": self.length,
+            "similarity": "cosine",
+            "centre": self.centre,
+            "exclude_same_id": self.exclude_same_id,
+            "documents": count,
+            "relevant": sum(map(len, grades)),
+            "lacking": sum(map(len, lacking)),
+            **read_by("retrieval", "ndcg@10"),
+            "chance_ndcg@10": sum(chance) / len(chance),
+        }
+
+    def _measure(self, table: ItemTable) -> _Measured:
+        if self._measured is None or self._measured.table is not table:
+            lists = {
+                name: self._ranked(table, name)
+                for name in ("dense", "pruned")
+                if f"{name}/file" in table
+            }
+            metrics = ItemTable(self._queries)
+            values = collection_metrics(
+                lists,
+                self._collection.grades,
+                depth=self.depth,
+                recall_at=self.recall_at,
+                lacking=self._collection.lacking,
+            )
+            metrics.assign(torch.arange(self._queries), values)
+            self._measured = _Measured(table, lists, metrics)
+        return self._measured
+
+    def _ranked(self, table: ItemTable, name: str) -> Tensor:
+        files = table[f"{name}/file"]
+
+        def read(queries: bool) -> Iterator[tuple[Tensor, Tensor]]:
+            for chunk in self.chunks(table.size):
+                if (chunk[0] < self._queries) == queries:
+                    vectors = self._cache.load(files[chunk[0]].numpy().tobytes())
+                    yield torch.tensor(chunk) - (0 if queries else self._queries), vectors
+
+        order, vectors = (torch.cat(parts) for parts in zip(*read(True), strict=True))
+        return rank(
+            vectors[order.argsort()],
+            lambda: read(False),
+            depth=self.depth,
+            centre=self.centre,
+            barred=self._barred,
+        )
+
+
+def _numbers(key: bytes) -> Tensor:
+    """16 bytes as two numbers of a table, and as nothing else: they are not computed with."""
+    return torch.frombuffer(bytearray(key), dtype=torch.int64)

@@ -1,0 +1,148 @@
+"""Values of single items, exact on any number of ranks, and their means with error bars."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prunelit.metrics.sketch import Sketch
+from prunelit.report.results import Result
+
+
+@dataclass
+class Streamed:
+    """Values of tokens that are summed up at once, so that memory does not grow with the items.
+
+    Args:
+        values: (B, P, T), for each item the values of its tokens at each of P places, NaN where it
+            has none.
+    """
+
+    values: Tensor
+
+
+class ItemTable:
+    """One slot an item and column. Each item is measured by exactly one rank.
+
+    Slots are assigned, never added to, so that they are bit-identical on any number of ranks.
+    Streamed values go into `sketches` instead, which are equal on any number of ranks up to the
+    rounding of float64 sums.
+
+    Args:
+        size: number of items.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.sketches: dict[str, Sketch] = {}
+        self._columns: dict[str, Tensor] = {}
+        self._seen = torch.zeros(size, dtype=torch.int64)
+
+    def assign(self, indices: Tensor, values: Mapping[str, Tensor | Streamed]) -> None:
+        """Fill the slots of a batch.
+
+        Args:
+            indices: (B,) item numbers.
+            values: for each column (B, ...), floating or integer; or for a sketch its tokens.
+        """
+        indices = indices.cpu()
+        self._seen[indices] += 1
+        for name, value in values.items():
+            if isinstance(value, Streamed):
+                if name not in self.sketches:
+                    self.sketches[name] = Sketch.of(name, value.values.shape[1])
+                self.sketches[name].update(value.values)
+                continue
+            value = value.detach().cpu()
+            if name not in self._columns:
+                self._columns[name] = value.new_zeros(self.size, *value.shape[1:])
+            self._columns[name][indices] = value
+
+    def all_reduce_(self) -> None:
+        """Collect the slots of all ranks, in place.
+
+        Raises:
+            RuntimeError: if an item was measured by no rank or by two.
+        """
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._gather()
+        if not bool((self._seen == 1).all()):
+            raise RuntimeError("Expected every item to be measured exactly once.")
+
+    def _gather(self) -> None:
+        # A rank without items does not know the columns, so shapes travel with the values.
+        gathered: list[Any] = [None] * dist.get_world_size()
+        mine = self._seen.nonzero()[:, 0]
+        local = {name: column[mine] for name, column in self._columns.items()}
+        dist.all_gather_object(gathered, (mine, local, self.sketches))
+        self._columns.clear()
+        self._seen.zero_()
+        self.sketches = {}
+        for indices, values, sketches in gathered:
+            if len(indices):
+                self.assign(indices, values)
+            for name, sketch in sketches.items():
+                if name in self.sketches:
+                    self.sketches[name].merge(sketch)
+                else:
+                    self.sketches[name] = sketch
+
+    def columns(self) -> list[str]:
+        """Names of the columns, in the order in which they were first assigned."""
+        return list(self._columns)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def __getitem__(self, name: str) -> Tensor:
+        """(size, ...), the column."""
+        return self._columns[name]
+
+    def paired_results(
+        self, task: str, metrics: Sequence[str], details: dict[str, Any]
+    ) -> list[Result]:
+        """Rows for dense, pruned and their difference (pruned minus dense), item by item.
+
+        Columns are named `dense/<metric>` and `pruned/<metric>`.
+        """
+        rows = []
+        for metric in metrics:
+            values = {
+                model: self[f"{model}/{metric}"].double()
+                for model in ("dense", "pruned")
+                if f"{model}/{metric}" in self
+            }
+            if len(values) == 2:
+                values["difference"] = values["pruned"] - values["dense"]
+            for model, column in values.items():
+                value, error = mean(column)
+                rows.append(Result(task, metric, model, value, error, self.size, dict(details)))
+        return rows
+
+    def pair_results(
+        self, task: str, metrics: Sequence[str], details: dict[str, Any]
+    ) -> list[Result]:
+        """Rows for quantities of both models together, where these were measured."""
+        return [
+            Result(task, metric, "pair", *mean(self[metric]), self.size, dict(details))
+            for metric in metrics
+            if metric in self
+        ]
+
+
+def mean(values: Tensor) -> tuple[float, float]:
+    """Mean of items and its standard error.
+
+    Args:
+        values: (n,).
+
+    Returns:
+        The mean and its standard error; the error is NaN for a single item.
+    """
+    values = values.double()
+    error = values.std() / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return values.mean().item(), float(error)

@@ -1,0 +1,31 @@
+"""Judges: from a text that a model wrote to right or wrong."""
+
+from prunelit.tasks.judges.answers import (
+    AfterMarker,
+    code_block,
+    first_line,
+    first_number,
+    first_word,
+    last_number,
+    normalise,
+    normalise_number,
+    verbatim,
+    whole,
+)
+from prunelit.tasks.judges.judge import ExactMatch, Execution, Judge
+
+__all__ = [
+    "AfterMarker",
+    "ExactMatch",
+    "Execution",
+    "Judge",
+    "code_block",
+    "first_line",
+    "first_number",
+    "first_word",
+    "last_number",
+    "normalise",
+    "normalise_number",
+    "verbatim",
+    "whole",
+]

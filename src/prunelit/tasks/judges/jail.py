@@ -1,0 +1,194 @@
+"""Run one untrusted program in isolation; `sandbox.py` beside it starts this script.
+
+This file is executed as a script by a bare interpreter, which imports nothing but the standard
+library. The program gets namespaces of its own (files, network, processes, shared memory), a root
+folder that holds Python and the system's libraries, read-only, and a small empty folder to work in;
+no capability, no environment but a fixed seed of hashes; and hard limits, of which the one on
+processes is 0: it starts neither processes nor threads. Whatever the kernel refuses on the way ends
+this script before the program starts.
+
+Three processes: this one, killed with its parent; its child, the first process of the namespace,
+killed with this one, whose end ends all that live in it; and the program.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+# Constants of Linux, the same on every architecture.
+NEW_MOUNTS, NEW_NAMES, NEW_IPC = 0x00020000, 0x04000000, 0x08000000
+NEW_USERS, NEW_PROCESSES, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
+NOSUID, NODEV, NOEXEC = 0x2, 0x4, 0x8
+BIND, RECURSIVE, PRIVATE = 0x1000, 0x4000, 0x40000
+DETACH = 2
+MOUNT_SETATTR, THIS_FOLDER, ALL_BELOW, READ_ONLY = 442, -100, 0x8000, 0x1
+DEATH_SIGNAL, NO_NEW_PRIVILEGES = 1, 38
+NOBODY = 65534
+
+FAILED = 125  # exit status where the program could not be isolated
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> None:
+    """Call a function of the C library that returns 0 on success.
+
+    Raises:
+        OSError: naming the function.
+    """
+    raw = [a.encode() if isinstance(a, str) else a for a in arguments]
+    if getattr(_libc, name)(*raw) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
+    """Attach a file system, or with `BIND` a folder, at `target`."""
+    call("mount", source, target, kind, ctypes.c_ulong(flags), options)
+
+
+def control(option: int, value: int) -> None:
+    """Set an attribute of this process."""
+    call("prctl", option, *(ctypes.c_ulong(number) for number in (value, 0, 0, 0)))
+
+
+def make_read_only(path: str) -> None:
+    """Take writing, set-user-id bits and devices from the mount at `path` and all below it."""
+    attributes = (ctypes.c_uint64 * 4)(READ_ONLY | NOSUID | NODEV, 0, 0, 0)
+    call(
+        "syscall",
+        ctypes.c_long(MOUNT_SETATTR),
+        THIS_FOLDER,
+        path,
+        ctypes.c_uint(ALL_BELOW),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+
+
+def enter_namespaces() -> None:
+    """Leave the namespaces of the machine; the next child is the first process of its own.
+
+    Who is not root becomes root of a user namespace for as long as no other program is executed,
+    as the same user: to the outside, and to the kernel's count of processes, nothing changes.
+    """
+    flags = NEW_MOUNTS | NEW_NAMES | NEW_IPC | NEW_PROCESSES | NEW_NETWORK
+    user, group = os.geteuid(), os.getegid()
+    call("unshare", flags if user == 0 else flags | NEW_USERS)
+    if user != 0:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+
+
+def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: int) -> None:
+    """Make the root folder: `paths` of the machine, the program, and the folder `/work`.
+
+    It is one below the root of its file system: from there the kernel makes no user namespace, in
+    which the program would have rights again.
+
+    Args:
+        root: an empty folder.
+        paths: absolute, shown at the same place; what a link points at has its own entry.
+        code: of the program.
+        scratch: bytes that fit into `/work`.
+        owner: user and group that `/work` belongs to.
+    """
+    mount("none", "/", None, RECURSIVE | PRIVATE)
+    mount("none", root, "tmpfs", NOSUID | NODEV, "size=16m,nr_inodes=4096,mode=0755")
+    top = f"{root}/top"
+    for path in paths:
+        inside = top + path
+        os.makedirs(os.path.dirname(inside), exist_ok=True)
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), inside)
+            continue
+        if os.path.isdir(path):
+            os.makedirs(inside, exist_ok=True)
+        else:
+            with open(inside, "xb"):
+                pass
+        mount(path, inside, None, BIND | RECURSIVE)
+    with open(f"{top}/program.py", "xb") as file:
+        file.write(code)
+    os.chmod(f"{top}/program.py", 0o444)
+    os.mkdir(f"{top}/work")
+    os.chdir(root)
+    call("pivot_root", ".", ".")
+    call("umount2", ".", DETACH)
+    os.chdir("/")
+    make_read_only("/")
+    os.chroot("/top")
+    os.chdir("/")
+    options = f"size={scratch},nr_inodes=1024,mode=0700,uid={owner},gid={owner}"
+    mount("none", "/work", "tmpfs", NOSUID | NODEV | NOEXEC, options)
+
+
+def confine(limits: dict[str, int]) -> None:
+    """Give up every right, and set limits that nothing raises again."""
+    os.chdir("/work")
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    for name, value in limits.items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+    control(NO_NEW_PRIVILEGES, 1)
+
+
+def run(python: str, limits: dict[str, int]) -> NoReturn:
+    """Become the program; its errors go where its output goes."""
+    confine(limits)
+    os.dup2(1, 2)
+    # Without `-I`, which would ignore the seed: sets of texts keep one order.
+    command = [python, "-S", "-s", "-B", "/program.py"]
+    os.execve(python, command, {"PYTHONHASHSEED": "0"})
+
+
+def fork_and_wait(child: Callable[[], int]) -> int:
+    """Exit status of `child()` in a process of its own; 128 + n where signal n ended it."""
+    complaint = os.dup(2)  # closed when the program starts
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(child())
+        except BaseException as error:  # noqa: BLE001 - the child must not go on as the parent
+            os.write(complaint, str(error).encode())
+            os._exit(FAILED)
+    os.close(complaint)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def main() -> int:
+    """Read the plan from the first argument and the program from stdin; see `sandbox.py`."""
+    plan = json.loads(sys.argv[1])
+    code = sys.stdin.buffer.read()
+    owner = os.geteuid() or NOBODY
+    enter_namespaces()
+    control(DEATH_SIGNAL, signal.SIGKILL)
+
+    def first_process() -> int:
+        control(DEATH_SIGNAL, signal.SIGKILL)
+        build_root(plan["root"], plan["paths"], code, plan["scratch"], owner)
+        return fork_and_wait(lambda: run(plan["python"], plan["limits"]))
+
+    return fork_and_wait(first_process)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except OSError as error:
+        sys.stderr.write(str(error))
+        sys.exit(FAILED)

@@ -1,0 +1,106 @@
+"""What a model reads of many questions, and in which batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from prunelit.errors import InputError
+from prunelit.models.inference.prefix_cache import lent_length
+from prunelit.models.inference.token_tree import Branch, Request, Tree, branch, grow
+from prunelit.tasks.prompting.choices import tokenised
+
+
+@dataclass
+class Plan:
+    """Tokens of every question.
+
+    Args:
+        pad_id: fills up.
+        roots: what many questions read first, each once; the first is empty.
+        root_of: for each question its root.
+        branches: of the questions.
+        longest: tokens of the longest sequence.
+    """
+
+    pad_id: int
+    roots: list[list[int]] = field(default_factory=lambda: [[]])
+    root_of: list[int] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
+    longest: int = 0
+
+    def chunks(self, size: int, tokens: int) -> list[list[int]]:
+        """Questions for each batch: of one root, alike in length, the longest first.
+
+        Args:
+            size: questions a batch, at most.
+            tokens: of all stems in a batch, at most, unless one question has more.
+        """
+        order = sorted(
+            range(len(self.branches)),
+            key=lambda i: (self.root_of[i], -len(self.branches[i].stem)),
+        )
+        chunks: list[list[int]] = []
+        for index in order:
+            last = chunks[-1] if chunks else []
+            stems = sum(len(self.branches[i].stem) for i in [*last, index])
+            alike = bool(last) and self.root_of[last[0]] == self.root_of[index]
+            if not alike or len(last) == size or stems > tokens:
+                chunks.append([])
+            chunks[-1].append(index)
+        return chunks
+
+    def tree(self, indices: Sequence[int], tokens: int) -> Tree:
+        """What a model reads of the questions of a batch, which have one root."""
+        root = self.roots[self.root_of[indices[0]]]
+        return grow(root, [self.branches[i] for i in indices], self.pad_id, tokens)
+
+
+def plan(
+    tokenizer: PreTrainedTokenizerBase,
+    pad_id: int,
+    names: Sequence[str],
+    before: Sequence[str],
+    texts: Sequence[Sequence[tuple[str, str]]],
+) -> Plan:
+    """Tokenise questions and find what they have in common.
+
+    Args:
+        tokenizer: of the model.
+        pad_id: fills up.
+        names: of the questions, for errors.
+        before: for each question the text before its prompts, where roots are looked for.
+        texts: for each question its pairs of prompt and continuation.
+
+    Raises:
+        InputError: naming the first question with a choice that adds no token to its prompt.
+    """
+    result = Plan(pad_id, root_of=[0] * len(texts))
+    branches: dict[int, Branch] = {}
+    alike: dict[str, list[int]] = {}
+    for index, text in enumerate(before):
+        alike.setdefault(text, []).append(index)
+    for text, indices in alike.items():
+        pairs = [(text + prompt, rest) for index in indices for prompt, rest in texts[index]]
+        found = iter(tokenised(tokenizer, pairs))
+        requests = {index: [next(found) for _ in texts[index]] for index in indices}
+        for index, own in requests.items():
+            _check(own, names[index])
+        every = [request for own in requests.values() for request in own]
+        cut = lent_length([context for context, _ in every]) if len(indices) > 1 else 0
+        if cut:
+            result.roots.append(every[0][0][:cut])
+        for index, own in requests.items():
+            branches[index] = branch(own, cut)
+            result.root_of[index] = len(result.roots) - 1 if cut else 0
+        result.longest = max(result.longest, *(len(c) + len(k) - 1 for c, k in every))
+    result.branches = [branches[index] for index in range(len(texts))]
+    return result
+
+
+def _check(requests: Sequence[Request], name: str) -> None:
+    if not all(context and continuation for context, continuation in requests):
+        raise InputError(
+            f"A choice of the row {name!r} adds no token to the prompt: give another `template` or "
+            "`delimiter`."
+        )

@@ -1,0 +1,60 @@
+"""Texts in a template, cut to a length without cutting the template."""
+
+from string import Formatter
+
+from transformers import PreTrainedTokenizerBase
+
+from prunelit.data.tokens import encode, encode_text, pad_token
+from prunelit.errors import InputError
+
+
+class TextTemplate:
+    """What stands before and after a text.
+
+    Args:
+        template: with the field `{text}` once and no other.
+
+    Raises:
+        InputError: if it has another form.
+    """
+
+    def __init__(self, template: str) -> None:
+        try:
+            parts = list(Formatter().parse(template))
+        except ValueError as error:
+            raise InputError(f"The template {template!r} cannot be read: {error}.") from error
+        fields = [(place, part[1:]) for place, part in enumerate(parts) if part[1] is not None]
+        if [field for _, field in fields] != [("text", "", None)]:
+            raise InputError(f"Expected one field, {{text}}, in the template {template!r}.")
+        self.template = template
+        # A literal is in pieces where it has a brace.
+        literals, cut = [literal for literal, *_ in parts], fields[0][0] + 1
+        self._before, self._after = "".join(literals[:cut]), "".join(literals[cut:])
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+        """Refuse a length that leaves no room for a text.
+
+        Raises:
+            InputError: giving the tokens of the template.
+        """
+        own = len(encode_text(tokenizer, self._before)) + len(encode(tokenizer, self._after))
+        if own >= length:
+            raise InputError(
+                f"Expected a `length` of more than {own}, the tokens of the template "
+                f"{self.template!r} alone, but got {length}."
+            )
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> list[int]:
+        """Token ids of a text in the template; one that is too long loses its end.
+
+        Args:
+            tokenizer: of the model.
+            text: may be empty; where that leaves no token at all, it is read as the padding token.
+            length: in tokens, at most, those that the tokenizer puts before a text among them.
+        """
+        ids = encode_text(tokenizer, f"{self._before}{text}{self._after}")
+        if len(ids) > length:
+            after = encode(tokenizer, self._after)
+            before = encode_text(tokenizer, f"{self._before}{text}")
+            ids = before[: length - len(after)] + after
+        return ids or [pad_token(tokenizer)]

@@ -1,0 +1,183 @@
+"""Semantic similarity of two texts by the model's own embeddings."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunelit.data.rows import hash_rows, load_rows
+from prunelit.data.sources import split_of
+from prunelit.data.tokens import pad, pad_token
+from prunelit.errors import InputError
+from prunelit.metrics.correlation import jackknife_error, spearman
+from prunelit.models.inference.embedding import (
+    Pooling,
+    blocks_before,
+    check_layer,
+    check_pooling,
+    embed,
+)
+from prunelit.report.results import Result
+from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.item_table import ItemTable
+from prunelit.tasks.prompting.text_template import TextTemplate
+from prunelit.tasks.retention import read_by
+
+
+class SemanticSimilarity(Task):
+    """Spearman's correlation of cosines with the scores that people gave (STS-B and its kind).
+
+    The default template asks for one word, after PromptEOL (Jiang et al. 2023, arXiv:2307.16645).
+    Standard errors are those of a jackknife over pairs of texts. `embedding_cosine` is that of the
+    dense and the pruned vector of a text, mean over the two of a pair.
+
+    Args:
+        path: rows with two texts and a score, see `prunelit.data.rows.load_rows`.
+        split: of the data set.
+        subset: configuration of the data set on the hub.
+        first: column of one text.
+        second: column of the other.
+        score: column of the score, a number; higher is more alike.
+        template: with the field `{text}`.
+        pooling: `mean`, `last` or `weighted_mean`, see `prunelit.models.inference.embedding.pool`.
+        skip: tokens at the beginning, the tokenizer's own included, that enter no mean.
+        layer: embeddings are the residual stream after so many blocks of the dense model, those
+            that the pruned one lacks among them, without the final norm; None is the last hidden
+            state after the final norm.
+        length: tokens of a text at most, template included; a longer text loses its end.
+        limit: number of pairs; None is all.
+        batch_size: pairs a batch.
+        name: of the task.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        subset: str | None = None,
+        first: str = "sentence1",
+        second: str = "sentence2",
+        score: str = "score",
+        template: str = 'This sentence: "{text}" means in one word: "',
+        pooling: Pooling = "last",
+        skip: int = 0,
+        layer: int | None = None,
+        length: int = 128,
+        limit: int | None = None,
+        batch_size: int = 32,
+        name: str = "similarity",
+    ) -> None:
+        super().__init__(name, batch_size)
+        check_pooling(pooling, skip)
+        self.path = path
+        self.split = split
+        self.subset = subset
+        self.first = first
+        self.second = second
+        self.score = score
+        self.template = template
+        self.pooling: Pooling = pooling
+        self.skip = skip
+        self.layer = layer
+        self.length = length
+        self.limit = limit
+
+    def read(self) -> None:
+        self._template = TextTemplate(self.template)
+        columns = [self.first, self.second, self.score]
+        split = split_of(self.path, self.split)
+        rows = load_rows(
+            self.path, columns=columns, split=split, name=self.subset, limit=self.limit
+        )
+        for number, row in enumerate(rows):
+            for column in (self.first, self.second):
+                if not isinstance(row[column], str):
+                    raise InputError(f"Row {number} of {self.path!r}: {column!r} is not a text.")
+            value = row[self.score]
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError(f"Row {number} of {self.path!r}: {self.score!r} is no number.")
+            if not math.isfinite(value):
+                raise InputError(f"Row {number} of {self.path!r}: {self.score!r} is {value}.")
+        self._rows = [[row[column] for column in columns] for row in rows]
+        self._scores = torch.tensor([row[2] for row in self._rows], dtype=torch.float64)
+        if len(self._scores.unique()) < 2 or len(rows) < 3:
+            raise InputError(
+                f"Expected at least three pairs with scores that differ in {self.path!r}: nothing "
+                "correlates with a constant."
+            )
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        self._template.check(tokenizer, self.length)
+        self._pad_id = pad_token(tokenizer)
+        self._tokens = [
+            [self._template.tokens(tokenizer, text, self.length) for text in row[:2]]
+            for row in self._rows
+        ]
+        self.longest = max(len(ids) for both in self._tokens for ids in both)
+        return len(self._rows)
+
+    def check(self, model: PreTrainedModel) -> None:
+        check_layer(model, self.layer)
+
+    def chunks(self, size: int) -> list[list[int]]:
+        """Pairs alike in length, the longest first."""
+        order = sorted(range(size), key=lambda item: -max(map(len, self._tokens[item])))
+        return [[order[place] for place in chunk] for chunk in super().chunks(size)]
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        both = [self._tokens[index][side] for side in (0, 1) for index in indices]
+        return dict(pad(both, self._pad_id))
+
+    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+        values, vectors = {}, []
+        for name, model in pair.models().items():
+            removed = pair.removed_blocks if name == "pruned" else ()
+            blocks = blocks_before(self.layer, removed)
+            inputs = batch["input_ids"], batch["attention_mask"]
+            vector = embed(
+                model, *inputs, pooling=self.pooling, skip=self.skip, blocks=blocks
+            ).double()
+            one, other = vector.chunk(2)
+            values[f"{name}/similarity"] = cosine_similarity(one, other)
+            vectors.append(vector)
+        if pair.dense is not None:
+            dense, pruned = vectors
+            values["embedding_cosine"] = cosine_similarity(dense, pruned).view(2, -1).mean(0)
+        return values
+
+    def summarise(self, table: ItemTable) -> list[Result]:
+        details = self.details()
+        found = {
+            name: spearman(table[f"{name}/similarity"], self._scores)
+            for name in ("dense", "pruned")
+            if f"{name}/similarity" in table
+        }
+        if len(found) == 2:
+            (dense, without_dense), (pruned, without_pruned) = found["dense"], found["pruned"]
+            found["difference"] = pruned - dense, without_pruned - without_dense
+        rows = [
+            Result(
+                self.name, "spearman", name, value, jackknife_error(without), table.size, details
+            )
+            for name, (value, without) in found.items()
+        ]
+        return rows + table.pair_results(self.name, ["embedding_cosine"], details)
+
+    def details(self) -> dict[str, Any]:
+        """What makes a number on these pairs comparable."""
+        return {
+            "path": self.path,
+            "split": self.split,
+            "pairs_sha256": hash_rows(self._rows),
+            "template": self.template,
+            "pooling": self.pooling,
+            "skip": self.skip,
+            "layer": self.layer,
+            "length": self.length,
+            "similarity": "cosine",
+            **read_by("similarity", "spearman"),
+        }

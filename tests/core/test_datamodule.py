@@ -1,0 +1,89 @@
+"""Calibration tokens and tasks, without a Trainer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from prunelit import InputError
+from prunelit.core.datamodule import Calibration, PruneData
+from prunelit.data.tokens import pack
+from prunelit.tasks import MultipleChoice, Perplexity
+
+
+@pytest.fixture
+def data(material: Path) -> PruneData:
+    text = str(material / "text.jsonl")
+    return PruneData(
+        Calibration(text, split="train[:9]", sequences=5, length=16, batch_size=2, seed=3),
+        [
+            Perplexity(text, split="train[9:]", length=20),
+            MultipleChoice(str(material / "questions.jsonl")),
+        ],
+    )
+
+
+def test_calibration_is_packed_from_its_split_by_its_seed(
+    data: PruneData, material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data.prepare(tokenizer)
+    lines = (material / "text.jsonl").read_text().splitlines()
+    documents = [line.removeprefix('{"text": "').removesuffix('"}') for line in lines]
+    expected = pack(documents[:9], tokenizer, sequences=5, length=16, seed=3)
+    batches = data.calibration_batches()
+    assert [len(batch["input_ids"]) for batch in batches] == [2, 2, 1]
+    assert torch.cat([batch["input_ids"] for batch in batches]).equal(expected)
+    assert all(batch["attention_mask"].all() for batch in batches)
+
+
+def test_tasks_are_known_by_name_and_size(
+    data: PruneData, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data.prepare(tokenizer)
+    assert list(data.tasks) == ["perplexity", "multiple_choice"]
+    assert data.sizes == {"perplexity": 9, "multiple_choice": 7}
+
+
+def test_preparing_again_changes_nothing(
+    data: PruneData, material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data.prepare(tokenizer)
+    before, sizes = data.calibration_tokens, dict(data.sizes)
+    data.prepare(tokenizer)
+    assert data.calibration_tokens is before
+    assert data.sizes == sizes
+
+
+def test_reading_needs_no_tokenizer_and_refuses_bad_rows(material: Path) -> None:
+    text = str(material / "text.jsonl")
+    PruneData(Calibration(text), [Perplexity(text)]).read()
+    with pytest.raises(InputError, match=r"Expected rows with \['choices', 'context', 'id'"):
+        PruneData(None, [MultipleChoice(text)]).read()
+    with pytest.raises(InputError, match=r"Expected rows with \['body'\]"):
+        PruneData(Calibration(text, column="body")).read()
+
+
+def test_without_calibration_there_are_no_batches(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data = PruneData(None, [Perplexity(str(material / "text.jsonl"), length=20)])
+    data.prepare(tokenizer)
+    assert data.calibration_batches() is None
+
+
+def test_too_little_text_says_how_much_there_was(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data = PruneData(Calibration(str(material / "text.jsonl"), sequences=500, length=16))
+    with pytest.raises(InputError, match=r"8000 tokens .* hold only 744"):
+        data.prepare(tokenizer)
+
+
+def test_two_tasks_of_one_name_are_refused(material: Path) -> None:
+    path = str(material / "text.jsonl")
+    with pytest.raises(InputError, match=r"distinct names but got \['perplexity', 'perplexity'\]"):
+        PruneData(None, [Perplexity(path), Perplexity(path, length=30)])
+    assert list(PruneData(None, [Perplexity(path), Perplexity(path, name="long")]).tasks) == [
+        *("perplexity", "long")
+    ]

@@ -1,0 +1,134 @@
+"""What an evaluation wrote down before it was interrupted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prunelit.core.journal import Journals
+
+RECIPE = {"model": "a", "prompts": ["é"]}
+# Bits that a detour over text would lose: NaN, -0, the least double, halves of narrow types.
+VALUES = {
+    "double": torch.tensor([[0.1, float("nan")], [-0.0, 5e-324]], dtype=torch.float64),
+    "single": torch.tensor([1 / 3, float("-inf")]),
+    "half": torch.tensor([0.1, 2.0], dtype=torch.bfloat16),
+    "tokens": torch.tensor([[[3, -1]], [[2**62, 0]]]),
+    "ended": torch.tensor([True, False]),
+}
+
+
+def bits(value: Tensor) -> tuple[str, list[int], list[int]]:
+    content = value.contiguous().flatten().view(torch.uint8).tolist()
+    return str(value.dtype), list(value.shape), content
+
+
+class Measuring:
+    def __init__(self, values: dict[str, Tensor] | None = None) -> None:
+        self.calls = 0
+        self.given = values or VALUES
+
+    def __call__(self) -> dict[str, Tensor]:
+        self.calls += 1
+        return self.given
+
+
+def measured(folder: Path, indices: list[int], recipe: Any = RECIPE, rank: int = 0) -> bool:
+    """Whether the batch had to be measured, after a new start."""
+    journals = Journals(folder, rank)
+    journals.open("task", recipe)
+    measure = Measuring()
+    found = journals.values("task", torch.tensor(indices), measure)
+    assert {name: bits(value) for name, value in found.items()} == {
+        name: bits(value) for name, value in VALUES.items()
+    }
+    return measure.calls == 1
+
+
+def test_a_batch_is_measured_once_and_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    assert measured(tmp_path, [4, 2])
+    assert not measured(tmp_path, [4, 2])
+
+
+def test_another_batch_recipe_or_task_is_measured(tmp_path: Path) -> None:
+    assert measured(tmp_path, [4, 2])
+    assert measured(tmp_path, [2, 4])
+    assert measured(tmp_path, [4])
+    assert measured(tmp_path, [4, 2], RECIPE | {"model": "b"})
+    journals = Journals(tmp_path, 0)
+    assert journals.open("tas", RECIPE) == 0
+    assert journals.open("task", RECIPE) == 3
+
+
+def test_ranks_read_what_any_rank_measured(tmp_path: Path) -> None:
+    assert measured(tmp_path, [0, 1], rank=0)
+    assert measured(tmp_path, [2, 3], rank=1)
+    assert len(list(tmp_path.iterdir())) == 2
+    for rank in range(3):
+        assert not measured(tmp_path, [0, 1], rank=rank)
+        assert not measured(tmp_path, [2, 3], rank=rank)
+
+
+def test_every_cut_of_the_file_is_survived(tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    for first in (0, 2, 4):
+        measured(folder, [first, first + 1])
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    lines = content.split(b"\n")
+    ends = [len(b"\n".join(lines[: n + 2])) for n in range(3)]
+    for cut in range(0, len(content), 97):
+        other = tmp_path / str(cut)
+        other.mkdir()
+        (other / path.name).write_bytes(content[:cut])
+        journals = Journals(other, 0)
+        known = sum(cut >= end for end in ends)
+        assert journals.open("task", RECIPE) == known
+        for first in (0, 2, 4):
+            journals.values("task", torch.tensor([first, first + 1]), Measuring())
+        assert Journals(other, 0).open("task", RECIPE) == 3
+
+
+def test_a_file_of_another_recipe_under_this_name_is_not_read(tmp_path: Path) -> None:
+    measured(tmp_path, [0])
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text(encoding="utf-8").replace('"a"', '"b"'), encoding="utf-8")
+    assert measured(tmp_path, [0])
+
+
+def test_what_is_finished_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    measured(folder, [0], rank=0)
+    measured(folder, [1], rank=1)
+    other = Journals(folder, 0)
+    other.open("other", {})
+    other.values("other", torch.tensor([0]), Measuring())
+    second = Journals(folder, 1)
+    second.open("task", RECIPE)
+    second.remove()
+    assert len(list(folder.iterdir())) == 3
+    first = Journals(folder, 0)
+    first.open("task", RECIPE)
+    first.remove()
+    assert [path.name.split("-")[0] for path in folder.iterdir()] == ["other"]
+    other.remove()
+    assert not folder.exists()
+    other.remove()
+
+
+def test_a_task_that_was_not_opened_leaves_nothing(tmp_path: Path) -> None:
+    measure = Measuring()
+    journals = Journals(tmp_path, 0)
+    for _ in range(2):
+        journals.values("task", torch.tensor([0]), measure)
+    assert measure.calls == 2
+    assert not any(tmp_path.iterdir())
+
+
+def test_values_that_cannot_be_written_down_are_an_error(tmp_path: Path) -> None:
+    journals = Journals(tmp_path, 0)
+    journals.open("task", RECIPE)
+    with pytest.raises(AssertionError, match="only tensors"):
+        journals.values("task", torch.tensor([0]), lambda: {"sketch": object()})

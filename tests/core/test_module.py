@@ -1,0 +1,236 @@
+"""The pruned model beside its frozen dense reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+
+from prunelit import InputError
+from prunelit.core.datamodule import PruneData
+from prunelit.core.module import PairedLM
+from prunelit.report.results import scalar_name
+from prunelit.tasks import Deviation, MultipleChoice, Perplexity, Transitions
+from prunelit.trainer import PruneTrainer
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., PruneTrainer]:
+    def make(**arguments: Any) -> PruneTrainer:
+        defaults = {
+            "accelerator": "cpu",
+            "default_root_dir": tmp_path / "run",
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+            "logger": False,
+            "max_epochs": 0,
+        }
+        return PruneTrainer(**{**defaults, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def module(material: Path) -> PairedLM:
+    return PairedLM(str(material / "dense"))
+
+
+@pytest.fixture
+def data(material: Path) -> PruneData:
+    tasks = [
+        Perplexity(str(material / "text.jsonl"), length=20, limit=3),
+        MultipleChoice(str(material / "questions.jsonl"), batch_size=3),
+    ]
+    return PruneData(None, tasks)
+
+
+def test_no_weights_are_read_before_a_run(tmp_path: Path) -> None:
+    module = PairedLM(str(tmp_path / "nowhere"))
+    assert module.model is None
+    with pytest.raises(RuntimeError, match="Expected `load` to be called"):
+        _ = module.pair
+
+
+def test_both_models_are_loaded_apart(module: PairedLM) -> None:
+    module.load()
+    dense, pruned = module.pair.dense, module.pair.pruned
+    assert dense is not None
+    assert module.model is pruned is not dense
+    own = dict(pruned.named_parameters())
+    for name, weight in dense.named_parameters():
+        assert weight.equal(own[name])
+        assert weight.data_ptr() != own[name].data_ptr()
+        assert not weight.requires_grad
+
+
+def test_loading_again_does_nothing(module: PairedLM) -> None:
+    module.load()
+    pair = module.pair
+    module.load()
+    assert module.pair is pair
+
+
+def test_the_reference_is_no_part_of_the_module(module: PairedLM) -> None:
+    module.load()
+    dense = module.pair.dense
+    assert dense is not None
+    mine = {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    assert mine
+    assert not mine & {id(tensor) for tensor in [*dense.parameters(), *dense.buffers()]}
+    assert all(submodule is not dense for submodule in module.modules())
+    assert {name.split(".")[0] for name in module.state_dict()} == {"model"}
+    assert len(module.state_dict()) == len(module.pair.pruned.state_dict())
+
+
+def test_the_reference_stays_in_evaluation_mode(module: PairedLM) -> None:
+    module.load()
+    module.train()
+    assert module.pair.pruned.training
+    assert module.pair.dense is not None
+    assert not any(submodule.training for submodule in module.pair.dense.modules())
+
+
+def test_a_checkpoint_holds_the_pruned_model_alone(
+    module: PairedLM, data: PruneData, make_trainer: Callable[..., PruneTrainer], tmp_path: Path
+) -> None:
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data)
+    path = tmp_path / "saved.ckpt"
+    trainer.save_checkpoint(path, weights_only=True)
+    saved = torch.load(path, weights_only=True)
+    assert saved["state_dict"].keys() == module.state_dict().keys()
+    # Tied weights are stored once, so one copy of the model is all that the file can hold.
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    assert size < path.stat().st_size < 1.6 * size
+
+
+def test_without_a_reference_there_is_one_model(
+    material: Path, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    module = PairedLM(str(material / "dense"), reference=False)
+    make_trainer().validate(module, datamodule=data)
+    assert module.pair.dense is None
+    assert list(module.pair.models()) == ["pruned"]
+    assert {row.model for row in module.results} == {"pruned"}
+    assert {row.metric for row in module.results} == {
+        *("nll", "perplexity", "acc", "acc_norm", "acc_token_norm", "brier", "calibration_error"),
+    }
+
+
+def test_a_task_that_needs_the_reference_is_refused_without_one(
+    material: Path, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    module = PairedLM(str(material / "dense"), reference=False)
+    data = PruneData(None, [Deviation(str(material / "text.jsonl"), length=12)])
+    with pytest.raises(InputError, match=r"\['deviation'\] .*model\.reference: true"):
+        make_trainer().validate(module, datamodule=data)
+    assert module.model is None
+
+
+def test_a_part_of_the_items_is_refused(
+    module: PairedLM, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    with pytest.raises(InputError, match=r"`trainer\.limit_val_batches` 1\.0 but got 1"):
+        make_trainer(limit_val_batches=1).validate(module, datamodule=data)
+    assert module.model is None
+
+
+def test_training_is_refused(
+    material: Path, module: PairedLM, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    with pytest.raises(InputError, match=r"`trainer\.max_epochs` 0, or text to train on"):
+        make_trainer(max_epochs=2).fit(module, datamodule=PruneData())
+    assert module.model is None
+
+
+def test_other_data_is_refused(module: PairedLM, make_trainer: Callable[..., PruneTrainer]) -> None:
+    class Nothing(LightningDataModule):
+        def val_dataloader(self) -> list:
+            return []
+
+    with pytest.raises(InputError, match="Expected a `PruneData`"):
+        make_trainer().validate(module, datamodule=Nothing())  # type: ignore[arg-type]
+
+
+def test_every_result_is_logged_under_its_task(
+    module: PairedLM, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data)
+    assert len(module.results) == 7 * 3 + 5  # five are of the pair
+    expected = {scalar_name(row): row.value for row in module.results}
+    assert len(expected) == len(module.results)
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert logged == pytest.approx(expected)
+    # Nothing was pruned, so the two models are one.
+    assert {row.value for row in module.results if row.model == "difference"} == {0}
+
+
+def test_results_start_afresh_with_every_validation(
+    module: PairedLM, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data)
+    before = list(module.results)
+    with torch.no_grad():
+        module.pair.pruned.get_output_embeddings().weight.zero_()
+    trainer.validate(module, datamodule=data)
+    assert len(module.results) == len(before)
+    after = {scalar_name(row): row for row in module.results}
+    assert after["val/perplexity/perplexity"].value == pytest.approx(300)
+    assert after["val/perplexity/perplexity_dense"].value == pytest.approx(
+        next(r.value for r in before if (r.metric, r.model) == ("perplexity", "dense"))
+    )
+
+
+def test_the_recipe_names_the_dense_model(
+    material: Path, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    source = str(material / "dense")
+    module = PairedLM(source, dtype="bfloat16")
+    make_trainer().validate(module, datamodule=data)
+    recipe = module.recipe()
+    assert len(recipe.pop("version")) == 64
+    assert recipe == {
+        "source": source,
+        "dtype": "bfloat16",
+        "attn_implementation": None,
+        "precision": "32-true",
+    }
+
+
+def test_without_its_reference_the_model_can_still_be_trained(material: Path) -> None:
+    module = PairedLM(str(material / "dense"), reference=False)
+    module.load()
+    assert module.pair.dense is None
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_precision_that_casts_one_model_alone_is_refused(
+    module: PairedLM, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    with pytest.raises(InputError, match=r"'bf16-true'.*set `model.dtype`"):
+        make_trainer(precision="bf16-true").validate(module, datamodule=data)
+    assert module.model is None
+
+
+def test_texts_longer_than_the_positions_are_refused_before_weights_are_read(
+    module: PairedLM, material: Path, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    tasks = [Perplexity(str(material / "text.jsonl"), length=129)]
+    with pytest.raises(InputError, match=r"at most 128 tokens.*task 'perplexity' has 129"):
+        make_trainer().validate(module, datamodule=PruneData(None, tasks))
+    assert module.model is None
+
+
+def test_tasks_of_other_data_are_checked_too(
+    module: PairedLM, material: Path, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    text, questions = str(material / "text.jsonl"), str(material / "questions.jsonl")
+    first = PruneData(tasks=[Perplexity(text, length=20, limit=2)])
+    second = PruneData(tasks=[Transitions(questions, chat=False, max_new_tokens=2, limit=2)])
+    for data in (first, second):
+        make_trainer().validate(module, datamodule=data, verbose=False)
+    assert {row.task for row in module.results} == {"transitions"}

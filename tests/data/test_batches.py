@@ -1,0 +1,83 @@
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from prunelit.data.batches import as_batches, longest
+from prunelit.errors import InputError
+
+IDS = torch.arange(1, 15).view(7, 2)
+
+
+def test_tensor_is_cut_into_batches_that_hold_everything_in_order() -> None:
+    batches = as_batches(IDS, 3)
+    assert [len(batch["input_ids"]) for batch in batches] == [3, 3, 1]
+    assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), IDS)
+    assert all(batch["attention_mask"].all() for batch in batches)
+    assert all(batch["attention_mask"].shape == batch["input_ids"].shape for batch in batches)
+
+
+def test_batches_of_every_form_stay_as_they_are() -> None:
+    mask = torch.tensor([[0, 1]])
+    given = [IDS, {"input_ids": IDS[:1]}, {"input_ids": IDS[:1], "attention_mask": mask}]
+    batches = as_batches(iter(given), 1)
+    assert [len(batch["input_ids"]) for batch in batches] == [7, 1, 1]
+    assert batches[1]["attention_mask"].tolist() == [[1, 1]]
+    assert torch.equal(batches[2]["attention_mask"], mask)
+
+
+def test_what_a_tokenizer_returns_is_a_batch(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoded = tokenizer(["ab", "cdef"], return_tensors="pt", padding=True)
+    (batch,) = as_batches([encoded], 8)
+    assert batch["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+
+
+def test_longest_is_the_width_of_the_widest_batch() -> None:
+    assert longest(as_batches([IDS[:, :1], IDS, IDS[:, :1]], 1)) == 2
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batch_size_below_one(size: int) -> None:
+    with pytest.raises(InputError, match=f"`batch_size` of at least 1 but got {size}"):
+        as_batches(IDS, size)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [],
+        IDS[:0],
+        IDS[:, :0],
+        [{"input_ids": IDS, "attention_mask": torch.zeros_like(IDS)}],
+    ],
+)
+def test_nothing_to_read(inputs: object) -> None:
+    with pytest.raises(InputError, match=r"at least one token|shape"):
+        as_batches(inputs, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        IDS[0],
+        IDS[None],
+        IDS.float(),
+        [{"input_ids": IDS, "attention_mask": torch.ones(7, 3)}],
+        [IDS.float()],
+    ],
+)
+def test_other_shapes_and_types_are_refused(inputs: object) -> None:
+    with pytest.raises(InputError, match=r"integer `input_ids` of shape \(B, T\)"):
+        as_batches(inputs, 2)  # type: ignore[arg-type]
+
+
+def test_keys_that_nothing_would_read_are_refused() -> None:
+    with pytest.raises(InputError, match=r"but got \['input_ids', 'labels'\]"):
+        as_batches([{"input_ids": IDS, "labels": IDS}], 2)
+    with pytest.raises(InputError, match=r"but got \['attention_mask'\]"):
+        as_batches([{"attention_mask": IDS}], 2)
+
+
+@pytest.mark.parametrize("inputs", [{"input_ids": IDS}, ["text"], [[1, 2, 3]]])
+def test_one_batch_or_text_or_lists_in_place_of_batches(inputs: object) -> None:
+    with pytest.raises(InputError, match="Expected batches"):
+        as_batches(inputs, 2)  # type: ignore[arg-type]

@@ -1,0 +1,133 @@
+import logging
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from prunelit.data.tokens import decode, encode, encode_text, leading_tokens, pack, pad, windows
+from prunelit.errors import InputError
+
+DOCUMENTS = [letter * length for letter, length in zip("abcde", [3, 9, 1, 7, 5], strict=True)]
+
+
+def test_pack_cuts_every_document_of_the_drawn_order(tokenizer: PreTrainedTokenizerFast) -> None:
+    total = sum(len(document) + 1 for document in DOCUMENTS)
+    packed = pack(DOCUMENTS, tokenizer, sequences=1, length=total, seed=0)
+    assert packed.dtype == torch.int64
+    text = tokenizer.decode(packed[0])
+    # Each document once, whole, and closed by the end-of-text token.
+    assert sorted(text.split("<end>")) == sorted([*DOCUMENTS, ""])
+    assert text.endswith("<end>")
+    reshaped = pack(DOCUMENTS, tokenizer, sequences=total // 6, length=6, seed=0)
+    assert reshaped.flatten().tolist() == packed[0, : total // 6 * 6].tolist()
+
+
+def test_pack_is_drawn_by_the_seed_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    def packed(seed: int) -> list[int]:
+        return pack(DOCUMENTS, tokenizer, sequences=2, length=8, seed=seed).flatten().tolist()
+
+    state = torch.get_rng_state()
+    first = packed(0)
+    torch.manual_seed(5)
+    assert packed(0) == first
+    assert any(packed(seed) != first for seed in (1, 2, 3))
+    torch.set_rng_state(state)
+    assert packed(0) == first
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_pack_without_an_end_of_text_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.eos_token = None
+    packed = pack(["ab", "ab"], tokenizer, sequences=1, length=4, seed=0)
+    assert tokenizer.decode(packed[0]) == "abab"
+
+
+def test_too_little_text_says_how_much_there_was(tokenizer: PreTrainedTokenizerFast) -> None:
+    total = sum(len(document) + 1 for document in DOCUMENTS)
+    with pytest.raises(
+        InputError, match=rf"at least {total + 1} tokens for 1 .* 5 documents hold only {total}:"
+    ):
+        pack(DOCUMENTS, tokenizer, sequences=1, length=total + 1, seed=0)
+
+
+@pytest.mark.parametrize(("sequences", "length"), [(0, 4), (4, 0), (-1, 4)])
+def test_pack_refuses_nothing(
+    tokenizer: PreTrainedTokenizerFast, sequences: int, length: int
+) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        pack(DOCUMENTS, tokenizer, sequences=sequences, length=length, seed=0)
+
+
+def test_windows_keep_the_order_and_drop_the_rest(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = windows(["abc", "defg"], tokenizer, length=4, limit=None)
+    assert [tokenizer.decode(row) for row in found] == ["abc\n", "\ndef"]
+    assert len(windows(["abc", "defg"], tokenizer, length=4, limit=1)) == 1
+    spaced = windows(["ab", "cd"], tokenizer, length=5, limit=None, separator=" ")
+    assert tokenizer.decode(spaced[0]) == "ab cd"
+
+
+def test_windows_refuse_too_little_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InputError, match="one window of 4 tokens but the 1 documents hold only 3"):
+        windows(["abc"], tokenizer, length=4, limit=None)
+    with pytest.raises(InputError, match="`length` of at least 2 but got 1"):
+        windows(["abc"], tokenizer, length=1, limit=None)
+
+
+def test_encode_adds_no_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<end> $A", special_tokens=[("<end>", 0)]
+    )
+    assert tokenizer("abcd")["input_ids"][0] == 0
+    assert tokenizer.decode(encode(tokenizer, "abcd")) == "abcd"
+
+
+def test_text_longer_than_the_models_length_is_no_reason_to_warn(
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer.model_max_length = 2
+    assert len(encode(tokenizer, "abcd")) == 4
+    assert not caplog.records
+    tokenizer("abcd")
+    assert "longer than" in caplog.text
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_pad(left: bool) -> None:
+    batch = pad([[5, 6, 7], [8]], pad_id=9, left=left)
+    row = [9, 9, 8] if left else [8, 9, 9]
+    mask = [0, 0, 1] if left else [1, 0, 0]
+    assert batch["input_ids"].tolist() == [[5, 6, 7], row]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], mask]
+
+
+def test_pad_an_empty_sequence() -> None:
+    assert pad([[], [1]], pad_id=0, left=True)["attention_mask"].tolist() == [[0], [1]]
+
+
+def test_a_text_by_itself_begins_as_the_tokenizer_has_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    bare = encode(tokenizer, "ab")
+    assert leading_tokens(tokenizer) == []
+    assert encode_text(tokenizer, "ab") == bare
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<end> $A <end>", special_tokens=[("<end>", 0)]
+    )
+    assert leading_tokens(tokenizer) == [0]
+    assert encode_text(tokenizer, "ab") == [0, *bare]
+    # Once, also where a template has written it.
+    assert encode_text(tokenizer, "<end>ab") == [0, *bare]
+    assert encode_text(tokenizer, "") == [0]
+
+
+def test_decoded_text_has_every_space_and_special_tokens_where_asked(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer.clean_up_tokenization_spaces = True
+    ids = [*encode(tokenizer, "a , b"), 0]
+    assert decode(tokenizer, ids) == "a , b"
+    assert decode(tokenizer, ids, special=True) == "a , b<end>"

@@ -1,0 +1,84 @@
+"""Adapters train what is left of the weights, and merging changes nothing that was measured."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit import prune
+from prunelit.errors import InputError
+from prunelit.pruners import Wanda
+from prunelit.pruning.lora import Adapters, LoRA
+from prunelit.pruning.recovery import Recovery
+from prunelit.sparsity import Unstructured
+
+TARGETS = ["q_proj", "down_proj"]
+
+
+def train(model: PreTrainedModel, input_ids: Tensor) -> None:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        Recovery().losses(model, None, input_ids)["loss"].backward()
+        optimizer.step()
+
+
+def test_what_is_trained_is_what_merging_gives(model: PreTrainedModel, input_ids: Tensor) -> None:
+    masks = prune(model, Wanda(Unstructured(0.5)), input_ids).masks
+    names = list(dict(model.named_parameters()))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapters = Adapters(model, LoRA(rank=2, target_modules=TARGETS))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == 3 * 2 * (32 + 32 + 48 + 32)
+    adapters.hold(masks)
+    train(model, input_ids)
+    adapted = model(input_ids=input_ids).logits
+    adapters.merge()
+    assert list(dict(model.named_parameters())) == names
+    with pytest.raises(AssertionError, match="are not 0"):
+        masks.check(model)
+    masks.apply_(model)
+    torch.testing.assert_close(model(input_ids=input_ids).logits, adapted, rtol=1e-4, atol=1e-5)
+    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert changed == {
+        f"model.layers.{index}.{name}.weight"
+        for index in range(3)
+        for name in ("self_attn.q_proj", "mlp.down_proj")
+    }
+
+
+def test_gradients_are_those_of_the_masked_weights(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    masks = prune(model, Wanda(Unstructured(0.5)), input_ids).masks
+    name = "model.layers.1.mlp.down_proj"
+    adapters = Adapters(model, LoRA(rank=2, alpha=6.0, target_modules=TARGETS))
+    adapters.hold(masks)
+    train(model, input_ids)  # B begins at 0
+    model.zero_grad()
+    Recovery().losses(model, None, input_ids)["loss"].backward()
+    layer = model.get_submodule(name)
+    a, b = (getattr(layer, f"lora_{which}").default.weight for which in "AB")
+    adapters.merge()
+    masks.apply_(model)
+    weight = model.get_parameter(f"{name}.weight").requires_grad_()
+    Recovery().losses(model, None, input_ids)["loss"].backward()
+    assert weight.grad is not None
+    masked = 3.0 * weight.grad * masks[f"{name}.weight"]
+    torch.testing.assert_close(a.grad, b.T @ masked, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(b.grad, masked @ a.T, rtol=1e-3, atol=1e-6)
+
+
+def test_modules_that_the_model_lacks(model: PreTrainedModel) -> None:
+    lora = LoRA(target_modules=["nothing"])
+    names = list(dict(model.named_parameters()))
+    with pytest.raises(InputError, match=r"`model\.recovery\.lora` does not fit this model"):
+        lora.check(model)
+    LoRA().check(model)
+    assert list(dict(model.named_parameters())) == names
+
+
+def test_settings_that_mean_nothing() -> None:
+    with pytest.raises(InputError, match=r"`lora\.rank` of at least 1"):
+        LoRA(rank=0)

@@ -1,0 +1,93 @@
+"""`results.jsonl`, written and read back."""
+
+import json
+import math
+import stat
+from pathlib import Path
+
+import pytest
+
+from prunelit.report.results import Result, read_results, scalar_name, write_results
+
+ROWS = [
+    Result(
+        "facts", "acc", "dense", 0.8400000000000001, 0.03, 45, {"path": "東京.jsonl", "seed": 0}
+    ),
+    Result("facts", "acc", "difference", -0.24, 0.05, 45),
+]
+
+
+def test_rows_are_read_back_to_the_last_bit(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.jsonl"
+    write_results(ROWS, path)
+    assert read_results(path) == ROWS
+    assert [file.name for file in path.parent.iterdir()] == ["results.jsonl"]
+
+
+def test_a_row_is_one_json_object_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(ROWS, path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[0]) == {
+        "task": "facts",
+        "metric": "acc",
+        "model": "dense",
+        "value": 0.8400000000000001,
+        "standard_error": 0.03,
+        "n": 45,
+        "details": {"path": "東京.jsonl", "seed": 0},
+    }
+    assert "東京" in lines[0]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_json_cannot_hold_becomes_null_and_nan(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results([Result("facts", "acc", "pair", value, value, 1)], path)
+    data = json.loads(path.read_text())
+    assert data["value"] is None
+    assert data["standard_error"] is None
+    (row,) = read_results(path)
+    assert math.isnan(row.value)
+    assert math.isnan(row.standard_error)
+
+
+def test_a_failed_write_leaves_the_older_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(ROWS, path)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_results(
+            [ROWS[0], Result("facts", "acc", "pruned", 0.5, 0.1, 45, {"odd": object()})], path
+        )
+    assert read_results(path) == ROWS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(ROWS, path)
+    content = path.read_text(encoding="utf-8")
+    with path.open(encoding="utf-8") as reader:
+        write_results(ROWS[:1], path)
+        assert reader.read() == content
+    assert read_results(path) == ROWS[:1]
+
+
+def test_others_may_read_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(ROWS, path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("pruned", "val/facts/acc"),
+        ("pair", "val/facts/acc"),
+        ("dense", "val/facts/acc_dense"),
+        ("difference", "val/facts/acc_difference"),
+    ],
+)
+def test_scalar_names(model: str, name: str) -> None:
+    assert scalar_name(Result("facts", "acc", model, 0.0, 0.0, 1)) == name

@@ -1,0 +1,90 @@
+"""The headline: which rows are of one data set, and what is said of them."""
+
+import io
+import math
+
+from rich.table import Table
+
+from prunelit.report.results import Result
+from prunelit.report.retained import headline_picture, headline_table, retained_cells
+
+
+def texts(table: Table) -> list[list[str]]:
+    return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+def row(task: str, reading: str, value: float = 0.5, **details: object) -> Result:
+    own = {
+        "path": "org/facts",
+        "split": "test",
+        "reading": reading,
+        "primary": "acc",
+        "dense": 0.8,
+        "pruned": 0.4,
+        "chance": 0.25,
+        "interval_95": [0.4, 0.6],
+    }
+    return Result(task, "retained", "pair", value, 0.05, 40, own | details)
+
+
+def test_one_line_a_data_set_and_one_column_a_reading() -> None:
+    rows = [
+        row("a", "multiple choice", 0.7),
+        row("b", "generation", 0.18, primary="contains"),
+        row("c", "retrieval", 0.63, path="rows.jsonl"),
+        Result("c", "mrr", "dense", 0.6, 0.1, 40, {"path": "rows.jsonl"}),
+    ]
+    found = retained_cells(rows)
+    assert list(found) == ["facts", "rows.jsonl"]
+    table = headline_table(found)
+    assert [c.header for c in table.columns] == [
+        *("data set", "multiple choice", "retrieval", "generation")
+    ]
+    first, second = texts(table)
+    assert first == [
+        "facts",
+        "0.70 [0.40, 0.60]\nacc 0.800 → 0.400, n=40",
+        "",
+        "0.18 [0.40, 0.60]\ncontains 0.800 → 0.400, n=40",
+    ]
+    assert second[:2] == ["rows.jsonl", ""]
+    assert second[2].startswith("0.63")
+
+
+def test_parts_of_a_data_set_are_told_apart() -> None:
+    rows = [
+        row("a", "retrieval", split="train"),
+        row("b", "retrieval", split="test"),
+        row("c", "retrieval", subset="ARC-Easy"),
+    ]
+    assert list(retained_cells(rows)) == ["facts, train", "facts, test", "facts ARC-Easy"]
+
+
+def test_no_interval_and_no_lead_are_said() -> None:
+    rows = [
+        row("a", "multiple choice", interval_95=None),
+        row("a", "retrieval", math.nan, interval_95=None),
+    ]
+    ((_, choice, retrieval, _),) = texts(headline_table(retained_cells(rows)))
+    assert choice.startswith("0.50\n")
+    assert retrieval.startswith("no lead\n")
+    picture = headline_picture(retained_cells(rows))
+    assert [math.isnan(low) for low in picture.numbers["low"]] == [True, True]
+
+
+def test_the_figure_has_a_bar_a_reading_with_its_interval() -> None:
+    rows = [
+        row("a", "multiple choice", 0.7),
+        row("b", "generation", -0.1, interval_95=[-0.2, 0.1]),
+        row("c", "retrieval", 1.1, path="rows.jsonl", interval_95=[0.9, 1.3]),
+    ]
+    picture = headline_picture(retained_cells(rows))
+    axes = picture.figure.axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [0.7, -0.1, 1.1]
+    assert axes.get_ylim()[1] > 1.3
+    assert axes.get_ylim()[0] < -0.1
+    assert picture.numbers["data_set"] == ["facts", "facts", "rows.jsonl"]
+    assert picture.numbers["high"] == [0.6, 0.1, 1.3]
+    image = io.BytesIO()
+    picture.figure.savefig(image, dpi=60)
+    assert image.getvalue().startswith(b"\x89PNG")

@@ -1,0 +1,58 @@
+"""A long text loses its end and never the template's."""
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from prunelit import InputError
+from prunelit.tasks.prompting.text_template import TextTemplate
+
+
+def test_a_text_that_fits_stays_whole(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = TextTemplate('The {{word}} "{text}" means: ')
+    ids = template.tokens(tokenizer, "snow {text}", 40)
+    assert tokenizer.decode(ids) == 'The {word} "snow {text}" means: '
+
+
+@pytest.mark.parametrize(("length", "kept"), [(12, "abcdefgh"), (11, "abcdefg"), (5, "a")])
+def test_a_long_text_loses_its_end(
+    tokenizer: PreTrainedTokenizerBase, length: int, kept: str
+) -> None:
+    template = TextTemplate("<{text}> =")
+    ids = template.tokens(tokenizer, "abcdefgh", length)
+    assert len(ids) <= length
+    assert tokenizer.decode(ids) == f"<{kept}> ="
+
+
+def test_a_text_without_a_token_is_one_of_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert TextTemplate("{text}").tokens(tokenizer, "", 8) == [tokenizer.pad_token_id]
+    assert TextTemplate("={text}").tokens(tokenizer, "", 8) == tokenizer("=")["input_ids"]
+
+
+def test_what_the_tokenizer_puts_before_a_text_counts(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<end> $A", special_tokens=[("<end>", 0)]
+    )
+    template = TextTemplate("<{text}> =")
+    for text in ("ab", "abcdefgh"):
+        ids = template.tokens(tokenizer, text, 8)
+        assert tokenizer.decode(ids) == f"<end><{text[:3]}> ="
+    template.check(tokenizer, 6)
+    with pytest.raises(InputError, match=r"more than 5, .*, but got 5"):
+        template.check(tokenizer, 5)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["word", "{context}", "{text} {text}", "{text!r}", "{text:>9}", "{text", "{} {text}"],
+)
+def test_another_form_is_refused(template: str) -> None:
+    with pytest.raises(InputError, match=r"template '.*'"):
+        TextTemplate(template)
+
+
+def test_a_length_without_room_for_a_text_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = TextTemplate("<{text}> =")
+    template.check(tokenizer, 5)
+    with pytest.raises(InputError, match=r"more than 4, .*, but got 4"):
+        template.check(tokenizer, 4)
