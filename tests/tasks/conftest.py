@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from prunelit.report.results import Result
-from prunelit.tasks import ItemTable, Pair, Task, Transitions
+from prunelit.tasks import ItemTable, ModelPair, Task, Transitions
 from prunelit.tasks.distribution import Distribution
 from prunelit.tasks.item_table import Streamed
 from prunelit.tasks.subspace import Subspace
@@ -39,7 +39,7 @@ ENDS = [*range(1, 40), 126]
 AMOUNTS = {"llama": 0.2, "gemma2": 0.3, "gpt_neox": 0.3}
 
 
-def measured(task: Task, pair: Pair, world: int) -> tuple[ItemTable, list[Batch]]:
+def measured(task: Task, pair: ModelPair, world: int) -> tuple[ItemTable, list[Batch]]:
     """The complete table, and of each batch the numbers of its items and what its step gave."""
     task.read()
     size = task.prepare(pair.tokenizer)
@@ -89,7 +89,7 @@ def trajectory(write_rows: Callable[..., str]) -> Callable[..., Any]:
     """`trajectory(pair, **arguments)`: the task, its table, and every streamed value by prompt."""
 
     def run(
-        pair: Pair, world: int = 1, contexts: list[str] = CONTEXTS, **arguments: Any
+        pair: ModelPair, world: int = 1, contexts: list[str] = CONTEXTS, **arguments: Any
     ) -> tuple[Trajectory, ItemTable, dict[str, Tensor]]:
         path = write_rows([{"context": text} for text in contexts])
         defaults = {"chat": False, "max_new_tokens": 6, "batch_size": 3}
@@ -110,7 +110,9 @@ def trajectory(write_rows: Callable[..., str]) -> Callable[..., Any]:
 def transitions(write_rows: Callable[..., str]) -> Callable[..., Any]:
     """`transitions(pair, **arguments)`: the task, its table, and what each batch gave."""
 
-    def run(pair: Pair, world: int = 1, **arguments: Any) -> tuple[Transitions, ItemTable, list]:
+    def run(
+        pair: ModelPair, world: int = 1, **arguments: Any
+    ) -> tuple[Transitions, ItemTable, list]:
         path = write_rows([{"context": text} for text in CONTEXTS[:5]])
         defaults = {"chat": False, "max_new_tokens": 6, "tokens": None, "batch_size": 3}
         task = Transitions(path, **{**defaults, **arguments})
@@ -125,7 +127,7 @@ def distribution(material: Path) -> Callable[..., Any]:
     """`distribution(pair, **arguments)`: rows of the pair by metric, the task, and its table."""
 
     def run(
-        pair: Pair, world: int = 1, **arguments: Any
+        pair: ModelPair, world: int = 1, **arguments: Any
     ) -> tuple[dict[str, Result], Distribution, ItemTable]:
         defaults = {"length": 12, "limit": 7, "batch_size": 2, "floor_windows": 3}
         task = Distribution(str(material / "text.jsonl"), **{**defaults, **arguments})
@@ -140,7 +142,7 @@ def subspace() -> Callable[..., Any]:
     """`subspace(path, pair, **arguments)`: rows by metric and model, the task, and its table."""
 
     def run(
-        path: str, pair: Pair, world: int = 1, **arguments: Any
+        path: str, pair: ModelPair, world: int = 1, **arguments: Any
     ) -> tuple[dict[tuple[str, str], Result], Subspace, ItemTable]:
         task = Subspace(path, **{"batch_size": 2, **arguments})
         table, _ = measured(task, pair, world)
@@ -188,8 +190,10 @@ def words() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def words_pair(make_model: Callable[..., PreTrainedModel], words: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), words)
+def words_pair(
+    make_model: Callable[..., PreTrainedModel], words: PreTrainedTokenizerBase
+) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), words)
 
 
 def disturbed(model: PreTrainedModel, amount: float) -> PreTrainedModel:
@@ -207,12 +211,12 @@ def disturbed(model: PreTrainedModel, amount: float) -> PreTrainedModel:
 @pytest.fixture
 def parting(
     make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
-) -> Callable[..., Pair]:
+) -> Callable[..., ModelPair]:
     """`parting("llama")`: models whose rollouts part after some steps, if not ended before."""
 
-    def make(name: str, amount: float | None = None) -> Pair:
+    def make(name: str, amount: float | None = None) -> ModelPair:
         dense = make_model(name)
         dense.generation_config.eos_token_id = ENDS
-        return Pair(disturbed(dense, amount or AMOUNTS[name]), dense, tokenizer)
+        return ModelPair(disturbed(dense, amount or AMOUNTS[name]), dense, tokenizer)
 
     return make

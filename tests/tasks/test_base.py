@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prunelit import InputError
 from prunelit.report.results import Result
-from prunelit.tasks import ItemTable, Pair, Task
+from prunelit.tasks import ItemTable, ModelPair, Task
 
 
 class Doubling(Task):
@@ -24,7 +24,7 @@ class Doubling(Task):
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         return {"double": 2 * torch.tensor(indices)}
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"double": batch["double"]}
 
     def summarise(self, table: ItemTable) -> list[Result]:
@@ -84,10 +84,3 @@ def test_a_name_that_breaks_the_scalar_names_is_refused(name: str) -> None:
 def test_a_batch_size_below_one_is_refused() -> None:
     with pytest.raises(InputError, match="`batch_size` of at least 1 but got 0"):
         Doubling("doubling", 0)
-
-
-def test_models_of_a_pair_are_dense_then_pruned(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    assert list(Pair(model, model, tokenizer).models()) == ["dense", "pruned"]
-    assert list(Pair(model, None, tokenizer).models()) == ["pruned"]

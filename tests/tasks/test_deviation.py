@@ -12,17 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import compare
 from prunelit.report.results import Result
-from prunelit.tasks import Deviation, ItemTable, Pair
+from prunelit.tasks import Deviation, ItemTable, ModelPair
 
 
 @pytest.fixture
-def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+def pair(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
 
 
 @torch.no_grad()
 def measure(
-    material: Path, pair: Pair, temperature: float = 1.0
+    material: Path, pair: ModelPair, temperature: float = 1.0
 ) -> tuple[dict[str, Result], torch.Tensor]:
     """Rows by metric, and the (5, 12) windows."""
     task = Deviation(
@@ -40,7 +42,7 @@ def measure(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_values_and_errors_are_those_of_numpy_window_by_window(
-    material: Path, pair: Pair, temperature: float
+    material: Path, pair: ModelPair, temperature: float
 ) -> None:
     rows, ids = measure(material, pair, temperature)
     assert pair.dense is not None
@@ -63,7 +65,7 @@ def test_values_and_errors_are_those_of_numpy_window_by_window(
         assert row.details["temperature"] == temperature
 
 
-def test_it_reports_what_compare_reports(material: Path, pair: Pair) -> None:
+def test_it_reports_what_compare_reports(material: Path, pair: ModelPair) -> None:
     rows, ids = measure(material, pair)
     assert pair.dense is not None
     expected = compare(pair.dense, pair.pruned, ids, batch_size=2)
@@ -71,8 +73,8 @@ def test_it_reports_what_compare_reports(material: Path, pair: Pair) -> None:
     assert {name: row.value for name, row in rows.items()} == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_model_does_not_deviate_from_itself(material: Path, pair: Pair) -> None:
-    rows, _ = measure(material, Pair(pair.pruned, pair.pruned, pair.tokenizer))
+def test_a_model_does_not_deviate_from_itself(material: Path, pair: ModelPair) -> None:
+    rows, _ = measure(material, ModelPair(pair.pruned, pair.pruned, pair.tokenizer))
     for metric, row in rows.items():
         same = 1 if any(word in metric for word in ("cosine", "agreement", "overlap")) else 0
         assert row.value == pytest.approx(same, abs=1e-6), metric

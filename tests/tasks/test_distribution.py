@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from prunelit import InputError
 from prunelit.models.architecture import final_hidden
 from prunelit.report.results import read_results, write_results
-from prunelit.tasks import Pair
+from prunelit.tasks import ModelPair
 from prunelit.tasks.distribution import Distribution, _recast
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -21,15 +21,15 @@ Measure = Callable[..., Any]
 
 
 @pytest.fixture
-def pair(make_model: MakeModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+def pair(make_model: MakeModel, tokenizer: PreTrainedTokenizerBase) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
 
 
 def test_a_model_does_not_differ_from_its_copy(
     family: str, distribution: Measure, make_model: MakeModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     dense = make_model(family)
-    rows, _, _ = distribution(Pair(copy.deepcopy(dense), dense, tokenizer))
+    rows, _, _ = distribution(ModelPair(copy.deepcopy(dense), dense, tokenizer))
     for name, row in rows.items():
         if name.startswith("floor_") or name == "ruler_kl":
             continue
@@ -39,7 +39,7 @@ def test_a_model_does_not_differ_from_its_copy(
     assert (ruler["rung"], ruler["below"], ruler["between"]) == ("f16", None, None)
 
 
-def test_the_nearest_rung_is_that_of_the_mean(distribution: Measure, pair: Pair) -> None:
+def test_the_nearest_rung_is_that_of_the_mean(distribution: Measure, pair: ModelPair) -> None:
     rows, _, _ = distribution(pair, floor=False)
     # Nearer to 0.445 than to 2.25, also on a log scale.
     assert 0.5 < rows["kl_dense_pruned"].value < 0.9
@@ -50,7 +50,9 @@ def test_the_nearest_rung_is_that_of_the_mean(distribution: Measure, pair: Pair)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
-def test_batch_size_does_not_matter(distribution: Measure, pair: Pair, batch_size: int) -> None:
+def test_batch_size_does_not_matter(
+    distribution: Measure, pair: ModelPair, batch_size: int
+) -> None:
     expected, _, _ = distribution(pair)
     rows, _, _ = distribution(pair, batch_size=batch_size)
     assert rows.keys() == expected.keys()
@@ -61,7 +63,7 @@ def test_batch_size_does_not_matter(distribution: Measure, pair: Pair, batch_siz
         assert row.details.keys() == other.details.keys()
 
 
-def test_two_ranks_give_what_one_gives(distribution: Measure, pair: Pair) -> None:
+def test_two_ranks_give_what_one_gives(distribution: Measure, pair: ModelPair) -> None:
     expected, _, alone = distribution(pair)
     rows, _, table = distribution(pair, world=2)
     assert {n: r.value for n, r in rows.items()} == pytest.approx(
@@ -72,7 +74,7 @@ def test_two_ranks_give_what_one_gives(distribution: Measure, pair: Pair) -> Non
 
 
 def test_the_dtype_floor_is_above_the_floor_of_the_batch_size(
-    distribution: Measure, pair: Pair
+    distribution: Measure, pair: ModelPair
 ) -> None:
     rows, _, _ = distribution(pair)
     batch, dtype = (rows[f"floor_{f}/kl_dense_pruned"] for f in ("batch", "bfloat16"))
@@ -85,10 +87,10 @@ def test_the_dtype_floor_is_above_the_floor_of_the_batch_size(
 
 
 def test_the_floor_does_not_depend_on_the_pruned_model(
-    distribution: Measure, pair: Pair, make_model: MakeModel
+    distribution: Measure, pair: ModelPair, make_model: MakeModel
 ) -> None:
     def floors(pruned: PreTrainedModel) -> dict[str, float]:
-        rows, _, _ = distribution(Pair(pruned, pair.dense, pair.tokenizer))
+        rows, _, _ = distribution(ModelPair(pruned, pair.dense, pair.tokenizer))
         return {name: row.value for name, row in rows.items() if name.startswith("floor_")}
 
     assert floors(pair.pruned) == floors(make_model("llama", seed=5))
@@ -108,7 +110,7 @@ def test_a_copy_in_another_dtype_is_as_if_loaded(folder: Path, model: PreTrained
 
 
 def test_the_copy_computes_in_its_own_dtype_whatever_the_trainer_casts_to(
-    distribution: Measure, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    distribution: Measure, pair: ModelPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense = pair.dense
     assert dense is not None
@@ -121,7 +123,7 @@ def test_the_copy_computes_in_its_own_dtype_whatever_the_trainer_casts_to(
 
     monkeypatch.setattr("prunelit.tasks.distribution.final_hidden", hidden)
     with torch.autocast("cpu", torch.bfloat16):
-        distribution(Pair(pair.pruned, twin, pair.tokenizer), limit=2, floor_windows=1)
+        distribution(ModelPair(pair.pruned, twin, pair.tokenizer), limit=2, floor_windows=1)
     assert seen == [
         (torch.bfloat16, True),
         (torch.float32, True),
@@ -135,7 +137,7 @@ def test_the_other_batch_size_is_another_one(
     batch_size: int,
     sizes: list[int],
     distribution: Measure,
-    pair: Pair,
+    pair: ModelPair,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
@@ -150,14 +152,14 @@ def test_the_other_batch_size_is_another_one(
     assert seen == sizes
 
 
-def test_without_a_floor_there_are_no_rows_of_it(distribution: Measure, pair: Pair) -> None:
+def test_without_a_floor_there_are_no_rows_of_it(distribution: Measure, pair: ModelPair) -> None:
     rows, task, table = distribution(pair, floor=False)
     assert not [name for name in rows if "/" in name]
     assert {tuple(line) for line in task.texts(table)} == {("", "pruned")}
     assert set(task.pictures(table)["distribution"].numbers["compared"]) == {"pruned"}
 
 
-def test_the_table_and_the_figure(distribution: Measure, pair: Pair) -> None:
+def test_the_table_and_the_figure(distribution: Measure, pair: ModelPair) -> None:
     rows, task, table = distribution(pair)
     lines = task.texts(table)
     assert [*lines[0]] == ["", "pruned", "floor: other batch size", "floor: bfloat16"]
@@ -175,7 +177,7 @@ def test_the_table_and_the_figure(distribution: Measure, pair: Pair) -> None:
 
 
 def test_a_single_token_has_no_error_and_can_be_written(
-    distribution: Measure, pair: Pair, tmp_path: Path
+    distribution: Measure, pair: ModelPair, tmp_path: Path
 ) -> None:
     rows, task, table = distribution(pair, length=2, limit=1)
     assert rows["kl_dense_pruned"].details["standard_error_tokens"] is None
@@ -186,7 +188,7 @@ def test_a_single_token_has_no_error_and_can_be_written(
     assert task.pictures(table)["distribution"].numbers["kl"]
 
 
-def test_a_model_without_numbers_is_refused(distribution: Measure, pair: Pair) -> None:
+def test_a_model_without_numbers_is_refused(distribution: Measure, pair: ModelPair) -> None:
     with torch.no_grad():
         pair.pruned.get_output_embeddings().weight[7] = torch.nan
     with pytest.raises(InputError, match="Expected a number for `logit_cosine` of every"):

@@ -11,7 +11,7 @@ import torch
 from scipy.special import log_softmax
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit.tasks import Pair
+from prunelit.tasks import ModelPair
 from prunelit.tasks.distribution import DELTA_PERCENT, KL_PERCENT
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -61,7 +61,7 @@ def test_every_figure_is_that_of_numpy_token_by_token(
     family: str, distribution: Measure, make_model: MakeModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     dense, pruned = make_model(family, seed=0), make_model(family, seed=1)
-    rows, task, table = distribution(Pair(pruned, dense, tokenizer), floor=False)
+    rows, task, table = distribution(ModelPair(pruned, dense, tokenizer), floor=False)
     expected = numpy_values(dense, pruned, task.collate(range(7))["input_ids"])
     for name in set(expected) - {"delta_nll", "dense/nll", "pruned/nll"}:
         row, values = rows[name], expected[name]
@@ -113,7 +113,7 @@ def test_the_dtype_floor_is_that_of_a_model_loaded_so(
     dense = AutoModelForCausalLM.from_pretrained(folder, dtype=own)
     dense.save_pretrained(folder / "again")  # of bfloat16, what is left of the weights
     twin = AutoModelForCausalLM.from_pretrained(folder / "again", dtype=other)
-    rows, task, _ = distribution(Pair(dense, dense, tokenizer), batch_size=batch_size)
+    rows, task, _ = distribution(ModelPair(dense, dense, tokenizer), batch_size=batch_size)
     expected = numpy_values(dense, twin, task.collate(range(3))["input_ids"])
     name = str(other).removeprefix("torch.")
     values = expected["kl_dense_pruned"]

@@ -15,7 +15,7 @@ from transformers import (
 
 from prunelit import InputError
 from prunelit.report.results import Result
-from prunelit.tasks import Generation, ItemTable, Pair
+from prunelit.tasks import Generation, ItemTable, ModelPair
 from prunelit.tasks.formats import gsm8k, humaneval
 from prunelit.tasks.judges import ExactMatch, Execution
 from prunelit.tasks.judges.answers import first_line, last_number
@@ -52,7 +52,7 @@ def writer(tokenizer: PreTrainedTokenizerBase, begin: str, text: str) -> PreTrai
 
 
 @torch.no_grad()
-def measure(task: Generation, pair: Pair) -> tuple[dict[tuple[str, str], float], ItemTable]:
+def measure(task: Generation, pair: ModelPair) -> tuple[dict[tuple[str, str], float], ItemTable]:
     task.read()
     size = task.prepare(pair.tokenizer)
     table = ItemTable(size)
@@ -85,7 +85,7 @@ def by_number(**more: Any) -> dict[str, Any]:
 def test_every_metric_and_row_of_two_known_texts(
     sums: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    pair = Pair(writer(tokenizer, ":", "4so2"), writer(tokenizer, ":", "42\nQ 7"), tokenizer)
+    pair = ModelPair(writer(tokenizer, ":", "4so2"), writer(tokenizer, ":", "42\nQ 7"), tokenizer)
     task = Generation(sums, **by_number(stop=["\nQ"]))
     values, table = measure(task, pair)
     expected = {
@@ -137,7 +137,7 @@ def test_without_a_reference_only_the_pruned_text_is_there(
     sums: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     task = Generation(sums, **by_number())
-    values, table = measure(task, Pair(writer(tokenizer, ":", "42"), None, tokenizer))
+    values, table = measure(task, ModelPair(writer(tokenizer, ":", "42"), None, tokenizer))
     assert {model for _, model in values} == {"pruned"}
     assert "first_divergence" not in {metric for metric, _ in values}
     assert list(task.texts(table)[0]) == ["prompt", "target", "pruned"]
@@ -208,7 +208,7 @@ def test_what_was_written_keeps_its_indentation(
     model = writer(tokenizer, "\n", "\tret 1")
     plain = {"format": humaneval, "chat": False, "max_new_tokens": 9}
     task = Generation(str(path), judge=Execution(), **plain)
-    values, table = measure(task, Pair(model, None, tokenizer))
+    values, table = measure(task, ModelPair(model, None, tokenizer))
     # Execution is off: the program is written down and not judged.
     assert {metric for metric, _ in values} == {
         "repetition",

@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.metrics.pass_at_k import pass_at_k
-from prunelit.tasks import Generation, ItemTable, Pair
+from prunelit.tasks import Generation, ItemTable, ModelPair
 from prunelit.tasks.judges import ExactMatch
 
 MakeModel = Callable[..., PreTrainedModel]
 
 
 @torch.no_grad()
-def measure(task: Generation, pair: Pair) -> tuple[dict[tuple[str, str], float], ItemTable]:
+def measure(task: Generation, pair: ModelPair) -> tuple[dict[tuple[str, str], float], ItemTable]:
     task.read()
     size = task.prepare(pair.tokenizer)
     table = ItemTable(size)
@@ -51,7 +51,7 @@ def test_batches_and_shared_beginnings_change_nothing(
     tokenizer: PreTrainedTokenizerBase,
     temperature: float,
 ) -> None:
-    pair = Pair(make_model(family, seed=1), make_model(family), tokenizer)
+    pair = ModelPair(make_model(family, seed=1), make_model(family), tokenizer)
     tables = []
     for batch_size in (1, 4, 9):
         task = Generation(
@@ -93,7 +93,7 @@ def sampled(path: str, **more: Any) -> Generation:
 def test_samples_depend_on_seed_and_prompt_alone(
     many: str, make_model: MakeModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    pair = Pair(make_model("llama"), make_model("llama"), tokenizer)
+    pair = ModelPair(make_model("llama"), make_model("llama"), tokenizer)
     _, table = measure(sampled(many, batch_size=9), pair)
     tokens = table["pruned/tokens"]
     assert tokens.shape == (9, 4, 6)
@@ -111,7 +111,7 @@ def test_pass_at_k_and_means_over_samples(
 ) -> None:
     # Whether the second character is even: about half of the samples are right.
     judge = ExactMatch({"even": parity})
-    pair = Pair(make_model("llama", seed=1), make_model("llama"), tokenizer)
+    pair = ModelPair(make_model("llama", seed=1), make_model("llama"), tokenizer)
     task = sampled(many, judge=judge, pass_at=[1, 3])
     task.read()
     task._examples = [type(e)(e.context, "even", "") for e in task._examples]

@@ -15,7 +15,7 @@ from transformers import (
 
 from prunelit import InputError
 from prunelit.report.results import Result
-from prunelit.tasks import Generation, ItemTable, Pair
+from prunelit.tasks import Generation, ItemTable, ModelPair
 from prunelit.tasks.prompting.few_shot import FewShot
 
 
@@ -53,7 +53,7 @@ def writer(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def measure(
-    material: Path, pair: Pair, **arguments: object
+    material: Path, pair: ModelPair, **arguments: object
 ) -> tuple[dict[tuple[str, str], Result], ItemTable, Generation]:
     task = Generation(str(material / "questions.jsonl"), batch_size=3, **arguments)
     task.read()
@@ -70,7 +70,7 @@ def test_every_metric_of_two_known_texts(
     material: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     # Paris is the answer of one question of seven; the other model writes Para and goes in circles.
-    pair = Pair(writer(tokenizer, "Para"), writer(tokenizer, "Paris"), tokenizer)
+    pair = ModelPair(writer(tokenizer, "Para"), writer(tokenizer, "Paris"), tokenizer)
     rows, table, task = measure(material, pair, max_new_tokens=10)
     values = {key: row.value for key, row in rows.items()}
     assert values == pytest.approx(
@@ -119,7 +119,7 @@ def test_a_yes_or_no_is_also_guessed(tmp_path: Path, tokenizer: PreTrainedTokeni
         for n in range(4)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pair = Pair(writer(tokenizer, "no"), writer(tokenizer, "yes"), tokenizer)
+    pair = ModelPair(writer(tokenizer, "no"), writer(tokenizer, "yes"), tokenizer)
     task = Generation(str(path), max_new_tokens=4)
     task.read()
     table = ItemTable(task.prepare(tokenizer))
@@ -152,7 +152,7 @@ def test_the_question_itself_is_no_worked_example(
 def test_a_pair_that_never_differs_counts_its_whole_length(
     material: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    pair = Pair(writer(tokenizer, "Rome"), writer(tokenizer, "Rome"), tokenizer)
+    pair = ModelPair(writer(tokenizer, "Rome"), writer(tokenizer, "Rome"), tokenizer)
     rows, _, _ = measure(material, pair, max_new_tokens=10)
     assert rows["diverged", "pair"].value == 0
     assert rows["first_divergence", "pair"].value == 5
@@ -162,7 +162,7 @@ def test_a_pair_that_never_differs_counts_its_whole_length(
 def test_one_text_that_ends_inside_the_other_diverges_where_it_ends(
     material: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    pair = Pair(writer(tokenizer, "gold"), writer(tokenizer, "goldfish"[:4] + "en"), tokenizer)
+    pair = ModelPair(writer(tokenizer, "gold"), writer(tokenizer, "goldfish"[:4] + "en"), tokenizer)
     rows, _, _ = measure(material, pair, max_new_tokens=10)
     assert rows["first_divergence", "pair"].value == 4
     assert rows["exact_match", "pruned"].value == pytest.approx(1 / 7)
@@ -172,7 +172,7 @@ def test_one_text_that_ends_inside_the_other_diverges_where_it_ends(
 def test_tokens_are_those_of_a_greedy_loop_without_cache_or_padding(
     material: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    pair = Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+    pair = ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
     rows, table, task = measure(material, pair, max_new_tokens=6)
     firsts = []
     for index, question in enumerate(task._examples):
@@ -193,7 +193,7 @@ def test_tokens_are_those_of_a_greedy_loop_without_cache_or_padding(
 def test_without_a_reference_only_the_pruned_text_is_there(
     material: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    rows, table, task = measure(material, Pair(writer(tokenizer, "Rome"), None, tokenizer))
+    rows, table, task = measure(material, ModelPair(writer(tokenizer, "Rome"), None, tokenizer))
     assert {model for _, model in rows} == {"pruned"}
     assert ("first_divergence", "pair") not in rows
     assert list(task.texts(table)[0]) == ["prompt", "target", "pruned"]

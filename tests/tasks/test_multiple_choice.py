@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
 from prunelit.metrics.flips import mcnemar
-from prunelit.tasks import ItemTable, MultipleChoice, Pair
+from prunelit.tasks import ItemTable, ModelPair, MultipleChoice
 from prunelit.tasks.prompting.few_shot import FewShot
 
 
@@ -32,12 +32,12 @@ def naive_scores(
     return scores
 
 
-def measure(path: Path, pair: Pair, batch_size: int) -> tuple[MultipleChoice, ItemTable]:
+def measure(path: Path, pair: ModelPair, batch_size: int) -> tuple[MultipleChoice, ItemTable]:
     return run(MultipleChoice(str(path), batch_size=batch_size), pair)
 
 
 @torch.no_grad()
-def run(task: MultipleChoice, pair: Pair) -> tuple[MultipleChoice, ItemTable]:
+def run(task: MultipleChoice, pair: ModelPair) -> tuple[MultipleChoice, ItemTable]:
     task.read()
     size = task.prepare(pair.tokenizer)
     table = ItemTable(size)
@@ -48,8 +48,10 @@ def run(task: MultipleChoice, pair: Pair) -> tuple[MultipleChoice, ItemTable]:
 
 
 @pytest.fixture
-def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("qwen3", seed=0), tokenizer)
+def pair(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("qwen3", seed=0), tokenizer)
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -58,7 +60,7 @@ def rows_of(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_log_likelihoods_are_those_of_single_requests(
-    material: Path, pair: Pair, batch_size: int
+    material: Path, pair: ModelPair, batch_size: int
 ) -> None:
     path = material / "questions.jsonl"
     _, table = measure(path, pair, batch_size)
@@ -70,7 +72,7 @@ def test_log_likelihoods_are_those_of_single_requests(
             assert measured.tolist() == pytest.approx(expected, abs=2e-4)
 
 
-def test_accuracies_and_byte_lengths(tmp_path: Path, pair: Pair) -> None:
+def test_accuracies_and_byte_lengths(tmp_path: Path, pair: ModelPair) -> None:
     # A character of 東京 has three bytes, so that normalising by characters chooses differently.
     words = ["東京", "Málaga", "Oslo", "gold", "goldfish", "ñandú", "a"]
     rows = [
@@ -102,7 +104,7 @@ def test_accuracies_and_byte_lengths(tmp_path: Path, pair: Pair) -> None:
     assert rows_out["acc_norm", "pruned"].details["chance"] == 0.5
 
 
-def test_chance_is_the_mean_over_questions(material: Path, pair: Pair) -> None:
+def test_chance_is_the_mean_over_questions(material: Path, pair: ModelPair) -> None:
     task, table = measure(material / "questions.jsonl", pair, 4)
     row = task.summarise(table)[0]
     assert row.details["chance"] == pytest.approx((2 / 2 + 3 / 3 + 2 / 4) / 7)
@@ -129,7 +131,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def single(pair: Pair, context: str, continuation: str) -> float:
+def single(pair: ModelPair, context: str, continuation: str) -> float:
     """The log-likelihood of a continuation: one forward pass, all logits."""
     tokenizer = pair.tokenizer
     ids = torch.tensor([tokenizer(context + continuation)["input_ids"]])
@@ -140,7 +142,7 @@ def single(pair: Pair, context: str, continuation: str) -> float:
 
 
 @pytest.mark.parametrize("unconditional", ["Answer:", ""])
-def test_pmi_takes_the_highest_gain(material: Path, pair: Pair, unconditional: str) -> None:
+def test_pmi_takes_the_highest_gain(material: Path, pair: ModelPair, unconditional: str) -> None:
     path = material / "questions.jsonl"
     task = MultipleChoice(str(path), unconditional=unconditional, primary="acc_pmi")
     _, table = run(task, pair)
@@ -158,7 +160,7 @@ def test_pmi_takes_the_highest_gain(material: Path, pair: Pair, unconditional: s
     assert {row.metric for row in task.summarise(table)} >= {"acc_pmi", "agreement", "mcnemar_p"}
 
 
-def test_token_normalisation_divides_by_the_tokens_scored(tmp_path: Path, pair: Pair) -> None:
+def test_token_normalisation_divides_by_the_tokens_scored(tmp_path: Path, pair: ModelPair) -> None:
     # Bytes are the tokens of this tokenizer, so that the delimiter is what makes the difference.
     words = ["a", "bcdefg", "hi", "jklmnopqrst", "uv", "wxyz!?"]
     rows = [
@@ -180,7 +182,7 @@ def test_token_normalisation_divides_by_the_tokens_scored(tmp_path: Path, pair: 
         assert table[f"pruned/{metric}"].tolist() == values
 
 
-def test_dense_and_pruned_are_paired(material: Path, pair: Pair) -> None:
+def test_dense_and_pruned_are_paired(material: Path, pair: ModelPair) -> None:
     task, table = measure(material / "questions.jsonl", pair, 4)
     rows = {(row.metric, row.model): row for row in task.summarise(table)}
     label = torch.tensor([row["label"] for row in rows_of(material / "questions.jsonl")])
@@ -201,7 +203,7 @@ def test_dense_and_pruned_are_paired(material: Path, pair: Pair) -> None:
     assert accuracy == pytest.approx((right - wrong) / 7)
 
 
-def test_probabilities_of_the_choices_are_judged(material: Path, pair: Pair) -> None:
+def test_probabilities_of_the_choices_are_judged(material: Path, pair: ModelPair) -> None:
     task, table = measure(material / "questions.jsonl", pair, 4)
     rows = {(row.metric, row.model): row for row in task.summarise(table)}
     label = torch.tensor([row["label"] for row in rows_of(material / "questions.jsonl")])
@@ -214,7 +216,7 @@ def test_probabilities_of_the_choices_are_judged(material: Path, pair: Pair) -> 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 9])
 def test_batches_do_not_depend_on_the_number_of_ranks(
-    material: Path, pair: Pair, world: int
+    material: Path, pair: ModelPair, world: int
 ) -> None:
     task = MultipleChoice(str(material / "questions.jsonl"), batch_size=2)
     task.read()
@@ -227,7 +229,7 @@ def test_batches_do_not_depend_on_the_number_of_ranks(
 
 
 def test_a_pass_over_the_items_shares_what_was_read_and_the_next_reads_anew(
-    material: Path, pair: Pair
+    material: Path, pair: ModelPair
 ) -> None:
     task = MultipleChoice(str(material / "questions.jsonl"), few_shot=FewShot(2), batch_size=2)
     _, before = run(task, pair)
@@ -242,7 +244,7 @@ def test_a_pass_over_the_items_shares_what_was_read_and_the_next_reads_anew(
     assert len(set(map(id, batches))) == 1
 
 
-def test_the_longest_sequence_counts_examples(material: Path, pair: Pair) -> None:
+def test_the_longest_sequence_counts_examples(material: Path, pair: ModelPair) -> None:
     task = MultipleChoice(str(material / "questions.jsonl"), few_shot=FewShot(3))
     task.read()
     task.prepare(pair.tokenizer)

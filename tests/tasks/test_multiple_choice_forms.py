@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit.tasks import ItemTable, MultipleChoice, Pair
+from prunelit.tasks import ItemTable, ModelPair, MultipleChoice
 from prunelit.tasks.prompting.few_shot import FewShot
 
 
 @torch.no_grad()
-def run(task: MultipleChoice, pair: Pair) -> tuple[MultipleChoice, ItemTable]:
+def run(task: MultipleChoice, pair: ModelPair) -> tuple[MultipleChoice, ItemTable]:
     task.read()
     size = task.prepare(pair.tokenizer)
     table = ItemTable(size)
@@ -25,8 +25,10 @@ def run(task: MultipleChoice, pair: Pair) -> tuple[MultipleChoice, ItemTable]:
 
 
 @pytest.fixture
-def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("qwen3", seed=0), tokenizer)
+def pair(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("qwen3", seed=0), tokenizer)
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -38,7 +40,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def single(pair: Pair, context: str, continuation: str) -> float:
+def single(pair: ModelPair, context: str, continuation: str) -> float:
     """The log-likelihood of a continuation: one forward pass, all logits."""
     tokenizer = pair.tokenizer
     ids = torch.tensor([tokenizer(context + continuation)["input_ids"]])
@@ -48,13 +50,15 @@ def single(pair: Pair, context: str, continuation: str) -> float:
     return log_p.gather(1, ids[0, 1:, None])[cut:, 0].sum().item()
 
 
-def log_likelihoods(task: MultipleChoice, pair: Pair) -> list[list[float]]:
+def log_likelihoods(task: MultipleChoice, pair: ModelPair) -> list[list[float]]:
     _, table = run(task, pair)
     rows = table["pruned/log_likelihood"].tolist()
     return [[score for score in row if score != -torch.inf] for row in rows]
 
 
-def test_letters_after_examples_of_another_file(tmp_path: Path, material: Path, pair: Pair) -> None:
+def test_letters_after_examples_of_another_file(
+    tmp_path: Path, material: Path, pair: ModelPair
+) -> None:
     shots = [
         {"id": f"{i}", "context": f"{i}+{i}=", "choices": [str(i), str(2 * i)], "label": 1}
         for i in (1, 2, 3)
@@ -81,7 +85,7 @@ def test_letters_after_examples_of_another_file(tmp_path: Path, material: Path, 
     assert pair.tokenizer.decode(root) == before
 
 
-def test_examples_of_the_same_rows_are_never_the_question(material: Path, pair: Pair) -> None:
+def test_examples_of_the_same_rows_are_never_the_question(material: Path, pair: ModelPair) -> None:
     path = str(material / "questions.jsonl")
     task = MultipleChoice(path, few_shot=FewShot(2))
     found = log_likelihoods(task, pair)
@@ -97,7 +101,7 @@ def test_examples_of_the_same_rows_are_never_the_question(material: Path, pair: 
         assert scores == pytest.approx(expected, abs=2e-4)
 
 
-def test_choices_in_another_order_make_no_other_question(tmp_path: Path, pair: Pair) -> None:
+def test_choices_in_another_order_make_no_other_question(tmp_path: Path, pair: ModelPair) -> None:
     rows = [
         {"id": "0", "context": "One?", "choices": ["no", "yes"], "label": 1},
         {"id": "1", "context": "One?", "choices": ["yes", "no"], "label": 0},
@@ -109,7 +113,7 @@ def test_choices_in_another_order_make_no_other_question(tmp_path: Path, pair: P
     assert before == ["so", "so", "yes"]
 
 
-def test_partial_scoring_scores_the_rest_of_the_sentence(tmp_path: Path, pair: Pair) -> None:
+def test_partial_scoring_scores_the_rest_of_the_sentence(tmp_path: Path, pair: ModelPair) -> None:
     rows = [
         {"id": "a", "context": "The _ is too small.", "choices": ["box", "cup"], "label": 0},
         {"id": "b", "context": "_ thanked Emma.", "choices": ["Lena", "Eve"], "label": 1},
@@ -125,7 +129,7 @@ def test_partial_scoring_scores_the_rest_of_the_sentence(tmp_path: Path, pair: P
     assert not metrics & {"acc_norm", "acc_token_norm"}  # the same as `acc`
 
 
-def test_groups_have_rows_and_examples_of_their_own(tmp_path: Path, pair: Pair) -> None:
+def test_groups_have_rows_and_examples_of_their_own(tmp_path: Path, pair: ModelPair) -> None:
     rows = [
         {
             "id": f"{group}{i}",

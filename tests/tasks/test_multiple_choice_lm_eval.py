@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit
-from prunelit.tasks import ItemTable, MultipleChoice, Pair
+from prunelit.tasks import ItemTable, ModelPair, MultipleChoice
 from prunelit.tasks.prompting.few_shot import FewShot
 
 pytestmark = pytest.mark.model
@@ -44,7 +44,7 @@ def measure(
     task.read()
     table = ItemTable(task.prepare(tokenizer))
     for batch in task.batches(table.size, 0, 1):
-        table.assign(batch["indices"], task.step(Pair(model, None, tokenizer), batch))
+        table.assign(batch["indices"], task.step(ModelPair(model, None, tokenizer), batch))
     return table
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.report.results import Result
-from prunelit.tasks import ItemTable, Pair, Perplexity
+from prunelit.tasks import ItemTable, ModelPair, Perplexity
 
 
 def nll_of_windows(model: PreTrainedModel, ids: torch.Tensor) -> np.ndarray:
@@ -32,7 +32,7 @@ def measured(
     table = ItemTable(size)
     with torch.no_grad():
         for batch in task.batches(size, 0, 1):
-            table.assign(batch["indices"], task.step(Pair(pruned, dense, tokenizer), batch))
+            table.assign(batch["indices"], task.step(ModelPair(pruned, dense, tokenizer), batch))
     ids = task.collate(range(size))["input_ids"]
     return task.summarise(table), nll_of_windows(dense, ids), nll_of_windows(pruned, ids)
 
@@ -91,7 +91,9 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(
     task.prepare(tokenizer)
     table = ItemTable(2)
     with torch.no_grad():
-        table.assign(torch.arange(2), task.step(Pair(model, None, tokenizer), task.collate([0, 1])))
+        table.assign(
+            torch.arange(2), task.step(ModelPair(model, None, tokenizer), task.collate([0, 1]))
+        )
     rows = task.summarise(table)
     assert [row.model for row in rows] == ["pruned", "pruned"]
     assert rows[1].value == pytest.approx(model.config.vocab_size, rel=1e-6)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
-from prunelit.tasks import ItemTable, Pair, Retrieval
+from prunelit.tasks import ItemTable, ModelPair, Retrieval
 
 QUERY, CANDIDATE = "Q: {text}\nA:", 'The word "{text}'
 TEMPLATES = {"query_template": QUERY, "candidate_template": CANDIDATE}
@@ -56,7 +56,7 @@ def brute_force(
 
 @torch.no_grad()
 def measure(
-    material: Path, pair: Pair, **arguments: object
+    material: Path, pair: ModelPair, **arguments: object
 ) -> tuple[dict[tuple[str, str], float], Retrieval]:
     task = Retrieval(str(material / "questions.jsonl"), **TEMPLATES, **arguments)
     task.read()
@@ -70,14 +70,16 @@ def measure(
 
 
 @pytest.fixture
-def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+def pair(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
 
 
 @pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_metrics_are_those_of_brute_force_ranks(
-    material: Path, pair: Pair, pooling: str, centre: bool
+    material: Path, pair: ModelPair, pooling: str, centre: bool
 ) -> None:
     values, _ = measure(material, pair, pooling=pooling, centre=centre, batch_size=5)
     lines = (material / "questions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -95,7 +97,7 @@ def test_metrics_are_those_of_brute_force_ranks(
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_padding_is_irrelevant(material: Path, pair: Pair, pooling: str) -> None:
+def test_padding_is_irrelevant(material: Path, pair: ModelPair, pooling: str) -> None:
     alone, _ = measure(material, pair, pooling=pooling, batch_size=1)
     together, task = measure(material, pair, pooling=pooling, batch_size=64)
     assert not task.collate(range(20))["attention_mask"].all()

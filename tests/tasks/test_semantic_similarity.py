@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
 from prunelit.report.results import Result
-from prunelit.tasks import ItemTable, Pair, SemanticSimilarity
+from prunelit.tasks import ItemTable, ModelPair, SemanticSimilarity
 
 WORDS = ["snow", "bee", "honey", "milk", "gold", "water", "city", "tall", "red", "cold", "ice"]
 TEMPLATE = 'The text "{text}" is'
@@ -42,12 +42,14 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture
-def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+def pair(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
 
 
 @torch.no_grad()
-def run(path: Path, pair: Pair, **arguments: Any) -> list[Result]:
+def run(path: Path, pair: ModelPair, **arguments: Any) -> list[Result]:
     given = {"template": TEMPLATE, "batch_size": 4, **arguments}
     task = SemanticSimilarity(str(path), **given)
     task.read()
@@ -69,7 +71,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_it_is_the_correlation_of_cosines_with_scores(
-    path: Path, pair: Pair, rows: list[dict[str, Any]]
+    path: Path, pair: ModelPair, rows: list[dict[str, Any]]
 ) -> None:
     found = {(row.metric, row.model): row for row in run(path, pair)}
     scores, vectors = [row["score"] for row in rows], {}
@@ -92,7 +94,9 @@ def test_it_is_the_correlation_of_cosines_with_scores(
     assert {row.n for row in found.values()} == {11}
 
 
-def test_other_columns_and_a_limit(tmp_path: Path, pair: Pair, rows: list[dict[str, Any]]) -> None:
+def test_other_columns_and_a_limit(
+    tmp_path: Path, pair: ModelPair, rows: list[dict[str, Any]]
+) -> None:
     own = [{"a": r["sentence1"], "b": r["sentence2"], "gold": int(2 * r["score"])} for r in rows]
     path = write(tmp_path / "own.jsonl", own)
     found = run(path, pair, first="a", second="b", score="gold", limit=6)
@@ -127,7 +131,7 @@ def test_scores_that_are_texts_or_constant_are_refused(
         SemanticSimilarity(str(constant)).read()
 
 
-def test_a_layer_and_a_pooling_that_are_not_there_are_refused(path: Path, pair: Pair) -> None:
+def test_a_layer_and_a_pooling_that_are_not_there_are_refused(path: Path, pair: ModelPair) -> None:
     with pytest.raises(InputError, match=r"`layer` in \[0, 3\]"):
         SemanticSimilarity(str(path), layer=9).check(pair.pruned)
     with pytest.raises(InputError, match="`pooling`"):

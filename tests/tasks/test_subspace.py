@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
-from prunelit.tasks import Pair
+from prunelit.tasks import ModelPair
 from prunelit.tasks.subspace import QUANTITIES, Subspace
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -18,7 +18,7 @@ Measure = Callable[..., Any]
 
 
 def test_rows_are_means_over_the_questions_that_have_a_subspace(
-    questions: Callable[..., str], words_pair: Pair, subspace: Measure
+    questions: Callable[..., str], words_pair: ModelPair, subspace: Measure
 ) -> None:
     rows, _, table = subspace(questions(), words_pair)
     for name in (*QUANTITIES, "subspace_kl_dense_pruned", "subspace_probability_cosine"):
@@ -41,7 +41,7 @@ def test_rows_are_means_over_the_questions_that_have_a_subspace(
 
 def test_collisions_are_counted_and_left_out(
     questions: Callable[..., str],
-    words_pair: Pair,
+    words_pair: ModelPair,
     subspace: Measure,
     option_rows: list[dict[str, Any]],
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_model_does_not_differ_from_its_copy(
     subspace: Measure,
 ) -> None:
     dense = make_model(family)
-    rows, _, _ = subspace(questions(), Pair(copy.deepcopy(dense), dense, words))
+    rows, _, _ = subspace(questions(), ModelPair(copy.deepcopy(dense), dense, words))
     for (name, model), row in rows.items():
         if model == "difference":
             assert row.value == row.standard_error == 0, name
@@ -92,7 +92,7 @@ def test_a_model_does_not_differ_from_its_copy(
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_batch_size_does_not_matter(
-    batch_size: int, questions: Callable[..., str], words_pair: Pair, subspace: Measure
+    batch_size: int, questions: Callable[..., str], words_pair: ModelPair, subspace: Measure
 ) -> None:
     expected, _, _ = subspace(questions(), words_pair)
     rows, _, _ = subspace(questions(), words_pair, batch_size=batch_size)
@@ -102,7 +102,7 @@ def test_batch_size_does_not_matter(
 
 
 def test_two_ranks_give_what_one_gives(
-    questions: Callable[..., str], words_pair: Pair, subspace: Measure
+    questions: Callable[..., str], words_pair: ModelPair, subspace: Measure
 ) -> None:
     _, _, expected = subspace(questions(), words_pair)
     _, _, table = subspace(questions(), words_pair, world=2)
@@ -113,7 +113,7 @@ def test_two_ranks_give_what_one_gives(
 
 def test_shown_rows_as_texts_and_pictures(
     questions: Callable[..., str],
-    words_pair: Pair,
+    words_pair: ModelPair,
     subspace: Measure,
     option_rows: list[dict[str, Any]],
 ) -> None:
@@ -155,7 +155,7 @@ def test_a_number_shows_the_first_rows_that_have_a_subspace(
     show: int,
     numbers: list[int],
     questions: Callable[..., str],
-    words_pair: Pair,
+    words_pair: ModelPair,
     subspace: Measure,
 ) -> None:
     _, task, table = subspace(questions(), words_pair, show=show)
@@ -165,7 +165,7 @@ def test_a_number_shows_the_first_rows_that_have_a_subspace(
 
 
 def test_more_top_tokens_than_the_vocabulary_has_are_all_of_it(
-    questions: Callable[..., str], words_pair: Pair, subspace: Measure
+    questions: Callable[..., str], words_pair: ModelPair, subspace: Measure
 ) -> None:
     _, _, table = subspace(questions(), words_pair, top_k=1000)
     total = table["pruned/top_probability"].sum(1)

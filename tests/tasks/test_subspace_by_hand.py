@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.metrics import deviations
-from prunelit.tasks import Pair
+from prunelit.tasks import ModelPair
 from prunelit.tasks.subspace import QUANTITIES, Subspace
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -73,7 +73,7 @@ def test_the_space_before_an_option_is_that_of_the_template(
     tokens: list[str],
     questions: Callable[..., str],
     words: PreTrainedTokenizerBase,
-    words_pair: Pair,
+    words_pair: ModelPair,
     subspace: Measure,
     prepare_subspace: Callable[..., Subspace],
 ) -> None:
@@ -93,7 +93,7 @@ def test_the_space_before_an_option_is_that_of_the_template(
 def test_one_option_alone_may_merge_with_the_prompt(
     questions: Callable[..., str],
     words: PreTrainedTokenizerBase,
-    words_pair: Pair,
+    words_pair: ModelPair,
     subspace: Measure,
     prepare_subspace: Callable[..., Subspace],
 ) -> None:
@@ -108,7 +108,7 @@ def test_one_option_alone_may_merge_with_the_prompt(
 def test_letters(
     questions: Callable[..., str],
     words: PreTrainedTokenizerBase,
-    words_pair: Pair,
+    words_pair: ModelPair,
     subspace: Measure,
     prepare_subspace: Callable[..., Subspace],
 ) -> None:
@@ -140,7 +140,7 @@ def test_bytes_as_tokens(
     options = [tokenizer.convert_ids_to_tokens(item.options) for item in task._items]
     assert options == [["P", "R"], ["M", "æ", "S"], ["4", "5"], ["c", "w", "t"], [*"mhsw"]]
     assert all(item.context[-1] == ids(tokenizer, "Ġ")[0] for item in task._items)
-    rows, _, _ = subspace(path, Pair(make_model(), make_model(), tokenizer))
+    rows, _, _ = subspace(path, ModelPair(make_model(), make_model(), tokenizer))
     assert rows["acc", "dense"].details["rows_with_tokens_shared_by_all_options"] == 5
 
 
@@ -157,7 +157,7 @@ def test_every_quantity_is_that_of_one_unpadded_prompt(
     dense, pruned = make_model(family, seed=0), make_model(family, seed=1)
     temperature = 0.7
     _, _, table = subspace(
-        questions(), Pair(pruned, dense, words), batch_size=3, temperature=temperature, top_k=5
+        questions(), ModelPair(pruned, dense, words), batch_size=3, temperature=temperature, top_k=5
     )
     assert table.size == 4
     for place, (context, options) in enumerate(by_hand):

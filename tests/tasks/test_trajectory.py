@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
-from prunelit.tasks import Pair
+from prunelit.tasks import ModelPair
 from prunelit.tasks.trajectory import Trajectory
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -30,7 +30,9 @@ def test_a_model_against_its_own_copy_never_diverges(
     sample: bool,
 ) -> None:
     dense = make_model(name)
-    task, table, streams = trajectory(Pair(copy.deepcopy(dense), dense, tokenizer), sample=sample)
+    task, table, streams = trajectory(
+        ModelPair(copy.deepcopy(dense), dense, tokenizer), sample=sample
+    )
     assert torch.equal(table["dense/tokens"], table["pruned/tokens"])
     assert (table["dense/tokens"][0] != table["dense/tokens"][1]).any()
     assert (table["diverged"] == 0).all()
@@ -57,7 +59,7 @@ def test_a_model_against_its_own_copy_never_diverges(
 
 @pytest.mark.parametrize("sample", [False, True])
 def test_batch_size_does_not_matter(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any], sample: bool
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any], sample: bool
 ) -> None:
     pair = parting("llama")
     _, alone, singles = trajectory(pair, batch_size=1, sample=sample)
@@ -70,7 +72,7 @@ def test_batch_size_does_not_matter(
 
 
 def test_two_ranks_find_what_one_finds(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any]
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     pair = parting("llama")
     task, one, _ = trajectory(pair, sample=True, batch_size=2)
@@ -92,7 +94,7 @@ def test_two_ranks_find_what_one_finds(
 
 @some_families
 def test_the_greedy_forecast_is_exact(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any], name: str
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any], name: str
 ) -> None:
     pair = parting(name)
     task, table, _ = trajectory(pair)
@@ -118,7 +120,7 @@ def test_the_greedy_forecast_is_exact(
 
 
 def test_the_sampled_forecast_is_what_many_rollouts_do(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any]
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     # One prompt 300 times over: the noise differs, and nothing else.
     pair = parting("llama")
@@ -139,7 +141,7 @@ def test_the_sampled_forecast_is_what_many_rollouts_do(
 
 
 def test_ended_rollouts_leave_the_count(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any]
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     task, table, _ = trajectory(parting("llama"))
     curves = {curve.tag: curve for curve in task.curves(table)}
@@ -158,7 +160,7 @@ def test_ended_rollouts_leave_the_count(
 
 
 def test_accumulation_begins_where_the_rollouts_part(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any]
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     _, table, streams = trajectory(parting("llama"))
     steps = torch.arange(BUDGET)
@@ -173,7 +175,7 @@ def test_accumulation_begins_where_the_rollouts_part(
 
 
 def test_rows_are_means_over_prompts_with_their_errors(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any]
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     pair = parting("llama")
     task, table, streams = trajectory(pair, temperature=0.7, sample=True, seed=3)
@@ -200,7 +202,7 @@ def test_rows_are_means_over_prompts_with_their_errors(
 
 
 def test_estimates_hold_for_a_small_perturbation_and_not_for_a_large_one(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any]
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     for amount, holds in ((0.02, True), (3.0, False)):
         task, table, streams = trajectory(parting("llama", amount), temperature=0.2)
@@ -215,7 +217,7 @@ def test_estimates_hold_for_a_small_perturbation_and_not_for_a_large_one(
 
 
 def test_without_the_pruned_rollout_only_the_forecast_is_there(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any]
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     pair = parting("llama")
     task, table, streams = trajectory(pair, free_running=False)
@@ -234,7 +236,7 @@ def test_without_the_pruned_rollout_only_the_forecast_is_there(
 
 
 def test_pictures_hold_the_numbers_behind_them(
-    parting: Callable[..., Pair], trajectory: Callable[..., Any]
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     task, table, streams = trajectory(parting("llama"))
     pictures = task.pictures(table)
@@ -254,7 +256,7 @@ def test_pictures_hold_the_numbers_behind_them(
 
 
 def test_texts_say_where_the_rollouts_part(
-    parting: Callable[..., Pair],
+    parting: Callable[..., ModelPair],
     tokenizer: PreTrainedTokenizerBase,
     contexts: list[str],
     trajectory: Callable[..., Any],
@@ -277,9 +279,9 @@ def test_equal_tokens_end_together_whatever_the_pruned_configuration_says(
 ) -> None:
     dense = make_model("llama")
     pruned = copy.deepcopy(dense)
-    _, free, _ = trajectory(Pair(pruned, dense, tokenizer))
+    _, free, _ = trajectory(ModelPair(pruned, dense, tokenizer))
     pruned.generation_config.eos_token_id = int(free["dense/tokens"][0, 1])
-    _, table, _ = trajectory(Pair(pruned, dense, tokenizer))
+    _, table, _ = trajectory(ModelPair(pruned, dense, tokenizer))
     assert torch.equal(table["pruned/tokens"], free["dense/tokens"])
     assert (table["diverged"] == 0).all()
 

@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.tasks import Pair
+from prunelit.tasks import ModelPair
 
 BUDGET = 6
 
@@ -86,7 +86,7 @@ def deviation(
 
 
 def slowly(
-    pair: Pair, context: str, prompt: int, temperature: float, sample: bool, seed: int
+    pair: ModelPair, context: str, prompt: int, temperature: float, sample: bool, seed: int
 ) -> tuple[dict[str, list], dict[str, list[dict[str, float]]]]:
     """Tokens and keep probabilities, and deviations by step of each mode."""
     assert pair.dense is not None
@@ -121,7 +121,7 @@ def slowly(
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox"])
 @pytest.mark.parametrize(("temperature", "sample"), [(1.0, False), (0.7, True)])
 def test_every_step_is_that_of_a_slow_loop(
-    parting: Callable[..., Pair],
+    parting: Callable[..., ModelPair],
     contexts: list[str],
     trajectory: Callable[..., Any],
     name: str,

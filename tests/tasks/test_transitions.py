@@ -17,7 +17,7 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.surgery import drop_
 from prunelit.pruners import BlockDrop, SublayerDrop, Wanda
 from prunelit.sparsity import Unstructured
-from prunelit.tasks import Pair, Transitions
+from prunelit.tasks import ModelPair, Transitions
 from prunelit.tasks.item_table import Streamed
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -30,7 +30,7 @@ def test_a_copy_differs_nowhere(
     transitions: Callable[..., Any],
 ) -> None:
     dense = make_model(family)
-    _, table, _ = transitions(Pair(copy.deepcopy(dense), dense, tokenizer))
+    _, table, _ = transitions(ModelPair(copy.deepcopy(dense), dense, tokenizer))
     for name, sketch in table.sketches.items():
         assert sketch.places == 3
         if name.endswith(("cosine", "estimate", "agreement", "overlap")):
@@ -49,7 +49,7 @@ def test_a_dropped_attention_is_seen_where_it_was_and_only_there(
     transitions: Callable[..., Any],
 ) -> None:
     drop_(decoder_blocks(model)[1][1], "attention")
-    _, table, _ = transitions(Pair(model, make_model(), tokenizer))
+    _, table, _ = transitions(ModelPair(model, make_model(), tokenizer))
     local = table.sketches["local/attention/decode/embedding_cosine"].mean
     assert local[1] < 0.999
     torch.testing.assert_close(local[[0, 2]], torch.ones(2).double(), rtol=0, atol=1e-6)
@@ -75,8 +75,8 @@ def test_a_folder_that_lacks_parts_gives_what_zeroed_parts_give(
     stored, _ = load_pretrained(str(tmp_path / "pruned"))
     plain = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
     blocks = plain["removed"]["blocks"]
-    _, first, _ = transitions(Pair(zeroed, dense, tokenizer))
-    _, second, _ = transitions(Pair(stored, dense, tokenizer, blocks))
+    _, first, _ = transitions(ModelPair(zeroed, dense, tokenizer))
+    _, second, _ = transitions(ModelPair(stored, dense, tokenizer, blocks))
     assert first.sketches.keys() == second.sketches.keys()
     for name, sketch in first.sketches.items():
         torch.testing.assert_close(
@@ -84,7 +84,7 @@ def test_a_folder_that_lacks_parts_gives_what_zeroed_parts_give(
         )
     if blocks:
         with pytest.raises(InputError, match="a pruned model with 3 blocks"):
-            transitions(Pair(stored, dense, tokenizer))
+            transitions(ModelPair(stored, dense, tokenizer))
 
 
 def test_batches_ranks_and_chosen_tokens(
@@ -96,7 +96,7 @@ def test_batches_ranks_and_chosen_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prune(model, Wanda(Unstructured(0.5)), input_ids)
-    pair = Pair(model, make_model(), tokenizer)
+    pair = ModelPair(model, make_model(), tokenizer)
     task, whole, _ = transitions(pair, batch_size=5)
     _, ranks, _ = transitions(pair, world=2, batch_size=1)
     for name, sketch in whole.sketches.items():
@@ -129,7 +129,7 @@ def test_a_model_that_gives_no_numbers_is_refused(
     with torch.no_grad():
         decoder_blocks(model)[1][1].mlp.down_proj.weight.fill_(torch.nan)
     with pytest.raises(InputError, match=r"Expected a number for `[a-z_]+` of every token"):
-        transitions(Pair(model, make_model(), tokenizer))
+        transitions(ModelPair(model, make_model(), tokenizer))
 
 
 def test_curves_and_pictures(
@@ -140,7 +140,7 @@ def test_curves_and_pictures(
     input_ids: Tensor,
 ) -> None:
     prune(model, Wanda(Unstructured(0.5)), input_ids)
-    task, table, _ = transitions(Pair(model, make_model(), tokenizer))
+    task, table, _ = transitions(ModelPair(model, make_model(), tokenizer))
     curves = {curve.tag: curve for curve in task.curves(table)}
     assert curves.keys() == table.sketches.keys()
     curve = curves["local/attention/prompt/logit_cosine"]

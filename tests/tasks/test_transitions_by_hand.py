@@ -14,7 +14,7 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.surgery import drop_
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
-from prunelit.tasks import Pair
+from prunelit.tasks import ModelPair
 
 MakeModel = Callable[..., PreTrainedModel]
 PARALLEL = ("phi", "gpt_neox")
@@ -112,7 +112,7 @@ def test_every_family_by_hand(
     dense, pruned = make_model(family), make_model(family)
     prune(pruned, Wanda(Unstructured(0.5)), input_ids)
     drop_(decoder_blocks(pruned)[1][1], "attention")
-    _, _, outputs = transitions(Pair(pruned, dense, tokenizer), final_norm=final_norm)
+    _, _, outputs = transitions(ModelPair(pruned, dense, tokenizer), final_norm=final_norm)
     hands = ByHand(dense), ByHand(pruned)
     item = 0
     for output in outputs:

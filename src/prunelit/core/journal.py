@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from prunelit.models.fingerprint import fingerprint
-from prunelit.tasks.base import Pair, Task
+from prunelit.models.model_pair import ModelPair
+from prunelit.tasks.base import Task
 
 Values = Mapping[str, Any]
 
@@ -99,7 +100,7 @@ class Journals:
             file.write(f"{begin}{line}".encode())
 
 
-def open_journals(trainer: Trainer, pair: Pair, tasks: Mapping[str, Task]) -> Journals:
+def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) -> Journals:
     """The journals of a validation, in `unfinished` below the Trainer's root folder.
 
     Validation between epochs of training, whose weights are there only once, has none.

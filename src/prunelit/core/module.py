@@ -27,11 +27,12 @@ from prunelit.models.loading import (
     removed_from,
     source_version,
 )
+from prunelit.models.model_pair import ModelPair
 from prunelit.pruning.lora import Adapters
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
 from prunelit.report.results import Result, scalar_name
-from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.base import Task
 from prunelit.tasks.item_table import ItemTable
 
 
@@ -80,7 +81,7 @@ class PairedLM(LightningModule):
         self.failed: dict[str, Exception] = {}  # of the tasks whose items could not be summed up
         self._options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         self._options |= {"revision": revision, "trust_remote_code": trust_remote_code}
-        self._pair: Pair | None = None
+        self._pair: ModelPair | None = None
         self._dense: list[PreTrainedModel] = []  # the reference; what is in a list is no submodule
 
     @cached_property
@@ -93,7 +94,7 @@ class PairedLM(LightningModule):
         return {key: self._options[key] for key in ("revision", "trust_remote_code")}
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> ModelPair:
         """Both models.
 
         Raises:
@@ -122,7 +123,7 @@ class PairedLM(LightningModule):
             check_unembedding(pruned)
         self.model = pruned
         removed = [] if own else removed_from(str(pruned_folder)).blocks
-        self._pair = Pair(pruned, None, self.tokenizer, removed)
+        self._pair = ModelPair(pruned, None, self.tokenizer, removed)
         if reference:
             if own and self.reference and not self._dense:
                 # Copied rather than read again while both are the same.

@@ -1,6 +1,7 @@
 """What to measure: one task a file."""
 
-from prunelit.tasks.base import Pair, Task
+from prunelit.models.model_pair import ModelPair
+from prunelit.tasks.base import Task
 from prunelit.tasks.collection_retrieval import CollectionRetrieval
 from prunelit.tasks.deviation import Deviation
 from prunelit.tasks.distribution import Distribution
@@ -20,8 +21,8 @@ __all__ = [
     "Distribution",
     "Generation",
     "ItemTable",
+    "ModelPair",
     "MultipleChoice",
-    "Pair",
     "Perplexity",
     "Retrieval",
     "SemanticSimilarity",

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,32 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
 from prunelit.tasks.item_table import ItemTable, Streamed
-
-
-@dataclass
-class Pair:
-    """The two models of a run; a plain object, so that neither becomes a submodule by it.
-
-    Args:
-        pruned: the model under test.
-        dense: the frozen reference; None where it was switched off.
-        tokenizer: of both.
-        removed_blocks: indices in the dense model of the blocks that the pruned one lacks.
-    """
-
-    pruned: PreTrainedModel
-    dense: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase
-    removed_blocks: Sequence[int] = ()
-
-    def models(self) -> dict[str, PreTrainedModel]:
-        """`{"dense": ..., "pruned": ...}`, without `dense` where there is no reference."""
-        if self.dense is None:
-            return {"pruned": self.pruned}
-        return {"dense": self.dense, "pruned": self.pruned}
 
 
 class Task(ABC):
@@ -92,7 +69,7 @@ class Task(ABC):
         """The batch of the items `indices`; tensors in it are moved to the device."""
 
     @abstractmethod
-    def step(self, pair: Pair, batch: dict[str, Any]) -> Mapping[str, Tensor | Streamed]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> Mapping[str, Tensor | Streamed]:
         """Measure one batch.
 
         Returns:

@@ -26,8 +26,9 @@ from prunelit.models.inference.embedding_cache import (
     content_key,
     default_folder,
 )
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
-from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.base import Task
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.retention import read_by, retained_rows
@@ -190,7 +191,7 @@ class CollectionRetrieval(Task):
         ]
         return dict(pad(tokens, pad_token(self._tokenizer)))
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         fingerprints: Fingerprints = batch["fingerprints"]
         ids, mask = batch["input_ids"], batch["attention_mask"]
         values: dict[str, Tensor] = {}

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from prunelit.comparison import deviation_sums
 from prunelit.errors import check_positive
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
-from prunelit.tasks.base import Pair
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.window_task import WindowTask
 
@@ -46,7 +46,7 @@ class Deviation(WindowTask):
         check_positive("temperature", temperature)
         self.temperature = temperature
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         assert pair.dense is not None
         ids = batch["input_ids"]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -15,6 +15,7 @@ from prunelit.errors import InputError
 from prunelit.metrics.quantization_ruler import RUNGS, SOURCE, read_ruler
 from prunelit.metrics.sketch import Sketch
 from prunelit.models.architecture import final_hidden
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
 from prunelit.report.distribution import (
     Spread,
@@ -23,7 +24,6 @@ from prunelit.report.distribution import (
     distribution_table,
 )
 from prunelit.report.results import Result
-from prunelit.tasks.base import Pair
 from prunelit.tasks.item_table import ItemTable, Streamed
 from prunelit.tasks.window_task import WindowTask
 
@@ -103,7 +103,7 @@ class Distribution(WindowTask):
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         return {**super().collate(indices), "windows": list(indices)}
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
         assert pair.dense is not None
         ids = batch["input_ids"]
         hidden, other = (_hidden(model, ids) for model in (pair.dense, pair.pruned))

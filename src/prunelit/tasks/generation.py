@@ -19,9 +19,9 @@ from prunelit.metrics.repetition import MEASURES, measures
 from prunelit.models.inference.generation import Sampling, rollout
 from prunelit.models.inference.prefix_cache import Lending, lent_length
 from prunelit.models.inference.stopping import cut
+from prunelit.models.model_pair import ModelPair
 from prunelit.recipe import describe
 from prunelit.report.results import Result
-from prunelit.tasks.base import Pair
 from prunelit.tasks.formats.generation import ExampleFormat, chance_of, read_examples
 from prunelit.tasks.formats.multiple_choice import Format
 from prunelit.tasks.item_table import ItemTable
@@ -160,7 +160,7 @@ class Generation(PromptTask):
         repeated = [index for index in indices for _ in range(self.samples)]
         return {**super().collate(repeated), "prompts": list(indices)}
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         indices: list[int] = batch["prompts"]
         values: dict[str, Tensor] = {}
         for name, model in pair.models().items():

@@ -18,8 +18,9 @@ from prunelit.metrics.flips import PAIRED, mcnemar, paired_answers
 from prunelit.models.inference.prefix_cache import Lending
 from prunelit.models.inference.token_tree import Tree
 from prunelit.models.inference.tree_scoring import tree_scores
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
-from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.base import Task
 from prunelit.tasks.formats.multiple_choice import Format, read_questions
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.choices import Prompt, Scoring
@@ -159,7 +160,7 @@ class MultipleChoice(Task):
             batch["free"] = self._free.tree(indices, self.tokens)
         return batch
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         indices = batch["questions"]
         values: dict[str, Tensor] = {}
         for name, model in pair.models().items():

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from prunelit.models.inference.scoring import window_nll
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
-from prunelit.tasks.base import Pair
 from prunelit.tasks.item_table import ItemTable, mean
 from prunelit.tasks.window_task import WindowTask
 
@@ -41,7 +41,7 @@ class Perplexity(WindowTask):
     ) -> None:
         super().__init__(path, split, column, length, limit, batch_size, name)
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {
             f"{name}/nll": window_nll(model, batch["input_ids"]).mean(1)
             for name, model in pair.models().items()

@@ -18,8 +18,9 @@ from prunelit.data.tokens import encode_text, pad, pad_token
 from prunelit.errors import InputError
 from prunelit.models.architecture import final_hidden
 from prunelit.models.finite import all_finite
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
-from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.base import Task
 from prunelit.tasks.formats.multiple_choice import Format, read_questions
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.questions import check_template
@@ -101,7 +102,7 @@ class Retrieval(Task):
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         return dict(pad([self._tokens[index] for index in indices], self._pad_id))
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {
             f"{name}/embedding": self._embed(model, batch["input_ids"], batch["attention_mask"])
             for name, model in pair.models().items()

@@ -21,8 +21,9 @@ from prunelit.models.inference.embedding import (
     check_pooling,
     embed,
 )
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
-from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.base import Task
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.retention import read_by
@@ -132,7 +133,7 @@ class SemanticSimilarity(Task):
         both = [self._tokens[index][side] for side in (0, 1) for index in indices]
         return dict(pad(both, self._pad_id))
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         values, vectors = {}, []
         for name, model in pair.models().items():
             removed = pair.removed_blocks if name == "pruned" else ()

@@ -16,6 +16,7 @@ from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.subspace import SUBSPACE, read_options, subspace_deviations
 from prunelit.metrics.validity import NEAR, judge
 from prunelit.models.architecture import final_hidden
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
 from prunelit.report.results import Result
 from prunelit.report.scatter import scatter_picture
@@ -26,7 +27,7 @@ from prunelit.report.subspace import (
     options_picture,
     spaces_picture,
 )
-from prunelit.tasks.base import Pair, Task
+from prunelit.tasks.base import Task
 from prunelit.tasks.formats.multiple_choice import read_questions
 from prunelit.tasks.item_table import ItemTable, mean
 from prunelit.tasks.questions import Question, check_template
@@ -192,7 +193,7 @@ class Subspace(Task):
         prompts = [self._items[index].context for index in indices]
         return {**pad(prompts, pad_token(self._tokenizer), left=True), "items": list(indices)}
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         assert pair.dense is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
         items = [self._items[index] for index in batch["items"]]

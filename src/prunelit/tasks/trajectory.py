@@ -15,6 +15,7 @@ from prunelit.metrics.survival import Survival, forecast, kaplan_meier, keep_pro
 from prunelit.metrics.validity import NEAR, Validity, judge
 from prunelit.models.architecture import final_hidden
 from prunelit.models.inference.generation import Sampling, rollout, stop_tokens
+from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.divergence import divergence_picture
 from prunelit.report.results import Result
@@ -26,7 +27,6 @@ from prunelit.report.trajectory import (
     logits_picture,
     theory_picture,
 )
-from prunelit.tasks.base import Pair
 from prunelit.tasks.item_table import ItemTable, Streamed, mean
 from prunelit.tasks.prompt_task import PromptTask, Written, written
 
@@ -101,7 +101,7 @@ class Trajectory(PromptTask):
         self.free_running = free_running
 
     @torch.no_grad()
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
         assert pair.dense is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
         noise = Sampling(self.seed, batch["prompts"], self.temperature)
@@ -222,7 +222,12 @@ class Trajectory(PromptTask):
         return rows
 
     def _compare(
-        self, pair: Pair, dense: Tensor, pruned: Tensor, there: Tensor, tokens: Tensor | None = None
+        self,
+        pair: ModelPair,
+        dense: Tensor,
+        pruned: Tensor,
+        there: Tensor,
+        tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Deviations (B, S), NaN where not `there`; with `tokens` the probability to keep them."""
         assert pair.dense is not None

@@ -13,13 +13,13 @@ from prunelit.metrics.spaces.buffers import Buffers
 from prunelit.metrics.spaces.deviation import check_numbers, deviations
 from prunelit.models.architecture import decoder_blocks, unembed
 from prunelit.models.inference.generation import rollout
+from prunelit.models.model_pair import ModelPair
 from prunelit.models.replay import capture, finished
 from prunelit.models.sublayers import KINDS, block_steps, counterfactual, layout
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
 from prunelit.report.tables import grouped_table
 from prunelit.report.transitions import kind_picture, kl_picture, theory_picture
-from prunelit.tasks.base import Pair
 from prunelit.tasks.item_table import ItemTable, Streamed, mean
 from prunelit.tasks.prompt_task import PromptTask, Written, written
 
@@ -100,7 +100,7 @@ class Transitions(PromptTask):
             )
         self._buffers = Buffers()
 
-    def step(self, pair: Pair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
         assert pair.dense is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
         rolled = rollout(pair.dense, pair.tokenizer, ids, mask, max_new_tokens=self.max_new_tokens)
@@ -178,7 +178,7 @@ class Transitions(PromptTask):
 
     @torch.no_grad()
     def _blocks(
-        self, pair: Pair, text: Written, row: Tensor, place: Tensor
+        self, pair: ModelPair, text: Written, row: Tensor, place: Tensor
     ) -> Iterator[tuple[int, str, dict[str, Tensor]]]:
         """For each block, variant and sublayer the deviations at N positions, each (N,)."""
         assert pair.dense is not None
@@ -216,7 +216,7 @@ class Transitions(PromptTask):
                     yield index, f"{variant}/{kind}", deviation
             dense.hidden = steps.output
 
-    def _compare(self, pair: Pair, stands: list[Tensor]) -> list[dict[str, Tensor]]:
+    def _compare(self, pair: ModelPair, stands: list[Tensor]) -> list[dict[str, Tensor]]:
         """Deviations of the local and of the cumulative from the dense stream, all three (N, D)."""
         assert pair.dense is not None
         parts: list[dict[str, list[Tensor]]] = [{}, {}]
@@ -265,7 +265,7 @@ def _phases(text: Written) -> list[Tensor]:
     return [prompt, decode]
 
 
-def _kept(pair: Pair, blocks: int) -> dict[int, int]:
+def _kept(pair: ModelPair, blocks: int) -> dict[int, int]:
     """For each block of the dense model that the pruned one has, its place there."""
     kept = [index for index in range(blocks) if index not in pair.removed_blocks]
     have = len(decoder_blocks(pair.pruned)[1])

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.report.results import Result
-from prunelit.tasks import CollectionRetrieval, ItemTable, Pair
+from prunelit.tasks import CollectionRetrieval, ItemTable, ModelPair
 
 WORDS = ["snow", "bee", "honey", "milk", "gold", "water", "city", "tall", "red", "cold", "ice"]
 QUERY, DOCUMENT = "Q: {text}\nA:", 'The word "{text}'
@@ -49,15 +49,17 @@ def folder(tmp_path: Path, made: tuple[list[str], list[str], Grades]) -> Path:
 
 
 @pytest.fixture
-def pair(make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Pair:
-    return Pair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+def pair(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> ModelPair:
+    return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
 
 
 @pytest.fixture
 def prepare(folder: Path) -> Callable[..., tuple[CollectionRetrieval, int]]:
     """`prepare(pair, **arguments)`: the task on the collection, and the number of its items."""
 
-    def make(pair: Pair, **arguments: Any) -> tuple[CollectionRetrieval, int]:
+    def make(pair: ModelPair, **arguments: Any) -> tuple[CollectionRetrieval, int]:
         given = {**TEMPLATES, "length": 64, "batch_size": 4, "cache": str(folder / "cache")}
         task = CollectionRetrieval(str(folder), **{**given, **arguments})
         task.read()
@@ -72,7 +74,7 @@ def measure() -> Callable[..., ItemTable]:
 
     @torch.no_grad()
     def run(
-        task: CollectionRetrieval, size: int, pair: Pair, rank: int = 0, world: int = 1
+        task: CollectionRetrieval, size: int, pair: ModelPair, rank: int = 0, world: int = 1
     ) -> ItemTable:
         table = ItemTable(size)
         for batch in task.batches(size, rank, world):
@@ -90,7 +92,7 @@ def run(
 ) -> Callable[..., list[Result]]:
     """`run(pair, **arguments)`: the results on one rank."""
 
-    def rows(pair: Pair, **arguments: Any) -> list[Result]:
+    def rows(pair: ModelPair, **arguments: Any) -> list[Result]:
         task, size = prepare(pair, **arguments)
         return task.summarise(measure(task, size, pair))
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
 from prunelit.report.results import Result
-from prunelit.tasks import CollectionRetrieval, ItemTable, Pair
+from prunelit.tasks import CollectionRetrieval, ItemTable, ModelPair
 
 QUERY, DOCUMENT = "Q: {text}\nA:", 'The word "{text}'
 N, Q = 37, 7
@@ -80,7 +80,7 @@ def by_hand(order: np.ndarray, grades: Grades) -> dict[str, float]:
 @pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
 def test_metrics_are_those_of_brute_force(
-    pair: Pair, made: Any, pooling: str, centre: bool, run: Run
+    pair: ModelPair, made: Any, pooling: str, centre: bool, run: Run
 ) -> None:
     rows = run(pair, pooling=pooling, centre=centre, recall_at=[3], depth=50)
     found = values(rows)
@@ -104,12 +104,12 @@ def test_metrics_are_those_of_brute_force(
 
 @torch.no_grad()
 def test_a_layer_inside_and_a_block_that_is_gone(
-    pair: Pair, make_model: Callable[..., PreTrainedModel], prepare: Prepare, run: Run
+    pair: ModelPair, make_model: Callable[..., PreTrainedModel], prepare: Prepare, run: Run
 ) -> None:
     pruned = make_model("llama", seed=0)
     del pruned.model.layers[1]
     pruned.config.num_hidden_layers = 2
-    same = Pair(pruned, pair.dense, pair.tokenizer, removed_blocks=[1])
+    same = ModelPair(pruned, pair.dense, pair.tokenizer, removed_blocks=[1])
     # Up to the removed block both are the same, and after it they are not.
     assert values(run(same, layer=1))["document_cosine", "pair"] == pytest.approx(1)
     assert values(run(same, layer=3))["document_cosine", "pair"] < 0.99
@@ -118,7 +118,9 @@ def test_a_layer_inside_and_a_block_that_is_gone(
         task.check(pair.dense)  # type: ignore[arg-type]
 
 
-def test_batches_hold_queries_or_documents_alike_in_length(pair: Pair, prepare: Prepare) -> None:
+def test_batches_hold_queries_or_documents_alike_in_length(
+    pair: ModelPair, prepare: Prepare
+) -> None:
     task, size = prepare(pair)
     chunks = task.chunks(size)
     assert sorted(item for chunk in chunks for item in chunk) == list(range(Q + N))
@@ -129,7 +131,9 @@ def test_batches_hold_queries_or_documents_alike_in_length(pair: Pair, prepare: 
     assert not all(task.collate(chunk)["attention_mask"].all() for chunk in chunks)
 
 
-def test_a_long_document_loses_its_end_only(folder: Path, pair: Pair, prepare: Prepare) -> None:
+def test_a_long_document_loses_its_end_only(
+    folder: Path, pair: ModelPair, prepare: Prepare
+) -> None:
     task, _ = prepare(pair, length=20, document_template="<{text}> =")
     read = pair.tokenizer.decode(task.collate([Q + 3])["input_ids"][0])
     text = json.loads((folder / "corpus.jsonl").read_text().splitlines()[3])["text"]
@@ -138,7 +142,7 @@ def test_a_long_document_loses_its_end_only(folder: Path, pair: Pair, prepare: P
 
 
 def test_a_query_does_not_find_itself(
-    folder: Path, pair: Pair, prepare: Prepare, measure: Measure
+    folder: Path, pair: ModelPair, prepare: Prepare, measure: Measure
 ) -> None:
     # The queries are documents too, with their own ids, as in ArguAna.
     corpus, queries = folder / "corpus.jsonl", (folder / "queries.jsonl").read_text()
@@ -154,7 +158,7 @@ def test_a_query_does_not_find_itself(
 
 
 def test_items_are_the_metrics_of_every_query(
-    pair: Pair, made: Any, prepare: Prepare, measure: Measure
+    pair: ModelPair, made: Any, prepare: Prepare, measure: Measure
 ) -> None:
     task, size = prepare(pair, recall_at=[3], depth=50)
     table = measure(task, size, pair)
@@ -171,13 +175,13 @@ def test_items_are_the_metrics_of_every_query(
             assert row["mrr@10"] == pytest.approx(1 / (hits.index(True) + 1) if any(hits) else 0)
 
 
-def test_without_a_reference_lists_are_of_the_pruned_model(pair: Pair, run: Run) -> None:
+def test_without_a_reference_lists_are_of_the_pruned_model(pair: ModelPair, run: Run) -> None:
     both = values(run(pair))
-    alone = values(run(Pair(pair.pruned, None, pair.tokenizer)))
+    alone = values(run(ModelPair(pair.pruned, None, pair.tokenizer)))
     assert alone == {key: value for key, value in both.items() if key[1] == "pruned"}
 
 
-def test_details_tell_collections_apart(pair: Pair, made: Any, run: Run) -> None:
+def test_details_tell_collections_apart(pair: ModelPair, made: Any, run: Run) -> None:
     details = run(pair)[0].details
     assert details["documents"] == N
     assert details["relevant"] == sum(map(len, made[2]))

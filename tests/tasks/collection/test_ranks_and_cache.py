@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from prunelit import InputError
 from prunelit.models.inference import embedding, embedding_cache
 from prunelit.report.results import Result
-from prunelit.tasks import CollectionRetrieval, ItemTable, Pair, collection_retrieval
+from prunelit.tasks import CollectionRetrieval, ItemTable, ModelPair, collection_retrieval
 
 N, Q = 37, 7
 Prepare = Callable[..., tuple[CollectionRetrieval, int]]
@@ -51,7 +51,7 @@ def on_ranks(world: int, work: Callable[[int], Any], patch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("world", [2, 3, 20])  # of 12 batches: even, uneven and none for some
 def test_ranks_change_nothing(
     folder: Path,
-    pair: Pair,
+    pair: ModelPair,
     world: int,
     monkeypatch: pytest.MonkeyPatch,
     prepare: Prepare,
@@ -73,7 +73,11 @@ def test_ranks_change_nothing(
 
 
 def test_a_cache_that_ranks_do_not_share_is_refused(
-    folder: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch, prepare: Prepare, measure: Measure
+    folder: Path,
+    pair: ModelPair,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Prepare,
+    measure: Measure,
 ) -> None:
     def work(rank: int) -> str:
         task, size = prepare(pair, cache=str(folder / f"own-{rank}"))
@@ -85,7 +89,9 @@ def test_a_cache_that_ranks_do_not_share_is_refused(
     assert all("that all machines" in message for message in on_ranks(2, work, monkeypatch))
 
 
-def test_embeddings_are_made_once(pair: Pair, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+def test_embeddings_are_made_once(
+    pair: ModelPair, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
     seen: list[PreTrainedModel] = []
     original = embedding.final_hidden
 
@@ -113,7 +119,7 @@ def test_embeddings_are_made_once(pair: Pair, monkeypatch: pytest.MonkeyPatch, r
 
 
 def test_the_default_cache_is_a_folder_of_prunelits_own(
-    folder: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch, run: Run
+    folder: Path, pair: ModelPair, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.setenv("PRUNELIT_CACHE", str(folder / "caches"))
     monkeypatch.setattr(collection_retrieval, "default_folder", embedding_cache.default_folder)
