@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# Run the tests: the fast ones first, then those with the real model or two processes.
-# Sets itself up first; with arguments, pytest gets those instead, as in
-#   ./scripts/test.sh tests/pruners -k wanda
+# Run the tests. Sets itself up first.
+#   scripts/test.sh                            every test but those marked `full`
+#   scripts/test.sh full                       the tests marked `full`
+#   scripts/test.sh tests/pruners -k wanda     arguments go to pytest
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 ./scripts/setup.sh
-if (($#)); then
+# One worker a core. More than four wait for memory.
+workers=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+parallel=(--numprocesses "$((workers < 4 ? workers : 4))" --dist worksteal)
+
+if [[ $# -eq 1 && $1 == full ]]; then
+    echo "test: the tests marked full" >&2
+    exec .venv/bin/pytest "${parallel[@]}" -m full
+elif (($#)); then
     exec .venv/bin/pytest "$@"
 fi
-echo "test: the fast tests" >&2
-.venv/bin/pytest -m "not model and not distributed"
-echo "test: the real model and two processes" >&2
-.venv/bin/pytest -m "model or distributed"
+echo "test: the examples in docstrings and the fast tests" >&2
+.venv/bin/pytest "${parallel[@]}" -m "not model and not distributed and not full"
+# One after the other: a test of these uses two cores or much memory.
+echo "test: the tests with the real model or two processes" >&2
+.venv/bin/pytest -m "(model or distributed) and not full"

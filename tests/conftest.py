@@ -41,6 +41,9 @@ import prunelit.tasks.collection_retrieval
 # Tiny tensors gain nothing from threads, which on a busy machine wait for each other.
 torch.set_num_threads(1)
 
+# Files that tests run or read, but no tests.
+collect_ignore = ["golden", "material"]
+
 VOCABULARY = 300
 SHARED = Path(__file__).parents[2] / "shared"
 
