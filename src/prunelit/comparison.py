@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prunelit.data.batches import Batch, as_batches, longest
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.buffers import Buffers
-from prunelit.metrics.spaces.deviation import check_numbers, deviations
+from prunelit.metrics.spaces.deviation import check_not_nan, deviations
 from prunelit.models.architecture import check_length, check_unembedding, final_hidden, unembed
 
 # Tokens unembedded at a time: bounds the (tokens, V) logits, and is still a large matrix product.
@@ -144,7 +144,7 @@ def token_deviations(
             values = deviations(
                 h, h_pruned, *logits, temperature=temperature, subset=subset, buffers=buffers
             )
-            check_numbers(values)
+            check_not_nan(values)
             if also is not None:
                 values |= also(*logits, place)
             for name, value in values.items():

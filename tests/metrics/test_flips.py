@@ -3,15 +3,15 @@ from math import comb
 import pytest
 import torch
 
-from prunelit.metrics.flips import PAIRED, mcnemar, paired_answers
+from prunelit.metrics.flips import FLIPS, answer_flips, mcnemar
 
 
 def test_every_way_to_answer() -> None:
     label = torch.tensor([0, 0, 0, 0, 0])
     dense = torch.tensor([0, 0, 1, 1, 1])
     pruned = torch.tensor([0, 1, 0, 1, 2])
-    found = paired_answers(dense, pruned, label)
-    assert tuple(found) == PAIRED
+    found = answer_flips(dense, pruned, label)
+    assert tuple(found) == FLIPS
     assert found["agreement"].tolist() == [1, 0, 0, 1, 0]
     assert found["flips_to_wrong"].tolist() == [0, 1, 0, 0, 0]
     assert found["flips_to_right"].tolist() == [0, 0, 1, 0, 0]

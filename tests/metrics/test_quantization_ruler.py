@@ -5,7 +5,7 @@ import math
 import pytest
 
 from prunelit import InputError
-from prunelit.metrics.quantization_ruler import RUNGS, Rung, read_ruler
+from prunelit.metrics.quantization_ruler import RUNGS, Rung, place_on_ruler
 
 
 def test_rungs_are_the_published_ones_from_fine_to_coarse() -> None:
@@ -26,7 +26,7 @@ def test_rungs_are_the_published_ones_from_fine_to_coarse() -> None:
 
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 def test_a_rung_is_nearest_to_itself(rung: Rung) -> None:
-    reading = read_ruler(rung.kl)
+    reading = place_on_ruler(rung.kl)
     assert reading.rung == reading.below == rung
     assert reading.between == (None if rung is RUNGS[-1] else 0)
 
@@ -34,7 +34,7 @@ def test_a_rung_is_nearest_to_itself(rung: Rung) -> None:
 def test_the_nearest_is_so_on_a_log_scale() -> None:
     # 0.25 is nearer to 0.10 than to 0.45 by difference, and nearer to 0.45 by ratio.
     assert abs(0.25 - RUNGS[5].kl) < abs(0.25 - RUNGS[6].kl)
-    reading = read_ruler(0.25)
+    reading = place_on_ruler(0.25)
     assert reading.rung.name == "2-bit"
     assert reading.below is not None
     assert reading.above is not None
@@ -43,9 +43,9 @@ def test_the_nearest_is_so_on_a_log_scale() -> None:
         math.log(0.25 / 0.101913) / math.log(0.445132 / 0.101913)
     )
     middle = math.sqrt(RUNGS[2].kl * RUNGS[3].kl)
-    assert read_ruler(middle * 0.999).rung.name == "6-bit"
-    assert read_ruler(middle * 1.001).rung.name == "5-bit"
-    assert read_ruler(middle).between == pytest.approx(0.5)
+    assert place_on_ruler(middle * 0.999).rung.name == "6-bit"
+    assert place_on_ruler(middle * 1.001).rung.name == "5-bit"
+    assert place_on_ruler(middle).between == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_nearest_is_so_on_a_log_scale() -> None:
     ],
 )
 def test_beyond_the_ends(kl: float, nearest: str, below: str | None, above: str | None) -> None:
-    reading = read_ruler(kl)
+    reading = place_on_ruler(kl)
     assert reading.rung.name == nearest
     assert (reading.below and reading.below.name) == below
     assert (reading.above and reading.above.name) == above
@@ -68,4 +68,4 @@ def test_beyond_the_ends(kl: float, nearest: str, below: str | None, above: str 
 @pytest.mark.parametrize("kl", [-1e-6, math.nan])
 def test_what_is_no_kl_is_refused(kl: float) -> None:
     with pytest.raises(InputError, match="Expected a KL of at least 0 but got"):
-        read_ruler(kl)
+        place_on_ruler(kl)

@@ -1,6 +1,6 @@
 import pytest
 
-from prunelit.metrics.repetition import MEASURES, distinct, measures, repetition
+from prunelit.metrics.repetition import ROLLOUT_MEASURES, distinct, repetition, rollout_measures
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,6 @@ def test_distinct_is_the_share_of_different_grams(
 
 
 def test_measures_of_a_rollout() -> None:
-    found = measures([7, 7, 8, 7], True)
-    assert tuple(found) == MEASURES
+    found = rollout_measures([7, 7, 8, 7], True)
+    assert tuple(found) == ROLLOUT_MEASURES
     assert list(found.values()) == pytest.approx([0, 0.5, 1, 1, 4])

@@ -11,7 +11,13 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from prunelit.metrics import retrieval
-from prunelit.metrics.retrieval import RankedLists, chance_ndcg, list_agreement, list_metrics, rank
+from prunelit.metrics.retrieval import (
+    RankedLists,
+    chance_ndcg,
+    list_agreement,
+    list_metrics,
+    rank_documents,
+)
 
 QUERIES, DOCUMENTS, WIDTH = 7, 53, 6
 
@@ -49,14 +55,16 @@ def test_lists_are_those_of_brute_force(
     vectors: tuple[Tensor, Tensor], centre: bool, depth: int, sizes: list[int]
 ) -> None:
     queries, documents = vectors
-    found = rank(queries, chunks_of(documents, sizes), depth=depth, centre=centre)
+    found = rank_documents(queries, chunks_of(documents, sizes), depth=depth, centre=centre)
     np.testing.assert_array_equal(found.numpy(), brute_force(*vectors, centre)[:, :depth])
 
 
 def test_documents_may_come_in_any_order(vectors: tuple[Tensor, Tensor]) -> None:
     queries, documents = vectors
     order = torch.randperm(DOCUMENTS, generator=torch.Generator().manual_seed(3))
-    found = rank(queries, chunks_of(documents, [9] * 5 + [8], order), depth=12, centre=True)
+    found = rank_documents(
+        queries, chunks_of(documents, [9] * 5 + [8], order), depth=12, centre=True
+    )
     np.testing.assert_array_equal(found.numpy(), brute_force(*vectors, True)[:, :12])
 
 
@@ -64,9 +72,11 @@ def test_slices_of_queries_change_nothing(
     vectors: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries, documents = vectors
-    whole = rank(queries, chunks_of(documents, [53]), depth=10, centre=True)
+    whole = rank_documents(queries, chunks_of(documents, [53]), depth=10, centre=True)
     monkeypatch.setattr(retrieval, "_AT_A_TIME", 40)  # two queries
-    assert torch.equal(rank(queries, chunks_of(documents, [53]), depth=10, centre=True), whole)
+    assert torch.equal(
+        rank_documents(queries, chunks_of(documents, [53]), depth=10, centre=True), whole
+    )
 
 
 def test_memory_does_not_grow_with_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,22 +91,22 @@ def test_memory_does_not_grow_with_the_documents(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(RankedLists, "update", watched)
     documents = torch.randn(2000, 4, generator=torch.Generator().manual_seed(1))
-    rank(documents[:3], chunks_of(documents, [4] * 500), depth=10, centre=True)
+    rank_documents(documents[:3], chunks_of(documents, [4] * 500), depth=10, centre=True)
     assert widest == 12
 
 
 def test_a_barred_document_is_not_listed(vectors: tuple[Tensor, Tensor]) -> None:
     queries, documents = vectors
     expected = brute_force(*vectors, False)
-    barred = [int(row[0]) for row in expected]
-    barred[2] = -1
+    excluded = [int(row[0]) for row in expected]
+    excluded[2] = -1
     for depth in (10, 53):
-        found = rank(
-            queries, chunks_of(documents, [53]), depth=depth, centre=False, barred=barred
+        found = rank_documents(
+            queries, chunks_of(documents, [53]), depth=depth, centre=False, excluded=excluded
         ).tolist()
         for index, row in enumerate(found):
             own = [number for number in row if number >= 0]
-            assert own == [d for d in expected[index].tolist() if d != barred[index]][:depth]
+            assert own == [d for d in expected[index].tolist() if d != excluded[index]][:depth]
 
 
 def test_equal_scores_keep_the_order_in_which_they_came() -> None:
@@ -125,11 +135,11 @@ def test_metrics_by_hand() -> None:
 
 def test_a_relevant_document_that_the_corpus_lacks_is_never_found() -> None:
     # Without care it would stand sixth, within the first ten.
-    found = list_metrics([7, 1, 8, 2, 9], {1: 1}, depth=10, recall_at=[10], lacking=[1])
+    found = list_metrics([7, 1, 8, 2, 9], {1: 1}, depth=10, recall_at=[10], missing_grades=[1])
     assert found["recall@10"] == 0.5
     assert found["map@10"] == pytest.approx(1 / 4)
     assert found["ndcg@10"] == pytest.approx((1 / math.log2(3)) / (1 + 1 / math.log2(3)))
-    nothing = list_metrics([7, 8], {}, depth=10, recall_at=[10], lacking=[2])
+    nothing = list_metrics([7, 8], {}, depth=10, recall_at=[10], missing_grades=[2])
     assert set(nothing.values()) == {0.0}
 
 
@@ -173,7 +183,7 @@ def test_metrics_are_those_of_numpy(depth: int) -> None:
         inside = {d: g for d, g in grades.items() if d < 60}
         lacking = [g for d, g in grades.items() if d >= 60]
         found = list_metrics(
-            ranking[:depth], inside, depth=depth, recall_at=[5, 25], lacking=lacking
+            ranking[:depth], inside, depth=depth, recall_at=[5, 25], missing_grades=lacking
         )
         assert found == pytest.approx(by_hand(ranking, grades, depth), rel=1e-5, abs=1e-7)
 
@@ -201,7 +211,7 @@ def test_metrics_are_those_of_pytrec_eval(depth: int) -> None:
             {d: g for d, g in grades.items() if d < 60},
             depth=depth,
             recall_at=[5, 25],
-            lacking=[g for d, g in grades.items() if d >= 60],
+            missing_grades=[g for d, g in grades.items() if d >= 60],
         )
         for theirs, own in names.items():
             assert found[own] == pytest.approx(expected[theirs], rel=1e-5, abs=1e-6), own

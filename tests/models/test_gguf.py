@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from prunelit import load_pretrained
 from prunelit.errors import InputError
 from prunelit.models import gguf as conversion
-from prunelit.models.gguf import cache_folder, converted
+from prunelit.models.gguf import cache_folder, convert_gguf
 
 # Run by two processes, which begin to convert at the same moment.
 PROCESS = """
@@ -112,7 +112,7 @@ def test_conversion_keeps_every_weight_and_the_tokenizer(
 def test_stock_transformers_loads_and_saves_the_converted_folder(
     file: Path, tmp_path: Path
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(converted(file))
+    model = AutoModelForCausalLM.from_pretrained(convert_gguf(file))
     model.half().save_pretrained(tmp_path / "again")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "again").dtype == torch.float16
 
@@ -120,24 +120,24 @@ def test_stock_transformers_loads_and_saves_the_converted_folder(
 def test_second_call_converts_nothing(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = converted(file)
+    first = convert_gguf(file)
     assert folders(tmp_path) == [first]
     monkeypatch.setattr(conversion, "_convert", lambda *_: pytest.fail("converted again"))
-    assert converted(file) == first
+    assert convert_gguf(file) == first
     # The content counts, not where the file lies.
     moved = file.rename(file.parent / "cache" / file.name)
-    assert converted(moved) == first
+    assert convert_gguf(moved) == first
     # Nor is the extra needed any more.
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert converted(moved) == first
+    assert convert_gguf(moved) == first
 
 
 def test_changed_file_is_converted_anew(file: Path, tmp_path: Path) -> None:
-    first = converted(file)
+    first = convert_gguf(file)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    second = converted(file)
+    second = convert_gguf(file)
     assert first != second
     assert sorted(folders(tmp_path)) == sorted([first, second])
 
@@ -181,9 +181,9 @@ def test_interrupted_conversion_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(conversion.AutoTokenizer, "from_pretrained", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            converted(file)
+            convert_gguf(file)
     assert folders(tmp_path) == []
-    assert converted(file).is_dir()
+    assert convert_gguf(file).is_dir()
 
 
 def test_missing_extra_gives_the_pip_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_missing_extra_gives_the_pip_command(file: Path, monkeypatch: pytest.Mon
         importlib.util, "find_spec", lambda name: None if name == "accelerate" else find(name)
     )
     with pytest.raises(InputError, match=r"needs accelerate: run `pip install 'prunelit\[gguf\]'`"):
-        converted(file)
+        convert_gguf(file)
 
 
 def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
-from prunelit.models.residual import left_out, residual_steps
+from prunelit.models.residual import residual_steps, without_sublayers
 from prunelit.pruners import SublayerDrop
 
 PARALLEL = ("phi", "gpt_neox")
@@ -84,10 +84,10 @@ def test_the_block_alone_costs_no_run(model: PreTrainedModel, padded: dict[str, 
 def test_silence_ends_with_its_context(model: PreTrainedModel, padded: dict[str, Tensor]) -> None:
     block, run, hidden = block_of(model, padded)
     output = run()
-    with left_out(block, "attention", "mlp"):
+    with without_sublayers(block, "attention", "mlp"):
         assert torch.equal(run(), hidden)
     assert torch.equal(run(), output)
-    with pytest.raises(RuntimeError, match="halfway"), left_out(block, "mlp"):
+    with pytest.raises(RuntimeError, match="halfway"), without_sublayers(block, "mlp"):
         raise RuntimeError("halfway")
     assert torch.equal(run(), output)
 

@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.replay import capture
-from prunelit.models.sublayers import block_steps, counterfactual, layout
+from prunelit.models.sublayers import block_steps, counterfactual, find_layout
 from prunelit.models.surgery import NoAttention, NoMLP
 
 MakeModel = Callable[..., PreTrainedModel]
 
 
 def test_layout_of_every_family(family: str, make_model: MakeModel) -> None:
-    found = layout(make_model(family))
+    found = find_layout(make_model(family))
     assert found.parallel == [family in ("phi", "gpt_neox")] * 3
     assert [set(parts) for parts in found.parts] == [{"attention", "mlp"}] * 3
     assert found.width == 32
@@ -29,7 +29,7 @@ def test_decoding_positions_hold_what_cached_decoding_computes(
     """The one pass over prompt and rollout is the cached decoding of `generate`, layer by layer."""
     model = make_model(family)
     ids = input_ids[:2]
-    found = layout(model)
+    found = find_layout(model)
     blocks = decoder_blocks(model)[1]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     outputs: list[list[Tensor]] = [[] for _ in blocks]
@@ -70,7 +70,7 @@ def test_the_counterfactual_of_a_copy_is_what_the_model_computes(
     family: str, make_model: MakeModel, padded: dict[str, Tensor]
 ) -> None:
     model, copy = make_model(family), make_model(family)
-    found, blocks = layout(model), decoder_blocks(model)[1]
+    found, blocks = find_layout(model), decoder_blocks(model)[1]
     stream = capture(model, blocks, padded, found.form)
     other = capture(copy, decoder_blocks(copy)[1], padded, found.form)
     for index, block in enumerate(blocks):
@@ -80,7 +80,7 @@ def test_the_counterfactual_of_a_copy_is_what_the_model_computes(
         )
         made = counterfactual(other, decoder_blocks(copy)[1][index], index, steps, parts)
         for kind in ("attention", "mlp"):
-            assert made[kind][stream.tokens].equal(steps.of(kind)[1][stream.tokens])
+            assert made[kind][stream.tokens].equal(steps.get(kind)[1][stream.tokens])
         stream.hidden = steps.output
 
 
@@ -97,4 +97,4 @@ def test_a_block_that_is_more_than_its_sublayers(model: PreTrainedModel) -> None
 
     block.__class__ = Scaled
     with pytest.raises(InputError, match="one after the other, are not what the block computes"):
-        layout(model)
+        find_layout(model)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from prunelit import load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
-from prunelit.models.surgery import drop_, exported
+from prunelit.models.surgery import build_exported, drop_
 from prunelit.pruners import (
     RIA,
     BlockDrop,
@@ -214,7 +214,7 @@ def test_nothing_left_is_refused(model: PreTrainedModel) -> None:
         drop_(block, "attention")
         drop_(block, "mlp")
     with pytest.raises(InputError, match="a block to be left"):
-        exported(model)
+        build_exported(model)
 
 
 def test_masks_are_stored_with_one_bit_a_weight(

@@ -240,7 +240,7 @@ def test_a_pass_over_the_items_shares_what_was_read_and_the_next_reads_anew(
     assert after["pruned/log_likelihood"].equal(fresh["pruned/log_likelihood"])
     assert not after["pruned/log_likelihood"].equal(before["pruned/log_likelihood"])
     assert after["dense/log_likelihood"].equal(before["dense/log_likelihood"])
-    batches = [batch["lending"] for batch in task.batches(7, 0, 1)]
+    batches = [batch["shared_prefix"] for batch in task.batches(7, 0, 1)]
     assert len(set(map(id, batches))) == 1
 
 

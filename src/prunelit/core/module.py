@@ -24,7 +24,7 @@ from prunelit.models.loading import (
     load_config,
     load_pretrained,
     load_tokenizer,
-    removed_from,
+    read_removed,
     source_version,
 )
 from prunelit.models.model_pair import ModelPair
@@ -122,7 +122,7 @@ class PairedLM(LightningModule):
             pruned, _ = load_pretrained(self.source if own else str(pruned_folder), **options)
             check_unembedding(pruned)
         self.model = pruned
-        removed = [] if own else removed_from(str(pruned_folder)).blocks
+        removed = [] if own else read_removed(str(pruned_folder)).blocks
         self._pair = ModelPair(pruned, None, self.tokenizer, removed)
         if reference:
             if own and self.reference and not self._dense:

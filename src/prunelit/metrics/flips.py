@@ -3,10 +3,10 @@
 from scipy.stats import binomtest
 from torch import Tensor
 
-PAIRED = ("agreement", "flips_to_wrong", "flips_to_right")
+FLIPS = ("agreement", "flips_to_wrong", "flips_to_right")
 
 
-def paired_answers(dense: Tensor, pruned: Tensor, label: Tensor) -> dict[str, Tensor]:
+def answer_flips(dense: Tensor, pruned: Tensor, label: Tensor) -> dict[str, Tensor]:
     """For each question whether both models choose alike, and whether right or wrong changes.
 
     Args:
@@ -15,11 +15,11 @@ def paired_answers(dense: Tensor, pruned: Tensor, label: Tensor) -> dict[str, Te
         label: (n,), the right ones.
 
     Returns:
-        The columns `PAIRED`, each (n,) of 0 and 1, float64.
+        The columns `FLIPS`, each (n,) of 0 and 1, float64.
     """
     before, after = dense == label, pruned == label
     values = (dense == pruned, before & ~after, ~before & after)
-    return {name: value.double() for name, value in zip(PAIRED, values, strict=True)}
+    return {name: value.double() for name, value in zip(FLIPS, values, strict=True)}
 
 
 def mcnemar(to_wrong: int, to_right: int) -> float:

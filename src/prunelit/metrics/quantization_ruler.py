@@ -39,7 +39,7 @@ RUNGS = (
 
 
 @dataclass(frozen=True)
-class Reading:
+class Placement:
     """Where a KL lies on the ruler.
 
     Args:
@@ -56,7 +56,7 @@ class Reading:
     between: float | None
 
 
-def read_ruler(kl: float) -> Reading:
+def place_on_ruler(kl: float) -> Placement:
     """The place of a mean KL(dense || pruned) among quantised models.
 
     A comparison of sizes, not of kinds: the rungs were measured on one model and one text.
@@ -74,9 +74,9 @@ def read_ruler(kl: float) -> Reading:
     if below is None or above is None:
         only = below or above
         assert only is not None
-        return Reading(only, below, above, None)
+        return Placement(only, below, above, None)
     between = math.log(kl / below.kl) / math.log(above.kl / below.kl)
-    return Reading(below if between < 0.5 else above, below, above, between)
+    return Placement(below if between < 0.5 else above, below, above, between)
 
 
 def _kl(rung: Rung) -> float:

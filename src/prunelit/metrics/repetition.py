@@ -19,7 +19,7 @@ def distinct(tokens: Sequence[int], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-MEASURES = ("repetition", "distinct_1", "distinct_2", "end_of_text", "length")
+ROLLOUT_MEASURES = ("repetition", "distinct_1", "distinct_2", "end_of_text", "length")
 
 
 def repetition(tokens: Sequence[int], n: int = 4) -> float:
@@ -27,12 +27,12 @@ def repetition(tokens: Sequence[int], n: int = 4) -> float:
     return 1 - distinct(tokens, n)
 
 
-def measures(tokens: Sequence[int], ended: bool) -> dict[str, float]:
-    """What is measured of every rollout, whatever it is judged by; the names are `MEASURES`.
+def rollout_measures(tokens: Sequence[int], ended: bool) -> dict[str, float]:
+    """Measure a rollout without judging it; the names are those of `ROLLOUT_MEASURES`.
 
     Args:
         tokens: of the rollout.
         ended: whether it ended in time, by itself or at a stop string.
     """
     values = (repetition(tokens), distinct(tokens, 1), distinct(tokens, 2), ended, len(tokens))
-    return dict(zip(MEASURES, values, strict=True))
+    return dict(zip(ROLLOUT_MEASURES, values, strict=True))

@@ -49,13 +49,13 @@ class RankedLists:
         self._scores, self.documents = scores.gather(1, order), numbers.gather(1, order)
 
 
-def rank(
+def rank_documents(
     queries: Tensor,
     chunks: Chunks,
     *,
     depth: int,
     centre: bool,
-    barred: Sequence[int] | None = None,
+    excluded: Sequence[int] | None = None,
 ) -> Tensor:
     """The best documents of each query by cosine, the best first.
 
@@ -68,11 +68,11 @@ def rank(
             embeddings (C, D) of its documents. With `centre` it is read twice.
         depth: length of a list; shorter where there are fewer documents.
         centre: subtract the mean query from each query and the mean document from each document.
-        barred: for each query the one document that is not listed, or -1.
+        excluded: for each query the one document that is not listed, or -1.
 
     Returns:
         (Q, L) int64, document numbers, L the smaller of `depth` and their number; -1 in the place
-        of a barred one, which is the last.
+        of an excluded one, which is the last.
     """
     queries = queries.double()
     mean = torch.zeros(queries.shape[1], dtype=torch.float64)
@@ -84,7 +84,7 @@ def rank(
             total += len(numbers)
         mean /= total
     queries = normalize(queries, dim=1)
-    out = torch.full((len(queries),), -1) if barred is None else torch.tensor(barred)
+    out = torch.full((len(queries),), -1) if excluded is None else torch.tensor(excluded)
     slices = [
         (part, RankedLists(len(part), depth))
         for part in torch.arange(len(queries)).split(max(1, _AT_A_TIME // (2 * depth)))
@@ -105,7 +105,7 @@ def list_metrics(
     *,
     depth: int,
     recall_at: Sequence[int],
-    lacking: Sequence[int] = (),
+    missing_grades: Sequence[int] = (),
 ) -> dict[str, float]:
     """What trec_eval says of one list, by torchmetrics.
 
@@ -117,14 +117,14 @@ def list_metrics(
         grades: of every relevant document, at least 1.
         depth: at least 10 and at least the largest of `recall_at`.
         recall_at: where recall is taken.
-        lacking: grades of relevant documents that no list can hold.
+        missing_grades: grades of relevant documents that no list can hold.
     """
     # The rest stands behind `depth`: it is not found, but counts for the best possible list.
-    target = torch.zeros(depth + len(grades) + len(lacking), dtype=torch.int64)
+    target = torch.zeros(depth + len(grades) + len(missing_grades), dtype=torch.int64)
     target[: len(ranked)] = torch.tensor([grades.get(document, 0) for document in ranked])
     found = int((target > 0).sum())
     rest = [grade for document, grade in grades.items() if document not in set(ranked)]
-    rest += lacking
+    rest += missing_grades
     target[depth : depth + len(rest)] = torch.tensor(rest, dtype=torch.int64)
     # torchmetrics gives documents with a score of 0 or less no credit: ranks from the end do it.
     scores = torch.arange(len(target), 0, -1, dtype=torch.float32)
@@ -145,26 +145,26 @@ def collection_metrics(
     *,
     depth: int,
     recall_at: Sequence[int],
-    lacking: Sequence[Sequence[int]],
+    missing_grades: Sequence[Sequence[int]],
 ) -> dict[str, Tensor]:
     """Every query's `list_metrics` for each model and, of two, their `list_agreement`.
 
     Args:
-        lists: for each model (Q, L), as `rank` gives them.
+        lists: for each model (Q, L), as `rank_documents` gives them.
         grades: for each query, see `list_metrics`.
         depth: see there.
         recall_at: see there.
-        lacking: for each query, see there.
+        missing_grades: for each query, see there.
 
     Returns:
         (Q,) float64 for each `<model>/<metric>` and each quantity of both models.
     """
     columns: dict[str, list[float]] = {}
-    for index, (own, others) in enumerate(zip(grades, lacking, strict=True)):
+    for index, (own, others) in enumerate(zip(grades, missing_grades, strict=True)):
         rows = {name: [d for d in rows[index].tolist() if d >= 0] for name, rows in lists.items()}
         found: dict[str, float] = {}
         for name, row in rows.items():
-            values = list_metrics(row, own, depth=depth, recall_at=recall_at, lacking=others)
+            values = list_metrics(row, own, depth=depth, recall_at=recall_at, missing_grades=others)
             found |= {f"{name}/{metric}": value for metric, value in values.items()}
         if len(rows) == 2:
             found |= list_agreement(*rows.values())

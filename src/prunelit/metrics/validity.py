@@ -36,7 +36,9 @@ class Validity:
     holds_to: float
 
 
-def judge(quantity: str, dz: np.ndarray, exact: np.ndarray, estimate: np.ndarray) -> Validity:
+def quantity_validity(
+    quantity: str, dz: np.ndarray, exact: np.ndarray, estimate: np.ndarray
+) -> Validity:
     """`validity` of a quantity's estimate, where that of a cosine is one of 1 - cosine."""
     if quantity.endswith("cosine"):
         exact, estimate = 1 - exact, 1 - estimate

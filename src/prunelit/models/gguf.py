@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PRUNELIT_CACHE") or platformdirs.user_cache_dir("prunelit"))
 
 
-def converted(gguf: Path) -> Path:
+def convert_gguf(gguf: Path) -> Path:
     """The folder that holds `gguf` as float32 safetensors with its tokenizer.
 
     Converts on the first call (about 20 s for 135M parameters). Two processes may start at once:

@@ -20,9 +20,9 @@ from transformers.utils import logging
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError, first_line
 from prunelit.models.finite import all_finite
-from prunelit.models.gguf import converted
+from prunelit.models.gguf import convert_gguf
 from prunelit.models.saving import read_report
-from prunelit.models.surgery import Removed, left_out_names, rebuilt
+from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -53,7 +53,7 @@ def load_pretrained(
     folder = _resolve(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(source, **options)
-    removed = removed_from(folder)
+    removed = read_removed(folder)
     # A stock class fills in what a folder leaves out on purpose, and says so at length.
     quiet = _only_errors if removed.attention or removed.mlp else nullcontext
     try:
@@ -70,13 +70,13 @@ def load_pretrained(
         raise InputError(
             f"No model could be loaded from {source!r}: {first_line(error)}"
         ) from error
-    left_out = left_out_names(model, removed)
+    left_out = find_missing_names(model, removed)
     if missing := sorted(set(info["missing_keys"]) - left_out):
         raise InputError(
             f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first is {missing[0]!r}."
         )
-    model = rebuilt(model, removed)
+    model = remove_sublayers(model, removed)
     check_weights(model, source)
     _check_vocabulary(model, tokenizer, source)
     return model.eval(), tokenizer
@@ -151,7 +151,7 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
 
 
-def removed_from(folder: str) -> Removed:
+def read_removed(folder: str) -> Removed:
     """What a pruned model's folder says it lacks; nothing for any other."""
     report = None if is_hub_name(folder) else read_report(folder)
     return Removed(**(report or {}).get("removed", {}))
@@ -185,7 +185,7 @@ def _resolve(source: str) -> str:
         return source
     path = local_path(source)
     if path.suffix == ".gguf":
-        return str(converted(path))
+        return str(convert_gguf(path))
     if not path.is_dir() or not (path / "config.json").is_file():
         raise InputError(
             f"Expected {source!r} to be a model folder with a config.json, or a .gguf file."

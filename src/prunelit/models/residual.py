@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import Sublayer, sublayers
-from prunelit.models.surgery import stand_ins
+from prunelit.models.surgery import zero_modules
 
 Step = tuple[Tensor, Tensor]
 
 
 @contextmanager
-def left_out(
+def without_sublayers(
     block: nn.Module, *kinds: str, parts: dict[str, Sublayer] | None = None
 ) -> Iterator[None]:
     """Within it the block computes without these sublayers, at no cost.
@@ -28,7 +28,7 @@ def left_out(
     parts = parts or sublayers(block)
     own: dict[str, nn.Module] = {}
     for kind in kinds:
-        for name, module in stand_ins(block, kind, parts[kind].parts).items():
+        for name, module in zero_modules(block, kind, parts[kind].parts).items():
             own[name] = block.get_submodule(name)
             setattr(block, name, module)
     try:
@@ -72,12 +72,12 @@ def residual_steps(
         parallel = check_residual(block, run, hidden)
     steps = {"block": (hidden, output)}
     if "attention" in wanted or ("mlp" in wanted and not parallel):
-        with left_out(block, "mlp"):
+        with without_sublayers(block, "mlp"):
             after_attention = run()
         steps["attention"] = (hidden, after_attention)
         steps["mlp"] = (after_attention, output)
     if "mlp" in wanted and parallel:
-        with left_out(block, "attention"):
+        with without_sublayers(block, "attention"):
             steps["mlp"] = (hidden, run())
     return {name: steps[name] for name in wanted}, parallel
 
@@ -96,7 +96,7 @@ def check_residual(block: nn.Module, run: Callable[[], Tensor], hidden: Tensor) 
     Raises:
         InputError: if the block does not pass its input on without its sublayers.
     """
-    with left_out(block, "attention", "mlp"):
+    with without_sublayers(block, "attention", "mlp"):
         output = run()
     scale = hidden.float().abs().max().clamp(min=1.0)
     if not (output - hidden).float().abs().max() <= 1e-4 * scale:
@@ -112,7 +112,7 @@ def check_residual(block: nn.Module, run: Callable[[], Tensor], hidden: Tensor) 
     handle = block.get_submodule(sublayers(block)["mlp"].inputs[0]).register_forward_pre_hook(note)
     try:
         run()
-        with left_out(block, "attention"):
+        with without_sublayers(block, "attention"):
             run()
     finally:
         handle.remove()

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
-from prunelit.models.surgery import Removed, exported, lacking
+from prunelit.models.surgery import Removed, build_exported, find_removed
 
 REPORT_FILE = "pruning.json"
 MASKS_FILE = "masks.safetensors"
@@ -67,11 +67,11 @@ def save_pretrained(
     try:
         plain = report.as_dict()
         if report.shrinks:
-            model, removed = exported(model)
+            model, removed = build_exported(model)
             plain["removed"] = removed.as_dict()
             plain["stored_parameters"] = sum(p.numel() for p in model.parameters())
         else:  # names and shapes are those of the folder
-            if (before := lacking(model)) != Removed():  # by an earlier method
+            if (before := find_removed(model)) != Removed():  # by an earlier method
                 plain["removed"] = before.as_dict()
             save_file(report.masks.packed(), partial / MASKS_FILE)
         model.save_pretrained(partial)

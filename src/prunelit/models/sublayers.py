@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.architecture import Sublayer, decoder_blocks, sublayers
 from prunelit.models.replay import Form, Stream, capture, checked_form
-from prunelit.models.residual import check_residual, left_out
+from prunelit.models.residual import check_residual, without_sublayers
 
 KINDS = ("attention", "mlp")
 
@@ -33,7 +33,7 @@ class Layout:
 
 
 @torch.no_grad()
-def layout(model: PreTrainedModel) -> Layout:
+def find_layout(model: PreTrainedModel) -> Layout:
     """Find the layout, and refuse a model whose sublayers cannot be run one by one.
 
     Runs a few tokens through the model, some times over.
@@ -82,7 +82,7 @@ class Steps:
     mlp: tuple[Tensor, Tensor]
     output: Tensor
 
-    def of(self, kind: str) -> tuple[Tensor, Tensor]:
+    def get(self, kind: str) -> tuple[Tensor, Tensor]:
         """Input and output of a sublayer."""
         return self.attention if kind == "attention" else self.mlp
 
@@ -131,7 +131,7 @@ def counterfactual(
     Returns:
         For each sublayer (B, T, D), residual included.
     """
-    return {kind: _alone(stream, block, index, kind, steps.of(kind)[0], parts) for kind in KINDS}
+    return {kind: _alone(stream, block, index, kind, steps.get(kind)[0], parts) for kind in KINDS}
 
 
 def _alone(
@@ -144,5 +144,5 @@ def _alone(
 ) -> Tensor:
     """The block with only one of its sublayers."""
     other = "mlp" if kind == "attention" else "attention"
-    with left_out(block, other, parts=dict(parts)):
+    with without_sublayers(block, other, parts=dict(parts)):
         return stream.run(block, index, hidden)

@@ -72,12 +72,12 @@ def neuron_rows(block: nn.Module, name: str, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
+def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
     """The model without what was dropped: fewer blocks, narrower MLPs, no dropped sublayers.
 
     Blocks whose sublayers are both dropped are gone, and all MLPs lose the neurons that are zero,
     as many as every block can spare. A sublayer dropped alone leaves its place empty, see
-    `rebuilt`.
+    `remove_sublayers`.
 
     Args:
         model: where dropped parts are zero; not changed. Weights that stay are shared with it.
@@ -119,7 +119,7 @@ def exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
     return smaller, removed
 
 
-def rebuilt(model: PreTrainedModel, removed: Removed) -> PreTrainedModel:
+def remove_sublayers(model: PreTrainedModel, removed: Removed) -> PreTrainedModel:
     """Take out of a stock model the sublayers that its folder lacks, in place.
 
     Attention is replaced by one that puts out nothing and keeps a cache entry of width 1, which
@@ -132,8 +132,8 @@ def rebuilt(model: PreTrainedModel, removed: Removed) -> PreTrainedModel:
     return model
 
 
-def lacking(model: PreTrainedModel) -> Removed:
-    """The sublayers that a model lacks since it was `rebuilt`."""
+def find_removed(model: PreTrainedModel) -> Removed:
+    """The sublayers that a model lacks since `remove_sublayers`."""
     removed = Removed()
     for index, block in enumerate(decoder_blocks(model)[1]):
         kinds = [type(module) for module in block.children()]
@@ -148,14 +148,14 @@ def check_whole(model: PreTrainedModel) -> None:
     Raises:
         InputError: saying which.
     """
-    if (removed := lacking(model)) != Removed():
+    if (removed := find_removed(model)) != Removed():
         raise InputError(
             f"This model lacks attention in blocks {removed.attention} and MLPs in blocks "
             f"{removed.mlp} already: drop all that is to go from the dense model in one run."
         )
 
 
-def left_out_names(model: PreTrainedModel, removed: Removed) -> set[str]:
+def find_missing_names(model: PreTrainedModel, removed: Removed) -> set[str]:
     """The tensors of a stock `model` that a folder with these sublayers removed lacks."""
     prefix, blocks = decoder_blocks(model)
     inside = [
@@ -196,7 +196,7 @@ class NoMLP(nn.Module):
         return torch.zeros_like(hidden)
 
 
-def stand_ins(block: nn.Module, kind: str, parts: tuple[str, ...]) -> dict[str, nn.Module]:
+def zero_modules(block: nn.Module, kind: str, parts: tuple[str, ...]) -> dict[str, nn.Module]:
     """What takes the place of the modules `parts` of a sublayer, so that it puts out nothing."""
     if kind == "attention":
         return {parts[0]: NoAttention(int(block.get_submodule(parts[0]).layer_idx))}  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ def stand_ins(block: nn.Module, kind: str, parts: tuple[str, ...]) -> dict[str, 
 
 
 def _leave_out(block: nn.Module, kind: str) -> None:
-    for name, module in stand_ins(block, kind, sublayers(block)[kind].parts).items():
+    for name, module in zero_modules(block, kind, sublayers(block)[kind].parts).items():
         setattr(block, name, module)
 
 

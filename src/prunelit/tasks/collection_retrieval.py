@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit.data.beir import load_collection
 from prunelit.data.tokens import pad, pad_token
 from prunelit.errors import InputError
-from prunelit.metrics.retrieval import chance_ndcg, collection_metrics, rank
+from prunelit.metrics.retrieval import chance_ndcg, collection_metrics, rank_documents
 from prunelit.models.inference.embedding import (
     Pooling,
     blocks_before,
@@ -203,7 +203,7 @@ class CollectionRetrieval(Task):
                 "skip": self.skip,
                 "blocks": blocks_before(self.layer, removed),
             }
-            key = content_key(fingerprints.of(model), [ids, mask], how)
+            key = content_key(fingerprints.get(model), [ids, mask], how)
             compute = partial(embed, model, ids, mask, **how)
             vectors.append(self._cache.fetch(key, len(ids), compute).double())
             values[f"{name}/file"] = _numbers(key).expand(len(ids), -1)
@@ -283,7 +283,7 @@ class CollectionRetrieval(Task):
                 self._collection.grades,
                 depth=self.depth,
                 recall_at=self.recall_at,
-                lacking=self._collection.lacking,
+                missing_grades=self._collection.lacking,
             )
             metrics.assign(torch.arange(self._queries), values)
             self._measured = _Measured(table, lists, metrics)
@@ -299,12 +299,12 @@ class CollectionRetrieval(Task):
                     yield torch.tensor(chunk) - (0 if queries else self._queries), vectors
 
         order, vectors = (torch.cat(parts) for parts in zip(*read(True), strict=True))
-        return rank(
+        return rank_documents(
             vectors[order.argsort()],
             lambda: read(False),
             depth=self.depth,
             centre=self.centre,
-            barred=self._barred,
+            excluded=self._barred,
         )
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from prunelit.comparison import token_deviations
 from prunelit.errors import InputError
-from prunelit.metrics.quantization_ruler import RUNGS, SOURCE, read_ruler
+from prunelit.metrics.quantization_ruler import RUNGS, SOURCE, place_on_ruler
 from prunelit.metrics.sketch import Sketch
 from prunelit.models.architecture import final_hidden
 from prunelit.models.model_pair import ModelPair
@@ -148,7 +148,7 @@ class Distribution(WindowTask):
                     kl.quantiles(shares)[:, 0].tolist(),
                     delta.quantiles(shares)[:, 0].tolist(),
                     mean,
-                    read_ruler(mean).rung.name,
+                    place_on_ruler(mean).rung.name,
                     int(kl.tokens),
                 )
             )
@@ -185,7 +185,7 @@ class Distribution(WindowTask):
         tokens = _or_none(value * float(ratio.token_error))
         error = value * float(ratio.standard_error)
         rows.append(row("perplexity_ratio", value, error, standard_error_tokens=tokens))
-        reading = read_ruler(float(kl.mean))
+        reading = place_on_ruler(float(kl.mean))
         ruler = {
             "rung": reading.rung.name,
             "below": reading.below and reading.below.name,

@@ -15,10 +15,10 @@ from prunelit.data.tokens import decode
 from prunelit.errors import InputError
 from prunelit.metrics.first_divergence import first_divergence
 from prunelit.metrics.pass_at_k import pass_at_k
-from prunelit.metrics.repetition import MEASURES, measures
+from prunelit.metrics.repetition import ROLLOUT_MEASURES, rollout_measures
 from prunelit.models.inference.generation import Sampling, rollout
-from prunelit.models.inference.prefix_cache import Lending, lent_length
-from prunelit.models.inference.stopping import cut
+from prunelit.models.inference.prefix_cache import SharedPrefix, shared_prefix_length
+from prunelit.models.inference.stop_strings import cut_at_stop
 from prunelit.models.model_pair import ModelPair
 from prunelit.recipe import describe
 from prunelit.report.results import Result
@@ -145,7 +145,7 @@ class Generation(PromptTask):
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         size = super().prepare(tokenizer)
         self._prompts = [decode(tokenizer, tokens) for tokens in self._tokens]
-        self._prefix = self._tokens[0][: lent_length(self._tokens)]
+        self._prefix = self._tokens[0][: shared_prefix_length(self._tokens)]
         return size
 
     def chunks(self, size: int) -> list[list[int]]:
@@ -154,7 +154,7 @@ class Generation(PromptTask):
         return [[order[place] for place in chunk] for chunk in super().chunks(size)]
 
     def common(self) -> dict[str, Any]:
-        return {"lending": Lending()}
+        return {"shared_prefix": SharedPrefix()}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         repeated = [index for index in indices for _ in range(self.samples)]
@@ -173,14 +173,17 @@ class Generation(PromptTask):
                 sampling=self._sampling(indices),
                 stop_strings=self.stop,
                 prefix=self._prefix,
-                lending=batch["lending"],
+                shared_prefix=batch["shared_prefix"],
             )
             tokens = written.tokens.cpu()
             columns: dict[str, list[float]] = {}
             for number, (row, ended) in enumerate(zip(tokens, written.ended.tolist(), strict=True)):
                 index = indices[number // self.samples]
                 right = self.judge.right(self._examples[index], self.written(index, row))
-                for metric, value in {**right, **measures(row[row >= 0].tolist(), ended)}.items():
+                for metric, value in {
+                    **right,
+                    **rollout_measures(row[row >= 0].tolist(), ended),
+                }.items():
                     columns.setdefault(metric, []).append(float(value))
             values[f"{name}/tokens"] = tokens
             for metric, column in columns.items():
@@ -206,7 +209,7 @@ class Generation(PromptTask):
             for k in passes:
                 values = [pass_at_k(self.samples, count, k) for count in right]
                 columns[f"{name}/pass@{k}"] = torch.tensor(values, dtype=torch.float64)
-        metrics = [*judged, *(f"pass@{k}" for k in passes), *MEASURES]
+        metrics = [*judged, *(f"pass@{k}" for k in passes), *ROLLOUT_MEASURES]
         means.assign(torch.arange(table.size), columns)
         details = self.details()
         rows = means.paired_results(self.name, metrics, details)
@@ -233,7 +236,7 @@ class Generation(PromptTask):
                     text = self.written(index, table[f"{name}/tokens"][index, sample])
                     values = {
                         metric: table[f"{name}/{metric}"][index, sample].item()
-                        for metric in (*self.judge.metrics, *MEASURES)
+                        for metric in (*self.judge.metrics, *ROLLOUT_MEASURES)
                     }
                     row = {
                         "item": index,
@@ -284,7 +287,7 @@ class Generation(PromptTask):
         # Some tokenizers drop the space at the start of what they decode.
         own = tokens[tokens >= 0].tolist()
         whole = decode(self._tokenizer, [*self._tokens[index], *own])
-        return cut(whole[len(prompt) :], self.stop)
+        return cut_at_stop(whole[len(prompt) :], self.stop)
 
     def _sampling(self, indices: Sequence[int]) -> Sampling | None:
         numbers = [index * self.samples + n for index in indices for n in range(self.samples)]

@@ -14,9 +14,9 @@ from prunelit.data.sources import subset_of
 from prunelit.data.tokens import pad_token
 from prunelit.errors import InputError
 from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
-from prunelit.metrics.flips import PAIRED, mcnemar, paired_answers
-from prunelit.models.inference.prefix_cache import Lending
-from prunelit.models.inference.token_tree import Tree
+from prunelit.metrics.flips import FLIPS, answer_flips, mcnemar
+from prunelit.models.inference.prefix_cache import SharedPrefix
+from prunelit.models.inference.token_tree import TokenTree
 from prunelit.models.inference.tree_scoring import tree_scores
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
@@ -152,7 +152,7 @@ class MultipleChoice(Task):
         return self._plan.chunks(self.batch_size, self.tokens)
 
     def common(self) -> dict[str, Any]:
-        return {"lending": Lending()}
+        return {"shared_prefix": SharedPrefix()}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         batch = {"tree": self._plan.tree(indices, self.tokens), "questions": list(indices)}
@@ -190,13 +190,13 @@ class MultipleChoice(Task):
             gaps = calibration_gaps(columns["log_likelihood"], self._label)
             values[f"{name}/calibration_error"] = gaps
         if len(chosen) == 2:
-            values |= paired_answers(chosen["dense"], chosen["pruned"], self._label)
+            values |= answer_flips(chosen["dense"], chosen["pruned"], self._label)
         derived = ItemTable(table.size)
         derived.assign(torch.arange(table.size), values)
         rows = derived.paired_results(self.name, [*metrics, "calibration_error"], details)
-        rows += derived.pair_results(self.name, list(PAIRED), details)
+        rows += derived.pair_results(self.name, list(FLIPS), details)
         if len(chosen) == 2:
-            flips = [int(values[name].sum()) for name in PAIRED[1:]]
+            flips = [int(values[name].sum()) for name in FLIPS[1:]]
             counts = {"flips_to_wrong": flips[0], "flips_to_right": flips[1]}
             p = mcnemar(*flips)
             rows.append(
@@ -245,9 +245,9 @@ class MultipleChoice(Task):
             normed["acc_pmi"] = gain.masked_fill(scores == -torch.inf, -torch.inf)
         return {metric: normed[metric].argmax(1) for metric in self._accuracies()}
 
-    def _scores(self, model: PreTrainedModel, tree: Tree, batch: dict[str, Any]) -> Tensor:
+    def _scores(self, model: PreTrainedModel, tree: TokenTree, batch: dict[str, Any]) -> Tensor:
         """(B, C), log-likelihoods; minus infinity where a question has fewer choices."""
-        scores = tree_scores(model, tree, batch.get("lending")).cpu()
+        scores = tree_scores(model, tree, batch.get("shared_prefix")).cpu()
         counts = [len(self._questions[index].choices) for index in batch["questions"]]
         table = torch.full((len(counts), self._bytes.shape[1]), -torch.inf, dtype=torch.float64)
         for row, own in enumerate(scores.split(counts)):

@@ -13,8 +13,8 @@ from prunelit.comparison import token_deviations
 from prunelit.data.rows import hash_rows
 from prunelit.data.tokens import decode, encode_text, leading_tokens, pad, pad_token
 from prunelit.errors import InputError, check_positive
-from prunelit.metrics.spaces.subspace import SUBSPACE, read_options, subspace_deviations
-from prunelit.metrics.validity import NEAR, judge
+from prunelit.metrics.spaces.subspace import SUBSPACE, score_options, subspace_deviations
+from prunelit.metrics.validity import NEAR, quantity_validity
 from prunelit.models.architecture import final_hidden
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
@@ -205,7 +205,7 @@ class Subspace(Task):
             inside = subspace_deviations(z, z_pruned, options, temperature=self.temperature)
             values = {f"subspace_{name}": value for name, value in inside.items()}
             for model, logits in (("dense", z), ("pruned", z_pruned)):
-                read = read_options(
+                read = score_options(
                     logits,
                     options,
                     labels,
@@ -260,7 +260,9 @@ class Subspace(Task):
         }
         inside = {name: table[f"subspace_{name}"].numpy() for name in SUBSPACE}
         judged = {
-            name: judge(name, inside["logit_std_p"], inside[name], inside[f"{name}_estimate"])
+            name: quantity_validity(
+                name, inside["logit_std_p"], inside[name], inside[f"{name}_estimate"]
+            )
             for name in _ESTIMATED
         }
         title = f"Second-order estimates on the options, one dot a question (n = {table.size})"

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from prunelit.comparison import token_deviations
 from prunelit.metrics.survival import Survival, forecast, kaplan_meier, keep_probability
-from prunelit.metrics.validity import NEAR, Validity, judge
+from prunelit.metrics.validity import NEAR, Validity, quantity_validity
 from prunelit.models.architecture import final_hidden
 from prunelit.models.inference.generation import Sampling, rollout, stop_tokens
 from prunelit.models.model_pair import ModelPair
@@ -284,7 +284,7 @@ def _observed(table: ItemTable, prompts: np.ndarray, steps: int) -> Survival:
 def _judge(table: ItemTable, prompts: np.ndarray, quantity: str) -> Validity:
     names = (_SIZE, quantity, f"{quantity}_estimate")
     dz, exact, estimate = (table[f"token/{name}"].numpy()[prompts].ravel() for name in names)
-    return judge(quantity, dz, exact, estimate)
+    return quantity_validity(quantity, dz, exact, estimate)
 
 
 def _pooled(table: ItemTable, prompts: np.ndarray) -> dict[str, float]:

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.buffers import Buffers
-from prunelit.metrics.spaces.deviation import check_numbers, deviations
+from prunelit.metrics.spaces.deviation import check_not_nan, deviations
 from prunelit.models.architecture import decoder_blocks, unembed
 from prunelit.models.inference.generation import rollout
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.replay import capture, finished
-from prunelit.models.sublayers import KINDS, block_steps, counterfactual, layout
+from prunelit.models.sublayers import KINDS, block_steps, counterfactual, find_layout
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
 from prunelit.report.tables import grouped_table
@@ -89,7 +89,7 @@ class Transitions(PromptTask):
         self.temperature = temperature
 
     def check(self, model: PreTrainedModel) -> None:
-        self._layout = layout(model)
+        self._layout = find_layout(model)
         head = model.get_output_embeddings()
         assert head is not None
         read, width = head.get_parameter("weight").shape[1], self._layout.width
@@ -194,7 +194,7 @@ class Transitions(PromptTask):
                 dense, block, index, dense.hidden, parts[index], parallel=parallel[index]
             )
             found: dict[str, dict[str, Tensor]] = {
-                "local": {kind: steps.of(kind)[0] for kind in KINDS},
+                "local": {kind: steps.get(kind)[0] for kind in KINDS},
                 "cumulative": dict.fromkeys(KINDS, pruned.hidden),
             }
             if (other := kept.get(index)) is not None:
@@ -207,10 +207,10 @@ class Transitions(PromptTask):
                     parts[index],
                     parallel=parallel[index],
                 )
-                found["cumulative"] = {kind: mine.of(kind)[1] for kind in KINDS}
+                found["cumulative"] = {kind: mine.get(kind)[1] for kind in KINDS}
                 pruned.hidden = mine.output
             for kind in KINDS:
-                stands = [steps.of(kind)[1], *(found[variant][kind] for variant in VARIANTS)]
+                stands = [steps.get(kind)[1], *(found[variant][kind] for variant in VARIANTS)]
                 compared = self._compare(pair, [hidden[row, place] for hidden in stands])
                 for variant, deviation in zip(VARIANTS, compared, strict=True):
                     yield index, f"{variant}/{kind}", deviation
@@ -237,7 +237,7 @@ class Transitions(PromptTask):
                         part.setdefault(name, []).append(value)
         found = [{name: torch.cat(value) for name, value in part.items()} for part in parts]
         for values in found:
-            check_numbers(values)
+            check_not_nan(values)
         return found
 
     def _unembed(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:

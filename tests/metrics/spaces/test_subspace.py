@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 
 from prunelit import InputError
 from prunelit.metrics import deviations
-from prunelit.metrics.spaces.subspace import SUBSPACE, read_options, subspace_deviations
+from prunelit.metrics.spaces.subspace import SUBSPACE, score_options, subspace_deviations
 
 OPTIONS = [[5, 9, 200], [7, 3], [299, 0, 1, 2]]
 
@@ -51,7 +51,7 @@ def test_one_subset_for_all_rows_is_that_of_deviations(make_logits: Callable) ->
 def test_reading_of_one_model(make_logits: Callable) -> None:
     logits, _ = make_logits((3, 300))
     labels = [2, 0, 1]
-    found = read_options(logits, OPTIONS, labels, width=5, top_k=4, temperature=0.8)
+    found = score_options(logits, OPTIONS, labels, width=5, top_k=4, temperature=0.8)
     for row, (ids, label) in enumerate(zip(OPTIONS, labels, strict=True)):
         log_p = log_softmax(logits[row].double().numpy() / 0.8)
         own = log_p[ids]
@@ -72,7 +72,7 @@ def test_reading_of_one_model(make_logits: Callable) -> None:
 def test_an_option_that_is_excluded_is_not_chosen(make_logits: Callable) -> None:
     logits, _ = make_logits((3, 300))
     logits[1, 7] = -torch.inf
-    found = read_options(logits, OPTIONS, [0, 0, 0], width=4, top_k=1)
+    found = score_options(logits, OPTIONS, [0, 0, 0], width=4, top_k=1)
     assert found["prediction"][1] == 1
     assert found["log_likelihood_right"][1] == -torch.inf
 
@@ -81,7 +81,7 @@ def test_a_model_without_numbers_is_refused(make_logits: Callable) -> None:
     logits, _ = make_logits((3, 300))
     logits[2, 40] = torch.nan
     with pytest.raises(InputError, match="gives NaN where a log-probability is expected"):
-        read_options(logits, OPTIONS, [0, 0, 0], width=4, top_k=1)
+        score_options(logits, OPTIONS, [0, 0, 0], width=4, top_k=1)
 
 
 def test_options_that_share_a_token_are_refused(make_logits: Callable) -> None:

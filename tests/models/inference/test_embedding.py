@@ -17,7 +17,7 @@ from prunelit.models.inference.embedding import (
     check_pooling,
     embed,
     pool,
-    stream_after,
+    residual_after,
 )
 from prunelit.models.replay import checked_form, finished
 
@@ -63,10 +63,10 @@ def test_the_stream_after_every_block_in_every_family(family: str, make_model: M
     states = model.base_model(**batch, use_cache=False, output_hidden_states=True).hidden_states
     there = batch["attention_mask"].bool()
     for blocks in range(3):
-        found = stream_after(model, *batch.values(), blocks)
+        found = residual_after(model, *batch.values(), blocks)
         assert torch.equal(found[there], states[blocks][there]), blocks
     # The last one that transformers gives is normed; the stream after all blocks is not.
-    last = stream_after(model, *batch.values(), 3)
+    last = residual_after(model, *batch.values(), 3)
     assert not torch.allclose(last[there], states[2][there])
     form = checked_form(model, batch, lambda _: nullcontext())
     own = finished(model, last[there], form)
@@ -80,7 +80,7 @@ def test_later_blocks_are_not_run(make_model: Make) -> None:
     ran: list[int] = []
     for number, block in enumerate(model.model.layers):
         block.register_forward_hook(lambda *_, n=number: ran.append(n))
-    stream_after(model, *batch.values(), 1)
+    residual_after(model, *batch.values(), 1)
     assert ran == [0]
     # And the model is as it was.
     final_hidden(model, *batch.values())
@@ -129,7 +129,7 @@ def test_a_removed_block_leaves_the_stream_of_those_before_it(make_model: Make) 
     batch = pad(TEXTS, 0)
     for layer, equal in ((0, True), (1, True), (3, False)):
         streams = [
-            stream_after(model, *batch.values(), blocks_before(layer, removed))
+            residual_after(model, *batch.values(), blocks_before(layer, removed))
             for model, removed in ((dense, []), (pruned, [1]))
         ]
         assert torch.equal(*streams) == equal, layer

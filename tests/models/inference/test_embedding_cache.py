@@ -109,9 +109,9 @@ def test_fingerprints_are_of_the_weights_and_of_one_pass(
 ) -> None:
     model, same, other = make_model("llama"), make_model("llama"), make_model("llama", seed=1)
     first = Fingerprints()
-    assert first.of(model) == first.of(same) != first.of(other)
-    before = first.of(model)
+    assert first.get(model) == first.get(same) != first.get(other)
+    before = first.get(model)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = 0
-    assert first.of(model) == before
-    assert Fingerprints().of(model) != before
+    assert first.get(model) == before
+    assert Fingerprints().get(model) != before

@@ -16,14 +16,14 @@ from transformers import (
 from prunelit.data.tokens import pad
 from prunelit.models.inference.generation import rollout
 from prunelit.models.inference.prefix_cache import (
-    SHORTEST,
-    Lending,
-    common_prefix,
-    lent_length,
-    ordinary_tokens,
-    padded_problem,
+    MIN_PREFIX,
+    SharedPrefix,
+    common_prefix_length,
+    find_padding_problem,
+    probe_tokens,
+    shared_prefix_length,
 )
-from prunelit.models.surgery import Removed, rebuilt
+from prunelit.models.surgery import Removed, remove_sublayers
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -45,9 +45,9 @@ def test_rollouts_are_those_of_prompts_that_are_read_whole(
     prompts: list[list[int]],
 ) -> None:
     model = make_model(family)
-    assert lent_length(prompts) == 20
-    options = {"prefix": prompts[0][:20], "lending": Lending()}
-    assert padded_problem(model) is None  # so that the cache is what is tested
+    assert shared_prefix_length(prompts) == 20
+    options = {"prefix": prompts[0][:20], "shared_prefix": SharedPrefix()}
+    assert find_padding_problem(model) is None  # so that the cache is what is tested
     batch = pad(prompts, 0, left=True)
     whole = rollout(model, tokenizer, **batch, max_new_tokens=10)
     # The third prompt's rest of 45 tokens leaves rows whose prefix lies beyond the cached places.
@@ -65,7 +65,7 @@ def test_the_prefix_is_read_once(
     model.model.embed_tokens.register_forward_hook(
         lambda _, inputs, __: lengths.append(inputs[0].shape[1])
     )
-    options = {"prefix": prompts[0][:20], "lending": Lending()}
+    options = {"prefix": prompts[0][:20], "shared_prefix": SharedPrefix()}
     batch = pad([prompts[1], prompts[3]], 0, left=True)
     rollout(model, tokenizer, **batch, max_new_tokens=1, **options)
     assert lengths.count(20) == 1
@@ -81,8 +81,8 @@ def test_rollouts_without_some_sublayers(
     tokenizer: PreTrainedTokenizerFast,
     prompts: list[list[int]],
 ) -> None:
-    model = rebuilt(make_model(family), Removed(attention=[0, 2], mlp=[1]))
-    assert padded_problem(model) is None
+    model = remove_sublayers(make_model(family), Removed(attention=[0, 2], mlp=[1]))
+    assert find_padding_problem(model) is None
     batch = pad(prompts, 0, left=True)
     whole = rollout(model, tokenizer, **batch, max_new_tokens=10)
     found = rollout(model, tokenizer, **batch, max_new_tokens=10, prefix=prompts[0][:20])
@@ -100,25 +100,25 @@ def test_rollouts_without_some_sublayers(
     ],
 )
 def test_common_prefix(sequences: list[list[int]], expected: int) -> None:
-    assert common_prefix(sequences) == expected
+    assert common_prefix_length(sequences) == expected
 
 
 def test_short_and_missing_beginnings_are_not_lent() -> None:
-    assert lent_length([[1, 2, 3], [1, 2, 4]]) == 0
-    assert lent_length([[*range(30)], [*range(1, 30)]]) == 0
-    assert lent_length([[*range(SHORTEST), 98], [*range(SHORTEST), 99]]) == SHORTEST
-    assert lent_length([[*range(SHORTEST)], [*range(SHORTEST)]]) == 0
+    assert shared_prefix_length([[1, 2, 3], [1, 2, 4]]) == 0
+    assert shared_prefix_length([[*range(30)], [*range(1, 30)]]) == 0
+    assert shared_prefix_length([[*range(MIN_PREFIX), 98], [*range(MIN_PREFIX), 99]]) == MIN_PREFIX
+    assert shared_prefix_length([[*range(MIN_PREFIX)], [*range(MIN_PREFIX)]]) == 0
 
 
 def test_a_sequence_that_is_the_beginning_itself_keeps_a_token_to_read() -> None:
-    assert lent_length([[*range(20)], [*range(40)]]) == 19
-    assert lent_length([[*range(20)]] * 3) == 19
+    assert shared_prefix_length([[*range(20)], [*range(40)]]) == 19
+    assert shared_prefix_length([[*range(20)]] * 3) == 19
 
 
 @pytest.mark.parametrize("vocabulary", [16, 257, 49152])
 def test_probes_read_ordinary_tokens(model: PreTrainedModel, vocabulary: int) -> None:
     model.config.vocab_size = vocabulary
-    ids = ordinary_tokens(model)
+    ids = probe_tokens(model)
     assert len(set(ids)) == 13
     # Beyond those at which SmolLM2 and its like keep their special tokens.
     assert vocabulary // 6 <= min(ids) < max(ids) < vocabulary
@@ -138,14 +138,14 @@ class Shifted(nn.Module):
 def test_a_model_that_cannot_lend_reads_prompts_whole_and_says_so(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
-    assert padded_problem(model) is None
+    assert find_padding_problem(model) is None
     model.model.embed_tokens = Shifted(model.model.embed_tokens)
-    assert "with a lent cache what it gives differs by" in str(padded_problem(model))
-    lending, begin = Lending(), prompts[0][:20]
+    assert "with a lent cache what it gives differs by" in str(find_padding_problem(model))
+    shared_prefix, begin = SharedPrefix(), prompts[0][:20]
     mask = pad(prompts, 0, left=True)["attention_mask"]
     with pytest.warns(UserWarning, match="LlamaForCausalLM reads every sequence whole, which"):
-        assert lending.cache(model, begin, mask) is None
-    assert lending.cache(model, begin, mask) is None  # said once
+        assert shared_prefix.make_cache(model, begin, mask) is None
+    assert shared_prefix.make_cache(model, begin, mask) is None  # said once
 
 
 def test_a_model_without_a_usual_cache_is_told_apart(
@@ -155,12 +155,12 @@ def test_a_model_without_a_usual_cache_is_told_apart(
         raise ValueError("this cache is of another kind")
 
     monkeypatch.setattr(DynamicCache, "update", refuse)
-    assert padded_problem(model) == "its cache cannot be lent (this cache is of another kind)"
+    assert find_padding_problem(model) == "its cache cannot be lent (this cache is of another kind)"
 
 
 def test_a_family_without_keys_and_values_is_told_apart() -> None:
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, pad_token_id=0)
     config.bos_token_id = config.eos_token_id = 0
-    problem = padded_problem(MambaForCausalLM(config).eval())
+    problem = find_padding_problem(MambaForCausalLM(config).eval())
     assert (problem or "").startswith("its cache cannot be lent (")

@@ -9,11 +9,11 @@ from prunelit.models.inference.token_tree import (
     Branch,
     Pass,
     Request,
-    Tree,
+    TokenTree,
     _Line,
     _passes,
-    branch,
-    grow,
+    build_branch,
+    build_tree,
 )
 
 
@@ -46,7 +46,7 @@ def expected_steps(every: list[list[Request]]) -> set[tuple[tuple[int, ...], int
     }
 
 
-def steps(tree: Tree) -> list[tuple[tuple[int, ...], int, int]]:
+def steps(tree: TokenTree) -> list[tuple[tuple[int, ...], int, int]]:
     """The same, read from the passes of a tree."""
     stems = [
         row[:size].tolist()
@@ -76,7 +76,7 @@ def steps(tree: Tree) -> list[tuple[tuple[int, ...], int, int]]:
 def test_every_token_is_asked_for_after_what_stands_before_it(length: int, pass_cost: int) -> None:
     root = [3, 1, 4, 1, 5, 9][:length]
     every = questions(root)
-    tree = grow(root, [branch(own, length) for own in every], 0, 40, pass_cost)
+    tree = build_tree(root, [build_branch(own, length) for own in every], 0, 40, pass_cost)
     found = steps(tree)
     assert set(found) == expected_steps(every)
     assert len(found) == len(set(found))
@@ -87,17 +87,17 @@ def test_every_token_is_asked_for_after_what_stands_before_it(length: int, pass_
 def test_what_choices_share_is_read_once() -> None:
     context = [1, 2, 3, 4]
     gold, goldfish = [5, 6], [5, 6, 7, 8]
-    own = branch([(context, goldfish), (context, gold), (context, [9])])
+    own = build_branch([(context, goldfish), (context, gold), (context, [9])])
     assert own == Branch(context, [[5, 6, 7], [5], []], [3, 3, 3], [goldfish, gold, [9]])
-    tree = grow([], [own], 0, 40)
+    tree = build_tree([], [own], 0, 40)
     assert [row.input_ids.tolist() for row in tree.stems] == [[context]]
     # `gold` is found within `goldfish`; of a single token nothing is read.
     assert [row.input_ids.tolist() for row in tree.leaves] == [[[5, 6, 7]]]
 
 
 def test_letters_need_no_leaves_and_one_place() -> None:
-    own = branch([([1, 2, 3], [letter]) for letter in (7, 8, 9)])
-    tree = grow([], [own, own], 0, 40)
+    own = build_branch([([1, 2, 3], [letter]) for letter in (7, 8, 9)])
+    tree = build_tree([], [own, own], 0, 40)
     assert tree.leaves == []
     assert tree.targets.tolist() == [[7, 8, 9]] * 2
     assert tree.owners.tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -138,7 +138,9 @@ def test_a_line_longer_than_a_pass_is_read_alone() -> None:
 
 
 def test_padding_is_on_the_right() -> None:
-    tree = grow([], [branch([([1, 2, 3], [4])]), branch([([5], [6])])], 0, 40, 1000)
+    tree = build_tree(
+        [], [build_branch([([1, 2, 3], [4])]), build_branch([([5], [6])])], 0, 40, 1000
+    )
     (own,) = tree.stems
     assert isinstance(own, Pass)
     assert own.input_ids.tolist() == [[1, 2, 3], [5, 0, 0]]

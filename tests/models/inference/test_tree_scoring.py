@@ -11,10 +11,10 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from prunelit import InputError
 from prunelit.models.inference import tree_scoring
-from prunelit.models.inference.prefix_cache import Lending
-from prunelit.models.inference.token_tree import Request, branch, grow
-from prunelit.models.inference.tree_scoring import tree_problem, tree_scores
-from prunelit.models.surgery import Removed, rebuilt
+from prunelit.models.inference.prefix_cache import SharedPrefix
+from prunelit.models.inference.token_tree import Request, build_branch, build_tree
+from prunelit.models.inference.tree_scoring import find_tree_problem, tree_scores
+from prunelit.models.surgery import Removed, remove_sublayers
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -57,8 +57,8 @@ def oracle(model: PreTrainedModel, every: list[list[Request]]) -> Tensor:
 def shared(
     model: PreTrainedModel, root: list[int], every: list[list[Request]], **more: Any
 ) -> Tensor:
-    branches = [branch(own, len(root)) for own in every]
-    return tree_scores(model, grow(root, branches, 0, 60, **more))
+    branches = [build_branch(own, len(root)) for own in every]
+    return tree_scores(model, build_tree(root, branches, 0, 60, **more))
 
 
 @pytest.mark.parametrize("length", [0, 1, 9])
@@ -69,7 +69,7 @@ def test_scores_are_those_of_single_sequences(
     model = make_model(family)
     root = [(7 * i) % 250 + 1 for i in range(length)]
     every = questions(root)
-    assert tree_problem(model) is None  # so that the cache is what is tested
+    assert find_tree_problem(model) is None  # so that the cache is what is tested
     found = shared(model, root, every, pass_cost=pass_cost)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, oracle(model, every), rtol=1e-6, atol=1e-5)
@@ -92,11 +92,11 @@ def test_sequences_as_long_as_the_positions(make_model: MakeModel, family: str, 
     context = [draw.randint(1, 256) for _ in range(120)]
     long = [(context[:100], context[:29]), (context[:100], context[3:12])]
     short = [(context, [5, 6]), (context, [7, 8, 9])]
-    lending = Lending()
+    shared_prefix = SharedPrefix()
     if not kept:
-        lending._problems[model] = {tree_problem: "told so"}
-    tree = grow([], [branch(long), branch(short)], 0, 4096, 1000)
-    found = tree_scores(model, tree, lending)
+        shared_prefix._problems[model] = {find_tree_problem: "told so"}
+    tree = build_tree([], [build_branch(long), build_branch(short)], 0, 4096, 1000)
+    found = tree_scores(model, tree, shared_prefix)
     torch.testing.assert_close(found, oracle(model, [long, short]), rtol=1e-6, atol=2e-5)
 
 
@@ -105,36 +105,39 @@ def test_a_root_is_read_once_for_many_batches(
 ) -> None:
     root = list(range(1, 31))
     every = questions(root)
-    lending = Lending()
-    lending.problem(model, tree_problem)
+    shared_prefix = SharedPrefix()
+    shared_prefix.find_problem(model, find_tree_problem)
     expected = oracle(model, every)
     reads: list[tuple[int, ...]] = []
     model.get_submodule("model.embed_tokens").register_forward_hook(
         lambda _, inputs, __: reads.append(tuple(inputs[0].shape))
     )
-    found = [tree_scores(model, grow(root, [branch(own, 30)], 0, 4096), lending) for own in every]
+    found = [
+        tree_scores(model, build_tree(root, [build_branch(own, 30)], 0, 4096), shared_prefix)
+        for own in every
+    ]
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-6, atol=1e-5)
     assert reads.count((1, 30)) == 1
     assert all(width < 30 for rows, width in reads if (rows, width) != (1, 30))
 
 
 def test_another_root_or_model_is_not_mistaken(make_model: MakeModel) -> None:
-    lending = Lending()
+    shared_prefix = SharedPrefix()
     for seed in (0, 1):
         model = make_model("llama", seed=seed)
         for start in (1, 2):
             root = list(range(start, start + 20))
             every = questions(root)[:2]
-            tree = grow(root, [branch(own, 20) for own in every], 0, 4096)
+            tree = build_tree(root, [build_branch(own, 20) for own in every], 0, 4096)
             torch.testing.assert_close(
-                tree_scores(model, tree, lending), oracle(model, every), rtol=1e-6, atol=1e-5
+                tree_scores(model, tree, shared_prefix), oracle(model, every), rtol=1e-6, atol=1e-5
             )
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
 def test_models_without_some_sublayers(make_model: MakeModel, family: str, kind: str) -> None:
-    model = rebuilt(make_model(family), Removed(**{kind: [0, 2]}))
-    assert tree_problem(model) is None
+    model = remove_sublayers(make_model(family), Removed(**{kind: [0, 2]}))
+    assert find_tree_problem(model) is None
     root = [9, 8, 7]
     every = questions(root)
     torch.testing.assert_close(
@@ -164,7 +167,7 @@ def test_a_cache_that_is_lent_wrongly_is_found_out(
         return gathered(root, stems, parents, slots.roll(1, 1))
 
     monkeypatch.setattr(tree_scoring, "_gathered", rolled)
-    assert "with a lent cache what it gives differs by" in (tree_problem(model) or "")
+    assert "with a lent cache what it gives differs by" in (find_tree_problem(model) or "")
     every = questions([])
     with pytest.warns(UserWarning, match="LlamaForCausalLM reads every sequence whole"):
         found = shared(model, [], every)
@@ -173,10 +176,10 @@ def test_a_cache_that_is_lent_wrongly_is_found_out(
 
 def test_half_precision_can_be_lent(make_model: MakeModel, family: str) -> None:
     model = make_model(family).to(torch.bfloat16)
-    assert tree_problem(model) is None
+    assert find_tree_problem(model) is None
 
 
 def test_logits_that_are_not_numbers_are_refused(model: PreTrainedModel) -> None:
     model.get_parameter("model.norm.weight").fill_(torch.nan)
     with pytest.raises(InputError, match="LlamaForCausalLM gives NaN"):
-        tree_problem(model)
+        find_tree_problem(model)

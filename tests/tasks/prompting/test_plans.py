@@ -4,7 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from prunelit import InputError
-from prunelit.models.inference.prefix_cache import SHORTEST
+from prunelit.models.inference.prefix_cache import MIN_PREFIX
 from prunelit.tasks.prompting.plans import Plan, plan
 
 LONG = "A text of more than sixteen tokens. "
@@ -38,7 +38,7 @@ def test_questions_after_one_text_share_its_root(tokenizer: PreTrainedTokenizerF
     )
     assert [tokenizer.decode(root) for root in own.roots] == ["", LONG]
     assert own.root_of == [1, 0, 1, 0, 0]
-    assert len("Short.") < SHORTEST < len(LONG)
+    assert len("Short.") < MIN_PREFIX < len(LONG)
     assert [read(tokenizer, own, index) for index in range(5)] == [
         *(f"{LONG}b?", "Another.c?", f"{LONG}d?", "Short.e?", "Short.f?")
     ]

@@ -98,7 +98,7 @@ def deviations(
     return values | {name: torch.cat(part).reshape(tokens) for name, part in parts.items()}
 
 
-def check_numbers(values: Mapping[str, Tensor]) -> None:
+def check_not_nan(values: Mapping[str, Tensor]) -> None:
     """Refuse deviations that are not numbers, which a mean over tokens would pass over.
 
     Args:

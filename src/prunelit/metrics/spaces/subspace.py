@@ -53,7 +53,7 @@ def subspace_deviations(
     return dict(zip(SUBSPACE, torch.stack(rows).unbind(1), strict=True))
 
 
-def read_options(
+def score_options(
     logits: Tensor,
     options: Subsets,
     labels: Sequence[int],

@@ -52,7 +52,7 @@ def embed(
     if blocks is None:
         hidden = final_hidden(model, input_ids, attention_mask)
     else:
-        hidden = stream_after(model, input_ids, attention_mask, blocks)
+        hidden = residual_after(model, input_ids, attention_mask, blocks)
     result = pool(hidden.float(), attention_mask, pooling, skip)
     if not all_finite(result):
         raise InputError(f"{type(model).__name__} gives embeddings that are not finite.")
@@ -86,7 +86,7 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling, skip: int = 0
     return (masked * weights).sum(1) / weights.sum(1)
 
 
-def stream_after(
+def residual_after(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, blocks: int
 ) -> Tensor:
     """The residual stream after the first `blocks` blocks; no later one is run.

@@ -31,7 +31,7 @@ class Fingerprints:
     def __init__(self) -> None:
         self._known: dict[int, str] = {}
 
-    def of(self, model: PreTrainedModel) -> str:
+    def get(self, model: PreTrainedModel) -> str:
         """The model's fingerprint, on which its embeddings depend."""
         if id(model) not in self._known:
             self._known[id(model)] = fingerprint(model)

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from prunelit.errors import InputError, check_positive
-from prunelit.models.inference.prefix_cache import Lending
-from prunelit.models.inference.stopping import StopStrings
+from prunelit.models.inference.prefix_cache import SharedPrefix
+from prunelit.models.inference.stop_strings import StopStrings
 
 
 @dataclass
@@ -107,7 +107,7 @@ def rollout(
     stops: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
     prefix: Sequence[int] = (),
-    lending: Lending | None = None,
+    shared_prefix: SharedPrefix | None = None,
 ) -> Rollouts:
     """Decoding with a KV cache, each row until its end-of-text token or a stop string.
 
@@ -124,7 +124,7 @@ def rollout(
         stops: ids that end a text; None takes `stop_tokens`.
         stop_strings: texts that end a row too; the token that completes one is kept.
         prefix: ids that all rows begin with, shorter than each; read once for many calls.
-        lending: remembers between calls whether the model can lend its cache, and the prefix.
+        shared_prefix: remembers between calls whether the model can lend its cache, and the prefix.
     """
     stops = list(stop_tokens(model, tokenizer) if stops is None else stops)
     processors = LogitsProcessorList([] if sampling is None else [GumbelNoise(sampling)])
@@ -135,7 +135,11 @@ def rollout(
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id,
     )
-    cache = (lending or Lending()).cache(model, prefix, attention_mask) if prefix else None
+    cache = (
+        (shared_prefix or SharedPrefix()).make_cache(model, prefix, attention_mask)
+        if prefix
+        else None
+    )
     begun = {} if cache is None else {"past_key_values": cache}
     # `generate` fills what a configuration leaves open from the model's own one.
     own = model.generation_config

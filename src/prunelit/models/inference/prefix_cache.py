@@ -16,14 +16,14 @@ KeysValues = tuple[Tensor, Tensor]
 # Why a model cannot lend its cache in some way, or None where it can.
 Probe = Callable[[PreTrainedModel], str | None]
 
-SHORTEST = 16  # tokens; what is shorter is read with each sequence: to lend it would cost more
+MIN_PREFIX = 16  # tokens; what is shorter is read with each sequence: to lend it would cost more
 
 
-class NotLentError(RuntimeError):
+class CacheNotSharedError(RuntimeError):
     """A model's cache cannot be lent."""
 
 
-class Lending:
+class SharedPrefix:
     """What many batches in a row need to know of a model once, while its weights stay.
 
     Deliberately no container, whose content would be copied when a batch moves to a device.
@@ -37,7 +37,7 @@ class Lending:
             WeakKeyDictionary()
         )
 
-    def problem(self, model: PreTrainedModel, probe: Probe) -> str | None:
+    def find_problem(self, model: PreTrainedModel, probe: Probe) -> str | None:
         """What the probe says; a warning says what it means when it is first found.
 
         Args:
@@ -54,7 +54,9 @@ class Lending:
                 )
         return known[probe]
 
-    def keys_values(self, model: PreTrainedModel, tokens: Sequence[int]) -> list[KeysValues]:
+    def compute_keys_values(
+        self, model: PreTrainedModel, tokens: Sequence[int]
+    ) -> list[KeysValues]:
         """Keys and values of the beginning, layer by layer, with a batch of 1.
 
         Args:
@@ -63,10 +65,10 @@ class Lending:
         """
         tokens = list(tokens)
         if model not in self._read or self._read[model][0] != tokens:
-            self._read[model] = (tokens, keys_values(model, tokens))
+            self._read[model] = (tokens, compute_keys_values(model, tokens))
         return self._read[model][1]
 
-    def cache(
+    def make_cache(
         self, model: PreTrainedModel, tokens: Sequence[int], attention_mask: Tensor
     ) -> DynamicCache | None:
         """The cache that a left-padded batch begins with; None where the model lends none.
@@ -81,33 +83,33 @@ class Lending:
             tokens: P ids that every row begins with, at least 1.
             attention_mask: (B, T), T above P.
         """
-        if self.problem(model, padded_problem) is not None:
+        if self.find_problem(model, find_padding_problem) is not None:
             return None
-        return _spread(model, self.keys_values(model, tokens), attention_mask)
+        return _spread(model, self.compute_keys_values(model, tokens), attention_mask)
 
 
-def common_prefix(sequences: Sequence[list[int]]) -> int:
+def common_prefix_length(sequences: Sequence[list[int]]) -> int:
     """Length of the longest beginning that all sequences share."""
     low, high = min(sequences), max(sequences)
     differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
     return next(differ, min(len(low), len(high)))
 
 
-def lent_length(sequences: Sequence[list[int]]) -> int:
+def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
     """How many tokens to read once for all sequences: those that all begin with.
 
     At least one of each is left to read after them. 0 where sharing is not worth it.
     """
-    shared = min(common_prefix(sequences), min(map(len, sequences)) - 1)
-    return shared if shared >= SHORTEST else 0
+    shared = min(common_prefix_length(sequences), min(map(len, sequences)) - 1)
+    return shared if shared >= MIN_PREFIX else 0
 
 
 @torch.no_grad()
-def keys_values(model: PreTrainedModel, tokens: Sequence[int]) -> list[KeysValues]:
+def compute_keys_values(model: PreTrainedModel, tokens: Sequence[int]) -> list[KeysValues]:
     """Keys and values of the tokens, layer by layer, with a batch of 1.
 
     Raises:
-        NotLentError: if a block has none.
+        CacheNotSharedError: if a block has none.
     """
     # Without a configuration no layer forgets what lies before its window.
     cache = DynamicCache()
@@ -118,11 +120,11 @@ def keys_values(model: PreTrainedModel, tokens: Sequence[int]) -> list[KeysValue
     )
     found = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr]
     if not found or any(part is None for pair in found for part in pair):
-        raise NotLentError("a block did not put its keys and values into the cache")
+        raise CacheNotSharedError("a block did not put its keys and values into the cache")
     return found  # type: ignore[return-value]
 
 
-def ordinary_tokens(model: PreTrainedModel) -> list[int]:
+def probe_tokens(model: PreTrainedModel) -> list[int]:
     """Thirteen ids for a probe, spread over the vocabulary.
 
     At its beginning and end are often special ones, after which padding alone can change the logits
@@ -132,7 +134,7 @@ def ordinary_tokens(model: PreTrainedModel) -> list[int]:
     return [vocabulary * number // 16 for number in range(3, 16)]
 
 
-def compared(
+def find_difference(
     model: PreTrainedModel, whole: Callable[[], Tensor], lent: Callable[[], Tensor]
 ) -> str | None:
     """Why a model cannot lend its cache, or None where lending changes nothing but rounding.
@@ -158,7 +160,7 @@ def compared(
     return None
 
 
-def padded_problem(model: PreTrainedModel) -> str | None:
+def find_padding_problem(model: PreTrainedModel) -> str | None:
     """Why this model cannot lend its cache to left-padded rows, or None where it can.
 
     Runs a few tokens through the model, with a lent cache and without.
@@ -166,7 +168,7 @@ def padded_problem(model: PreTrainedModel) -> str | None:
     Args:
         model: a causal LM in evaluation mode.
     """
-    ids = ordinary_tokens(model)
+    ids = probe_tokens(model)
     prefix = ids[:6]
     rests = [[ids[6]], [ids[4], ids[2], ids[7], ids[0]], [ids[1], ids[8]]]
     longest = len(prefix) + max(map(len, rests))
@@ -183,10 +185,10 @@ def padded_problem(model: PreTrainedModel) -> str | None:
         written = model(input_ids=batch[:, begin:], attention_mask=mask, **options)
         return written.logits[:, -1].float()
 
-    return compared(
+    return find_difference(
         model,
         lambda: logits(0, None),
-        lambda: logits(len(prefix), _spread(model, keys_values(model, prefix), mask)),
+        lambda: logits(len(prefix), _spread(model, compute_keys_values(model, prefix), mask)),
     )
 
 

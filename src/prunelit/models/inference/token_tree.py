@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prunelit.data.tokens import pad
-from prunelit.models.inference.prefix_cache import common_prefix
+from prunelit.models.inference.prefix_cache import common_prefix_length
 
 # Tokens of a context and of the continuation that is scored after it, neither empty.
 Request = tuple[list[int], list[int]]
@@ -54,7 +54,7 @@ class Pass:
 
 
 @dataclass
-class Tree:
+class TokenTree:
     """Requests of several questions as a model reads them: root, stems, leaves.
 
     Args:
@@ -84,7 +84,7 @@ class _Line:
     after: dict[int, list[tuple[int, int]]]
 
 
-def branch(requests: Sequence[Request], root: int = 0) -> Branch:
+def build_branch(requests: Sequence[Request], root: int = 0) -> Branch:
     """The branch of one question.
 
     Args:
@@ -92,7 +92,7 @@ def branch(requests: Sequence[Request], root: int = 0) -> Branch:
         root: tokens at the beginning of every context that belong to the root.
     """
     reads = [[*context, *continuation[:-1]][root:] for context, continuation in requests]
-    cut = common_prefix(reads)
+    cut = common_prefix_length(reads)
     return Branch(
         reads[0][:cut],
         [read[cut:] for read in reads],
@@ -101,13 +101,13 @@ def branch(requests: Sequence[Request], root: int = 0) -> Branch:
     )
 
 
-def grow(
+def build_tree(
     root: Sequence[int],
     branches: Sequence[Branch],
     pad_id: int,
     tokens: int,
     pass_cost: int | None = None,
-) -> Tree:
+) -> TokenTree:
     """The tree of several questions.
 
     Args:
@@ -132,7 +132,7 @@ def grow(
     ]
     most = max(map(len, after))
     pairs = torch.tensor([own + [(0, -1)] * (most - len(own)) for own in after])
-    return Tree(
+    return TokenTree(
         torch.tensor(root, dtype=torch.int64),
         [_as_pass(lines, pad_id, {}) for lines in stem_passes],
         [_as_pass(lines, pad_id, place) for lines in leaf_passes],

@@ -1,6 +1,6 @@
 """Log-likelihoods of continuations that begin alike, what they share read once.
 
-Root, stems and leaves of a `Tree` are read one after the other. Each pass borrows the keys and
+Root, stems and leaves of a `TokenTree` are read one after the other. Each pass borrows the keys and
 values of what stands before it: the root's are the same for every stem, a stem's for each of its
 leaves. The borrowed ones are put together layer by layer: never more than one layer's are held.
 """
@@ -19,14 +19,14 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from prunelit.models.architecture import decoder_blocks, final_hidden
 from prunelit.models.inference.prefix_cache import (
+    CacheNotSharedError,
     KeysValues,
-    Lending,
-    NotLentError,
-    compared,
-    ordinary_tokens,
+    SharedPrefix,
+    find_difference,
+    probe_tokens,
 )
 from prunelit.models.inference.scoring import log_likelihoods
-from prunelit.models.inference.token_tree import Tree, branch, grow
+from prunelit.models.inference.token_tree import TokenTree, build_branch, build_tree
 
 
 class _Layer(DynamicLayer):
@@ -52,7 +52,7 @@ class _Layer(DynamicLayer):
     def own(self) -> KeysValues:
         """Keys and values of the tokens that the pass read."""
         if self.keys is None or self.values is None:
-            raise NotLentError("a block did not put its keys and values into the cache")
+            raise CacheNotSharedError("a block did not put its keys and values into the cache")
         return self.keys, self.values
 
     def update(
@@ -75,7 +75,9 @@ class _Layer(DynamicLayer):
         return self._length + query_length, 0
 
 
-def tree_scores(model: PreTrainedModel, tree: Tree, lending: Lending | None = None) -> Tensor:
+def tree_scores(
+    model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix | None = None
+) -> Tensor:
     """Summed log-likelihood of every request's continuation.
 
     What requests have in common is read once; a model whose cache cannot be lent reads every
@@ -84,18 +86,18 @@ def tree_scores(model: PreTrainedModel, tree: Tree, lending: Lending | None = No
     Args:
         model: a causal LM in evaluation mode.
         tree: the requests.
-        lending: remembers between calls whether the model can lend its cache, and the root.
+        shared_prefix: remembers between calls whether the model can lend its cache, and the root.
 
     Returns:
         (C,) float64, nats.
     """
-    lending = lending or Lending()
-    if lending.problem(model, tree_problem) is None:
-        return _summed(model, tree, _shared(model, tree, lending))
+    shared_prefix = shared_prefix or SharedPrefix()
+    if shared_prefix.find_problem(model, find_tree_problem) is None:
+        return _summed(model, tree, _shared(model, tree, shared_prefix))
     return _summed(model, tree, _whole(model, tree))
 
 
-def tree_problem(model: PreTrainedModel) -> str | None:
+def find_tree_problem(model: PreTrainedModel) -> str | None:
     """Why this model cannot lend its cache to stems and leaves, or None where it can.
 
     Runs a few tokens through the model, shared and whole.
@@ -106,31 +108,33 @@ def tree_problem(model: PreTrainedModel) -> str | None:
     Raises:
         InputError: if its logits are not numbers.
     """
-    a, b, c, d, e, f, g, h, i = ordinary_tokens(model)[:9]
+    a, b, c, d, e, f, g, h, i = probe_tokens(model)[:9]
     requests = [
         [([a, b, c, d, e], [f, g, h]), ([a, b, c, d, e], [i, f]), ([a, b, c, d, e], [g])],
         [([a, b, c, h, d, i, g], [e, a]), ([a, b, c, h, d, i, g], [b, c, e])],
     ]
-    tree = grow([a, b, c], [branch(own, 3) for own in requests], 0, 4096)
+    tree = build_tree([a, b, c], [build_branch(own, 3) for own in requests], 0, 4096)
     tree = move_data_to_device(tree, model.device)
-    return compared(
+    return find_difference(
         model,
         lambda: _summed(model, tree, _whole(model, tree)),
-        lambda: _summed(model, tree, _shared(model, tree, Lending())),
+        lambda: _summed(model, tree, _shared(model, tree, SharedPrefix())),
     )
 
 
-def _summed(model: PreTrainedModel, tree: Tree, hidden: Tensor) -> Tensor:
+def _summed(model: PreTrainedModel, tree: TokenTree, hidden: Tensor) -> Tensor:
     """(C,), log-likelihoods of the targets, summed for each request."""
     scores = log_likelihoods(model, hidden, tree.targets)
     real = tree.owners >= 0
     return scores.new_zeros(tree.requests).index_add_(0, tree.owners[real], scores[real])
 
 
-def _shared(model: PreTrainedModel, tree: Tree, lending: Lending) -> Tensor:
+def _shared(model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix) -> Tensor:
     """(N', D), the embeddings at all places."""
     length, blocks = len(tree.root), len(decoder_blocks(model)[1])
-    roots = lending.keys_values(model, tree.root.tolist()) if length else [None] * blocks
+    roots = (
+        shared_prefix.compute_keys_values(model, tree.root.tolist()) if length else [None] * blocks
+    )
     found = []
     stems: list[list[KeysValues]] = [[] for _ in range(blocks)]
     for own in tree.stems:
@@ -164,7 +168,7 @@ def _shared(model: PreTrainedModel, tree: Tree, lending: Lending) -> Tensor:
     return torch.cat(found)
 
 
-def _whole(model: PreTrainedModel, tree: Tree) -> Tensor:
+def _whole(model: PreTrainedModel, tree: TokenTree) -> Tensor:
     """(N', D), the embeddings at all places, without a cache."""
     stems = [
         ids[:size]

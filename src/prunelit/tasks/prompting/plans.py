@@ -6,8 +6,14 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
-from prunelit.models.inference.prefix_cache import lent_length
-from prunelit.models.inference.token_tree import Branch, Request, Tree, branch, grow
+from prunelit.models.inference.prefix_cache import shared_prefix_length
+from prunelit.models.inference.token_tree import (
+    Branch,
+    Request,
+    TokenTree,
+    build_branch,
+    build_tree,
+)
 from prunelit.tasks.prompting.choices import tokenised
 
 
@@ -50,10 +56,10 @@ class Plan:
             chunks[-1].append(index)
         return chunks
 
-    def tree(self, indices: Sequence[int], tokens: int) -> Tree:
+    def tree(self, indices: Sequence[int], tokens: int) -> TokenTree:
         """What a model reads of the questions of a batch, which have one root."""
         root = self.roots[self.root_of[indices[0]]]
-        return grow(root, [self.branches[i] for i in indices], self.pad_id, tokens)
+        return build_tree(root, [self.branches[i] for i in indices], self.pad_id, tokens)
 
 
 def plan(
@@ -87,11 +93,11 @@ def plan(
         for index, own in requests.items():
             _check(own, names[index])
         every = [request for own in requests.values() for request in own]
-        cut = lent_length([context for context, _ in every]) if len(indices) > 1 else 0
+        cut = shared_prefix_length([context for context, _ in every]) if len(indices) > 1 else 0
         if cut:
             result.roots.append(every[0][0][:cut])
         for index, own in requests.items():
-            branches[index] = branch(own, cut)
+            branches[index] = build_branch(own, cut)
             result.root_of[index] = len(result.roots) - 1 if cut else 0
         result.longest = max(result.longest, *(len(c) + len(k) - 1 for c, k in every))
     result.branches = [branches[index] for index in range(len(texts))]

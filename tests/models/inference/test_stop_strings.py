@@ -5,7 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from prunelit import InputError
 from prunelit.models.inference.generation import rollout
-from prunelit.models.inference.stopping import StopStrings, cut
+from prunelit.models.inference.stop_strings import StopStrings, cut_at_stop
 
 BUDGET = 12
 
@@ -23,7 +23,7 @@ BUDGET = 12
 def test_a_text_is_cut_before_its_first_stop_string(
     text: str, strings: list[str], expected: str
 ) -> None:
-    assert cut(text, strings) == expected
+    assert cut_at_stop(text, strings) == expected
 
 
 def test_empty_stop_strings_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -57,7 +57,7 @@ class StopStrings(StoppingCriteria):
         return torch.arange(steps) == self._last[:, None]
 
 
-def cut(text: str, strings: Sequence[str]) -> str:
+def cut_at_stop(text: str, strings: Sequence[str]) -> str:
     """The text before the first stop string in it."""
     places = [place for string in strings if (place := text.find(string)) >= 0]
     return text[: min(places)] if places else text
