@@ -7,7 +7,8 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from prunelit.callbacks import Pruning
-from prunelit.core.datamodule import Calibration, PruneData
+from prunelit.core.calibration_text import CalibrationText
+from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
@@ -39,7 +40,7 @@ def run(tmp_path: Path, material: Path) -> tuple[PruneTrainer, PairedLM, PruneDa
         logger=False,
         max_epochs=0,
     )
-    data = PruneData(Calibration(path, sequences=5, length=16), [Perplexity(path, length=20)])
+    data = PruneData(CalibrationText(path, sequences=5, length=16), [Perplexity(path, length=20)])
     return trainer, PairedLM(str(material / "dense")), data
 
 

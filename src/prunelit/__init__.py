@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunelit.comparison import compare
+    from prunelit.core.calibration_text import CalibrationText
     from prunelit.core.datamodule import PruneData
     from prunelit.core.module import PairedLM
+    from prunelit.core.recovery_text import RecoveryText
     from prunelit.errors import InputError
     from prunelit.models.loading import load_pretrained, load_tokenizer
     from prunelit.models.saving import save_pretrained
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from prunelit.trainer import PruneTrainer
 
 __all__ = [
+    "CalibrationText",
     "InputError",
     "PairedLM",
     "PruneData",
     "PruneTrainer",
     "PruningReport",
+    "RecoveryText",
     "compare",
     "load_pretrained",
     "load_tokenizer",
@@ -38,11 +42,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "CalibrationText": "prunelit.core.calibration_text",
     "InputError": "prunelit.errors",
     "PairedLM": "prunelit.core.module",
     "PruneData": "prunelit.core.datamodule",
     "PruneTrainer": "prunelit.trainer",
     "PruningReport": "prunelit.pruning",
+    "RecoveryText": "prunelit.core.recovery_text",
     "compare": "prunelit.comparison",
     "load_pretrained": "prunelit.models.loading",
     "load_tokenizer": "prunelit.models.loading",

@@ -17,7 +17,7 @@ from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
-from prunelit.core.processes import together
+from prunelit.core.processes import end_together
 from prunelit.errors import InputError
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
@@ -115,7 +115,7 @@ class PruneLitCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Called by LightningCLI: all processes of the run end together."""
-        with together(self.trainer):
+        with end_together(self.trainer):
             super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

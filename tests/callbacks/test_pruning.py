@@ -13,7 +13,8 @@ from lightning.pytorch.strategies import Strategy
 
 from prunelit import InputError, load_pretrained, prune
 from prunelit.callbacks import Pruning
-from prunelit.core.datamodule import Calibration, PruneData
+from prunelit.core.calibration_text import CalibrationText
+from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.pruners import Wanda
 from prunelit.recipe import describe
@@ -38,7 +39,7 @@ def run(tmp_path: Path, material: Path) -> Run:
         text = str(material / "text.jsonl")
         pruning = callback(Wanda(Unstructured(ratio)), **arguments)
         module = PairedLM(str(material / "dense"))
-        calibration = Calibration(text, sequences=5, length=16, batch_size=2)
+        calibration = CalibrationText(text, sequences=5, length=16, batch_size=2)
         data = PruneData(calibration, [Perplexity(text, length=20, limit=3)])
         trainer = PruneTrainer(
             accelerator="cpu",
@@ -67,7 +68,7 @@ def same(one: PairedLM, other: PairedLM) -> bool:
 def test_fit_prunes_as_the_library_does(run: Run, material: Path) -> None:
     pruning, module = run("fit")
     alone, tokenizer = load_pretrained(str(material / "dense"))
-    data = PruneData(Calibration(str(material / "text.jsonl"), sequences=5, length=16))
+    data = PruneData(CalibrationText(str(material / "text.jsonl"), sequences=5, length=16))
     data.prepare(tokenizer)
     assert data.calibration_tokens is not None
     report = prune(alone, Wanda(Unstructured(0.5)), data.calibration_tokens, batch_size=2)

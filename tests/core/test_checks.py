@@ -12,8 +12,10 @@ from lightning.pytorch.strategies import (
 )
 from transformers import LlamaConfig
 
+from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.checks import check_data, check_trainer, check_training
-from prunelit.core.datamodule import Calibration, PruneData, RecoveryText
+from prunelit.core.datamodule import PruneData
+from prunelit.core.recovery_text import RecoveryText
 from prunelit.errors import InputError
 from prunelit.pruning.recovery import Recovery
 from prunelit.tasks import Deviation, Perplexity
@@ -70,13 +72,13 @@ def test_tasks_that_read_the_dense_model() -> None:
 
 def test_sequences_longer_than_the_positions() -> None:
     task = Perplexity("text.jsonl")
-    data = PruneData(Calibration("text.jsonl", length=16), [task])
+    data = PruneData(CalibrationText("text.jsonl", length=16), [task])
     task.longest = 16
     check_data(data, CONFIG, reference=False)
     task.longest = 17
     with pytest.raises(InputError, match=r"16 tokens, .* sequence of the task 'perplexity' has 17"):
         check_data(data, CONFIG, reference=False)
-    data.calibration = Calibration("text.jsonl", length=18)
+    data.calibration = CalibrationText("text.jsonl", length=18)
     with pytest.raises(InputError, match=r"16 tokens, .* a calibration sequence has 18"):
         check_data(data, CONFIG, reference=False)
 

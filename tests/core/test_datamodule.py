@@ -7,7 +7,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from prunelit import InputError
-from prunelit.core.datamodule import Calibration, PruneData
+from prunelit.core.calibration_text import CalibrationText
+from prunelit.core.datamodule import PruneData
 from prunelit.data.tokens import pack
 from prunelit.tasks import MultipleChoice, Perplexity
 
@@ -16,7 +17,7 @@ from prunelit.tasks import MultipleChoice, Perplexity
 def data(material: Path) -> PruneData:
     text = str(material / "text.jsonl")
     return PruneData(
-        Calibration(text, split="train[:9]", sequences=5, length=16, batch_size=2, seed=3),
+        CalibrationText(text, split="train[:9]", sequences=5, length=16, batch_size=2, seed=3),
         [
             Perplexity(text, split="train[9:]", length=20),
             MultipleChoice(str(material / "questions.jsonl")),
@@ -57,11 +58,11 @@ def test_preparing_again_changes_nothing(
 
 def test_reading_needs_no_tokenizer_and_refuses_bad_rows(material: Path) -> None:
     text = str(material / "text.jsonl")
-    PruneData(Calibration(text), [Perplexity(text)]).read()
+    PruneData(CalibrationText(text), [Perplexity(text)]).read()
     with pytest.raises(InputError, match=r"Expected rows with \['choices', 'context', 'id'"):
         PruneData(None, [MultipleChoice(text)]).read()
     with pytest.raises(InputError, match=r"Expected rows with \['body'\]"):
-        PruneData(Calibration(text, column="body")).read()
+        PruneData(CalibrationText(text, column="body")).read()
 
 
 def test_without_calibration_there_are_no_batches(
@@ -75,7 +76,7 @@ def test_without_calibration_there_are_no_batches(
 def test_too_little_text_says_how_much_there_was(
     material: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    data = PruneData(Calibration(str(material / "text.jsonl"), sequences=500, length=16))
+    data = PruneData(CalibrationText(str(material / "text.jsonl"), sequences=500, length=16))
     with pytest.raises(InputError, match=r"8000 tokens .* hold only 744"):
         data.prepare(tokenizer)
 

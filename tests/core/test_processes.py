@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import prunelit.core.processes
-from prunelit.core.processes import together
+from prunelit.core.processes import end_together
 from prunelit.errors import InputError
 from prunelit.report.results import read_results
 from prunelit.trainer import PruneTrainer
@@ -233,14 +233,14 @@ def statuses(trainer: PruneTrainer) -> list[int | None]:
 
 
 def test_the_first_process_ends_last(start: Callable[[str], PruneTrainer]) -> None:
-    with together(trainer := start("import time; time.sleep(0.5)")):
+    with end_together(trainer := start("import time; time.sleep(0.5)")):
         assert statuses(trainer) == [None]
     assert statuses(trainer) == [0]
 
 
 def test_a_late_failure_counts(start: Callable[[str], PruneTrainer]) -> None:
     trainer = start("raise SystemExit(3)")
-    with pytest.raises(SystemExit) as left, together(trainer):
+    with pytest.raises(SystemExit) as left, end_together(trainer):
         pass
     assert left.value.code == 1
 
@@ -252,7 +252,7 @@ def test_a_process_that_does_not_end_is_ended(
 ) -> None:
     monkeypatch.setattr(prunelit.core.processes, "_DONE", 0.1)
     trainer = start("import time; time.sleep(100)")
-    with pytest.raises(SystemExit) as left, together(trainer):
+    with pytest.raises(SystemExit) as left, end_together(trainer):
         pass
     assert left.value.code == 1
     assert "A process went on 0.1 s after the run was done" in capsys.readouterr().err
@@ -261,7 +261,7 @@ def test_a_process_that_does_not_end_is_ended(
 
 def test_a_single_process_keeps_its_error() -> None:
     trainer = PruneTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-    with pytest.raises(InputError, match="as it was"), together(trainer):
+    with pytest.raises(InputError, match="as it was"), end_together(trainer):
         raise InputError("as it was")
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 import prunelit.core.module
 from prunelit import InputError
 from prunelit.callbacks import Results
-from prunelit.core.datamodule import Calibration, PruneData
+from prunelit.core.calibration_text import CalibrationText
+from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.pruners import Magnitude, SublayerDrop, Wanda
 from prunelit.report.results import read_results
@@ -32,7 +33,7 @@ def start(tmp_path: Path, material: Path) -> Callable[..., tuple[PruneTrainer, P
         text = str(material / "text.jsonl")
         module = PairedLM(str(material / "dense"), **arguments)
         data = PruneData(
-            Calibration(text, sequences=5, length=16, batch_size=2),
+            CalibrationText(text, sequences=5, length=16, batch_size=2),
             tasks or [Perplexity(text, length=20, limit=3)],
         )
         trainer = PruneTrainer(
@@ -151,7 +152,7 @@ def test_the_trainers_own_results_callback_is_used(tmp_path: Path, material: Pat
         logger=False,
         max_epochs=0,
     )
-    data = PruneData(Calibration(text, sequences=5, length=16), [Perplexity(text, length=20)])
+    data = PruneData(CalibrationText(text, sequences=5, length=16), [Perplexity(text, length=20)])
     trainer.sweep(PairedLM(str(material / "dense")), data, variants={"one": SublayerDrop(1)})
     assert seen == [tmp_path / "one"]
     assert results.folder is None

@@ -1,14 +1,13 @@
 """Calibration tokens, recovery text and the list of tasks."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prunelit.core.calibration_text import CalibrationText
+from prunelit.core.recovery_text import EpochBatches, RecoveryText
 from prunelit.data.batches import Batch, as_batches
 from prunelit.data.rows import load_texts
 from prunelit.data.tokens import pack
@@ -16,104 +15,6 @@ from prunelit.errors import InputError
 from prunelit.tasks import MultipleChoice
 from prunelit.tasks.base import RankBatches, Task
 from prunelit.tasks.triad import readings
-
-
-@dataclass
-class Calibration:
-    """Text that pruning is calibrated on.
-
-    Args:
-        path: text rows, see `prunelit.data.rows.load_rows`.
-        split: of the data set; slice it to keep text apart for the tasks (`train[:70%]`).
-        column: that holds the text.
-        sequences: S.
-        length: L, tokens a sequence.
-        batch_size: sequences a forward pass.
-        seed: of the order of the documents.
-    """
-
-    path: str
-    split: str = "train"
-    column: str = "text"
-    sequences: int = 128
-    length: int = 512
-    batch_size: int = 8
-    seed: int = 0
-
-
-@dataclass
-class RecoveryText(Calibration):
-    """Text that a pruned model is trained on to recover; keep it apart from that of the tasks.
-
-    Args:
-        path: text rows, see `prunelit.data.rows.load_rows`.
-        split: of the data set.
-        column: that holds the text.
-        sequences: S, all seen once an epoch.
-        length: L, tokens a sequence.
-        batch_size: sequences a rank and step; what is left at the end of an epoch is not used.
-        seed: of the order of the documents and of the sequences in each epoch.
-    """
-
-    sequences: int = 512
-    length: int = 256
-    batch_size: int = 4
-
-
-class EpochBatches:
-    """This rank's batches of recovery text, in an order drawn by (seed, epoch).
-
-    Every rank gets the same number of whole batches. Its state counts them, so that a run that is
-    taken up within an epoch goes on where it stopped.
-
-    Args:
-        tokens: (S, L).
-        batch_size: sequences a batch.
-        seed: of the order.
-        rank: of this process.
-        world: number of processes.
-        epoch: gives the present epoch.
-    """
-
-    def __init__(
-        self,
-        tokens: Tensor,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world: int,
-        epoch: Callable[[], int],
-    ) -> None:
-        self._tokens = tokens
-        self._batch_size = batch_size
-        self._seed = seed
-        self._rank = rank
-        self._world = world
-        self._epoch = epoch
-        self._given = (0, 0)  # epoch, batches
-
-    def __len__(self) -> int:
-        return len(self._tokens) // (self._batch_size * self._world)
-
-    def __iter__(self) -> Iterator[Batch]:
-        epoch = self._epoch()
-        begun, given = self._given
-        start = given if begun == epoch and given < len(self) else 0
-        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * epoch)
-        order = torch.randperm(len(self._tokens), generator=generator)
-        for number in range(start, len(self)):
-            first = (number * self._world + self._rank) * self._batch_size
-            ids = self._tokens[order[first : first + self._batch_size]]
-            self._given = (epoch, number + 1)
-            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def state_dict(self) -> dict[str, int]:
-        """Called by Lightning when it saves a checkpoint."""
-        return {"epoch": self._given[0], "batches": self._given[1]}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Called by Lightning when it takes up a run."""
-        self._given = (state["epoch"], state["batches"])
 
 
 class PruneData(LightningDataModule):
@@ -133,7 +34,7 @@ class PruneData(LightningDataModule):
 
     def __init__(
         self,
-        calibration: Calibration | None = None,
+        calibration: CalibrationText | None = None,
         tasks: list[Task] | None = None,
         recovery: RecoveryText | None = None,
         allow_code_execution: bool = False,
@@ -203,7 +104,9 @@ class PruneData(LightningDataModule):
             if name not in self.sizes:
                 self.sizes[name] = task.prepare(tokenizer)
 
-    def _pack(self, name: str, text: Calibration, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    def _pack(
+        self, name: str, text: CalibrationText | RecoveryText, tokenizer: PreTrainedTokenizerBase
+    ) -> Tensor:
         return pack(
             self._documents[name],
             tokenizer,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit.core.checks import check_data, check_trainer, check_training
 from prunelit.core.datamodule import PruneData
 from prunelit.core.journal import open_journals
-from prunelit.core.processes import meet
+from prunelit.core.processes import barrier
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_unembedding
 from prunelit.models.loading import (
@@ -280,7 +280,7 @@ class PairedLM(LightningModule):
 
     def on_validation_end(self) -> None:
         """Called by Lightning after the callbacks, which have written the results on rank 0."""
-        meet(self.trainer, failed=bool(self.failed))
+        barrier(self.trainer, failed=bool(self.failed))
         if self.failed:
             raise next(iter(self.failed.values()))
         self._journals.remove()

@@ -19,11 +19,11 @@ from prunelit.errors import InputError
 
 # Seconds that one process waits for others: for the first one gone, and for each at a good end.
 _GONE, _DONE = 5.0, 60.0
-_ending_together: list[Trainer] = []  # of the runs that are in `together`
+_ending_together: list[Trainer] = []  # of the runs that are in `end_together`
 
 
 @contextmanager
-def together(trainer: Trainer) -> Iterator[None]:
+def end_together(trainer: Trainer) -> Iterator[None]:
     """On several processes an error on any of them ends all, at once.
 
     The process that fails says so and leaves without the exits of libraries, which may wait for
@@ -53,7 +53,7 @@ def together(trainer: Trainer) -> Iterator[None]:
     _await(_children(trainer))
 
 
-def meet(trainer: Trainer, failed: bool) -> None:
+def barrier(trainer: Trainer, failed: bool) -> None:
     """Wait for all ranks, such as for what the first one writes.
 
     Where an error ends all, the first one does not wait to raise its own.

@@ -1,0 +1,34 @@
+"""The text that pruning is calibrated on."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class CalibrationText:
+    """Text that pruning is calibrated on.
+
+    Its documents are tokenised, joined in a random order and cut into sequences of one length.
+
+    Args:
+        path: text rows, see `prunelit.data.rows.load_rows`.
+        split: of the data set. Slice it (`train[:70%]`) to keep other text for the tasks.
+        column: name of the column that holds the text.
+        sequences: S, number of sequences.
+        length: L, tokens per sequence.
+        batch_size: sequences per forward pass.
+        seed: of the order of the documents.
+
+    Example:
+        >>> from prunelit import CalibrationText
+        >>> text = CalibrationText("text.jsonl", split="train[:70%]", sequences=32, length=256)
+        >>> text.sequences * text.length  # tokens
+        8192
+    """
+
+    path: str
+    split: str = "train"
+    column: str = "text"
+    sequences: int = 128
+    length: int = 512
+    batch_size: int = 8
+    seed: int = 0
