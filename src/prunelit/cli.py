@@ -68,7 +68,13 @@ class SaveConfig(SaveConfigCallback):
         if not self.save_to_log_dir:
             path = sweep_folder(trainer) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(path), skip_none=False, overwrite=self.overwrite)
+            self.parser.save(
+                self.config,
+                str(path),
+                skip_none=False,
+                overwrite=self.overwrite,
+                multifile=self.multifile,
+            )
 
 
 class PruneLitCLI(LightningCLI):

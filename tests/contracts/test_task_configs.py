@@ -50,8 +50,8 @@ def test_added_on_the_command_line_with_rows_of_ones_own(path: Path, parse: Pars
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = ("--config", str(FOLDER / "wanda.yaml"))
     found = parse(*config, f"--data.tasks+={path}", "--data.tasks.path", "rows.jsonl")
-    before = yaml.safe_load((FOLDER / "wanda.yaml").read_text(encoding="utf-8"))
-    assert len(found) == len(before["data"]["tasks"]) + 1
+    before = yaml.safe_load((FOLDER / "shared" / "data.yaml").read_text(encoding="utf-8"))
+    assert len(found) == len(before["tasks"]) + 1
     assert found[-1]["class_path"] == given["class_path"]
     for name, value in {**given["init_args"], "path": "rows.jsonl"}.items():
         assert contains(found[-1]["init_args"][name], value), name
@@ -81,7 +81,8 @@ def test_named_in_a_config_relative_to_it(tmp_path: Path, parse: Parse) -> None:
         "class_path": "prunelit.tasks.MultipleChoice",
         "init_args": {"path": "prunelit:facts.jsonl"},
     }
-    config["data"]["tasks"] = [*(f"tasks/{path.name}" for path in TASKS), own]
+    config["model"] = {"source": "unread"}
+    config["data"] = {"tasks": [*(f"tasks/{path.name}" for path in TASKS), own]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     found = parse("--config", str(tmp_path / "config.yaml"))
     assert [task["init_args"]["name"] for task in found] == [
