@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prunelit.tasks.formats import gsm8k
-from prunelit.tasks.formats.generation import read_examples
+from prunelit.tasks.formats.base import read_examples
 from prunelit.tasks.judges.answers import last_number, normalise_number
 
 FILE = files("prunelit") / "data" / "gsm8k_shots.jsonl"

@@ -22,13 +22,13 @@ from prunelit.models.inference.stop_strings import cut_at_stop
 from prunelit.models.model_pair import ModelPair
 from prunelit.recipe import describe
 from prunelit.report.results import Result
-from prunelit.tasks.formats.generation import ExampleFormat, chance_of, read_examples
-from prunelit.tasks.formats.multiple_choice import Format
+from prunelit.tasks.formats.base import Format, read_examples
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.judges.judge import ExactMatch, Judge
 from prunelit.tasks.prompt_task import PromptTask
 from prunelit.tasks.prompting.few_shot import FewShot
-from prunelit.tasks.questions import Example, Question, check_template
+from prunelit.tasks.prompting.text_template import check_template
+from prunelit.tasks.questions import Example, Question, guess_chance
 from prunelit.tasks.retention import read_by, retained_rows
 
 _SHOWN = 100  # prompts in the text table
@@ -56,8 +56,8 @@ class Generation(PromptTask):
         format: makes an example of a row, see `prunelit.tasks.formats`; None reads multiple-choice
             rows.
         columns: in place of a format, the rows' own names of `context` and `target`.
-        questions: `format` and `columns` are those of `prunelit.tasks.formats.read_questions`, and
-            the right choice is the target.
+        questions: `format` and `columns` are those of multiple-choice questions, see
+            `prunelit.tasks.formats.base.read_questions`; the right choice is the target.
         judge: says what is right; None takes exact match of the whole text, and whether it contains
             the target.
         template: of a question, with the field `{context}`.
@@ -80,7 +80,7 @@ class Generation(PromptTask):
         path: str,
         split: str = "train",
         subset: str | None = None,
-        format: ExampleFormat | Format | None = None,
+        format: Format | None = None,
         columns: dict[str, str] | None = None,
         questions: bool = False,
         judge: Judge | None = None,
@@ -272,7 +272,7 @@ class Generation(PromptTask):
             "questions": self.questions,
             **self.judge.details(),
             **read_by("generation", self.judge.primary),
-            "chance": chance_of(self._examples),
+            "chance": guess_chance(self._examples),
             **({} if self.few_shot is None else self.few_shot.details(self._worked)),
             "delimiter": self.delimiter,
             "stop": self.stop,

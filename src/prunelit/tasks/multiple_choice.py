@@ -21,12 +21,12 @@ from prunelit.models.inference.tree_scoring import tree_scores
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.tasks.base import Task
-from prunelit.tasks.formats.multiple_choice import Format, read_questions
+from prunelit.tasks.formats.base import Format, read_questions
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.choices import Prompt, Scoring
-from prunelit.tasks.prompting.few_shot import FewShot, group_of
+from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.plans import plan
-from prunelit.tasks.questions import Question
+from prunelit.tasks.questions import Question, get_group
 from prunelit.tasks.retention import read_by, retained_rows
 
 Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
@@ -53,7 +53,7 @@ class MultipleChoice(Task):
     be lent for that reads every sequence whole; a warning says so.
 
     Args:
-        path: rows of any form, see `prunelit.tasks.formats.read_questions`.
+        path: rows of any form, see `prunelit.tasks.formats.base.read_questions`.
         split: of the data set.
         template: of the prompt, see `prunelit.tasks.prompting.choices.Prompt`.
         delimiter: between prompt and choice.
@@ -212,7 +212,7 @@ class MultipleChoice(Task):
         """The primary accuracy of each group of questions."""
         groups: dict[str, list[int]] = {}
         for index, question in enumerate(self._questions):
-            if (group := group_of(question)) is not None:
+            if (group := get_group(question)) is not None:
                 groups.setdefault(group, []).append(index)
         rows = []
         for group, indices in groups.items():

@@ -12,7 +12,7 @@ from prunelit.data.rows import hash_rows, load_rows
 from prunelit.data.tokens import decode, encode, encode_text, pad, pad_token
 from prunelit.errors import InputError
 from prunelit.tasks.base import Task
-from prunelit.tasks.questions import check_template
+from prunelit.tasks.prompting.text_template import check_template
 
 
 @dataclass

@@ -1,14 +1,27 @@
-"""Multiple-choice rows, which a triad reads three ways."""
+"""Questions with choices, and examples with an open answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prunelit.errors import InputError
 
 
 @dataclass
 class Question:
-    """One row: a context, its possible continuations and which one is right."""
+    """A multiple-choice question.
+
+    Args:
+        id: names the question in errors.
+        context: the text of the question.
+        choices: the possible answers.
+        label: index of the right choice.
+
+    Example:
+        >>> from prunelit.tasks.questions import Question
+        >>> question = Question("1", "What is the capital of France?", ["Rome", "Paris"], 1)
+        >>> question.answer
+        'Paris'
+    """
 
     id: str
     context: str
@@ -20,65 +33,88 @@ class Question:
         """The right choice."""
         return self.choices[self.label]
 
-    # Read as an example of `prunelit.tasks.formats`, what is to be written is the right choice.
+    # Generation uses a question as an `Example`, whose answer is the right choice.
     target = solution = answer
 
 
-def read_question(row: dict[str, Any]) -> Question:
-    """One row `{id, context, choices, label}`.
+@dataclass
+class GroupedQuestion(Question):
+    """A question that belongs to a part of its data set, such as a subject of MMLU.
 
-    Raises:
-        InputError: saying what is wrong with it, without naming the row.
+    Few-shot examples come from the same group, and results are given for each group too.
+
+    Args:
+        id: see `Question`.
+        context: see `Question`.
+        choices: see `Question`.
+        label: see `Question`.
+        group: name of the part.
+
+    Example:
+        >>> from prunelit.tasks.questions import GroupedQuestion, get_group
+        >>> get_group(GroupedQuestion("1", "2 + 2 =", ["3", "4"], 1, "sums"))
+        'sums'
     """
-    if (problem := _problem(row)) is not None:
-        raise InputError(problem)
-    return Question(str(row["id"]), row["context"], row["choices"], row["label"])
 
-
-def check_template(template: str, *names: str) -> None:
-    """Refuse a template that lacks a field or has an unknown one.
-
-    Raises:
-        InputError: naming the fields that it may use.
-    """
-    try:
-        filled = template.format(**{name: f"\0{name}\0" for name in names})
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(
-            f"Expected a template with the fields {', '.join(names)} but {template!r} fails with "
-            f"{type(error).__name__} {error}."
-        ) from error
-    for name in names:
-        if f"\0{name}\0" not in filled:
-            raise InputError(f"Expected the field {{{name}}} in the template {template!r}.")
-
-
-def _problem(row: dict[str, Any]) -> str | None:
-    if not isinstance(row["context"], str) or not row["context"].strip():
-        return "`context` is not a text"
-    choices = row["choices"]
-    if (
-        not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(choice, str) and choice.strip() for choice in choices)
-    ):
-        return "`choices` is not a list of at least two texts"
-    label = row["label"]
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(choices):
-        return f"expected `label` in [0, {len(choices)}) but got {label!r}"
-    return None
+    group: str
 
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to ask a model.
+    """A prompt with an open answer.
 
     Args:
-        context: fills the template.
-        target: the right answer, or the code that follows a program and tests it.
-        solution: what a worked example shows as its answer.
+        context: fills the template of the prompt.
+        target: the right answer, or the code of the tests of a program.
+        solution: the answer that a few-shot example shows.
+
+    Example:
+        >>> from prunelit.tasks.questions import Example
+        >>> Example("3 * 4 = ", target="12", solution="12").target
+        '12'
     """
 
     context: str
     target: str
     solution: str
+
+
+def get_group(asked: Question | Example) -> str | None:
+    """Return the group of a `GroupedQuestion`, and None for anything else."""
+    return asked.group if isinstance(asked, GroupedQuestion) else None
+
+
+def guess_chance(asked: Sequence[Question | Example]) -> float:
+    """Return the score of a model that guesses an answer in generation.
+
+    It is 1 / number of choices if two or more questions all have the same choices, such as yes and
+    no: a model that names one of them is right that often. Otherwise the answer is open, and it
+    is 0.
+    """
+    if len(asked) < 2 or not all(isinstance(one, Question) for one in asked):
+        return 0.0
+    choices = {frozenset(one.choices) for one in asked if isinstance(one, Question)}
+    return 1 / len(choices.pop()) if len(choices) == 1 else 0.0
+
+
+def check_question(question: Question, *, empty_choices: bool = False) -> None:
+    """Refuse a question that is not valid.
+
+    Args:
+        question: may hold values of any type, as they were found in a file.
+        empty_choices: allow choices without text.
+
+    Raises:
+        InputError: if a field has another form than `Question` says. It does not name the row.
+    """
+    context, choices, label = question.context, question.choices, question.label
+    if not isinstance(context, str) or not context.strip():
+        raise InputError("`context` must be a non-empty string")
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(text, str) and (empty_choices or text.strip()) for text in choices)
+    ):
+        raise InputError("`choices` must be a list of at least two non-empty strings")
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(choices):
+        raise InputError(f"expected `label` in [0, {len(choices)}) but got {label!r}")

@@ -21,9 +21,9 @@ from prunelit.models.finite import all_finite
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.tasks.base import Task
-from prunelit.tasks.formats.multiple_choice import Format, read_questions
+from prunelit.tasks.formats.base import Format, read_questions
 from prunelit.tasks.item_table import ItemTable
-from prunelit.tasks.questions import check_template
+from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.retention import read_by, retained_rows
 
 
@@ -37,7 +37,7 @@ class Retrieval(Task):
     chance on small chat models. `chance_mrr` is the expected reciprocal rank of a random order.
 
     Args:
-        path: rows of any form, see `prunelit.tasks.formats.read_questions`.
+        path: rows of any form, see `prunelit.tasks.formats.base.read_questions`.
         split: of the data set.
         query_template: with the field `{text}`.
         candidate_template: with the field `{text}`.

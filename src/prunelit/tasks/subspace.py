@@ -28,9 +28,10 @@ from prunelit.report.subspace import (
     spaces_picture,
 )
 from prunelit.tasks.base import Task
-from prunelit.tasks.formats.multiple_choice import read_questions
+from prunelit.tasks.formats.base import read_questions
 from prunelit.tasks.item_table import ItemTable, mean
-from prunelit.tasks.questions import Question, check_template
+from prunelit.tasks.prompting.text_template import check_template
+from prunelit.tasks.questions import Question
 from prunelit.tasks.retention import read_by
 
 Options = Literal["letters", "continuations"]

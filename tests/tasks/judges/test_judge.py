@@ -5,7 +5,7 @@ import pytest
 
 from prunelit import InputError
 from prunelit.tasks.formats import humaneval
-from prunelit.tasks.formats.generation import read_examples
+from prunelit.tasks.formats.base import read_examples
 from prunelit.tasks.judges import ExactMatch, Execution
 from prunelit.tasks.judges.answers import (
     AfterMarker,

@@ -7,9 +7,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from prunelit import InputError
-from prunelit.tasks.formats.multiple_choice import GroupedQuestion
-from prunelit.tasks.prompting.choices import Prompt, tokenised
-from prunelit.tasks.questions import Question
+from prunelit.tasks.prompting.choices import Prompt, tokenise
+from prunelit.tasks.questions import GroupedQuestion, Question
 
 SNOW = Question("snow", "Colour of {snow}?", ["white", "red", "a } b"], 0)
 
@@ -83,7 +82,7 @@ def test_questions_that_do_not_fit_are_refused() -> None:
 def test_spaces_at_the_end_of_the_context_belong_to_the_continuation(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    ((context, continuation),) = tokenised(tokenizer, [("Answer:  ", "no")])
+    ((context, continuation),) = tokenise(tokenizer, [("Answer:  ", "no")])
     assert tokenizer.decode(context) == "Answer:"
     assert tokenizer.decode(continuation) == "  no"
 
@@ -93,19 +92,19 @@ def test_an_empty_context_is_the_token_that_begins_a_text(
     tokenizer: PreTrainedTokenizerFast, bos: str | None
 ) -> None:
     tokenizer.bos_token = bos
-    ((context, continuation),) = tokenised(tokenizer, [("", " no")])
+    ((context, continuation),) = tokenise(tokenizer, [("", " no")])
     assert tokenizer.decode(context) == (bos or "<end>")
     assert tokenizer.decode(continuation) == " no"
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(InputError, match="Expected a beginning- or end-of-text token"):
-        tokenised(tokenizer, [("", " no")])
+        tokenise(tokenizer, [("", " no")])
 
 
 def test_what_the_tokenizer_puts_before_a_text_comes_first(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    bare = tokenised(tokenizer, [("Answer:", " no")])
+    bare = tokenise(tokenizer, [("Answer:", " no")])
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<end> $A <end>", special_tokens=[("<end>", 0)]
     )
-    assert tokenised(tokenizer, [("Answer:", " no")]) == [([0, *bare[0][0]], bare[0][1])]
+    assert tokenise(tokenizer, [("Answer:", " no")]) == [([0, *bare[0][0]], bare[0][1])]

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from prunelit import InputError
-from prunelit.tasks.formats.multiple_choice import GroupedQuestion
 from prunelit.tasks.prompting.few_shot import FewShot
-from prunelit.tasks.questions import Example, Question
+from prunelit.tasks.questions import Example, GroupedQuestion, Question
 
 
 def question(context: str) -> Question:

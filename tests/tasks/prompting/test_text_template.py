@@ -5,7 +5,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from prunelit import InputError
-from prunelit.tasks.prompting.text_template import TextTemplate
+from prunelit.tasks.prompting.text_template import TextTemplate, check_template
 
 
 def test_a_text_that_fits_stays_whole(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -56,3 +56,21 @@ def test_a_length_without_room_for_a_text_is_refused(tokenizer: PreTrainedTokeni
     template.check(tokenizer, 5)
     with pytest.raises(InputError, match=r"more than 4, .*, but got 4"):
         template.check(tokenizer, 4)
+
+
+def test_a_good_template_passes() -> None:
+    check_template("Q: {context}\nA:", "context")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["Q: {question}", "Q: {context} {}", "Q: {context", "Q: {context.text}", "Q: {context[a]}"],
+)
+def test_a_template_that_cannot_be_filled_is_refused(template: str) -> None:
+    with pytest.raises(InputError, match="Expected a template with the fields context but"):
+        check_template(template, "context")
+
+
+def test_a_template_without_its_field_is_refused() -> None:
+    with pytest.raises(InputError, match=r"Expected the field \{context\} in the template 'Q'"):
+        check_template("Q", "context")

@@ -1,5 +1,6 @@
-"""Formats: from a row of a data set to a question."""
+"""Formats: convert a row of a data set to a question or an example."""
 
+from prunelit.tasks.formats.base import reads_columns
 from prunelit.tasks.formats.generation import gsm8k, humaneval, lambada
 from prunelit.tasks.formats.multiple_choice import (
     arc,
@@ -10,7 +11,6 @@ from prunelit.tasks.formats.multiple_choice import (
     mmlu,
     openbookqa,
     piqa,
-    reads,
     truthfulqa_mc1,
     winogrande,
 )
@@ -27,7 +27,7 @@ __all__ = [
     "mmlu",
     "openbookqa",
     "piqa",
-    "reads",
+    "reads_columns",
     "truthfulqa_mc1",
     "winogrande",
 ]

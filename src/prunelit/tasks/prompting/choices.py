@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from prunelit.data.tokens import leading_tokens
 from prunelit.errors import InputError
 from prunelit.models.inference.token_tree import Request
-from prunelit.tasks.prompting.few_shot import group_of
-from prunelit.tasks.questions import Question, check_template
+from prunelit.tasks.prompting.text_template import check_template
+from prunelit.tasks.questions import Question, get_group
 
 Scoring = Literal["continuation", "letter", "partial"]
 
@@ -94,7 +94,7 @@ class Prompt:
         """
         text = self.description
         if "{" in text:
-            if (group := group_of(question)) is None:
+            if (group := get_group(question)) is None:
                 raise InputError(
                     "Expected rows with a `group`, which the description names, but "
                     f"{question.id!r} has none."
@@ -105,9 +105,7 @@ class Prompt:
         return text
 
 
-def tokenised(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]
-) -> list[Request]:
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]) -> list[Request]:
     """Tokens of contexts and continuations, as lm-evaluation-harness cuts them.
 
     Both are tokenised together and cut where the context's own tokens end. Spaces at the end of a

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from prunelit.data.rows import hash_rows
 from prunelit.errors import InputError
+from prunelit.tasks.questions import Example, Question, get_group
 
-# What can be asked, and shown solved; of a part of the data set where it has a `group`.
-Asked = TypeVar("Asked")
+Asked = TypeVar("Asked", bound=Question | Example)
 # What two of them have in common where one, solved, would give the other away.
 Shown = Callable[[Asked], Hashable]
 
@@ -79,7 +79,7 @@ class FewShot:
         """One more than asked for of each group, in place of one that is the question."""
         groups: dict[str | None, dict[Hashable, Asked]] = {}
         for example in pool:
-            groups.setdefault(group_of(example), {}).setdefault(shown(example), example)
+            groups.setdefault(get_group(example), {}).setdefault(shown(example), example)
         drawn = {}
         for group, distinct in groups.items():
             members, more = list(distinct.values()), min(self.count + 1, len(distinct))
@@ -95,7 +95,7 @@ class FewShot:
         name: str,
         shown: Shown[Asked],
     ) -> list[Asked]:
-        group = group_of(question)
+        group = get_group(question)
         members = drawn.get(group, drawn.get(None, []))
         others = [other for other in members if shown(other) != shown(question)][: self.count]
         if len(others) < self.count:
@@ -105,8 +105,3 @@ class FewShot:
                 f"split {self.split!r} but it has {len(others)}."
             )
         return others
-
-
-def group_of(question: object) -> str | None:
-    """The part of the data set that a question belongs to, None where it has none."""
-    return getattr(question, "group", None)

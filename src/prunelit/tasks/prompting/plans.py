@@ -14,7 +14,7 @@ from prunelit.models.inference.token_tree import (
     build_branch,
     build_tree,
 )
-from prunelit.tasks.prompting.choices import tokenised
+from prunelit.tasks.prompting.choices import tokenise
 
 
 @dataclass
@@ -88,7 +88,7 @@ def plan(
         alike.setdefault(text, []).append(index)
     for text, indices in alike.items():
         pairs = [(text + prompt, rest) for index in indices for prompt, rest in texts[index]]
-        found = iter(tokenised(tokenizer, pairs))
+        found = iter(tokenise(tokenizer, pairs))
         requests = {index: [next(found) for _ in texts[index]] for index in indices}
         for index, own in requests.items():
             _check(own, names[index])

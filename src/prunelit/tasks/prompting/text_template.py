@@ -58,3 +58,25 @@ class TextTemplate:
             before = encode_text(tokenizer, f"{self._before}{text}")
             ids = before[: length - len(after)] + after
         return ids or [pad_token(tokenizer)]
+
+
+def check_template(template: str, *names: str) -> None:
+    """Refuse a template that lacks a field or has an unknown one.
+
+    Args:
+        template: a format string, see `str.format`.
+        names: of its fields.
+
+    Raises:
+        InputError: if a field is missing or unknown, or the format string is not valid.
+    """
+    try:
+        filled = template.format(**{name: f"\0{name}\0" for name in names})
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected a template with the fields {', '.join(names)} but formatting {template!r} "
+            f"fails ({type(error).__name__}: {error})."
+        ) from error
+    for name in names:
+        if f"\0{name}\0" not in filled:
+            raise InputError(f"Expected the field {{{name}}} in the template {template!r}.")
