@@ -1,6 +1,7 @@
 """How an asked ratio is spread over the blocks of a model."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -8,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunelit.errors import InputError, near_names
-from prunelit.models.architecture import linear_modules, oriented_weight
+from prunelit.models.architecture import oriented_weight
 from prunelit.sparsity import Sparsity, Unstructured, removed
-from prunelit.statistics import Observe, Probe, SquaredNorm
+from prunelit.statistics import Probe, SquaredNorm
 
 Linears = dict[str, nn.Module]
 
@@ -18,16 +19,25 @@ Linears = dict[str, nn.Module]
 class Allocation(ABC):
     """Which blocks lose more than others."""
 
-    @abstractmethod
-    def offsets(self, blocks: list[Linears], observe: Observe) -> list[float]:
-        """What to add to the ratio of each block.
+    def look(self, blocks: list[Linears]) -> Iterable[dict[str, Probe]]:
+        """Give the probes of a pass over the whole model, as `Pruner.look` does; mostly none.
 
         Args:
             blocks: the linear maps that are pruned, by name inside their block.
-            observe: runs the calibration tokens once through all blocks, see `Pruner.start`.
+        """
+        return ()
+
+    @abstractmethod
+    def offsets(self, blocks: list[Linears], probes: list[dict[str, Probe]]) -> list[float]:
+        """Compute a number to add to the ratio of each block.
+
+        Args:
+            blocks: the linear maps that are pruned, by name inside their block.
+            probes: the probes of `look`, filled; empty if it gave nothing.
 
         Returns:
-            One number a block; a common shift that keeps the asked total is found afterwards.
+            One number a block. They count up to a common shift, which `allocate` finds so that the
+            asked total is kept.
         """
 
 
@@ -42,7 +52,7 @@ class LinearDepth(Allocation):
     def __init__(self, spread: float = 0.1) -> None:
         self.spread = spread
 
-    def offsets(self, blocks: list[Linears], observe: Observe) -> list[float]:
+    def offsets(self, blocks: list[Linears], probes: list[dict[str, Probe]]) -> list[float]:
         return np.linspace(-self.spread, self.spread, len(blocks)).tolist()
 
 
@@ -66,20 +76,17 @@ class OWL(Allocation):
         self.outlier = outlier
         self.spread = spread
 
-    def offsets(self, blocks: list[Linears], observe: Observe) -> list[float]:
-        names = list(dict.fromkeys(name for linears in blocks for name in linears))
-
-        def watch(block: nn.Module) -> dict[str, Probe]:
-            there = linear_modules(block)  # a block may lack a sublayer that others have
-            weights = {name: oriented_weight(there[name]) for name in names if name in there}
-            return {
+    def look(self, blocks: list[Linears]) -> Iterable[dict[str, Probe]]:
+        for linears in blocks:
+            weights = {name: oriented_weight(linear) for name, linear in linears.items()}
+            yield {
                 name: Probe(SquaredNorm(weight.shape[1], weight.device))
                 for name, weight in weights.items()
             }
 
+    def offsets(self, blocks: list[Linears], probes: list[dict[str, Probe]]) -> list[float]:
         shares = [
-            self._outliers(linears, probes)
-            for linears, probes in zip(blocks, observe(watch), strict=True)
+            self._outliers(linears, filled) for linears, filled in zip(blocks, probes, strict=True)
         ]
         lowest, highest = min(shares), max(shares)
         if lowest == highest:
@@ -138,7 +145,7 @@ def allocate(
     blocks: list[Linears],
     ratios: dict[str, float] | None,
     allocation: Allocation | None,
-    observe: Observe,
+    probes: list[dict[str, Probe]],
 ) -> dict[nn.Module, Sparsity]:
     """The sparsity of each linear map.
 
@@ -152,12 +159,12 @@ def allocate(
         blocks: the linear maps that are pruned, by name inside their block.
         ratios: ratios of their own for names that match a pattern; the first match counts.
         allocation: how blocks differ; None is not at all.
-        observe: see `Pruner.start`.
+        probes: the probes of the allocation's `look`, filled.
     """
     if not ratios and allocation is None:
         return {}
     assert isinstance(sparsity, Unstructured)
-    offsets = [0.0] * len(blocks) if allocation is None else allocation.offsets(blocks, observe)
+    offsets = [0.0] * len(blocks) if allocation is None else allocation.offsets(blocks, probes)
     maps = [
         (linear, _base(name, ratios or {}, sparsity.ratio), offset)
         for linears, offset in zip(blocks, offsets, strict=True)

@@ -1,13 +1,12 @@
 """Statistics of activations: sums over tokens, so that 1 rank and N ranks give the same masks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 _TILE = 256
 
@@ -51,11 +50,6 @@ class Probe:
 
     statistic: Statistic
     at: Literal["input", "output", "residual"] = "input"
-
-
-# Runs the calibration tokens once through all blocks as they are. Takes what to watch in a block,
-# gives the filled probes block by block.
-Observe = Callable[[Callable[[nn.Module], dict[str, Probe]]], list[dict[str, Probe]]]
 
 
 class SquaredNorm(Statistic):

@@ -1,7 +1,6 @@
 """Blocks one by one, against the model's own forward pass."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from transformers import PreTrainedModel
 
 from prunelit import InputError
 from prunelit.models.architecture import decoder_blocks, final_hidden
-from prunelit.models.replay import capture, checked_form, finished, replaced_forward
+from prunelit.models.replay import capture, check_replay, finished, replaced_forward
 
 
 @torch.no_grad()
@@ -18,7 +17,7 @@ def test_a_replay_of_all_blocks_and_the_end_is_the_models_own_run(
 ) -> None:
     model = make_model(family)
     blocks = decoder_blocks(model)[1]
-    form = checked_form(model, padded, lambda _: nullcontext())
+    form = check_replay(model, padded)
     stream = capture(model, blocks, padded, form)
     assert len(stream.calls) == len(blocks)
     for index, block in enumerate(blocks):

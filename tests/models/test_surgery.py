@@ -163,9 +163,10 @@ def test_dropped_sublayers_are_left_out_and_the_rest_is_put_together_again(
     tmp_path: Path,
 ) -> None:
     class Chosen(SublayerDrop):
-        def start(self, model: PreTrainedModel, observe: object) -> None:
+        def decide(self, model: PreTrainedModel, probes: list) -> bool:
             for index in indices:
                 drop_(decoder_blocks(model)[1][index], kind)
+            return False
 
     model = make_model(family)
     plain = store(model, Chosen(), input_ids, tmp_path / "pruned", tokenizer)

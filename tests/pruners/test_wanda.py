@@ -11,7 +11,7 @@ from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.pruners import Wanda
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
-from prunelit.statistics import Observe, SquaredNorm
+from prunelit.statistics import Probe, SquaredNorm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {
@@ -88,11 +88,12 @@ class ExactlyAsMany(Wanda):
 
     counts: dict[str, int]
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
         for name, module in model.named_modules():
             if f"{name}.weight" in self.counts:
                 ratio = self.counts[f"{name}.weight"] / module.get_parameter("weight").numel()
                 self._plan[module] = Unstructured(ratio)
+        return False
 
 
 @pytest.mark.parametrize("exactly", [True, False])

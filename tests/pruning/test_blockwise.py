@@ -3,7 +3,6 @@
 import copy
 import itertools
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -21,7 +20,9 @@ from transformers import (
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.pruners import Pruner, Wanda
-from prunelit.pruning.blockwise import calibrate
+from prunelit.pruning.blockwise import RankText, prune_blocks
+from prunelit.pruning.memory import PeakMemory
+from prunelit.pruning.offload import BlockStore
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -32,9 +33,15 @@ def first_real(batch: Batch) -> Batch:
     return {key: value[1:2] for key, value in batch.items()}
 
 
+@torch.no_grad()
+def run_blocks(model: PreTrainedModel, pruner: Pruner, text: RankText | None) -> list[int]:
+    """Prune, and give the index of each block in the order of work."""
+    memory = PeakMemory(model.device)
+    return [cost.index for cost in prune_blocks(model, pruner, text, BlockStore(), memory)]
+
+
 def run(model: PreTrainedModel, pruner: Pruner, batches: list[Batch]) -> None:
-    with torch.no_grad():
-        calibrate(model, pruner, batches, first_real(batches[0]), lambda _: nullcontext())
+    run_blocks(model, pruner, RankText(batches, first_real(batches[0])))
 
 
 def pad(ids: Tensor, *, left: bool, filler: int = 0) -> Batch:
@@ -150,14 +157,8 @@ def test_batch_size_does_not_change_the_masks(
     for size in (1, 2, 6):
         split = zip(*(padded[key].split(size) for key in padded), strict=True)
         model = make_model(family)
-        with torch.no_grad():
-            calibrate(
-                model,
-                Wanda(Unstructured(0.5)),
-                [dict(zip(padded, pieces, strict=True)) for pieces in split],
-                first_real(padded),
-                lambda _: nullcontext(),
-            )
+        batches = [dict(zip(padded, pieces, strict=True)) for pieces in split]
+        run_blocks(model, Wanda(Unstructured(0.5)), RankText(batches, first_real(padded)))
         pruned.append(model)
     assert_same_weights(pruned[0], pruned[1])
     assert_same_weights(pruned[0], pruned[2])
@@ -262,7 +263,7 @@ def test_linear_map_that_reads_another_number_of_tokens_is_refused(
 
     for block in model.model.layers:
         block.mlp = Pooled(block.mlp)
-    with pytest.raises(InputError, match=r"'mlp\.summary' reads \(6, 1, 32\) where .* \(6, 20\)"):
+    with pytest.raises(InputError, match=r"'mlp\.summary' .* \(6, 1, 32\) while .* \(6, 20\)"):
         run(model, Wanda(Unstructured(0.5)), [padded])
     run(model, Wanda(Unstructured(0.5), exclude=["mlp.summary"]), [padded])
     assert (model.model.layers[0].mlp.inner.up_proj.weight == 0).float().mean() == 0.5

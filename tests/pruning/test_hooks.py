@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunelit.pruning.hooks import Feed, noting_inputs
+from prunelit.models.replay import Stream
+from prunelit.pruning.hooks import Feed, Trial
 from prunelit.statistics import Gram, Probe, SquaredNorm
 
 HIDDEN = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -32,12 +33,13 @@ def read(block: Block, probes: dict[str, Probe], *, trial: bool) -> tuple[Tensor
     """What a feed gives back, and how often `end` ran."""
     inputs = None
     if trial:
-        with noting_inputs(block, probes) as inputs:
-            block(HIDDEN[:1])
+        inputs = Trial(block, probes)
+        block(HIDDEN)
+        block(HIDDEN[:1])  # the last run counts
+        inputs.remove()
     ran: list[int] = []
     handle = block.end.register_forward_hook(lambda *_: ran.append(1))
-    feed = Feed(block, probes, inputs)
-    output = feed.read(lambda: block(HIDDEN), HIDDEN, REAL)
+    output = Feed(block, 0, probes, inputs).observe(Stream(HIDDEN, [((), {})], REAL))
     handle.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in block.modules())
     return output, len(ran)

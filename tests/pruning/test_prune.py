@@ -1,4 +1,5 @@
 import copy
+import importlib
 import io
 import json
 import sys
@@ -116,7 +117,7 @@ def test_recipe_says_what_decides_the_masks(
 ) -> None:
     wanda = Wanda(SemiStructured(2, 4))
     recipe = prune(make_model(), wanda, [padded]).recipe
-    assert recipe["pruner"]["class_path"] == "prunelit.pruners.wanda.Wanda"
+    assert recipe["pruner"]["class_path"] == "prunelit.pruners.Wanda"
     assert recipe["pruner"]["init_args"]["sparsity"]["init_args"] == {"keep": 2, "group": 4}
     calibration = recipe["calibration"]
     assert calibration == describe_batches([padded])
@@ -236,6 +237,8 @@ def test_sequence_of_padding_alone_counts_for_nothing(
 def test_progress_over_the_blocks(
     model: PreTrainedModel, input_ids: Tensor, wanda: Wanda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    module = importlib.import_module("prunelit.pruning.prune")  # the package's name is a function
+
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -243,7 +246,7 @@ def test_progress_over_the_blocks(
     def written(stream: io.StringIO, **options: bool) -> str:
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr(
-            prune, "_stderr_console", lambda: Console(file=stream, force_terminal=True, width=80)
+            module, "_stderr_console", lambda: Console(file=stream, force_terminal=True, width=80)
         )
         prune(model, wanda, input_ids, **options)
         return stream.getvalue()

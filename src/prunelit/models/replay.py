@@ -95,23 +95,20 @@ def replaced_forward(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iter
                 block.forward = function
 
 
-def checked_form(
-    model: PreTrainedModel,
-    batch: Batch,
-    around_block: Callable[[int], Any],
-) -> Form:
-    """Compare a replay with the model's own run.
+def check_replay(model: PreTrainedModel, batch: Batch) -> Form:
+    """Run the blocks one by one and compare the result with the model's own run.
+
+    Each block runs twice: in the model's own run, then on its own.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, gradients off.
         batch: a small one.
-        around_block: gives a context manager that is open while block i is replayed.
 
     Returns:
         The form in which blocks return the hidden state.
 
     Raises:
-        InputError: if the blocks cannot be run one by one, or give another result so.
+        InputError: if the blocks cannot be run one by one, or if the results differ.
     """
     _, blocks = decoder_blocks(model)
     last: list[Tensor] = []
@@ -129,8 +126,7 @@ def checked_form(
     try:
         stream = capture(model, blocks, batch, forms[0])
         for index, block in enumerate(blocks):
-            with around_block(index):
-                stream.hidden = stream.run(block, index)
+            stream.hidden = stream.run(block, index)
     except (TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise InputError(
             f"The blocks of {type(model).__name__} cannot be run one by one: {error}."

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import Sublayer, decoder_blocks, sublayers
-from prunelit.models.replay import Form, Stream, capture, checked_form
+from prunelit.models.replay import Form, Stream, capture, check_replay
 from prunelit.models.residual import check_residual, without_sublayers
 
 KINDS = ("attention", "mlp")
@@ -48,7 +48,7 @@ def find_layout(model: PreTrainedModel) -> Layout:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     _, blocks = decoder_blocks(model)
     parts = [sublayers(block) for block in blocks]
-    form = checked_form(model, batch, lambda _: torch.no_grad())
+    form = check_replay(model, batch)
     stream = capture(model, blocks, batch, form)
     parallel = []
     for index, block in enumerate(blocks):

@@ -1,4 +1,4 @@
-"""The contract of a pruning method. Hooks, loops and collectives belong to `calibration.py`."""
+"""The contract of a pruning method. Hooks, loops and collectives belong to `prunelit.pruning`."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -16,9 +16,9 @@ from prunelit.models.architecture import decoder_blocks, linear_modules, oriente
 from prunelit.models.finite import all_finite
 from prunelit.models.surgery import check_whole
 from prunelit.sparsity import Sparsity, Within
-from prunelit.statistics import Observe, Probe, Statistic
+from prunelit.statistics import Probe, Statistic
 
-__all__ = ["LinearPruner", "Observe", "Probe", "Pruner"]
+__all__ = ["LinearPruner", "Probe", "Pruner"]
 
 _Self = TypeVar("_Self", bound="Pruner")
 
@@ -34,8 +34,6 @@ class Pruner(ABC):
     sparsifies = True
     # Whether whole parts become 0, which saving the model then leaves out.
     shrinks = False
-    # Whether `start` observes, so that calibration text is needed though no block is watched.
-    looks_first = False
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse what this method cannot do to `model`; called before any heavy work.
@@ -48,14 +46,33 @@ class Pruner(ABC):
         if self.shrinks:
             check_whole(model)
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:  # noqa: B027 - most need none
-        """Decide what needs the whole model, or drop parts of it; called before the first block.
+    def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
+        """Give the probes of a pass over the whole model, which `decide` gets filled.
+
+        Most methods need no such pass and give nothing. A method that does writes a generator: the
+        probes of a block are asked for when the block lies on the device where it is worked on.
+        Also called once before any heavy work.
+
+        Args:
+            model: in evaluation mode, gradients off; not to be edited.
+
+        Returns:
+            For each block, in order, its probes by submodule name; or nothing.
+        """
+        return ()
+
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
+        """Decide what needs the whole model, or drop parts of it, before the first block is pruned.
 
         Args:
             model: in evaluation mode, gradients off; it may be edited in place.
-            observe: `observe(watch)` runs the calibration tokens once through all blocks as they
-                are now and returns each block's probes, filled with every token of every rank.
+            probes: the probes of `look`, filled with every token of every rank, one dict a block;
+                empty if `look` gave nothing.
+
+        Returns:
+            True to look and decide once more, on the model as it is now.
         """
+        return False
 
     def scaled(self: _Self, fraction: float) -> _Self:
         """The same method with `fraction` of what it removes in the end, for an earlier round.
@@ -183,7 +200,7 @@ class LinearPruner(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
-        blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
+        blocks = self._all_targets(model)
         check_allocation(self.sparsity, blocks, self.ratios, self.allocation)
         if not self.model_wide and getattr(self.sparsity, "within", None) == "model":
             raise InputError(
@@ -191,9 +208,13 @@ class LinearPruner(Pruner):
                 "cannot compare across: use `Magnitude`, or an `allocation`."
             )
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:
-        blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
-        self._plan = allocate(self.sparsity, blocks, self.ratios, self.allocation, observe)
+    def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
+        return () if self.allocation is None else self.allocation.look(self._all_targets(model))
+
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
+        blocks = self._all_targets(model)
+        self._plan = allocate(self.sparsity, blocks, self.ratios, self.allocation, probes)
+        return False
 
     def scaled(self, fraction: float) -> "LinearPruner":
         if fraction == 1:
@@ -224,6 +245,9 @@ class LinearPruner(Pruner):
             if not all_finite(pruned):
                 raise InputError(f"{type(self).__name__} made NaN or infinite weights in {name!r}.")
             weight.copy_(pruned)
+
+    def _all_targets(self, model: PreTrainedModel) -> list[dict[str, nn.Module]]:
+        return [self.targets(block) for block in decoder_blocks(model)[1]]
 
     def remove_lowest(self, weight: Tensor, scores: Tensor) -> Tensor:
         """`weight` without its lowest scores; what an earlier round removed goes first.

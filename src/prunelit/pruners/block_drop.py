@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
 from prunelit.models.surgery import drop_, is_dropped
-from prunelit.pruners.base import Observe, Probe, Pruner
+from prunelit.pruners.base import Probe, Pruner
 from prunelit.statistics import MeanDistance, Statistic
 
 
@@ -34,7 +34,6 @@ class BlockDrop(Pruner):
     """
 
     shrinks = True
-    looks_first = True
 
     def __init__(
         self,
@@ -64,56 +63,68 @@ class BlockDrop(Pruner):
                 f"Expected fewer than the model's {count} blocks but got `count` {self.count}."
             )
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+    def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
         _, blocks = decoder_blocks(model)
-        before = {
-            index
-            for index, block in enumerate(blocks)
-            if is_dropped(block, "attention") and is_dropped(block, "mlp")
-        }
-        if len(before) >= self.count:
+        if len(_find_dropped(blocks)) >= self.count:
             return
-        length = self.count if self.consecutive else 1
-        history: deque[list[Tensor]] = deque(maxlen=length)
-
-        def watch(block: nn.Module) -> dict[str, Probe]:
+        history: deque[list[Tensor]] = deque(maxlen=self._length)
+        for block in blocks:
             history.append([])
             device = next(block.parameters()).device
-            return {"block": Probe(_FromRunStart(history, self.distance, device), at="residual")}
+            yield {"block": Probe(_RunDistance(history, self.distance, device), at="residual")}
 
-        probes = observe(watch)
-        # The score of block i is that of the run of `length` blocks that ends with it.
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
+        _, blocks = decoder_blocks(model)
+        before = _find_dropped(blocks)
+        if len(before) >= self.count:
+            return False
+        # The score of block i is that of the run of blocks that begins with it.
         scores = {
-            index - length + 1: float(probes[index]["block"].statistic.value)
-            for index in range(length - 1, len(blocks))
+            last - self._length + 1: float(probes[last]["block"].statistic.value)
+            for last in range(self._length - 1, len(blocks))
         }
-        for index in self._choose(scores, before, length):
+        for index in self._choose(scores, before):
             for kind in ("attention", "mlp"):
                 drop_(blocks[index], kind)
+        return False
 
-    def _choose(self, scores: dict[int, float], before: set[int], length: int) -> list[int]:
+    @property
+    def _length(self) -> int:
+        """Number of blocks that are scored together."""
+        return self.count if self.consecutive else 1
+
+    def _choose(self, scores: dict[int, float], before: set[int]) -> list[int]:
         """Indices to drop; those of `before`, an earlier round's, are among them."""
         if not self.consecutive:
             ranked = sorted(scores, key=lambda i: (i not in before, scores[i]))
             return ranked[: self.count]
-        runs = [first for first in scores if before <= set(range(first, first + length))]
+        runs = [first for first in scores if before <= set(range(first, first + self._length))]
         if not runs:
             raise InputError(
                 f"Expected the blocks {sorted(before)}, which are dropped already, to lie within "
                 f"{self.count} neighbours."
             )
         best = min(runs, key=lambda first: scores[first])
-        return list(range(best, best + length))
+        return list(range(best, best + self._length))
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
         sublayers(block)  # refuses what it does not know
         return {}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
-        """Does nothing: `start` dropped what goes."""
+        """Do nothing: `decide` dropped the blocks."""
 
 
-class _FromRunStart(Statistic):
+def _find_dropped(blocks: nn.ModuleList) -> set[int]:
+    """Indices of the blocks that an earlier round dropped."""
+    return {
+        index
+        for index, block in enumerate(blocks)
+        if is_dropped(block, "attention") and is_dropped(block, "mlp")
+    }
+
+
+class _RunDistance(Statistic):
     """Distance from the input of the block `length` - 1 places before to this block's output.
 
     Args:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, oriented_weight
-from prunelit.pruners.base import LinearPruner, Observe
+from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.sparsity import Unstructured, removed
 from prunelit.statistics import Statistic
 
@@ -36,10 +36,9 @@ class Magnitude(LinearPruner):
         if within == "model" and (self.allocation is not None or self.ratios):
             raise InputError("Expected `within: model` or `allocation` and `ratios` but got both.")
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
         if not isinstance(self.sparsity, Unstructured) or self.sparsity.within != "model":
-            super().start(model, observe)
-            return
+            return super().decide(model, probes)
         blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
         linears = [linear for linears in blocks for linear in linears.values()]
         sizes = [oriented_weight(linear).numel() for linear in linears]
@@ -50,6 +49,7 @@ class Magnitude(LinearPruner):
             linear: one.with_ratio(count / size)
             for linear, count, size in zip(linears, counts, sizes, strict=True)
         }
+        return False
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         return self.remove_lowest(weight, weight.abs())

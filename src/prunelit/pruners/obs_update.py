@@ -1,13 +1,14 @@
 """The weight update of SparseGPT under another method's mask."""
 
 import copy
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
-from prunelit.pruners.base import LinearPruner, Observe
+from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.pruners.compensation import compensate, shared_factor
 from prunelit.statistics import Both, Gram, Statistic
 
@@ -46,9 +47,13 @@ class OBSUpdate(LinearPruner):
     def check(self, model: PreTrainedModel) -> None:
         self.pruner.check(model)
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:
-        self.pruner.start(model, observe)
+    def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
+        return self.pruner.look(model)
+
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
+        again = self.pruner.decide(model, probes)
         self._plan = self.pruner._plan
+        return again
 
     def scaled(self, fraction: float) -> "OBSUpdate":
         return OBSUpdate(self.pruner.scaled(fraction), self.damping, self.block_size)

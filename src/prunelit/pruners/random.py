@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.allocation import Allocation
-from prunelit.pruners.base import LinearPruner, Observe
+from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.sparsity import Sparsity
 from prunelit.statistics import Statistic
 
@@ -39,9 +39,9 @@ class Random(LinearPruner):
         self.seed = seed
         self._generator = torch.Generator()
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:
-        super().start(model, observe)
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
         self._generator.manual_seed(self.seed)
+        return super().decide(model, probes)
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         # Drawn on the CPU, where the numbers do not depend on the device.

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from torch import nn
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, sublayers
 from prunelit.models.surgery import drop_, is_dropped
-from prunelit.pruners.base import Observe, Probe, Pruner
+from prunelit.pruners.base import Probe, Pruner
 from prunelit.statistics import MeanDistance
 
 
@@ -29,7 +29,6 @@ class SublayerDrop(Pruner):
     """
 
     shrinks = True
-    looks_first = True
 
     def __init__(
         self,
@@ -65,28 +64,43 @@ class SublayerDrop(Pruner):
                 f"{self.count}."
             )
 
-    def start(self, model: PreTrainedModel, observe: Observe) -> None:
-        _, blocks = decoder_blocks(model)
-        places = [(index, kind) for index in range(len(blocks)) for kind in self.kinds]
-        while True:
-            # What an earlier round dropped stays so and counts.
-            left = [place for place in places if not is_dropped(blocks[place[0]], place[1])]
-            missing = self.count - (len(places) - len(left))
-            if missing <= 0:
-                return
-            probes = observe(self._residual)
-            distances = {place: float(probes[place[0]][place[1]].statistic.value) for place in left}
-            chosen = sorted(left, key=lambda place: distances[place])  # stable: first block first
-            for index, kind in chosen[: 1 if self.rescore else missing]:
-                drop_(blocks[index], kind)
+    def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
+        if len(self._left(model)) <= self._kept(model):
+            return
+        for block in decoder_blocks(model)[1]:
+            device = next(block.parameters()).device
+            yield {
+                kind: Probe(MeanDistance("cosine", device), at="residual") for kind in self.kinds
+            }
+
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
+        left = self._left(model)
+        missing = len(left) - self._kept(model)
+        if missing <= 0:
+            return False
+        distances = {place: float(probes[place[0]][place[1]].statistic.value) for place in left}
+        chosen = sorted(left, key=lambda place: distances[place])  # stable: first block first
+        blocks = decoder_blocks(model)[1]
+        for index, kind in chosen[: 1 if self.rescore else missing]:
+            drop_(blocks[index], kind)
+        return self.rescore and missing > 1
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
         sublayers(block)  # refuses what it does not know
         return {}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
-        """Does nothing: `start` dropped what goes."""
+        """Do nothing: `decide` dropped the sublayers."""
 
-    def _residual(self, block: nn.Module) -> dict[str, Probe]:
-        device = next(block.parameters()).device
-        return {kind: Probe(MeanDistance("cosine", device), at="residual") for kind in self.kinds}
+    def _left(self, model: PreTrainedModel) -> list[tuple[int, str]]:
+        """Block index and kind of each sublayer that no earlier round dropped."""
+        return [
+            (index, kind)
+            for index, block in enumerate(decoder_blocks(model)[1])
+            for kind in self.kinds
+            if not is_dropped(block, kind)
+        ]
+
+    def _kept(self, model: PreTrainedModel) -> int:
+        """Number of sublayers that stay in the end."""
+        return len(decoder_blocks(model)[1]) * len(self.kinds) - self.count

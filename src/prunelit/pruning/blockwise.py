@@ -1,9 +1,8 @@
-"""The block-by-block driver: observe, reduce over ranks, prune, run again, propagate."""
+"""Block-by-block driver: observe a block, sum over ranks, prune it, run it again, go on."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -13,109 +12,193 @@ from transformers import PreTrainedModel
 from prunelit.data.batches import Batch
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.replay import Form, Stream, capture, checked_form
+from prunelit.models.replay import Form, Stream, capture, check_replay
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.pruning.hooks import Feed, Inputs, noting_inputs
+from prunelit.pruning.hooks import Feed, Trial
+from prunelit.pruning.memory import PeakMemory
+from prunelit.pruning.offload import BlockStore
+from prunelit.pruning.report import BlockCost
 
 
-def calibrate(
+@dataclass
+class RankText:
+    """Calibration text of one rank.
+
+    Args:
+        batches: the batches of this rank; there may be none.
+        sample: one sequence, the same on every rank, to check the replay with.
+    """
+
+    batches: list[Batch]
+    sample: Batch
+
+
+def prune_blocks(
     model: PreTrainedModel,
     pruner: Pruner,
-    batches: list[Batch] | None,
-    check_batch: Batch | None,
-    around_block: Callable[[int], Any],
-) -> None:
-    """Prune every block in place, each reading what the pruned blocks before it put out.
+    text: RankText | None,
+    store: BlockStore,
+    memory: PeakMemory,
+) -> Iterator[BlockCost]:
+    """Prune every block in place, each calibrated on the outputs of the pruned blocks before it.
 
-    Two passes over the calibration tokens a block: one to observe, one to propagate. A method that
-    watches nothing costs none.
+    A block costs two forward passes over the calibration text: one to observe it and one to pass
+    its new output on. A method with no probes costs none.
 
     Args:
         model: in evaluation mode, gradients off.
         pruner: the method.
-        batches: this rank's share, possibly empty; None where there is no text.
-        check_batch: a small batch, the same on every rank, for the replay check.
-        around_block: gives a context manager that is open while block i is worked on.
+        text: calibration text of this rank; None if there is none.
+        store: place where blocks wait.
+        memory: measures the peak memory of a block.
+
+    Yields:
+        Time and memory of a block, each time one is done. A method that looks at the whole model
+        first takes every block more than once. The model is pruned when the last value is taken.
 
     Raises:
-        InputError: before any weight changes, if the method needs text and there is none, the
-            blocks of this model cannot be replayed one by one, or the pruner refuses one of them;
+        InputError: before any weight changes, if the method needs text and there is none, if the
+            blocks of this model cannot be run one by one, or if the pruner refuses one of them;
             later, with earlier blocks already pruned, if activations are not finite.
     """
     _, blocks = decoder_blocks(model)
-    reads = sum(bool(pruner.watch(block)) for block in blocks)  # all: one may be refused
-    form: Form | None = None
-    known: list[Inputs] = []
-
-    @contextmanager
-    def noting(index: int) -> Iterator[None]:
-        with noting_inputs(blocks[index], pruner.watch(blocks[index])) as inputs:
-            yield
-        known.append(inputs)
-
-    def check() -> Form:
-        nonlocal form
-        if check_batch is None:
-            raise _lacks_text(pruner)
-        if form is None:
-            form = checked_form(model, check_batch, noting)
-        return form
-
-    def streams() -> list[Stream]:
-        found = check()
-        return _capture_all(model, blocks, batches or [], found)
-
-    def observe(watch: Callable[[nn.Module], dict[str, Probe]]) -> list[dict[str, Probe]]:
-        passing, filled = streams(), []
-        for index, block in enumerate(blocks):
-            with around_block(index):
-                probes = watch(block)
-                feed = Feed(block, probes)
-                for stream in passing:
-                    run = partial(stream.run, block, index)
-                    output = feed.read(run, stream.hidden, stream.tokens)
-                    assert output is not None  # without a trial run it reads to the end
-                    stream.hidden.copy_(output)
-                feed.all_reduce_()
-                filled.append(probes)
-        return filled
-
-    if reads:  # what cannot be calibrated is refused before `start` may edit anything
-        check()
-    pruner.start(model, observe)
-    passing = streams() if reads else []
-    for index, block in enumerate(blocks):
-        with around_block(index):
-            probes = pruner.watch(block)
-            if reads:
-                feed = Feed(block, probes, known[index])
-                for stream in passing:
-                    feed.read(partial(stream.run, block, index), stream.hidden, stream.tokens)
-                feed.all_reduce_()
-            with torch.autocast(next(block.parameters()).device.type, enabled=False):
-                try:
-                    pruner.prune_block(block, probes)
-                except InputError as error:
-                    raise InputError(f"Block {index} cannot be pruned. {error}") from error
-            # A caller's autocast may have kept half-precision copies of the dense weights.
-            torch.clear_autocast_cache()
-            if index + 1 < len(blocks):
-                for stream in passing:
-                    stream.hidden.copy_(stream.run(block, index))
+    watches = sum(bool(pruner.watch(block)) for block in blocks) > 0  # all: one may be refused
+    looks = any(pruner.look(model))
+    form: Form = Tensor
+    trials: list[Trial] = []
+    if watches or looks:
+        if text is None:
+            raise _missing_text(pruner)
+        form, trials = _try_out(model, pruner, text.sample)
+    batches = [] if text is None else text.batches
+    if looks:
+        yield from _look_and_decide(model, pruner, batches, form, store, memory)
+    else:
+        pruner.decide(model, [])
+    streams = _capture_all(model, blocks, batches, form) if watches else []
+    prune = _PrunePass(pruner, streams, trials if watches else None, last=len(blocks) - 1)
+    yield from _take_blocks(prune, blocks, store, memory)
     pruner.finish(model)
 
 
 def check_text(pruner: Pruner, model: PreTrainedModel) -> None:
-    """Refuse a method that reads calibration text where there is none.
+    """Refuse a method that needs calibration text, for a run that has none.
 
     Raises:
-        InputError: if it does.
+        InputError: if the method needs text.
     """
-    if pruner.looks_first or any(pruner.watch(block) for block in decoder_blocks(model)[1]):
-        raise _lacks_text(pruner)
+    if any(pruner.watch(block) for block in decoder_blocks(model)[1]) or any(pruner.look(model)):
+        raise _missing_text(pruner)
 
 
-def _lacks_text(pruner: Pruner) -> InputError:
+def _look_and_decide(
+    model: PreTrainedModel,
+    pruner: Pruner,
+    batches: list[Batch],
+    form: Form,
+    store: BlockStore,
+    memory: PeakMemory,
+) -> Iterator[BlockCost]:
+    """Show the method the statistics of the whole model, again as often as it asks for them."""
+    _, blocks = decoder_blocks(model)
+    again = True
+    while again:
+        look = _LookPass(iter(pruner.look(model)), _capture_all(model, blocks, batches, form))
+        yield from _take_blocks(look, blocks, store, memory)
+        again = pruner.decide(model, look.probes)
+        del look  # frees the hidden states before the next ones are captured
+
+
+class _LookPass:
+    """Fill probes in all blocks and change none of them.
+
+    Args:
+        wanted: the probes of each block, asked for when the block is reached.
+        streams: the batches, at the input of the next block.
+    """
+
+    def __init__(self, wanted: Iterator[dict[str, Probe]], streams: list[Stream]) -> None:
+        self.probes: list[dict[str, Probe]] = []
+        self._wanted = wanted
+        self._streams = streams
+
+    def work(self, index: int, block: nn.Module) -> None:
+        """Observe one block and take the streams through it."""
+        probes = next(self._wanted, {})
+        feed = Feed(block, index, probes)
+        for stream in self._streams:
+            output = feed.observe(stream)
+            assert output is not None  # without a trial a block runs to its end
+            stream.hidden.copy_(output)
+        feed.all_reduce_()
+        self.probes.append(probes)
+
+
+class _PrunePass:
+    """Prune all blocks.
+
+    Args:
+        pruner: the method.
+        streams: the batches, at the input of the next block.
+        trials: of each block; None if the method has no probes.
+        last: index of the last block, whose output nothing reads.
+    """
+
+    def __init__(
+        self, pruner: Pruner, streams: list[Stream], trials: list[Trial] | None, last: int
+    ) -> None:
+        self._pruner = pruner
+        self._streams = streams
+        self._trials = trials
+        self._last = last
+
+    def work(self, index: int, block: nn.Module) -> None:
+        """Observe one block, prune it and take the streams through it."""
+        probes = self._pruner.watch(block)
+        if self._trials is not None:
+            feed = Feed(block, index, probes, self._trials[index])
+            for stream in self._streams:
+                feed.observe(stream)
+            feed.all_reduce_()
+        with torch.autocast(next(block.parameters()).device.type, enabled=False):
+            try:
+                self._pruner.prune_block(block, probes)
+            except InputError as error:
+                raise InputError(f"Block {index} cannot be pruned. {error}") from error
+        # Autocast of the caller may have cached half-precision copies of the dense weights.
+        torch.clear_autocast_cache()
+        if index < self._last:
+            for stream in self._streams:
+                stream.hidden.copy_(stream.run(block, index))
+
+
+def _take_blocks(
+    work: _LookPass | _PrunePass, blocks: nn.ModuleList, store: BlockStore, memory: PeakMemory
+) -> Iterator[BlockCost]:
+    """Bring each block, work on it and put it away."""
+    for index, block in enumerate(blocks):
+        memory.start()
+        start = time.perf_counter()
+        store.bring(block)
+        try:
+            work.work(index, block)
+        finally:
+            store.put_away(block)
+        peak = memory.peak()  # waits for the device, so it belongs to the time
+        yield BlockCost(index, time.perf_counter() - start, peak)
+
+
+def _try_out(model: PreTrainedModel, pruner: Pruner, sample: Batch) -> tuple[Form, list[Trial]]:
+    """Check that blocks can be run one by one, and note the inputs of their probes."""
+    trials = [Trial(block, pruner.watch(block)) for block in decoder_blocks(model)[1]]
+    try:
+        return check_replay(model, sample), trials
+    finally:
+        for trial in trials:
+            trial.remove()
+
+
+def _missing_text(pruner: Pruner) -> InputError:
     return InputError(
         f"Expected calibration text, `data.calibration`: {type(pruner).__name__} needs it."
     )
@@ -127,7 +210,7 @@ def _capture_all(
     batches: list[Batch],
     form: Form,
 ) -> list[Stream]:
-    """Every batch at block 0. Memory holds one copy of the hidden states, in one tensor."""
+    """Streams of all batches at block 0; one tensor holds all their hidden states."""
     streams: list[Stream] = []
     room: Tensor | None = None
     place = 0
@@ -146,7 +229,7 @@ def _capture_all(
 
 
 def _share_arguments(stream: Stream, earlier: Stream) -> None:
-    """Take over from an earlier batch what is equal, positions above all: it is held once."""
+    """Share equal arguments with an earlier batch, such as positions, to hold them once."""
     known: dict[int, Tensor] = {}
     taken: dict[int, Tensor] = {}
 
@@ -155,8 +238,8 @@ def _share_arguments(stream: Stream, earlier: Stream) -> None:
 
     def take(value: Tensor) -> Tensor:
         if id(value) not in taken:
-            alike = (k for k in known.values() if k.dtype == value.dtype and k.equal(value))
-            taken[id(value)] = next(alike, value)
+            equal = (k for k in known.values() if k.dtype == value.dtype and k.equal(value))
+            taken[id(value)] = next(equal, value)
         return taken[id(value)]
 
     apply_to_collection(earlier.calls, Tensor, note)

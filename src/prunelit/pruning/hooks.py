@@ -1,9 +1,7 @@
-"""Feeds the probes of a block while it runs."""
+"""Hooks that fill the probes of a block while it runs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,89 +9,118 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunelit.errors import InputError
+from prunelit.models.replay import Stream
 from prunelit.models.residual import residual_steps
 from prunelit.statistics import Probe
 
 
-@dataclass
-class Inputs:
-    """What a trial run told of the inputs of a block's probes."""
+class Trial:
+    """Find which probes of a block read the same tensor, and how often each module runs.
 
-    followers: dict[str, str] = field(default_factory=dict)  # of a leader that reads the same
-    calls: Counter[str] = field(default_factory=Counter)  # how often each module ran
-
-
-@contextmanager
-def noting_inputs(block: nn.Module, probes: dict[str, Probe]) -> Iterator[Inputs]:
-    """Within it the block is run once, on anything."""
-    inputs = Inputs()
-    seen: list[tuple[Tensor, str]] = []  # holding the tensors keeps their identities unique
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs.calls[name] += 1
-            leader = next((other for tensor, other in seen if tensor is args[0]), None)
-            if leader is None:
-                seen.append((args[0], name))
-            elif type(probes[leader].statistic) is type(probes[name].statistic):
-                inputs.followers[name] = leader
-
-        return hook
-
-    handles = [
-        block.get_submodule(name).register_forward_pre_hook(note(name))
-        for name, probe in probes.items()
-        if probe.at == "input"
-    ]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class Feed:
-    """Gives the probes of one block all tokens, batch by batch.
+    Hooks are attached until `remove` is called. If the block runs more than once, the last run
+    counts.
 
     Args:
         block: a decoder block.
-        probes: what to observe there.
-        inputs: of a trial run. Probes that read the same tensor then share one statistic, and
-            `read` is free to leave out what comes after the last input that is read.
+        probes: the probes to place in it.
+
+    Attributes:
+        leaders: for each probe that reads the same tensor as an earlier one, the earlier one.
+        calls: number of calls of each module in one run.
+    """
+
+    def __init__(self, block: nn.Module, probes: dict[str, Probe]) -> None:
+        self.leaders: dict[str, str] = {}
+        self.calls: Counter[str] = Counter()
+        self._kinds = {name: type(probe.statistic) for name, probe in probes.items()}
+        self._seen: list[tuple[Tensor, str]] = []
+        self._handles = [
+            block.register_forward_pre_hook(self._begin),
+            block.register_forward_hook(self._end),
+        ]
+        self._handles += [
+            block.get_submodule(name).register_forward_pre_hook(partial(self._note, name))
+            for name, probe in probes.items()
+            if probe.at == "input"
+        ]
+
+    def remove(self) -> None:
+        """Detach the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._seen.clear()
+
+    def _begin(self, _module: nn.Module, _args: Any) -> None:
+        self.leaders.clear()
+        self.calls.clear()
+        self._seen.clear()
+
+    def _note(self, name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not args:
+            raise InputError(
+                f"{name!r} gets its input by keyword, so it cannot be observed: exclude it."
+            )
+        self.calls[name] += 1
+        leader = next((other for tensor, other in self._seen if tensor is args[0]), None)
+        if leader is None:
+            # The tensors are kept until the block ends, so that their identities stay unique.
+            self._seen.append((args[0], name))
+        elif self._kinds[leader] is self._kinds[name]:
+            self.leaders[name] = leader
+
+    def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self._seen.clear()
+
+
+class Feed:
+    """Give the probes of one block all tokens, batch by batch.
+
+    Args:
+        block: a decoder block.
+        index: its place in the model.
+        probes: the probes to fill.
+        trial: a trial run of the same probes. If given, probes that read the same tensor share one
+            statistic, and `observe` may stop the block after the last tensor that is read.
     """
 
     def __init__(
-        self, block: nn.Module, probes: dict[str, Probe], inputs: Inputs | None = None
+        self, block: nn.Module, index: int, probes: dict[str, Probe], trial: Trial | None = None
     ) -> None:
-        inputs, early = inputs or Inputs(), inputs is not None
-        for follower, leader in inputs.followers.items():
-            probes[follower].statistic = probes[leader].statistic
-        leaders = {name: probe for name, probe in probes.items() if name not in inputs.followers}
+        leaders = {} if trial is None else trial.leaders
+        for name, leader in leaders.items():
+            probes[name].statistic = probes[leader].statistic
+        distinct = {name: probe for name, probe in probes.items() if name not in leaders}
         self._block = block
-        self._inside = {name: probe for name, probe in leaders.items() if probe.at != "residual"}
-        self._around = {name: probe for name, probe in leaders.items() if probe.at == "residual"}
-        early = early and all(probe.at == "input" for probe in leaders.values())
-        self._last = sum(inputs.calls[name] for name in leaders) if early else None
-        self._parallel: bool | None = None  # what the first batch told of this block
+        self._index = index
+        self._inside = {name: probe for name, probe in distinct.items() if probe.at != "residual"}
+        self._around = {name: probe for name, probe in distinct.items() if probe.at == "residual"}
+        self._last: int | None = None  # after so many reads the rest of the block is not needed
+        if trial is not None and all(probe.at == "input" for probe in distinct.values()):
+            self._last = sum(trial.calls[name] for name in distinct)
+        self._reads = 0
+        self._parallel: bool | None = None  # known after the first batch
 
-    def read(self, run: Callable[[], Tensor], hidden: Tensor, tokens: Tensor) -> Tensor | None:
-        """Run the block on one batch.
+    def observe(self, stream: Stream) -> Tensor | None:
+        """Run the block on one batch and update the statistics.
 
         Args:
-            run: runs it, and gives its output.
-            hidden: (B, T, D), its input.
-            tokens: (B, T) bool, False at padding.
+            stream: the batch; it is not changed.
 
         Returns:
-            (B, T, D), its output; None where it was not run to its end.
+            (B, T, D), the output of the block; None if it was stopped before its end.
         """
+        run = partial(stream.run, self._block, self._index)
+        self._reads = 0
+        handles = [self._attach(name, probe, stream) for name, probe in self._inside.items()]
         try:
-            with self._hooked(tokens):
-                output = run()
-        except _AllRead:
+            output = run()
+        except _AllReadError:
             return None
+        finally:
+            for handle in handles:
+                handle.remove()
         if self._around:
-            real, hidden = tokens.to(output.device), hidden.to(output.device)
+            real, hidden = stream.tokens.to(output.device), stream.hidden.to(output.device)
             steps, self._parallel = residual_steps(
                 self._block, run, hidden, output, self._around, self._parallel
             )
@@ -107,44 +134,40 @@ class Feed:
         for probe in (self._inside | self._around).values():
             probe.statistic.all_reduce_()
 
-    @contextmanager
-    def _hooked(self, tokens: Tensor) -> Iterator[None]:
-        whole, reads = bool(tokens.all()), 0
+    def _attach(self, name: str, probe: Probe, stream: Stream) -> RemovableHandle:
+        module = self._block.get_submodule(name)
+        # No mask where no token is padding: it would copy the activations.
+        real = None if stream.tokens.all() else stream.tokens
+        hook = partial(self._update, name, probe, stream.tokens.shape, real)
+        if probe.at == "input":
+            return module.register_forward_pre_hook(hook)
+        return module.register_forward_hook(hook)
 
-        def feed(name: str, probe: Probe) -> Callable[..., None]:
-            def hook(_module: nn.Module, args: Any, output: Any = None) -> None:
-                nonlocal reads
-                x = args[0] if probe.at == "input" else output
-                x = x if isinstance(x, Tensor) else x[0]
-                if x.numel() != tokens.numel() * x.shape[-1]:
-                    raise InputError(
-                        f"{name!r} reads {tuple(x.shape)} where the batch has "
-                        f"{tuple(tokens.shape)} tokens, so padding cannot be told apart: "
-                        "exclude it."
-                    )
-                x = x.reshape(-1, x.shape[-1])
-                # A caller's mixed precision is for the forward passes.
-                with torch.autocast(x.device.type, enabled=False):
-                    probe.statistic.update(x if whole else x[tokens.reshape(-1).to(x.device)])
-                reads += 1
-                if reads == self._last:
-                    raise _AllRead
-
-            return hook
-
-        def attach(name: str, probe: Probe) -> RemovableHandle:
-            module = self._block.get_submodule(name)
-            if probe.at == "input":
-                return module.register_forward_pre_hook(feed(name, probe))
-            return module.register_forward_hook(feed(name, probe))
-
-        handles = [attach(name, probe) for name, probe in self._inside.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _update(
+        self,
+        name: str,
+        probe: Probe,
+        shape: torch.Size,
+        real: Tensor | None,
+        _module: nn.Module,
+        args: Any,
+        output: Any = None,
+    ) -> None:
+        x = args[0] if probe.at == "input" else output
+        x = x if isinstance(x, Tensor) else x[0]
+        if x.numel() != shape.numel() * x.shape[-1]:
+            raise InputError(
+                f"{name!r} reads a tensor of shape {tuple(x.shape)} while the batch has "
+                f"{tuple(shape)} tokens, so padding cannot be removed: exclude this module."
+            )
+        x = x.reshape(-1, x.shape[-1])
+        # Mixed precision, if the caller asks for it, is for the forward passes only.
+        with torch.autocast(x.device.type, enabled=False):
+            probe.statistic.update(x if real is None else x[real.reshape(-1).to(x.device)])
+        self._reads += 1
+        if self._reads == self._last:
+            raise _AllReadError
 
 
-class _AllRead(Exception):
-    """Ends the run of a block whose probes have read all that they will."""
+class _AllReadError(Exception):
+    """Stop a block whose probes have read all their inputs."""

@@ -1,9 +1,7 @@
-"""Keep the blocks of a model out of the way until they are worked on."""
+"""Stores: places where the blocks of a model wait until they are worked on."""
 
 import mmap
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -11,47 +9,67 @@ from torch import nn
 _ALIGNMENT = 64  # bytes, more than any dtype needs
 
 
-def offload(
-    blocks: nn.ModuleList, device: torch.device
-) -> Callable[[int], AbstractContextManager[None]]:
-    """Let blocks wait in memory for a GPU, or on disk for the CPU.
+class BlockStore:
+    """Leave every block at its place."""
+
+    def bring(self, block: nn.Module) -> None:
+        """Make a block ready to be worked on."""
+
+    def put_away(self, block: nn.Module) -> None:
+        """Free the fast memory that a block takes."""
+
+
+class MemoryStore(BlockStore):
+    """Keep blocks in the memory of the CPU and bring them to a device.
 
     Args:
-        blocks: on the CPU. On disk, in a file without a name that goes with the process, their
-            parameters stay usable: what is read comes back by itself.
-        device: where blocks are worked on.
-
-    Returns:
-        Gives a context manager that is open while block i is worked on.
+        device: place where blocks are worked on.
     """
-    if device.type != "cpu":
 
-        @contextmanager
-        def on_device(index: int) -> Iterator[None]:
-            blocks[index].to(device)
-            try:
-                yield
-            finally:
-                blocks[index].to("cpu")
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
-        return on_device
+    def bring(self, block: nn.Module) -> None:
+        block.to(self._device)
 
-    maps = [_to_disk(block) for block in blocks]
+    def put_away(self, block: nn.Module) -> None:
+        block.to("cpu")
 
-    @contextmanager
-    def in_memory(index: int) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            # Others may have been read by a look at the whole model.
-            for mapped in maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
 
-    return in_memory
+class DiskStore(BlockStore):
+    """Keep blocks in files on disk and work on them in the memory of the CPU.
+
+    The files have no name and vanish with the process. Parameters stay usable at any time: the
+    system reads them back on access.
+
+    Args:
+        blocks: blocks on the CPU; their parameters are moved to the files.
+    """
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        self._maps = [_move_to_disk(block) for block in blocks]
+
+    def put_away(self, block: nn.Module) -> None:
+        # All of them: a look at the whole model may have read other blocks too.
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def make_store(blocks: nn.ModuleList, device: torch.device | None) -> BlockStore:
+    """Build the store for the device where blocks are worked on.
+
+    Args:
+        blocks: blocks of a model, on the CPU unless `device` is None.
+        device: a GPU keeps waiting blocks in memory, the CPU keeps them on disk; None moves
+            nothing.
+    """
+    if device is None:
+        return BlockStore()
+    return DiskStore(blocks) if device.type == "cpu" else MemoryStore(device)
 
 
 @torch.no_grad()
-def _to_disk(block: nn.Module) -> mmap.mmap:
+def _move_to_disk(block: nn.Module) -> mmap.mmap:
     """Move the parameters of `block` to a mapped file."""
     parameters = list(block.parameters())
     starts, size = [], 0

@@ -3,9 +3,7 @@
 import hashlib
 import platform
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -20,10 +18,10 @@ from prunelit.data.batches import Batch, as_batches, longest
 from prunelit.models.architecture import check_length, decoder_blocks
 from prunelit.models.loading import check_weights
 from prunelit.pruners.base import Pruner
-from prunelit.pruning.blockwise import calibrate
+from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.masks import Masks, count_zeros, removed_since
 from prunelit.pruning.memory import PeakMemory
-from prunelit.pruning.offload import offload
+from prunelit.pruning.offload import make_store
 from prunelit.pruning.report import BlockCost, PruningReport, count_weights
 from prunelit.recipe import describe
 
@@ -69,45 +67,21 @@ def prune(
     check_weights(model, type(model).__name__)
     _, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    text = None if batches is None else RankText(batches[rank::world], _first_sequence(batches))
     before = count_zeros(model)
     memory = PeakMemory(offload_to or model.device)
+    store = make_store(blocks, offload_to)
     costs: list[BlockCost] = []
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        disable=not progress or rank > 0 or not sys.stderr.isatty(),
-        console=_stderr_console(),
-    )
-    with bar:
+    was_training = model.training
+    model.eval()
+    try:
         title = f"Pruning with {type(pruner).__name__}"
-        task = bar.add_task(title, total=len(blocks), rate="")
-
-        place = nullcontext if offload_to is None else offload(blocks, offload_to)
-
-        @contextmanager
-        def around_block(index: int) -> Iterator[None]:
-            memory.start()
-            start = time.perf_counter()
-            with place(index):
-                yield
-            peak = memory.peak()
-            costs.append(BlockCost(index, time.perf_counter() - start, peak))
-            # A method that looks at all blocks first passes through them more than once.
-            passes = -(-len(costs) // len(blocks))
-            rate = len(costs) / sum(cost.seconds for cost in costs)
-            bar.update(task, advance=1, total=passes * len(blocks), rate=f"{rate:.2f} blocks/s")
-
-        was_training = model.training
-        model.eval()
-        try:
-            share = None if batches is None else batches[rank::world]
-            first = None if batches is None else _first_sequence(batches)
-            calibrate(model, pruner, share, first, around_block)
-        finally:
-            model.train(was_training)
+        with _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar:
+            for cost in prune_blocks(model, pruner, text, store, memory):
+                costs.append(cost)
+                bar.show(costs)
+    finally:
+        model.train(was_training)
     zeros = count_zeros(model)
     return PruningReport(
         recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
@@ -123,6 +97,36 @@ def prune(
         },
         **count_weights(model, zeros),
     )
+
+
+class _BlockProgress(Progress):
+    """Progress bar over the blocks, on stderr.
+
+    Args:
+        title: text before the bar.
+        blocks: number of blocks.
+        shown: False hides it; it is also hidden if stderr is no terminal.
+    """
+
+    def __init__(self, title: str, blocks: int, shown: bool) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            disable=not shown or not sys.stderr.isatty(),
+            console=_stderr_console(),
+        )
+        self._blocks = blocks
+        self._bar = self.add_task(title, total=blocks, rate="")
+
+    def show(self, costs: list[BlockCost]) -> None:
+        """Show how many blocks are done; a method may take each of them more than once."""
+        passes = -(-len(costs) // self._blocks)
+        rate = len(costs) / sum(cost.seconds for cost in costs)
+        total = passes * self._blocks
+        self.update(self._bar, completed=len(costs), total=total, rate=f"{rate:.2f} blocks/s")
 
 
 def describe_batches(batches: list[Batch] | None) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """Pooling against sums by hand, layers against the hidden states that transformers gives."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from prunelit.models.inference.embedding import (
     pool,
     residual_after,
 )
-from prunelit.models.replay import checked_form, finished
+from prunelit.models.replay import check_replay, finished
 
 Make = Callable[..., PreTrainedModel]
 TEXTS = [[5, 9, 200, 31, 7, 8], [11, 12], [44]]
@@ -68,7 +67,7 @@ def test_the_stream_after_every_block_in_every_family(family: str, make_model: M
     # The last one that transformers gives is normed; the stream after all blocks is not.
     last = residual_after(model, *batch.values(), 3)
     assert not torch.allclose(last[there], states[2][there])
-    form = checked_form(model, batch, lambda _: nullcontext())
+    form = check_replay(model, batch)
     own = finished(model, last[there], form)
     assert torch.allclose(own, final_hidden(model, *batch.values())[there], atol=1e-5)
 

@@ -1,7 +1,6 @@
 """What the statistics of a block see, and who shares one."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +10,9 @@ from transformers import PreTrainedModel
 
 from prunelit.models.architecture import final_hidden, linear_modules, oriented_weight
 from prunelit.pruners import Probe, Pruner
-from prunelit.pruning.blockwise import calibrate
+from prunelit.pruning.blockwise import RankText, prune_blocks
+from prunelit.pruning.memory import PeakMemory
+from prunelit.pruning.offload import BlockStore
 from prunelit.statistics import SquaredNorm
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -66,11 +67,15 @@ def run(
     model: PreTrainedModel,
     pruner: Pruner,
     batches: list[Batch],
-    around_block: Callable[[int], nullcontext] = lambda _: nullcontext(),
-) -> None:
-    check = {key: value[-1:] for key, value in batches[0].items()}
+    store: BlockStore | None = None,
+    sample: Batch | None = None,
+) -> list[int]:
+    """Prune, and give the index of each block in the order of work."""
+    sample = sample or {key: value[-1:] for key, value in batches[0].items()}
+    text, memory = RankText(batches, sample), PeakMemory(model.device)
     with torch.no_grad():
-        calibrate(model, pruner, batches, check, around_block)
+        costs = prune_blocks(model, pruner, text, store or BlockStore(), memory)
+        return [cost.index for cost in costs]
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -161,23 +166,28 @@ def test_outputs_are_observed_where_a_probe_asks_for_them(
 def test_blocks_are_worked_on_in_order_and_the_model_is_finished_once(
     model: PreTrainedModel, padded: Batch
 ) -> None:
-    entered: list[int] = []
     recorder = Recorder()
+    moves: list[tuple[str, nn.Module, int]] = []
 
-    def around(index: int) -> nullcontext:
-        assert len(recorder.probes) == index
-        entered.append(index)
-        return nullcontext()
+    class Store(BlockStore):
+        def bring(self, block: nn.Module) -> None:
+            moves.append(("bring", block, len(recorder.probes)))
 
-    run(model, recorder, [padded], around)
-    assert entered == [0, 1, 2]
+        def put_away(self, block: nn.Module) -> None:
+            moves.append(("put away", block, len(recorder.probes)))
+
+    assert run(model, recorder, [padded], Store()) == [0, 1, 2]
+    assert moves == [
+        (move, block, pruned)
+        for index, block in enumerate(model.model.layers)
+        for move, pruned in (("bring", index), ("put away", index + 1))
+    ]
     assert recorder.finished == [model]
 
 
 def test_rank_without_batches_sees_no_token(model: PreTrainedModel, padded: Batch) -> None:
     recorder = Recorder()
-    with torch.no_grad():
-        calibrate(model, recorder, [], padded, lambda _: nullcontext())
+    run(model, recorder, [], sample=padded)
     assert len(recorder.probes) == 3
     with pytest.raises(ValueError, match="at least one calibration token"):
         recorder.values()
