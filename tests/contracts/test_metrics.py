@@ -1,4 +1,4 @@
-"""What holds of every metric in `prunelit.metrics`."""
+"""Properties that every metric of `prunelit.metrics` must have, wherever its file lies."""
 
 import importlib
 import inspect
@@ -16,7 +16,7 @@ import prunelit.metrics
 METRICS = sorted(
     {
         member
-        for module in pkgutil.iter_modules(prunelit.metrics.__path__, "prunelit.metrics.")
+        for module in pkgutil.walk_packages(prunelit.metrics.__path__, "prunelit.metrics.")
         for name, member in vars(importlib.import_module(module.name)).items()
         if inspect.isclass(member)
         and issubclass(member, Metric)
@@ -45,15 +45,23 @@ def value(metric: Metric, *arguments: Tensor) -> Tensor:
     return metric.compute()
 
 
-def test_there_are_metrics_to_check() -> None:
-    assert METRICS
+def test_metrics_of_subfolders_are_found() -> None:
+    assert "prunelit.metrics.spaces.embedding" in {metric.__module__ for metric in METRICS}
+
+
+@pytest.mark.parametrize("name", prunelit.metrics.__all__)
+def test_every_public_name_has_an_example(name: str) -> None:
+    example = (inspect.getdoc(getattr(prunelit.metrics, name)) or "").partition("Example:")[2]
+    used = [line for line in example.splitlines() if "import" not in line]
+    assert any(name in line for line in used)
 
 
 @every_metric
 def test_is_public_and_documented(metric_class: type[Metric]) -> None:
     assert metric_class.__name__ in prunelit.metrics.__all__
     assert getattr(prunelit.metrics, metric_class.__name__) is metric_class
-    assert "Args:" in (metric_class.__doc__ or "")
+    for section in ("Formula:", "Source:", "Args:", "Example:"):
+        assert section in (metric_class.__doc__ or "")
 
 
 @every_metric

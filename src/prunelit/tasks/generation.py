@@ -13,8 +13,8 @@ from prunelit.data.rows import hash_rows
 from prunelit.data.sources import subset_of
 from prunelit.data.tokens import decode
 from prunelit.errors import InputError
-from prunelit.metrics.first_divergence import first_divergence
-from prunelit.metrics.pass_at_k import pass_at_k
+from prunelit.metrics.first_divergence import find_first_divergence
+from prunelit.metrics.pass_at_k import estimate_pass_at_k
 from prunelit.metrics.repetition import ROLLOUT_MEASURES, rollout_measures
 from prunelit.models.inference.generation import Sampling, rollout
 from prunelit.models.inference.prefix_cache import SharedPrefix, shared_prefix_length
@@ -190,7 +190,7 @@ class Generation(PromptTask):
             for metric, column in columns.items():
                 values[f"{name}/{metric}"] = torch.tensor(column, dtype=torch.float64)
         if pair.dense is not None:
-            first, diverged = first_divergence(values["dense/tokens"], values["pruned/tokens"])
+            first, diverged = find_first_divergence(values["dense/tokens"], values["pruned/tokens"])
             values |= {"first_divergence": first, "diverged": diverged}
         # Every column is (B, samples) or, of tokens, (B, samples, max_new_tokens).
         return {
@@ -213,7 +213,7 @@ class Generation(PromptTask):
         for name in (n for n in ("dense", "pruned") if passes and f"{n}/tokens" in table):
             right = table[f"{name}/{judged[0]}"].sum(1).int().tolist()
             for k in passes:
-                values = [pass_at_k(self.samples, count, k) for count in right]
+                values = [estimate_pass_at_k(self.samples, count, k) for count in right]
                 columns[f"{name}/pass@{k}"] = torch.tensor(values, dtype=torch.float64)
         metrics = [*judged, *(f"pass@{k}" for k in passes), *ROLLOUT_MEASURES]
         means.assign(torch.arange(table.size), columns)

@@ -14,7 +14,7 @@ from prunelit.data.rows import hash_rows
 from prunelit.data.tokens import decode, encode_text, leading_tokens, pad, pad_token
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.subspace import SUBSPACE, score_options, subspace_deviations
-from prunelit.metrics.validity import NEAR, quantity_validity
+from prunelit.metrics.validity import NEAR, measure_quantity_validity
 from prunelit.models.architecture import final_hidden
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
@@ -265,7 +265,7 @@ class Subspace(Task):
         yield "subspace_options", options_picture(readings, self._chance, table.size)
         inside = {name: table[f"subspace_{name}"].numpy() for name in SUBSPACE}
         judged = {
-            name: quantity_validity(
+            name: measure_quantity_validity(
                 name, inside["logit_std_p"], inside[name], inside[f"{name}_estimate"]
             )
             for name in _ESTIMATED

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.comparison import token_deviations
-from prunelit.metrics.survival import Survival, forecast, kaplan_meier, keep_probability
-from prunelit.metrics.validity import NEAR, Validity, quantity_validity
+from prunelit.metrics.survival import Survival, forecast_survival, kaplan_meier, keep_probability
+from prunelit.metrics.validity import NEAR, Validity, measure_quantity_validity
 from prunelit.models.architecture import final_hidden
 from prunelit.models.inference.generation import Sampling, rollout, stop_tokens
 from prunelit.models.model_pair import ModelPair
@@ -180,7 +180,7 @@ class Trajectory(PromptTask):
             yield _curve(name, ys, "10%-90% of prompts", sketch.standard_error)
         steps = _longest(table)
         n = (table["dense/tokens"] >= 0).sum(0).numpy()
-        found = [("forecast", forecast(table["keep"].numpy()[:, :steps]), n)]
+        found = [("forecast", forecast_survival(table["keep"].numpy()[:, :steps]), n)]
         if self.free_running:
             seen = _observed(table, np.arange(table.size), steps)
             found.append(("observed", seen, seen.at_risk))
@@ -286,13 +286,13 @@ def _observed(table: ItemTable, prompts: np.ndarray, steps: int) -> Survival:
 def _judge(table: ItemTable, prompts: np.ndarray, quantity: str) -> Validity:
     names = (_SIZE, quantity, f"{quantity}_estimate")
     dz, exact, estimate = (table[f"token/{name}"].numpy()[prompts].ravel() for name in names)
-    return quantity_validity(quantity, dz, exact, estimate)
+    return measure_quantity_validity(quantity, dz, exact, estimate)
 
 
 def _pooled(table: ItemTable, prompts: np.ndarray) -> dict[str, float]:
     """What is of all prompts at once."""
     steps = _longest(table)
-    predicted = forecast(table["keep"].numpy()[prompts, :steps])
+    predicted = forecast_survival(table["keep"].numpy()[prompts, :steps])
     found = {"forecast_median": predicted.median, "forecast_mean": predicted.restricted_mean}
     if "last" in table:
         seen = _observed(table, prompts, steps)
