@@ -13,6 +13,8 @@ from prunelit.models.architecture import oriented_weight
 from prunelit.sparsity import Sparsity, Unstructured, removed
 from prunelit.statistics import Probe, SquaredNorm
 
+__all__ = ["OWL", "Allocation", "LinearDepth"]
+
 Linears = dict[str, nn.Module]
 
 

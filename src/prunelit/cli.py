@@ -1,4 +1,7 @@
-"""The command line: `prunelit fit`, `prunelit validate` and `prunelit sweep`."""
+"""The command line: `prunelit fit`, `prunelit validate` and `prunelit sweep`.
+
+Internal: the command and its options are public, the classes are not.
+"""
 
 import logging
 import os

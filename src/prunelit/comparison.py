@@ -14,6 +14,8 @@ from prunelit.metrics.spaces.buffers import Buffers
 from prunelit.metrics.spaces.deviation import check_not_nan, deviations
 from prunelit.models.architecture import check_length, check_unembedding, final_hidden, unembed
 
+__all__ = ["compare"]
+
 # Tokens unembedded at a time: bounds the (tokens, V) logits, and is still a large matrix product.
 # An accelerator wants fewer and larger kernels.
 CPU_CHUNK, ACCELERATOR_CHUNK = 128, 512

@@ -1,4 +1,7 @@
-"""The one exception type for what a user can mend, and what other exceptions say."""
+"""The one exception type for what a user can mend, and what other exceptions say.
+
+Internal: the public name, `InputError`, is in `prunelit`.
+"""
 
 import difflib
 from collections.abc import Collection

@@ -17,6 +17,8 @@ import torch
 from prunelit.errors import InputError
 from prunelit.models.loading import DType, load_pretrained
 
+__all__ = ["register"]
+
 NAME = "prunelit"
 
 

@@ -1,4 +1,7 @@
-"""What an object was built from, as plain data: the form in which it stands in a YAML file."""
+"""What an object was built from, as plain data: the form in which it stands in a YAML file.
+
+Internal: nothing here is public.
+"""
 
 import functools
 import inspect

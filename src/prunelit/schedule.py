@@ -6,6 +6,8 @@ from jsonargparse.typing import PositiveInt
 
 from prunelit.errors import InputError
 
+__all__ = ["Cubic", "Linear", "OneShot", "Schedule"]
+
 
 class Schedule(ABC):
     """Rounds of pruning: the first before training, the others at epochs or optimizer steps.

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from prunelit.errors import InputError
 
+__all__ = ["SemiStructured", "Sparsity", "Unstructured"]
+
 Ratio = restricted_number_type("Ratio", float, [(">=", 0), ("<", 1)])
 Within = Literal["row", "matrix", "model"]
 _Self = TypeVar("_Self", bound="Sparsity")

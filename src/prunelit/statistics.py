@@ -8,6 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+__all__ = [
+    "Both",
+    "Gram",
+    "MeanDistance",
+    "Probe",
+    "SquaredNorm",
+    "Statistic",
+]
+
 _TILE = 256
 
 

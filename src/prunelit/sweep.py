@@ -1,4 +1,7 @@
-"""One model under several prunings in turn, and figures that lay them over each other."""
+"""One model under several prunings in turn, and figures that lay them over each other.
+
+Internal: the public name is `PruneTrainer.sweep` in `prunelit`.
+"""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""The Trainer whose methods are the subcommands of the command line."""
+"""The Trainer whose methods are the subcommands of the command line.
+
+Internal: the public name, `PruneTrainer`, is in `prunelit`.
+"""
 
 from pathlib import Path
 from typing import Any

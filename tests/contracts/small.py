@@ -1,20 +1,15 @@
-"""Every task that prunelit exports, and arguments that fit it to tiny data."""
+"""Every task of prunelit, and arguments that fit it to tiny data."""
 
 import inspect
 import json
 from pathlib import Path
 from typing import Any
 
-import prunelit.tasks
 from prunelit.tasks import Task
 
-TASKS = [
-    task
-    for name in prunelit.tasks.__all__
-    if inspect.isclass(task := getattr(prunelit.tasks, name))
-    and issubclass(task, Task)
-    and not inspect.isabstract(task)
-]
+from .walk import classes
+
+TASKS = classes("tasks", Task)
 # Given to those that have them.
 SMALL = {"length": 12, "max_new_tokens": 4, "limit": 7}
 SIMILARITY = {"first": "context", "second": "text", "score": "label"}

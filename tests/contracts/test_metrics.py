@@ -1,9 +1,6 @@
-"""Properties that every metric of `prunelit.metrics` must have, wherever its file lies."""
+"""Every metric keeps the contract of the three spaces."""
 
-import importlib
-import inspect
 import math
-import pkgutil
 
 import pytest
 import torch
@@ -11,21 +8,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
-import prunelit.metrics
+from .walk import classes
 
-METRICS = sorted(
-    {
-        member
-        for module in pkgutil.walk_packages(prunelit.metrics.__path__, "prunelit.metrics.")
-        for name, member in vars(importlib.import_module(module.name)).items()
-        if inspect.isclass(member)
-        and issubclass(member, Metric)
-        and member.__module__.startswith("prunelit.")
-        and not inspect.isabstract(member)
-        and not name.startswith("_")
-    },
-    key=lambda metric: metric.__name__,
-)
+METRICS = classes("metrics", Metric)
 
 every_metric = pytest.mark.parametrize("metric_class", METRICS, ids=lambda metric: metric.__name__)
 
@@ -45,27 +30,12 @@ def value(metric: Metric, *arguments: Tensor) -> Tensor:
     return metric.compute()
 
 
-def test_metrics_of_subfolders_are_found() -> None:
-    assert "prunelit.metrics.spaces.embedding" in {metric.__module__ for metric in METRICS}
-
-
-@pytest.mark.parametrize("name", prunelit.metrics.__all__)
-def test_every_public_name_has_an_example(name: str) -> None:
-    example = (inspect.getdoc(getattr(prunelit.metrics, name)) or "").partition("Example:")[2]
-    used = [line for line in example.splitlines() if "import" not in line]
-    assert any(name in line for line in used)
+def test_there_are_metrics_to_check() -> None:
+    assert METRICS
 
 
 @every_metric
-def test_is_public_and_documented(metric_class: type[Metric]) -> None:
-    assert metric_class.__name__ in prunelit.metrics.__all__
-    assert getattr(prunelit.metrics, metric_class.__name__) is metric_class
-    for section in ("Formula:", "Source:", "Args:", "Example:"):
-        assert section in (metric_class.__doc__ or "")
-
-
-@every_metric
-def test_says_how_to_read_it(metric_class: type[Metric]) -> None:
+def test_direction_and_derivative_are_stated(metric_class: type[Metric]) -> None:
     assert metric_class.full_state_update is False
     assert isinstance(metric_class.higher_is_better, bool)
     assert isinstance(metric_class.is_differentiable, bool)

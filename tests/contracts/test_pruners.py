@@ -1,4 +1,4 @@
-"""What holds of every pruning method that prunelit exports, on every family."""
+"""Every pruning method keeps the contract of `Pruner`, on every family."""
 
 import copy
 import importlib
@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-import prunelit.pruners
 from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
@@ -22,13 +21,9 @@ from prunelit.pruning.masks import Masks
 from prunelit.recipe import describe
 from prunelit.sparsity import Sparsity, Unstructured, Within
 
-PRUNERS = [
-    pruner
-    for name in prunelit.pruners.__all__
-    if inspect.isclass(pruner := getattr(prunelit.pruners, name))
-    and issubclass(pruner, Pruner)
-    and not inspect.isabstract(pruner)
-]
+from .walk import classes
+
+PRUNERS = classes("pruners", Pruner)
 
 every_pruner = pytest.mark.parametrize("pruner_class", PRUNERS, ids=lambda p: p.__name__)
 

@@ -1,11 +1,6 @@
 import pytest
 
-from prunelit.metrics.repetition import (
-    ROLLOUT_MEASURES,
-    distinct,
-    repetition_rate,
-    rollout_measures,
-)
+from prunelit.metrics.repetition import ROLLOUT_MEASURES, distinct, repetition, rollout_measures
 
 
 @pytest.mark.parametrize(
@@ -20,11 +15,11 @@ from prunelit.metrics.repetition import (
     ],
 )
 def test_repetition_is_the_share_of_4_grams_seen_before(tokens: list[int], expected: float) -> None:
-    assert repetition_rate(tokens) == pytest.approx(expected)
+    assert repetition(tokens) == pytest.approx(expected)
 
 
 def test_repetition_of_other_lengths() -> None:
-    assert repetition_rate([1, 2, 1, 2, 1], n=2) == pytest.approx(1 - 2 / 4)
+    assert repetition([1, 2, 1, 2, 1], n=2) == pytest.approx(1 - 2 / 4)
 
 
 @pytest.mark.parametrize(

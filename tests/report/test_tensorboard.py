@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.image
@@ -18,7 +17,7 @@ from prunelit.core.module import PairedLM
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
 from prunelit.report.tensorboard import family, layout
-from prunelit.tasks import Perplexity, Task, TaskReport
+from prunelit.tasks import Perplexity, Task
 from prunelit.tasks.item_table import ItemTable
 from prunelit.trainer import PruneTrainer
 
@@ -34,12 +33,10 @@ TAGS = [
 class Drawn(Perplexity):
     """Has curves, figures and a row that bears the name of a curve."""
 
-    def report(self, table: ItemTable) -> TaskReport:
-        results = super().report(table).results
-        results.append(Result(self.name, TAGS[0], "pair", 0.25, 0.1, 4))
-        return TaskReport(results, curves=self.curves(), pictures=self.pictures())
+    def summarise(self, table: ItemTable) -> list[Result]:
+        return [*super().summarise(table), Result(self.name, TAGS[0], "pair", 0.25, 0.1, 4)]
 
-    def curves(self) -> list[Curve]:
+    def curves(self, table: ItemTable) -> list[Curve]:
         nan = float("nan")
         return [
             Curve(tag, "step" if tag == "step" else "block", BLOCKS, [place + 0.5, nan, place],
@@ -47,12 +44,11 @@ class Drawn(Perplexity):
             for place, tag in enumerate(TAGS)
         ]  # fmt: skip
 
-    def pictures(self) -> Iterator[tuple[str, Picture]]:
+    def pictures(self, table: ItemTable) -> dict[str, Picture]:
         figure = Figure()
         figure.add_subplot().plot([1, 2])
         numbers = {"x": [1, 2], "name": ["a", 'b, "c"']}
-        yield "drawn_lines", Picture(figure, numbers)
-        yield "alone", Picture(figure)
+        return {"drawn_lines": Picture(figure, numbers), "alone": Picture(figure)}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunelit import InputError
-from prunelit.tasks import ItemTable, ModelPair, Task, TaskReport
+from prunelit.report.results import Result
+from prunelit.tasks import ItemTable, ModelPair, Task
 
 
 class Doubling(Task):
@@ -26,8 +27,8 @@ class Doubling(Task):
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"double": batch["double"]}
 
-    def report(self, table: ItemTable) -> TaskReport:
-        return TaskReport([])
+    def summarise(self, table: ItemTable) -> list[Result]:
+        return []
 
 
 def dealt(task: Task, size: int, world: int) -> list[list[list[int]]]:

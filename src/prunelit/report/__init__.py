@@ -1,0 +1,4 @@
+"""Read results and items; write tables and figures.
+
+Internal: the public names are in `prunelit`.
+"""

@@ -1,7 +1,6 @@
-"""The tasks that measure a pruned model, one a file."""
+"""What to measure: one task a file."""
 
 from prunelit.models.model_pair import ModelPair
-from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
 from prunelit.tasks.collection_retrieval import CollectionRetrieval
 from prunelit.tasks.deviation import Deviation
@@ -29,7 +28,6 @@ __all__ = [
     "SemanticSimilarity",
     "Subspace",
     "Task",
-    "TaskReport",
     "Trajectory",
     "Transitions",
 ]

@@ -8,7 +8,6 @@ from torch import Tensor
 from prunelit.models.inference.scoring import window_nll
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
-from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, mean
 from prunelit.tasks.window_task import WindowTask
 
@@ -48,7 +47,7 @@ class Perplexity(WindowTask):
             for name, model in pair.models().items()
         }
 
-    def report(self, table: ItemTable) -> TaskReport:
+    def summarise(self, table: ItemTable) -> list[Result]:
         details = self.details(self.length - 1)
         rows = table.paired_results(self.name, ["nll"], details)
         perplexity = {row.model: _exp(row.value) for row in rows if row.model != "difference"}
@@ -63,7 +62,7 @@ class Perplexity(WindowTask):
             )
             for model, value in perplexity.items()
         ]
-        return TaskReport(rows)
+        return rows
 
 
 def _exp(value: float) -> float:

@@ -1,0 +1,4 @@
+"""Build prompts of questions and tokenise them.
+
+Internal: the public names are in `prunelit.tasks`.
+"""
