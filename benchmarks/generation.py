@@ -100,7 +100,7 @@ def whole_task(task: Generation, pair: ModelPair) -> Rollouts:
     table = ItemTable(len(task.contexts))
     for batch in task.batches(table.size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
-    task.summarise(table)
+    task.report(table)
     tokens: Tensor = table["pruned/tokens"][:, 0]
     return {index: row[row >= 0].tolist() for index, row in enumerate(tokens)}
 

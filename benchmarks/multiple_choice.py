@@ -90,7 +90,7 @@ def ours(
         table = ItemTable(size)
         for batch in task.batches(size, 0, 1):
             table.assign(batch["indices"], task.step(ModelPair(model, None, tokenizer), batch))
-        task.summarise(table)
+        task.report(table)
         rows = table["pruned/log_likelihood"].tolist()
         return [[score for score in row if score != -torch.inf] for row in rows]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from prunelit.callbacks.results import flatten, printed_tables
 from prunelit.report.results import Result, read_results, scalar_name
-from prunelit.tasks import Distribution, Perplexity
+from prunelit.tasks import TaskReport
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +62,15 @@ def test_the_folder_holds_results_and_figures(board: Path) -> None:
 
 
 def test_a_task_with_a_table_of_its_own_is_not_in_the_table_of_results() -> None:
-    tasks = {
-        "text": Perplexity("unread", name="text"),
-        "moved": Distribution("unread", name="moved"),
-    }
-    rows = [
-        Result("text", "perplexity", "dense", 44.0, 1.0, 3),
-        Result("moved", "kl_dense_pruned", "pair", 0.5, 0.1, 3, {"standard_error_tokens": 0.01}),
-    ]
-    titles = [str(table.title) for table in printed_tables(tasks, rows)]
-    assert [title.partition(":")[0] for title in titles] == [
-        "Dense against pruned (value ± standard error)",
-        "moved",
-    ]
-    common, own = printed_tables(tasks, rows)
-    assert (common.row_count, own.row_count) == (1, 1)
-    assert len(printed_tables(tasks, rows[1:])) == 1
+    text = TaskReport([Result("text", "perplexity", "dense", 44.0, 1.0, 3)])
+    moved = TaskReport(
+        [Result("moved", "kl_dense_pruned", "pair", 0.5, 0.1, 3)], table=Table(title="moved")
+    )
+    common, own = printed_tables([moved, text])
+    assert common.title == "Dense against pruned (value ± standard error)"
+    assert common.row_count == 1
+    assert own is moved.table
+    assert printed_tables([moved]) == [own]
 
 
 def test_every_result_is_a_scalar_of_tensorboard(
@@ -203,7 +197,7 @@ from prunelit.errors import InputError
 from prunelit.tasks import Generation
 
 class Unsound(Generation):
-    def summarise(self, table):
+    def report(self, table):
         raise InputError("These items cannot be summed up.")
 """
 

@@ -1,5 +1,6 @@
-"""Every metric keeps the contract of the three spaces."""
+"""Properties that every metric of `prunelit.metrics` must have, wherever its file lies."""
 
+import inspect
 import math
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
+
+import prunelit.metrics
 
 from .walk import classes
 
@@ -30,12 +33,27 @@ def value(metric: Metric, *arguments: Tensor) -> Tensor:
     return metric.compute()
 
 
-def test_there_are_metrics_to_check() -> None:
-    assert METRICS
+def test_metrics_of_subfolders_are_found() -> None:
+    assert "prunelit.metrics.spaces.embedding" in {metric.__module__ for metric in METRICS}
+
+
+@pytest.mark.parametrize("name", prunelit.metrics.__all__)
+def test_every_public_name_has_an_example(name: str) -> None:
+    example = (inspect.getdoc(getattr(prunelit.metrics, name)) or "").partition("Example:")[2]
+    used = [line for line in example.splitlines() if "import" not in line]
+    assert any(name in line for line in used)
 
 
 @every_metric
-def test_direction_and_derivative_are_stated(metric_class: type[Metric]) -> None:
+def test_is_public_and_documented(metric_class: type[Metric]) -> None:
+    assert metric_class.__name__ in prunelit.metrics.__all__
+    assert getattr(prunelit.metrics, metric_class.__name__) is metric_class
+    for section in ("Formula:", "Source:", "Args:", "Example:"):
+        assert section in (metric_class.__doc__ or "")
+
+
+@every_metric
+def test_says_how_to_read_it(metric_class: type[Metric]) -> None:
     assert metric_class.full_state_update is False
     assert isinstance(metric_class.higher_is_better, bool)
     assert isinstance(metric_class.is_differentiable, bool)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.report.results import Result
-from prunelit.tasks import ItemTable, ModelPair, Task
+from prunelit.tasks import ItemTable, ModelPair, Task, TaskReport
 
 from .small import TASKS, small_arguments, write_rows
 
@@ -25,9 +26,9 @@ def rows_file(tmp_path: Path, material: Path) -> Path:
 
 
 @torch.no_grad()
-def measure(
+def summed_up(
     task_class: type[Task], path: Path, pair: ModelPair, batch_size: int = 3
-) -> list[Result]:
+) -> TaskReport:
     task = task_class(batch_size=batch_size, **small_arguments(task_class, path))  # type: ignore[call-arg]
     task.read()
     size = task.prepare(pair.tokenizer)
@@ -37,8 +38,14 @@ def measure(
     for batch in task.batches(size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
     table.all_reduce_()
-    rows = task.summarise(table)
-    assert all(row.task == task.name for row in rows)
+    return task.report(table)
+
+
+def measure(
+    task_class: type[Task], path: Path, pair: ModelPair, batch_size: int = 3
+) -> list[Result]:
+    rows = summed_up(task_class, path, pair, batch_size).results
+    assert len({row.task for row in rows}) == 1
     return rows
 
 
@@ -104,6 +111,24 @@ def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: ModelP
         assert hashes, row
         assert all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes), row
         assert json.loads(json.dumps(row.details)) == row.details
+
+
+@every_task
+def test_figures_are_drawn_only_where_they_are_asked_for(
+    task_class: type[Task], rows_file: Path, pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    draw = Figure.__init__
+
+    def count(figure: Figure, *arguments: object, **options: object) -> None:
+        drawn.append(figure)
+        draw(figure, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Figure, "__init__", count)
+    report = summed_up(task_class, rows_file, pair)
+    assert not drawn
+    names = [name for name, _ in report.pictures]
+    assert len(drawn) == len(names) == len(set(names))
 
 
 @every_task

@@ -19,6 +19,7 @@ from prunelit.trainer import PruneTrainer
 # Fails on one rank and in one method, while the others wait in a collective or are busy.
 FAILING = """
 import os, time
+from dataclasses import replace
 from prunelit.errors import InputError
 from prunelit.pruning.recovery import Recovery
 from prunelit.tasks import Perplexity
@@ -49,15 +50,18 @@ class Failing(Perplexity):
         self.fail("step")
         return super().step(pair, batch)
 
-    def summarise(self, table):
-        self.fail("summarise")
-        return super().summarise(table)
+    def report(self, table):
+        self.fail("report")
+        return super().report(table)
 
 class Slow(Perplexity):
     # Longer at it than Lightning's first process takes to see that another one is gone.
-    def items(self, table):
+    def items(self):
         time.sleep(7)
         yield {"item": 0}
+
+    def report(self, table):
+        return replace(super().report(table), items=self.items())
 
 losses, batches = Recovery.losses, []
 
@@ -79,7 +83,7 @@ Recovery.losses = failing
         (2, 1, "prepare", "InputError", 0),
         (2, 0, "check", "RuntimeError", 0),
         (2, 1, "step", "InputError", 100),
-        (2, 0, "summarise", "InputError", 100),
+        (2, 0, "report", "InputError", 100),
     ],
 )
 def test_an_error_on_one_rank_ends_all(
@@ -132,7 +136,7 @@ def test_what_others_measured_is_written_before_all_end(
     (tmp_path / "failing.py").write_text(FAILING)
     config = make_config(tmp_path)
     path = config["data"]["calibration"]["path"]
-    wrong = {"rank": -1, "method": "summarise", "error": "InputError", "busy": 0}
+    wrong = {"rank": -1, "method": "report", "error": "InputError", "busy": 0}
     slow = small("Slow", path=path, length=12, limit=5, name="slow")
     config["data"] = {"tasks": [small("Failing", path=path, **wrong), slow]}
     del config["pruning"]
@@ -162,7 +166,7 @@ trainer = PruneTrainer(
     enable_progress_bar=False,
 )
 module = PairedLM(model)
-for task in (Failing(path, -1, "summarise", "InputError", 0), Perplexity(path, length=12)):
+for task in (Failing(path, -1, "report", "InputError", 0), Perplexity(path, length=12)):
     try:
         trainer.validate(module, datamodule=PruneData(tasks=[task]))
         sys.stderr.write(f"done {task.name}\\n")  # in one piece

@@ -1,6 +1,11 @@
 import pytest
 
-from prunelit.metrics.repetition import ROLLOUT_MEASURES, distinct, repetition, rollout_measures
+from prunelit.metrics.repetition import (
+    ROLLOUT_MEASURES,
+    distinct,
+    repetition_rate,
+    rollout_measures,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,11 +20,11 @@ from prunelit.metrics.repetition import ROLLOUT_MEASURES, distinct, repetition, 
     ],
 )
 def test_repetition_is_the_share_of_4_grams_seen_before(tokens: list[int], expected: float) -> None:
-    assert repetition(tokens) == pytest.approx(expected)
+    assert repetition_rate(tokens) == pytest.approx(expected)
 
 
 def test_repetition_of_other_lengths() -> None:
-    assert repetition([1, 2, 1, 2, 1], n=2) == pytest.approx(1 - 2 / 4)
+    assert repetition_rate([1, 2, 1, 2, 1], n=2) == pytest.approx(1 - 2 / 4)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 
 from prunelit.errors import InputError
-from prunelit.metrics.survival import forecast, kaplan_meier, keep_probability
+from prunelit.metrics.survival import forecast_survival, kaplan_meier, keep_probability
 
 
 def logits(rows: int, size: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def test_rollouts_that_never_diverge_and_that_all_do() -> None:
 
 @pytest.mark.parametrize("last", [[], [-1, 2], [1, 5]])
 def test_steps_outside_the_budget_are_refused(last: list[int]) -> None:
-    with pytest.raises(InputError, match=r"Expected steps in \[0, 5\)"):
+    with pytest.raises(InputError, match=r"at least one prompt and steps in \[0, 5\)"):
         kaplan_meier(np.array(last, dtype=int), np.ones(len(last), dtype=bool), 5)
 
 
@@ -163,7 +163,7 @@ def test_forecast_of_certain_steps_is_kaplan_meier() -> None:
         there = ~np.isnan(keep)
         diverged = (keep == 0).any(1)
         last = np.where(diverged, (keep == 0).argmax(1), there.sum(1) - 1)
-        observed, predicted = kaplan_meier(last, diverged, 10), forecast(keep)
+        observed, predicted = kaplan_meier(last, diverged, 10), forecast_survival(keep)
         np.testing.assert_allclose(predicted.survival, observed.survival, atol=1e-12)
         np.testing.assert_allclose(predicted.at_risk, observed.at_risk, atol=1e-12)
         assert diverged.any()
@@ -172,7 +172,7 @@ def test_forecast_of_certain_steps_is_kaplan_meier() -> None:
 
 def test_forecast_by_hand() -> None:
     keep = np.array([[0.9, 0.5, 0.8], [0.6, math.nan, math.nan], [1.0, 0.2, math.nan]])
-    found = forecast(keep)
+    found = forecast_survival(keep)
     # Of 3 prompts 0.1 + 0.4 + 0 diverge at step 0; then the first and the third are at risk.
     first = 1 - 0.5 / 3
     second = first * (1 - (0.9 * 0.5 + 1 * 0.8) / 1.9)
@@ -185,7 +185,9 @@ def test_forecast_by_hand() -> None:
 
 def test_forecast_of_one_length_is_the_mean_product_of_probabilities() -> None:
     keep = np.random.default_rng(4).random((40, 8))
-    np.testing.assert_allclose(forecast(keep).survival, np.cumprod(keep, 1).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(
+        forecast_survival(keep).survival, np.cumprod(keep, 1).mean(0), rtol=1e-12
+    )
 
 
 def test_forecast_is_what_kaplan_meier_finds_in_many_rollouts() -> None:
@@ -196,7 +198,7 @@ def test_forecast_is_what_kaplan_meier_finds_in_many_rollouts() -> None:
     differs = there & (rng.random(many.shape) > np.where(there, many, 1))
     diverged = differs.any(1)
     last = np.where(diverged, differs.argmax(1), there.sum(1) - 1)
-    observed, predicted = kaplan_meier(last, diverged, 9), forecast(keep)
+    observed, predicted = kaplan_meier(last, diverged, 9), forecast_survival(keep)
     np.testing.assert_allclose(predicted.survival, observed.survival, atol=0.01)
     # Leaving rollouts that end in the denominator would be far off.
     ignoring = np.nancumprod(np.where(there, many, 1), 1).mean(0)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.image
@@ -17,7 +18,7 @@ from prunelit.core.module import PairedLM
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
 from prunelit.report.tensorboard import family, layout
-from prunelit.tasks import Perplexity, Task
+from prunelit.tasks import Perplexity, Task, TaskReport
 from prunelit.tasks.item_table import ItemTable
 from prunelit.trainer import PruneTrainer
 
@@ -33,10 +34,12 @@ TAGS = [
 class Drawn(Perplexity):
     """Has curves, figures and a row that bears the name of a curve."""
 
-    def summarise(self, table: ItemTable) -> list[Result]:
-        return [*super().summarise(table), Result(self.name, TAGS[0], "pair", 0.25, 0.1, 4)]
+    def report(self, table: ItemTable) -> TaskReport:
+        results = super().report(table).results
+        results.append(Result(self.name, TAGS[0], "pair", 0.25, 0.1, 4))
+        return TaskReport(results, curves=self.curves(), pictures=self.pictures())
 
-    def curves(self, table: ItemTable) -> list[Curve]:
+    def curves(self) -> list[Curve]:
         nan = float("nan")
         return [
             Curve(tag, "step" if tag == "step" else "block", BLOCKS, [place + 0.5, nan, place],
@@ -44,11 +47,12 @@ class Drawn(Perplexity):
             for place, tag in enumerate(TAGS)
         ]  # fmt: skip
 
-    def pictures(self, table: ItemTable) -> dict[str, Picture]:
+    def pictures(self) -> Iterator[tuple[str, Picture]]:
         figure = Figure()
         figure.add_subplot().plot([1, 2])
         numbers = {"x": [1, 2], "name": ["a", 'b, "c"']}
-        return {"drawn_lines": Picture(figure, numbers), "alone": Picture(figure)}
+        yield "drawn_lines", Picture(figure, numbers)
+        yield "alone", Picture(figure)
 
 
 @pytest.fixture(scope="module")

@@ -15,19 +15,22 @@ Save = Callable[[Path, Config], str]
 
 # A task whose items give curves along "decoding steps", as a trajectory does.
 FOLLOWED = """
+from dataclasses import replace
+
 from prunelit.report.curves import Curve
 from prunelit.tasks import Perplexity
 
 
 class Followed(Perplexity):
-    def curves(self, table):
+    def report(self, table):
         nll = table["pruned/nll"].tolist()
         count = len(nll)
-        return [
+        curves = [
             Curve(f"teacher_forced/{name}", "step", list(range(count)), nll, nll, nll,
                   [count] * count, "none", [0.5] * count)
             for name in ("logit_mse", "logit_std_p", "kl_dense_pruned")
         ]
+        return replace(super().report(table), curves=curves)
 """
 
 

@@ -132,7 +132,7 @@ def distribution(material: Path) -> Callable[..., Any]:
         defaults = {"length": 12, "limit": 7, "batch_size": 2, "floor_windows": 3}
         task = Distribution(str(material / "text.jsonl"), **{**defaults, **arguments})
         table, _ = measured(task, pair, world)
-        return {r.metric: r for r in task.summarise(table) if r.model == "pair"}, task, table
+        return {r.metric: r for r in task.report(table).results if r.model == "pair"}, task, table
 
     return run
 
@@ -146,7 +146,7 @@ def subspace() -> Callable[..., Any]:
     ) -> tuple[dict[tuple[str, str], Result], Subspace, ItemTable]:
         task = Subspace(path, **{"batch_size": 2, **arguments})
         table, _ = measured(task, pair, world)
-        return {(row.metric, row.model): row for row in task.summarise(table)}, task, table
+        return {(row.metric, row.model): row for row in task.report(table).results}, task, table
 
     return run
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunelit import InputError
-from prunelit.report.results import Result
-from prunelit.tasks import ItemTable, ModelPair, Task
+from prunelit.tasks import ItemTable, ModelPair, Task, TaskReport
 
 
 class Doubling(Task):
@@ -27,8 +26,8 @@ class Doubling(Task):
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"double": batch["double"]}
 
-    def summarise(self, table: ItemTable) -> list[Result]:
-        return []
+    def report(self, table: ItemTable) -> TaskReport:
+        return TaskReport([])
 
 
 def dealt(task: Task, size: int, world: int) -> list[list[list[int]]]:

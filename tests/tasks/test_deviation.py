@@ -35,7 +35,7 @@ def measure(
     table = ItemTable(size)
     for batch in task.batches(size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
-    rows = task.summarise(table)
+    rows = task.report(table).results
     assert {row.model for row in rows} == {"pair"}
     return {row.metric: row for row in rows}, task.collate(range(size))["input_ids"]
 

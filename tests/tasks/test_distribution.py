@@ -155,18 +155,18 @@ def test_the_other_batch_size_is_another_one(
 def test_without_a_floor_there_are_no_rows_of_it(distribution: Measure, pair: ModelPair) -> None:
     rows, task, table = distribution(pair, floor=False)
     assert not [name for name in rows if "/" in name]
-    assert {tuple(line) for line in task.texts(table)} == {("", "pruned")}
-    assert set(task.pictures(table)["distribution"].numbers["compared"]) == {"pruned"}
+    assert {tuple(line) for line in task.report(table).texts} == {("", "pruned")}
+    assert set(dict(task.report(table).pictures)["distribution"].numbers["compared"]) == {"pruned"}
 
 
 def test_the_table_and_the_figure(distribution: Measure, pair: ModelPair) -> None:
     rows, task, table = distribution(pair)
-    lines = task.texts(table)
+    lines = list(task.report(table).texts)
     assert [*lines[0]] == ["", "pruned", "floor: other batch size", "floor: bfloat16"]
     mean = next(line for line in lines if line[""] == "KL(dense ‖ pruned): mean")
     assert mean["pruned"].startswith(f"{rows['kl_dense_pruned'].value:.4g} ± ")
     assert len(lines) == len([name for name in rows if "/" not in name])
-    numbers = task.pictures(table)["distribution"].numbers
+    numbers = dict(task.report(table).pictures)["distribution"].numbers
     pruned = [place for place, name in enumerate(numbers["compared"]) if name == "pruned"]
     shares, kl = ([numbers[key][place] for place in pruned] for key in ("share", "kl"))
     assert shares == sorted(shares)
@@ -185,7 +185,7 @@ def test_a_single_token_has_no_error_and_can_be_written(
     write_results(list(rows.values()), tmp_path / "results.jsonl")
     again = read_results(tmp_path / "results.jsonl")
     assert [row.value for row in again] == [row.value for row in rows.values()]
-    assert task.pictures(table)["distribution"].numbers["kl"]
+    assert dict(task.report(table).pictures)["distribution"].numbers["kl"]
 
 
 def test_a_model_without_numbers_is_refused(distribution: Measure, pair: ModelPair) -> None:

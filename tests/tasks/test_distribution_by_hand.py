@@ -93,7 +93,7 @@ def test_every_figure_is_that_of_numpy_token_by_token(
     assert ratio.details["standard_error_tokens"] == pytest.approx(
         ratio.value * standard_error(change.flatten()), rel=1e-3
     )
-    models = {r.model: r for r in task.summarise(table) if r.metric == "nll"}
+    models = {r.model: r for r in task.report(table).results if r.metric == "nll"}
     assert models["dense"].value == pytest.approx(expected["dense/nll"].mean(), rel=1e-4)
     assert models["difference"].value == pytest.approx(change.mean(), abs=1e-4)
 

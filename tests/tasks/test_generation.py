@@ -59,7 +59,7 @@ def measure(task: Generation, pair: ModelPair) -> tuple[dict[tuple[str, str], fl
     for batch in task.batches(size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
     table.all_reduce_()
-    rows: list[Result] = task.summarise(table)
+    rows: list[Result] = task.report(table).results
     assert all(row.n == size for row in rows)
     return {(row.metric, row.model): row.value for row in rows}, table
 
@@ -104,8 +104,8 @@ def test_every_metric_and_row_of_two_known_texts(
         | {("first_divergence", "pair"): 1, ("diverged", "pair"): 1, ("retained", "pair"): 0}
     )
     text = {"prompt": "Six times seven?", "target": "42", "dense": "42", "pruned": "4so2"}
-    assert task.texts(table)[1] == text
-    rows = list(task.items(table))
+    assert list(task.report(table).texts)[1] == text
+    rows = list(task.report(table).items)
     assert [(row["item"], row["model"]) for row in rows] == [
         (0, "dense"),
         (0, "pruned"),
@@ -140,9 +140,9 @@ def test_without_a_reference_only_the_pruned_text_is_there(
     values, table = measure(task, ModelPair(writer(tokenizer, ":", "42"), None, tokenizer))
     assert {model for _, model in values} == {"pruned"}
     assert "first_divergence" not in {metric for metric, _ in values}
-    assert list(task.texts(table)[0]) == ["prompt", "target", "pruned"]
-    assert [row["model"] for row in task.items(table)] == ["pruned", "pruned"]
-    assert "diverged" not in next(iter(task.items(table)))
+    assert list(next(iter(task.report(table).texts))) == ["prompt", "target", "pruned"]
+    assert [row["model"] for row in task.report(table).items] == ["pruned", "pruned"]
+    assert "diverged" not in next(iter(task.report(table).items))
 
 
 def prompts(task: Generation, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -217,7 +217,7 @@ def test_what_was_written_keeps_its_indentation(
         "end_of_text",
         "length",
     }
-    (row,) = task.items(table)
+    (row,) = task.report(table).items
     assert row["output"] == row["extracted_passed"] == "\tret 1"
     assert "right_passed" not in row
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit.metrics.pass_at_k import pass_at_k
+from prunelit.metrics.pass_at_k import estimate_pass_at_k
 from prunelit.tasks import Generation, ItemTable, ModelPair
 from prunelit.tasks.judges import ExactMatch
 
@@ -24,7 +24,7 @@ def measure(task: Generation, pair: ModelPair) -> tuple[dict[tuple[str, str], fl
     for batch in task.batches(size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
     table.all_reduce_()
-    rows = task.summarise(table)
+    rows = task.report(table).results
     return {(row.metric, row.model): row.value for row in rows}, table
 
 
@@ -122,10 +122,10 @@ def test_pass_at_k_and_means_over_samples(
         assert 0 < sum(right) < 36
         assert values["even", model] == pytest.approx(sum(right) / 36)
         assert values["pass@1", model] == pytest.approx(values["even", model])
-        estimate = sum(pass_at_k(4, count, 3) for count in right) / 9
+        estimate = sum(estimate_pass_at_k(4, count, 3) for count in right) / 9
         assert values["pass@3", model] == pytest.approx(estimate)
         assert values["pass@3", model] > values["pass@1", model]
-    rows = list(task.items(table))
+    rows = list(task.report(table).items)
     assert [(row["item"], row["sample"]) for row in rows[:4]] == [(0, 0), (0, 0), (0, 1), (0, 1)]
     assert len(rows) == 9 * 4 * 2
 

@@ -61,7 +61,7 @@ def measure(
     table = ItemTable(size)
     for batch in task.batches(size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
-    rows = task.summarise(table)
+    rows = task.report(table).results
     assert {row.n for row in rows} == {7}
     return {(row.metric, row.model): row for row in rows}, table, task
 
@@ -102,7 +102,7 @@ def test_every_metric_of_two_known_texts(
             ("retained", "pair"): 0,
         }
     )
-    texts = task.texts(table)
+    texts = list(task.report(table).texts)
     assert len(texts) == 7
     assert texts[0] == {
         "prompt": "What is the capital of France?",
@@ -125,7 +125,7 @@ def test_a_yes_or_no_is_also_guessed(tmp_path: Path, tokenizer: PreTrainedTokeni
     table = ItemTable(task.prepare(tokenizer))
     for batch in task.batches(table.size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
-    (row,) = (row for row in task.summarise(table) if row.metric == "retained")
+    (row,) = (row for row in task.report(table).results if row.metric == "retained")
     # 3 of 4 right before, 1 after, 2 by chance.
     assert row.details["chance"] == 0.5
     assert row.value == pytest.approx((0.25 - 0.5) / (0.75 - 0.5))
@@ -196,7 +196,7 @@ def test_without_a_reference_only_the_pruned_text_is_there(
     rows, table, task = measure(material, ModelPair(writer(tokenizer, "Rome"), None, tokenizer))
     assert {model for _, model in rows} == {"pruned"}
     assert ("first_divergence", "pair") not in rows
-    assert list(task.texts(table)[0]) == ["prompt", "target", "pruned"]
+    assert list(next(iter(task.report(table).texts))) == ["prompt", "target", "pruned"]
 
 
 def test_the_template_fills_the_users_message_or_stands_alone(

@@ -99,14 +99,14 @@ def test_accuracies_and_byte_lengths(tmp_path: Path, pair: ModelPair) -> None:
     assert chosen["bytes"] != chosen["plain"]
     assert table["pruned/acc"].tolist() == [float(c == 0) for c in chosen["plain"]]
     assert table["pruned/acc_norm"].tolist() == [float(c == 0) for c in chosen["bytes"]]
-    rows_out = {(r.metric, r.model): r for r in task.summarise(table)}
+    rows_out = {(r.metric, r.model): r for r in task.report(table).results}
     assert rows_out["acc", "pruned"].value == pytest.approx(chosen["plain"].count(0) / len(rows))
     assert rows_out["acc_norm", "pruned"].details["chance"] == 0.5
 
 
 def test_chance_is_the_mean_over_questions(material: Path, pair: ModelPair) -> None:
     task, table = measure(material / "questions.jsonl", pair, 4)
-    row = task.summarise(table)[0]
+    row = task.report(table).results[0]
     assert row.details["chance"] == pytest.approx((2 / 2 + 3 / 3 + 2 / 4) / 7)
 
 
@@ -157,7 +157,8 @@ def test_pmi_takes_the_highest_gain(material: Path, pair: ModelPair, uncondition
         changed += gain.index(max(gain)) != given.index(max(given))
         assert table["pruned/acc_pmi"][index] == (gain.index(max(gain)) == row["label"])
     assert changed
-    assert {row.metric for row in task.summarise(table)} >= {"acc_pmi", "agreement", "mcnemar_p"}
+    found = {row.metric for row in task.report(table).results}
+    assert found >= {"acc_pmi", "agreement", "mcnemar_p"}
 
 
 def test_token_normalisation_divides_by_the_tokens_scored(tmp_path: Path, pair: ModelPair) -> None:
@@ -184,7 +185,7 @@ def test_token_normalisation_divides_by_the_tokens_scored(tmp_path: Path, pair: 
 
 def test_dense_and_pruned_are_paired(material: Path, pair: ModelPair) -> None:
     task, table = measure(material / "questions.jsonl", pair, 4)
-    rows = {(row.metric, row.model): row for row in task.summarise(table)}
+    rows = {(row.metric, row.model): row for row in task.report(table).results}
     label = torch.tensor([row["label"] for row in rows_of(material / "questions.jsonl")])
     dense, pruned = (table[f"{name}/log_likelihood"].argmax(1) for name in ("dense", "pruned"))
     wrong = int(((dense == label) & (pruned != label)).sum())
@@ -205,7 +206,7 @@ def test_dense_and_pruned_are_paired(material: Path, pair: ModelPair) -> None:
 
 def test_probabilities_of_the_choices_are_judged(material: Path, pair: ModelPair) -> None:
     task, table = measure(material / "questions.jsonl", pair, 4)
-    rows = {(row.metric, row.model): row for row in task.summarise(table)}
+    rows = {(row.metric, row.model): row for row in task.report(table).results}
     label = torch.tensor([row["label"] for row in rows_of(material / "questions.jsonl")])
     p = table["dense/log_likelihood"].softmax(1)
     right = torch.nn.functional.one_hot(label, 4)

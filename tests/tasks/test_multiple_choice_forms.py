@@ -125,7 +125,7 @@ def test_partial_scoring_scores_the_rest_of_the_sentence(tmp_path: Path, pair: M
         pytest.approx([single(pair, f"The {word}", " is too small.") for word in ("box", "cup")]),
         pytest.approx([single(pair, word, " thanked Emma.") for word in ("Lena", "Eve")]),
     ]
-    metrics = {row.metric for row in task.summarise(run(task, pair)[1])}
+    metrics = {row.metric for row in task.report(run(task, pair)[1]).results}
     assert not metrics & {"acc_norm", "acc_token_norm"}  # the same as `acc`
 
 
@@ -155,7 +155,7 @@ def test_groups_have_rows_and_examples_of_their_own(tmp_path: Path, pair: ModelP
         expected = [single(pair, prompt, f" {choice}") for choice in row["choices"]]
         assert found == pytest.approx(expected, abs=2e-4)
     _, table = run(task, pair)
-    results = {(row.metric, row.model): row for row in task.summarise(table)}
+    results = {(row.metric, row.model): row for row in task.report(table).results}
     for group in ("easy_sums", "sums"):
         members = [i for i, row in enumerate(rows[2:]) if row["group"] == group]
         own = results[f"acc/{group}", "pruned"]

@@ -34,7 +34,7 @@ def measured(
         for batch in task.batches(size, 0, 1):
             table.assign(batch["indices"], task.step(ModelPair(pruned, dense, tokenizer), batch))
     ids = task.collate(range(size))["input_ids"]
-    return task.summarise(table), nll_of_windows(dense, ids), nll_of_windows(pruned, ids)
+    return task.report(table).results, nll_of_windows(dense, ids), nll_of_windows(pruned, ids)
 
 
 def test_values_are_those_of_the_full_logits(
@@ -94,6 +94,6 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(
         table.assign(
             torch.arange(2), task.step(ModelPair(model, None, tokenizer), task.collate([0, 1]))
         )
-    rows = task.summarise(table)
+    rows = task.report(table).results
     assert [row.model for row in rows] == ["pruned", "pruned"]
     assert rows[1].value == pytest.approx(model.config.vocab_size, rel=1e-6)

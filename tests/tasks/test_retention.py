@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from prunelit.metrics.retained import retained
+from prunelit.metrics.retained import estimate_retained
 from prunelit.tasks.retention import read_by, retained_rows
 
 
@@ -16,7 +16,7 @@ def test_the_row_holds_both_scores_and_the_interval() -> None:
     details = {"path": "rows.jsonl", **read_by("multiple choice", "acc")}
     given = dict(details)
     (row,) = retained_rows("arc", columns, 0.25, details)
-    expected = retained(
+    expected = estimate_retained(
         dense.double().numpy(), pruned.double().numpy(), torch.full((8,), 0.25).numpy()
     )
     assert (row.task, row.metric, row.model, row.n) == ("arc", "retained", "pair", 8)

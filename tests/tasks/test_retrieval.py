@@ -64,7 +64,7 @@ def measure(
     table = ItemTable(size)
     for batch in task.batches(size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
-    rows = task.summarise(table)
+    rows = task.report(table).results
     assert {row.n for row in rows} == {7}
     return {(row.metric, row.model): row.value for row in rows}, task
 
@@ -127,7 +127,7 @@ def test_the_corpus_holds_every_distinct_choice(
     table.assign(
         torch.arange(5), {"pruned/embedding": torch.stack([angles.cos(), angles.sin()], 1)}
     )
-    found = {row.metric: row for row in task.summarise(table)}
+    found = {row.metric: row for row in task.report(table).results}
     assert found["mrr"].value == found["recall@10"].value == 1
     assert found["mrr"].details["candidates"] == 3
     assert found["mrr"].details["chance_mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)

@@ -57,7 +57,7 @@ def run(path: Path, pair: ModelPair, **arguments: Any) -> list[Result]:
     for batch in task.batches(table.size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
     table.all_reduce_()
-    return task.summarise(table)
+    return task.report(table).results
 
 
 def alone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:

@@ -118,13 +118,13 @@ def test_shown_rows_as_texts_and_pictures(
     option_rows: list[dict[str, Any]],
 ) -> None:
     rows, task, table = subspace(questions(), words_pair, show=[3, 0], top_k=3)
-    first, second = task.texts(table)
+    first, second = list(task.report(table).texts)
     assert first["prompt"] == "Question: How many?\nAnswer: "
     assert first["options"] == "4\n5\n72 (right)"
     assert second["dense"] == option_rows[0]["choices"][table["dense/prediction"][0]]
     assert second["pruned"] == option_rows[0]["choices"][table["pruned/prediction"][0]]
     assert len(second["top tokens pruned"].splitlines()) == 3
-    pictures = task.pictures(table)
+    pictures = dict(task.report(table).pictures)
     assert [*pictures] == [
         "subspace_spaces",
         "subspace_options",
@@ -159,9 +159,9 @@ def test_a_number_shows_the_first_rows_that_have_a_subspace(
     subspace: Measure,
 ) -> None:
     _, task, table = subspace(questions(), words_pair, show=show)
-    names = [name for name in task.pictures(table) if "item" in name]
+    names = [name for name, _ in task.report(table).pictures if "item" in name]
     assert names == [f"subspace_item_{number}" for number in numbers]
-    assert len(task.texts(table)) == len(numbers)
+    assert len(list(task.report(table).texts)) == len(numbers)
 
 
 def test_more_top_tokens_than_the_vocabulary_has_are_all_of_it(

@@ -47,10 +47,10 @@ def test_a_model_against_its_own_copy_never_diverges(
             assert torch.equal(~values.isnan(), alive)
             assert (values[alive] - nothing).abs().max() < 1e-5
     assert (table["keep"][alive] == 1).all()
-    curves = {curve.tag: curve for curve in task.curves(table)}
+    curves = {curve.tag: curve for curve in task.report(table).curves}
     assert set(curves["divergence/observed"].mean) == {1}
     assert set(curves["divergence/forecast"].mean) == {1}
-    values = {row.metric: row.value for row in task.summarise(table)}
+    values = {row.metric: row.value for row in task.report(table).results}
     assert values["forecast_distance"] == 0
     assert values["diverged"] == 0
     assert math.isnan(values["first_divergence_median"])
@@ -80,11 +80,11 @@ def test_two_ranks_find_what_one_finds(
     assert one.columns() == two.columns()
     for column in one.columns():
         assert torch.equal(one[column].nan_to_num(7), two[column].nan_to_num(7))
-    for row, other in zip(*(task.summarise(table) for table in (one, two)), strict=True):
+    for row, other in zip(*(task.report(table).results for table in (one, two)), strict=True):
         assert (row.metric, row.n, row.details) == (other.metric, other.n, other.details)
         assert row.value == pytest.approx(other.value, rel=0, abs=0, nan_ok=True)
         assert row.standard_error == pytest.approx(other.standard_error, rel=0, abs=0, nan_ok=True)
-    for curve, other in zip(*(task.curves(table) for table in (one, two)), strict=True):
+    for curve, other in zip(*(task.report(table).curves for table in (one, two)), strict=True):
         assert curve.tag == other.tag
         assert list(curve.n) == list(other.n)
         for key in ("mean", "low", "high", "standard_error"):
@@ -104,11 +104,11 @@ def test_the_greedy_forecast_is_exact(
         if diverged:
             assert int(row.int().argmin()) == last
     assert table["diverged"].sum() > 0
-    curves = {curve.tag: curve for curve in task.curves(table)}
+    curves = {curve.tag: curve for curve in task.report(table).curves}
     observed, predicted = curves["divergence/observed"], curves["divergence/forecast"]
     shared = slice(len(observed.mean))
     assert list(predicted.mean)[shared] == pytest.approx(list(observed.mean), abs=1e-12)
-    rows = {row.metric: row for row in task.summarise(table)}
+    rows = {row.metric: row for row in task.report(table).results}
     assert rows["forecast_distance"].value == pytest.approx(0, abs=1e-12)
     for kind in ("median", "mean"):
         first, forecast = rows[f"first_divergence_{kind}"], rows[f"forecast_{kind}"]
@@ -126,12 +126,12 @@ def test_the_sampled_forecast_is_what_many_rollouts_do(
     pair = parting("llama")
     task, table, _ = trajectory(pair, contexts=["two"] * 300, sample=True, batch_size=100)
     assert len(table["dense/tokens"].unique(dim=0)) > 200
-    curves = {curve.tag: curve for curve in task.curves(table)}
+    curves = {curve.tag: curve for curve in task.report(table).curves}
     observed, predicted = curves["divergence/observed"], curves["divergence/forecast"]
     assert 0.1 < observed.mean[3] < 0.9
     distances = np.abs(np.array(observed.mean) - np.array(predicted.mean)[: len(observed.mean)])
     assert distances.max() < 4 * 0.5 / math.sqrt(300)
-    rows = {row.metric: row for row in task.summarise(table)}
+    rows = {row.metric: row for row in task.report(table).results}
     mean, forecast = rows["first_divergence_mean"], rows["forecast_mean"]
     assert abs(mean.value - forecast.value) < 4 * mean.standard_error
     # Without noise in common the two would part far earlier.
@@ -144,7 +144,7 @@ def test_ended_rollouts_leave_the_count(
     parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     task, table, _ = trajectory(parting("llama"))
-    curves = {curve.tag: curve for curve in task.curves(table)}
+    curves = {curve.tag: curve for curve in task.report(table).curves}
     lengths = {name: (table[f"{name}/tokens"] >= 0).sum(1) for name in ("dense", "pruned")}
     assert lengths["dense"].unique().numel() > 1
     both = torch.minimum(lengths["dense"], lengths["pruned"])
@@ -179,7 +179,7 @@ def test_rows_are_means_over_prompts_with_their_errors(
 ) -> None:
     pair = parting("llama")
     task, table, streams = trajectory(pair, temperature=0.7, sample=True, seed=3)
-    rows = {row.metric: row for row in task.summarise(table)}
+    rows = {row.metric: row for row in task.report(table).results}
     assert {row.model for row in rows.values()} == {"pair"}
     for metric in ("teacher_forced/kl_dense_pruned", "free_running/probability_cosine"):
         items = streams[metric].nanmean(1).numpy()
@@ -192,7 +192,7 @@ def test_rows_are_means_over_prompts_with_their_errors(
     details = rows["forecast_mean"].details
     assert (details["temperature"], details["decoding"], details["seed"]) == (0.7, "gumbel-max", 3)
     _, greedy, _ = trajectory(pair)
-    assert task.summarise(greedy)[0].details["prompts_sha256"] == details["prompts_sha256"]
+    assert task.report(greedy).results[0].details["prompts_sha256"] == details["prompts_sha256"]
     exact = 1 - streams["teacher_forced/embedding_cosine"].numpy().ravel()
     estimate = 1 - streams["teacher_forced/embedding_cosine_estimate"].numpy().ravel()
     ranks = [np.argsort(np.argsort(x[~np.isnan(x)])) for x in (exact, estimate)]
@@ -206,7 +206,7 @@ def test_estimates_hold_for_a_small_perturbation_and_not_for_a_large_one(
 ) -> None:
     for amount, holds in ((0.02, True), (3.0, False)):
         task, table, streams = trajectory(parting("llama", amount), temperature=0.2)
-        rows = {row.metric: row for row in task.summarise(table)}
+        rows = {row.metric: row for row in task.report(table).results}
         held = rows["holds_to/kl_dense_pruned"].value
         largest = np.nanmax(streams["teacher_forced/logit_std_p"].numpy())
         if holds:
@@ -223,23 +223,23 @@ def test_without_the_pruned_rollout_only_the_forecast_is_there(
     task, table, streams = trajectory(pair, free_running=False)
     assert "pruned/tokens" not in table
     assert {name.partition("/")[0] for name in streams} == {"teacher_forced"}
-    metrics = {row.metric for row in task.summarise(table)}
+    metrics = {row.metric for row in task.report(table).results}
     assert "forecast_median" in metrics
     assert not any("first_divergence" in m or "accumulation" in m for m in metrics)
-    tags = {curve.tag for curve in task.curves(table)}
+    tags = {curve.tag for curve in task.report(table).curves}
     assert "divergence/forecast" in tags
     assert "divergence/observed" not in tags
-    pictures = task.pictures(table)
+    pictures = dict(task.report(table).pictures)
     assert "accumulation" not in pictures
     assert set(pictures["divergence"].numbers["curve"]) == {"divergence/forecast"}
-    assert list(task.texts(table)[0]) == ["prompt", "dense"]
+    assert list(next(iter(task.report(table).texts))) == ["prompt", "dense"]
 
 
 def test_pictures_hold_the_numbers_behind_them(
     parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
 ) -> None:
     task, table, streams = trajectory(parting("llama"))
-    pictures = task.pictures(table)
+    pictures = dict(task.report(table).pictures)
     assert set(pictures) == {
         *(f"trajectory_{name}" for name in ("cosines", "kl", "logits", "theory", "scatter")),
         *("accumulation", "divergence"),
@@ -262,7 +262,7 @@ def test_texts_say_where_the_rollouts_part(
     trajectory: Callable[..., Any],
 ) -> None:
     task, table, _ = trajectory(parting("llama", 0.1))
-    texts = task.texts(table)
+    texts = list(task.report(table).texts)
     assert [row["prompt"] for row in texts] == contexts
     for index, row in enumerate(texts):
         for name in ("dense", "pruned"):

@@ -103,7 +103,7 @@ def test_batches_ranks_and_chosen_tokens(
         other = ranks.sketches[name]
         assert sketch.n.equal(other.n)
         torch.testing.assert_close(sketch.mean, other.mean, rtol=1e-3, atol=1e-5, msg=name)
-    rows = {row.metric: row for row in task.summarise(whole)}
+    rows = {row.metric: row for row in task.report(whole).results}
     assert len(rows) == 2 * 2 * 2 * 4
     name = "cumulative/mlp/decode/kl_dense_pruned"
     assert rows[name].value == pytest.approx(float(whole.sketches[name].mean.mean()), rel=1e-6)
@@ -141,7 +141,7 @@ def test_curves_and_pictures(
 ) -> None:
     prune(model, Wanda(Unstructured(0.5)), input_ids)
     task, table, _ = transitions(ModelPair(model, make_model(), tokenizer))
-    curves = {curve.tag: curve for curve in task.curves(table)}
+    curves = {curve.tag: curve for curve in task.report(table).curves}
     assert curves.keys() == table.sketches.keys()
     curve = curves["local/attention/prompt/logit_cosine"]
     assert (curve.axis, list(curve.x), list(curve.n)) == ("block", [0, 1, 2], [4, 4, 4])
@@ -149,7 +149,7 @@ def test_curves_and_pictures(
         low <= mean <= high
         for low, mean, high in zip(curve.low, curve.mean, curve.high, strict=True)
     )
-    pictures = task.pictures(table)
+    pictures = dict(task.report(table).pictures)
     assert list(pictures) == [
         "transitions_attention",
         "transitions_mlp",

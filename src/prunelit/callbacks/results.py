@@ -1,6 +1,6 @@
 """What a run leaves behind: a table, `results.jsonl`, figures with their numbers, TensorBoard."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from prunelit.report.readings import readings_numbers, sparsity_numbers
 from prunelit.report.results import Result, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, retained_cells
 from prunelit.report.tables import results_table, show
+from prunelit.report.task_report import TaskReport
 from prunelit.report.tensorboard import write_curves, write_pictures, write_texts
-from prunelit.tasks.base import Task
 
 
 class Results(Callback):
@@ -51,42 +51,36 @@ class Results(Callback):
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, PairedLM)
-        tasks: dict[str, Task] = {
-            name: task
-            for name, task in trainer.datamodule.tasks.items()  # type: ignore[attr-defined]
-            if name not in pl_module.failed
-        }
         for name, error in pl_module.failed.items():
             rank_zero_info(f"The task {name!r} has no results: {first_line(error)}")
-        if not tasks:
+        reports, folder = pl_module.reports, self._into
+        if not reports:
             return
-        folder = self._into
         write_results(pl_module.results, folder / "results.jsonl")
         if pl_module.failed:
             rank_zero_info(f"Results of the other tasks: {folder / 'results.jsonl'}")
-        report = next(
+        pruning = next(
             (c.report for c in trainer.callbacks if isinstance(c, Pruning)),  # type: ignore[attr-defined]
             None,
         )
-        tables = pl_module.tables
-        for name, task in tasks.items():
-            write_items(task.items(tables[name]), folder / "items" / f"{name}.parquet")
-        self.curves = {name: task.curves(tables[name]) for name, task in tasks.items()}
-        pictures = self._pictures(pl_module, tasks, report)
+        for name, report in reports.items():
+            write_items(report.items, folder / "items" / f"{name}.parquet")
+        self.curves = {name: list(report.curves) for name, report in reports.items()}
+        pictures = self._pictures(pl_module.results, reports, pruning)
         for name, picture in pictures.items():
             write_picture(picture, folder / "figures", name)
         for name, curves in self.curves.items():
             if curves:
                 text = as_csv(curve_numbers(curves))
                 write_whole(text, folder / "figures" / f"{name}_curves.csv")
-        texts = {name: task.texts(tables[name]) for name, task in tasks.items()}
+        texts = {name: list(report.texts) for name, report in reports.items()}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 write_pictures(logger.experiment, pictures)
                 write_texts(logger.experiment, texts)
                 write_curves(logger.experiment, self.curves)
-                self._log_hyperparameters(logger, pl_module, report)
-        self._tables = printed_tables(tasks, pl_module.results)
+                self._log_hyperparameters(logger, pl_module, pruning)
+        self._tables = printed_tables(reports.values())
         self._written = folder / "results.jsonl"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -105,43 +99,42 @@ class Results(Callback):
         self._written = None
 
     def _pictures(
-        self, module: PairedLM, tasks: Mapping[str, Task], report: dict[str, Any] | None
+        self,
+        rows: Sequence[Result],
+        reports: Mapping[str, TaskReport],
+        pruning: dict[str, Any] | None,
     ) -> dict[str, Picture]:
-        rows = module.results
         pictures = {"readings": Picture(readings_figure(rows), readings_numbers(rows))}
         if cells := retained_cells(rows):
             pictures["retained"] = headline_picture(cells)
-        if report is not None:
-            pictures["sparsity"] = Picture(sparsity_figure(report), sparsity_numbers(report))
-        for task_name, task in tasks.items():
-            for name, picture in task.pictures(module.tables[task_name]).items():
-                own = name == task_name or name.startswith(f"{task_name}_")
-                pictures[name if own else f"{task_name}_{name}"] = picture
+        if pruning is not None:
+            pictures["sparsity"] = Picture(sparsity_figure(pruning), sparsity_numbers(pruning))
+        for task, report in reports.items():
+            for name, picture in report.pictures:
+                own = name == task or name.startswith(f"{task}_")
+                pictures[name if own else f"{task}_{name}"] = picture
         return pictures
 
     def _log_hyperparameters(
-        self, logger: TensorBoardLogger, module: PairedLM, report: dict[str, Any] | None
+        self, logger: TensorBoardLogger, module: PairedLM, pruning: dict[str, Any] | None
     ) -> None:
         parameters: dict[str, Any] = {"model": module.source}
         metrics = {scalar_name(row): row.value for row in module.results}
-        if report is not None:
-            pruner = report["recipe"]["pruner"]
+        if pruning is not None:
+            pruner = pruning["recipe"]["pruner"]
             parameters |= {"pruner": pruner["class_path"].rpartition(".")[2]}
             parameters |= flatten(pruner["init_args"])
-            metrics["sparsity"] = report["sparsity"]
+            metrics["sparsity"] = pruning["sparsity"]
         logger.log_hyperparams(parameters, metrics)
         logger.save()
 
 
-def printed_tables(tasks: Mapping[str, Task], rows: Sequence[Result]) -> list[Table]:
-    """One table of all results, but for the tasks that have their own, which come after it."""
-    own = {
-        name: table
-        for name, task in tasks.items()
-        if (table := task.printed([row for row in rows if row.task == name])) is not None
-    }
-    rest = [row for row in rows if row.task not in own]
-    return [*([results_table(rest)] if rest else []), *own.values()]
+def printed_tables(reports: Iterable[TaskReport]) -> list[Table]:
+    """One table of the results of all tasks without their own table, then those own tables."""
+    reports = list(reports)
+    rows = [row for report in reports if report.table is None for row in report.results]
+    own = [report.table for report in reports if report.table is not None]
+    return [*([results_table(rows)] if rows else []), *own]
 
 
 def flatten(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:

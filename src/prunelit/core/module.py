@@ -32,6 +32,7 @@ from prunelit.pruning.lora import Adapters
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
 from prunelit.report.results import Result, scalar_name
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
 from prunelit.tasks.item_table import ItemTable
 
@@ -78,6 +79,7 @@ class PairedLM(LightningModule):
         self.rounds_left = 0  # of pruning, set by its callback
         self.results: list[Result] = []
         self.tables: dict[str, ItemTable] = {}
+        self.reports: dict[str, TaskReport] = {}  # for the callbacks, until validation has ended
         self.failed: dict[str, Exception] = {}  # of the tasks whose items could not be summed up
         self._options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         self._options |= {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -265,21 +267,23 @@ class PairedLM(LightningModule):
         """Called by Lightning on every rank: collects the items and logs `val/<task>/<metric>`."""
         if self.trainer.sanity_checking:
             return
-        self.results, self.failed = [], {}
+        self.reports, self.failed = {}, {}
         for name, task in self._tasks().items():
             self.tables[name].all_reduce_()
             try:
-                self.results += task.summarise(self.tables[name])
+                self.reports[name] = task.report(self.tables[name])
             except Exception as error:
                 if self.trainer.state.fn != "validate":
                     raise
                 self.failed[name] = error  # raised when the results of the others are written
+        self.results = [row for report in self.reports.values() for row in report.results]
         for row in self.results:
             # Every rank holds the same complete table, so nothing is left to synchronise.
             self.log(scalar_name(row), row.value, sync_dist=False)
 
     def on_validation_end(self) -> None:
         """Called by Lightning after the callbacks, which have written the results on rank 0."""
+        self.reports = {}
         barrier(self.trainer, failed=bool(self.failed))
         if self.failed:
             raise next(iter(self.failed.values()))

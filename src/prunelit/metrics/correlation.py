@@ -1,4 +1,4 @@
-"""Rank correlation with an error bar that pairs."""
+"""Spearman's rank correlation, with jackknife values for its standard error."""
 
 from typing import Any
 
@@ -7,22 +7,39 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-# Groups of the jackknife: one item each up to this number of items. Its error is then known to
-# within about 1 / sqrt(2 * 256), or 4%.
+# Most groups of the jackknife. With 256 groups the standard error is known to within about
+# 1 / sqrt(2 * 256), which is 4%.
 GROUPS = 256
 
 
 def spearman(one: Tensor, other: Tensor) -> tuple[float, Tensor]:
-    """Spearman's correlation, equal values sharing the mean of their ranks.
+    """Spearman's rank correlation, in [-1, 1]; higher means more similar orders.
+
+    Equal values share the mean of their ranks.
+
+    Formula:
+        ``Pearson correlation of rank(one) and rank(other)``
+
+    Source:
+        Spearman 1904, The proof and measurement of association between two things.
 
     Args:
         one: (n,).
         other: (n,).
 
     Returns:
-        The correlation, and (G,) float64 the correlations without each of G = min(n, 256) groups
-        of items, drawn by a fixed seed: the groups of two models are the same, so that the errors
-        of a difference can be had from the differences.
+        The correlation, and the (G,) float64 correlations without each of G = min(n, 256) groups of
+        items. A fixed seed draws the groups, so that two models have the same groups. The standard
+        error of a difference of two models is then the one of the differences.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import spearman
+        >>> value, without = spearman(torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 3, 2, 4]))
+        >>> value
+        0.8
+        >>> without.shape
+        torch.Size([4])
     """
     x, y = one.double().numpy(), other.double().numpy()
     groups = min(len(x), GROUPS)
@@ -32,10 +49,24 @@ def spearman(one: Tensor, other: Tensor) -> tuple[float, Tensor]:
 
 
 def jackknife_error(without: Tensor) -> float:
-    """Standard error from the values without each group (Quenouille 1956, Tukey 1958).
+    """Standard error of a statistic from its values without each group.
+
+    Formula:
+        ``sqrt((G - 1) / G sum_g (value_g - mean)^2)``
+
+    Source:
+        Quenouille 1956; Tukey 1958.
 
     Args:
-        without: (G,), at least 2.
+        without: (G,), the value without each group, at least 2.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import jackknife_error
+        >>> values = torch.tensor([1.0, 2.0, 6.0])
+        >>> without = (values.sum() - values) / 2  # the mean without each value
+        >>> jackknife_error(without)  # values.std() / sqrt(3)
+        1.5275
     """
     groups = len(without)
     spread = (without - without.mean()).square().sum()

@@ -1,20 +1,29 @@
-"""Where two rollouts part."""
+"""Find the first step at which the tokens of two rollouts differ."""
 
 from torch import Tensor
 
 
-def first_divergence(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
-    """The step (from 0) of the first token that differs, and whether any does.
+def find_first_divergence(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the step (from 0) of the first token that differs; a later step means less change.
 
-    A pair that never differs counts its whole length; a text that ends inside the other one differs
-    from it where it ends.
+    Two equal rollouts give their length. If one rollout ends earlier, the step of its end differs.
+
+    Formula:
+        ``min {s : y_s != y'_s}``
 
     Args:
-        dense: (..., S) ids of rollouts, -1 after their end.
-        pruned: (..., S), of the other model.
+        dense: (..., S), token ids of rollouts of the dense model, -1 after the end.
+        pruned: (..., S), of the pruned model.
 
     Returns:
-        Both (...), float64.
+        The step, and 1 if any token differs, else 0; both (...) float64.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import find_first_divergence
+        >>> dense, pruned = torch.tensor([5, 6, 7, -1]), torch.tensor([5, 6, 8, 9])
+        >>> find_first_divergence(dense, pruned)
+        (tensor(2., dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
     different = dense != pruned
     diverged = different.any(-1)

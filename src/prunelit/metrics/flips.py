@@ -1,4 +1,4 @@
-"""Dense and pruned on the same questions: whose answers change."""
+"""Count the answers that change from the dense to the pruned model: flips."""
 
 from scipy.stats import binomtest
 from torch import Tensor
@@ -7,15 +7,32 @@ FLIPS = ("agreement", "flips_to_wrong", "flips_to_right")
 
 
 def answer_flips(dense: Tensor, pruned: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """For each question whether both models choose alike, and whether right or wrong changes.
+    """Tell for each question if both models choose the same and if the answer flips.
+
+    The mean of each column is a share of questions. Without any change, `agreement` is 1 and both
+    flips are 0.
+
+    Formula:
+        ``agreement = [a = a']``, ``flips_to_wrong = [a = label != a']``,
+        ``flips_to_right = [a != label = a']``
+
+    Source:
+        Dutta et al. 2024, Accuracy is not all you need, arXiv:2407.09141.
 
     Args:
-        dense: (n,), the dense model's choices.
-        pruned: (n,), the pruned model's.
-        label: (n,), the right ones.
+        dense: (n,), choices of the dense model.
+        pruned: (n,), choices of the pruned model.
+        label: (n,), the right choices.
 
     Returns:
-        The columns `FLIPS`, each (n,) of 0 and 1, float64.
+        The columns `agreement`, `flips_to_wrong` and `flips_to_right`, each (n,) float64, 0 or 1.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import answer_flips
+        >>> columns = answer_flips(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.tensor([0, 1]))
+        >>> columns["flips_to_wrong"]
+        tensor([0., 1.], dtype=torch.float64)
     """
     before, after = dense == label, pruned == label
     values = (dense == pruned, before & ~after, ~before & after)
@@ -23,14 +40,25 @@ def answer_flips(dense: Tensor, pruned: Tensor, label: Tensor) -> dict[str, Tens
 
 
 def mcnemar(to_wrong: int, to_right: int) -> float:
-    """Two-sided p-value of McNemar's exact test (1947): would flips go either way equally often?
+    """Two-sided p-value of McNemar's exact test that both flips are equally frequent.
+
+    Formula:
+        ``min(1, 2 P(X <= min(b, c)))`` with ``X ~ Binomial(b + c, 1/2)``
+
+    Source:
+        McNemar 1947, Note on the sampling error of the difference between correlated proportions.
 
     Args:
-        to_wrong: questions that only the dense model answers right.
-        to_right: questions that only the pruned model answers right.
+        to_wrong: b, number of questions that only the dense model answers right.
+        to_right: c, number of questions that only the pruned model answers right.
 
     Returns:
-        In (0, 1]; 1 where nothing flips.
+        In (0, 1]; 1 if nothing flips.
+
+    Example:
+        >>> from prunelit.metrics import mcnemar
+        >>> mcnemar(to_wrong=5, to_right=0)
+        0.0625
     """
     flips = to_wrong + to_right
     return float(binomtest(to_wrong, flips).pvalue) if flips else 1.0

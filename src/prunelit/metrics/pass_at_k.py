@@ -1,23 +1,34 @@
-"""pass@k: does at least one of k samples solve the problem?"""
+"""Estimate pass@k: the probability that at least one of k samples solves a problem."""
 
 from math import comb
 
 from prunelit.errors import InputError
 
 
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Unbiased estimate of pass@k of one problem (Chen et al. 2021, arXiv:2107.03374, eq. 1).
+def estimate_pass_at_k(samples: int, right: int, k: int) -> float:
+    """Estimate pass@k of one problem without bias, in [0, 1]; higher is better.
 
-    1 - C(n - c, k) / C(n, k): the share of the sets of k samples that hold a right one, in whole
-    numbers until the last division.
+    The estimate is the share of all sets of k samples that hold a right sample. It is computed in
+    integers until the last division.
+
+    Formula:
+        ``1 - C(n - c, k) / C(n, k)``
+
+    Source:
+        Chen et al. 2021, arXiv:2107.03374, eq. 1.
 
     Args:
-        samples: n, drawn.
-        right: c of them.
-        k: asked for, at most n.
+        samples: n, number of samples.
+        right: c, number of right samples.
+        k: size of a set, at most n.
 
     Raises:
-        InputError: if not 0 <= c <= n and 1 <= k <= n.
+        InputError: unless 0 <= c <= n and 1 <= k <= n.
+
+    Example:
+        >>> from prunelit.metrics import estimate_pass_at_k
+        >>> estimate_pass_at_k(samples=4, right=1, k=2)
+        0.5
     """
     if not 0 <= right <= samples:
         raise InputError(f"Expected `right` in [0, {samples}] but got {right}.")

@@ -1,4 +1,4 @@
-"""How much of a score's lead over chance is left after pruning."""
+"""Estimate the share of a score's lead over chance that is left after pruning."""
 
 import math
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ class Retained:
     """A ratio of leads over chance and its 95% interval.
 
     Args:
-        value: (pruned - chance) / (dense - chance); 1 is nothing lost, 0 is chance, NaN where the
-            dense model does not lead.
-        low: end of the interval; NaN where the dense model's lead is not clear of 0.
-        high: other end; NaN likewise.
-        standard_error: of the value over resamples; NaN likewise.
+        value: (pruned - chance) / (dense - chance); 1 means nothing lost, 0 means chance. NaN if
+            the dense model is not above chance.
+        low: lower end of the interval. NaN if the dense model is not significantly above chance.
+        high: upper end; NaN likewise.
+        standard_error: standard deviation of the value over the resamples; NaN likewise.
     """
 
     value: float
@@ -28,17 +28,36 @@ class Retained:
     standard_error: float
 
 
-def retained(dense: np.ndarray, pruned: np.ndarray, chance: np.ndarray, seed: int = 0) -> Retained:
-    """Retained score with a paired percentile bootstrap over items (Efron 1979).
+def estimate_retained(
+    dense: np.ndarray, pruned: np.ndarray, chance: np.ndarray, seed: int = 0
+) -> Retained:
+    """Estimate the retained share of a score, with a percentile bootstrap over items.
 
-    Both models and chance are resampled together. Where the dense model does not lead in more than
-    2.5% of the resamples the ratio is not bounded with 95% confidence, and there is no interval.
+    Both models and chance are resampled together, item by item. If the dense model is not above
+    chance in more than 2.5% of the resamples, the ratio has no bound at 95% confidence, and there
+    is no interval.
+
+    Formula:
+        ``(mean(pruned) - mean(chance)) / (mean(dense) - mean(chance))``
+
+    Source:
+        Efron 1979, Bootstrap methods: another look at the jackknife.
 
     Args:
         dense: (n,), score of each item.
-        pruned: (n,).
-        chance: (n,), expected score of a model that guesses.
-        seed: of the resampling.
+        pruned: (n,), score of each item.
+        chance: (n,), expected score of random guessing.
+        seed: seed of the resampling.
+
+    Example:
+        >>> import numpy as np
+        >>> from prunelit.metrics import estimate_retained
+        >>> dense, pruned = np.ones(40), np.tile([1.0, 1, 1, 0], 10)
+        >>> found = estimate_retained(dense, pruned, chance=np.full(40, 0.25))
+        >>> found.value  # (0.75 - 0.25) / (1 - 0.25)
+        0.6667
+        >>> found.low < found.value < found.high
+        True
     """
     n = len(dense)
     lead, own = dense - chance, pruned - chance

@@ -1,4 +1,4 @@
-"""The best documents of every query, while the corpus goes by in chunks, and how good they are."""
+"""Rank documents for queries in chunks of the corpus, and score the ranked lists."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,19 +15,19 @@ from torchmetrics.functional.retrieval import (
     retrieval_reciprocal_rank,
 )
 
-# Scores that are held at a time, float64: 32 MB, and some times that while they are sorted.
+# Scores in memory at a time, float64: 32 MB, and a few times as much during a sort.
 _AT_A_TIME = 1 << 22
 
 Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
 class RankedLists:
-    """The `depth` best documents of each query among those that were seen so far.
+    """The `depth` best documents of each query among the documents so far.
 
-    Of equal scores the one seen earlier is the better.
+    Of two documents with equal scores, the earlier one is ranked higher.
 
     Args:
-        queries: Q.
+        queries: Q, number of queries.
         depth: length of a list.
     """
 
@@ -37,11 +37,11 @@ class RankedLists:
         self.documents = torch.zeros(queries, 0, dtype=torch.int64)
 
     def update(self, scores: Tensor, documents: Tensor) -> None:
-        """Take in the next documents.
+        """Add documents.
 
         Args:
             scores: (Q, C) float64, higher is better.
-            documents: (C,) their numbers.
+            documents: (C,), their numbers.
         """
         scores = torch.cat([self._scores, scores], 1)
         numbers = torch.cat([self.documents, documents.expand(len(scores), -1)], 1)
@@ -57,22 +57,34 @@ def rank_documents(
     centre: bool,
     excluded: Sequence[int] | None = None,
 ) -> Tensor:
-    """The best documents of each query by cosine, the best first.
+    """Rank the documents of a corpus for each query by cosine similarity, the best first.
 
-    Holds the queries, their lists and one chunk: memory grows with queries times `depth` and never
-    with queries times documents.
+    Only the queries, their lists and one chunk are in memory. The memory grows with queries times
+    `depth`, not with queries times documents.
+
+    Formula:
+        ``score(q, d) = cos(q - mean(q), d - mean(d))``; without `centre` both means are 0
 
     Args:
-        queries: (Q, D) embeddings.
+        queries: (Q, D), embeddings.
         chunks: gives the corpus from its beginning, each chunk with the numbers (C,) and the
-            embeddings (C, D) of its documents. With `centre` it is read twice.
-        depth: length of a list; shorter where there are fewer documents.
+            embeddings (C, D) of its documents. With `centre` it is called twice.
+        depth: length of a list; lists are shorter if there are fewer documents.
         centre: subtract the mean query from each query and the mean document from each document.
         excluded: for each query the one document that is not listed, or -1.
 
     Returns:
-        (Q, L) int64, document numbers, L the smaller of `depth` and their number; -1 in the place
-        of an excluded one, which is the last.
+        (Q, L) int64, document numbers; L is the smaller of `depth` and the number of documents. An
+        excluded document is replaced by -1 and stands last.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import rank_documents
+        >>> corpus = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> queries = torch.tensor([[1.0, 0.1]])
+        >>> chunks = lambda: iter([(torch.arange(3), corpus)])
+        >>> rank_documents(queries, chunks, depth=2, centre=False)
+        tensor([[0, 2]])
     """
     queries = queries.double()
     mean = torch.zeros(queries.shape[1], dtype=torch.float64)
@@ -89,7 +101,7 @@ def rank_documents(
         (part, RankedLists(len(part), depth))
         for part in torch.arange(len(queries)).split(max(1, _AT_A_TIME // (2 * depth)))
     ]
-    for numbers, embeddings in _wider(chunks(), depth):
+    for numbers, embeddings in _merge_chunks(chunks(), depth):
         embeddings = normalize(embeddings.double() - mean, dim=1)
         for part, lists in slices:
             scores = queries[part] @ embeddings.T
@@ -107,33 +119,46 @@ def list_metrics(
     recall_at: Sequence[int],
     missing_grades: Sequence[int] = (),
 ) -> dict[str, float]:
-    """What trec_eval says of one list, by torchmetrics.
+    """Score one ranked list as trec_eval does; all values are in [0, 1], higher is better.
 
-    `map@<depth>` is the mean precision at the relevant documents, 0 for those that are not among
-    the first `depth`: the whole MAP where the list holds every document.
+    Formula:
+        ``ndcg@10 = sum_{i <= 10} grade_i / log2(i + 1)``, relative to the best possible list;
+        ``recall@k`` = share of the relevant documents among the first k;
+        ``mrr@10 = 1 / rank`` of the first relevant document, 0 if it is not among the first 10;
+        ``map@depth`` = mean over the relevant documents of the precision at their ranks, 0 for
+        those that are not in the list
+
+    Source:
+        trec_eval; Järvelin and Kekäläinen 2002 for nDCG. Computed by torchmetrics.
 
     Args:
-        ranked: documents, the best first, at most `depth`.
-        grades: of every relevant document, at least 1.
+        ranked: document numbers, the best first, at most `depth`.
+        grades: grade of every relevant document, at least 1.
         depth: at least 10 and at least the largest of `recall_at`.
-        recall_at: where recall is taken.
-        missing_grades: grades of relevant documents that no list can hold.
+        recall_at: values of k for recall.
+        missing_grades: grades of relevant documents that are not in the corpus.
+
+    Example:
+        >>> from prunelit.metrics import list_metrics
+        >>> list_metrics([7, 3, 8], grades={3: 1}, depth=10, recall_at=[10])["mrr@10"]
+        0.5
     """
-    # The rest stands behind `depth`: it is not found, but counts for the best possible list.
+    # Relevant documents that are not in the list stand after `depth`. They are not found, but they
+    # count for the best possible list.
     target = torch.zeros(depth + len(grades) + len(missing_grades), dtype=torch.int64)
     target[: len(ranked)] = torch.tensor([grades.get(document, 0) for document in ranked])
     found = int((target > 0).sum())
     rest = [grade for document, grade in grades.items() if document not in set(ranked)]
     rest += missing_grades
     target[depth : depth + len(rest)] = torch.tensor(rest, dtype=torch.int64)
-    # torchmetrics gives documents with a score of 0 or less no credit: ranks from the end do it.
+    # torchmetrics ignores documents with a score of 0 or less, so the last rank gets score 1.
     scores = torch.arange(len(target), 0, -1, dtype=torch.float32)
     relevant = target > 0
     values = {"ndcg@10": retrieval_normalized_dcg(scores, target, top_k=10)}
     for k in recall_at:
         values[f"recall@{k}"] = retrieval_recall(scores, relevant, top_k=k)
     values["mrr@10"] = retrieval_reciprocal_rank(scores, relevant, top_k=10)
-    # torchmetrics divides by the relevant documents that were found, trec_eval by all of them.
+    # torchmetrics divides by the number of relevant documents in the list, trec_eval by all.
     share = found / (found + len(rest))
     values[f"map@{depth}"] = share * retrieval_average_precision(scores, relevant, top_k=depth)
     return {metric: float(value) for metric, value in values.items()}
@@ -147,14 +172,14 @@ def collection_metrics(
     recall_at: Sequence[int],
     missing_grades: Sequence[Sequence[int]],
 ) -> dict[str, Tensor]:
-    """Every query's `list_metrics` for each model and, of two, their `list_agreement`.
+    """Compute `list_metrics` of every query and model, and `list_agreement` of two models.
 
     Args:
-        lists: for each model (Q, L), as `rank_documents` gives them.
+        lists: for each model (Q, L), as `rank_documents` returns them.
         grades: for each query, see `list_metrics`.
-        depth: see there.
-        recall_at: see there.
-        missing_grades: for each query, see there.
+        depth: see `list_metrics`.
+        recall_at: see `list_metrics`.
+        missing_grades: for each query, see `list_metrics`.
 
     Returns:
         (Q,) float64 for each `<model>/<metric>` and each quantity of both models.
@@ -176,10 +201,18 @@ def collection_metrics(
 def chance_ndcg(grades: Sequence[int], found: int, documents: int) -> float:
     """Expected nDCG@10 of a random order.
 
+    Formula:
+        ``found / N sum_{i <= 10} 1 / log2(i + 1)``, relative to the best possible list
+
     Args:
-        grades: of every relevant document.
-        found: sum of the grades of those that a list can hold.
-        documents: N, all that there are.
+        grades: grade of every relevant document.
+        found: sum of the grades of the relevant documents in the corpus.
+        documents: N, number of documents in the corpus.
+
+    Example:
+        >>> from prunelit.metrics import chance_ndcg
+        >>> chance_ndcg([1], found=1, documents=100)
+        0.0454
     """
     discounts = [1 / math.log2(place + 2) for place in range(10)]
     best = sorted(grades, reverse=True)
@@ -188,16 +221,25 @@ def chance_ndcg(grades: Sequence[int], found: int, documents: int) -> float:
 
 
 def list_agreement(one: Sequence[int], other: Sequence[int]) -> dict[str, float]:
-    """How alike two lists of one query are.
+    """Compare two ranked lists of one query; 1 means no change for both values.
+
+    Formula:
+        ``rank_correlation`` = Spearman's correlation of the ranks of all documents in either list;
+        documents that a list does not hold share one rank after its last;
+        ``top10_overlap = |first 10 of one intersect first 10 of other| / 10``
 
     Args:
-        one: documents, the best first, without repetition.
+        one: document numbers, the best first, without repetition.
         other: likewise, of the same length.
 
     Returns:
-        `rank_correlation`: Spearman's over all documents that are in either list, those that a list
-        lacks standing side by side behind its last one; `top10_overlap`: the share of the first ten
-        (or of all, if there are fewer) that are among the other's first ten.
+        `rank_correlation` in [-1, 1] and `top10_overlap` in [0, 1]. Lists shorter than ten use
+        their own length.
+
+    Example:
+        >>> from prunelit.metrics import list_agreement
+        >>> list_agreement([1, 2, 3, 4], [1, 3, 2, 4])
+        {'rank_correlation': 0.8, 'top10_overlap': 1.0}
     """
     documents = list(dict.fromkeys([*one, *other]))
     places = [{document: place for place, document in enumerate(row)} for row in (one, other)]
@@ -212,8 +254,10 @@ def list_agreement(one: Sequence[int], other: Sequence[int]) -> dict[str, float]
     }
 
 
-def _wider(chunks: Iterable[tuple[Tensor, Tensor]], least: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same documents in chunks of at least `least`, so that lists are sorted less often."""
+def _merge_chunks(
+    chunks: Iterable[tuple[Tensor, Tensor]], least: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Merge chunks until each has at least `least` documents: lists are then sorted less often."""
     held: list[tuple[Tensor, Tensor]] = []
     for chunk in chunks:
         held.append(chunk)

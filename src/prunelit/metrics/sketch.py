@@ -1,13 +1,13 @@
-"""Streamed statistics: memory does not grow with what is measured, and ranks merge exactly."""
+"""Streaming statistics with bounded memory, which merge exactly across ranks."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# Bins of the histogram: each reaches from its lower edge to 4% above it, so that a quantile, which
-# is the middle of a bin, is at most 2% off. What is smaller than the first edge is counted as 0;
-# the last bin holds what is infinite, or beyond 1e13.
+# Bins of the histogram. Each reaches from its lower edge to 4% above it. A quantile is the middle
+# of a bin, so it is at most 2% off. Values below the first edge count as 0. The last bin holds
+# infinite values and values beyond 1e13.
 _LOWEST, _GROWTH, _BINS = 1e-9, 1.04, 1300
 
 # Quantities that are near 1 for a small perturbation: what is resolved is how far below 1 they are.
@@ -17,13 +17,21 @@ _NEAR_ONE = ("cosine", "agreement", "overlap")
 class Sketch:
     """Mean, standard error, extremes and quantiles of one quantity at each of P places.
 
-    A place is a block, or a decoding step. At each of them an item (a prompt, a window) gives the
-    values of some tokens. The mean is one of items, each the mean of its own tokens, and the
-    standard error counts items as independent; extremes and quantiles are those of tokens.
+    A place is a block or a decoding step. At each place an item (a prompt, a window) gives the
+    values of some tokens. The mean is taken over items, after the mean over the tokens of each
+    item. The standard error treats items as independent. Extremes and quantiles are over tokens.
 
     Args:
         places: P.
-        near_one: resolve quantiles of 1 - x, not of x.
+        near_one: resolve quantiles of 1 - x instead of x.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import Sketch
+        >>> sketch = Sketch(places=1)
+        >>> sketch.update(torch.tensor([[[1.0, 3.0]], [[4.0, torch.nan]]]))  # two items
+        >>> sketch.mean, sketch.highest  # over items; over tokens
+        (tensor([3.], dtype=torch.float64), tensor([4.], dtype=torch.float64))
     """
 
     def __init__(self, places: int, near_one: bool = False) -> None:
@@ -49,7 +57,7 @@ class Sketch:
         """Add items.
 
         Args:
-            values: (B, P, T), NaN where an item has no token. Infinite values count as such.
+            values: (B, P, T), NaN where an item has no token. Infinite values count.
         """
         values = values.detach().double().cpu()
         there = ~values.isnan()
@@ -75,7 +83,7 @@ class Sketch:
         self._count(place, 1 - flat[~absent] if self.near_one else flat[~absent])
 
     def merge(self, other: "Sketch") -> None:
-        """Add what another sketch of the same quantity and places has seen."""
+        """Add the values of another sketch of the same quantity and places."""
         self._sums += other._sums
         self._lowest = torch.minimum(self._lowest, other._lowest)
         self._highest = torch.maximum(self._highest, other._highest)
@@ -86,27 +94,27 @@ class Sketch:
 
     @property
     def n(self) -> Tensor:
-        """(P,) int64, items that have a token there."""
+        """(P,) int64, number of items that have a token at the place."""
         return self._sums[0].long()
 
     @property
     def tokens(self) -> Tensor:
-        """(P,) int64."""
+        """(P,) int64, number of tokens."""
         return self._sums[3].long()
 
     @property
     def mean(self) -> Tensor:
-        """(P,), mean over items; NaN where there is none."""
+        """(P,), mean over items; NaN without items."""
         return self._sums[1] / self._sums[0]
 
     @property
     def standard_error(self) -> Tensor:
-        """(P,), of `mean`; NaN where there are fewer than two items."""
+        """(P,), standard error of `mean`; NaN for fewer than two items."""
         return _error(*self._sums[:3])
 
     @property
     def token_error(self) -> Tensor:
-        """(P,), standard error of the mean over tokens, counting tokens as independent."""
+        """(P,), standard error of the mean over tokens, which treats tokens as independent."""
         return _error(*self._sums[3:])
 
     @property
@@ -116,23 +124,23 @@ class Sketch:
 
     @property
     def lowest(self) -> Tensor:
-        """(P,), over tokens; NaN where there is none."""
+        """(P,), lowest value over tokens; NaN without tokens."""
         return self._lowest.masked_fill(self.tokens == 0, torch.nan)
 
     @property
     def highest(self) -> Tensor:
-        """(P,), over tokens; NaN where there is none."""
+        """(P,), highest value over tokens; NaN without tokens."""
         return self._highest.masked_fill(self.tokens == 0, torch.nan)
 
     def quantiles(self, shares: Sequence[float]) -> Tensor:
-        """The values below which these shares of the tokens lie.
+        """Compute the values below which these shares of the tokens lie.
 
         Args:
             shares: Q numbers in [0, 1].
 
         Returns:
-            (Q, P), each within 2% of a token's value (of 1 - value for a quantity near 1); NaN
-            where there is no token.
+            (Q, P), each within 2% of the value of a token (of 1 - value for a quantity near 1); NaN
+            without tokens.
         """
         zeros = torch.zeros(self.places, _BINS + 1, dtype=torch.int64)
         above, below = (zeros if counts is None else counts for counts in self._counts)

@@ -1,6 +1,6 @@
-"""How long two rollouts stay the same: as observed, and as forecast without the second one.
+"""Survival of two rollouts: the probability that the tokens of steps 0 to s are the same.
 
-Step s counts from 0. The survival at s is the probability that the tokens of steps 0 to s agree.
+It is observed from both rollouts, or forecast from the dense rollout alone. Steps count from 0.
 """
 
 import math
@@ -21,24 +21,39 @@ from prunelit.metrics.spaces.vector_pair import check_shapes
 def keep_probability(
     dense_logits: Tensor, pruned_logits: Tensor, tokens: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Probability that the pruned model samples the dense model's token, given that one's choice.
+    """Probability that the pruned model samples the token that the dense model sampled.
 
-    Both take the highest z / T + g with the same Gumbel noise g. Both take y where, for every j,
-    g_y - g_j >= max(log p_j / p_y, log p'_j / p'_y): with probability 1 / sum_j max(p_j / p_y,
-    p'_j / p'_y), as differences of Gumbel noise are logistic. Divided by p_y, that the dense model
-    takes y at all, it is 1 / (1 + sum_j max(0, p'_j p_y / p'_y - p_j)): 1 exactly where p' = p.
+    Both models take the token with the highest z / T + g, with the same Gumbel noise g. Both take y
+    if g_y - g_j >= max(log p_j / p_y, log p'_j / p'_y) for every j. The differences of Gumbel noise
+    are logistic, so the probability of this is 1 / sum_j max(p_j / p_y, p'_j / p'_y). The formula
+    follows after division by p_y, the probability that the dense model takes y.
+
+    Formula:
+        ``1 / (1 + sum_j max(0, p'_j p_y / p'_y - p_j))``, which is exactly 1 if p' = p
+
+    Source:
+        Gumbel-max sampling: Maddison et al. 2014, arXiv:1411.0030; the probability is derived here.
 
     Args:
         dense_logits: (N, V).
         pruned_logits: (N, V).
-        tokens: (N,) ids that the dense model took.
+        tokens: (N,), ids that the dense model took.
         temperature: T.
 
     Returns:
-        (N,) float64; 0 where the pruned model excludes the token.
+        (N,) float64 in [0, 1]; 0 if the pruned model excludes the token. 1 means no change.
 
     Raises:
         InputError: if the shapes differ or the temperature is not positive.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import keep_probability
+        >>> dense, pruned = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+        >>> keep_probability(dense, pruned, torch.tensor([0]))
+        tensor([0.5000], dtype=torch.float64)
+        >>> keep_probability(dense, pruned, torch.tensor([1]))
+        tensor([1.], dtype=torch.float64)
     """
     check_shapes(dense_logits, pruned_logits)
     check_positive("temperature", temperature)
@@ -60,11 +75,11 @@ class Survival:
     """Survival by step.
 
     Args:
-        survival: (S,), probability that steps 0 to s agree.
-        at_risk: (S,), prompts whose tokens agree before step s and that have a token there; a
-            forecast expects a fraction of them.
-        low: (S,), lower end of the confidence interval, NaN where it has none.
-        high: (S,), upper end.
+        survival: (S,), probability that the tokens of steps 0 to s are the same.
+        at_risk: (S,), number of prompts that agree before step s and have a token there. For a
+            forecast it is an expected number.
+        low: (S,), lower end of the confidence interval; NaN where there is none.
+        high: (S,), upper end; NaN likewise.
     """
 
     survival: np.ndarray
@@ -74,35 +89,52 @@ class Survival:
 
     @property
     def restricted_mean(self) -> float:
-        """Expected number of tokens before the first that differs, of the S at most."""
+        """Expected number of tokens before the first that differs, at most S."""
         return float(self.survival.sum())
 
     @property
     def median(self) -> float:
-        """First step by which half of the rollouts have diverged; NaN where fewer do."""
+        """First step at which at least half of the rollouts have diverged; NaN if fewer do."""
         (diverged,) = np.nonzero(self.survival <= 0.5 + 1e-12)
         return float(diverged[0]) if len(diverged) else math.nan
 
 
 def kaplan_meier(last: np.ndarray, diverged: np.ndarray, steps: int) -> Survival:
-    """The product-limit estimate from observed rollouts (Kaplan and Meier 1958).
+    """Estimate the survival from observed rollouts by the product-limit estimator.
+
+    Formula:
+        ``S(s) = prod over steps t <= s of (1 - diverged_t / at_risk_t)``
+
+    Source:
+        Kaplan and Meier 1958, Nonparametric estimation from incomplete observations.
 
     Args:
-        last: (n,) for each prompt the step at which it diverged, or its last step: a rollout that
-            agrees up to its end is censored there, after that step's token was seen to agree.
-        diverged: (n,) bool, which of the two.
+        last: (n,), for each prompt the step at which it diverged, or else its last step. A rollout
+            that agrees up to its end is censored after its last step.
+        diverged: (n,) bool, True if the prompt diverged at `last`.
         steps: S.
 
     Returns:
-        With 95% log-log confidence intervals, which are undefined before the first divergence and
-        where none is left. The survival stays where nothing is at risk any more.
+        The survival with 95% log-log confidence intervals. They are NaN before the first divergence
+        and at a survival of 0. The survival stays constant once no prompt is at risk.
 
     Raises:
         InputError: if there is no prompt or a step is not in [0, S).
+
+    Example:
+        >>> import numpy as np
+        >>> from prunelit.metrics import kaplan_meier
+        >>> found = kaplan_meier(np.array([0, 1, 2, 2]), np.array([True, True, False, False]), 3)
+        >>> found.survival
+        array([0.75, 0.5 , 0.5 ])
+        >>> found.median
+        1.0
     """
     last, diverged = np.asarray(last), np.asarray(diverged, dtype=bool)
     if not len(last) or last.min() < 0 or last.max() >= steps:
-        raise InputError(f"Expected steps in [0, {steps}) of at least one prompt but got {last}.")
+        raise InputError(
+            f"Expected at least one prompt and steps in [0, {steps}) but got the steps {last}."
+        )
     curve = ecdf(CensoredData(uncensored=last[diverged], right=last[~diverged])).sf
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The confidence interval is undefined", RuntimeWarning)
@@ -115,21 +147,31 @@ def kaplan_meier(last: np.ndarray, diverged: np.ndarray, steps: int) -> Survival
     return Survival(survival, (last[:, None] >= x).sum(0), *ends)
 
 
-def forecast(keep: np.ndarray) -> Survival:
-    """Survival from the probabilities of each step alone, which teacher forcing gives.
+def forecast_survival(keep: np.ndarray) -> Survival:
+    """Forecast the survival from the agreement probabilities of single steps.
 
-    A prompt survives step s with the product of its probabilities up to s. What `kaplan_meier`
-    counts is replaced by its expectation: at risk at step s is the sum, over the prompts with a
-    token there, of their survival before s; of these the sum of survival times (1 - probability)
-    diverges. So a rollout that ends leaves both curves in the same way, and where every
-    probability is 0 or 1, as under greedy decoding, the two are the same.
+    Teacher forcing on the dense rollout gives these probabilities. A prompt survives step s with
+    the product of its probabilities up to s. The counts of `kaplan_meier` are replaced by their
+    expectations. A rollout that ends therefore leaves both curves in the same way. If every
+    probability is 0 or 1, as in greedy decoding, both curves are the same.
+
+    Formula:
+        ``S(s) = prod over steps t <= s of (1 - events_t / at_risk_t)`` with
+        ``at_risk_t = sum over prompts of prod_{u < t} k_u`` and
+        ``events_t = sum over prompts of (1 - k_t) prod_{u < t} k_u``
 
     Args:
-        keep: (n, S) probabilities that a step's token agrees where all before do; NaN after the
-            end of the dense rollout.
+        keep: (n, S), probabilities k_t that the token of a step is the same if all tokens before it
+            are; NaN after the end of the dense rollout. See `keep_probability`.
 
     Returns:
-        Without a confidence interval.
+        The survival, without a confidence interval.
+
+    Example:
+        >>> import numpy as np
+        >>> from prunelit.metrics import forecast_survival
+        >>> forecast_survival(np.array([[1.0, 0.5], [0.5, np.nan]])).survival
+        array([0.75 , 0.375])
     """
     there = ~np.isnan(keep)
     filled = np.where(there, keep, 1.0)

@@ -1,6 +1,7 @@
-"""What to measure: one task a file."""
+"""The tasks that measure a pruned model, one a file."""
 
 from prunelit.models.model_pair import ModelPair
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
 from prunelit.tasks.collection_retrieval import CollectionRetrieval
 from prunelit.tasks.deviation import Deviation
@@ -28,6 +29,7 @@ __all__ = [
     "SemanticSimilarity",
     "Subspace",
     "Task",
+    "TaskReport",
     "Trajectory",
     "Transitions",
 ]

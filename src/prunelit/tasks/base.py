@@ -1,18 +1,16 @@
 """The contract of everything that is measured."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
 from prunelit.models.model_pair import ModelPair
-from prunelit.report.curves import Curve, Picture
-from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, Streamed
 
 
@@ -21,7 +19,7 @@ class Task(ABC):
 
     A task turns its data into items, measures a batch of items, and sums the items up. It never
     deals with ranks: batches are the same whatever their number, each is measured by one rank,
-    and the table of items is complete before `summarise` sees it.
+    and the table of items is complete before `report` sees it.
 
     Args:
         name: the task's part of `val/<task>/<metric>`.
@@ -78,28 +76,15 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def summarise(self, table: ItemTable) -> list[Result]:
-        """Results from the values of all items."""
+    def report(self, table: ItemTable) -> TaskReport:
+        """Sum the items up.
 
-    def printed(self, rows: Sequence[Result]) -> Table | None:
-        """Its own table of its `rows` to print, in place of a line each in the table of results."""
-        return None
+        Every process calls it at every validation, those between two training epochs too. What
+        takes long belongs into generators, see `TaskReport`.
 
-    def texts(self, table: ItemTable) -> list[dict[str, str]]:
-        """Rows of a text table for TensorBoard; most tasks have none."""
-        return []
-
-    def pictures(self, table: ItemTable) -> dict[str, Picture]:
-        """Figures with the numbers behind them, by name; most tasks have none."""
-        return {}
-
-    def curves(self, table: ItemTable) -> list[Curve]:
-        """What runs over blocks or decoding steps; most tasks have none."""
-        return []
-
-    def items(self, table: ItemTable) -> Iterable[dict[str, Any]]:
-        """Everything known of every item, for a table on disk; most tasks have none."""
-        return []
+        Args:
+            table: with the values of all items.
+        """
 
     def recipe(self) -> dict[str, Any] | None:
         """What the values of the items depend on besides the models, as plain data.

@@ -27,7 +27,7 @@ from prunelit.models.inference.embedding_cache import (
     default_folder,
 )
 from prunelit.models.model_pair import ModelPair
-from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
@@ -39,12 +39,10 @@ class _Measured:
     """What the lists of all queries say, one entry a query.
 
     Args:
-        table: of the items that it was made of.
         lists: for each model (Q, L) document numbers, the best first, -1 where there is none.
         metrics: for each model and metric, and for each quantity of both.
     """
 
-    table: ItemTable
     lists: dict[str, Tensor]
     metrics: ItemTable
 
@@ -156,7 +154,6 @@ class CollectionRetrieval(Task):
             place.get(name, -1) if self.exclude_same_id else -1
             for name in self._collection.query_ids
         ]
-        self._measured: _Measured | None = None
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         # Texts are tokenised batch by batch, on the rank that reads them.
@@ -211,8 +208,9 @@ class CollectionRetrieval(Task):
             values["cosine"] = torch.cosine_similarity(*vectors)
         return values
 
-    def summarise(self, table: ItemTable) -> list[Result]:
-        metrics, details = self._measure(table).metrics, self.details()
+    def report(self, table: ItemTable) -> TaskReport:
+        measured, details = self._measure(table), self.details()
+        metrics = measured.metrics
         names = ["ndcg@10", *(f"recall@{k}" for k in self.recall_at), "mrr@10", f"map@{self.depth}"]
         rows = metrics.paired_results(self.name, names, details)
         if "cosine" in table:
@@ -223,13 +221,11 @@ class CollectionRetrieval(Task):
                 rows += texts.pair_results(self.name, [name], details)
         columns = {name: metrics[name] for name in metrics.columns()}
         rows += retained_rows(self.name, columns, details["chance_ndcg@10"], details)
-        return rows + metrics.pair_results(
-            self.name, ["rank_correlation", "top10_overlap"], details
-        )
+        rows += metrics.pair_results(self.name, ["rank_correlation", "top10_overlap"], details)
+        return TaskReport(rows, items=self._item_rows(measured))
 
-    def items(self, table: ItemTable) -> Iterator[dict[str, Any]]:
+    def _item_rows(self, measured: _Measured) -> Iterator[dict[str, Any]]:
         """One row a query and model: its metrics and the ids of its first ten documents."""
-        measured = self._measure(table)
         for index, query in enumerate(self._collection.query_ids):
             for name, lists in measured.lists.items():
                 own = [number for number in lists[index].tolist() if number >= 0]
@@ -271,23 +267,21 @@ class CollectionRetrieval(Task):
         }
 
     def _measure(self, table: ItemTable) -> _Measured:
-        if self._measured is None or self._measured.table is not table:
-            lists = {
-                name: self._ranked(table, name)
-                for name in ("dense", "pruned")
-                if f"{name}/file" in table
-            }
-            metrics = ItemTable(self._queries)
-            values = collection_metrics(
-                lists,
-                self._collection.grades,
-                depth=self.depth,
-                recall_at=self.recall_at,
-                missing_grades=self._collection.lacking,
-            )
-            metrics.assign(torch.arange(self._queries), values)
-            self._measured = _Measured(table, lists, metrics)
-        return self._measured
+        lists = {
+            name: self._ranked(table, name)
+            for name in ("dense", "pruned")
+            if f"{name}/file" in table
+        }
+        metrics = ItemTable(self._queries)
+        values = collection_metrics(
+            lists,
+            self._collection.grades,
+            depth=self.depth,
+            recall_at=self.recall_at,
+            missing_grades=self._collection.lacking,
+        )
+        metrics.assign(torch.arange(self._queries), values)
+        return _Measured(lists, metrics)
 
     def _ranked(self, table: ItemTable, name: str) -> Tensor:
         files = table[f"{name}/file"]

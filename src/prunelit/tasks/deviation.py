@@ -8,7 +8,7 @@ from torch import Tensor
 from prunelit.comparison import deviation_sums
 from prunelit.errors import check_positive
 from prunelit.models.model_pair import ModelPair
-from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.window_task import WindowTask
 
@@ -53,6 +53,6 @@ class Deviation(WindowTask):
         sums, counts = deviation_sums(pair.dense, pair.pruned, inputs, temperature=self.temperature)
         return {name: values / counts for name, values in sums.items()}
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
         details = {**self.details(self.length), "temperature": self.temperature}
-        return table.pair_results(self.name, table.columns(), details)
+        return TaskReport(table.pair_results(self.name, table.columns(), details))

@@ -2,11 +2,10 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,6 +23,7 @@ from prunelit.report.distribution import (
     distribution_table,
 )
 from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, Streamed
 from prunelit.tasks.window_task import WindowTask
 
@@ -121,21 +121,23 @@ class Distribution(WindowTask):
                     values[prefix + name] = Streamed(tokens)
         return values
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
+        rows = self._results(table)
+        return TaskReport(
+            rows,
+            table=distribution_table(rows),
+            pictures=self._pictures(table),
+            texts=distribution_lines(rows),
+        )
+
+    def _results(self, table: ItemTable) -> list[Result]:
         details = self.details(self.length - 1)
         rows = table.paired_results(self.name, ["nll"], details)
         for prefix in self._prefixes(table):
             rows += self._rows(table, prefix, details)
         return rows
 
-    def printed(self, rows: Sequence[Result]) -> Table:
-        return distribution_table(rows)
-
-    def texts(self, table: ItemTable) -> list[dict[str, str]]:
-        """The table: one line a quantity, the pruned model beside the floors."""
-        return distribution_lines(self.summarise(table))
-
-    def pictures(self, table: ItemTable) -> dict[str, Picture]:
+    def _pictures(self, table: ItemTable) -> Iterator[tuple[str, Picture]]:
         spreads = []
         for prefix in self._prefixes(table):
             kl, delta = (table.sketches[prefix + name] for name in ("kl_dense_pruned", "delta_p"))
@@ -153,7 +155,7 @@ class Distribution(WindowTask):
                 )
             )
         rungs = {rung.name: rung.kl for rung in RUNGS}
-        return {"distribution": distribution_picture(spreads, rungs)}
+        yield "distribution", distribution_picture(spreads, rungs)
 
     def _prefixes(self, table: ItemTable) -> list[str]:
         return ["", *(p for p in FLOORS if f"{p}kl_dense_pruned" in table.sketches)]

@@ -13,8 +13,8 @@ from prunelit.data.rows import hash_rows
 from prunelit.data.sources import subset_of
 from prunelit.data.tokens import decode
 from prunelit.errors import InputError
-from prunelit.metrics.first_divergence import first_divergence
-from prunelit.metrics.pass_at_k import pass_at_k
+from prunelit.metrics.first_divergence import find_first_divergence
+from prunelit.metrics.pass_at_k import estimate_pass_at_k
 from prunelit.metrics.repetition import ROLLOUT_MEASURES, rollout_measures
 from prunelit.models.inference.generation import Sampling, rollout
 from prunelit.models.inference.prefix_cache import SharedPrefix, shared_prefix_length
@@ -22,6 +22,7 @@ from prunelit.models.inference.stop_strings import cut_at_stop
 from prunelit.models.model_pair import ModelPair
 from prunelit.recipe import describe
 from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.formats.base import Format, read_examples
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.judges.judge import ExactMatch, Judge
@@ -189,7 +190,7 @@ class Generation(PromptTask):
             for metric, column in columns.items():
                 values[f"{name}/{metric}"] = torch.tensor(column, dtype=torch.float64)
         if pair.dense is not None:
-            first, diverged = first_divergence(values["dense/tokens"], values["pruned/tokens"])
+            first, diverged = find_first_divergence(values["dense/tokens"], values["pruned/tokens"])
             values |= {"first_divergence": first, "diverged": diverged}
         # Every column is (B, samples) or, of tokens, (B, samples, max_new_tokens).
         return {
@@ -197,7 +198,12 @@ class Generation(PromptTask):
             for key, value in values.items()
         }
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
+        return TaskReport(
+            self._results(table), texts=self._text_rows(table), items=self._item_rows(table)
+        )
+
+    def _results(self, table: ItemTable) -> list[Result]:
         means = ItemTable(table.size)
         columns = {
             name: table[name].mean(1) for name in table.columns() if not name.endswith("/tokens")
@@ -207,7 +213,7 @@ class Generation(PromptTask):
         for name in (n for n in ("dense", "pruned") if passes and f"{n}/tokens" in table):
             right = table[f"{name}/{judged[0]}"].sum(1).int().tolist()
             for k in passes:
-                values = [pass_at_k(self.samples, count, k) for count in right]
+                values = [estimate_pass_at_k(self.samples, count, k) for count in right]
                 columns[f"{name}/pass@{k}"] = torch.tensor(values, dtype=torch.float64)
         metrics = [*judged, *(f"pass@{k}" for k in passes), *ROLLOUT_MEASURES]
         means.assign(torch.arange(table.size), columns)
@@ -216,18 +222,16 @@ class Generation(PromptTask):
         rows += retained_rows(self.name, columns, details["chance"], details)
         return rows + means.pair_results(self.name, ["first_divergence", "diverged"], details)
 
-    def texts(self, table: ItemTable) -> list[dict[str, str]]:
+    def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
         """Question, target and what both models wrote, of the first prompts."""
-        rows = []
         for index, example in enumerate(self._examples[:_SHOWN]):
             row = {"prompt": example.context, "target": example.target}
             for name in ("dense", "pruned"):
                 if f"{name}/tokens" in table:
                     row[name] = self.written(index, table[f"{name}/tokens"][index, 0])
-            rows.append(row)
-        return rows
+            yield row
 
-    def items(self, table: ItemTable) -> Iterator[dict[str, Any]]:
+    def _item_rows(self, table: ItemTable) -> Iterator[dict[str, Any]]:
         """One row a prompt, sample and model: everything that is known of a rollout."""
         names = [name for name in ("dense", "pruned") if f"{name}/tokens" in table]
         for index, example in enumerate(self._examples):

@@ -20,6 +20,7 @@ from prunelit.models.inference.token_tree import TokenTree
 from prunelit.models.inference.tree_scoring import tree_scores
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
 from prunelit.tasks.formats.base import Format, read_questions
 from prunelit.tasks.item_table import ItemTable
@@ -174,7 +175,7 @@ class MultipleChoice(Task):
             values |= {f"{name}/{column}": value for column, value in columns.items()}
         return values
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
         details = self._details()
         every = range(table.size)
         values: dict[str, Tensor] = {}
@@ -206,7 +207,7 @@ class MultipleChoice(Task):
             )
         chance = torch.tensor([1 / len(question.choices) for question in self._questions])
         rows += retained_rows(self.name, values, chance, details)
-        return rows + self._group_rows(values, details)
+        return TaskReport([*rows, *self._group_rows(values, details)])
 
     def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Result]:
         """The primary accuracy of each group of questions."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from prunelit.models.inference.scoring import window_nll
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, mean
 from prunelit.tasks.window_task import WindowTask
 
@@ -47,7 +48,7 @@ class Perplexity(WindowTask):
             for name, model in pair.models().items()
         }
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
         details = self.details(self.length - 1)
         rows = table.paired_results(self.name, ["nll"], details)
         perplexity = {row.model: _exp(row.value) for row in rows if row.model != "difference"}
@@ -62,7 +63,7 @@ class Perplexity(WindowTask):
             )
             for model, value in perplexity.items()
         ]
-        return rows
+        return TaskReport(rows)
 
 
 def _exp(value: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunelit.metrics.retained import RESAMPLES, retained
+from prunelit.metrics.retained import RESAMPLES, estimate_retained
 from prunelit.report.results import Result
 
 # What a task reads a model for.
@@ -46,7 +46,7 @@ def retained_rows(
         return []
     dense, pruned = (columns[f"{model}/{metric}"].double() for model in ("dense", "pruned"))
     level = torch.as_tensor(chance, dtype=torch.float64).expand(len(dense))
-    found = retained(dense.numpy(), pruned.numpy(), level.numpy())
+    found = estimate_retained(dense.numpy(), pruned.numpy(), level.numpy())
     interval = None if math.isnan(found.low) else [found.low, found.high]
     own = {
         "dense": dense.mean().item(),

@@ -19,7 +19,7 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import final_hidden
 from prunelit.models.finite import all_finite
 from prunelit.models.model_pair import ModelPair
-from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
 from prunelit.tasks.formats.base import Format, read_questions
 from prunelit.tasks.item_table import ItemTable
@@ -108,7 +108,7 @@ class Retrieval(Task):
             for name, model in pair.models().items()
         }
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
         n = len(self._questions)
         values = ItemTable(n)
         columns: dict[str, Tensor] = {}
@@ -135,7 +135,7 @@ class Retrieval(Task):
         metrics = ["mrr", "recall@1", "recall@5", "recall@10", "ndcg@10"]
         rows = values.paired_results(self.name, metrics, details)
         chance = details["chance_mrr"]
-        return rows + retained_rows(self.name, columns, chance, details)
+        return TaskReport([*rows, *retained_rows(self.name, columns, chance, details)])
 
     def _embed(self, model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> Tensor:
         hidden = final_hidden(model, input_ids, mask).float()

@@ -23,6 +23,7 @@ from prunelit.models.inference.embedding import (
 )
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
@@ -150,7 +151,7 @@ class SemanticSimilarity(Task):
             values["embedding_cosine"] = cosine_similarity(dense, pruned).view(2, -1).mean(0)
         return values
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
         details = self.details()
         found = {
             name: spearman(table[f"{name}/similarity"], self._scores)
@@ -166,7 +167,8 @@ class SemanticSimilarity(Task):
             )
             for name, (value, without) in found.items()
         ]
-        return rows + table.pair_results(self.name, ["embedding_cosine"], details)
+        rows += table.pair_results(self.name, ["embedding_cosine"], details)
+        return TaskReport(rows)
 
     def details(self) -> dict[str, Any]:
         """What makes a number on these pairs comparable."""

@@ -1,6 +1,6 @@
 """The three spaces on the answer options of a question, against the full vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ from prunelit.data.rows import hash_rows
 from prunelit.data.tokens import decode, encode_text, leading_tokens, pad, pad_token
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.subspace import SUBSPACE, score_options, subspace_deviations
-from prunelit.metrics.validity import NEAR, quantity_validity
+from prunelit.metrics.validity import NEAR, measure_quantity_validity
 from prunelit.models.architecture import final_hidden
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
@@ -27,6 +27,7 @@ from prunelit.report.subspace import (
     options_picture,
     spaces_picture,
 )
+from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
 from prunelit.tasks.formats.base import read_questions
 from prunelit.tasks.item_table import ItemTable, mean
@@ -222,7 +223,12 @@ class Subspace(Task):
         )
         return {name: x for name, x in found.items() if name in _COMPARED or "/" in name}
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
+        return TaskReport(
+            self._results(table), pictures=self._pictures(table), texts=self._text_rows(table)
+        )
+
+    def _results(self, table: ItemTable) -> list[Result]:
         details = {
             "path": self.path,
             "split": self.split,
@@ -244,51 +250,44 @@ class Subspace(Task):
         lost[self._collisions] = 1
         return [*rows, Result(self.name, "collisions", "pair", *mean(lost), len(lost), details)]
 
-    def texts(self, table: ItemTable) -> list[dict[str, str]]:
+    def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
         """The shown rows: prompt, options, both answers, and both models' top tokens."""
-        return [item_lines(shown) for shown in self._show(table)]
+        return map(item_lines, self._show(table))
 
-    def pictures(self, table: ItemTable) -> dict[str, Picture]:
+    def _pictures(self, table: ItemTable) -> Iterator[tuple[str, Picture]]:
         means = {name: mean(table[name]) for name in _COMPARED}
         readings = {
             f"{model}/{name}": mean(table[f"{model}/{name}"])
             for model in _MODELS
             for name in _READINGS
         }
-        pictures = {
-            "subspace_spaces": spaces_picture(means, table.size),
-            "subspace_options": options_picture(readings, self._chance, table.size),
-        }
+        yield "subspace_spaces", spaces_picture(means, table.size)
+        yield "subspace_options", options_picture(readings, self._chance, table.size)
         inside = {name: table[f"subspace_{name}"].numpy() for name in SUBSPACE}
         judged = {
-            name: quantity_validity(
+            name: measure_quantity_validity(
                 name, inside["logit_std_p"], inside[name], inside[f"{name}_estimate"]
             )
             for name in _ESTIMATED
         }
         title = f"Second-order estimates on the options, one dot a question (n = {table.size})"
-        pictures["subspace_theory"] = scatter_picture(judged, NEAR, title)
+        yield "subspace_theory", scatter_picture(judged, NEAR, title)
         for shown in self._show(table):
-            pictures[f"subspace_item_{shown.number}"] = item_picture(shown)
-        return pictures
+            yield f"subspace_item_{shown.number}", item_picture(shown)
 
-    def _show(self, table: ItemTable) -> list[Shown]:
-        found = []
+    def _show(self, table: ItemTable) -> Iterator[Shown]:
         for place in self._shown:
             item = self._items[place]
             scores = {m: table[f"{m}/option_log_likelihood"][place].tolist() for m in _MODELS}
-            found.append(
-                Shown(
-                    item.number,
-                    self._text(item.context),
-                    item.question.choices,
-                    [self._text([option]) for option in item.options],
-                    item.question.label,
-                    {model: scores[model][: len(item.options)] for model in _MODELS},
-                    {model: self._top(table, model, place) for model in _MODELS},
-                )
+            yield Shown(
+                item.number,
+                self._text(item.context),
+                item.question.choices,
+                [self._text([option]) for option in item.options],
+                item.question.label,
+                {model: scores[model][: len(item.options)] for model in _MODELS},
+                {model: self._top(table, model, place) for model in _MODELS},
             )
-        return found
 
     def _top(self, table: ItemTable, model: str, place: int) -> list[tuple[str, float, bool]]:
         ids, shares = (table[f"{model}/top_{what}"][place] for what in ("id", "probability"))

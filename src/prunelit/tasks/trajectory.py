@@ -1,7 +1,7 @@
 """How dense and pruned drift apart while they write, decoding step by decoding step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.comparison import token_deviations
-from prunelit.metrics.survival import Survival, forecast, kaplan_meier, keep_probability
-from prunelit.metrics.validity import NEAR, Validity, quantity_validity
+from prunelit.metrics.survival import Survival, forecast_survival, kaplan_meier, keep_probability
+from prunelit.metrics.validity import NEAR, Validity, measure_quantity_validity
 from prunelit.models.architecture import final_hidden
 from prunelit.models.inference.generation import Sampling, rollout, stop_tokens
 from prunelit.models.model_pair import ModelPair
@@ -20,6 +20,7 @@ from prunelit.report.curves import Curve, Picture
 from prunelit.report.divergence import divergence_picture
 from prunelit.report.results import Result
 from prunelit.report.scatter import scatter_picture
+from prunelit.report.task_report import TaskReport
 from prunelit.report.trajectory import (
     accumulation_picture,
     cosines_picture,
@@ -142,7 +143,15 @@ class Trajectory(PromptTask):
         added["kl_dense_pruned"] = free["kl_dense_pruned"] - forced["kl_dense_pruned"]
         return values | _streamed("accumulation", added, tuple(added))
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
+        return TaskReport(
+            self._results(table),
+            curves=self._curves(table),
+            pictures=self._pictures(table),
+            texts=self._text_rows(table),
+        )
+
+    def _results(self, table: ItemTable) -> list[Result]:
         details = {
             **self.details(),
             "temperature": self.temperature,
@@ -164,52 +173,46 @@ class Trajectory(PromptTask):
             rows.append(Result(self.name, metric, "pair", value, error, n, details))
         return rows
 
-    def curves(self, table: ItemTable) -> list[Curve]:
-        curves = []
+    def _curves(self, table: ItemTable) -> Iterator[Curve]:
         for name, sketch in table.sketches.items():
             low, high = sketch.quantiles([0.1, 0.9])
             ys = (sketch.mean, low, high, sketch.n)
-            curves.append(_curve(name, ys, "10%-90% of prompts", sketch.standard_error))
+            yield _curve(name, ys, "10%-90% of prompts", sketch.standard_error)
         steps = _longest(table)
         n = (table["dense/tokens"] >= 0).sum(0).numpy()
-        found = [("forecast", forecast(table["keep"].numpy()[:, :steps]), n)]
+        found = [("forecast", forecast_survival(table["keep"].numpy()[:, :steps]), n)]
         if self.free_running:
             seen = _observed(table, np.arange(table.size), steps)
             found.append(("observed", seen, seen.at_risk))
         for name, one, n in found:
             ys = (one.survival, one.low, one.high, n)
-            curves.append(_curve(f"divergence/{name}", ys, "95% confidence"))
-        return curves
+            yield _curve(f"divergence/{name}", ys, "95% confidence")
 
-    def pictures(self, table: ItemTable) -> dict[str, Picture]:
-        curves = {curve.tag: curve for curve in self.curves(table)}
+    def _pictures(self, table: ItemTable) -> Iterator[tuple[str, Picture]]:
+        curves = {curve.tag: curve for curve in self._curves(table)}
         everyone = np.arange(table.size)
         judged = {quantity: _judge(table, everyone, quantity) for quantity in _ESTIMATED}
         tokens = max(len(one.exact) for one in judged.values())
         of = f"up to {tokens} tokens of {table.size} prompts"
         title = f"Second-order estimates, teacher-forced, one dot a token (n = {of})"
-        pictures = {
-            "trajectory_cosines": cosines_picture(curves),
-            "trajectory_kl": kl_picture(curves),
-            "trajectory_logits": logits_picture(curves),
-            "trajectory_theory": theory_picture(curves),
-            "trajectory_scatter": scatter_picture(judged, NEAR, title),
-        }
+        yield "trajectory_cosines", cosines_picture(curves)
+        yield "trajectory_kl", kl_picture(curves)
+        yield "trajectory_logits", logits_picture(curves)
+        yield "trajectory_theory", theory_picture(curves)
+        yield "trajectory_scatter", scatter_picture(judged, NEAR, title)
         steps = _longest(table)
         ended = [0] * steps
         title = "Divergence as forecast"
         if self.free_running:
-            pictures["accumulation"] = accumulation_picture(curves)
+            yield "accumulation", accumulation_picture(curves)
             undiverged = table["last"][table["diverged"] == 0]
             ended = torch.bincount(undiverged, minlength=steps).tolist()
             distance = _pooled(table, everyone)["forecast_distance"]
             title = f"Where rollouts part (forecast and observation at most {distance:.2f} apart)"
-        pictures["divergence"] = divergence_picture(curves, ended, title)
-        return pictures
+        yield "divergence", divergence_picture(curves, ended, title)
 
-    def texts(self, table: ItemTable) -> list[dict[str, str]]:
+    def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
         """Prompt, both texts, and the step at which they part."""
-        rows = []
         for index, context in enumerate(self.contexts):
             row = {"prompt": context, "dense": self.text(table["dense/tokens"][index])}
             if self.free_running:
@@ -218,8 +221,7 @@ class Trajectory(PromptTask):
                 row["first divergence"] = (
                     f"step {last}" if table["diverged"][index] else f"none in {last + 1} steps"
                 )
-            rows.append(row)
-        return rows
+            yield row
 
     def _compare(
         self,
@@ -284,13 +286,13 @@ def _observed(table: ItemTable, prompts: np.ndarray, steps: int) -> Survival:
 def _judge(table: ItemTable, prompts: np.ndarray, quantity: str) -> Validity:
     names = (_SIZE, quantity, f"{quantity}_estimate")
     dz, exact, estimate = (table[f"token/{name}"].numpy()[prompts].ravel() for name in names)
-    return quantity_validity(quantity, dz, exact, estimate)
+    return measure_quantity_validity(quantity, dz, exact, estimate)
 
 
 def _pooled(table: ItemTable, prompts: np.ndarray) -> dict[str, float]:
     """What is of all prompts at once."""
     steps = _longest(table)
-    predicted = forecast(table["keep"].numpy()[prompts, :steps])
+    predicted = forecast_survival(table["keep"].numpy()[prompts, :steps])
     found = {"forecast_median": predicted.median, "forecast_mean": predicted.restricted_mean}
     if "last" in table:
         seen = _observed(table, prompts, steps)

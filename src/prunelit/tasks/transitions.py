@@ -1,10 +1,9 @@
 """Where a perturbation arises: every sublayer, dense against pruned, in the three spaces."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +18,7 @@ from prunelit.models.sublayers import KINDS, block_steps, counterfactual, find_l
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
 from prunelit.report.tables import grouped_table
+from prunelit.report.task_report import TaskReport
 from prunelit.report.transitions import kind_picture, kl_picture, theory_picture
 from prunelit.tasks.item_table import ItemTable, Streamed, mean
 from prunelit.tasks.prompt_task import PromptTask, Written, written
@@ -132,7 +132,16 @@ class Transitions(PromptTask):
                     streamed[f"item/{name}/{phase}/{quantity}"] = part.flatten(1).nanmean(1)
         return streamed
 
-    def summarise(self, table: ItemTable) -> list[Result]:
+    def report(self, table: ItemTable) -> TaskReport:
+        rows = self._results(table)
+        return TaskReport(
+            rows,
+            table=grouped_table(rows, "variant/sublayer/tokens"),
+            curves=_curves(table),
+            pictures=_pictures(table),
+        )
+
+    def _results(self, table: ItemTable) -> list[Result]:
         details = {
             **self.details(),
             "decoding": "greedy",
@@ -147,34 +156,6 @@ class Transitions(PromptTask):
                 metric = column.removeprefix("item/")
                 rows.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
         return rows
-
-    def printed(self, rows: Sequence[Result]) -> Table:
-        return grouped_table(rows, "variant/sublayer/tokens")
-
-    def curves(self, table: ItemTable) -> list[Curve]:
-        return [
-            Curve(
-                name,
-                "block",
-                list(range(sketch.places)),
-                sketch.mean.tolist(),
-                sketch.lowest.tolist(),
-                sketch.highest.tolist(),
-                sketch.n.tolist(),
-                "min-max over tokens",
-                sketch.standard_error.tolist(),
-            )
-            for name, sketch in table.sketches.items()
-        ]
-
-    def pictures(self, table: ItemTable) -> dict[str, Picture]:
-        curves = {curve.tag: curve for curve in self.curves(table)}
-        pictures = {f"transitions_{kind}": kind_picture(curves, kind) for kind in KINDS}
-        return {
-            **pictures,
-            "transitions_kl": kl_picture(curves),
-            "transitions_theory": theory_picture(curves),
-        }
 
     @torch.no_grad()
     def _blocks(
@@ -254,6 +235,29 @@ class Transitions(PromptTask):
         marks = torch.arange(1, self.tokens + 1, device=there.device)
         wanted = (marks * count).div(self.tokens, rounding_mode="floor") - 1  # (B, tokens)
         return there & (rank[:, :, None] == wanted[:, None]).any(-1)
+
+
+def _curves(table: ItemTable) -> Iterator[Curve]:
+    for name, sketch in table.sketches.items():
+        yield Curve(
+            name,
+            "block",
+            list(range(sketch.places)),
+            sketch.mean.tolist(),
+            sketch.lowest.tolist(),
+            sketch.highest.tolist(),
+            sketch.n.tolist(),
+            "min-max over tokens",
+            sketch.standard_error.tolist(),
+        )
+
+
+def _pictures(table: ItemTable) -> Iterator[tuple[str, Picture]]:
+    curves = {curve.tag: curve for curve in _curves(table)}
+    for kind in KINDS:
+        yield f"transitions_{kind}", kind_picture(curves, kind)
+    yield "transitions_kl", kl_picture(curves)
+    yield "transitions_theory", theory_picture(curves)
 
 
 def _phases(text: Written) -> list[Tensor]:

@@ -227,7 +227,7 @@ def test_inputs_are_left_alone(inputs: Inputs) -> None:
 
 def test_bad_input(inputs: Inputs) -> None:
     h, g, z, y = inputs
-    with pytest.raises(InputError, match=r"of the same tokens but got \(2, 7\) tokens of logits"):
+    with pytest.raises(InputError, match=r"of the same tokens but got logits of \(2, 7\) tokens"):
         deviations(h[:1], g[:1], z, y)
     with pytest.raises(InputError, match="one shape"):
         deviations(h, g[..., :-1], z, y)

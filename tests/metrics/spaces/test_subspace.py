@@ -80,7 +80,7 @@ def test_an_option_that_is_excluded_is_not_chosen(make_logits: Callable) -> None
 def test_a_model_without_numbers_is_refused(make_logits: Callable) -> None:
     logits, _ = make_logits((3, 300))
     logits[2, 40] = torch.nan
-    with pytest.raises(InputError, match="gives NaN where a log-probability is expected"):
+    with pytest.raises(InputError, match="log-probabilities but got NaN"):
         score_options(logits, OPTIONS, [0, 0, 0], width=4, top_k=1)
 
 

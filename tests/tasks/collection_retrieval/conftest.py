@@ -94,6 +94,6 @@ def run(
 
     def rows(pair: ModelPair, **arguments: Any) -> list[Result]:
         task, size = prepare(pair, **arguments)
-        return task.summarise(measure(task, size, pair))
+        return task.report(measure(task, size, pair)).results
 
     return rows

@@ -151,10 +151,10 @@ def test_a_query_does_not_find_itself(
     for exclude, found in ((False, True), (True, False)):
         task, size = prepare(pair, **same, exclude_same_id=exclude)
         table = measure(task, size, pair)
-        for row in task.items(table):
+        for row in task.report(table).items:
             assert (row["query"] in row["first"]) == found
             assert len(row["first"]) == 10
-        assert task.summarise(table)[0].details["exclude_same_id"] is exclude
+        assert task.report(table).results[0].details["exclude_same_id"] is exclude
 
 
 def test_items_are_the_metrics_of_every_query(
@@ -162,7 +162,7 @@ def test_items_are_the_metrics_of_every_query(
 ) -> None:
     task, size = prepare(pair, recall_at=[3], depth=50)
     table = measure(task, size, pair)
-    rows, found = list(task.items(table)), values(task.summarise(table))
+    rows, found = list(task.report(table).items), values(task.report(table).results)
     assert [(row["query"], row["model"]) for row in rows[:2]] == [("q0", "dense"), ("q0", "pruned")]
     assert len(rows) == 2 * Q
     for name in ("dense", "pruned"):

@@ -62,7 +62,7 @@ def test_ranks_change_nothing(
 
     def work(rank: int) -> list[Result]:
         task, size = prepare(pair, cache=str(folder / "many"))
-        return task.summarise(measure(task, size, pair, rank, world))
+        return task.report(measure(task, size, pair, rank, world)).results
 
     assert len(prepare(pair)[0].chunks(Q + N)) == 12
     assert all(rows == expected for rows in on_ranks(world, work, monkeypatch))
@@ -83,7 +83,7 @@ def test_a_cache_that_ranks_do_not_share_is_refused(
         task, size = prepare(pair, cache=str(folder / f"own-{rank}"))
         table = measure(task, size, pair, rank, 2)
         with pytest.raises(InputError) as refused:
-            task.summarise(table)
+            task.report(table)
         return str(refused.value)
 
     assert all("that all machines" in message for message in on_ranks(2, work, monkeypatch))

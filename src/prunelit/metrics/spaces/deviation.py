@@ -1,4 +1,4 @@
-"""Every deviation of the pruned from the dense model, token by token."""
+"""All deviations of the pruned from the dense model, token by token."""
 
 from collections.abc import Mapping
 
@@ -46,8 +46,14 @@ def deviations(
 ) -> dict[str, Tensor]:
     """Compare embeddings, logits and probabilities of the same tokens.
 
-    Works through the tokens a few at a time: beside its arguments it needs about 40 MB on a CPU,
-    whatever their number.
+    It works on a few tokens at a time: beside its arguments it needs about 40 MB on a CPU for any
+    number of tokens.
+
+    Formula:
+        See the function of each quantity: ``embedding_cosine``, ``logit_mse``, ``kl``, ...
+
+    Source:
+        arXiv:2603.24652.
 
     Args:
         dense_hidden: (..., D), embeddings of the dense model.
@@ -55,26 +61,36 @@ def deviations(
         dense_logits: (..., V), logits of the dense model for the same tokens.
         pruned_logits: (..., V).
         temperature: T of the softmax.
-        subset: (S,) distinct token ids; adds the logit and probability quantities on these columns
-            under names with `subspace_` before them. Where a quantity asks for the top k of fewer
-            than k tokens it takes them all: the overlap is then 1 whatever the logits are.
-        buffers: memory to use again where this is called many times; None allocates and frees it.
+        subset: (S,) distinct token ids. Adds the logit and probability quantities on these columns,
+            with `subspace_` before their names. If S is smaller than k, the top k are all S tokens,
+            and the overlap is 1 for any logits.
+        buffers: memory to use again in many calls. None allocates and frees it.
 
     Returns:
         Name to (...,) float64. Divergences are in nats, `logit_mse` in logit units squared,
         `logit_std*` in logit units, `*_parallel` and `*_orthogonal` relative to the dense norm,
-        `top*` in [0, 1]; every `*_estimate` stands beside the exact value of the same name.
+        `top*` in [0, 1]. Each `*_estimate` has the unit of the exact value of the same name.
 
     Raises:
-        InputError: if the shapes do not fit, the temperature is not positive, or the subset does
-            not name distinct tokens.
+        InputError: if the shapes do not fit, the temperature is not positive, or the token ids of
+            the subset are not distinct.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import deviations
+        >>> h, z = torch.ones(2, 4), torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
+        >>> values = deviations(h, 2 * h, z, 2 * z)  # two tokens, D = 4, V = 3
+        >>> values["embedding_cosine"], values["logit_cosine"]
+        (tensor([1., 1.], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64))
+        >>> values["kl_dense_pruned"]
+        tensor([0.1601, 0.1601], dtype=torch.float64)
     """
     check_shapes(dense_logits, pruned_logits)
     tokens = dense_logits.shape[:-1]
     if dense_hidden.shape[:-1] != tokens:
         raise InputError(
-            f"Expected embeddings and logits of the same tokens but got {tuple(tokens)} tokens of "
-            f"logits and {tuple(dense_hidden.shape[:-1])} of embeddings."
+            f"Expected embeddings and logits of the same tokens but got logits of {tuple(tokens)} "
+            f"tokens and embeddings of {tuple(dense_hidden.shape[:-1])}."
         )
     embeddings = embedding_pair(dense_hidden, pruned_hidden)
     values = {
@@ -99,10 +115,10 @@ def deviations(
 
 
 def check_not_nan(values: Mapping[str, Tensor]) -> None:
-    """Refuse deviations that are not numbers, which a mean over tokens would pass over.
+    """Refuse deviations that are NaN, which a mean over tokens would skip.
 
     Args:
-        values: by name, those of `deviations` among them.
+        values: tensors by name, as `deviations` returns them.
 
     Raises:
         InputError: naming the first one.
@@ -110,13 +126,13 @@ def check_not_nan(values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         if value.isnan().any():
             raise InputError(
-                f"Expected a number for `{name}` of every token but got NaN, since a model's "
-                "embeddings or logits are none: load it in another dtype."
+                f"Expected a number for `{name}` of every token but got NaN: load the model in "
+                "another dtype."
             )
 
 
 def logit_deviations(pair: LogitPair) -> dict[str, Tensor]:
-    """What compares logits and probabilities: (N,) float64 of (N, V) logits, by name."""
+    """All logit and probability quantities of (N, V) logits: name to (N,) float64."""
     return {
         "logit_cosine": logit_cosine(pair),
         "logit_cosine_estimate": cosine_estimate(pair.vectors),

@@ -1,7 +1,7 @@
-"""Second-order estimates of the deviations, to be read beside the exact values.
+"""Second-order estimates of cosines and KL divergences, each in the unit of the exact value.
 
-Each has the form of what it estimates, so the two compare directly, and its relative error in KL
-or in 1 - cosine goes to 0 with the perturbation. Source: arXiv:2603.24652.
+An estimate can be compared with its exact value directly. Its relative error in KL, or in
+1 - cosine, goes to 0 with the size of the perturbation.
 """
 
 import math
@@ -14,22 +14,51 @@ from prunelit.metrics.spaces.vector_pair import VectorPair
 
 
 def cosine_estimate(pair: VectorPair) -> Tensor:
-    """Estimate of cos(h, h + dh): 1 - |dh_orthogonal|^2 / (2 |h|^2).
+    """Estimate the cosine of two vectors; 1 means no change.
+
+    Formula:
+        ``cos(h, h + dh) ~ 1 - |dh_orthogonal|^2 / (2 |h|^2)``
+
+    Source:
+        arXiv:2603.24652, estimate 1 (any space).
 
     Args:
         pair: embeddings, or the vectors of a `LogitPair`.
 
     Returns:
-        (...,) float64; no cosine for large perturbations, where it falls below -1.
+        (...,) float64. A large perturbation gives a value below -1.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import VectorPair, cosine_estimate
+        >>> pair = VectorPair(torch.tensor([10.0, 0.0]), torch.tensor([10.0, 1.0]))
+        >>> cosine_estimate(pair), pair.cosine
+        (tensor(0.9950, dtype=torch.float64), tensor(0.9950, dtype=torch.float64))
     """
     return 1 - pair.squared_orthogonal / 2
 
 
 def probability_cosine_estimate(pair: LogitPair) -> Tensor:
-    """Estimate of cos(p, p'): 1 - Var_r(dz) / (2 T^2) with weights r = p^2 / |p|^2.
+    """Estimate the cosine of two next-token distributions; 1 means no change.
+
+    Formula:
+        ``cos(p, p') ~ 1 - Var_r(dz) / (2 T^2)`` with weights ``r_i = p_i^2 / |p|^2``
+
+    Source:
+        arXiv:2603.24652, estimate 2.
+
+    Args:
+        pair: logits of both models.
 
     Returns:
-        (...,) float64.
+        (...,) float64; minus infinity if only the pruned model excludes a token.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import LogitPair, probability_cosine_estimate
+        >>> pair = LogitPair(torch.tensor([0.0, 0.0]), torch.tensor([0.1, -0.1]))
+        >>> probability_cosine_estimate(pair)
+        tensor(0.9950, dtype=torch.float64)
     """
     norm = pair.dense_concentration
     mean = pair.dot(pair.dense_probability, pair.dense_weighted) / norm
@@ -38,17 +67,32 @@ def probability_cosine_estimate(pair: LogitPair) -> Tensor:
 
 
 def kl_estimate(pair: LogitPair, direction: Direction) -> Tensor:
-    """Estimate of a KL divergence: Var(dz) / (2 T^2), weighted by its first argument.
+    """Estimate a KL divergence; 0 means no change.
+
+    The weights of the variance are the first distribution of the KL.
+
+    Formula:
+        ``KL(p || p') ~ Var_p(dz) / (2 T^2)``, ``KL(p' || p) ~ Var_p'(dz) / (2 T^2)``
+
+    Source:
+        arXiv:2603.24652, estimate 3.
 
     Args:
         pair: logits of both models.
         direction: "dense_pruned" weighs by p, "pruned_dense" by p'.
 
     Returns:
-        (...,) float64, nats.
+        (...,) float64, nats; infinite if only the model after the weighing one excludes a token.
 
     Raises:
         InputError: if the direction is another word.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import LogitPair, kl_estimate
+        >>> pair = LogitPair(torch.tensor([0.0, 0.0]), torch.tensor([0.1, -0.1]))
+        >>> kl_estimate(pair, "dense_pruned")
+        tensor(0.0050, dtype=torch.float64)
     """
     check_direction(direction)
     if direction == "dense_pruned":
@@ -59,6 +103,6 @@ def kl_estimate(pair: LogitPair, direction: Direction) -> Tensor:
 
 
 def _half_variance(mean: Tensor, mean_square: Tensor, infinite: Tensor | None) -> Tensor:
-    # u = dz / T less a constant: its variance is Var(dz) / T^2.
+    # u is dz / T minus a constant, so its variance is Var(dz) / T^2.
     half = (mean_square - mean.square()).clamp_min(0) / 2
     return half if infinite is None else half.masked_fill(infinite, math.inf)

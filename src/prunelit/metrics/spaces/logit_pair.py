@@ -1,4 +1,4 @@
-"""The logits of both models on the same tokens, and what the quantities on them share."""
+"""The logits of both models on the same tokens, with the intermediates that metrics share."""
 
 from functools import cached_property
 
@@ -12,28 +12,38 @@ from prunelit.metrics.spaces.vector_pair import VectorPair, dot
 
 TOP = 10
 
-# Stands for an infinite log ratio: e^-50 vanishes beside 1 even in float64, and unlike inf it
-# gives 0 when the other distribution has no mass there.
+# Stands for an infinite log ratio. e^-50 vanishes beside 1 even in float64, and 50 times a
+# probability of 0 is 0, where infinity would give NaN.
 _FAR = 50.0
 
 
 class LogitPair:
-    """Logits of the dense and of the pruned model, for every token.
+    """Logits of the dense and of the pruned model for every token.
 
-    Each intermediate of size V is computed at most once, on first use; give a few tokens at a time.
+    Each intermediate of size V is computed at most once, on first use. Give a few tokens at a time
+    to bound the memory.
 
-    A logit of -inf is a token that a model excludes. Tokens that both models exclude count as
-    absent. Where one alone excludes a token, the Kullback-Leibler divergence that weighs it and
-    the estimates with that weight are infinite, and the logit space is compared on the rest.
+    A logit of -inf means that the model excludes the token. Tokens that both models exclude are
+    left out. If only one model excludes a token, the KL divergence that gives this token weight is
+    infinite, and so is its estimate; the logit space is compared on the other tokens.
 
     Args:
-        dense: (..., V) logits, any float type; computed in float32, or float64 where one is.
+        dense: (..., V) logits, any float type. Computed in float32, or in float64 if one is.
         pruned: (..., V) logits.
-        temperature: T of the softmax; the logit space is compared without it.
-        buffers: memory for intermediates of size V; only where no gradient is wanted.
+        temperature: T of the softmax. The logit space is compared without it.
+        buffers: memory for intermediates of size V. Give it only if no gradient is needed.
 
     Raises:
         InputError: if the shapes differ or the temperature is not positive.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import LogitPair, kl, logit_mse
+        >>> pair = LogitPair(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.0, 1.0]]))
+        >>> logit_mse(pair)
+        tensor([0.6667], dtype=torch.float64)
+        >>> kl(pair, "dense_pruned")
+        tensor([0.2662], dtype=torch.float64)
     """
 
     def __init__(
@@ -51,7 +61,7 @@ class LogitPair:
         self.temperature = temperature
 
     def restrict(self, token_ids: Tensor) -> "LogitPair":
-        """The pair on the tokens of a subset alone, with probabilities that sum to 1 inside it.
+        """Keep only the tokens of a subset; their probabilities are renormalised to sum to 1.
 
         Args:
             token_ids: (S,) distinct token ids.
@@ -66,8 +76,8 @@ class LogitPair:
 
     @cached_property
     def excluded(self) -> Tensor | None:
-        """(..., V) bool, True where one or both logits are -inf; None where there is no such."""
-        # One sum over the difference, needed anyway, spares the usual case every other check.
+        """(..., V) bool, True where one or both logits are -inf; None if all are finite."""
+        # This sum is needed anyway. If it is finite, the usual case, no other check is needed.
         if self._all.total.isfinite().all():
             return None
         excluded = self.dense.isneginf() | self.pruned.isneginf()
@@ -75,7 +85,7 @@ class LogitPair:
 
     @cached_property
     def vectors(self) -> VectorPair:
-        """Both logit vectors, 0 where a token is excluded."""
+        """Both logit vectors, with 0 at excluded tokens."""
         if self.excluded is None:
             return self._all
         return VectorPair(
@@ -103,7 +113,7 @@ class LogitPair:
         """Token ids of the k highest dense and of the k highest pruned logits.
 
         Args:
-            k: number of tokens in [1, 10], cut to V.
+            k: number of tokens in [1, 10]; V tokens if V is smaller.
 
         Returns:
             Two (..., min(k, V)) tensors, highest first.
@@ -138,9 +148,10 @@ class LogitPair:
     def log_ratio(self) -> Tensor:
         """(..., V), u = log(p' / p).
 
-        The difference of the logits less that of their log-sum-exps: exactly 0 where the logits are
-        equal, and near 0 under p and p', so that moments of u suffer no cancellation from a shift
-        common to all logits. -50 or 50 where one model excludes a token, 0 where both do.
+        It is the difference of the logits minus the difference of their log-sum-exps. It is exactly
+        0 for equal logits, and its means under p and p' are near 0, so that a shift of all logits
+        causes no cancellation in its moments. It is -50 or 50 for a token that one model excludes,
+        and 0 for a token that both exclude.
         """
         dense, pruned = self._scaled
         shift = _log_sum_exp(pruned, self.pruned_probability, self.pruned_top) - _log_sum_exp(
@@ -158,14 +169,14 @@ class LogitPair:
 
     @cached_property
     def dense_only(self) -> Tensor | None:
-        """(...,) bool, True where the pruned model excludes a token that the dense one does not."""
+        """(...,) bool, True if the pruned model excludes a token that the dense one keeps."""
         if self.excluded is None:
             return None
         return (self.excluded & ~self.dense.isneginf()).any(-1)
 
     @cached_property
     def pruned_only(self) -> Tensor | None:
-        """(...,) bool, True where the dense model excludes a token that the pruned one does not."""
+        """(...,) bool, True if the dense model excludes a token that the pruned one keeps."""
         if self.excluded is None:
             return None
         return (self.excluded & ~self.pruned.isneginf()).any(-1)
@@ -201,7 +212,7 @@ class LogitPair:
         return self.dot(self.dense_probability, self.dense_probability)
 
     def dot(self, x: Tensor, y: Tensor) -> Tensor:
-        """(...,) float64, the sum over the vocabulary of x * y, both (..., V)."""
+        """Sum x * y over the vocabulary, both (..., V), to (...,) float64."""
         return dot(x, y, self._buffers)
 
     def _out(self, name: str) -> Tensor | None:
@@ -209,10 +220,10 @@ class LogitPair:
 
 
 def check_subset(token_ids: Tensor, size: int) -> None:
-    """Refuse token ids that do not name distinct columns of the logits.
+    """Refuse token ids that are not distinct columns of the logits.
 
     Raises:
-        InputError: saying what is wrong with them.
+        InputError: naming the shape, the range or the repetition that is wrong.
     """
     if (
         token_ids.ndim != 1
@@ -220,21 +231,21 @@ def check_subset(token_ids: Tensor, size: int) -> None:
         or token_ids.dtype not in (torch.int64, torch.int32)
     ):
         raise InputError(
-            "Expected a subset of token ids as a vector of integers but got shape "
+            "Expected a subset of token ids as a vector of integers, at least one, but got shape "
             f"{tuple(token_ids.shape)} and {token_ids.dtype}."
         )
     low, high = (int(bound) for bound in token_ids.aminmax())
     if low < 0 or high >= size:
         raise InputError(f"Expected token ids in [0, {size}) but got ids from {low} to {high}.")
     if len(token_ids.unique()) < len(token_ids):
-        raise InputError("Expected distinct token ids but got one of them twice.")
+        raise InputError("Expected distinct token ids but got an id twice: give each id once.")
 
 
 def _log_sum_exp(scaled: Tensor, probability: Tensor, top: Tensor) -> Tensor:
-    """(..., 1) float64, from the highest entry: log p = z / T - lse."""
+    """Log-sum-exp (..., 1) float64, from the highest entry: log p = z / T - lse."""
     highest = top[..., :1]
-    # Softmax adds up its denominator less exactly than a sum does: what it missed shows in the
-    # total, and would otherwise be the error of every log ratio.
+    # Softmax computes its denominator less exactly than a sum does. The total shows this error,
+    # which would otherwise be in every log ratio.
     total = probability.sum(-1, keepdim=True).double()
     share = probability.gather(-1, highest).double() / total
     return scaled.gather(-1, highest).double() - share.log()

@@ -1,7 +1,8 @@
-"""How far the next-token distribution p = softmax(z / T) moves.
+"""Measure how far the next-token distribution p = softmax(z / T) moves.
 
-The functions take a `LogitPair` and return one float64 value per token, (...,); divergences are in
-nats and summed, not averaged, over the vocabulary. Tokens with -inf: see `LogitPair`.
+The functions take a `LogitPair` and return one float64 value per token, (...,). Divergences are in
+nats; they are sums over the vocabulary, not means. `LogitPair` defines the values for tokens that a
+model excludes (-inf).
 """
 
 import math
@@ -18,21 +19,59 @@ Direction = Literal["dense_pruned", "pruned_dense"]
 
 
 def probability_cosine(pair: LogitPair) -> Tensor:
-    """cos(p, p')."""
+    """Cosine similarity of the distributions, in [0, 1]; 1 means no change.
+
+    Formula:
+        ``cos(p, p') = <p, p'> / (|p| |p'|)``
+
+    Source:
+        arXiv:2603.24652, probability space.
+
+    Args:
+        pair: logits of both models.
+
+    Returns:
+        (...,) float64.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import LogitPair, probability_cosine
+        >>> dense, pruned = torch.tensor([0.6, 0.4]).log(), torch.tensor([0.4, 0.6]).log()
+        >>> probability_cosine(LogitPair(dense, pruned))
+        tensor(0.9231, dtype=torch.float64)
+    """
     dense, pruned = pair.dense_probability, pair.pruned_probability
     return pair.dot(dense, pruned) / (pair.dense_concentration * pair.dot(pruned, pruned)).sqrt()
 
 
 def kl(pair: LogitPair, direction: Direction) -> Tensor:
-    """Kullback-Leibler divergence.
+    """Kullback-Leibler divergence of the distributions, at least 0; 0 means no change.
+
+    Formula:
+        ``KL(p || p') = sum_i p_i log(p_i / p'_i)`` for "dense_pruned",
+        ``KL(p' || p) = sum_i p'_i log(p'_i / p_i)`` for "pruned_dense"
+
+    Source:
+        Kullback and Leibler 1951, On information and sufficiency; arXiv:2603.24652.
 
     Args:
         pair: logits of both models.
-        direction: "dense_pruned" is the sum of p log(p / p'), "pruned_dense" of p' log(p' / p). Inf
-            where the second model excludes a token that the first does not.
+        direction: "dense_pruned" or "pruned_dense": the first model gives the weights.
+
+    Returns:
+        (...,) float64, nats; infinite if the second model excludes a token that the first does not.
 
     Raises:
         InputError: if the direction is another word.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import LogitPair, kl
+        >>> dense, pruned = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
+        >>> kl(LogitPair(dense, pruned), "dense_pruned")
+        tensor(0.5108, dtype=torch.float64)
+        >>> kl(LogitPair(dense, pruned), "pruned_dense")
+        tensor(0.3681, dtype=torch.float64)
     """
     check_direction(direction)
     if direction == "dense_pruned":
@@ -45,26 +84,83 @@ def kl(pair: LogitPair, direction: Direction) -> Tensor:
 
 
 def js(pair: LogitPair) -> Tensor:
-    """Jensen-Shannon divergence, in [0, log 2]: mean KL of p and of p' to their average m."""
-    # log(m / p) = softplus(u) - log 2, and log(m / p') is that less u.
+    """Jensen-Shannon divergence of the distributions, in [0, log 2]; 0 means no change.
+
+    Formula:
+        ``1/2 KL(p || m) + 1/2 KL(p' || m)`` with ``m = (p + p') / 2``
+
+    Source:
+        Lin 1991, Divergence measures based on the Shannon entropy.
+
+    Args:
+        pair: logits of both models.
+
+    Returns:
+        (...,) float64, nats.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import LogitPair, js
+        >>> dense, pruned = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
+        >>> js(LogitPair(dense, pruned))
+        tensor(0.1017, dtype=torch.float64)
+    """
+    # log(m / p) = softplus(u) - log 2, and log(m / p') is that minus u.
     log_excess = softplus(pair.log_ratio, threshold=40).sub_(math.log(2))
     return (0.5 * (pair.pruned_mean - pair.dot(log_excess, pair.mixture))).clamp_min(0)
 
 
 def top1_agreement(pair: LogitPair) -> Tensor:
-    """1 where both models rank the same token first, else 0."""
+    """1 if both models rank the same token first, else 0; 1 means no change.
+
+    Formula:
+        ``[argmax z = argmax z']``
+
+    Source:
+        arXiv:2603.24652.
+
+    Args:
+        pair: logits of both models.
+
+    Returns:
+        (...,) float64, 0 or 1.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import LogitPair, top1_agreement
+        >>> top1_agreement(LogitPair(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 9.0])))
+        tensor(1., dtype=torch.float64)
+    """
     return (pair.dense_top[..., 0] == pair.pruned_top[..., 0]).double()
 
 
 def topk_overlap(pair: LogitPair, k: int) -> Tensor:
-    """Share of the k highest dense tokens that are among the k highest pruned ones.
+    """Share of the k most likely dense tokens that the pruned model has among its own k.
+
+    In [0, 1]; 1 means that both models have the same k tokens, in any order.
+
+    Formula:
+        ``|top_k(z) intersect top_k(z')| / k``
+
+    Source:
+        arXiv:2603.24652.
 
     Args:
         pair: logits of both models.
-        k: number of tokens in [1, 10], cut to V; the overlap of all V tokens is 1.
+        k: number of tokens in [1, 10]; V tokens if V is smaller, and the value is then 1.
+
+    Returns:
+        (...,) float64.
 
     Raises:
         InputError: if `k` is not in [1, 10].
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import LogitPair, topk_overlap
+        >>> dense, pruned = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([3.0, 1.0, 2.0])
+        >>> topk_overlap(LogitPair(dense, pruned), k=2)
+        tensor(0.5000, dtype=torch.float64)
     """
     dense, pruned = pair.top(k)
     shared = dense.unsqueeze(-1) == pruned.unsqueeze(-2)
@@ -72,10 +168,10 @@ def topk_overlap(pair: LogitPair, k: int) -> Tensor:
 
 
 def check_direction(direction: str) -> None:
-    """Refuse a direction other than the two.
+    """Refuse an unknown direction.
 
     Raises:
-        InputError: naming both.
+        InputError: naming both directions.
     """
     if direction not in get_args(Direction):
         raise InputError(
@@ -84,16 +180,32 @@ def check_direction(direction: str) -> None:
 
 
 class ProbabilityKL(TokenMean):
-    """Mean of `kl` over tokens, nats; update with (..., V) logits.
+    """Mean of `kl` over tokens, in nats; 0 means no change, lower is better.
+
+    Formula:
+        ``mean over tokens of KL(p || p')``, or of ``KL(p' || p)`` for "pruned_dense"
+
+    Source:
+        Kullback and Leibler 1951, On information and sufficiency; arXiv:2603.24652.
 
     Args:
-        direction: "dense_pruned" weighs with the dense model's probabilities, "pruned_dense" with
-            the pruned model's.
+        direction: "dense_pruned" weighs by the dense model's probabilities, "pruned_dense" by the
+            pruned model's.
         temperature: T of the softmax.
         kwargs: see `torchmetrics.Metric`.
 
     Raises:
         InputError: if the direction is another word.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import ProbabilityKL
+        >>> metric = ProbabilityKL("dense_pruned")
+        >>> dense = torch.tensor([[0.5, 0.5], [0.2, 0.8]]).log()  # two tokens, V = 2
+        >>> pruned = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()
+        >>> metric.update(dense, pruned)
+        >>> metric.compute()
+        tensor(0.2554, dtype=torch.float64)
     """
 
     is_differentiable = True
@@ -112,11 +224,27 @@ class ProbabilityKL(TokenMean):
 
 
 class ProbabilityCosine(TokenMean):
-    """Mean of `probability_cosine` over tokens; update with (..., V) logits.
+    """Mean of `probability_cosine` over tokens, in [0, 1]; 1 means no change, higher is better.
+
+    Formula:
+        ``mean over tokens of cos(p, p')``
+
+    Source:
+        arXiv:2603.24652, probability space.
 
     Args:
         temperature: T of the softmax.
         kwargs: see `torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import ProbabilityCosine
+        >>> metric = ProbabilityCosine()
+        >>> dense = torch.tensor([[0.6, 0.4], [0.2, 0.8]]).log()  # two tokens, V = 2
+        >>> pruned = torch.tensor([[0.4, 0.6], [0.2, 0.8]]).log()
+        >>> metric.update(dense, pruned)
+        >>> metric.compute()
+        tensor(0.9615, dtype=torch.float64)
     """
 
     is_differentiable = True
@@ -133,8 +261,26 @@ class ProbabilityCosine(TokenMean):
 class Top1Agreement(TokenMean):
     """Share of tokens for which both models rank the same next token first.
 
+    In [0, 1]; 1 means no change, higher is better.
+
+    Formula:
+        ``mean over tokens of [argmax z = argmax z']``
+
+    Source:
+        arXiv:2603.24652.
+
     Args:
         kwargs: see `torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import Top1Agreement
+        >>> metric = Top1Agreement()
+        >>> dense = torch.tensor([[1.0, 2.0], [1.0, 0.0]])  # two tokens, V = 2
+        >>> pruned = torch.tensor([[0.0, 9.0], [0.0, 1.0]])
+        >>> metric.update(dense, pruned)
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
     """
 
     is_differentiable = False

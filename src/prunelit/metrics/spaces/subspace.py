@@ -1,4 +1,4 @@
-"""The logits on a few tokens that differ from row to row: the answer options of questions."""
+"""Compare the logits of the answer options of questions, a few tokens each."""
 
 from collections.abc import Sequence
 
@@ -30,9 +30,15 @@ SUBSPACE = (
 def subspace_deviations(
     dense: Tensor, pruned: Tensor, options: Subsets, *, temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    """Compare logits on the options of each row, with probabilities renormalised among them.
+    """Compare the logits of each question's options, with probabilities renormalised among them.
 
-    Where all rows have the same subset, `prunelit.metrics.deviations` gives more of them.
+    If all questions have the same options, `prunelit.metrics.deviations` gives more quantities.
+
+    Formula:
+        See the function of each quantity; V is the number of options.
+
+    Source:
+        arXiv:2603.24652, subspace analysis.
 
     Args:
         dense: (N, V), logits.
@@ -44,7 +50,15 @@ def subspace_deviations(
         Name, one of `SUBSPACE`, to (N,) float64; divergences in nats.
 
     Raises:
-        InputError: if the token ids of a row are not distinct or not in [0, V).
+        InputError: if the token ids of a question are not distinct or not in [0, V).
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import subspace_deviations
+        >>> dense = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])  # two questions, V = 3
+        >>> pruned = torch.tensor([[2.0, 1.0, 9.0], [0.0, 1.0, 2.0]])
+        >>> subspace_deviations(dense, pruned, options=[[0, 1], [1, 2]])["kl_dense_pruned"]
+        tensor([0., 0.], dtype=torch.float64)
     """
     rows = []
     for z, z_pruned, ids in zip(dense, pruned, options, strict=True):
@@ -62,31 +76,31 @@ def score_options(
     top_k: int,
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:
-    """What one model says on the options, and what else it finds likely.
+    """Score the options of each question with one model, and list its most likely tokens.
 
     Args:
         logits: (N, V).
         options: N lists of distinct token ids.
-        labels: N places of the right option.
-        width: W, at least the number of options of any row.
-        top_k: K, number of top tokens, cut to V.
+        labels: N indices of the right option.
+        width: W, at least the number of options of any question.
+        top_k: K, number of top tokens; V tokens if V is smaller.
         temperature: T of the softmax.
 
     Returns:
-        `option_log_likelihood` (N, W), nats, on the full vocabulary, NaN after the last option;
-        and (N,) each `prediction`, the place of the most likely option; `acc`, whether it is right;
-        `option_mass`, the probability of all options together; `log_likelihood_right` and
-        `log_likelihood_wrong`, of the right option and the mean of the others; and the most likely
-        tokens, highest first, `top_id` and `top_probability`, (N, min(K, V)).
+        `option_log_likelihood` (N, W), nats, on the full vocabulary, NaN after the last option.
+        (N,) each: `prediction`, the index of the most likely option; `acc`, 1 if it is right;
+        `option_mass`, the probability of all options together; `log_likelihood_right`, of the right
+        option; `log_likelihood_wrong`, the mean of the others. (N, min(K, V)) each: `top_id` and
+        `top_probability`, of the most likely tokens, highest first.
 
     Raises:
-        InputError: if the logits are not numbers.
+        InputError: if the logits hold NaN.
     """
-    # float32, as everywhere where log-likelihoods are read.
+    # float32, as for all log-likelihoods.
     log_p = (logits / temperature).log_softmax(-1)
     if log_p.isnan().any():
         raise InputError(
-            "A model gives NaN where a log-probability is expected: load it in another dtype."
+            "Expected numbers as log-probabilities but got NaN: load the model in another dtype."
         )
     index = torch.tensor(
         [[*ids, *[-1] * (width - len(ids))] for ids in options], device=logits.device

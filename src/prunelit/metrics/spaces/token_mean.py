@@ -1,4 +1,4 @@
-"""What the metrics share: a mean over real tokens that streams and merges exactly."""
+"""Base class of the metrics: a mean over real tokens that streams and merges exactly."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -17,13 +17,30 @@ from prunelit.metrics.spaces.vector_pair import check_shapes
 class TokenMean(Metric):
     """Mean over tokens of a quantity that compares dense and pruned at each token.
 
-    A subclass says what it compares in `token_values`. The states are a float64 sum and count,
-    whatever type the metric or a module that holds it is cast to, so two updates, or two ranks with
-    different numbers of tokens, give what one update on all tokens gives. Without any token the
-    value is nan.
+    A subclass defines the quantity in `token_values`. The states are a float64 sum and count, also
+    after the metric or its module is cast to another type. Two updates, or two ranks with different
+    numbers of tokens, therefore give the same value as one update with all tokens. Without any
+    token the value is NaN.
+
+    Formula:
+        ``sum over tokens of value / number of tokens``
 
     Args:
         kwargs: see `torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import TokenMean
+        >>> class LargestChange(TokenMean):
+        ...     is_differentiable = True
+        ...     higher_is_better = False
+        ...
+        ...     def token_values(self, dense, pruned):
+        ...         return (pruned - dense).abs().amax(-1)
+        >>> metric = LargestChange()
+        >>> metric.update(torch.zeros(2, 3), torch.tensor([[1.0, 2.0, 0.0], [4.0, 0.0, 0.0]]))
+        >>> metric.compute()
+        tensor(3., dtype=torch.float64)
     """
 
     full_state_update = False
@@ -37,7 +54,7 @@ class TokenMean(Metric):
 
     @abstractmethod
     def token_values(self, dense: Tensor, pruned: Tensor) -> Tensor:
-        """Compare some tokens.
+        """Compare dense and pruned at some tokens.
 
         Args:
             dense: (N, D) embeddings or (N, V) logits.
@@ -53,7 +70,7 @@ class TokenMean(Metric):
         Args:
             dense: (..., D) embeddings or (..., V) logits of the dense model.
             pruned: like `dense`, of the pruned model.
-            mask: (...,) bool, True counts; other tokens enter nothing, NaN there included.
+            mask: (...,) bool, True for tokens that count. Others are ignored, also if they are NaN.
 
         Raises:
             InputError: if the shapes do not fit or the mask is not bool.
@@ -68,8 +85,8 @@ class TokenMean(Metric):
         return self.total / self.count
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
-        # torchmetrics keeps the states' type in `.half()` but not in `.to(torch.bfloat16)`, where
-        # a count stops growing at 256.
+        # torchmetrics keeps the type of the states in `.half()` but not in `.to(torch.bfloat16)`.
+        # In bfloat16 a count stops growing at 256.
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)

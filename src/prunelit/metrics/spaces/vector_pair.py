@@ -1,4 +1,4 @@
-"""Two vectors per token: angle between them, and the parts of their difference."""
+"""Two vectors per token: the angle between them and the parts of their difference."""
 
 from functools import cached_property
 
@@ -10,22 +10,31 @@ from prunelit.metrics.spaces.buffers import Buffers
 
 
 class VectorPair:
-    """A vector of the dense model beside the one of the pruned model, for every token.
+    """A vector of the dense model and one of the pruned model for every token.
 
-    What several quantities share is computed once and kept. Dot products are kept in float64, so
-    the difference of two of them loses nothing more.
+    Intermediates that several quantities share are computed once and kept. Dot products are kept in
+    float64, so that their differences lose no further digits.
 
-    Zero vectors have no direction; by definition here the cosine is 1 where both are zero and 0
-    where one is. From a dense zero vector to another one the orthogonal part is inf. No NaN arises
-    from finite input.
+    A zero vector has no direction. The cosine is defined as 1 if both vectors are zero and as 0 if
+    one is. If only the dense vector is zero, the orthogonal part is infinite. Finite input never
+    gives NaN.
 
     Args:
-        dense: (..., N), any float type; computed in float32, or float64 where one of the two is.
+        dense: (..., N), any float type. Computed in float32, or in float64 if one of the two is.
         pruned: (..., N).
-        buffers: memory for intermediates of size N; only where no gradient is wanted.
+        buffers: memory for intermediates of size N. Give it only if no gradient is needed.
 
     Raises:
         InputError: if the shapes differ or there is no axis N.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.metrics import VectorPair
+        >>> pair = VectorPair(torch.tensor([2.0, 0.0]), torch.tensor([3.0, 1.0]))
+        >>> pair.parallel, pair.orthogonal
+        (tensor(0.5000, dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
+        >>> pair.cosine
+        tensor(0.9487, dtype=torch.float64)
     """
 
     def __init__(self, dense: Tensor, pruned: Tensor, buffers: Buffers | None = None) -> None:
@@ -57,14 +66,14 @@ class VectorPair:
 
     @cached_property
     def projection(self) -> Tensor:
-        """(...,), signed length of the difference along the dense vector, in lengths of it."""
+        """(...,), signed length of the difference along the dense vector, relative to its norm."""
         norm = self._squared_norm
         along = dot(self.dense, self.difference, self._buffers)
         return torch.where(norm == 0, 0.0, along / norm)
 
     @cached_property
     def squared_orthogonal(self) -> Tensor:
-        """(...,), square of `orthogonal`."""
+        """(...,), the square of `orthogonal`."""
         norm = self._squared_norm
         rest = self.squared_distance - self.projection.square() * norm
         # Rounding can leave the difference of two equal squares below zero.
@@ -73,28 +82,28 @@ class VectorPair:
 
     @property
     def parallel(self) -> Tensor:
-        """(...,), norm of the difference's part along the dense vector, relative to its norm."""
+        """(...,), length of the difference along the dense vector, relative to its norm."""
         return self.projection.abs()
 
     @property
     def orthogonal(self) -> Tensor:
-        """(...,), norm of the difference's part orthogonal to the dense vector, relative to it.
+        """(...,), length of the difference orthogonal to the dense vector, relative to its norm.
 
-        In float32 rounding leaves about 3e-4 times the parallel part where it should be 0.
+        In float32, rounding leaves about 3e-4 times the parallel part when the exact value is 0.
         """
         return self.squared_orthogonal.sqrt()
 
     @property
     def cosine(self) -> Tensor:
-        """(...,), cosine between dense and pruned, exactly 1 where they are equal.
+        """(...,), cosine of dense and pruned, exactly 1 for equal vectors.
 
-        Computed from the two parts of the difference: unlike a quotient of dot products this keeps
-        the digits of 1 - cosine where the vectors are close.
+        It is computed from the two parts of the difference. Unlike a quotient of dot products, this
+        keeps the digits of 1 - cosine for close vectors.
         """
         along = 1 + self.projection
         length = (along.square() + self.squared_orthogonal).sqrt()
         cosine = along / length
-        # A pruned vector far shorter than the dense one would be what rounding leaves of it.
+        # For a pruned vector much shorter than the dense one, `1 + projection` is mostly rounding.
         short = length < 0.1
         if short.any():
             norm = (self._squared_norm * dot(self.pruned, self.pruned, self._buffers)).sqrt()
@@ -104,7 +113,7 @@ class VectorPair:
 
 
 def dot(x: Tensor, y: Tensor, buffers: Buffers | None = None) -> Tensor:
-    """(...,) float64, the sum over the last axis of x * y."""
+    """Sum x * y over the last axis, (...,) float64."""
     out = buffers and buffers.get("product", x)
     return torch.mul(x, y, out=out).sum(-1).double()
 

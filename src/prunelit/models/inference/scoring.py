@@ -34,7 +34,10 @@ def log_likelihoods(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> 
             pieces.append(scores.gather(1, ids.view(len(ids), -1)).view(ids.shape).double())
     result = torch.cat(pieces)
     if result.isnan().any():
-        raise InputError(f"{type(model).__name__} gives NaN where a log-probability is expected.")
+        raise InputError(
+            f"Expected numbers as log-probabilities but {type(model).__name__} gives NaN: load it "
+            "in another dtype."
+        )
     return result
 
 

@@ -1,0 +1,46 @@
+"""Everything that one task hands to the report of a run."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from prunelit.report.curves import Curve, Picture
+from prunelit.report.results import Result
+
+
+@dataclass
+class TaskReport:
+    """The results of one task, and what is shown beside them.
+
+    Every process builds the report at every validation. `results` and `table` are built then, so
+    they must be cheap. Everything else is an iterable that the writing process iterates over once,
+    after the validation of a whole run. A generator function (`yield`) does its work only there:
+    no figure is drawn between two training epochs, and items are written without holding them all.
+
+    Args:
+        results: the measured numbers.
+        table: of these results, printed instead of a line each in the table of all results; None
+            prints those lines.
+        curves: quantities over blocks or decoding steps.
+        pictures: pairs of a name and a figure with its numbers.
+        texts: rows of a text table in TensorBoard, all with the same keys.
+        items: rows of a table on disk, one or more for each item, all with the same keys.
+
+    Example:
+        >>> from prunelit.report.results import Result
+        >>> from prunelit.tasks import TaskReport
+        >>> def texts():
+        ...     yield {"prompt": "2 + 2 =", "pruned": "5"}
+        >>> report = TaskReport([Result("sums", "acc", "pruned", 0.0, 0.0, 1)], texts=texts())
+        >>> report.results[0].value, list(report.texts), list(report.items)
+        (0.0, [{'prompt': '2 + 2 =', 'pruned': '5'}], [])
+    """
+
+    results: list[Result]
+    table: Table | None = None
+    curves: Iterable[Curve] = ()
+    pictures: Iterable[tuple[str, Picture]] = ()
+    texts: Iterable[dict[str, str]] = ()
+    items: Iterable[dict[str, Any]] = ()
