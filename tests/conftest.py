@@ -106,6 +106,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("family", list(FAMILIES))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a table of families and other parameters every run tests a sample: each value once.
+
+    The other combinations are marked `full`.
+    """
+    tables: dict[str, dict[tuple[str, str], list[pytest.Item]]] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and "family" in callspec.params:
+            # As in `name[family-others]`: the hook above adds the family first.
+            others = callspec.id.replace(callspec.params["family"], "", 1)
+            table = tables.setdefault(item.nodeid.partition("[")[0], {})
+            table.setdefault((callspec.params["family"], others), []).append(item)
+    for table in tables.values():
+        families = list(dict.fromkeys(family for family, _ in table))
+        others = list(dict.fromkeys(other for _, other in table))
+        number = max(len(families), len(others))
+        sample = {(families[n % len(families)], others[n % len(others)]) for n in range(number)}
+        for key, same in table.items():
+            if key not in sample:
+                for item in same:
+                    item.add_marker(pytest.mark.full)
+
+
 def build_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()

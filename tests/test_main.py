@@ -1,8 +1,8 @@
 """The console entry that answers without torch."""
 
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,14 @@ def test_neither_imports_torch(option: str) -> None:
 def test_help_costs_no_more_than_importing_lightnings_cli(
     tmp_path: Path, console: Callable[..., Any]
 ) -> None:
-    start = time.perf_counter()
+    # Processor time, as other tests may run at the same time.
+    def seconds() -> float:
+        times = os.times()
+        return times.children_user + times.children_system
+
+    start = seconds()
     assert console(tmp_path, "--help").returncode == 0
-    cost = time.perf_counter() - start
-    start = time.perf_counter()
+    cost = seconds() - start
+    start = seconds()
     subprocess.run([sys.executable, "-c", "import lightning.pytorch.cli"], check=True)
-    assert cost <= 1.5 * (time.perf_counter() - start)
+    assert cost <= 1.5 * (seconds() - start)

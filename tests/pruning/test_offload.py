@@ -39,7 +39,7 @@ def test_weights_are_those_of_a_run_in_memory(
     assert torch.equal(one(input_ids=input_ids).logits, other(input_ids=input_ids).logits)
 
 
-# Prunes a model of 24 blocks of 25 MB each, and prints how much its resident set grew, in MB.
+# Prunes a model of 12 blocks of 25 MB each, and prints how much its resident set grew, in MB.
 SCRIPT = """
 import sys, os, torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -51,7 +51,7 @@ def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 config = LlamaConfig(vocab_size=300, hidden_size=512, intermediate_size=3300,
-                     num_hidden_layers=24, num_attention_heads=4)
+                     num_hidden_layers=12, num_attention_heads=4)
 model = AutoModelForCausalLM.from_config(config).eval()
 before = resident()
 seen = []
@@ -74,5 +74,5 @@ def test_blocks_that_wait_are_not_resident() -> None:
         )
         assert done.returncode == 0, done.stderr
         grown[offload] = float(done.stdout)
-    # 24 blocks of 24.5 MB are 588 MB.
-    assert grown["yes"] < grown["no"] - 400
+    # 12 blocks of 24.5 MB are 294 MB.
+    assert grown["yes"] < grown["no"] - 200

@@ -1,10 +1,12 @@
 """Programs in the sandbox, and what is left of them."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from prunelit import InputError
 from prunelit.tasks.judges.sandbox import check_isolation
@@ -20,6 +22,16 @@ def sandboxed() -> set[int]:
         if b"/program.py" in command:
             found.add(int(folder.name))
     return found
+
+
+@pytest.fixture(autouse=True)
+def _one_worker_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`sandboxed` finds the programs of every pytest worker, so only one worker may run some."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers have this one
+    with FileLock(folder / "sandbox.lock"):
+        yield
 
 
 @pytest.fixture
