@@ -95,7 +95,7 @@ def test_ratios_of_sublayers(model: PreTrainedModel, input_ids: Tensor) -> None:
 
 
 def test_ratios_shrink_in_an_early_round(model: PreTrainedModel, input_ids: Tensor) -> None:
-    prune(model, Wanda(Unstructured(0.5), ratios={"mlp.*": 0.25}).scaled(0.5), input_ids)
+    prune(model, Wanda(Unstructured(0.5), ratios={"mlp.*": 0.25}).scale(0.5), input_ids)
     for block in removed(model):
         for name, (zeros, size) in block.items():
             assert abs(zeros - (0.125 if "mlp" in name else 0.25) * size) <= 1, name
@@ -109,7 +109,7 @@ def test_rounds_reach_the_asked_total_whatever_the_blocks_lost_before(
     size = sum(size for block in removed(model) for _, size in block.values())
     before = 0
     for step in range(1, 9):
-        prune(model, pruner.scaled(step / 8), input_ids)
+        prune(model, pruner.scale(step / 8), input_ids)
         zeros = sum(zeros for block in removed(model) for zeros, _ in block.values())
         assert zeros == math.ceil(0.6 * step / 8 * size - 0.5) > before
         before = zeros

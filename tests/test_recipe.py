@@ -58,7 +58,9 @@ def test_nested_object() -> None:
     assert describe(Wanda(SemiStructured(2, 4), include=("mlp.*",))) == DESCRIBED
 
 
-@pytest.mark.parametrize("pruner", [Wanda(Unstructured(0.3)), Wanda(SemiStructured(4, 8), ["*"])])
+@pytest.mark.parametrize(
+    "pruner", [Wanda(Unstructured(0.3)), Wanda(SemiStructured(4, 8), include=["*"])]
+)
 def test_description_survives_json_and_rebuilds_the_object(pruner: Wanda) -> None:
     read_back = json.loads(json.dumps(describe(pruner)))
     assert read_back == describe(pruner)

@@ -95,15 +95,15 @@ def test_unstructured_removes_the_lowest(ratio: float, columns: int, tied: bool)
 
 
 def test_a_smaller_part_for_an_earlier_round() -> None:
-    assert Unstructured(0.6, within="matrix").scaled(0.5).ratio == pytest.approx(0.3)
-    assert Unstructured(0.6, within="matrix").scaled(0.5).within == "matrix"
-    parts = [SemiStructured(2, 8).scaled(part) for part in (0.1, 0.5, 0.99, 1.0)]
+    assert Unstructured(0.6, within="matrix").scale(0.5).ratio == pytest.approx(0.3)
+    assert Unstructured(0.6, within="matrix").scale(0.5).within == "matrix"
+    parts = [SemiStructured(2, 8).scale(part) for part in (0.1, 0.5, 0.99, 1.0)]
     assert [(part.keep, part.group) for part in parts] == [(8, 8), (5, 8), (3, 8), (2, 8)]
 
 
 def test_what_is_left_open_is_the_methods_choice() -> None:
-    assert Unstructured(0.5).by_default("matrix").within == "matrix"
-    assert Unstructured(0.5, within="row").by_default("matrix").within == "row"
+    assert Unstructured(0.5).with_default("matrix").within == "matrix"
+    assert Unstructured(0.5, within="row").with_default("matrix").within == "row"
     with pytest.raises(InputError, match="`within` row, matrix or model but got 'column'"):
         Unstructured(0.5, within="column")  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunelit.errors import InputError, near_names
 from prunelit.models.architecture import oriented_weight
-from prunelit.sparsity import Sparsity, Unstructured, removed
+from prunelit.sparsity import Sparsity, Unstructured, count_removed
 from prunelit.statistics import Probe, SquaredNorm
 
 __all__ = ["OWL", "Allocation", "LinearDepth"]
@@ -200,7 +200,7 @@ def spread_counts(
         int64; each within one of its real-valued share, at least `gone`, below its size. Where more
         is gone than is asked for in all, `gone`.
     """
-    total = removed(float((ratios * sizes).sum() / sizes.sum()), int(sizes.sum()))
+    total = count_removed(float((ratios * sizes).sum() / sizes.sum()), int(sizes.sum()))
     total = max(total, int(gone.sum()))
 
     def shares(shift: float) -> np.ndarray:

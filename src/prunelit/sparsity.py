@@ -42,7 +42,7 @@ class Sparsity(ABC):
             InputError: if a weight of `shape` (O, I) cannot be pruned this way.
         """
 
-    def scaled(self: _Self, fraction: float) -> _Self:
+    def scale(self: _Self, fraction: float) -> _Self:
         """The same with `fraction` of the removed weights, for an earlier round.
 
         Raises:
@@ -50,7 +50,7 @@ class Sparsity(ABC):
         """
         raise InputError(f"{type(self).__name__} cannot be reached in rounds: set one round.")
 
-    def by_default(self: _Self, within: Within) -> _Self:
+    def with_default(self: _Self, within: Within) -> _Self:
         """The same, competing `within` where the user left that open."""
         return self
 
@@ -83,7 +83,7 @@ class Unstructured(Sparsity):
 
     def keep_mask(self, scores: Tensor) -> Tensor:
         rows, columns = scores.shape
-        remove = removed(self.ratio, scores.numel())
+        remove = count_removed(self.ratio, scores.numel())
         if self.within == "matrix":
             return keep_highest(scores.reshape(1, -1), scores.numel() - remove).view(rows, columns)
         counts = row_counts(remove, rows).to(scores.device)
@@ -94,7 +94,7 @@ class Unstructured(Sparsity):
             mask[chosen] = keep_highest(scores[chosen], columns - fewer - 1)
         return mask
 
-    def scaled(self, fraction: float) -> "Unstructured":
+    def scale(self, fraction: float) -> "Unstructured":
         return self.with_ratio(self.ratio * fraction)
 
     def with_ratio(self, ratio: float) -> "Unstructured":
@@ -103,7 +103,7 @@ class Unstructured(Sparsity):
         other.ratio = ratio
         return other
 
-    def by_default(self, within: Within) -> "Unstructured":
+    def with_default(self, within: Within) -> "Unstructured":
         other = copy.copy(self)
         other.within = self.within or within
         return other
@@ -137,13 +137,13 @@ class SemiStructured(Sparsity):
                 f"{shape[1]}; exclude this module or choose another group."
             )
 
-    def scaled(self, fraction: float) -> "SemiStructured":
+    def scale(self, fraction: float) -> "SemiStructured":
         """Whole weights of each group go, so an early round may remove less than its share."""
         remove = math.floor(round(fraction * (self.group - self.keep), 9))
         return SemiStructured(self.group - remove, self.group)
 
 
-def removed(ratio: float, size: int) -> int:
+def count_removed(ratio: float, size: int) -> int:
     """How many of `size` weights go: the nearest whole number, halves down."""
     # 0.29 * 50 is 14.499999999999998 in binary; what is meant is 14.5.
     return math.ceil(round(ratio * size, 6) - 0.5)

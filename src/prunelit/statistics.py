@@ -168,7 +168,7 @@ class MeanDistance(Statistic):
         return (self._sums[0] / self._sums[1]).float()
 
 
-class Both(Statistic):
+class StatisticPair(Statistic):
     """Two statistics of one input.
 
     Args:

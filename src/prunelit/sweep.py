@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import Results
-from prunelit.callbacks.rounds import checked
+from prunelit.callbacks.rounds import require_prunelit
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
@@ -109,7 +109,7 @@ class _Start(Callback):
         """Called by Lightning when the data is ready, at each variant."""
         if not self._left:
             return
-        _, module = checked(trainer, pl_module)
+        _, module = require_prunelit(trainer, pl_module)
         module.check_run(stage)
         for pruning in self._left.values():
             check_writable(pruning.folder(trainer))

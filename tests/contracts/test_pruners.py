@@ -135,7 +135,7 @@ def test_rounds_only_add_and_reach_what_was_asked(
     pruner = build(pruner_class)
     if not pruner.sparsifies:
         with pytest.raises(InputError, match="rounds"):
-            pruner.scaled(0.5)
+            pruner.scale(0.5)
         return
     if isinstance(pruner, LinearPruner):
         pruner.sparsity.within = within  # type: ignore[attr-defined]
@@ -145,8 +145,8 @@ def test_rounds_only_add_and_reach_what_was_asked(
     masks = Masks()
     for step in range(1, 21):  # less than a weight a row and column block at a time
         before = {name: masks[name] for name in masks}
-        report = prune(model, pruner.scaled(step / 20), input_ids)
-        masks.grow(report.masks)
+        report = prune(model, pruner.scale(step / 20), input_ids)
+        masks.merge(report.masks)
         masks.check(model)
         for name, mask in before.items():
             assert not (report.masks[name] & ~mask).any() if name in report.masks else True

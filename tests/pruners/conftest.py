@@ -104,7 +104,7 @@ def rounds_only_add() -> Callable[..., None]:
     def check(model: PreTrainedModel, pruner: LinearPruner, input_ids: Tensor) -> None:
         before: dict[str, Tensor] = {}
         for fraction in (0.5, 1.0):
-            prune(model, pruner.scaled(fraction), input_ids)
+            prune(model, pruner.scale(fraction), input_ids)
             zeros = {
                 f"{i}.{name}": weight == 0
                 for i, block in enumerate(decoder_blocks(model)[1])

@@ -96,7 +96,7 @@ def test_later_rounds_only_add(
     consecutive: bool, model: PreTrainedModel, padded: dict[str, Tensor], dropped: Dropped
 ) -> None:
     pruner = BlockDrop(2, consecutive=consecutive)
-    prune(model, pruner.scaled(0.5), [padded])
+    prune(model, pruner.scale(0.5), [padded])
     first = dropped(model)
     assert len(first) == 2  # both sublayers of one block
     prune(model, pruner, [padded])

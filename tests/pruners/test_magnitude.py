@@ -84,7 +84,7 @@ def test_within_a_row_and_within_groups(model: PreTrainedModel) -> None:
 def test_rounds_only_add(model: PreTrainedModel) -> None:
     for within in ("matrix", "model"):
         pruner = Magnitude(Unstructured(0.6, within=within))
-        prune(model, pruner.scaled(0.5))
+        prune(model, pruner.scale(0.5))
         first = matrices(model)
         prune(model, pruner)
         second = matrices(model)

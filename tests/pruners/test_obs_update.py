@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.pruners import Magnitude, OBSUpdate, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
-from prunelit.statistics import Both, Gram, SquaredNorm
+from prunelit.statistics import Gram, SquaredNorm, StatisticPair
 
 GramOf = Callable[[np.ndarray], Gram]
 
@@ -50,7 +50,7 @@ def test_update_makes_up_for_what_is_removed() -> None:
     x = torch.from_numpy(rng.normal(size=(400, 24)) @ rng.normal(size=(24, 24))).float()
     weight = torch.from_numpy(rng.normal(size=(16, 24))).float()
     gram, norm = Gram(24), SquaredNorm(24)
-    both = Both(gram, norm)
+    both = StatisticPair(gram, norm)
     both.update(x)
     wanda = Wanda(Unstructured(0.5))
     updated = OBSUpdate(wanda).prune_weight(weight, both)

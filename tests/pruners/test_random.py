@@ -31,7 +31,7 @@ def test_the_asked_number_at_places_that_the_seed_draws(make_model) -> None:
 
 def test_rounds_only_add(model: PreTrainedModel) -> None:
     pruner = Random(Unstructured(0.6))
-    prune(model, pruner.scaled(0.5))
+    prune(model, pruner.scale(0.5))
     first = zeros(model)
     prune(model, pruner)
     for before, after in zip(first, zeros(model), strict=True):

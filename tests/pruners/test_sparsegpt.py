@@ -58,7 +58,7 @@ class OneMore(SparseGPT):
         return super().prune_weight(weight, statistic)
 
     @classmethod
-    def removed(cls, ratio: float, size: int) -> int:
+    def count_removed(cls, ratio: float, size: int) -> int:
         full, rest = divmod(size, cls.rows * 128)
         counts = [cls.rows * 128] * full + ([rest] if rest else [])
         return sum(int(ratio * count) + 1 for count in counts)
@@ -85,7 +85,7 @@ def test_groups_equal_the_public_reference(batch_size: int) -> None:
 
 
 def test_weights_equal_the_public_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunelit.pruners.sparsegpt.removed", OneMore.removed)
+    monkeypatch.setattr("prunelit.pruners.sparsegpt.count_removed", OneMore.count_removed)
     agree, error = against_golden(OneMore(Unstructured(0.5)), "sparsegpt_0.5")
     assert agree == 1
     assert error < 1e-3

@@ -80,7 +80,7 @@ def test_later_rounds_only_add(
     model: PreTrainedModel, padded: dict[str, Tensor], dropped: Dropped
 ) -> None:
     pruner = SublayerDrop(2, "both")
-    prune(model, pruner.scaled(0.5), [padded])
+    prune(model, pruner.scale(0.5), [padded])
     first = dropped(model)
     assert len(first) == 1
     prune(model, pruner, [padded])

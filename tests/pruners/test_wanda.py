@@ -126,7 +126,7 @@ def test_variant_by_hand() -> None:
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 10.0], [0.0, 0.0, 0.0, 0.0]])
     # Shares of a row up to each weight: .1 .3 .6 1 | 0 0 0 1 | 0 0 0 0: nine are up to .3.
     pruner = Wanda(Unstructured(9 / 12, within=None), variant=True)
-    pruner.sparsity = pruner.sparsity.by_default(pruner.within)
+    pruner.sparsity = pruner.sparsity.with_default(pruner.within)
     expected = torch.tensor([[0.0, 0, 3, 4], [0, 0, 0, 10], [0, 0, 0, 0]])
     assert torch.equal(pruner.prune_weight(weight, statistic), expected)
 

@@ -11,7 +11,7 @@ from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules
 from prunelit.pruners import Wanda
-from prunelit.pruning.masks import Masks, count_zeros, removed_since
+from prunelit.pruning.masks import Masks, build_masks, count_zeros
 from prunelit.sparsity import Unstructured
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -45,7 +45,7 @@ def test_masks_are_those_of_the_pruned_weights_alone(
 
 def test_packed_bits_and_back(pruned: tuple[PreTrainedModel, Masks]) -> None:
     model, masks = pruned
-    packed = masks.packed()
+    packed = masks.pack()
     for name, mask in items(masks):
         bits = packed[name]
         assert bits.dtype == torch.uint8
@@ -54,7 +54,7 @@ def test_packed_bits_and_back(pruned: tuple[PreTrainedModel, Masks]) -> None:
         for j in (0, bits.numel() - 1):
             expected = sum(1 << i for i, keep in enumerate(flat[8 * j : 8 * j + 8]) if keep)
             assert int(bits[j]) == expected
-    again = Masks.unpacked(packed, model)
+    again = Masks.unpack(packed, model)
     assert all(torch.equal(again[name], mask) for name, mask in items(masks))
 
 
@@ -63,10 +63,10 @@ def test_masks_of_another_model_are_refused(
 ) -> None:
     model, masks = pruned
     with pytest.raises(InputError, match="which it lacks"):
-        Masks.unpacked(masks.packed(), make_model("gpt2"))
-    name, bits = next(iter(masks.packed().items()))
+        Masks.unpack(masks.pack(), make_model("gpt2"))
+    name, bits = next(iter(masks.pack().items()))
     with pytest.raises(InputError, match=f"bits for '{name}' but got"):
-        Masks.unpacked({name: bits[:-1]}, model)
+        Masks.unpack({name: bits[:-1]}, model)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> None:
@@ -135,7 +135,7 @@ def test_gradients_of_removed_weights_are_zero_for_clipping(
 def test_a_later_round_only_adds(model: PreTrainedModel, input_ids: Tensor) -> None:
     first = prune(model, Wanda(Unstructured(0.3)), input_ids).masks
     before = {name: mask.clone() for name, mask in items(first)}
-    first.grow(prune(model, Wanda(Unstructured(0.6)), input_ids).masks)
+    first.merge(prune(model, Wanda(Unstructured(0.6)), input_ids).masks)
     for name, mask in items(first):
         assert not (mask & ~before[name]).any()
         assert mask.sum() < before[name].sum()
@@ -149,7 +149,7 @@ def test_what_was_zero_before_is_no_removal_elsewhere() -> None:
     with torch.no_grad():
         layer[0].weight[1] = 0
         layer[0].weight[2, 0] = 0
-    masks = removed_since(layer, before, count_zeros(layer))
+    masks = build_masks(layer, before, count_zeros(layer))
     # The row that is gone takes its bias along; the untouched layer has no mask.
     assert set(masks) == {"0.weight", "0.bias"}
     np.testing.assert_array_equal(masks["0.bias"].numpy(), [True, False, True])

@@ -179,7 +179,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         self._stopped = state_dict["stopped"]
 
 
-def choosing_recipe(trainer: Trainer) -> list[Any]:
+def selection_recipe(trainer: Trainer) -> list[Any]:
     """What decides when training ends and which of its weights are written."""
     chosen = []
     for callback in _watchers(trainer):

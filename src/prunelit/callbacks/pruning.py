@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 
-from prunelit.callbacks.checkpoints import BestCheckpoint, choosing_recipe
-from prunelit.callbacks.rounds import check_rounds, checked
+from prunelit.callbacks.checkpoints import BestCheckpoint, selection_recipe
+from prunelit.callbacks.rounds import check_rounds, require_prunelit
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
@@ -70,7 +70,7 @@ class Pruning(Callback):
         """Called by Lightning after the data is ready and before the weights are placed."""
         if self.report is not None:  # `fit` went before this `validate` in the same process
             return
-        data, module = checked(trainer, pl_module)
+        data, module = require_prunelit(trainer, pl_module)
         module.check_run(stage)
         folder = self.folder(trainer)
         recipe = self._recipe = self.recipe(data, module)
@@ -117,7 +117,7 @@ class Pruning(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning: writes what training ended with, or the best of it."""
-        _, module = checked(trainer, pl_module)
+        _, module = require_prunelit(trainer, pl_module)
         if not module.trains:
             return
         for handle in self._handles:
@@ -147,7 +147,7 @@ class Pruning(Callback):
             "rounds": self._rounds,
             "report": self._last.as_dict(),
         }
-        return {"masks": self.masks.packed(), "json": json.dumps(plain)}
+        return {"masks": self.masks.pack(), "json": json.dumps(plain)}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -170,7 +170,7 @@ class Pruning(Callback):
         assert pl_module.model is not None
         self._rounds = plain["rounds"]
         pl_module.rounds_left = self._schedule.rounds - len(self._rounds)
-        self.masks = Masks.unpacked(state["masks"], pl_module.model)
+        self.masks = Masks.unpack(state["masks"], pl_module.model)
         self._last = PruningReport.from_dict(plain["report"])
 
     def apply(self, trainer: Trainer, module: PairedLM, data: PruneData) -> PruningReport:
@@ -181,7 +181,7 @@ class Pruning(Callback):
         if not self.offload:
             module.model.to(device)  # type: ignore[arg-type]
         fraction = self._schedule.fraction(len(self._rounds))
-        pruner = self.pruner if fraction == 1 else self.pruner.scaled(fraction)
+        pruner = self.pruner if fraction == 1 else self.pruner.scale(fraction)
         with trainer.precision_plugin.forward_context():
             report = prune(
                 module.model,
@@ -219,14 +219,14 @@ class Pruning(Callback):
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         due = self._schedule.due(trainer.current_epoch, trainer.global_step)
         while len(self._rounds) < due:
-            data, module = checked(trainer, pl_module)
+            data, module = require_prunelit(trainer, pl_module)
             self._round(trainer, module, data)
             self._hold(trainer, module)
 
     def _round(self, trainer: Trainer, module: PairedLM, data: PruneData) -> None:
         index, start = len(self._rounds), time.perf_counter()
         report = self._last = self.apply(trainer, module, data)
-        self.masks.grow(report.masks)
+        self.masks.merge(report.masks)
         assert module.model is not None
         self.masks.apply_(module.model)  # a method of one's own may let weights come back
         entry = {
@@ -262,7 +262,7 @@ class Pruning(Callback):
         assert self._last is not None
         assert module.model is not None
         assert self._recipe is not None
-        report = self._last.renewed(module.model)
+        report = self._last.recount(module.model)
         report = dataclasses.replace(
             report, recipe=self._recipe, rounds=self._rounds, masks=self.masks
         )
@@ -285,7 +285,7 @@ class Pruning(Callback):
         }
         if not module.trains:
             return recipe
-        choosing = {"choosing": choosing_recipe(module.trainer)}
+        choosing = {"choosing": selection_recipe(module.trainer)}
         return recipe | {"training": module.training_recipe() | choosing}
 
     def folder(self, trainer: Trainer) -> Path:

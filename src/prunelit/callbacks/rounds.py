@@ -48,7 +48,7 @@ def check_rounds(
             f"Expected one round with `recovery.lora` but got {rounds}: a later round would choose "
             "by weights that lack what the adapters add."
         )
-    pruner.scaled(schedule.fraction(0))  # refused here if the method has no smaller form
+    pruner.scale(schedule.fraction(0))  # refused here if the method has no smaller form
     steps = steps_per_epoch(trainer, len(data.recovery_batches()))
     epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
     total = epochs * steps if epochs > 0 else math.inf
@@ -70,7 +70,7 @@ def steps_per_epoch(trainer: Trainer, batches: int) -> int:
     return max(1, math.ceil(used / trainer.accumulate_grad_batches))
 
 
-def checked(trainer: Trainer, module: LightningModule) -> tuple[PruneData, PairedLM]:
+def require_prunelit(trainer: Trainer, module: LightningModule) -> tuple[PruneData, PairedLM]:
     """The data and the module, where they are what pruning works on.
 
     Raises:

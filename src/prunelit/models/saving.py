@@ -73,7 +73,7 @@ def save_pretrained(
         else:  # names and shapes are those of the folder
             if (before := find_removed(model)) != Removed():  # by an earlier method
                 plain["removed"] = before.as_dict()
-            save_file(report.masks.packed(), partial / MASKS_FILE)
+            save_file(report.masks.pack(), partial / MASKS_FILE)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         text = json.dumps(plain, indent=2, allow_nan=False)

@@ -1,5 +1,6 @@
-"""How to prune: one method a file."""
+"""Pruning methods, one in each file."""
 
+from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
 from prunelit.pruners.magnitude import Magnitude
@@ -26,4 +27,5 @@ __all__ = [
     "SparseGPT",
     "SublayerDrop",
     "Wanda",
+    "oriented_weight",
 ]

@@ -74,7 +74,7 @@ class Pruner(ABC):
         """
         return False
 
-    def scaled(self: _Self, fraction: float) -> _Self:
+    def scale(self: _Self, fraction: float) -> _Self:
         """The same method with `fraction` of what it removes in the end, for an earlier round.
 
         Args:
@@ -84,7 +84,7 @@ class Pruner(ABC):
             InputError: if the method has no smaller form.
         """
         raise InputError(
-            f"{type(self).__name__} cannot prune in rounds: set one round, or give it a `scaled`."
+            f"{type(self).__name__} cannot prune in rounds: set one round, or give it a `scale`."
         )
 
     @abstractmethod
@@ -216,11 +216,11 @@ class LinearPruner(Pruner):
         self._plan = allocate(self.sparsity, blocks, self.ratios, self.allocation, probes)
         return False
 
-    def scaled(self, fraction: float) -> "LinearPruner":
+    def scale(self, fraction: float) -> "LinearPruner":
         if fraction == 1:
             return self
         other = copy.copy(self)
-        other.sparsity = self.sparsity.scaled(fraction)
+        other.sparsity = self.sparsity.scale(fraction)
         if self.ratios is not None:
             other.ratios = {name: ratio * fraction for name, ratio in self.ratios.items()}
         return other
@@ -236,7 +236,7 @@ class LinearPruner(Pruner):
         for name, linear in targets.items():
             statistic = probes[name].statistic if name in probes else None
             worker = copy.copy(self)
-            worker.sparsity = self._plan.get(linear, self.sparsity).by_default(self.within)
+            worker.sparsity = self._plan.get(linear, self.sparsity).with_default(self.within)
             weight = oriented_weight(linear)
             try:
                 pruned = worker.prune_weight(weight.float(), statistic)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ class BlockDrop(Pruner):
         self.consecutive = consecutive
         self.distance: Literal["cosine", "angular"] = distance
 
-    def scaled(self, fraction: float) -> "BlockDrop":
+    def scale(self, fraction: float) -> "BlockDrop":
         other = copy.copy(self)
         other.count = math.ceil(round(fraction * self.count, 9))
         return other

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, oriented_weight
 from prunelit.pruners.base import LinearPruner, Probe
-from prunelit.sparsity import Unstructured, removed
+from prunelit.sparsity import Unstructured, count_removed
 from prunelit.statistics import Statistic
 
 _BINS = 2**16
@@ -20,11 +20,8 @@ class Magnitude(LinearPruner):
     row, or within the whole `model`, where one threshold on |weight| holds for all its matrices.
 
     Args:
-        sparsity: how many weights go, and within which groups they compete.
-        include: shell patterns of module names inside a block, such as `mlp.*`.
-        exclude: patterns taken out again.
-        ratios: ratios of their own for modules whose name matches a pattern.
-        allocation: how the ratio is spread over the blocks; None is evenly.
+        sparsity: how many weights to remove, and among which they compete.
+        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
     """
 
     within = "matrix"
@@ -42,7 +39,7 @@ class Magnitude(LinearPruner):
         blocks = [self.targets(block) for block in decoder_blocks(model)[1]]
         linears = [linear for linears in blocks for linear in linears.values()]
         sizes = [oriented_weight(linear).numel() for linear in linears]
-        counts = lowest_counts(linears, removed(self.sparsity.ratio, sum(sizes)))
+        counts = lowest_counts(linears, count_removed(self.sparsity.ratio, sum(sizes)))
         one = self.sparsity.with_ratio(0.0)
         one.within = "matrix"
         self._plan = {

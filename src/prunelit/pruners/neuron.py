@@ -12,7 +12,7 @@ from prunelit.models.architecture import decoder_blocks, oriented_weight, sublay
 from prunelit.models.finite import all_finite
 from prunelit.models.surgery import neuron_rows
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.sparsity import Ratio, keep_highest, removed
+from prunelit.sparsity import Ratio, count_removed, keep_highest
 from prunelit.statistics import SquaredNorm
 
 
@@ -34,7 +34,7 @@ class Neuron(Pruner):
             raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
         self.ratio = float(ratio)
 
-    def scaled(self, fraction: float) -> "Neuron":
+    def scale(self, fraction: float) -> "Neuron":
         other = copy.copy(self)
         other.ratio = self.ratio * fraction
         return other
@@ -62,7 +62,7 @@ class Neuron(Pruner):
         # What an earlier round removed goes first.
         scores = scores.masked_fill(~weight.any(0), -torch.inf)
         width = len(scores)
-        gone = ~keep_highest(scores[None], width - removed(self.ratio, width))[0]
+        gone = ~keep_highest(scores[None], width - count_removed(self.ratio, width))[0]
         weight[:, gone] = 0
         for name in mlp.inputs:
             linear = block.get_submodule(name)

@@ -10,7 +10,7 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.pruners.compensation import compensate, shared_factor
-from prunelit.statistics import Both, Gram, Statistic
+from prunelit.statistics import Gram, Statistic, StatisticPair
 
 
 class OBSUpdate(LinearPruner):
@@ -55,18 +55,18 @@ class OBSUpdate(LinearPruner):
         self._plan = self.pruner._plan
         return again
 
-    def scaled(self, fraction: float) -> "OBSUpdate":
-        return OBSUpdate(self.pruner.scaled(fraction), self.damping, self.block_size)
+    def scale(self, fraction: float) -> "OBSUpdate":
+        return OBSUpdate(self.pruner.scale(fraction), self.damping, self.block_size)
 
     def statistic(self, linear: nn.Module) -> Statistic:
         weight = oriented_weight(linear)
         gram = Gram(weight.shape[1], weight.device)
         own = self.pruner.statistic(linear)
-        return gram if own is None else Both(gram, own)
+        return gram if own is None else StatisticPair(gram, own)
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         gram, own = statistic, statistic
-        if isinstance(statistic, Both):
+        if isinstance(statistic, StatisticPair):
             gram, own = statistic.first, statistic.second
         assert isinstance(gram, Gram)
         factor, _ = shared_factor(gram, self.damping)

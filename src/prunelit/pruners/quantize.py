@@ -43,7 +43,7 @@ class Quantize(LinearPruner):
         self.bits = bits
         self.group = group
 
-    def scaled(self, fraction: float) -> "Quantize":
+    def scale(self, fraction: float) -> "Quantize":
         raise InputError("Quantisation has no rounds: set one round.")
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:

@@ -1,12 +1,11 @@
 """Random pruning, the floor that every method has to beat."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.allocation import Allocation
 from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.sparsity import Sparsity
 from prunelit.statistics import Statistic
@@ -16,12 +15,9 @@ class Random(LinearPruner):
     """Prune weights drawn at random. Reads no data.
 
     Args:
-        sparsity: how many weights go, and within which groups they compete.
-        include: shell patterns of module names inside a block, such as `mlp.*`.
-        exclude: patterns taken out again.
-        ratios: ratios of their own for modules whose name matches a pattern.
-        allocation: how the ratio is spread over the blocks; None is evenly.
+        sparsity: how many weights to remove, and among which they compete.
         seed: of the draw; the same on every rank and in every round.
+        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
     """
 
     within = "matrix"
@@ -29,13 +25,11 @@ class Random(LinearPruner):
     def __init__(
         self,
         sparsity: Sparsity,
-        include: Sequence[str] = ("*",),
-        exclude: Sequence[str] = (),
-        ratios: dict[str, float] | None = None,
-        allocation: Allocation | None = None,
+        *,
         seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(sparsity, include, exclude, ratios, allocation)
+        super().__init__(sparsity, **options)
         self.seed = seed
         self._generator = torch.Generator()
 

@@ -1,10 +1,9 @@
 """RIA: relative importance and activations."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from prunelit.allocation import Allocation
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
@@ -19,24 +18,19 @@ class RIA(LinearPruner):
     the input norm ||x_i|| to the power `power`, compared within an output row.
 
     Args:
-        sparsity: how many weights go, and within which groups they compete.
-        include: shell patterns of module names inside a block, such as `mlp.*`.
-        exclude: patterns taken out again.
-        ratios: ratios of their own for modules whose name matches a pattern.
-        allocation: how the ratio is spread over the blocks; None is evenly.
+        sparsity: how many weights to remove, and among which they compete.
         power: a of the paper.
+        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
     """
 
     def __init__(
         self,
         sparsity: Sparsity,
-        include: Sequence[str] = ("*",),
-        exclude: Sequence[str] = (),
-        ratios: dict[str, float] | None = None,
-        allocation: Allocation | None = None,
+        *,
         power: float = 0.5,
+        **options: Any,
     ) -> None:
-        super().__init__(sparsity, include, exclude, ratios, allocation)
+        super().__init__(sparsity, **options)
         if power < 0:
             raise InputError(f"Expected `power` >= 0 but got {power}.")
         self.power = power

@@ -1,11 +1,10 @@
 """SparseGPT: pruning with compensation of what was removed."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunelit.allocation import Allocation
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
@@ -14,8 +13,8 @@ from prunelit.sparsity import (
     SemiStructured,
     Sparsity,
     Unstructured,
+    count_removed,
     keep_highest,
-    removed,
     row_counts,
 )
 from prunelit.statistics import Gram, Statistic
@@ -29,13 +28,10 @@ class SparseGPT(LinearPruner):
     columns before them have been pruned and compensated.
 
     Args:
-        sparsity: how many weights go, and within which groups they compete.
-        include: shell patterns of module names inside a block, such as `mlp.*`.
-        exclude: patterns taken out again.
-        ratios: ratios of their own for modules whose name matches a pattern.
-        allocation: how the ratio is spread over the blocks; None is evenly.
+        sparsity: how many weights to remove, and among which they compete.
         damping: lambda, as a share of the mean diagonal of H; raised where H needs more.
         block_size: columns that are chosen together.
+        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
 
     Differs from the source: exactly the asked number of weights goes; the public code removes one
     more in each column block. Maps that read the same input share one H and its factor.
@@ -46,14 +42,12 @@ class SparseGPT(LinearPruner):
     def __init__(
         self,
         sparsity: Sparsity,
-        include: Sequence[str] = ("*",),
-        exclude: Sequence[str] = (),
-        ratios: dict[str, float] | None = None,
-        allocation: Allocation | None = None,
+        *,
         damping: float = 0.01,
         block_size: int = 128,
+        **options: Any,
     ) -> None:
-        super().__init__(sparsity, include, exclude, ratios, allocation)
+        super().__init__(sparsity, **options)
         if not isinstance(sparsity, Unstructured | SemiStructured):
             raise InputError(
                 f"Expected `Unstructured` or `SemiStructured` sparsity but got "
@@ -110,10 +104,11 @@ class _ByColumnBlocks:
         self._ratio, self._outputs = sparsity.ratio, outputs
         by_block = torch.stack([block.sum(0) for block in gone.split(block_size)])  # (blocks, O)
         if self._by_row:
-            self._total = row_counts(removed(sparsity.ratio, gone.numel()), outputs).to(gone.device)
+            total = count_removed(sparsity.ratio, gone.numel())
+            self._total = row_counts(total, outputs).to(gone.device)
         else:
             by_block = by_block.sum(1, keepdim=True)
-            self._total = by_block.new_tensor([removed(sparsity.ratio, gone.numel())])
+            self._total = by_block.new_tensor([count_removed(sparsity.ratio, gone.numel())])
         self._own = by_block.unbind()
         # What later blocks have to lose in any case.
         self._later = (by_block.flip(0).cumsum(0).flip(0) - by_block).unbind()
@@ -127,7 +122,7 @@ class _ByColumnBlocks:
         if self._by_row:
             target = self._total * end // self._inputs
         else:
-            target = self._total.new_tensor([removed(self._ratio, self._outputs * end)])
+            target = self._total.new_tensor([count_removed(self._ratio, self._outputs * end)])
         target = torch.minimum(target, self._total - self._later[block])
         count = torch.maximum(target - self._taken, self._own[block])
         self._taken += count

@@ -50,7 +50,7 @@ class SublayerDrop(Pruner):
         """The kinds of sublayers that compete."""
         return ("attention", "mlp") if self.target == "both" else (self.target,)
 
-    def scaled(self, fraction: float) -> "SublayerDrop":
+    def scale(self, fraction: float) -> "SublayerDrop":
         other = copy.copy(self)
         other.count = math.ceil(round(fraction * self.count, 9))
         return other

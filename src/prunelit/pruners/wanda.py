@@ -1,11 +1,10 @@
 """Wanda: pruning by weights and activations."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunelit.allocation import Allocation
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
@@ -21,14 +20,11 @@ class Wanda(LinearPruner):
     paper's norm is a sum over tokens; the mean ranks the weights of a row equally.
 
     Args:
-        sparsity: how many weights go, and within which groups they compete.
-        include: shell patterns of module names inside a block, such as `mlp.*`.
-        exclude: patterns taken out again.
-        ratios: ratios of their own for modules whose name matches a pattern.
-        allocation: how the ratio is spread over the blocks; None is evenly.
+        sparsity: how many weights to remove, and among which they compete.
         variant: the public code's `use_variant`: rows lose the same share of their total score,
             not the same number of weights. A weight goes if its row's scores up to and including
             its own sum to a small share of the row's total.
+        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
 
     Differs from the source: the public variant bisects the share until the ratio is met to 0.1%;
     here exactly the asked number of weights goes.
@@ -37,13 +33,11 @@ class Wanda(LinearPruner):
     def __init__(
         self,
         sparsity: Sparsity,
-        include: Sequence[str] = ("*",),
-        exclude: Sequence[str] = (),
-        ratios: dict[str, float] | None = None,
-        allocation: Allocation | None = None,
+        *,
         variant: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(sparsity, include, exclude, ratios, allocation)
+        super().__init__(sparsity, **options)
         if variant and not (isinstance(sparsity, Unstructured) and sparsity.within is None):
             raise InputError(
                 "Expected `Unstructured` sparsity without `within` for the variant of Wanda."

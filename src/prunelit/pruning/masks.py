@@ -43,7 +43,7 @@ class Masks:
         bits = np.packbits(mask.cpu().numpy(), axis=None, bitorder="little")
         self._bits[name], self._shapes[name] = torch.from_numpy(bits), mask.shape
 
-    def grow(self, later: "Masks") -> None:
+    def merge(self, later: "Masks") -> None:
         """Take in the masks of a later round: what an earlier one removed stays removed."""
         for name in later:
             bits = later._bits[name]
@@ -95,7 +95,7 @@ class Masks:
         ]
         return handles + [optimizer.register_step_post_hook(after_step) for optimizer in optimizers]
 
-    def packed(self) -> dict[str, Tensor]:
+    def pack(self) -> dict[str, Tensor]:
         """One bit a weight: bit i of byte j (least significant first) is weight 8 j + i.
 
         Returns:
@@ -104,8 +104,8 @@ class Masks:
         return dict(self._bits)
 
     @classmethod
-    def unpacked(cls, packed: Mapping[str, Tensor], model: nn.Module) -> "Masks":
-        """The inverse of `packed`, shaped like the parameters of `model`.
+    def unpack(cls, packed: Mapping[str, Tensor], model: nn.Module) -> "Masks":
+        """The inverse of `pack`, shaped like the parameters of `model`.
 
         Raises:
             InputError: if the model has no such parameters.
@@ -134,7 +134,7 @@ def count_zeros(model: nn.Module) -> dict[str, int]:
     }
 
 
-def removed_since(model: nn.Module, before: Mapping[str, int], after: Mapping[str, int]) -> Masks:
+def build_masks(model: nn.Module, before: Mapping[str, int], after: Mapping[str, int]) -> Masks:
     """The masks of the parameters that have more zeros than `before`.
 
     A bias goes with its row: a removed output has no bias to learn either.

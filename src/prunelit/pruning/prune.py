@@ -19,7 +19,7 @@ from prunelit.models.architecture import check_length, decoder_blocks
 from prunelit.models.loading import check_weights
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
-from prunelit.pruning.masks import Masks, count_zeros, removed_since
+from prunelit.pruning.masks import Masks, build_masks, count_zeros
 from prunelit.pruning.memory import PeakMemory
 from prunelit.pruning.offload import make_store
 from prunelit.pruning.report import BlockCost, PruningReport, count_weights
@@ -88,7 +88,7 @@ def prune(
         blocks=_by_block(costs),
         peak_memory=memory.meaning,
         shrinks=pruner.shrinks,
-        masks=removed_since(model, before, zeros) if pruner.sparsifies else Masks(),
+        masks=build_masks(model, before, zeros) if pruner.sparsifies else Masks(),
         versions={
             "prunelit": version("prunelit"),
             "torch": str(torch.__version__),

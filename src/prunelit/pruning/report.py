@@ -109,7 +109,7 @@ class PruningReport:
         ]
         return cls(**known)
 
-    def renewed(self, model: PreTrainedModel) -> "PruningReport":
+    def recount(self, model: PreTrainedModel) -> "PruningReport":
         """The same with the zeros that `model` has now."""
         return replace(self, **count_weights(model, count_zeros(model)))
 
