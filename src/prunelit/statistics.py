@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
-    "Both",
     "Gram",
     "MeanDistance",
     "Probe",
     "SquaredNorm",
     "Statistic",
+    "StatisticPair",
 ]
 
 _TILE = 256
