@@ -1,6 +1,7 @@
-"""The code and the commands of README.md are true."""
+"""The code and the commands of README.md and of the documentation are true."""
 
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,56 +9,78 @@ from typing import Any
 
 import pytest
 
+from prunelit import read_results
 from prunelit.models.saving import read_report
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-SHELL = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [
-    command
-    for block in SHELL
-    for command in block.replace("\\\n", " ").splitlines()
-    if command.startswith("prunelit ")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """Lines of shell that start prunelit, and commands inside a sentence or a table."""
+    lines = [
+        line.partition("  #")[0].strip()
+        for block in blocks(text, "bash")
+        for line in re.sub(r" *\\\n *", " ", block).splitlines()
+    ]
+    outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    inline = re.findall(r"`(prunelit (?:fit|validate|sweep) [^`]+)`", outside)
+    return [line for line in [*lines, *inline] if line.startswith("prunelit ")]
+
+
+COMMANDS = sorted({command for text in TEXTS.values() for command in commands(text)})
+PYTHON = [
+    pytest.param(block, id=name, marks=[pytest.mark.model] if "pypi:" in block else [])
+    for name, text in TEXTS.items()
+    for block in blocks(text, "python")
 ]
 
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> Path:
-    """The files of the README, beside which a user starts the command."""
-    for block in PYTHON:
-        if (name := re.match(r"# (\w+\.py)\n", block)) is not None:
-            (tmp_path / name[1]).write_text(block, encoding="utf-8")
+    """The files of the pages, beside which a user starts the command."""
+    for text in TEXTS.values():
+        for block in blocks(text, "python"):
+            if (name := re.match(r"# (\w+\.py)\n", block)) is not None:
+                (tmp_path / name[1]).write_text(block, encoding="utf-8")
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--pruning.pruner", "my_pruner.SquaredWanda"], "my_pruner.SquaredWanda"),
-        (["--pruning", "my_callback.TwoSteps"], "my_callback.TwoSteps"),
-    ],
-)
 def test_plugins(
     plugins: Path,
+    material: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[[Path, dict[str, Any]], Path],
     console: Callable[..., subprocess.CompletedProcess[str]],
-    options: list[str],
-    expected: str,
 ) -> None:
     config = make_config(plugins)
-    config["data"]["tasks"] = []
+    config["data"]["tasks"] = [
+        {"class_path": "my_task.Confidence", "init_args": {"path": str(material / "text.jsonl")}}
+    ]
+    alarm = {"metric": "confidence", "level": 1}
+    config["trainer"]["callbacks"] = [{"class_path": "my_alarm.Alarm", "init_args": alarm}]
     path = save_config(plugins, config)
     ran = console(
-        plugins, "fit", "--config", str(path), *options, "--pruning.pruner.sparsity.ratio", "0.25"
+        plugins,
+        *("fit", "--config", str(path), "--pruning", "my_callback.TwoSteps"),
+        *("--pruning.pruner", "my_pruner.SquaredWanda", "--pruning.pruner.sparsity.ratio", "0.25"),
     )
     assert ran.returncode == 0, ran.stderr
     report = read_report(plugins / "run" / "pruned")
     assert report is not None
-    named = [report["recipe"][part]["class_path"] for part in ("callback", "pruner")]
-    assert expected in named
+    assert report["recipe"]["callback"]["class_path"] == "my_callback.TwoSteps"
+    assert report["recipe"]["pruner"]["class_path"] == "my_pruner.SquaredWanda"
     assert report["sparsity"] == 0.25
+    (file,) = plugins.rglob("results.jsonl")
+    found = {result.model: result for result in read_results(file)}
+    assert found.keys() == {"dense", "pruned", "difference"}
+    assert all(0 < found[model].value < 1 for model in ("dense", "pruned"))
+    assert f"confidence/confidence of dense is {found['dense'].value:.2f}" in ran.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -68,8 +91,8 @@ def test_commands_parse(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = command.partition("#")[0].replace("FILE", "configs/wanda.yaml")
-    words = [re.sub(r"(^|=)(?=configs/)", rf"\1{ROOT}/", word) for word in command.split()]
+    command = command.replace("FILE", "configs/wanda.yaml").replace("NAME", "wanda")
+    words = [re.sub(r"(^|=|\[)(?=configs/)", rf"\1{ROOT}/", word) for word in shlex.split(command)]
     if not {"--help", "--print_config"} & set(words):
         words.append("--print_config")
     monkeypatch.chdir(plugins)
@@ -80,17 +103,29 @@ def test_commands_parse(
     assert "seed_everything" in capsys.readouterr().out
 
 
-def test_there_are_commands_and_plugins() -> None:
-    assert len(COMMANDS) >= 5
-    assert len(PYTHON) == 3
-
-
-@pytest.mark.model
-def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (block,) = [block for block in PYTHON if not block.startswith("# my_")]
-    names: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["report"].sparsity == pytest.approx(0.5)
-    assert 0.5 < names["result"]["embedding_cosine"] < 1
-    assert read_report(tmp_path / "my-pruned-model") is not None
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(block, "page", "exec"), names)
+    if "save_pretrained" in block:
+        assert names["report"].sparsity == pytest.approx(0.5)
+        assert 0.5 < names["result"]["embedding_cosine"] < 1
+        assert read_report(tmp_path / "my-pruned-model") is not None
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(COMMANDS) >= 20
+    assert len(PYTHON) >= 6
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= 150
+
+
+def test_every_method_has_a_line() -> None:
+    """A new YAML needs a line on the page where readers look for it."""
+    methods = TEXTS["docs/reference/methods.md"]
+    names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    runs = {"hierarchy", "iterative", "multi_node", "perturbations", "recovery"}
+    assert {name for name in names - runs if f"`{name}`" not in methods} == set()

@@ -27,7 +27,7 @@ from prunelit.report.tensorboard import write_curves, write_pictures, write_text
 class Results(Callback):
     """After a validation: prints dense, pruned and difference, and writes the same to disk.
 
-    The last thing that it prints is how much of each score is left, see `prunelit.report.retained`.
+    The last thing that it prints is how much of each score is left.
 
     `results.jsonl` lies in the logger's folder, or in `trainer.default_root_dir` where there is no
     logger; in `figures/` beside it every figure as PNG and the numbers behind it as CSV, those of
