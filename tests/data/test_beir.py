@@ -68,7 +68,7 @@ def check(found: Collection) -> None:
     assert found.document_ids == ["d1", "d2", "007", "d4"]
     assert found.documents == ["Snow It is white.", "Bees make honey.", "Paris", "Water is wet."]
     assert found.grades == [{0: 1}, {1: 2}, {2: 1}]
-    assert found.lacking == [[3], [], []]
+    assert found.missing_grades == [[3], [], []]
 
 
 @pytest.mark.parametrize(
@@ -182,24 +182,30 @@ def test_the_hash_is_that_of_the_content(write: Write) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"corpus__jsonl": ""}, "Expected corpus in .* ends in .jsonl, .* but got none"),
-        ({"qrels___test__tsv": ""}, "Expected qrels/test or qrels in "),
+        ({"corpus__jsonl": ""}, "Expected a file corpus in .* endings .jsonl, .* but found none"),
+        ({"qrels___test__tsv": ""}, "Expected a file qrels/test or qrels in "),
         ({"corpus__parquet": "x"}, "Expected one of .'corpus.jsonl', 'corpus.parquet'. in "),
         ({"corpus__jsonl": lines([{"_id": "d1", "body": "x"}])}, "Expected rows with .'text'."),
-        ({"corpus__jsonl": lines([*CORPUS, CORPUS[0]])}, "Row 4 .* has the id 'd1' of another"),
-        ({"queries__jsonl": lines([{"_id": "q1", "text": 3}])}, "id 'q1'.* `text` is not a text"),
+        (
+            {"corpus__jsonl": lines([*CORPUS, CORPUS[0]])},
+            "Row 4 .* the same id 'd1' as another",
+        ),
+        (
+            {"queries__jsonl": lines([{"_id": "q1", "text": 3}])},
+            "'q1'.* `text` must be a string",
+        ),
         ({"qrels___test__tsv": "q1\td1\t1\n"}, "Expected a first line with .'query-id'"),
-        ({"qrels___test__tsv": TABLE + "q1\td1\n"}, "Row 5 .*expected 3 cells.* but got 2"),
+        ({"qrels___test__tsv": TABLE + "q1\td1\n"}, "Row 5 .*expected 3 cells.* but got 'q1.*d1'"),
         ({"qrels___test__tsv": TABLE + "q1\td2\t0.5\n"}, "Row 5 .*a whole number .* '0.5'"),
         ({"qrels___test__tsv": TABLE + "q1\td2\tyes\n"}, "Row 5 .*a whole number .* 'yes'"),
         ({"qrels___test__tsv": TABLE.replace("q", "x")}, "Expected a first line with"),
         (
             {"qrels___test__tsv": "query-id\tcorpus-id\tscore\nz\td1\t1\n"},
-            "None of the 1 queries .* do not belong together",
+            "No query of .* Are the qrels of another collection",
         ),
         (
             {"qrels___test__tsv": "query-id\tcorpus-id\tscore\nq1\tz\t1\n"},
-            "None of the 1 queries .* do not belong together",
+            "No query of .* Are the qrels of another collection",
         ),
     ],
 )
@@ -219,6 +225,6 @@ def test_cranfield(shared: Path) -> None:
     found = load(shared / "data" / "retrieval" / "cranfield")
     assert (len(found.queries), len(found.documents)) == (225, 1400)
     # 1,837 judgements, 225 of them of grade 0.
-    assert sum(map(len, found.grades)) + sum(map(len, found.lacking)) == 1612
-    assert found.lacking == [[]] * 225
+    assert sum(map(len, found.grades)) + sum(map(len, found.missing_grades)) == 1612
+    assert found.missing_grades == [[]] * 225
     assert {grade for grades in found.grades for grade in grades.values()} == {1, 3}

@@ -141,12 +141,12 @@ def test_texts_are_one_column(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "n": 1}\n{"text": "b", "n": 2}\n', encoding="utf-8")
     assert load_texts(str(path), column="text", split="train") == ["a", "b"]
-    with pytest.raises(InputError, match=r"Row 0 of .* holds no text in 'n'"):
+    with pytest.raises(InputError, match=r"Row 0 of .*: `n` must be a string"):
         load_texts(str(path), column="n", split="train")
 
 
 def test_a_row_without_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"text": null}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"Row 1 of .* holds no text in 'text'"):
+    with pytest.raises(InputError, match=r"Row 1 of .*: `text` must be a string"):
         load_texts(str(path), column="text", split="train")

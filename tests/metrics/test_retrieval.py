@@ -181,9 +181,9 @@ def test_metrics_are_those_of_numpy(depth: int) -> None:
     for _ in range(50):
         ranking, grades = random_case(rng)
         inside = {d: g for d, g in grades.items() if d < 60}
-        lacking = [g for d, g in grades.items() if d >= 60]
+        missing = [g for d, g in grades.items() if d >= 60]
         found = list_metrics(
-            ranking[:depth], inside, depth=depth, recall_at=[5, 25], missing_grades=lacking
+            ranking[:depth], inside, depth=depth, recall_at=[5, 25], missing_grades=missing
         )
         assert found == pytest.approx(by_hand(ranking, grades, depth), rel=1e-5, abs=1e-7)
 

@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from prunelit.tasks import Generation, Retrieval
-from prunelit.tasks.prompt_task import written
+from prunelit.tasks.prompt_task import join_rollout
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_prompts_begin_as_the_tokenizer_begins_a_text(
         task.read()
         task.prepare(tokenizer)
         assert tokenizer.decode(task.collate([0])["input_ids"][0]) == text
-        assert task.written(0, torch.tensor([5, -1])) == tokenizer.decode([5])
+        assert task.rollout_text(0, torch.tensor([5, -1])) == tokenizer.decode([5])
 
 
 def test_embedded_texts_begin_as_the_tokenizer_begins_a_text(
@@ -43,7 +43,7 @@ def test_embedded_texts_begin_as_the_tokenizer_begins_a_text(
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<end> $A", special_tokens=[("<end>", 0)]
     )
-    task = Retrieval(questions, query_template="{text}", candidate_template="{text}")
+    task = Retrieval(questions, query_template="{text}", document_template="{text}")
     task.read()
     task.prepare(tokenizer)
     texts = [tokenizer.decode(task.collate([number])["input_ids"][0]) for number in range(3)]
@@ -54,7 +54,7 @@ def test_prompts_and_rollouts_are_put_together() -> None:
     ids = torch.tensor([[0, 5, 6], [7, 8, 9]])
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
     tokens = torch.tensor([[1, 2], [3, -1]])
-    text = written(ids, mask, tokens)
+    text = join_rollout(ids, mask, tokens)
     assert text.input_ids.tolist() == [[0, 5, 6, 1, 2], [7, 8, 9, 3, 0]]
     assert text.attention_mask.tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
     assert text.steps.tolist() == [[True, True], [True, False]]

@@ -14,7 +14,7 @@ from prunelit import InputError
 from prunelit.tasks import ItemTable, ModelPair, Retrieval
 
 QUERY, CANDIDATE = "Q: {text}\nA:", 'The word "{text}'
-TEMPLATES = {"query_template": QUERY, "candidate_template": CANDIDATE}
+TEMPLATES = {"query_template": QUERY, "document_template": CANDIDATE}
 
 
 def embed_alone(
@@ -129,15 +129,15 @@ def test_the_corpus_holds_every_distinct_choice(
     )
     found = {row.metric: row for row in task.report(table).results}
     assert found["mrr"].value == found["recall@10"].value == 1
-    assert found["mrr"].details["candidates"] == 3
+    assert found["mrr"].details["documents"] == 3
     assert found["mrr"].details["chance_mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
 
 
 def test_an_unknown_pooling_is_refused() -> None:
-    with pytest.raises(InputError, match="'last' or 'mean' but got 'max'"):
+    with pytest.raises(InputError, match=r"\['mean', 'last', 'weighted_mean'\] but got 'max'"):
         Retrieval("rows.jsonl", pooling="max")  # type: ignore[arg-type]
 
 
 def test_a_template_without_its_field_is_refused_while_reading(material: Path) -> None:
-    with pytest.raises(InputError, match=r"Expected the field \{text\}"):
-        Retrieval(str(material / "questions.jsonl"), candidate_template="word").read()
+    with pytest.raises(InputError, match=r"Expected one field, \{text\}"):
+        Retrieval(str(material / "questions.jsonl"), document_template="word").read()

@@ -14,7 +14,7 @@ from prunelit.data.tokens import pack
 from prunelit.errors import InputError
 from prunelit.tasks import MultipleChoice
 from prunelit.tasks.base import RankBatches, Task
-from prunelit.tasks.triad import readings
+from prunelit.tasks.triad import triad_tasks
 
 
 class PruneData(LightningDataModule):
@@ -48,7 +48,7 @@ class PruneData(LightningDataModule):
             choices = [task for task in every if isinstance(task, MultipleChoice)]
             if not choices:
                 raise InputError("Expected a `MultipleChoice` task with `triad` but there is none.")
-            every += [further for task in choices for further in readings(task)]
+            every += [further for task in choices for further in triad_tasks(task)]
         self.tasks = {task.name: task for task in every}
         if len(self.tasks) != len(every):
             names = [task.name for task in every]

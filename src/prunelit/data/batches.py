@@ -1,4 +1,4 @@
-"""One form for what a model reads: dicts with `input_ids` and `attention_mask`, both (B, T)."""
+"""Convert input to batches: dicts with `input_ids` and `attention_mask`, both (B, T)."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,28 +11,35 @@ Batch = dict[str, Tensor]
 
 
 def as_batches(inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]], size: int) -> list[Batch]:
-    """Model-input batches of a token tensor or of batches in either form.
+    """Convert a token tensor, or an iterable of batches, to batches of one form.
 
     Args:
-        inputs: (S, L) token ids, cut into batches of `size` sequences; or an iterable of batches,
-            each (B, T) token ids or a mapping with `input_ids` and, where there is padding,
-            `attention_mask`. Other keys are refused: nothing would read them.
-        size: sequences a batch.
+        inputs: (S, L) token ids, which are cut into batches of `size` sequences; or an iterable of
+            batches. A batch is (B, T) token ids, or a mapping with `input_ids` and, if there is
+            padding, `attention_mask`. Other keys are refused, since nothing reads them.
+        size: sequences per batch.
 
     Raises:
-        InputError: if there is nothing in it, or a batch has another form.
+        InputError: if there is no token, or a batch has another form.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.data.batches import as_batches
+        >>> batches = as_batches(torch.arange(12).view(3, 4), size=2)
+        >>> [tuple(batch["input_ids"].shape) for batch in batches]
+        [(2, 4), (1, 4)]
     """
     if size < 1:
         raise InputError(f"Expected `batch_size` of at least 1 but got {size}.")
     pieces = inputs.split(size) if isinstance(inputs, Tensor) and inputs.numel() else inputs
     batches = [_as_batch(piece) for piece in pieces]
     if not sum(int(batch["attention_mask"].sum()) for batch in batches):
-        raise InputError("Expected at least one token to read but the input holds none.")
+        raise InputError("Expected at least one token but the input holds none.")
     return batches
 
 
 def longest(batches: list[Batch]) -> int:
-    """T of the widest batch."""
+    """Return T of the widest batch."""
     return max(batch["input_ids"].shape[1] for batch in batches)
 
 
@@ -40,7 +47,7 @@ def _as_batch(piece: Tensor | Mapping[str, Tensor]) -> Batch:
     if not isinstance(piece, Tensor | Mapping):
         raise InputError(
             "Expected batches that are token tensors or mappings with `input_ids` but got a "
-            f"{type(piece).__name__} in their place; put a single batch in a list."
+            f"{type(piece).__name__}. Put a single batch in a list."
         )
     batch = {"input_ids": piece} if isinstance(piece, Tensor) else dict(piece)
     unknown = sorted(set(batch) - {"input_ids", "attention_mask"})

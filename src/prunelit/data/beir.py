@@ -1,5 +1,6 @@
-"""Retrieval collections in the form of BEIR: corpus, queries and judgements (qrels)."""
+"""Read retrieval collections in BEIR format: corpus, queries and judgements (qrels)."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ _JUDGEMENT = ["query-id", "corpus-id", "score"]
 
 @dataclass
 class Collection:
-    """Queries, documents, and how relevant which document is to which query.
+    """Queries, documents, and the grades of the documents that are relevant to a query.
 
     Args:
         query_ids: of the Q queries that have a relevant document.
@@ -24,7 +25,7 @@ class Collection:
         document_ids: of the N documents.
         documents: their texts: title and text, joined by a space.
         grades: for each query the grade, at least 1, of every relevant document, by its number.
-        lacking: for each query the grades of relevant documents that are not in the corpus.
+        missing_grades: for each query the grades of relevant documents that are not in the corpus.
     """
 
     query_ids: list[str]
@@ -32,14 +33,14 @@ class Collection:
     document_ids: list[str]
     documents: list[str]
     grades: list[dict[int, int]]
-    lacking: list[list[int]]
+    missing_grades: list[list[int]]
 
     def hash(self) -> str:
-        """SHA-256 of all of it."""
+        """Return the SHA-256 of the whole content."""
         queries = zip(self.query_ids, self.queries, strict=True)
         documents = zip(self.document_ids, self.documents, strict=True)
         grades = [sorted(grades.items()) for grades in self.grades]
-        return hash_rows([*queries, *documents, *grades, *self.lacking])
+        return hash_rows([*queries, *documents, *grades, *self.missing_grades])
 
 
 def load_collection(
@@ -52,26 +53,31 @@ def load_collection(
 ) -> Collection:
     """Read a collection.
 
-    A folder holds `corpus` and `queries` as json, jsonl or parquet with `_id`, `text` and, for
-    documents, perhaps `title`; and `qrels/<split>` or `qrels` as tsv with a header, json, jsonl or
-    parquet with `query-id`, `corpus-id` and `score`; gzipped or not. A data set on the hub has
-    them as the configurations `corpus`, `queries` and `default`, as those of MTEB do.
+    A folder has three files, gzipped or not:
 
-    As in trec_eval a score of 1 or more is relevant, and a relevant document that the corpus lacks
-    counts as one that is never found. Queries without a relevant document are left out.
+    * `corpus` (json, jsonl or parquet) with the columns `_id`, `text` and optionally `title`;
+    * `queries` (json, jsonl or parquet) with the columns `_id` and `text`;
+    * `qrels/<split>` or `qrels` (tsv with a header, json, jsonl or parquet) with the columns
+      `query-id`, `corpus-id` and `score`.
+
+    A data set on the hub has them as the configurations `corpus`, `queries` and `default`, as those
+    of MTEB do.
+
+    As in trec_eval, a document with a score of 1 or more is relevant. A relevant document that is
+    not in the corpus counts as not found. Queries without a relevant document are left out.
 
     Args:
-        path: a folder, or a data set on the hub.
+        path: folder, or data set on the hub.
         split: of the judgements.
-        qrels: where the judgements are, if elsewhere: a file, or a data set on the hub
-            (`BeIR/scifact-qrels` beside `BeIR/scifact`).
-        limit: keep only the first so many queries.
-        corpus_limit: keep only so many documents: those that are relevant to the queries, all of
-            them, and then the first others. A smaller collection is an easier one.
+        qrels: file or data set on the hub with the judgements, if they are not in `path`
+            (`BeIR/scifact-qrels` for `BeIR/scifact`).
+        limit: number of queries; None keeps all.
+        corpus_limit: number of documents; None keeps all. The relevant documents are always kept,
+            then the first others. A smaller collection is easier.
 
     Raises:
-        InputError: if something is missing, broken or empty, or judgements and rows do not belong
-            together.
+        InputError: if a file or column is missing or not valid, or if the judgements belong to
+            another collection.
     """
     for name, value in (("limit", limit), ("corpus_limit", corpus_limit)):
         if value is not None and value < 1:
@@ -96,8 +102,8 @@ def load_collection(
     asked = dict(list(asked.items())[:limit])
     if not asked or not any(document in documents for row in asked.values() for document in row):
         raise InputError(
-            f"None of the {len(judged)} queries and their documents that {source!r} holds to be "
-            f"relevant is among those of {path!r}: they do not belong together."
+            f"No query of {source!r} and its relevant documents are in {path!r}. Are the qrels of "
+            "another collection?"
         )
     if corpus_limit is not None:
         documents = _fewer(documents, asked, corpus_limit)
@@ -117,17 +123,17 @@ def _find(folder: Path, stems: Sequence[str], endings: Sequence[str]) -> Path:
         found = [path for ending in endings if (path := folder / f"{stem}{ending}").is_file()]
         if len(found) > 1:
             names = [path.name for path in found]
-            raise InputError(f"Expected one of {names} in {str(folder)!r} but got all of them.")
+            raise InputError(f"Expected one of {names} in {str(folder)!r} but found all of them.")
         if found:
             return found[0]
     raise InputError(
-        f"Expected {' or '.join(stems)} in {str(folder)!r}, a file that ends in "
-        f"{', '.join(endings)}, but got none."
+        f"Expected a file {' or '.join(stems)} in {str(folder)!r} with one of the endings "
+        f"{', '.join(endings)} but found none."
     )
 
 
 def _texts(path: str, name: str | None = None, split: str = "train") -> dict[str, str]:
-    """Title and text by id."""
+    """Read texts, title included, by id."""
     wanted = ("_id", "title", "text")
     rows = load_rows(
         path,
@@ -139,15 +145,17 @@ def _texts(path: str, name: str | None = None, split: str = "train") -> dict[str
     for number, row in enumerate(rows):
         identifier, title = str(row["_id"]), row.get("title") or ""
         if not isinstance(row["text"], str) or not isinstance(title, str):
-            raise InputError(f"Row {number} (id {identifier!r}) of {path!r}: `text` is not a text.")
+            raise InputError(
+                f"Row {number} (id {identifier!r}) of {path!r}: `text` must be a string."
+            )
         if identifier in texts:
-            raise InputError(f"Row {number} of {path!r} has the id {identifier!r} of another row.")
+            raise InputError(f"Row {number} of {path!r} has the same id {identifier!r} as another.")
         texts[identifier] = f"{title} {row['text']}".strip()
     return texts
 
 
 def _judgements(path: str, split: str, name: str | None) -> dict[str, dict[str, int]]:
-    """For each query the grade of every relevant document, by id."""
+    """Read for each query id the grades of its relevant documents by id."""
     if is_hub_name(path):
         rows = load_rows(path, columns=_JUDGEMENT, split=split, name=name)
     elif any(suffix == ".tsv" for suffix in Path(path).suffixes):
@@ -167,7 +175,7 @@ def _judgements(path: str, split: str, name: str | None) -> dict[str, dict[str, 
 
 
 def _whole(score: Any) -> int | None:
-    """A score as it is written or as a data set's type makes it: 1, 1.0 or "1"."""
+    """Convert 1, 1.0 or "1" to an integer; None if it is no whole number."""
     try:
         value = float(score)
     except (TypeError, ValueError):
@@ -176,20 +184,21 @@ def _whole(score: Any) -> int | None:
 
 
 def _table(path: str) -> list[dict[str, Any]]:
-    """Rows of a tsv file, every cell as it is written: an id may be 007."""
-    lines = [row["text"] for row in load_rows(path, columns=["text"])]
-    header = lines[0].strip().split("\t")
+    """Read a tsv file. Cells stay strings, since an id may be 007."""
+    lines = [row["text"].strip() for row in load_rows(path, columns=["text"])]
+    reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = list(reader.fieldnames or [])
     if not set(_JUDGEMENT) <= set(header):
         raise InputError(f"Expected a first line with {_JUDGEMENT} in {path!r} but got {header}.")
-    rows = []
-    for number, line in enumerate(lines[1:]):
-        cells = line.strip().split("\t")
-        if len(cells) != len(header):
+    rows: list[dict[Any, Any]] = []
+    for number, row in enumerate(reader):
+        # `DictReader` puts surplus cells under the key None, and None into missing ones.
+        if None in row or None in row.values():
             raise InputError(
-                f"Row {number} of {path!r}: expected {len(header)} cells, parted by tabs, but got "
-                f"{len(cells)}."
+                f"Row {number} of {path!r}: expected {len(header)} cells, separated by tabs, but "
+                f"got {lines[number + 1]!r}."
             )
-        rows.append(dict(zip(header, cells, strict=True)))
+        rows.append(row)
     return rows
 
 

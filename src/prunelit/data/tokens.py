@@ -1,9 +1,11 @@
-"""Documents to token windows: packed calibration sequences and evaluation windows."""
+"""Turn text into tokens: calibration sequences, evaluation windows and padded batches."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
@@ -17,7 +19,7 @@ def pack(
     length: int,
     seed: int,
 ) -> Tensor:
-    """Calibration sequences: documents in an order drawn by `seed`, end to end, cut to `length`.
+    """Shuffle documents, join them and cut them into calibration sequences.
 
     Documents are joined by the end-of-text token, as in pre-training.
 
@@ -25,14 +27,14 @@ def pack(
         documents: raw text.
         tokenizer: of the model.
         sequences: S.
-        length: L, tokens a sequence.
+        length: L, tokens per sequence.
         seed: of the order of the documents.
 
     Returns:
-        (S, L) int64 token ids, no padding.
+        (S, L) int64 token ids, without padding.
 
     Raises:
-        InputError: if there is too little text, saying how much there was.
+        InputError: if there is not enough text; it says how many tokens there are.
     """
     if sequences < 1 or length < 1:
         raise InputError(
@@ -65,20 +67,20 @@ def windows(
     limit: int | None,
     separator: str = "\n\n",
 ) -> Tensor:
-    """Non-overlapping windows of the joined documents; a partial last one is dropped.
+    """Cut the joined documents into windows that do not overlap; drop a partial last one.
 
     Args:
         documents: raw text, kept in order.
         tokenizer: of the model.
-        length: L, tokens a window, at least 2.
-        limit: keep only the first so many windows.
+        length: L, tokens per window, at least 2.
+        limit: number of windows to keep; None keeps all.
         separator: between documents.
 
     Returns:
         (N, L) int64 token ids.
 
     Raises:
-        InputError: if there is not one whole window, saying how much there was.
+        InputError: if the text is shorter than one window; it says how many tokens there are.
     """
     if length < 2:
         raise InputError(f"Expected `length` of at least 2 but got {length}.")
@@ -95,21 +97,21 @@ def windows(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids without special tokens and without a warning about the model's length."""
+    """Return token ids without special tokens, and without a warning about long texts."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text by itself, as models are used to read one.
+    """Return the token ids of a text, after the tokenizer's own BOS token.
 
-    What the tokenizer puts before every text comes first, once.
+    The BOS token is not added twice if the text starts with it.
     """
     lead, ids = leading_tokens(tokenizer), encode(tokenizer, text)
     return ids if ids[: len(lead)] == lead else lead + ids
 
 
 def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text, such as a beginning-of-text token."""
+    """Return the tokens that the tokenizer puts before every text, such as a BOS token."""
     bare = encode(tokenizer, "a")
     full: list[int] = list(tokenizer("a", verbose=False)["input_ids"])  # type: ignore[arg-type]
     starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
@@ -119,7 +121,13 @@ def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def decode(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, special: bool = False
 ) -> str:
-    """The text of token ids, spaces as they are; special tokens leave none unless asked for."""
+    """Return the text of token ids with its spaces unchanged.
+
+    Args:
+        tokenizer: of the model.
+        tokens: ids.
+        special: keep the text of special tokens.
+    """
     options = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
     text = tokenizer.decode(list(tokens), **options)
     assert isinstance(text, str)
@@ -127,7 +135,7 @@ def decode(
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the padding token, which `load_tokenizer` sees to."""
+    """Return the id of the padding token, which `load_tokenizer` has set."""
     assert isinstance(tokenizer.pad_token_id, int)
     return tokenizer.pad_token_id
 
@@ -135,16 +143,27 @@ def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def pad(
     sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool = False
 ) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask`, both (B, T), of sequences of unequal length.
+    """Pad sequences of unequal length to one batch.
 
-    Scoring pads on the right, where positions are those of the unpadded sequence in every family;
-    generation pads on the left.
+    Pad on the right for scoring: positions are then those of the unpadded sequence in every model
+    family. Pad on the left for generation.
+
+    Args:
+        sequences: token ids.
+        pad_id: fills the rest of a row.
+        left: pad on the left.
+
+    Returns:
+        `input_ids` and `attention_mask`, both (B, T) int64.
+
+    Example:
+        >>> from prunelit.data.tokens import pad
+        >>> pad([[5, 6], [7]], pad_id=0, left=True)["input_ids"].tolist()
+        [[5, 6], [0, 7]]
     """
-    longest = max(len(sequence) for sequence in sequences)
-    ids = torch.full((len(sequences), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        place = slice(longest - len(sequence), None) if left else slice(len(sequence))
-        ids[row, place] = torch.tensor(sequence, dtype=torch.int64)
-        mask[row, place] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    rows = [torch.tensor(sequence, dtype=torch.int64) for sequence in sequences]
+    join = partial(pad_sequence, batch_first=True, padding_side="left" if left else "right")
+    return {
+        "input_ids": join(rows, padding_value=pad_id),
+        "attention_mask": join([torch.ones_like(row) for row in rows]),
+    }

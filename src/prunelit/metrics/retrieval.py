@@ -117,6 +117,7 @@ def list_metrics(
     *,
     depth: int,
     recall_at: Sequence[int],
+    mrr_at: int = 10,
     missing_grades: Sequence[int] = (),
 ) -> dict[str, float]:
     """Score one ranked list as trec_eval does; all values are in [0, 1], higher is better.
@@ -124,7 +125,7 @@ def list_metrics(
     Formula:
         ``ndcg@10 = sum_{i <= 10} grade_i / log2(i + 1)``, relative to the best possible list;
         ``recall@k`` = share of the relevant documents among the first k;
-        ``mrr@10 = 1 / rank`` of the first relevant document, 0 if it is not among the first 10;
+        ``mrr@k = 1 / rank`` of the first relevant document, 0 if it is not among the first k;
         ``map@depth`` = mean over the relevant documents of the precision at their ranks, 0 for
         those that are not in the list
 
@@ -135,7 +136,8 @@ def list_metrics(
         ranked: document numbers, the best first, at most `depth`.
         grades: grade of every relevant document, at least 1.
         depth: at least 10 and at least the largest of `recall_at`.
-        recall_at: values of k for recall.
+        recall_at: every k of `recall@k`.
+        mrr_at: k of `mrr@k`.
         missing_grades: grades of relevant documents that are not in the corpus.
 
     Example:
@@ -157,7 +159,7 @@ def list_metrics(
     values = {"ndcg@10": retrieval_normalized_dcg(scores, target, top_k=10)}
     for k in recall_at:
         values[f"recall@{k}"] = retrieval_recall(scores, relevant, top_k=k)
-    values["mrr@10"] = retrieval_reciprocal_rank(scores, relevant, top_k=10)
+    values[f"mrr@{mrr_at}"] = retrieval_reciprocal_rank(scores, relevant, top_k=mrr_at)
     # torchmetrics divides by the number of relevant documents in the list, trec_eval by all.
     share = found / (found + len(rest))
     values[f"map@{depth}"] = share * retrieval_average_precision(scores, relevant, top_k=depth)

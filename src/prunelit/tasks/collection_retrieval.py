@@ -7,19 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.beir import load_collection
 from prunelit.data.tokens import pad, pad_token
 from prunelit.errors import InputError
 from prunelit.metrics.retrieval import chance_ndcg, collection_metrics, rank_documents
-from prunelit.models.inference.embedding import (
-    Pooling,
-    blocks_before,
-    check_layer,
-    check_pooling,
-    embed,
-)
+from prunelit.models.inference.embedding import embed
 from prunelit.models.inference.embedding_cache import (
     EmbeddingCache,
     Fingerprints,
@@ -28,10 +22,11 @@ from prunelit.models.inference.embedding_cache import (
 )
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.base import Task
+from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.retention import read_by, retained_rows
+from prunelit.tasks.row_task import RowTask
 
 
 @dataclass
@@ -47,7 +42,7 @@ class _Measured:
     metrics: ItemTable
 
 
-class CollectionRetrieval(Task):
+class CollectionRetrieval(RowTask, EmbeddingTask):
     """Rank the documents of a BEIR collection for each of its queries by cosine of embeddings.
 
     Items are queries and documents. `step` embeds a batch into the cache on disk; the table holds
@@ -67,26 +62,19 @@ class CollectionRetrieval(Task):
     lists. `chance_ndcg@10` is that of a random order.
 
     Args:
-        path: a folder or a data set on the hub, see `prunelit.data.beir.load_collection`.
+        path: folder or data set on the hub, see `prunelit.data.beir.load_collection`.
         split: of the judgements.
         qrels: where the judgements are, if elsewhere.
         query_template: with the field `{text}`.
         document_template: with the field `{text}`, title and text.
-        pooling: `mean`, `last` or `weighted_mean`, see `prunelit.models.inference.embedding.pool`.
-        skip: tokens at the beginning, the tokenizer's own included, that enter no mean.
-        layer: embeddings are the residual stream after so many blocks of the dense model, those
-            that the pruned one lacks among them, without the final norm; None is the last hidden
-            state after the final norm.
-        length: tokens of a text at most, template included; a longer text loses its end.
         centre: subtract the mean query from each query and the mean document from each document.
         recall_at: where recall is taken.
         depth: d, length of the lists, at least 10 and the largest of `recall_at`.
         exclude_same_id: never list the document that has the query's own id (ArguAna, Quora).
-        limit: number of queries; None is all.
+        limit: number of queries; None reads all.
         corpus_limit: number of documents, the relevant ones always among them; None is all.
         cache: folder of the embeddings; None is `embeddings` below the cache directory.
-        batch_size: texts a batch.
-        name: of the task.
+        kwargs: options of `EmbeddingTask`.
     """
 
     def __init__(
@@ -96,22 +84,20 @@ class CollectionRetrieval(Task):
         qrels: str | None = None,
         query_template: str = 'This query: "{text}" means in one word: "',
         document_template: str = 'This text: "{text}" means in one word: "',
-        pooling: Pooling = "last",
-        skip: int = 0,
-        layer: int | None = None,
-        length: int = 256,
+        length: int | None = 256,
         centre: bool = True,
         recall_at: Sequence[int] = (10, 100),
         depth: int = 1000,
         exclude_same_id: bool = False,
-        limit: int | None = None,
         corpus_limit: int | None = None,
         cache: str | None = None,
         batch_size: int = 32,
         name: str = "collection_retrieval",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name, batch_size)
-        check_pooling(pooling, skip)
+        super().__init__(
+            path=path, split=split, length=length, batch_size=batch_size, name=name, **kwargs
+        )
         if min(recall_at, default=1) < 1:
             raise InputError(f"Expected `recall_at` of at least 1 but got {list(recall_at)}.")
         if depth < max(10, *recall_at):
@@ -119,20 +105,13 @@ class CollectionRetrieval(Task):
                 f"Expected `depth` of at least {max(10, *recall_at)}, where a metric is taken, but "
                 f"got {depth}."
             )
-        self.path = path
-        self.split = split
         self.qrels = qrels
         self.query_template = query_template
         self.document_template = document_template
-        self.pooling: Pooling = pooling
-        self.skip = skip
-        self.layer = layer
-        self.length = length
         self.centre = centre
         self.recall_at = list(recall_at)
         self.depth = depth
         self.exclude_same_id = exclude_same_id
-        self.limit = limit
         self.corpus_limit = corpus_limit
         self.cache = cache
 
@@ -161,11 +140,9 @@ class CollectionRetrieval(Task):
             template.check(tokenizer, self.length)
         self._tokenizer = tokenizer
         self._cache = EmbeddingCache(self.cache or default_folder())
-        self.longest = self.length
+        texts = range(len(self._texts)) if self.length is None else ()
+        self.longest = self.length or max(len(self._tokens(item)) for item in texts)
         return len(self._texts)
-
-    def check(self, model: PreTrainedModel) -> None:
-        check_layer(model, self.layer)
 
     def chunks(self, size: int) -> list[list[int]]:
         """Queries before documents, never in one batch, and alike in length."""
@@ -182,10 +159,7 @@ class CollectionRetrieval(Task):
         return {"fingerprints": Fingerprints()}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        template = self._templates[indices[0] >= self._queries]
-        tokens = [
-            template.tokens(self._tokenizer, self._texts[item], self.length) for item in indices
-        ]
+        tokens = [self._tokens(item) for item in indices]
         return dict(pad(tokens, pad_token(self._tokenizer)))
 
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -194,14 +168,9 @@ class CollectionRetrieval(Task):
         values: dict[str, Tensor] = {}
         vectors = []
         for name, model in pair.models().items():
-            removed = pair.removed_blocks if name == "pruned" else ()
-            how: dict[str, Any] = {
-                "pooling": self.pooling,
-                "skip": self.skip,
-                "blocks": blocks_before(self.layer, removed),
-            }
-            key = content_key(fingerprints.get(model), [ids, mask], how)
-            compute = partial(embed, model, ids, mask, **how)
+            options = self.embed_options(pair, name)
+            key = content_key(fingerprints.get(model), [ids, mask], options)
+            compute = partial(embed, model, ids, mask, **options)
             vectors.append(self._cache.fetch(key, len(ids), compute).double())
             values[f"{name}/file"] = _numbers(key).expand(len(ids), -1)
         if pair.dense is not None:
@@ -240,11 +209,11 @@ class CollectionRetrieval(Task):
 
     def details(self) -> dict[str, Any]:
         """What makes a number on this collection comparable."""
-        grades, lacking = self._collection.grades, self._collection.lacking
+        grades, missing = self._collection.grades, self._collection.missing_grades
         count = len(self._collection.documents)
         chance = [
             chance_ndcg([*own.values(), *others], sum(own.values()), count)
-            for own, others in zip(grades, lacking, strict=True)
+            for own, others in zip(grades, missing, strict=True)
         ]
         return {
             "path": self.path,
@@ -252,19 +221,19 @@ class CollectionRetrieval(Task):
             "collection_sha256": self._collection.hash(),
             "query_template": self.query_template,
             "document_template": self.document_template,
-            "pooling": self.pooling,
-            "skip": self.skip,
-            "layer": self.layer,
-            "length": self.length,
-            "similarity": "cosine",
+            **self.embedding_details(),
             "centre": self.centre,
             "exclude_same_id": self.exclude_same_id,
             "documents": count,
             "relevant": sum(map(len, grades)),
-            "lacking": sum(map(len, lacking)),
+            "missing": sum(map(len, missing)),
             **read_by("retrieval", "ndcg@10"),
             "chance_ndcg@10": sum(chance) / len(chance),
         }
+
+    def _tokens(self, item: int) -> list[int]:
+        template = self._templates[item >= self._queries]
+        return template.tokens(self._tokenizer, self._texts[item], self.length)
 
     def _measure(self, table: ItemTable) -> _Measured:
         lists = {
@@ -278,7 +247,7 @@ class CollectionRetrieval(Task):
             self._collection.grades,
             depth=self.depth,
             recall_at=self.recall_at,
-            missing_grades=self._collection.lacking,
+            missing_grades=self._collection.missing_grades,
         )
         metrics.assign(torch.arange(self._queries), values)
         return _Measured(lists, metrics)

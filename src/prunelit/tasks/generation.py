@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows
-from prunelit.data.sources import subset_of
 from prunelit.data.tokens import decode
 from prunelit.errors import InputError
 from prunelit.metrics.first_divergence import find_first_divergence
@@ -23,19 +22,20 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.recipe import describe
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.formats.base import Format, read_examples
+from prunelit.tasks.formats.base import read_examples
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.judges.judge import ExactMatch, Judge
 from prunelit.tasks.prompt_task import PromptTask
 from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.text_template import check_template
+from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.questions import Example, Question, guess_chance
 from prunelit.tasks.retention import read_by, retained_rows
 
 _SHOWN = 100  # prompts in the text table
 
 
-class Generation(PromptTask):
+class Generation(QuestionTask, PromptTask):
     """Rollouts of both models for every example, and whether they are right.
 
     Metrics, means over prompts (with several samples of the prompt's mean): those of the judge;
@@ -51,57 +51,38 @@ class Generation(PromptTask):
     on neither batch nor rank.
 
     Args:
-        path: rows, see `prunelit.data.rows.load_rows`.
-        split: of the data set.
-        subset: configuration of a data set on the hub.
-        format: makes an example of a row, see `prunelit.tasks.formats`; None reads multiple-choice
-            rows.
-        columns: in place of a format, the rows' own names of `context` and `target`.
-        questions: `format` and `columns` are those of multiple-choice questions, see
-            `prunelit.tasks.formats.base.read_questions`; the right choice is the target.
+        questions: the rows are multiple-choice questions, whose right choice is the target. This
+            is also assumed if both `format` and `columns` are None. Otherwise a row is an
+            `Example`, see `prunelit.tasks.formats.base.read_examples`.
         judge: says what is right; None takes exact match of the whole text, and whether it contains
             the target.
-        template: of a question, with the field `{context}`.
-        chat: wrap it in the tokenizer's chat template.
         few_shot: worked examples before the question; None is none.
         delimiter: between a worked example's question and answer, where there is no chat.
         stop: strings at which a text ends; it is cut before them.
-        max_new_tokens: budget of a rollout.
         samples: rollouts a prompt; more than one needs a temperature.
         temperature: of sampling; 0 is greedy.
         seed: of sampling.
         pass_at: every k that pass@k is wanted for, at most `samples`.
-        limit: number of prompts; None is all.
-        batch_size: prompts a batch, each with all of its samples.
-        name: of the task.
+        kwargs: options of `QuestionTask` and `PromptTask`, without `column`.
     """
 
     def __init__(
         self,
         path: str,
-        split: str = "train",
-        subset: str | None = None,
-        format: Format | None = None,
-        columns: dict[str, str] | None = None,
         questions: bool = False,
         judge: Judge | None = None,
-        template: str = "{context}",
-        chat: bool = True,
         few_shot: FewShot | None = None,
         delimiter: str = " ",
         stop: list[str] | None = None,
-        max_new_tokens: int = 24,
         samples: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
         pass_at: list[int] | None = None,
-        limit: int | None = None,
         batch_size: int = 32,
         name: str = "generation",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            path, split, "context", template, chat, max_new_tokens, limit, batch_size, name
-        )
+        super().__init__(path=path, column="context", batch_size=batch_size, name=name, **kwargs)
         if samples < 1 or seed < 0 or not temperature >= 0:
             raise InputError(
                 "Expected `samples` of at least 1, `temperature` and `seed` of at least 0 but got "
@@ -115,9 +96,6 @@ class Generation(PromptTask):
             raise InputError(f"Expected every `pass_at` in [1, {samples}] but got {pass_at}.")
         if not all(stop or []):
             raise InputError(f"Expected `stop` strings that are not empty but got {stop}.")
-        self.subset = subset
-        self.format = format
-        self.columns = columns
         self.questions = questions
         self.judge = judge or ExactMatch(contains=True)
         self.few_shot = few_shot
@@ -180,7 +158,7 @@ class Generation(PromptTask):
             columns: dict[str, list[float]] = {}
             for number, (row, ended) in enumerate(zip(tokens, written.ended.tolist(), strict=True)):
                 index = indices[number // self.samples]
-                right = self.judge.right(self._examples[index], self.written(index, row))
+                right = self.judge.right(self._examples[index], self.rollout_text(index, row))
                 for metric, value in {
                     **right,
                     **rollout_measures(row[row >= 0].tolist(), ended),
@@ -228,7 +206,7 @@ class Generation(PromptTask):
             row = {"prompt": example.context, "target": example.target}
             for name in ("dense", "pruned"):
                 if f"{name}/tokens" in table:
-                    row[name] = self.written(index, table[f"{name}/tokens"][index, 0])
+                    row[name] = self.rollout_text(index, table[f"{name}/tokens"][index, 0])
             yield row
 
     def _item_rows(self, table: ItemTable) -> Iterator[dict[str, Any]]:
@@ -237,7 +215,7 @@ class Generation(PromptTask):
         for index, example in enumerate(self._examples):
             for sample in range(self.samples):
                 for name in names:
-                    text = self.written(index, table[f"{name}/tokens"][index, sample])
+                    text = self.rollout_text(index, table[f"{name}/tokens"][index, sample])
                     values = {
                         metric: table[f"{name}/{metric}"][index, sample].item()
                         for metric in (*self.judge.metrics, *ROLLOUT_MEASURES)
@@ -269,8 +247,7 @@ class Generation(PromptTask):
     def details(self) -> dict[str, Any]:
         return {
             **super().details(),
-            "subset": subset_of(self.path, self.subset),
-            "rows_sha256": hash_rows([vars(example) for example in self._examples]),
+            **self.row_details(self._examples),
             "format": describe(self.format),
             "columns": self.columns,
             "questions": self.questions,
@@ -285,8 +262,11 @@ class Generation(PromptTask):
             "seed": self.seed,
         }
 
-    def written(self, index: int, tokens: Tensor) -> str:
-        """What a rollout, (S,) ids with -1 after its end, adds to its prompt, spaces included."""
+    def rollout_text(self, index: int, tokens: Tensor) -> str:
+        """Decode a rollout, (S,) ids with -1 after its end, as the continuation of its prompt.
+
+        Spaces at its start are kept.
+        """
         prompt = self._prompts[index]
         # Some tokenizers drop the space at the start of what they decode.
         own = tokens[tokens >= 0].tolist()

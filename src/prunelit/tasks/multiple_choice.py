@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows
-from prunelit.data.sources import subset_of
 from prunelit.data.tokens import pad_token
 from prunelit.errors import InputError
 from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
@@ -21,19 +19,18 @@ from prunelit.models.inference.tree_scoring import tree_scores
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.base import Task
-from prunelit.tasks.formats.base import Format, read_questions
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.choices import Prompt, Scoring
 from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.plans import plan
+from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.questions import Question, get_group
 from prunelit.tasks.retention import read_by, retained_rows
 
 Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
 
 
-class MultipleChoice(Task):
+class MultipleChoice(QuestionTask):
     """Which choice does the model find most likely after the context?
 
     `acc` takes the highest summed log-likelihood, `acc_norm` the highest per UTF-8 byte of the
@@ -54,16 +51,8 @@ class MultipleChoice(Task):
     be lent for that reads every sequence whole; a warning says so.
 
     Args:
-        path: rows of any form, see `prunelit.tasks.formats.base.read_questions`.
-        split: of the data set.
         template: of the prompt, see `prunelit.tasks.prompting.choices.Prompt`.
         delimiter: between prompt and choice.
-        limit: number of rows; None is all.
-        batch_size: questions a batch, at most.
-        name: of the task.
-        subset: configuration of the data set on the hub.
-        format: makes a question of a row that is not one already.
-        columns: in place of a format, the rows' own names of `context`, `choices`, `label`.
         scoring: `continuation`, `letter` or `partial`.
         description: before everything else.
         few_shot: solved examples before every question.
@@ -71,38 +60,29 @@ class MultipleChoice(Task):
             None leaves it out.
         primary: the accuracy that the models are compared by.
         tokens: read in one pass, at most, unless a single question has more.
+        kwargs: options of `QuestionTask`.
     """
 
     def __init__(
         self,
         path: str,
-        split: str = "train",
         template: str = "Question: {context}\nAnswer:",
         delimiter: str = " ",
-        limit: int | None = None,
         batch_size: int = 64,
         name: str = "multiple_choice",
-        subset: str | None = None,
-        format: Format | None = None,
-        columns: dict[str, str] | None = None,
         scoring: Scoring = "continuation",
         description: str = "",
         few_shot: FewShot | None = None,
         unconditional: str | None = None,
         primary: Primary = "acc",
         tokens: int = 4096,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name, batch_size)
+        super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
         if tokens < 1:
             raise InputError(f"Expected `tokens` of at least 1 but got {tokens}.")
-        self.path = path
-        self.split = split
         self.template = template
         self.delimiter = delimiter
-        self.limit = limit
-        self.subset = subset
-        self.format = format
-        self.columns = columns
         self.scoring: Scoring = scoring
         self.description = description
         self.few_shot = few_shot
@@ -119,12 +99,11 @@ class MultipleChoice(Task):
             )
         if self.primary not in (known := self._accuracies()):
             raise InputError(f"Expected `primary` among {known} but got {self.primary!r}.")
-        load = partial(read_questions, format=self.format, columns=self.columns)
-        self._questions = load(self.path, self.split, self.limit, subset=self.subset)
+        self._questions = self.read_questions()
         self._texts = [self._prompt.texts(question) for question in self._questions]
         self._before = [self._prompt.before(question) for question in self._questions]
         if self.few_shot is not None:
-            pool = load(**self.few_shot.source(self.path, self.subset))
+            pool = self.read_pool(self.few_shot)
             self._examples = self.few_shot.before(pool, self._questions, _shown)
             self._before = list(map(self._prompt.before, self._questions, self._examples))
 
@@ -258,10 +237,7 @@ class MultipleChoice(Task):
     def _details(self) -> dict[str, Any]:
         questions = self._questions
         details = {
-            "path": self.path,
-            "split": self.split,
-            "subset": subset_of(self.path, self.subset),
-            "rows_sha256": hash_rows([vars(question) for question in questions]),
+            **self.row_details(questions),
             "template": self.template,
             "delimiter": self.delimiter,
             "scoring": self.scoring,

@@ -1,4 +1,4 @@
-"""What tasks on prompts, which models write on from, share."""
+"""Base of the tasks on prompts, which the models continue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from transformers import PreTrainedTokenizerBase
 from prunelit.data.rows import hash_rows, load_rows
 from prunelit.data.tokens import decode, encode, encode_text, pad, pad_token
 from prunelit.errors import InputError
-from prunelit.tasks.base import Task
 from prunelit.tasks.prompting.text_template import check_template
+from prunelit.tasks.row_task import RowTask
 
 
 @dataclass
-class Written:
-    """Prompts and what follows them, as one batch that a model reads in one pass.
+class RolloutBatch:
+    """Prompts followed by rollouts, as one batch for a single forward pass.
 
-    Decoding step s is the position whose logits choose the s-th token after the prompt: the last
-    token of the prompt is the position of step 0.
+    Decoding step s is the position whose logits choose the s-th token after the prompt. Step 0 is
+    the last token of the prompt.
 
     Args:
-        input_ids: (B, T), prompts left-padded, then the tokens after them.
+        input_ids: (B, T), left-padded prompts, then the tokens of the rollouts.
         attention_mask: (B, T), 0 at padding on either side.
         prompt: P, positions of the prompts.
-        steps: (B, S) bool, False where the text has ended before that step's token.
+        steps: (B, S) bool, False if the rollout ended before the token of that step.
     """
 
     input_ids: Tensor
@@ -40,60 +40,57 @@ class Written:
         return slice(self.prompt - 1, self.prompt - 1 + self.steps.shape[1])
 
 
-def written(input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Written:
-    """Put prompts and rollouts together.
+def join_rollout(input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> RolloutBatch:
+    """Append rollouts to their prompts.
 
     Args:
         input_ids: (B, P), left-padded prompts.
         attention_mask: (B, P).
         tokens: (B, S) ids of the rollouts, -1 after their end.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.tasks.prompt_task import join_rollout
+        >>> prompts, rollouts = torch.tensor([[5, 6]]), torch.tensor([[7, -1]])
+        >>> batch = join_rollout(prompts, torch.ones_like(prompts), rollouts)
+        >>> batch.input_ids.tolist(), batch.attention_mask.tolist()
+        ([[5, 6, 7, 0]], [[1, 1, 1, 0]])
     """
-    there = tokens >= 0
-    return Written(
+    steps = tokens >= 0
+    return RolloutBatch(
         torch.cat([input_ids, tokens.clamp(min=0)], 1),
-        torch.cat([attention_mask, there.long()], 1),
+        torch.cat([attention_mask, steps.long()], 1),
         input_ids.shape[1],
-        there,
+        steps,
     )
 
 
-class PromptTask(Task):
+class PromptTask(RowTask):
     """A task whose items are prompts.
 
     Args:
-        path: rows, see `prunelit.data.rows.load_rows`.
-        split: of the data set.
-        column: that is filled into the template.
+        column: of the rows; its text fills the template.
         template: of the user's message, with the field `{context}`.
-        chat: wrap the message in the tokenizer's chat template.
-        max_new_tokens: budget of a rollout.
-        limit: number of prompts; None is all.
-        batch_size: prompts a batch.
-        name: of the task.
+        chat: put the message into the tokenizer's chat template.
+        max_new_tokens: maximum number of tokens of a rollout.
+        kwargs: options of the other bases.
     """
 
     def __init__(
         self,
-        path: str,
-        split: str,
-        column: str,
-        template: str,
-        chat: bool,
-        max_new_tokens: int,
-        limit: int | None,
-        batch_size: int,
-        name: str,
+        column: str = "context",
+        template: str = "{context}",
+        chat: bool = True,
+        max_new_tokens: int = 24,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name, batch_size)
+        super().__init__(**kwargs)
         if max_new_tokens < 1:
             raise InputError(f"Expected `max_new_tokens` of at least 1 but got {max_new_tokens}.")
-        self.path = path
-        self.split = split
         self.column = column
         self.template = template
         self.chat = chat
         self.max_new_tokens = max_new_tokens
-        self.limit = limit
 
     def read(self) -> None:
         check_template(self.template, "context")
@@ -101,16 +98,18 @@ class PromptTask(Task):
         self.contexts = [row[self.column] for row in rows]
         for number, context in enumerate(self.contexts):
             if not isinstance(context, str) or not context.strip():
-                raise InputError(f"Row {number} of {self.path!r}: {self.column!r} is not a text.")
+                raise InputError(
+                    f"Row {number} of {self.path!r}: `{self.column}` must be a non-empty string."
+                )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         if self.chat and not tokenizer.chat_template:
             raise InputError(
-                f"The task {self.name!r} asks for a chat template but the tokenizer has none: set "
-                "`chat: false` and give a `template`."
+                f"The task {self.name!r} needs a chat template but the tokenizer has none: set "
+                "`chat: false` and a `template`."
             )
         self._tokenizer = tokenizer
-        # A chat template writes special tokens itself.
+        # A chat template contains the special tokens already.
         tokens = encode if self.chat else encode_text
         self._tokens = [tokens(tokenizer, self._prompt(n)) for n in range(len(self.contexts))]
         self.longest = max(map(len, self._tokens)) + self.max_new_tokens
@@ -121,7 +120,7 @@ class PromptTask(Task):
         return {**pad(tokens, pad_token(self._tokenizer), left=True), "prompts": list(indices)}
 
     def details(self) -> dict[str, Any]:
-        """What makes a number on these prompts comparable."""
+        """Return the options and hashes that two comparable results have in common."""
         return {
             "path": self.path,
             "split": self.split,
@@ -132,7 +131,7 @@ class PromptTask(Task):
         }
 
     def text(self, tokens: Tensor) -> str:
-        """What a rollout, (S,) ids with -1 after its end, reads as."""
+        """Decode a rollout, (S,) ids with -1 after its end."""
         return decode(self._tokenizer, tokens[tokens >= 0].tolist()).strip()
 
     def _prompt(self, index: int) -> str:
@@ -140,10 +139,10 @@ class PromptTask(Task):
         return self.conversation([message]) if self.chat else message
 
     def conversation(self, messages: Sequence[str]) -> str:
-        """Messages of the user and the model in turns, after which the model is to write.
+        """Put messages into the chat template, followed by the start of the model's answer.
 
         Args:
-            messages: beginning and ending with the user's.
+            messages: of user and model in turn; the first and the last are the user's.
         """
         roles = ("user", "assistant")
         turns = [{"role": roles[n % 2], "content": text} for n, text in enumerate(messages)]

@@ -7,30 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows, load_rows
 from prunelit.data.sources import split_of
 from prunelit.data.tokens import pad, pad_token
 from prunelit.errors import InputError
 from prunelit.metrics.correlation import jackknife_error, spearman
-from prunelit.models.inference.embedding import (
-    Pooling,
-    blocks_before,
-    check_layer,
-    check_pooling,
-    embed,
-)
+from prunelit.models.inference.embedding import embed
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.base import Task
+from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.retention import read_by
+from prunelit.tasks.row_task import RowTask
 
 
-class SemanticSimilarity(Task):
+class SemanticSimilarity(RowTask, EmbeddingTask):
     """Spearman's correlation of cosines with the scores that people gave (STS-B and its kind).
 
     The default template asks for one word, after PromptEOL (Jiang et al. 2023, arXiv:2307.16645).
@@ -38,55 +33,33 @@ class SemanticSimilarity(Task):
     dense and the pruned vector of a text, mean over the two of a pair.
 
     Args:
-        path: rows with two texts and a score, see `prunelit.data.rows.load_rows`.
-        split: of the data set.
         subset: configuration of the data set on the hub.
         first: column of one text.
         second: column of the other.
         score: column of the score, a number; higher is more alike.
         template: with the field `{text}`.
-        pooling: `mean`, `last` or `weighted_mean`, see `prunelit.models.inference.embedding.pool`.
-        skip: tokens at the beginning, the tokenizer's own included, that enter no mean.
-        layer: embeddings are the residual stream after so many blocks of the dense model, those
-            that the pruned one lacks among them, without the final norm; None is the last hidden
-            state after the final norm.
-        length: tokens of a text at most, template included; a longer text loses its end.
-        limit: number of pairs; None is all.
-        batch_size: pairs a batch.
-        name: of the task.
+        kwargs: options of `RowTask` and `EmbeddingTask`.
     """
 
     def __init__(
         self,
         path: str,
-        split: str = "train",
         subset: str | None = None,
         first: str = "sentence1",
         second: str = "sentence2",
         score: str = "score",
         template: str = 'This sentence: "{text}" means in one word: "',
-        pooling: Pooling = "last",
-        skip: int = 0,
-        layer: int | None = None,
-        length: int = 128,
-        limit: int | None = None,
+        length: int | None = 128,
         batch_size: int = 32,
         name: str = "similarity",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name, batch_size)
-        check_pooling(pooling, skip)
-        self.path = path
-        self.split = split
+        super().__init__(path=path, length=length, batch_size=batch_size, name=name, **kwargs)
         self.subset = subset
         self.first = first
         self.second = second
         self.score = score
         self.template = template
-        self.pooling: Pooling = pooling
-        self.skip = skip
-        self.layer = layer
-        self.length = length
-        self.limit = limit
 
     def read(self) -> None:
         self._template = TextTemplate(self.template)
@@ -98,10 +71,10 @@ class SemanticSimilarity(Task):
         for number, row in enumerate(rows):
             for column in (self.first, self.second):
                 if not isinstance(row[column], str):
-                    raise InputError(f"Row {number} of {self.path!r}: {column!r} is not a text.")
+                    raise InputError(f"Row {number} of {self.path!r}: {column!r} must be a string.")
             value = row[self.score]
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"Row {number} of {self.path!r}: {self.score!r} is no number.")
+                raise InputError(f"Row {number} of {self.path!r}: {self.score!r} must be a number.")
             if not math.isfinite(value):
                 raise InputError(f"Row {number} of {self.path!r}: {self.score!r} is {value}.")
         self._rows = [[row[column] for column in columns] for row in rows]
@@ -122,9 +95,6 @@ class SemanticSimilarity(Task):
         self.longest = max(len(ids) for both in self._tokens for ids in both)
         return len(self._rows)
 
-    def check(self, model: PreTrainedModel) -> None:
-        check_layer(model, self.layer)
-
     def chunks(self, size: int) -> list[list[int]]:
         """Pairs alike in length, the longest first."""
         order = sorted(range(size), key=lambda item: -max(map(len, self._tokens[item])))
@@ -137,12 +107,8 @@ class SemanticSimilarity(Task):
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         values, vectors = {}, []
         for name, model in pair.models().items():
-            removed = pair.removed_blocks if name == "pruned" else ()
-            blocks = blocks_before(self.layer, removed)
             inputs = batch["input_ids"], batch["attention_mask"]
-            vector = embed(
-                model, *inputs, pooling=self.pooling, skip=self.skip, blocks=blocks
-            ).double()
+            vector = embed(model, *inputs, **self.embed_options(pair, name)).double()
             one, other = vector.chunk(2)
             values[f"{name}/similarity"] = cosine_similarity(one, other)
             vectors.append(vector)
@@ -177,10 +143,6 @@ class SemanticSimilarity(Task):
             "split": self.split,
             "pairs_sha256": hash_rows(self._rows),
             "template": self.template,
-            "pooling": self.pooling,
-            "skip": self.skip,
-            "layer": self.layer,
-            "length": self.length,
-            "similarity": "cosine",
+            **self.embedding_details(),
             **read_by("similarity", "spearman"),
         }

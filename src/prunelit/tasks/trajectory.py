@@ -29,7 +29,7 @@ from prunelit.report.trajectory import (
     theory_picture,
 )
 from prunelit.tasks.item_table import ItemTable, Streamed, mean
-from prunelit.tasks.prompt_task import PromptTask, Written, written
+from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
 FORCED, FREE = "teacher_forced", "free_running"
 _DISTANCES = ("embedding", "logit", "probability")
@@ -59,20 +59,12 @@ class Trajectory(PromptTask):
     stays below 10%) has standard errors from drawing prompts with replacement.
 
     Args:
-        path: rows, see `prunelit.data.rows.load_rows`.
-        split: of the data set.
-        column: that is filled into the template.
-        template: of the user's message, with the field `{context}`.
-        chat: wrap the message in the tokenizer's chat template.
-        max_new_tokens: budget of a rollout.
-        limit: number of prompts; None is all.
-        batch_size: prompts a batch.
         temperature: of the softmax, and of sampling.
         sample: sample with Gumbel noise that both models share; otherwise decode greedily.
         seed: of that noise.
         free_running: let the pruned model write, too; without it there is no accumulation and the
             first divergence is forecast but not observed.
-        name: of the task.
+        kwargs: options of `PromptTask`.
     """
 
     needs_reference = True
@@ -80,22 +72,15 @@ class Trajectory(PromptTask):
     def __init__(
         self,
         path: str,
-        split: str = "train",
-        column: str = "context",
-        template: str = "{context}",
-        chat: bool = True,
-        max_new_tokens: int = 24,
-        limit: int | None = None,
         batch_size: int = 8,
         temperature: float = 1.0,
         sample: bool = False,
         seed: int = 0,
         free_running: bool = True,
         name: str = "trajectory",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            path, split, column, template, chat, max_new_tokens, limit, batch_size, name
-        )
+        super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
         Sampling(seed, (), temperature)  # refuses what it cannot use
         self.temperature = temperature
         self.sample, self.seed = sample, seed
@@ -117,7 +102,7 @@ class Trajectory(PromptTask):
             stops=stop_tokens(pair.dense, pair.tokenizer),
         )
         tokens = roll(pair.dense).tokens
-        text = written(ids, mask, tokens)
+        text = join_rollout(ids, mask, tokens)
         hidden = _read(pair.dense, text)
         forced = self._compare(pair, hidden, _read(pair.pruned, text), text.steps, tokens)
         values: dict[str, Tensor | Streamed] = {"dense/tokens": tokens, "keep": forced.pop("keep")}
@@ -132,7 +117,7 @@ class Trajectory(PromptTask):
         values["diverged"] = differ.any(1).double()
         last = text.steps.sum(1) - 1
         values["last"] = torch.where(differ.any(1), differ.int().argmax(1), last)
-        theirs = written(ids, mask, own)
+        theirs = join_rollout(ids, mask, own)
         both = text.steps & theirs.steps
         free = self._compare(pair, hidden, _read(pair.pruned, theirs), both)
         values |= _streamed(FREE, free, _REPORTED)
@@ -250,7 +235,7 @@ class Trajectory(PromptTask):
         return {"keep": (other.argmax(-1) == tokens[place]).double()}
 
 
-def _read(model: PreTrainedModel, text: Written) -> Tensor:
+def _read(model: PreTrainedModel, text: RolloutBatch) -> Tensor:
     """(B, S, D), the final embeddings of the decoding steps, from one pass."""
     return final_hidden(model, text.input_ids, text.attention_mask)[:, text.positions]
 

@@ -21,7 +21,7 @@ from prunelit.report.tables import grouped_table
 from prunelit.report.task_report import TaskReport
 from prunelit.report.transitions import kind_picture, kl_picture, theory_picture
 from prunelit.tasks.item_table import ItemTable, Streamed, mean
-from prunelit.tasks.prompt_task import PromptTask, Written, written
+from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
 VARIANTS, PHASES = ("local", "cumulative"), ("prompt", "decode")
 CHUNK = 64  # tokens unembedded at a time
@@ -45,20 +45,12 @@ class Transitions(PromptTask):
     Metrics are means over blocks and tokens of a prompt, then over prompts; curves give each block.
 
     Args:
-        path: rows, see `prunelit.data.rows.load_rows`.
-        split: of the data set.
-        column: that is filled into the template.
-        template: of the user's message, with the field `{context}`.
-        chat: wrap the message in the tokenizer's chat template.
-        max_new_tokens: budget of a rollout.
         tokens: of each prompt and of each rollout at most so many are compared, evenly spaced with
             the last one among them; None is all. Every comparison costs several unembeddings.
         final_norm: apply the final norm before unembedding the stream inside the model, as a logit
             lens does; without it the scale of the stream is that of the block.
         temperature: of the softmax.
-        limit: number of prompts; None is all.
-        batch_size: prompts a batch.
-        name: of the task.
+        kwargs: options of `PromptTask`.
     """
 
     needs_reference = True
@@ -66,21 +58,14 @@ class Transitions(PromptTask):
     def __init__(
         self,
         path: str,
-        split: str = "train",
-        column: str = "context",
-        template: str = "{context}",
-        chat: bool = True,
-        max_new_tokens: int = 24,
         tokens: int | None = 4,
         final_norm: bool = True,
         temperature: float = 1.0,
-        limit: int | None = None,
         batch_size: int = 8,
         name: str = "transitions",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            path, split, column, template, chat, max_new_tokens, limit, batch_size, name
-        )
+        super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
         if tokens is not None and tokens < 1:
             raise InputError(f"Expected `tokens` of at least 1 but got {tokens}.")
         check_positive("temperature", temperature)
@@ -104,7 +89,7 @@ class Transitions(PromptTask):
         assert pair.dense is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
         rolled = rollout(pair.dense, pair.tokenizer, ids, mask, max_new_tokens=self.max_new_tokens)
-        text = written(ids, mask, rolled.tokens)
+        text = join_rollout(ids, mask, rolled.tokens)
         chosen = [self._spread(there) for there in _phases(text)]
         row, slot = torch.cat(chosen, 1).nonzero(as_tuple=True)  # positions, prompt then decode
         width = text.input_ids.shape[1]
@@ -159,7 +144,7 @@ class Transitions(PromptTask):
 
     @torch.no_grad()
     def _blocks(
-        self, pair: ModelPair, text: Written, row: Tensor, place: Tensor
+        self, pair: ModelPair, text: RolloutBatch, row: Tensor, place: Tensor
     ) -> Iterator[tuple[int, str, dict[str, Tensor]]]:
         """For each block, variant and sublayer the deviations at N positions, each (N,)."""
         assert pair.dense is not None
@@ -260,7 +245,7 @@ def _pictures(table: ItemTable) -> Iterator[tuple[str, Picture]]:
     yield "transitions_theory", theory_picture(curves)
 
 
-def _phases(text: Written) -> list[Tensor]:
+def _phases(text: RolloutBatch) -> list[Tensor]:
     """(B, T) bool each, positions of prompt tokens and of decoding steps."""
     decode = torch.zeros_like(text.attention_mask, dtype=torch.bool)
     decode[:, text.positions] = text.steps

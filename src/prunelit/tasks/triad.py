@@ -1,31 +1,37 @@
-"""Multiple-choice rows read in two more ways: retrieval and generation."""
+"""Retrieval and generation on the rows of a multiple-choice task."""
 
 from typing import Any
 
 from prunelit.tasks import Generation, MultipleChoice, Retrieval, Task
 
-# A text is cut where a model that was asked a question begins with the next one.
+# Cut a text where the model goes on with a question of its own.
 _STOP = ["\n\n", "Question:"]
-# Where a task's own template is about what it scores.
+# Templates for generation, for the scorings whose own template does not ask the plain question.
 _TEMPLATES = {
     "letter": "Question: {context}\nAnswer:",
     "partial": "Sentence: {context}\nThe word or words that fill the blank _:",
 }
 
 
-def readings(task: MultipleChoice) -> list[Task]:
-    """Retrieval and generation on the rows of a multiple-choice task.
+def triad_tasks(task: MultipleChoice) -> list[Task]:
+    """Build the retrieval task and the generation task on the same rows.
 
-    Retrieval finds the right choice among the choices of all rows. Generation reads the question
-    alone, without examples and without a list of choices, writes on, and is right where the text
-    has the right choice in it as whole words. Its template is the task's own where that scores the
-    choices as they are; otherwise it asks the question, or for what fills the blank.
+    Retrieval searches the right choice among the choices of all rows. Generation asks the question
+    without examples and without a list of choices. Its answer is right if it contains the right
+    choice as whole words. With the scoring `continuation` it uses the template of `task`.
 
     Args:
-        task: whose rows they are.
+        task: gives the rows and their format.
 
     Returns:
-        `<name>_retrieval` and `<name>_generation`.
+        Tasks with the names `<name>_retrieval` and `<name>_generation`.
+
+    Example:
+        >>> from prunelit.tasks import MultipleChoice
+        >>> from prunelit.tasks.triad import triad_tasks
+        >>> task = MultipleChoice("prunelit:facts.jsonl", name="facts")
+        >>> [other.name for other in triad_tasks(task)]
+        ['facts_retrieval', 'facts_generation']
     """
     rows: dict[str, Any] = {
         name: getattr(task, name)

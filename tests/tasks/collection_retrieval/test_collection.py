@@ -185,7 +185,7 @@ def test_details_tell_collections_apart(pair: ModelPair, made: Any, run: Run) ->
     details = run(pair)[0].details
     assert details["documents"] == N
     assert details["relevant"] == sum(map(len, made[2]))
-    assert details["lacking"] == 0
+    assert details["missing"] == 0
     assert 0 < details["chance_ndcg@10"] < 0.5
     smaller = run(pair, limit=3, corpus_limit=20)
     assert smaller[0].n == 3

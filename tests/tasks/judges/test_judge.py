@@ -64,7 +64,7 @@ def allowed(judge: Execution) -> Execution:
 
 
 def test_a_name_that_stands_for_two_things_is_refused() -> None:
-    with pytest.raises(InputError, match="no extraction with the name `contains`"):
+    with pytest.raises(InputError, match="another name than `contains` in `extract`"):
         ExactMatch({"contains": last_number}, contains=True)
 
 

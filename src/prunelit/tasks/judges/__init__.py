@@ -1,4 +1,4 @@
-"""Judges: from a text that a model wrote to right or wrong."""
+"""Judges: decide if the text of a model is right."""
 
 from prunelit.tasks.judges.answers import (
     AfterMarker,

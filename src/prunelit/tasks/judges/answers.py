@@ -1,7 +1,7 @@
-"""Answers in what a model wrote: finding them, and comparing them.
+"""Find the answer in the text of a model, and compare it with the target.
 
-Every function takes a text and returns the answer in it, or None where it finds none. A YAML names
-one by its path; one of your own does as well.
+A function that finds an answer takes a text and returns the answer, or None if there is none. A
+YAML names it by its import path, your own function included.
 """
 
 import re
@@ -13,7 +13,7 @@ from decimal import Decimal
 Extract = Callable[[str], str | None]
 Normalise = Callable[[str], str]
 
-# A minus after a letter, a digit or a bracket is subtraction or a hyphen.
+# A minus sign after a letter, digit or bracket is subtraction or a hyphen, not part of a number.
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]])-)?\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
@@ -21,69 +21,130 @@ _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re
 
 
 def whole(text: str) -> str:
-    """All of it, without the space around it."""
+    """Return the whole text without whitespace at its ends.
+
+    Example:
+        >>> from prunelit.tasks.judges import whole
+        >>> whole(" two words ")
+        'two words'
+    """
     return text.strip()
 
 
 def verbatim(text: str) -> str:
-    """All of it, indentation included."""
+    """Return the text unchanged, indentation included.
+
+    Example:
+        >>> from prunelit.tasks.judges import verbatim
+        >>> verbatim("    return 1")
+        '    return 1'
+    """
     return text
 
 
 def first_line(text: str) -> str | None:
-    """The first line that is not empty."""
+    r"""Return the first line that is not empty.
+
+    Example:
+        >>> from prunelit.tasks.judges import first_line
+        >>> first_line("\n Paris \nRome")
+        'Paris'
+    """
     return next((line.strip() for line in text.splitlines() if line.strip()), None)
 
 
 def first_word(text: str) -> str | None:
-    """The first word, without punctuation around it."""
+    """Return the first word, without punctuation around it.
+
+    Example:
+        >>> from prunelit.tasks.judges import first_word
+        >>> first_word('"Paris," he said')
+        'Paris'
+    """
     return next((word for part in text.split() if (word := _bare(part))), None)
 
 
 def first_number(text: str) -> str | None:
-    """The first number: digits, with sign, thousands, decimals or a dollar sign."""
+    """Return the first number.
+
+    It may have a sign, a dollar sign, thousands separators and decimals.
+
+    Example:
+        >>> from prunelit.tasks.judges import first_number
+        >>> first_number("He paid $1,200.50 for 3 of them.")
+        '$1,200.50'
+    """
     found = _NUMBER.search(text)
     return found[0] if found else None
 
 
 def last_number(text: str) -> str | None:
-    """The last number: digits, with sign, thousands, decimals or a dollar sign."""
+    """Return the last number, see `first_number`.
+
+    Example:
+        >>> from prunelit.tasks.judges import last_number
+        >>> last_number("3 * 4 = 12.")
+        '12'
+    """
     found = _NUMBER.findall(text)
     return found[-1] if found else None
 
 
 def code_block(text: str) -> str | None:
-    """What stands in the first fenced block; one that is not closed reaches to the end."""
+    r"""Return the code in the first fenced block, up to the end of the text if it is not closed.
+
+    Example:
+        >>> from prunelit.tasks.judges import code_block
+        >>> code_block("Here it is:\n```python\nreturn 1\n```\nDone.")
+        'return 1\n'
+    """
     found = _FENCE.search(text)
     return found[1] if found else None
 
 
 @dataclass(frozen=True)
 class AfterMarker:
-    """What follows the first marker, as `then` finds it.
+    """Find the answer after the first occurrence of a marker.
 
     Args:
-        marker: a text such as `####`.
-        then: reads what stands behind it.
+        marker: a string such as `####`.
+        then: finds the answer in the text after the marker.
+
+    Example:
+        >>> from prunelit.tasks.judges import AfterMarker
+        >>> AfterMarker("####")("3 * 4 = 12 #### 12")
+        '12'
     """
 
     marker: str
     then: Extract = first_line
 
     def __call__(self, text: str) -> str | None:
-        """The answer, or None where there is no marker or nothing behind it."""
+        """Return the answer, or None if there is no marker or no answer after it."""
         _, found, rest = text.partition(self.marker)
         return self.then(rest) if found else None
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, single spaces."""
+    """Convert to lower case, remove punctuation and collapse whitespace.
+
+    Example:
+        >>> from prunelit.tasks.judges import normalise
+        >>> normalise("The  Answer: Paris!")
+        'the answer paris'
+    """
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.sub(r"[^\w\s]", " ", text).split())
 
 
 def normalise_number(text: str) -> str:
-    """One spelling for one number (`$1,200.00`, `1200` and `+1200`); another text is stripped."""
+    """Convert every spelling of a number to the same string; strip any other text.
+
+    Example:
+        >>> from prunelit.tasks.judges import normalise_number
+        >>> [normalise_number(text) for text in ("$1,200.00", "+1200", " none ")]
+        ['1200', '1200', 'none']
+    """
     plain = text.strip().replace(",", "").replace("$", "")
     if not re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)", plain):
         return text.strip()
@@ -93,14 +154,20 @@ def normalise_number(text: str) -> str:
 
 
 def exact_match(answer: str | None, target: str, normalised: Normalise) -> bool:
-    """Whether answer and target have one normal form, and it is not empty."""
+    """Return True if answer and target are equal, and not empty, after normalising.
+
+    Args:
+        answer: found in the text of a model; None is never right.
+        target: the right answer.
+        normalised: applied to both.
+    """
     return answer is not None and normalised(answer) == normalised(target) != ""
 
 
 def contains(answer: str, target: str) -> bool:
-    """Whether the target stands in the answer as whole words, after `normalise`.
+    """Return True if the answer contains the target as whole words, after `normalise`.
 
-    That drops signs and points: a target without any letter or digit has to stand there verbatim.
+    A target without letters and digits would be empty then, so it is searched as it is.
     """
     if not (words := normalise(target)):
         return target.strip() in answer

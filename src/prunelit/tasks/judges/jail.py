@@ -1,14 +1,15 @@
-"""Run one untrusted program in isolation; `sandbox.py` beside it starts this script.
+"""Run one untrusted program in isolation. `sandbox.py` starts this file as a script.
 
-This file is executed as a script by a bare interpreter, which imports nothing but the standard
-library. The program gets namespaces of its own (files, network, processes, shared memory), a root
-folder that holds Python and the system's libraries, read-only, and a small empty folder to work in;
-no capability, no environment but a fixed seed of hashes; and hard limits, of which the one on
-processes is 0: it starts neither processes nor threads. Whatever the kernel refuses on the way ends
-this script before the program starts.
+The script runs in a bare interpreter and imports the standard library only. The program gets its
+own namespaces for files, network, processes and shared memory. Its root folder holds Python and the
+system's libraries, read-only, and a small empty folder to work in. It has no capabilities, and no
+environment variable except a fixed hash seed. Its limits are hard. The limit on processes is 0, so
+that it can start neither processes nor threads. If the kernel refuses any of this, the script ends
+before the program starts.
 
-Three processes: this one, killed with its parent; its child, the first process of the namespace,
-killed with this one, whose end ends all that live in it; and the program.
+There are three processes. The first is this script, which is killed with its parent. The second is
+its child, the first process of the namespace. It is killed with the script, and its end kills
+everything in the namespace. The third is the program.
 """
 
 import ctypes
@@ -30,7 +31,7 @@ MOUNT_SETATTR, THIS_FOLDER, ALL_BELOW, READ_ONLY = 442, -100, 0x8000, 0x1
 DEATH_SIGNAL, NO_NEW_PRIVILEGES = 1, 38
 NOBODY = 65534
 
-FAILED = 125  # exit status where the program could not be isolated
+FAILED = 125  # exit status if the program could not be isolated
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -48,7 +49,7 @@ def call(name: str, *arguments: object) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    """Attach a file system, or with `BIND` a folder, at `target`."""
+    """Mount a file system, or with `BIND` a folder, at `target`."""
     call("mount", source, target, kind, ctypes.c_ulong(flags), options)
 
 
@@ -58,7 +59,7 @@ def control(option: int, value: int) -> None:
 
 
 def make_read_only(path: str) -> None:
-    """Take writing, set-user-id bits and devices from the mount at `path` and all below it."""
+    """Remount `path` and everything below it read-only, without set-user-id bits and devices."""
     attributes = (ctypes.c_uint64 * 4)(READ_ONLY | NOSUID | NODEV, 0, 0, 0)
     call(
         "syscall",
@@ -72,10 +73,10 @@ def make_read_only(path: str) -> None:
 
 
 def enter_namespaces() -> None:
-    """Leave the namespaces of the machine; the next child is the first process of its own.
+    """Leave the machine's namespaces; the next child is the first process of the new one.
 
-    Who is not root becomes root of a user namespace for as long as no other program is executed,
-    as the same user: to the outside, and to the kernel's count of processes, nothing changes.
+    A normal user becomes root of a user namespace until another program is executed. Outside of it
+    the user stays the same, also in the kernel's count of processes.
     """
     flags = NEW_MOUNTS | NEW_NAMES | NEW_IPC | NEW_PROCESSES | NEW_NETWORK
     user, group = os.geteuid(), os.getegid()
@@ -91,17 +92,17 @@ def enter_namespaces() -> None:
 
 
 def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: int) -> None:
-    """Make the root folder: `paths` of the machine, the program, and the folder `/work`.
+    """Build the root folder from `paths` of the machine, the program, and the folder `/work`.
 
-    It is one below the root of its file system: from there the kernel makes no user namespace, in
-    which the program would have rights again.
+    It lies one level below the root of its file system. There the kernel refuses to create a user
+    namespace, in which the program would get capabilities again.
 
     Args:
         root: an empty folder.
-        paths: absolute, shown at the same place; what a link points at has its own entry.
+        paths: absolute paths, mounted at the same place. The target of a link has its own entry.
         code: of the program.
-        scratch: bytes that fit into `/work`.
-        owner: user and group that `/work` belongs to.
+        scratch: capacity of `/work` in bytes.
+        owner: user and group of `/work`.
     """
     mount("none", "/", None, RECURSIVE | PRIVATE)
     mount("none", root, "tmpfs", NOSUID | NODEV, "size=16m,nr_inodes=4096,mode=0755")
@@ -134,7 +135,7 @@ def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: in
 
 
 def confine(limits: dict[str, int]) -> None:
-    """Give up every right, and set limits that nothing raises again."""
+    """Drop all privileges and set limits that cannot be raised again."""
     os.chdir("/work")
     if os.geteuid() == 0:
         os.setgroups([])
@@ -146,16 +147,16 @@ def confine(limits: dict[str, int]) -> None:
 
 
 def run(python: str, limits: dict[str, int]) -> NoReturn:
-    """Become the program; its errors go where its output goes."""
+    """Replace this process by the program; its stderr goes to its stdout."""
     confine(limits)
     os.dup2(1, 2)
-    # Without `-I`, which would ignore the seed: sets of texts keep one order.
+    # `-I` would ignore the hash seed, which keeps the order of sets of strings fixed.
     command = [python, "-S", "-s", "-B", "/program.py"]
     os.execve(python, command, {"PYTHONHASHSEED": "0"})
 
 
 def fork_and_wait(child: Callable[[], int]) -> int:
-    """Exit status of `child()` in a process of its own; 128 + n where signal n ended it."""
+    """Run `child()` in a new process; return its exit status, 128 + n if signal n ended it."""
     complaint = os.dup(2)  # closed when the program starts
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""Whether what a model wrote is right."""
+"""Judges: decide if the text of a model is right."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -22,52 +22,81 @@ from prunelit.tasks.questions import Example, Question
 
 
 class Judge(ABC):
-    """Says whether a text is right, by one or more readings of it.
+    """Decides if the text of a model is right, by one or more metrics.
 
-    It keeps its constructor's arguments under their names, by which results can be compared.
+    Store every constructor argument as an attribute of the same name; prunelit reads them to save
+    and compare recipes.
+
+    Example:
+        >>> from prunelit.tasks.judges import Judge
+        >>> class Ends(Judge):
+        ...     metrics = ["ends"]
+        ...
+        ...     def answers(self, text):
+        ...         return {"ends": text.split()[-1]}
+        ...
+        ...     def right(self, example, text):
+        ...         return {"ends": self.answers(text)["ends"] == example.target}
+        >>> Ends().primary
+        'ends'
     """
 
     @property
     @abstractmethod
     def metrics(self) -> Sequence[str]:
-        """Names of the readings; none where nothing is judged."""
+        """Names of the metrics; empty if nothing is judged."""
 
     @property
     def primary(self) -> str | None:
-        """The reading by which models are compared; None where nothing is judged."""
+        """Metric that the models are compared by; None if nothing is judged."""
         return next(iter(self.metrics), None)
 
     @abstractmethod
     def answers(self, text: str) -> dict[str, str | None]:
-        """What each reading finds in the text; None where it finds nothing."""
+        """Return the answer that each metric finds in the text; None if it finds none."""
 
     @abstractmethod
     def right(self, example: Example | Question, text: str) -> dict[str, bool]:
-        """For each reading, whether the text is right."""
+        """Return for each metric if the text is right.
+
+        Args:
+            example: the question that was asked.
+            text: of the model.
+        """
 
     def allow(self) -> None:  # noqa: B027 - most run nothing
-        """The programs that a model wrote may be run; called before `check`, if at all."""
+        """Allow the judge to run programs that a model wrote, before `check`."""
 
     def check(self) -> None:  # noqa: B027 - most need nothing
-        """Refuse a machine that cannot judge; called before any model is read.
+        """Refuse a machine that cannot judge, before any model is loaded.
 
         Raises:
-            InputError: saying what is missing.
+            InputError: if something that the judge needs is missing.
         """
 
     def details(self) -> dict[str, Any]:
-        """What makes its numbers comparable."""
+        """Return the options that two comparable results have in common."""
         return {"judge": describe(self)}
 
 
 class ExactMatch(Judge):
-    """Answer and target are the same after normalising.
+    """Compares answer and target after normalising.
 
     Args:
-        extract: for the name of each metric, what finds the answer in the text, see
-            `prunelit.tasks.judges.answers`.
-        normalise: of answer and target.
-        contains: adds the metric `contains`: the target stands in the text as whole words.
+        extract: for each metric the function that finds the answer in the text, see
+            `prunelit.tasks.judges.answers`. None is `exact_match` of the whole text.
+        normalise: applied to answer and target.
+        contains: add the metric `contains`, right if the text contains the target as whole words.
+
+    Raises:
+        InputError: if `extract` has a metric `contains` too.
+
+    Example:
+        >>> from prunelit.tasks.judges import ExactMatch, last_number
+        >>> from prunelit.tasks.questions import Example
+        >>> judge = ExactMatch({"last": last_number}, contains=True)
+        >>> judge.right(Example("3 * 4 = ?", "12", "12"), "3 * 4 = 12, not 13.")
+        {'last': False, 'contains': True}
     """
 
     def __init__(
@@ -80,7 +109,10 @@ class ExactMatch(Judge):
         self.normalise = normalise
         self.contains = contains
         if contains and "contains" in self.extract:
-            raise InputError("Expected no extraction with the name `contains` beside `contains`.")
+            raise InputError(
+                "Expected another name than `contains` in `extract`, since `contains: true` adds a "
+                "metric of this name."
+            )
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -105,15 +137,21 @@ class ExactMatch(Judge):
 
 
 class Execution(Judge):
-    """The program runs to the end of its tests.
+    """Runs the program of a model; it is right if the program passes its tests.
 
-    It is what the model wrote, between the example's context and its target. It is run, in the
-    isolation of `sandbox.py`, only after `allow`, which no configuration of a task can call;
-    without, nothing is judged, and the programs are only written down.
+    The program consists of the example's context, the code of the model and the example's target.
+    It runs in the sandbox of `sandbox.py`, and only after `allow`, which no option of a task calls.
+    Without it nothing is judged, and the programs are saved only.
 
     Args:
-        extract: finds the code in the text; one that finds nothing makes the answer wrong.
-        limits: of each program.
+        extract: finds the code in the text; the answer is wrong if there is none.
+        limits: of each program; None takes the defaults of `Limits`.
+
+    Example:
+        >>> from prunelit.tasks.judges import Execution, code_block
+        >>> judge = Execution(extract=code_block)
+        >>> judge.allowed, judge.metrics
+        (False, [])
     """
 
     def __init__(
@@ -152,6 +190,6 @@ class Execution(Judge):
             check_isolation()
         else:
             rank_zero_info(
-                "Programs are written down but neither run nor judged; `--allow_code_execution "
-                "true` runs each in isolation."
+                "Programs are saved but not run, so they are not judged. To run each of them in a "
+                "sandbox, set `--allow_code_execution true`."
             )

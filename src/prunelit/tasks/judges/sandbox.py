@@ -1,4 +1,4 @@
-"""Programs that a model wrote, run where they can harm nothing."""
+"""Run programs of a model in a sandbox."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from prunelit.tasks.judges import jail
 
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 
-# Everything here has to fail, or the kernel does not do what it was asked for.
+# Every action of the probe must fail. Otherwise the kernel does not isolate the program.
 _PROBE = """
 import ctypes, os, socket
 def refused(action):
@@ -37,18 +37,23 @@ assert ctypes.CDLL(None).unshare(0x10000000), "a user namespace was made"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Limits of a program.
 
     Args:
-        cpu_seconds: of processor time; on a busy machine these take longer.
-        seconds: of time on the clock, its start included: ends what sleeps.
+        cpu_seconds: of processor time.
+        seconds: of wall-clock time, including the start of the interpreter.
         memory: bytes of address space.
-        file: bytes of its largest file, its output too.
+        file: bytes of its largest file, and of its output.
         folder: bytes of all its files.
-        open_files: at a time.
+        open_files: at the same time.
 
     Raises:
         InputError: if a limit is not positive.
+
+    Example:
+        >>> from prunelit.tasks.judges.sandbox import Limits
+        >>> Limits(seconds=5).open_files
+        64
     """
 
     cpu_seconds: int = 5
@@ -66,13 +71,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """Result of running a program.
 
     Args:
-        finished: it ran to its last line. A program made to deceive can read its own text, and say
-            so before it has.
-        timed_out: it was killed for the time on the clock.
-        output: what it wrote to stdout and stderr.
+        finished: it ran to its last line. A program that is made to deceive can read its own source
+            and pretend this.
+        timed_out: it was killed because of `Limits.seconds`.
+        output: its stdout and stderr.
     """
 
     finished: bool
@@ -81,36 +86,36 @@ class Outcome:
 
 
 def check_isolation() -> None:
-    """Refuse a machine on which `run_program` would not be safe.
+    """Refuse a machine on which `run_program` is not safe.
 
     Raises:
-        InputError: saying what is missing.
+        InputError: if the machine cannot isolate a program; it says why.
     """
     outcome = run_program(_PROBE)
     if not outcome.finished:
         lines = outcome.output.strip().splitlines()
-        _refuse(lines[-1] if lines else "a program that does nothing does not end")
+        _refuse(lines[-1] if lines else "the probe gave no output")
 
 
 def run_program(code: str, limits: Limits | None = None) -> Outcome:
-    """Run Python code in a process of its own, isolated as `prunelit.tasks.judges.jail` says.
+    """Run Python code in an isolated process, see `prunelit.tasks.judges.jail`.
 
-    It sees the standard library, no installed package and no file of the user. Not limited is
-    shared memory of System V, which only code that calls the C library can ask for; it is gone when
-    the program is.
+    The program can import the standard library, but no installed package, and it sees no file of
+    the user. System V shared memory has no limit. Only code that calls the C library can allocate
+    it, and it is freed when the program ends.
 
     Args:
         code: of the program.
-        limits: what it may use; None takes the defaults.
+        limits: of the program; None takes the defaults.
 
     Raises:
-        InputError: if the machine cannot isolate it; nothing was run then.
+        InputError: if the machine cannot isolate the program, which is not run then.
     """
     if sys.platform != "linux":
         _refuse(f"{platform.system()} has no namespaces")
     limits = limits or Limits()
     python, paths = _interpreter()
-    # An exit status says little: a program that leaves before its tests exits with 0 too.
+    # The exit status is not enough: a program that exits before its tests has the status 0 too.
     token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="prunelit-") as root, tempfile.TemporaryFile() as out:
         plan = {
@@ -143,20 +148,20 @@ def run_program(code: str, limits: Limits | None = None) -> Outcome:
             except subprocess.TimeoutExpired:
                 complaint, timed_out = b"", True
             finally:
-                # Its death takes the program with it, whatever that does to live on.
+                # The program dies with this process, whatever it does to survive.
                 with suppress(ProcessLookupError):
                     process.kill()
         out.seek(0)
         output = out.read().decode(errors="replace")
     if complaint:
         _refuse(complaint.decode(errors="replace"))
-    # On a line of its own: a traceback may show the line of the program that it stands in.
+    # Only a line that equals the token counts: a traceback may quote the line that prints it.
     finished = not timed_out and token in output.splitlines()
     return Outcome(finished, timed_out, output.replace(f"{token}\n", ""))
 
 
 def _interpreter() -> tuple[str, list[str]]:
-    """The interpreter below any virtual environment, and the paths that it needs."""
+    """Return the base interpreter of a virtual environment, and the paths that it needs."""
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     own = [
         os.path.join(os.path.realpath(prefix), folder)
@@ -169,6 +174,6 @@ def _interpreter() -> tuple[str, list[str]]:
 
 def _refuse(reason: str) -> None:
     raise InputError(
-        f"This machine cannot run programs that a model wrote safely ({reason}): leave "
-        "`--allow_code_execution` off, or use Linux 5.12 or newer with user namespaces."
+        f"This machine cannot isolate the programs of a model ({reason}): remove "
+        "`--allow_code_execution`, or use Linux 5.12 or newer with user namespaces."
     )

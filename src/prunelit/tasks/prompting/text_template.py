@@ -31,29 +31,31 @@ class TextTemplate:
         literals, cut = [literal for literal, *_ in parts], fields[0][0] + 1
         self._before, self._after = "".join(literals[:cut]), "".join(literals[cut:])
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    def check(self, tokenizer: PreTrainedTokenizerBase, length: int | None) -> None:
         """Refuse a length that leaves no room for a text.
 
         Raises:
             InputError: giving the tokens of the template.
         """
         own = len(encode_text(tokenizer, self._before)) + len(encode(tokenizer, self._after))
-        if own >= length:
+        if length is not None and own >= length:
             raise InputError(
                 f"Expected a `length` of more than {own}, the tokens of the template "
                 f"{self.template!r} alone, but got {length}."
             )
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> list[int]:
+    def tokens(
+        self, tokenizer: PreTrainedTokenizerBase, text: str, length: int | None
+    ) -> list[int]:
         """Token ids of a text in the template; one that is too long loses its end.
 
         Args:
             tokenizer: of the model.
             text: may be empty; where that leaves no token at all, it is read as the padding token.
-            length: in tokens, at most, those that the tokenizer puts before a text among them.
+            length: maximum number of tokens, the BOS token included; None does not cut.
         """
         ids = encode_text(tokenizer, f"{self._before}{text}{self._after}")
-        if len(ids) > length:
+        if length is not None and len(ids) > length:
             after = encode(tokenizer, self._after)
             before = encode_text(tokenizer, f"{self._before}{text}")
             ids = before[: length - len(after)] + after
