@@ -79,7 +79,7 @@ def test_pruning_json_tells_what_was_done(fitted: Path, material: Path) -> None:
     report = json.loads((folder / "pruning.json").read_text())
     assert report["sparsity"] == 0.5
     assert report["recipe"]["pruner"] == {
-        "class_path": "prunelit.pruners.wanda.Wanda",
+        "class_path": "prunelit.pruners.Wanda",
         "init_args": {
             "sparsity": {
                 "class_path": "prunelit.sparsity.Unstructured",

@@ -90,7 +90,7 @@ def test_fit_writes_what_it_pruned(run: Run, tmp_path: Path, material: Path) -> 
     assert report == pruning.report
     recipe = report["recipe"]
     assert recipe["callback"] == {
-        "class_path": "prunelit.callbacks.pruning.Pruning",
+        "class_path": "prunelit.callbacks.Pruning",
         "init_args": {"schedule": None},
     }
     assert recipe["model"] == module.recipe()
