@@ -74,7 +74,7 @@ def sweep(
             trainer.callbacks = [start, pruning, *others, results]  # type: ignore[attr-defined]
             trainer.loggers = [_version(trainer, logger, name)] if logger else []
             results.folder = None if logger else sweep_folder(trainer) / name
-            module.renew()
+            module.discard_pruned()
             reset_seed()  # so that no variant depends on those before it
             trainer.validate(module, datamodule=data, verbose=False)
             assert pruning.report is not None
@@ -110,7 +110,7 @@ class _Start(Callback):
         if not self._left:
             return
         _, module = require_prunelit(trainer, pl_module)
-        module.check_run(stage)
+        module.check_run()
         for pruning in self._left.values():
             check_writable(pruning.folder(trainer))
         module.load()
@@ -125,7 +125,7 @@ class _Start(Callback):
             except InputError as error:
                 raise InputError(f"Variant {name!r} cannot be pruned. {error}") from error
         self._left.clear()
-        module.renew()
+        module.discard_pruned()
 
 
 def _check(

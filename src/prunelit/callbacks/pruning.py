@@ -71,7 +71,7 @@ class Pruning(Callback):
         if self.report is not None:  # `fit` went before this `validate` in the same process
             return
         data, module = require_prunelit(trainer, pl_module)
-        module.check_run(stage)
+        module.check_run()
         folder = self.folder(trainer)
         recipe = self._recipe = self.recipe(data, module)
         self._processes = trainer.world_size
@@ -132,7 +132,7 @@ class Pruning(Callback):
             if isinstance(callback, BestCheckpoint):
                 module.load_state_dict(callback.best_weights())
                 rank_zero_info(f"The best weights are those of {callback.best_model_path}.")
-        module.merge_adapters()
+        module.weights.merge_adapters()
         self.masks.apply_(module.model)
         self.masks.check(module.model)
         self._finish(trainer, module, write=True)
@@ -189,7 +189,7 @@ class Pruning(Callback):
                 data.calibration_batches(),
                 offload_to=device if self.offload else None,
             )
-        module.load_reference()
+        module.weights.load_reference()
         return report
 
     @property
@@ -252,8 +252,8 @@ class Pruning(Callback):
         assert module.model is not None
         for handle in self._handles:
             handle.remove()
-        if module.adapters is not None:  # the pruned weights are frozen
-            module.adapters.hold(self.masks)
+        if module.weights.adapters is not None:  # the pruned weights are frozen
+            module.weights.adapters.hold(self.masks)
         else:
             self._handles = self.masks.hold(module.model, trainer.optimizers)
 

@@ -51,13 +51,15 @@ class Results(Callback):
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, PairedLM)
-        for name, error in pl_module.failed.items():
+        evaluation = pl_module.evaluation
+        assert evaluation is not None
+        for name, error in evaluation.failed.items():
             rank_zero_info(f"The task {name!r} has no results: {first_line(error)}")
-        reports, folder = pl_module.reports, self._into
+        reports, folder = evaluation.reports, self._into
         if not reports:
             return
         write_results(pl_module.results, folder / "results.jsonl")
-        if pl_module.failed:
+        if evaluation.failed:
             rank_zero_info(f"Results of the other tasks: {folder / 'results.jsonl'}")
         pruning = next(
             (c.report for c in trainer.callbacks if isinstance(c, Pruning)),  # type: ignore[attr-defined]

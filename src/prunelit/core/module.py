@@ -1,9 +1,7 @@
-"""PairedLM: the pruned model beside its frozen dense reference."""
+"""The Lightning module of a run: the model that is pruned beside its dense reference."""
 
-import copy
 import hashlib
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +13,49 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.core.checks import check_data, check_trainer, check_training
 from prunelit.core.datamodule import PruneData
-from prunelit.core.journal import open_journals
+from prunelit.core.evaluation import Evaluation
 from prunelit.core.processes import barrier
+from prunelit.core.weights import Weights
 from prunelit.errors import InputError
-from prunelit.models.architecture import check_unembedding
-from prunelit.models.loading import (
-    DType,
-    load_config,
-    load_pretrained,
-    load_tokenizer,
-    read_removed,
-    source_version,
-)
+from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
-from prunelit.pruning.lora import Adapters
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
 from prunelit.report.results import Result, scalar_name
-from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
-from prunelit.tasks.item_table import ItemTable
 
 
 class PairedLM(LightningModule):
-    """A causal LM to prune, and the dense model it is compared with.
+    """A causal language model to prune, and the dense model it is compared with.
 
-    Weights are read when a run sets up, not here. The reference is no submodule: it is in no
-    checkpoint and no optimizer, and always in evaluation mode.
+    The constructor reads no weights; a run reads them when it sets up. The dense model is not a
+    submodule: it is in no checkpoint and no optimizer, and it stays in evaluation mode.
 
     Args:
         source: of the model, see `prunelit.load_pretrained`.
-        dtype: of the weights; `auto` is the one they are stored in.
+        dtype: of the weights; `auto` is the dtype they are stored in.
         attn_implementation: as in transformers; None is its default.
         trust_remote_code: run code that comes with the weights.
         revision: branch, tag or commit on the hub.
-        reference: keep the dense model for comparison; switch it off to save its memory.
-        recovery: the loss and the weights of training; None is the language-model loss on all.
+        reference: keep the dense model for comparison. False saves its memory.
+        recovery: the loss and the weights of training; None is the language-model loss on all
+            weights.
         optimizer: None is AdamW with a learning rate of 1e-4 and no weight decay.
         lr_scheduler: stepped after every optimizer step; None keeps the learning rate.
+
+    Attributes:
+        weights: reads both models, see `prunelit.core.weights.Weights`.
+        model: the pruned model; None before the weights are read.
+        evaluation: the current or last validation; None before the first one.
+        rounds_left: rounds of pruning that are still to come, set by the pruning callback.
+
+    Example:
+        >>> from prunelit import PairedLM
+        >>> module = PairedLM("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="bfloat16")
+        >>> module.model is None  # no weights are read yet
+        True
+        >>> module.results  # filled by `PruneTrainer.validate` and `PruneTrainer.fit`
+        []
     """
 
     def __init__(
@@ -69,31 +72,21 @@ class PairedLM(LightningModule):
     ) -> None:
         super().__init__()
         self.source = source
+        self.weights = Weights(
+            source, dtype, attn_implementation, trust_remote_code, revision, reference
+        )
         self.recovery = recovery or Recovery()
+        self.model: PreTrainedModel | None = None
+        self.evaluation: Evaluation | None = None
+        self.rounds_left = 0
         self._optimizer = optimizer or adamw
         self._lr_scheduler = lr_scheduler
-        self.adapters: Adapters | None = None
-        self.reference = reference
-        self.model: PreTrainedModel | None = None
         self._checked: list[Task] = []
-        self.rounds_left = 0  # of pruning, set by its callback
-        self.results: list[Result] = []
-        self.tables: dict[str, ItemTable] = {}
-        self.reports: dict[str, TaskReport] = {}  # for the callbacks, until validation has ended
-        self.failed: dict[str, Exception] = {}  # of the tasks whose items could not be summed up
-        self._options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-        self._options |= {"revision": revision, "trust_remote_code": trust_remote_code}
-        self._pair: ModelPair | None = None
-        self._dense: list[PreTrainedModel] = []  # the reference; what is in a list is no submodule
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer; reads no weights."""
-        return load_tokenizer(self.source, **self._remote)
 
     @property
-    def _remote(self) -> dict[str, Any]:
-        return {key: self._options[key] for key in ("revision", "trust_remote_code")}
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the model; reads no weights."""
+        return self.weights.tokenizer
 
     @property
     def pair(self) -> ModelPair:
@@ -102,105 +95,34 @@ class PairedLM(LightningModule):
         Raises:
             RuntimeError: before `load`.
         """
-        if self._pair is None:
-            raise RuntimeError("Expected `load` to be called before the models are used.")
-        return self._pair
+        return self.weights.pair
 
-    def load(self, pruned_folder: str | Path | None = None, reference: bool = True) -> None:
-        """Read the weights; does nothing where they are loaded.
-
-        Args:
-            pruned_folder: a pruned model to take as the one under test; None takes the dense
-                weights, which are then ready to be pruned in place.
-            reference: read the dense model too, where the run keeps one; see `load_reference`.
-        """
-        if self._pair is not None:
-            return
-        own = pruned_folder is None
-        if own and self._dense:
-            pruned = copy.deepcopy(self._dense[0]).requires_grad_(True)
-        else:
-            options = self._options if own else {**self._options, "revision": None}
-            pruned, _ = load_pretrained(self.source if own else str(pruned_folder), **options)
-            check_unembedding(pruned)
-        self.model = pruned
-        removed = [] if own else read_removed(str(pruned_folder)).blocks
-        self._pair = ModelPair(pruned, None, self.tokenizer, removed)
-        if reference:
-            if own and self.reference and not self._dense:
-                # Copied rather than read again while both are the same.
-                self._dense = [copy.deepcopy(pruned)]
-            self.load_reference()
-
-    def load_reference(self) -> None:
-        """Read the dense model where the run keeps one and has none yet."""
-        if self.reference:
-            self._dense = self._dense or [load_pretrained(self.source, **self._options)[0]]
-            self.pair.dense = self._dense[0].requires_grad_(False)
-
-    def renew(self) -> None:
-        """Forget the pruned model: the next `load` begins anew, and reads no dense model again."""
-        self._pair = self.model = None
-
-    def recipe(self) -> dict[str, Any]:
-        """Which dense model this is, and what its activations depend on."""
-        return {
-            "source": self.source,
-            "version": source_version(self.source, **self._remote),
-            "dtype": self._options["dtype"],
-            "attn_implementation": self._options["attn_implementation"],
-            "precision": self.trainer.precision,
-        }
-
-    def check_run(self, stage: str) -> None:
-        """Refuse what this run cannot do; a callback with heavy work to do calls it before.
-
-        Raises:
-            InputError: naming the option.
-        """
-        config = load_config(self.source, **self._remote)
-        check_trainer(self.trainer)
-        check_data(self._data(), config, reference=self.reference)
-        if self.trains:
-            check_training(self._data(), config, self.recovery, reference=self.reference)
-
-    def check_tasks(self) -> None:
-        """Refuse a model that a task cannot measure; called where the weights are loaded."""
-        for task in self._tasks().values():
-            if not any(task is known for known in self._checked):
-                task.check(self.pair.dense or self.pair.pruned)
-                self._checked.append(task)
-
-    def setup(self, stage: str) -> None:
-        """Called by Lightning after the callbacks: without a pruning callback both are dense."""
-        self.check_run(stage)
-        self.load()
-        self.check_tasks()
-        if stage == "fit" and self.trains:
-            self.begin_training()
+    @property
+    def results(self) -> list[Result]:
+        """Results of the last validation; empty before the first one."""
+        return [] if self.evaluation is None else self.evaluation.results
 
     @property
     def trains(self) -> bool:
-        """Whether this run, or the `fit` it belongs to, trains the pruned model."""
+        """True if this run, or the `fit` it belongs to, trains the pruned model."""
         return self.trainer.max_epochs != 0
 
-    def begin_training(self) -> None:
-        """Freeze what is not trained and attach adapters; called once, before the optimizer."""
-        assert self.model is not None
-        if self.recovery.lora is None:
-            self.recovery.choose(self.model)
-        else:
-            self.adapters = Adapters(self.model, self.recovery.lora)
-        self.model.train()  # dropout, where the model has any
+    def load(self, pruned_folder: str | Path | None = None, reference: bool = True) -> None:
+        """Read the weights, see `Weights.load`, and register the pruned model as a submodule."""
+        self.weights.load(pruned_folder, reference)
+        self.model = self.pair.pruned
 
-    def merge_adapters(self) -> None:
-        """Merge LoRA adapters into the weights, removed ones too; does nothing without adapters."""
-        if self.adapters is not None:
-            self.adapters.merge()
-            self.adapters = None
+    def discard_pruned(self) -> None:
+        """Forget the pruned model. The next `load` starts from the dense weights."""
+        self.weights.discard_pruned()
+        self.model = None
+
+    def recipe(self) -> dict[str, Any]:
+        """Plain data that identifies the dense model and the numerics of its activations."""
+        return {**self.weights.recipe(), "precision": self.trainer.precision}
 
     def training_recipe(self) -> dict[str, Any]:
-        """What decides how training changes the weights."""
+        """Plain data of all settings that decide how training changes the weights."""
         text, tokens = self._data().recovery, self._data().recovery_tokens
         digest = None if tokens is None else hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
         return {
@@ -212,8 +134,47 @@ class PairedLM(LightningModule):
             "seed": os.environ.get("PL_GLOBAL_SEED") if self.recovery.lora else None,
         }
 
+    def check_run(self) -> None:
+        """Refuse settings that do not fit together; a callback calls it before it does heavy work.
+
+        Raises:
+            InputError: naming the option.
+        """
+        config, reference = self.weights.load_config(), self.weights.reference
+        check_trainer(self.trainer)
+        check_data(self._data(), config, reference=reference)
+        if self.trains:
+            check_training(self._data(), config, self.recovery, reference=reference)
+
+    def check_tasks(self) -> None:
+        """Refuse a model that a task cannot measure; needs the weights."""
+        for task in self._data().tasks.values():
+            if not any(task is known for known in self._checked):
+                task.check(self.pair.dense or self.pair.pruned)
+                self._checked.append(task)
+
+    def setup(self, stage: str) -> None:
+        """Check the run and read the weights that no callback has read yet.
+
+        Lightning calls it after the callbacks. Without a pruning callback both models are dense.
+        """
+        self.check_run()
+        self.load()
+        self.check_tasks()
+        if stage == "fit" and self.trains:
+            self._begin_training()
+
+    def _begin_training(self) -> None:
+        """Freeze the weights that are not trained, or attach adapters."""
+        model = self.pair.pruned
+        if self.recovery.lora is None:
+            self.recovery.choose(model)
+        else:
+            self.weights.attach_adapters(self.recovery.lora)
+        model.train()  # dropout, if the model has any
+
     def configure_optimizers(self) -> Any:
-        """Called by Lightning in `fit`: nothing is trained where `max_epochs` is 0."""
+        """Build the optimizer and the scheduler; None if `max_epochs` is 0."""
         if not self.trains:
             return None
         assert self.model is not None
@@ -224,14 +185,14 @@ class PairedLM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
-        """Called by Lightning: the reference is no submodule, so it is moved here."""
+        """Move the dense model to the device, since Lightning moves submodules only."""
         if self.pair.dense is not None:
             self.pair.dense.to(self.device)  # type: ignore[arg-type]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Called by Lightning: the loss of one batch, logged with its parts."""
+        """Compute the loss of one batch and log it with its parts."""
         trainer = self.trainer
-        # Dropout depends on the place in training alone, so that a run taken up goes on the same.
+        # Dropout depends on the position in training alone, so that a resumed run is the same.
         place = (trainer.current_epoch << 32) + batch_idx * trainer.world_size + trainer.global_rank
         torch.manual_seed(place)
         losses = self.recovery.losses(self.pair.pruned, self.pair.dense, batch["input_ids"])
@@ -246,59 +207,40 @@ class PairedLM(LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Called by Lightning: an empty table for each task."""
+        """Begin a new evaluation with an empty table for each task."""
         for model in self.pair.models().values():
             model.to(self.device).eval()  # type: ignore[arg-type]
-        data = self._data()
-        self.tables = {name: ItemTable(data.sizes[name]) for name in data.tasks}
-        self._journals = open_journals(self.trainer, self.pair, data.tasks)
+        self.evaluation = Evaluation(self.trainer, self.pair, self._data())
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Called by Lightning: measures one batch of one task, dense and pruned."""
-        name = self.task_names[dataloader_idx]
-        if len(indices := batch["indices"]):
-            task = self._tasks()[name]
-            values = self._journals.values(name, indices, lambda: task.step(self.pair, batch))
-            self.tables[name].assign(indices, values)
+        """Measure one batch of one task with both models."""
+        assert self.evaluation is not None
+        self.evaluation.measure(list(self._data().tasks)[dataloader_idx], batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Called by Lightning on every rank: collects the items and logs `val/<task>/<metric>`."""
+        """Collect the items of all ranks and log `val/<task>/<metric>`."""
         if self.trainer.sanity_checking:
             return
-        self.reports, self.failed = {}, {}
-        for name, task in self._tasks().items():
-            self.tables[name].all_reduce_()
-            try:
-                self.reports[name] = task.report(self.tables[name])
-            except Exception as error:
-                if self.trainer.state.fn != "validate":
-                    raise
-                self.failed[name] = error  # raised when the results of the others are written
-        self.results = [row for report in self.reports.values() for row in report.results]
+        assert self.evaluation is not None
+        # `validate` writes the results of the other tasks before it raises the error of one.
+        self.evaluation.summarise(keep_going=self.trainer.state.fn == "validate")
         for row in self.results:
-            # Every rank holds the same complete table, so nothing is left to synchronise.
+            # Every rank has the same complete table, so no synchronisation is needed.
             self.log(scalar_name(row), row.value, sync_dist=False)
 
     def on_validation_end(self) -> None:
-        """Called by Lightning after the callbacks, which have written the results on rank 0."""
-        self.reports = {}
-        barrier(self.trainer, failed=bool(self.failed))
-        if self.failed:
-            raise next(iter(self.failed.values()))
-        self._journals.remove()
+        """Wait until the callbacks of rank 0 have written the results, and raise errors of tasks.
 
-    @property
-    def task_names(self) -> list[str]:
-        """In the order of the validation loaders."""
-        return list(self._tasks())
+        Lightning calls it after the callbacks.
+        """
+        assert self.evaluation is not None
+        barrier(self.trainer, failed=bool(self.evaluation.failed))
+        self.evaluation.finish()
 
     def _data(self) -> PruneData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PruneData):
             raise InputError("Expected a `PruneData` as the Trainer's datamodule.")
         return data
-
-    def _tasks(self) -> dict[str, Task]:
-        return self._data().tasks

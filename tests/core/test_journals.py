@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunelit.core.journal import Journals
+from prunelit.core.journals import Journals
 
 RECIPE = {"model": "a", "prompts": ["é"]}
 # Bits that a detour over text would lose: NaN, -0, the least double, halves of narrow types.

@@ -1,0 +1,67 @@
+"""One validation: measure the items of every task, sum them up, continue after an interruption."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from prunelit.core.datamodule import PruneData
+from prunelit.core.journals import open_journals
+from prunelit.models.model_pair import ModelPair
+from prunelit.report.results import Result
+from prunelit.report.task_report import TaskReport
+from prunelit.tasks.item_table import ItemTable
+
+
+class Evaluation:
+    """One pass of both models over the items of every task.
+
+    Args:
+        trainer: that validates.
+        pair: the models, on their device.
+        data: prepared.
+
+    Attributes:
+        results: the numbers of all tasks, after `summarise`.
+        reports: what each task reports, by the task's name, from `summarise` to `finish`.
+        failed: errors of the tasks whose items could not be summed up, by the task's name.
+    """
+
+    def __init__(self, trainer: Trainer, pair: ModelPair, data: PruneData) -> None:
+        self.results: list[Result] = []
+        self.reports: dict[str, TaskReport] = {}
+        self.failed: dict[str, Exception] = {}
+        self._tasks = data.tasks
+        self._pair = pair
+        self._tables = {name: ItemTable(data.sizes[name]) for name in data.tasks}
+        self._journals = open_journals(trainer, pair, data.tasks)
+
+    def measure(self, name: str, batch: dict[str, Any]) -> None:
+        """Measure one batch of the task `name`, or read it from its journal."""
+        indices = batch["indices"]
+        if len(indices):
+            task = self._tasks[name]
+            values = self._journals.values(name, indices, lambda: task.step(self._pair, batch))
+            self._tables[name].assign(indices, values)
+
+    def summarise(self, keep_going: bool) -> None:
+        """Collect the items of all ranks and compute the results; called on every rank.
+
+        Args:
+            keep_going: keep the error of a task in `failed` and compute the other tasks first.
+        """
+        for name, task in self._tasks.items():
+            self._tables[name].all_reduce_()
+            try:
+                self.reports[name] = task.report(self._tables[name])
+            except Exception as error:
+                if not keep_going:
+                    raise
+                self.failed[name] = error
+        self.results = [row for report in self.reports.values() for row in report.results]
+
+    def finish(self) -> None:
+        """Release the reports. Raise the first error in `failed`, or else delete the journals."""
+        self.reports = {}
+        if self.failed:
+            raise next(iter(self.failed.values()))
+        self._journals.remove()
