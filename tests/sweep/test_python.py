@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import prunelit.core.module
+import prunelit.core.weights
 from prunelit import InputError
 from prunelit.callbacks import Results
 from prunelit.core.calibration_text import CalibrationText
@@ -60,13 +60,13 @@ def test_the_dense_model_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[str] = []
-    load = prunelit.core.module.load_pretrained
+    load = prunelit.core.weights.load_pretrained
 
     def noting(source: str, **options: Any) -> Any:
         read.append(source)
         return load(source, **options)
 
-    monkeypatch.setattr(prunelit.core.module, "load_pretrained", noting)
+    monkeypatch.setattr(prunelit.core.weights, "load_pretrained", noting)
     variants = {
         "wanda": Wanda(Unstructured(0.5)),
         "attention": SublayerDrop(1),
