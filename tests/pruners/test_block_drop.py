@@ -107,7 +107,7 @@ def test_later_rounds_only_add(
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: BlockDrop(3), "fewer than the model's 3 blocks"),
+        (lambda: BlockDrop(3), "below the 3 blocks of the model"),
         (lambda: BlockDrop(1, distance="l2"), "cosine or angular but got 1 and 'l2'"),
     ],
 )
@@ -123,5 +123,5 @@ def test_blocks_dropped_before_that_fit_in_no_run(padded: dict[str, Tensor]) -> 
     for index in (0, 5):
         for kind in ("attention", "mlp"):
             drop_(model.model.layers[index], kind)
-    with pytest.raises(InputError, match=r"\[0, 5\], which are dropped already, to lie within 3"):
+    with pytest.raises(InputError, match=r"\[0, 5\] of an earlier round to lie within 3"):
         prune(model, BlockDrop(3, consecutive=True), [padded])

@@ -91,8 +91,8 @@ def test_later_rounds_only_add(
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SublayerDrop(3), "fewer than the model's 3 attention sublayers"),
-        (lambda: SublayerDrop(6, "both"), "fewer than the model's 6 both sublayers"),
+        (lambda: SublayerDrop(3), r"below the 3 sublayers of the model \(attention\)"),
+        (lambda: SublayerDrop(6, "both"), r"below the 6 sublayers of the model \(both\)"),
         (lambda: SublayerDrop(0), "`count` of at least 1"),
         (lambda: SublayerDrop(1, "heads"), "attention, mlp or both but got 1 and 'heads'"),
     ],

@@ -71,7 +71,7 @@ def refused(
         ),
         (
             lambda c: c["variants"]["attention_1"]["init_args"].update(count=3),
-            ["Variant 'attention_1' cannot be pruned", "fewer than the model's 3"],
+            ["Variant 'attention_1' cannot be pruned", "below the 3 sublayers"],
         ),
         (
             lambda c: c["trainer"].update(

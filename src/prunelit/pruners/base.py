@@ -1,4 +1,4 @@
-"""The contract of a pruning method. Hooks, loops and collectives belong to `prunelit.pruning`."""
+"""Base classes of pruning methods. Hooks, loops and collectives belong to `prunelit.pruning`."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -26,35 +26,50 @@ _Self = TypeVar("_Self", bound="Pruner")
 class Pruner(ABC):
     """A pruning method.
 
-    Each constructor argument is kept under an attribute of its name, so that the recipe of a run
-    can be written down.
+    Store every constructor argument as an attribute of the same name: prunelit reads them to save
+    and compare recipes.
+
+    Attributes:
+        sparsifies: True if a weight that becomes 0 is removed and must stay 0 in training.
+        shrinks: True if whole parts become 0, so that saving the model can leave them out.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import Pruner
+        >>> class Head(Pruner):
+        ...     def watch(self, block):
+        ...         return {}  # no statistics are needed
+        ...     def prune_block(self, block, probes):
+        ...         block[0].weight[0] = 0
+        >>> block = torch.nn.Sequential(torch.nn.Linear(2, 2)).requires_grad_(False)
+        >>> Head().prune_block(block, {})
+        >>> block[0].weight[0]
+        tensor([0., 0.])
     """
 
-    # Whether what becomes 0 was removed, and must stay 0 when the model is trained on.
     sparsifies = True
-    # Whether whole parts become 0, which saving the model then leaves out.
     shrinks = False
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what this method cannot do to `model`; called before any heavy work.
+        """Refuse a model that this method cannot prune; called before any heavy work.
 
-        A method that has more to refuse does so after `super().check(model)`.
+        A method with checks of its own calls `super().check(model)` first.
 
         Raises:
-            InputError: naming the option, or what the model lacks already.
+            InputError: names the option that does not fit, or the part that the model lacks.
         """
         if self.shrinks:
             check_whole(model)
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
-        """Give the probes of a pass over the whole model, which `decide` gets filled.
+        """Give the probes for a first pass over the whole model; `decide` gets them filled.
 
-        Most methods need no such pass and give nothing. A method that does writes a generator: the
-        probes of a block are asked for when the block lies on the device where it is worked on.
-        Also called once before any heavy work.
+        Most methods need no such pass and give nothing. A method that needs one writes a generator:
+        the driver asks for the probes of a block when the block is on its device. The driver also
+        calls it once before any heavy work.
 
         Args:
-            model: in evaluation mode, gradients off; not to be edited.
+            model: in evaluation mode, gradients off; must not be edited.
 
         Returns:
             For each block, in order, its probes by submodule name; or nothing.
@@ -62,36 +77,41 @@ class Pruner(ABC):
         return ()
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
-        """Decide what needs the whole model, or drop parts of it, before the first block is pruned.
+        """Take decisions about the whole model, before the first block is pruned.
 
         Args:
             model: in evaluation mode, gradients off; it may be edited in place.
-            probes: the probes of `look`, filled with every token of every rank, one dict a block;
-                empty if `look` gave nothing.
+            probes: one dict for each block, the probes of `look`, filled with all tokens of all
+                ranks; empty if `look` gave nothing.
 
         Returns:
-            True to look and decide once more, on the model as it is now.
+            True to look and decide once more, at the model as it is now.
         """
         return False
 
     def scale(self: _Self, fraction: float) -> _Self:
-        """The same method with `fraction` of what it removes in the end, for an earlier round.
+        """Copy the method so that it removes only a fraction, for an earlier round.
 
         Args:
-            fraction: in (0, 1].
+            fraction: share of the final removal, in (0, 1].
 
         Raises:
-            InputError: if the method has no smaller form.
+            InputError: if the method cannot remove a fraction.
         """
         raise InputError(
-            f"{type(self).__name__} cannot prune in rounds: set one round, or give it a `scale`."
+            f"{type(self).__name__} cannot prune in rounds: set one round, or write its method "
+            "`scale`."
         )
 
     @abstractmethod
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        """What to observe in `block`, by submodule name; also called once before any heavy work.
+        """Give the probes of one block, by submodule name.
 
-        Probes that read one and the same input tensor share the first of their statistics.
+        Probes of the same kind that read the same input tensor share one statistic. The driver also
+        calls this once before any heavy work.
+
+        Args:
+            block: a decoder block.
 
         Raises:
             InputError: if this method cannot prune the block.
@@ -103,28 +123,50 @@ class Pruner(ABC):
 
         Args:
             block: a decoder block, on its own device; gradients are off.
-            probes: what `watch` returned, filled with every token of every rank.
+            probes: the probes of `watch`, filled with all tokens of all ranks.
         """
 
     def finish(self, model: PreTrainedModel) -> None:  # noqa: B027 - most methods need no last word
-        """Take a decision that needs the whole model; called once after the last block."""
+        """Finish the whole model; called once, after the last block."""
 
 
 class LinearPruner(Pruner):
-    """A method that edits one weight matrix of a block at a time.
+    """A method that prunes the linear maps of a block one by one.
+
+    A sub-class names a statistic of the inputs (`statistic`) and prunes a weight with it
+    (`prune_weight`). Its constructor takes `**options` and passes them on to this one.
 
     Args:
-        sparsity: how many weights go, and within which groups they compete.
-        include: shell patterns of module names inside a block, such as `mlp.*`.
-        exclude: patterns taken out again.
-        ratios: ratios of their own for modules whose name matches a pattern, such as
+        sparsity: how many weights to remove, and among which they compete.
+        include: shell patterns of the module names to prune inside a block, such as `mlp.*`.
+        exclude: shell patterns of module names to leave as they are.
+        ratios: other ratios for modules whose name matches a pattern, such as
             `{"self_attn.*": 0.3}`; the first match counts.
-        allocation: how the ratio is spread over the blocks; None is evenly.
+        allocation: how the ratio differs from block to block; None gives every block the same.
+
+    Attributes:
+        within: group in which weights compete if the sparsity leaves it open; each method sets the
+            group of its paper.
+        model_wide: True if the method can compare weights of different matrices.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import LinearPruner, oriented_weight
+        >>> from prunelit.sparsity import Unstructured
+        >>> from prunelit.statistics import SquaredNorm
+        >>> class SquaredWanda(LinearPruner):
+        ...     def statistic(self, linear):
+        ...         weight = oriented_weight(linear)
+        ...         return SquaredNorm(weight.shape[1], weight.device)
+        ...     def prune_weight(self, weight, statistic):
+        ...         return self.remove_lowest(weight, weight.abs() * statistic.value)
+        >>> statistic = SquaredNorm(2)
+        >>> statistic.update(torch.tensor([[1.0, 3.0]]))
+        >>> SquaredWanda(Unstructured(0.5)).prune_weight(torch.tensor([[2.0, 1.0]]), statistic)
+        tensor([[0., 1.]])
     """
 
-    # Where weights compete if the sparsity leaves it open: as the method was published.
     within: Within = "row"
-    # Whether the method can compare weights of different matrices.
     model_wide = False
 
     def __init__(
@@ -143,37 +185,37 @@ class LinearPruner(Pruner):
         self._plan: dict[nn.Module, Sparsity] = {}
 
     def statistic(self, linear: nn.Module) -> Statistic | None:
-        """A fresh statistic for the input of `linear`; None for a method that reads no data."""
+        """Build an empty statistic for the input of `linear`; None if the method reads no data."""
         return None
 
     @abstractmethod
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
-        """The pruned weight.
+        """Prune one weight matrix.
 
-        `self.sparsity` is the one of this weight, whatever the allocation and the round.
+        `self.sparsity` is the sparsity of this matrix: allocation and round are applied already.
 
         Args:
-            weight: (O, I), float32; not to be edited.
-            statistic: of the inputs of this linear map.
+            weight: (O, I), float32; must not be edited.
+            statistic: filled, of the inputs of this linear map.
 
         Returns:
             (O, I), pruned entries exactly 0.
         """
 
     def targets(self, block: nn.Module) -> dict[str, nn.Module]:
-        """The linear maps of `block` that the patterns choose.
+        """Find the linear maps of `block` that the patterns choose.
 
         Raises:
-            InputError: if a pattern matches nothing, a weight has a shape that `sparsity` refuses,
-                or the block fuses its experts into 3-D weights.
+            InputError: if a pattern matches nothing, if `sparsity` refuses the shape of a weight,
+                or if the block fuses its experts into 3-D weights.
         """
         for name, parameter in block.named_parameters():
             owner = block.get_submodule(name.rpartition(".")[0])
             fused = parameter.ndim == 3 and not isinstance(owner, nn.Conv1d)
             if fused and not _matches(name, self.exclude):
                 raise InputError(
-                    f"The block fuses expert weights into one 3-D tensor {name!r}, which "
-                    f"{type(self).__name__} cannot prune: exclude it by name."
+                    f"{type(self).__name__} cannot prune {name!r}, a 3-D tensor that fuses the "
+                    "weights of all experts: exclude it by name."
                 )
         linears = linear_modules(block)
         for pattern in [*self.include, *self.exclude]:
@@ -191,7 +233,8 @@ class LinearPruner(Pruner):
         }
         if not chosen:
             raise InputError(
-                f"`include` {self.include} less `exclude` {self.exclude} leaves nothing."
+                f"`include` {self.include} without `exclude` {self.exclude} matches no linear "
+                "module: change the patterns."
             )
         for name, linear in chosen.items():
             rows, columns = oriented_weight(linear).shape
@@ -204,8 +247,8 @@ class LinearPruner(Pruner):
         check_allocation(self.sparsity, blocks, self.ratios, self.allocation)
         if not self.model_wide and getattr(self.sparsity, "within", None) == "model":
             raise InputError(
-                f"Expected `within` row or matrix but got model, which {type(self).__name__} "
-                "cannot compare across: use `Magnitude`, or an `allocation`."
+                f"Expected `within` row or matrix but got model: {type(self).__name__} cannot "
+                "compare weights of different matrices. Use `Magnitude` or an `allocation`."
             )
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
@@ -250,7 +293,7 @@ class LinearPruner(Pruner):
         return [self.targets(block) for block in decoder_blocks(model)[1]]
 
     def remove_lowest(self, weight: Tensor, scores: Tensor) -> Tensor:
-        """`weight` without its lowest scores; what an earlier round removed goes first.
+        """Set the weights with the lowest scores to 0, weights of earlier rounds first.
 
         Args:
             weight: (O, I).
@@ -264,7 +307,7 @@ class LinearPruner(Pruner):
 
 
 def _distinct(names: Iterable[str], probes: Mapping[str, Probe]) -> dict[str, Statistic]:
-    """Every statistic once, by the first name that reads it."""
+    """List every statistic once, under the first name that reads it."""
     found: dict[int, tuple[str, Statistic]] = {}
     for name in names:
         if name in probes:
@@ -277,14 +320,14 @@ def _check_finite(name: str, statistic: Statistic) -> None:
         value = statistic.value
     except ValueError as error:
         raise InputError(
-            f"{name!r} read no calibration token: exclude it, or give more text if it is an "
-            "expert that tokens are routed to."
+            f"{name!r} received no calibration token: exclude it, or give more text if it is an "
+            "expert of a mixture."
         ) from error
     # Scores that are not finite would still give a mask, and finite weights.
     if not all_finite(value):
         raise InputError(
-            f"The calibration inputs of {name!r} are not finite or their squares overflow: load "
-            "the model in a wider dtype."
+            f"The calibration inputs of {name!r} or their squares are not finite: load the model "
+            "in a wider dtype, such as float32."
         )
 
 

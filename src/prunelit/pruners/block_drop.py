@@ -1,4 +1,4 @@
-"""Drop whole blocks that change their input least."""
+"""Drop the blocks that change their input least."""
 
 import copy
 import math
@@ -17,20 +17,33 @@ from prunelit.statistics import MeanDistance, Statistic
 
 
 class BlockDrop(Pruner):
-    """Drop blocks whose output is most like their input.
+    """Drop the blocks whose output is closest to their input.
 
-    Apart, each scored alone (ShortGPT, Men et al. 2024, arXiv:2403.03853, block influence); or the
-    best run of `count` neighbours, scored from the input of its first block to the output of its
-    last (Gromov et al. 2024, arXiv:2403.17887, eq. 6). Dropping zeroes the last linear maps of
-    both sublayers; saving the model removes the blocks.
+    Blocks are scored one by one (block influence of ShortGPT, Men et al. 2024, arXiv:2403.03853).
+    Or runs of `count` neighbours are scored, from the input of the first block to the output of the
+    last one (Gromov et al. 2024, arXiv:2403.17887, eq. 6). A dropped block has zeros in the last
+    linear map of both sublayers; saving the model removes the block.
 
     Args:
-        count: blocks that are dropped in the end.
-        consecutive: drop neighbours. Holds `count` hidden states of every calibration batch.
+        count: number of blocks to drop.
+        consecutive: drop neighbours. Keeps `count` hidden states of every calibration batch in
+            memory.
         distance: `cosine`, 1 - cos, or `angular`, arccos(cos) / pi.
 
-    Differs from the source: distances are means over all tokens; Gromov et al. read the last token
+    Differs from the source: distances are means over all tokens; Gromov et al. use the last token
     of each sequence.
+
+    Example:
+        >>> import torch
+        >>> from prunelit import prune
+        >>> from prunelit.pruners import BlockDrop
+        >>> from transformers import AutoModelForCausalLM, LlamaConfig
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32,
+        ...                      num_hidden_layers=3, num_attention_heads=2)
+        >>> model = AutoModelForCausalLM.from_config(config)
+        >>> report = prune(model, BlockDrop(1), torch.arange(64).view(4, 16))
+        >>> sum(not block.mlp.down_proj.weight.any() for block in model.model.layers)
+        1
     """
 
     shrinks = True
@@ -60,7 +73,7 @@ class BlockDrop(Pruner):
         count = len(decoder_blocks(model)[1])
         if self.count >= count:
             raise InputError(
-                f"Expected fewer than the model's {count} blocks but got `count` {self.count}."
+                f"Expected `count` below the {count} blocks of the model but got {self.count}."
             )
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
@@ -94,21 +107,21 @@ class BlockDrop(Pruner):
         return self.count if self.consecutive else 1
 
     def _choose(self, scores: dict[int, float], before: set[int]) -> list[int]:
-        """Indices to drop; those of `before`, an earlier round's, are among them."""
+        """Choose the indices to drop; the blocks of an earlier round, `before`, are among them."""
         if not self.consecutive:
             ranked = sorted(scores, key=lambda i: (i not in before, scores[i]))
             return ranked[: self.count]
         runs = [first for first in scores if before <= set(range(first, first + self._length))]
         if not runs:
             raise InputError(
-                f"Expected the blocks {sorted(before)}, which are dropped already, to lie within "
-                f"{self.count} neighbours."
+                f"Expected the dropped blocks {sorted(before)} of an earlier round to lie within "
+                f"{self.count} neighbours, but they are further apart."
             )
         best = min(runs, key=lambda first: scores[first])
         return list(range(best, best + self._length))
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        sublayers(block)  # refuses what it does not know
+        sublayers(block)  # raises if the family is unknown
         return {}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
@@ -125,13 +138,13 @@ def _find_dropped(blocks: nn.ModuleList) -> set[int]:
 
 
 class _RunDistance(Statistic):
-    """Distance from the input of the block `length` - 1 places before to this block's output.
+    """Distance over a run of blocks that ends here, from the input of its first block.
 
     Args:
-        history: hidden states before the last `length` blocks, a list of batches each; the last
-            list is this block's own.
-        kind: of distance.
-        device: where to accumulate.
+        history: inputs of the blocks of the run, one list of batches for each; the last list
+            belongs to this block.
+        kind: kind of distance.
+        device: device of the sums.
     """
 
     def __init__(
@@ -151,5 +164,5 @@ class _RunDistance(Statistic):
 
     @property
     def value(self) -> Tensor:
-        """Scalar; raises for the first blocks, where no run ends."""
+        """Scalar; the first blocks have none, since no run ends there."""
         return self._distance.value

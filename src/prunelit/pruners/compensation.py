@@ -1,4 +1,4 @@
-"""Optimal brain surgeon: remove weights and let the others of the row make up for it."""
+"""Optimal brain surgeon: remove weights and update the others of the row to compensate."""
 
 import logging
 from collections.abc import Callable
@@ -12,41 +12,41 @@ from prunelit.statistics import Gram
 
 log = logging.getLogger(__name__)
 
-# Damping goes up tenfold a step; in float64 the whole ladder is tried again.
+# Factors of the damping, tried in this order in float32, then in float64.
 _LADDER = (1.0, 10.0, 100.0)
 
-# Size up to which a matrix is factorised at once.
+# Larger matrices are factorised by halves.
 _LEAF = 400
 
-# Columns that are updated one by one before the others of their block are, by one product.
+# Number of columns that are updated one by one, before one product updates the rest of the block.
 _INNER = 16
 
-# Chooses what stays of some columns: (index of the first, their present values (C, O), their
-# saliencies (C, O)) -> (C, O) bool.
+# Choose the weights of some columns to keep: (index of the first column, present values (C, O),
+# saliencies (C, O)) -> (C, O) bool, True keeps.
 Choose = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def inverse_factor(gram: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor U of the inverse of a damped Hessian, H^-1 = U^T U.
+    """Compute the upper Cholesky factor U of the inverse of a damped Hessian, H^-1 = U^T U.
 
-    Where the matrix is not positive definite, damping is raised, then float64 is tried; a value
+    If the matrix is not positive definite, the damping is raised, then float64 is tried. A damping
     above the asked one is logged.
 
     Args:
-        gram: (I, I), symmetric; inputs with a zero diagonal are dead.
-        damping: lambda, as a share of the mean diagonal.
+        gram: (I, I), symmetric; a zero on the diagonal is an input that is always 0.
+        damping: lambda, a share of the mean diagonal.
 
     Returns:
         (I, I), upper triangular, float32.
 
     Raises:
-        InputError: if the ladder does not help.
+        InputError: if the matrix is still not positive definite.
     """
     for dtype in (torch.float32, torch.float64):
         diagonal = gram.diagonal().to(dtype)
         for factor in _LADDER:
-            # From last to first, Cholesky gives H = R R^T with R upper: U is the inverse of R, and
-            # H^-1 itself, which is less accurate, is never formed.
+            # With rows and columns in reverse order, Cholesky gives H = R R^T with R upper. U is
+            # the inverse of R, so the less accurate H^-1 is not needed.
             damped = gram.flip(0, 1).to(dtype)
             damped.diagonal()[damped.diagonal() == 0] = 1
             damped.diagonal().add_(factor * damping * diagonal.mean())
@@ -62,10 +62,10 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
 
 
 def shared_factor(statistic: Gram, damping: float) -> tuple[Tensor, Tensor]:
-    """The `inverse_factor` of a Gram matrix, computed once for all maps that read these inputs.
+    """Compute the `inverse_factor` of a Gram matrix, once for all maps that read these inputs.
 
     Returns:
-        The factor, (I, I), and which inputs were always 0, (I,) bool.
+        The factor, (I, I), and a mask of the inputs that are always 0, (I,) bool.
     """
     if damping not in statistic.memo:
         gram = statistic.value
@@ -76,10 +76,10 @@ def shared_factor(statistic: Gram, damping: float) -> tuple[Tensor, Tensor]:
 def _invert_cholesky_(matrix: Tensor) -> bool:
     """Replace a matrix by the inverse of its lower Cholesky factor.
 
-    By halves, so that most of the work is matrix products.
+    It works by halves, so that most of the work is matrix products.
 
     Returns:
-        Whether the matrix was positive definite; if not, its content is lost.
+        True if the matrix was positive definite; if not, its content is lost.
     """
     size, half = len(matrix), len(matrix) // 2
     if size <= _LEAF:
@@ -107,9 +107,10 @@ def compensate(
     Args:
         weight: (O, I), float32; not edited.
         factor: (I, I), of `inverse_factor`.
-        choose: asked once for every `chunk` columns, when the updates of the earlier ones are in.
-        chunk: columns that are chosen together; divides `block_size`.
-        block_size: columns that are updated before the rest of the matrix is, by one product.
+        choose: called once for every `chunk` columns, after the updates of the columns before.
+        chunk: number of columns that are chosen together; divides `block_size`.
+        block_size: number of columns that are updated first, before one product updates the rest
+            of the matrix.
 
     Returns:
         (O, I), removed entries exactly 0.
@@ -117,11 +118,11 @@ def compensate(
     # One column of the weight is one contiguous row here.
     columns = weight.T.contiguous()
     diagonal = factor.diagonal()[:, None]
-    # What is chosen together has all earlier updates when it is chosen.
+    # Columns that are chosen together have all earlier updates at that time.
     inner = chunk * max(1, _INNER // chunk) if chunk % _INNER else _INNER
     for begin in range(0, len(columns), block_size):
         end = min(begin + block_size, len(columns))
-        # Of all columns, for each unit removed from one: 1 for itself, 0 for those before it.
+        # Update of all columns for each unit removed from one: 1 for itself, 0 for those before.
         updates = factor[begin:end] / diagonal[begin:end]
         lost, gone = torch.empty_like(columns[begin:end]), torch.empty_like(columns[begin:end])
         for first in range(begin, end, inner):

@@ -14,14 +14,23 @@ _BINS = 2**16
 
 
 class Magnitude(LinearPruner):
-    """Prune the weights nearest to 0 (Han et al. 2015, arXiv:1506.02626). Reads no data.
+    """Prune the smallest weights by magnitude (Han et al. 2015, arXiv:1506.02626). Reads no data.
 
-    Weights compete within their matrix, or as `Unstructured(within=...)` says: within an output
-    row, or within the whole `model`, where one threshold on |weight| holds for all its matrices.
+    Weights compete within their matrix. `Unstructured(within=...)` changes this to an output row or
+    to the whole `model`, which gives all matrices one threshold on |weight|.
 
     Args:
         sparsity: how many weights to remove, and among which they compete.
         options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import Magnitude
+        >>> from prunelit.sparsity import Unstructured
+        >>> weight = torch.tensor([[2.0, -1.0], [4.0, 3.0]])
+        >>> Magnitude(Unstructured(0.5, within="matrix")).prune_weight(weight, None)
+        tensor([[0., 0.],
+                [4., 3.]])
     """
 
     within = "matrix"
@@ -31,7 +40,9 @@ class Magnitude(LinearPruner):
         super().check(model)
         within = getattr(self.sparsity, "within", None)
         if within == "model" and (self.allocation is not None or self.ratios):
-            raise InputError("Expected `within: model` or `allocation` and `ratios` but got both.")
+            raise InputError(
+                "Expected either `within: model` or `allocation` and `ratios`, but got both."
+            )
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
         if not isinstance(self.sparsity, Unstructured) or self.sparsity.within != "model":
@@ -53,22 +64,23 @@ class Magnitude(LinearPruner):
 
 
 def lowest_counts(linears: list[nn.Module], total: int) -> list[int]:
-    """How many of the `total` smallest magnitudes of all matrices lie in each of them.
+    """Count, for each matrix, its weights among the `total` smallest magnitudes of all matrices.
 
-    Exact, with a histogram in place of a sort over the model: the bits of a float32 magnitude grow
-    with it, so two counts over 2^16 bins, of the upper and then of the lower bits, find the
-    threshold. What ties there goes from the first matrices on.
+    The count is exact, with two histograms instead of a sort over the model. Read as an integer,
+    the bits of a float32 magnitude have the same order as the magnitude. So a histogram of the
+    upper 16 bits and one of the lower 16 bits find the threshold. If weights tie at the threshold,
+    those of the first matrices are counted first.
 
     Args:
         linears: the linear maps.
-        total: how many weights go.
+        total: number of weights to remove.
     """
 
     def bits(linear: nn.Module) -> Tensor:
         return oriented_weight(linear).float().abs().contiguous().view(torch.int32)
 
     def threshold(histograms: list[Tensor], rank: int) -> tuple[int, list[int]]:
-        """The bin of the element of this rank (from 0), and each matrix's count below it."""
+        """Find the bin of the element of this rank (from 0), and count each matrix below it."""
         cumulative = torch.stack(histograms).sum(0).cumsum(0)
         place = int(torch.searchsorted(cumulative, rank, right=True))
         return place, [int(histogram[:place].sum()) for histogram in histograms]

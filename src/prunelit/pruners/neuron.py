@@ -1,4 +1,4 @@
-"""Structured pruning of MLP neurons."""
+"""Structured pruning of the neurons of an MLP."""
 
 import copy
 from collections.abc import Mapping
@@ -17,14 +17,28 @@ from prunelit.statistics import SquaredNorm
 
 
 class Neuron(Pruner):
-    """Remove the neurons of every MLP that matter least (arXiv:2603.24652, public code).
+    """Remove the neurons of every MLP with the lowest scores (arXiv:2603.24652, public code).
 
     The score of neuron j is the mean over outputs of |W_down[:, j]| times its mean squared
-    activation. Every block loses the same number. Its rows of the first maps, their biases and its
-    column of the last become 0; saving the model narrows the maps.
+    activation. Every block loses the same number of neurons. A removed neuron becomes 0 in the rows
+    and biases of the first maps and in the column of the last map; saving the model makes these
+    maps smaller.
 
     Args:
-        ratio: share of the neurons that go, in [0, 1).
+        ratio: share of the neurons to remove, in [0, 1).
+
+    Example:
+        >>> import torch
+        >>> from prunelit import prune
+        >>> from prunelit.pruners import Neuron
+        >>> from transformers import AutoModelForCausalLM, LlamaConfig
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32,
+        ...                      num_hidden_layers=3, num_attention_heads=2)
+        >>> model = AutoModelForCausalLM.from_config(config)
+        >>> report = prune(model, Neuron(0.25), torch.arange(64).view(4, 16))
+        >>> removed = (model.model.layers[0].mlp.up_proj.weight == 0).all(1)
+        >>> int(removed.sum()), len(removed)
+        (8, 32)
     """
 
     shrinks = True
@@ -55,11 +69,11 @@ class Neuron(Pruner):
         activation = probes[mlp.output].statistic.value
         if not all_finite(activation):
             raise InputError(
-                f"The calibration inputs of {mlp.output!r} are not finite or their squares "
-                "overflow: load the model in a wider dtype."
+                f"The calibration inputs of {mlp.output!r} or their squares are not finite: load "
+                "the model in a wider dtype, such as float32."
             )
         scores = weight.float().abs().mean(0) * activation
-        # What an earlier round removed goes first.
+        # Neurons of an earlier round are removed first.
         scores = scores.masked_fill(~weight.any(0), -torch.inf)
         width = len(scores)
         gone = ~keep_highest(scores[None], width - count_removed(self.ratio, width))[0]
@@ -76,12 +90,12 @@ def _check_narrowable(block: nn.Module) -> None:
     mlp = sublayers(block)["mlp"]
     width = oriented_weight(block.get_submodule(mlp.output)).shape[1]
     for name in mlp.inputs:
-        neuron_rows(block, name, width)  # refuses what does not fit
+        neuron_rows(block, name, width)  # raises if the shapes do not fit
     for part in mlp.parts:
         for name, value in block.get_submodule(part).named_parameters():
             owner = f"{part}.{name}".rpartition(".")[0]
             if width in value.shape and owner not in (*mlp.inputs, mlp.output):
                 raise InputError(
-                    f"{part}.{name} has an entry for each neuron, beside the linear maps: the "
-                    f"MLP of {type(block).__name__} cannot be narrowed."
+                    f"The MLP of {type(block).__name__} cannot be made smaller: beside its linear "
+                    f"maps, {part}.{name} has an entry for each neuron too."
                 )

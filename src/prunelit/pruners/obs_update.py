@@ -1,4 +1,4 @@
-"""The weight update of SparseGPT under another method's mask."""
+"""Weight update of SparseGPT with the mask of another method."""
 
 import copy
 from collections.abc import Iterable
@@ -14,15 +14,27 @@ from prunelit.statistics import Gram, Statistic, StatisticPair
 
 
 class OBSUpdate(LinearPruner):
-    """Choose weights by `pruner`, then update the others as SparseGPT does.
+    """Remove the weights that `pruner` chooses, then update the others as SparseGPT does.
 
-    The ablation of arXiv:2306.11695, section 5. The criterion sees the weights before any
-    update.
+    This is the ablation of arXiv:2306.11695, section 5. The pruner chooses before any update.
 
     Args:
-        pruner: the criterion, with its sparsity, patterns and allocation.
-        damping: lambda, as a share of the mean diagonal of the Hessian.
-        block_size: columns that are updated one by one before the rest is.
+        pruner: the method that chooses, with its sparsity, patterns and allocation.
+        damping: lambda of SparseGPT, a share of the mean diagonal of the Hessian.
+        block_size: number of columns that are updated one by one, before one product updates the
+            rest of the matrix.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import Magnitude, OBSUpdate
+        >>> from prunelit.sparsity import Unstructured
+        >>> from prunelit.statistics import Gram
+        >>> statistic = Gram(2)
+        >>> statistic.update(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
+        >>> pruner = OBSUpdate(Magnitude(Unstructured(0.5)))
+        >>> pruner.prune_weight(torch.tensor([[2.0, -1.0], [4.0, 1.0]]), statistic) == 0
+        tensor([[False,  True],
+                [False,  True]])
     """
 
     def __init__(self, pruner: LinearPruner, damping: float = 0.01, block_size: int = 128) -> None:
@@ -31,7 +43,7 @@ class OBSUpdate(LinearPruner):
         )
         if not pruner.sparsifies:
             raise InputError(
-                f"Expected a method that removes weights but got {type(pruner).__name__}."
+                f"Expected a `pruner` that removes weights but got {type(pruner).__name__}."
             )
         if damping <= 0 or block_size < 1:
             raise InputError(

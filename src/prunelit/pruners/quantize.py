@@ -1,4 +1,4 @@
-"""Round-to-nearest quantisation, a perturbation to compare pruning with."""
+"""Round-to-nearest quantisation, to compare pruning with."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,17 +13,24 @@ from prunelit.statistics import Statistic
 
 
 class Quantize(LinearPruner):
-    """Round weights to the nearest of 2^bits levels between the least and greatest of a group.
+    """Round each weight to the nearest of 2^bits levels between the minimum and maximum of a group.
 
-    Asymmetric, a scale and an offset for every `group` neighbouring inputs of an output row; the
-    last group of a row may be shorter. Weights stay in their dtype: this measures the error of
-    quantisation, it saves no memory. Reads no data.
+    The scheme is asymmetric: `group` neighbouring inputs of an output row share a scale and an
+    offset; the last group of a row may be shorter. Weights stay in their dtype: this measures the
+    error of quantisation and saves no memory. Reads no data.
 
     Args:
         bits: 8, 4, 3 or 2.
-        group: inputs that share a scale.
-        include: shell patterns of module names inside a block, such as `mlp.*`.
-        exclude: patterns taken out again.
+        group: number of inputs that share a scale.
+        include: shell patterns of the module names to quantise inside a block, such as `mlp.*`.
+        exclude: shell patterns of module names to leave as they are.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import Quantize
+        >>> weight = torch.tensor([[0.0, 0.9, 2.2, 3.0]])
+        >>> Quantize(bits=2, group=4).prune_weight(weight, None)
+        tensor([[0., 1., 2., 3.]])
     """
 
     sparsifies = False
@@ -44,16 +51,16 @@ class Quantize(LinearPruner):
         self.group = group
 
     def scale(self, fraction: float) -> "Quantize":
-        raise InputError("Quantisation has no rounds: set one round.")
+        raise InputError("`Quantize` cannot work in rounds: set one round.")
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         rows, columns = weight.shape
         missing = -columns % self.group
-        # Repeating the last input changes neither the least nor the greatest of its group.
+        # Copies of the last input keep the minimum and the maximum of its group.
         padded = F.pad(weight[None], (0, missing), mode="replicate")[0] if missing else weight
         groups = padded.reshape(rows, -1, self.group)
         lowest, highest = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
         scale = (highest - lowest) / (2**self.bits - 1)
-        scale = scale.masked_fill(scale == 0, 1.0)  # all equal: they are their own level
+        scale = scale.masked_fill(scale == 0, 1.0)  # all weights are equal and stay
         levels = ((groups - lowest) / scale).round()
         return (levels * scale + lowest).reshape(rows, -1)[:, :columns]

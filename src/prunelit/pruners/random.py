@@ -1,4 +1,4 @@
-"""Random pruning, the floor that every method has to beat."""
+"""Random pruning, the baseline that every method has to beat."""
 
 from typing import Any
 
@@ -12,12 +12,20 @@ from prunelit.statistics import Statistic
 
 
 class Random(LinearPruner):
-    """Prune weights drawn at random. Reads no data.
+    """Prune weights chosen at random. Reads no data.
 
     Args:
         sparsity: how many weights to remove, and among which they compete.
-        seed: of the draw; the same on every rank and in every round.
+        seed: seed of the random numbers; the same on every rank and in every round.
         options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import Random
+        >>> from prunelit.sparsity import Unstructured
+        >>> pruned = Random(Unstructured(0.25), seed=1).prune_weight(torch.ones(4, 4), None)
+        >>> int((pruned == 0).sum())
+        4
     """
 
     within = "matrix"
@@ -38,6 +46,6 @@ class Random(LinearPruner):
         return super().decide(model, probes)
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
-        # Drawn on the CPU, where the numbers do not depend on the device.
+        # On the CPU, so that the numbers do not depend on the device.
         scores = torch.rand(weight.shape, generator=self._generator)
         return self.remove_lowest(weight, scores.to(weight.device))

@@ -15,12 +15,24 @@ class RIA(LinearPruner):
     """Prune by relative importance and activations (Zhang et al. 2024, OpenReview Tr0lPx9woF).
 
     The score of weight (o, i) is (|W_oi| / sum over its row + |W_oi| / sum over its column) times
-    the input norm ||x_i|| to the power `power`, compared within an output row.
+    the input norm ||x_i|| to the power `power`. Weights compete within an output row.
 
     Args:
         sparsity: how many weights to remove, and among which they compete.
-        power: a of the paper.
+        power: exponent of the input norm, a of the paper.
         options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import RIA
+        >>> from prunelit.sparsity import Unstructured
+        >>> from prunelit.statistics import SquaredNorm
+        >>> statistic = SquaredNorm(2)
+        >>> statistic.update(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
+        >>> weight = torch.tensor([[2.0, -1.0], [4.0, 1.0]])
+        >>> RIA(Unstructured(0.5)).prune_weight(weight, statistic)
+        tensor([[ 0., -1.],
+                [ 4.,  0.]])
     """
 
     def __init__(
@@ -41,7 +53,7 @@ class RIA(LinearPruner):
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         size = weight.abs()
-        # A row or column of zeros has no importance to share out.
+        # A row or column of zeros sums to 0.
         tiny = 1e-30
         by_row = size / size.sum(1, keepdim=True).clamp(min=tiny)
         by_column = size / size.sum(0, keepdim=True).clamp(min=tiny)

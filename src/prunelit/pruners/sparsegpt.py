@@ -1,4 +1,4 @@
-"""SparseGPT: pruning with compensation of what was removed."""
+"""SparseGPT: prune and update the other weights to compensate."""
 
 from typing import Any
 
@@ -23,18 +23,34 @@ from prunelit.statistics import Gram, Statistic
 class SparseGPT(LinearPruner):
     """Prune by w^2 / diag(H^-1) and update the weights that stay (Frantar and Alistarh 2023).
 
-    arXiv:2301.00774, algorithm 1: H is the Gram matrix of the inputs with damping. Weights compete
-    within `block_size` columns of a matrix (or within a row of these, or in N:M groups), when the
-    columns before them have been pruned and compensated.
+    Algorithm 1 of arXiv:2301.00774; H is the damped Gram matrix of the inputs. Weights compete
+    within `block_size` columns of a matrix (or within a row of these columns, or in N:M groups).
+    The columns before them are pruned and compensated first.
 
     Args:
         sparsity: how many weights to remove, and among which they compete.
-        damping: lambda, as a share of the mean diagonal of H; raised where H needs more.
-        block_size: columns that are chosen together.
+        damping: lambda of the paper, a share of the mean diagonal of H; it is raised if H is not
+            positive definite.
+        block_size: number of columns that are chosen together.
         options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
 
-    Differs from the source: exactly the asked number of weights goes; the public code removes one
-    more in each column block. Maps that read the same input share one H and its factor.
+    Differs from the source: exactly the asked number of weights is removed; the public code removes
+    one more in each column block. Maps that read the same input share one H and its factor.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import SparseGPT
+        >>> from prunelit.sparsity import Unstructured
+        >>> from prunelit.statistics import Gram
+        >>> statistic = Gram(2)
+        >>> statistic.update(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
+        >>> weight = torch.tensor([[2.0, -1.0], [4.0, 1.0]])
+        >>> pruned = SparseGPT(Unstructured(0.5)).prune_weight(weight, statistic)
+        >>> pruned == 0
+        tensor([[ True, False],
+                [ True, False]])
+        >>> bool((pruned[:, 1] != weight[:, 1]).all())  # the weights that stay are updated
+        True
     """
 
     within = "matrix"
@@ -69,14 +85,14 @@ class SparseGPT(LinearPruner):
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         assert isinstance(statistic, Gram)
         factor, dead = shared_factor(statistic, self.damping)
-        # An input that is always 0 needs no weight.
+        # Weights of an input that is always 0 have no effect.
         weight = weight.masked_fill(dead, 0.0)
         gone = (weight == 0).T
         sparsity = self.sparsity
         if isinstance(sparsity, SemiStructured):
 
             def choose(first: int, values: Tensor, saliency: Tensor) -> Tensor:
-                # Updates reach weights that were removed before; these go first.
+                # Updates also change weights of an earlier round; these are removed first.
                 scores = saliency.masked_fill(gone[first : first + len(values)], -torch.inf)
                 return sparsity.keep_mask(scores.T).T
 
@@ -87,14 +103,14 @@ class SparseGPT(LinearPruner):
 
 
 class _ByColumnBlocks:
-    """Chooses what each block of columns loses, so that the blocks add up to the asked number.
+    """Choose the weights to remove in each block of columns; all blocks sum to the asked number.
 
-    What was removed before goes first, however unevenly it lies in the blocks.
+    Weights of an earlier round are removed first, even if they are unevenly spread over the blocks.
 
     Args:
-        sparsity: of the matrix, or of each of its rows.
-        gone: (I, O) bool, removed before.
-        block_size: columns of a block.
+        sparsity: sparsity of the matrix, or of each of its rows.
+        gone: (I, O) bool, removed in an earlier round.
+        block_size: number of columns of a block.
     """
 
     def __init__(self, sparsity: Unstructured, gone: Tensor, block_size: int) -> None:
@@ -110,7 +126,7 @@ class _ByColumnBlocks:
             by_block = by_block.sum(1, keepdim=True)
             self._total = by_block.new_tensor([count_removed(sparsity.ratio, gone.numel())])
         self._own = by_block.unbind()
-        # What later blocks have to lose in any case.
+        # Number of weights of earlier rounds in later blocks.
         self._later = (by_block.flip(0).cumsum(0).flip(0) - by_block).unbind()
         self._block_size = block_size
         self._taken = torch.zeros_like(self._total)

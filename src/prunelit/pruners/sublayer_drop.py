@@ -1,4 +1,4 @@
-"""Drop attention or MLP sublayers that change their input least."""
+"""Drop the attention or MLP sublayers that change their input least."""
 
 import copy
 import math
@@ -16,16 +16,29 @@ from prunelit.statistics import MeanDistance
 
 
 class SublayerDrop(Pruner):
-    """Drop the sublayers whose output is most like their input (He et al. 2024, arXiv:2406.15786).
+    """Drop the sublayers that change the residual stream least (He et al. 2024, arXiv:2406.15786).
 
-    The importance of a sublayer is 1 - cos between the residual stream before and after it, mean
-    over tokens. Dropping zeroes its last linear map; saving the model leaves its weights out.
+    The importance of a sublayer is 1 - cos between the residual stream before and after it, as a
+    mean over tokens. A dropped sublayer has zeros in its last linear map; saving the model leaves
+    its weights out.
 
     Args:
-        count: sublayers that are dropped in the end.
-        target: `attention`, `mlp`, or `both`, ranked together.
-        rescore: score again after each drop, in place of once for all; costs a pass over the
-            calibration tokens a drop.
+        count: number of sublayers to drop.
+        target: `attention`, `mlp`, or `both`, which ranks them together.
+        rescore: compute new scores after each drop; this costs one pass over the calibration tokens
+            for each.
+
+    Example:
+        >>> import torch
+        >>> from prunelit import prune
+        >>> from prunelit.pruners import SublayerDrop
+        >>> from transformers import AutoModelForCausalLM, LlamaConfig
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32,
+        ...                      num_hidden_layers=3, num_attention_heads=2)
+        >>> model = AutoModelForCausalLM.from_config(config)
+        >>> report = prune(model, SublayerDrop(2), torch.arange(64).view(4, 16))
+        >>> sum(not block.self_attn.o_proj.weight.any() for block in model.model.layers)
+        2
     """
 
     shrinks = True
@@ -60,8 +73,8 @@ class SublayerDrop(Pruner):
         places = len(decoder_blocks(model)[1]) * len(self.kinds)
         if self.count >= places:
             raise InputError(
-                f"Expected fewer than the model's {places} {self.target} sublayers but got `count` "
-                f"{self.count}."
+                f"Expected `count` below the {places} sublayers of the model ({self.target}) but "
+                f"got {self.count}."
             )
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
@@ -86,7 +99,7 @@ class SublayerDrop(Pruner):
         return self.rescore and missing > 1
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        sublayers(block)  # refuses what it does not know
+        sublayers(block)  # raises if the family is unknown
         return {}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:

@@ -1,4 +1,4 @@
-"""Wanda: pruning by weights and activations."""
+"""Wanda: prune by weights and activations."""
 
 from typing import Any
 
@@ -15,19 +15,31 @@ from prunelit.statistics import SquaredNorm, Statistic
 class Wanda(LinearPruner):
     """Prune weights by |weight| times input norm (Sun et al. 2023, arXiv:2306.11695, eq. 1).
 
-    The score of weight (o, i) is |W_oi| * sqrt(mean over tokens of x_i^2), compared within an
-    output row (`Unstructured`) or within groups of neighbouring inputs (`SemiStructured`). The
-    paper's norm is a sum over tokens; the mean ranks the weights of a row equally.
+    The score of weight (o, i) is |W_oi| * sqrt(mean over tokens of x_i^2). Weights compete within
+    an output row (`Unstructured`) or within groups of neighbouring inputs (`SemiStructured`). The
+    paper sums over tokens instead; the order of the scores is the same.
 
     Args:
         sparsity: how many weights to remove, and among which they compete.
-        variant: the public code's `use_variant`: rows lose the same share of their total score,
-            not the same number of weights. A weight goes if its row's scores up to and including
-            its own sum to a small share of the row's total.
+        variant: `use_variant` of the public code: all rows lose the same share of their total
+            score, instead of the same number of weights. Sort the scores of a row and sum them up;
+            a weight is removed if the sum up to it is a small share of the row's total.
         options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
 
-    Differs from the source: the public variant bisects the share until the ratio is met to 0.1%;
-    here exactly the asked number of weights goes.
+    Differs from the source: the public variant searches for the share until the ratio is met within
+    0.1%; here exactly the asked number of weights is removed.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import Wanda
+        >>> from prunelit.sparsity import Unstructured
+        >>> from prunelit.statistics import SquaredNorm
+        >>> statistic = SquaredNorm(2)
+        >>> statistic.update(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
+        >>> weight = torch.tensor([[2.0, -1.0], [4.0, 1.0]])
+        >>> Wanda(Unstructured(0.5)).prune_weight(weight, statistic)
+        tensor([[ 0., -1.],
+                [ 4.,  0.]])
     """
 
     def __init__(
@@ -40,7 +52,8 @@ class Wanda(LinearPruner):
         super().__init__(sparsity, **options)
         if variant and not (isinstance(sparsity, Unstructured) and sparsity.within is None):
             raise InputError(
-                "Expected `Unstructured` sparsity without `within` for the variant of Wanda."
+                "Expected `Unstructured` sparsity without `within` for the variant of Wanda, "
+                f"but got {type(sparsity).__name__}."
             )
         self.variant = variant
         if variant:
@@ -54,7 +67,7 @@ class Wanda(LinearPruner):
         scores = weight.abs() * statistic.value.sqrt()
         if self.variant:
             order = scores.argsort(dim=1, stable=True)
-            # In float64: in float32 a long row's sum would tie neighbouring weights.
+            # In float64: in float32 the sums of neighbouring weights in a long row would be equal.
             shares = scores.double().gather(1, order).cumsum(1)
             shares /= shares[:, -1:].clamp(min=torch.finfo(torch.float64).tiny)
             scores = torch.empty_like(shares).scatter_(1, order, shares)
