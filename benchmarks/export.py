@@ -1,10 +1,10 @@
-"""What the saved model of a structured method saves: bytes, parameters, prefill and decoding.
+"""Measure the savings of structured pruning: bytes, parameters, prefill and decoding.
 
     python benchmarks/export.py [--repeats 5] [--prompt 256] [--new_tokens 32]
 
-Prunes the demo's model by each method, writes it, loads it again and times it interleaved with the
-dense one: prefill is one forward pass over a batch of prompts, decoding one more token of each of
-them with the cache. Prints medians of the ratios pruned / dense.
+Prunes the demo's model by each method, saves it, loads it again, and times it in turn with the
+dense model. Prefill is one forward pass over a batch of prompts. Decoding is one more token for
+each prompt, with the KV cache. Prints medians of pruned / dense.
 """
 
 import argparse
@@ -33,7 +33,7 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
 
 @torch.no_grad()
 def times(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds of prefill, and of a decoded token of the whole batch."""
+    """Return the seconds of the prefill and of one decoding step of the batch."""
     start = time.perf_counter()
     cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
     prefilled = time.perf_counter()
@@ -43,12 +43,12 @@ def times(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[float, 
 
 
 def size(folder: Path) -> int:
-    """Bytes of the weights."""
+    """Return the size of the weight files in bytes."""
     return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=4)

@@ -1,13 +1,18 @@
-"""What the Generation task costs beyond `model.generate`, and what its batches gain.
+"""Compare the speed of the Generation task with `model.generate`.
 
     python benchmarks/generation.py [--prompts 32] [--batch_size 32] [--repeats 3]
-    python benchmarks/generation.py --gsm8k ../shared/data/generation/gsm8k_test.jsonl.gz
+    python benchmarks/generation.py --gsm8k gsm8k_test.jsonl.gz
 
-Times, interleaved on the same prompts and weights: (a) bare `model.generate` on the same batches;
-the task's whole step, judging included; and (b) `model.generate` on one prompt at a time. The first
-workload asks prunelit's own facts, the second GSM8K after eight worked examples with a stop string,
-which `generate` gets as `stop_strings`. Prints medians, ratios of tokens a second, and how many
-rollouts of (a) and (b) differ from the task's, with the gap of the two best logits where they part.
+Each repeat times three runs on the same prompts and weights:
+
+* the task's whole step, judging included;
+* (a) `model.generate` on the same batches;
+* (b) `model.generate` on one prompt at a time.
+
+There are two workloads: the shipped facts, and GSM8K with eight worked examples and a stop string
+(`stop_strings` of `generate`). Prints medians, ratios of tokens per second, and the number of
+rollouts of (a) and (b) that differ from the task's. For those it prints the gap between the two
+best logits at the first token that differs.
 """
 
 import argparse
@@ -34,7 +39,7 @@ Rollouts = dict[int, list[int]]
 
 
 def workloads(options: argparse.Namespace) -> dict[str, Generation]:
-    """The tasks, by name."""
+    """Return the tasks by name."""
     common: dict[str, Any] = {"batch_size": options.batch_size, "limit": options.prompts}
     found = {"facts": Generation("prunelit:facts.jsonl", max_new_tokens=options.tokens, **common)}
     if options.gsm8k:
@@ -53,13 +58,13 @@ def workloads(options: argparse.Namespace) -> dict[str, Generation]:
 
 
 class Bare:
-    """`model.generate` on the task's prompts, as one would call it.
+    """Call `model.generate` on the prompts of a task, as a user would.
 
     Args:
-        task: prepared.
-        model: of the rollouts.
-        tokenizer: of the model.
-        size: prompts at a time.
+        task: a task after `prepare`.
+        model: the model that writes.
+        tokenizer: the tokenizer of the model.
+        size: number of prompts in a batch.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class Bare:
         )
 
     def __call__(self) -> Rollouts:
-        """The tokens of each prompt, padding included."""
+        """Return the new tokens of each prompt, padding included."""
         rollouts = {}
         stop = {"stop_strings": self.task.stop, "tokenizer": self.tokenizer}
         for chunk in self.chunks:
@@ -96,7 +101,7 @@ class Bare:
 
 
 def whole_task(task: Generation, pair: ModelPair) -> Rollouts:
-    """The tokens of each prompt, as the task's table holds them."""
+    """Return the new tokens of each prompt from the task's table."""
     table = ItemTable(len(task.contexts))
     for batch in task.batches(table.size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
@@ -106,29 +111,33 @@ def whole_task(task: Generation, pair: ModelPair) -> Rollouts:
 
 
 def gap(task: Generation, model: PreTrainedModel, index: int, written: list[int]) -> float:
-    """Difference of the two best logits after a prompt and the tokens written."""
+    """Return the gap between the two best logits after a prompt and the written tokens."""
     ids = torch.tensor([[*task.collate([index])["input_ids"][0].tolist(), *written]])
     best = model(input_ids=ids).logits[0, -1].topk(2).values
     return float(best[0] - best[1])
 
 
 def report(task: Generation, model: PreTrainedModel, mine: Rollouts, other: Rollouts) -> str:
-    """How many rollouts differ, and by how little the choice was made there."""
+    """Count the rollouts that differ, and say how close the two best logits were there."""
     gaps = []
     for index, tokens in mine.items():
         steps = range(len(tokens))
         first = next((s for s in steps if other[index][s : s + 1] != [tokens[s]]), None)
         if first is not None:
             gaps.append(gap(task, model, index, tokens[:first]))
-    parted = f", gap of the two best logits where they part at most {max(gaps):.1g}" if gaps else ""
+    parted = (
+        f", gap between the two best logits at the first difference: at most {max(gaps):.1g}"
+        if gaps
+        else ""
+    )
     return f"{len(gaps)} of {len(mine)} rollouts differ{parted}"
 
 
 @torch.no_grad()
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gsm8k", help="rows of GSM8K, for the second workload")
+    parser.add_argument("--gsm8k", help="file with the rows of GSM8K; adds the second workload")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)

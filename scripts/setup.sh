@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Set up prunelit in .venv: the package, its dependencies at the tested versions, and the model and
-# text of the demo and the tests. Nothing is left to do when the last run finished and nothing changed.
+# Install prunelit into .venv: the package, its dependencies in the tested versions, and the model and
+# the text of the demo and the tests. A second run does nothing if the first one finished and no
+# version changed.
 #
 #   scripts/setup.sh        to run prunelit and its tests
-#   scripts/setup.sh dev    with the linters as well
+#   scripts/setup.sh dev    to work on it: the linters and the documentation tools too
 #
-# PYTHON chooses the interpreter, as in PYTHON=python3.12 scripts/setup.sh.
+# PYTHON chooses the interpreter: PYTHON=python3.12 scripts/setup.sh.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -26,7 +27,7 @@ if command -v flock >/dev/null; then
     flock --nonblock 9 || { say "waiting for another set-up of this folder"; flock 9; }
 fi
 
-# Why .venv must be made anew; empty when it can stay.
+# The reason to create .venv again; empty if it can stay.
 reason='' folder='' version='' state=''
 if [[ -f $stamp ]]; then
     { IFS= read -r folder && read -r version && read -r state; } <"$stamp" || state=unfinished
@@ -74,10 +75,10 @@ record() { printf '%s\n' "$PWD" "$wanted" "$1" >"$stamp"; }
 if [[ -n $reason ]]; then
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "Expected the Python modules venv and ensurepip: on Debian and Ubuntu, apt install python$wanted-venv."
-    say "making .venv with Python $wanted ($reason)"
+    say "creating .venv with Python $wanted ($reason)"
     mkdir -p .venv
     record unfinished
-    # The stamp stays, so that an interruption from here on is known at the next run.
+    # Keep the stamp: it tells the next run that this one did not finish.
     find .venv -mindepth 1 -maxdepth 1 ! -path "$stamp" -exec rm -rf {} +
     "$python" -m venv .venv
 else

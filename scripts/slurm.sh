@@ -9,8 +9,8 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# SLURM runs a copy of this file: the folder is the one that sbatch was called from.
+# SLURM runs a copy of this file, so change to the folder in which sbatch was called.
 cd "${SLURM_SUBMIT_DIR:?this is a batch script: sbatch scripts/slurm.sh}"
 source .venv/bin/activate
-# A rank that fails takes the job with it, instead of leaving the others waiting.
+# If one rank fails, stop the whole job. The other ranks would wait for it.
 srun --kill-on-bad-exit=1 prunelit fit --config configs/multi_node.yaml "$@"

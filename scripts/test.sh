@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests. Sets itself up first.
+# Run the tests. Runs scripts/setup.sh first.
 #   scripts/test.sh                            every test but those marked `full`
 #   scripts/test.sh full                       the tests marked `full`
 #   scripts/test.sh tests/pruners -k wanda     arguments go to pytest

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Nothing here may reach for a hub that is not there, and wait for it; read at import.
+# Tests must not wait for a hub that cannot be reached. The libraries read this at import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import datasets
@@ -35,10 +35,10 @@ from transformers import (
 )
 
 import prunelit.__main__
-import prunelit.cli  # here, since Lightning's log handler keeps the stderr of its import
+import prunelit.cli  # Lightning's log handler keeps the stderr of its import: import it once, here
 import prunelit.tasks.collection_retrieval
 
-# Tiny tensors gain nothing from threads, which on a busy machine wait for each other.
+# Tiny tensors gain nothing from threads, and threads on a busy machine wait for each other.
 torch.set_num_threads(1)
 
 # Files that tests run or read, but no tests.
@@ -62,7 +62,7 @@ def _common(**more: object) -> dict:
     }
 
 
-# Sliding windows are shorter than the sequences of the tests, so that they matter.
+# The sliding windows are shorter than the sequences of the tests, so that they have an effect.
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(
         **_common(intermediate_size=48, num_key_value_heads=2, tie_word_embeddings=True)
@@ -101,22 +101,23 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with the argument `family` runs on every family."""
+    """Run a test with the argument `family` on every family."""
     if "family" in metafunc.fixturenames:
         metafunc.parametrize("family", list(FAMILIES))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a table of families and other parameters every run tests a sample: each value once.
+    """Mark most of a table `full`: tests with a `family` and further parameters.
 
-    The other combinations are marked `full`.
+    Every run tests each family and each other value at least once. The remaining combinations are
+    marked `full`.
     """
     tables: dict[str, dict[tuple[str, str], list[pytest.Item]]] = {}
     for item in items:
         callspec = getattr(item, "callspec", None)
         if callspec is not None and "family" in callspec.params:
-            # As in `name[family-others]`: the hook above adds the family first.
+            # The id is `family-others` in some order; without the family it names the others.
             others = callspec.id.replace(callspec.params["family"], "", 1)
             table = tables.setdefault(item.nodeid.partition("[")[0], {})
             table.setdefault((callspec.params["family"], others), []).append(item)
@@ -143,7 +144,7 @@ def build_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Rows of tests do not fill the user's cache."""
+    """Keep the rows of tests out of the user's cache."""
     folder = str(tmp_path_factory.mktemp("datasets"))
     datasets.config.HF_DATASETS_CACHE = Path(folder)
     os.environ["HF_DATASETS_CACHE"] = folder
@@ -151,7 +152,7 @@ def _own_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_embedding_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nor do their embeddings, and none of an earlier session is found."""
+    """Keep embeddings of tests out of the user's cache, and find none of an earlier session."""
     folder = tmp_path_factory.mktemp("embeddings")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prunelit.tasks.collection_retrieval, "default_folder", lambda: folder)
@@ -160,7 +161,7 @@ def _own_embedding_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture
 def make_model() -> Callable[..., PreTrainedModel]:
-    """`make_model("llama", seed=0)`: a random tiny model with weights large enough to matter."""
+    """`make_model("llama", seed=0)` builds a tiny random model with large weights."""
     return build_model
 
 
@@ -208,7 +209,7 @@ def input_ids() -> torch.Tensor:
 
 @pytest.fixture
 def padded(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same tokens with rows 0 and 3 padded on the left by 7 and 2."""
+    """The same tokens; row 0 has 7 padded tokens on the left, row 3 has 2."""
     mask = torch.ones_like(input_ids)
     mask[0, :7] = 0
     mask[3, :2] = 0
@@ -217,19 +218,19 @@ def padded(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def shared() -> Path:
-    """Real data beside the checkout; the project does not need it."""
+    """A folder of real data beside the checkout. Tests that need it are skipped without it."""
     if not SHARED.is_dir():
         pytest.skip("no folder of real data beside the checkout")
     return SHARED
 
 
-# Seven questions, of which one has a choice that begins another, and twelve lines of text.
+# Seven questions and twelve lines of text. One question has a choice that is a prefix of another.
 MATERIAL = Path(__file__).parent / "material"
 
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to read only: a model (`dense`), `questions.jsonl` and `text.jsonl`."""
+    """A read-only folder with a model (`dense`), `questions.jsonl` and `text.jsonl`."""
     path = tmp_path_factory.mktemp("material")
     shutil.copytree(MATERIAL, path, dirs_exist_ok=True)
     build_model().save_pretrained(path / "dense")
@@ -242,7 +243,7 @@ MakeConfig = Callable[[Path], dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def make_config(material: Path) -> MakeConfig:
-    """`make_config(folder)`: `material/config.yaml` as plain data, writing into `folder`."""
+    """`make_config(folder)` reads `material/config.yaml` for a run that writes into `folder`."""
     template = string.Template((MATERIAL / "config.yaml").read_text(encoding="utf-8"))
 
     def make(folder: Path) -> dict[str, Any]:
@@ -265,7 +266,7 @@ def save_config() -> Callable[[Path, dict[str, Any]], Path]:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`cli(*arguments)` is `prunelit *arguments`, in this process."""
+    """`cli(*arguments)` runs `prunelit *arguments` in this process."""
 
     def run(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["prunelit", *arguments])
@@ -277,7 +278,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def console() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`console(folder, *arguments)` runs the real console entry in `folder`."""
+    """`console(folder, *arguments)` runs `prunelit *arguments` in `folder`, as a new process."""
 
     def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "prunelit", *arguments]
@@ -301,7 +302,7 @@ def fitted(
     save_config: Callable[..., Path],
     console: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Path:
-    """The folder of one `prunelit fit`, to read only; `stdout` and `stderr` lie in it too."""
+    """The read-only folder of one `prunelit fit`, with its `stdout` and `stderr`."""
     folder = tmp_path_factory.mktemp("fitted")
     save_config(folder, make_config(folder))
     done = console(folder, "fit", "--config", "config.yaml")
