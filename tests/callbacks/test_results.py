@@ -56,8 +56,8 @@ def test_the_readings_of_a_triad_are_of_the_same_items(rows: list[Result]) -> No
 
 def test_the_folder_holds_results_and_figures(board: Path) -> None:
     names = {str(path.relative_to(board)) for path in board.rglob("*.*")}
-    assert {"results.jsonl", "figures/readings.png", "figures/sparsity.png"} <= names
-    for name in ("readings", "sparsity"):
+    assert {"results.jsonl", "figures/scores.png", "figures/sparsity.png"} <= names
+    for name in ("scores", "sparsity"):
         assert (board / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -87,7 +87,7 @@ def test_every_result_is_a_scalar_of_tensorboard(
 
 
 def test_the_figures_are_images_of_tensorboard(events: EventAccumulator) -> None:
-    assert set(events.Tags()["images"]) == {"readings", "retained", "sparsity"}
+    assert set(events.Tags()["images"]) == {"scores", "retained", "sparsity"}
     image = events.Images("sparsity")[-1]
     assert image.encoded_image_string.startswith(b"\x89PNG")
     assert min(image.width, image.height) > 100
@@ -143,7 +143,7 @@ def test_without_a_logger_results_lie_in_the_root(
     # Without a pruning callback both models are the dense one.
     assert {row.value for row in rows if row.model == "difference"} == {0}
     assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
-        *("readings.png", "readings.csv", "retained.png", "retained.csv"),
+        *("scores.png", "scores.csv", "retained.png", "retained.csv"),
     }
 
 
@@ -168,7 +168,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_numbers_of_the_readings_are_those_of_the_rows(board: Path, rows: list[Result]) -> None:
-    found = lines(board / "figures" / "readings.csv")
+    found = lines(board / "figures" / "scores.csv")
     assert [(line["metric"], line["model"]) for line in found] == [
         *(("acc", "dense"), ("acc", "pruned"), ("mrr", "dense"), ("mrr", "pruned")),
         *(("contains", "dense"), ("contains", "pruned")),

@@ -148,7 +148,7 @@ def test_what_others_measured_is_written_before_all_end(
     (file,) = tmp_path.rglob("results.jsonl")
     assert {row.task for row in read_results(file)} == {"slow"}
     assert (file.parent / "items" / "slow.parquet").is_file()
-    assert (file.parent / "figures" / "readings.png").is_file()
+    assert (file.parent / "figures" / "scores.png").is_file()
 
 
 SCRIPT = """

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from prunelit.report.figures import readings_figure, sparsity_figure
+from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.results import Result
 
 
@@ -41,7 +41,7 @@ def test_readings_stand_side_by_side_with_their_level_of_chance() -> None:
         *paired("rollout", "contains", 0.67, 0.0, chance=0.0),
         *paired("perplexity", "nll", 3.6, 4.3, primary=None),
     ]
-    figure = readings_figure(rows)
+    figure = scores_figure(rows)
     assert heights(figure) == {"dense": [0.84, 0.69, 0.67], "pruned": [0.6, 0.36, 0.0]}
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert [label.splitlines()[0] for label in labels] == [
@@ -59,27 +59,27 @@ def test_readings_stand_side_by_side_with_their_level_of_chance() -> None:
 
 def test_without_a_reference_the_pruned_model_stands_alone() -> None:
     rows = [row for row in paired("facts", "acc", 0.8, 0.6) if row.model == "pruned"]
-    assert heights(readings_figure(rows))["pruned"] == [0.6]
-    assert drawn(readings_figure(rows))
+    assert heights(scores_figure(rows))["pruned"] == [0.6]
+    assert drawn(scores_figure(rows))
 
 
 def test_one_item_has_a_bar_without_an_error() -> None:
     rows = [Result("facts", "acc", "pruned", 1.0, math.nan, 1, {"primary": "acc"})]
-    figure = readings_figure(rows)
+    figure = scores_figure(rows)
     assert heights(figure)["pruned"] == [1.0]
     assert drawn(figure)
 
 
 def test_a_correlation_may_be_negative_or_no_number() -> None:
-    figure = readings_figure(paired("stsb", "spearman", 0.5, -0.2))
+    figure = scores_figure(paired("stsb", "spearman", 0.5, -0.2))
     assert figure.axes[0].get_ylim()[0] < -0.2
-    figure = readings_figure(paired("stsb", "spearman", math.nan, 0.4))
+    figure = scores_figure(paired("stsb", "spearman", math.nan, 0.4))
     assert figure.axes[0].get_ylim()[0] == 0
     assert drawn(figure)
 
 
 def test_a_run_without_readings_is_drawn_empty() -> None:
-    assert drawn(readings_figure([Result("perplexity", "nll", "dense", 3.6, 0.1, 9)]))
+    assert drawn(scores_figure([Result("perplexity", "nll", "dense", 3.6, 0.1, 9)]))
 
 
 @pytest.fixture

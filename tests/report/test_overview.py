@@ -39,9 +39,9 @@ def variant(
     name: str, score: float, dropped: tuple[str, int] | None = None, cosine: float = 0.9
 ) -> Variant:
     uses: list[tuple[str, str, dict[str, Any]]] = [
-        ("multiple_choice", "acc", {"reading": "multiple choice", "chance": 0.25}),
-        ("retrieval", "mrr", {"reading": "retrieval", "chance_mrr": 0.1}),
-        ("rollout", "contains", {"reading": "generation"}),
+        ("multiple_choice", "acc", {"use": "multiple choice", "chance": 0.25}),
+        ("retrieval", "mrr", {"use": "retrieval", "chance_mrr": 0.1}),
+        ("rollout", "contains", {"use": "generation"}),
     ]
     rows = [
         Result(task, metric, model, value, 0.05, 45, {"primary": metric, **details})

@@ -13,11 +13,11 @@ def texts(table: Table) -> list[list[str]]:
     return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
 
 
-def row(task: str, reading: str, value: float = 0.5, **details: object) -> Result:
+def row(task: str, use: str, value: float = 0.5, **details: object) -> Result:
     own = {
         "path": "org/facts",
         "split": "test",
-        "reading": reading,
+        "use": use,
         "primary": "acc",
         "dense": 0.8,
         "pruned": 0.4,

@@ -88,7 +88,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 def test_every_figure_is_a_file_with_its_numbers_beside_it(drawn: Path) -> None:
     names = {path.name for path in (drawn / "figures").iterdir()}
     assert names == {
-        *("readings.png", "readings.csv", "drawn_lines.png", "drawn_lines.csv"),
+        *("scores.png", "scores.csv", "drawn_lines.png", "drawn_lines.csv"),
         *("drawn_alone.png", "drawn_curves.csv"),
     }
     assert lines(drawn / "figures" / "drawn_lines.csv") == [
@@ -157,7 +157,7 @@ def test_curves_of_a_kind_share_a_chart(drawn_events: EventAccumulator) -> None:
 
 
 def test_figures_of_tasks_are_images_of_tensorboard(drawn_events: EventAccumulator) -> None:
-    assert set(drawn_events.Tags()["images"]) == {"readings", "drawn_lines", "drawn_alone"}
+    assert set(drawn_events.Tags()["images"]) == {"scores", "drawn_lines", "drawn_alone"}
 
 
 @pytest.mark.parametrize(

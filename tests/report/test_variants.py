@@ -5,7 +5,7 @@ import math
 from prunelit.report.results import Result
 from prunelit.report.variants import (
     Variant,
-    main_readings,
+    main_scores,
     variants_cells,
     variants_numbers,
     variants_table,
@@ -35,7 +35,7 @@ def test_a_row_is_found_by_the_first_model_that_has_one() -> None:
 
 def test_dense_comes_first_and_readings_before_the_rest() -> None:
     several = [variant("a", 0.6), variant("b", 0.7, 0.25)]
-    assert main_readings(several) == {("mc", "acc"): False}
+    assert main_scores(several) == {("mc", "acc"): False}
     cells = variants_cells(several)
     assert [line["variant"] for line in cells] == ["dense", "a", "b"]
     assert [line["sparsity"] for line in cells] == ["0.0000", "0.5000", "0.2500"]

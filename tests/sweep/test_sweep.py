@@ -205,7 +205,7 @@ def test_without_a_logger_results_lie_with_the_models(
     assert {"wanda/results.jsonl", "wanda/pruned/model.safetensors", "config.yaml"} <= names
     assert "figures/variants.csv" in names
     assert {name for name in names if name.endswith(".png")} == {
-        *("wanda/figures/readings.png", "wanda/figures/sparsity.png")
+        *("wanda/figures/scores.png", "wanda/figures/sparsity.png")
     }
     # Perplexity alone has none of what the figures show.
     for figure in ("perturbations", "score_by_dropped", "spaces_by_variant"):

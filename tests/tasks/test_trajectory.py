@@ -48,13 +48,13 @@ def test_a_model_against_its_own_copy_never_diverges(
             assert (values[alive] - nothing).abs().max() < 1e-5
     assert (table["keep"][alive] == 1).all()
     curves = {curve.tag: curve for curve in task.report(table).curves}
-    assert set(curves["divergence/observed"].mean) == {1}
-    assert set(curves["divergence/forecast"].mean) == {1}
+    assert set(curves["first_divergence/observed"].mean) == {1}
+    assert set(curves["first_divergence/forecast"].mean) == {1}
     values = {row.metric: row.value for row in task.report(table).results}
     assert values["forecast_distance"] == 0
     assert values["diverged"] == 0
     assert math.isnan(values["first_divergence_median"])
-    assert values["first_divergence_mean"] == len(curves["divergence/observed"].mean)
+    assert values["first_divergence_mean"] == len(curves["first_divergence/observed"].mean)
 
 
 @pytest.mark.parametrize("sample", [False, True])
@@ -105,7 +105,7 @@ def test_the_greedy_forecast_is_exact(
             assert int(row.int().argmin()) == last
     assert table["diverged"].sum() > 0
     curves = {curve.tag: curve for curve in task.report(table).curves}
-    observed, predicted = curves["divergence/observed"], curves["divergence/forecast"]
+    observed, predicted = curves["first_divergence/observed"], curves["first_divergence/forecast"]
     shared = slice(len(observed.mean))
     assert list(predicted.mean)[shared] == pytest.approx(list(observed.mean), abs=1e-12)
     rows = {row.metric: row for row in task.report(table).results}
@@ -127,7 +127,7 @@ def test_the_sampled_forecast_is_what_many_rollouts_do(
     task, table, _ = trajectory(pair, contexts=["two"] * 300, sample=True, batch_size=100)
     assert len(table["dense/tokens"].unique(dim=0)) > 200
     curves = {curve.tag: curve for curve in task.report(table).curves}
-    observed, predicted = curves["divergence/observed"], curves["divergence/forecast"]
+    observed, predicted = curves["first_divergence/observed"], curves["first_divergence/forecast"]
     assert 0.1 < observed.mean[3] < 0.9
     distances = np.abs(np.array(observed.mean) - np.array(predicted.mean)[: len(observed.mean)])
     assert distances.max() < 4 * 0.5 / math.sqrt(300)
@@ -155,7 +155,7 @@ def test_ended_rollouts_leave_the_count(
         assert curve.n == [int((counted > step).sum()) for step in range(steps)]
         assert curve.n[0] > curve.n[-1]
         assert all(a <= b for a, b in zip(curve.low, curve.high, strict=True))
-    observed = curves["divergence/observed"]
+    observed = curves["first_divergence/observed"]
     assert observed.n == [int((table["last"] >= step).sum()) for step in observed.x]
 
 
@@ -227,11 +227,11 @@ def test_without_the_pruned_rollout_only_the_forecast_is_there(
     assert "forecast_median" in metrics
     assert not any("first_divergence" in m or "accumulation" in m for m in metrics)
     tags = {curve.tag for curve in task.report(table).curves}
-    assert "divergence/forecast" in tags
-    assert "divergence/observed" not in tags
+    assert "first_divergence/forecast" in tags
+    assert "first_divergence/observed" not in tags
     pictures = dict(task.report(table).pictures)
     assert "accumulation" not in pictures
-    assert set(pictures["divergence"].numbers["curve"]) == {"divergence/forecast"}
+    assert set(pictures["first_divergence"].numbers["curve"]) == {"first_divergence/forecast"}
     assert list(next(iter(task.report(table).texts))) == ["prompt", "dense"]
 
 
@@ -242,7 +242,7 @@ def test_pictures_hold_the_numbers_behind_them(
     pictures = dict(task.report(table).pictures)
     assert set(pictures) == {
         *(f"trajectory_{name}" for name in ("cosines", "kl", "logits", "theory", "scatter")),
-        *("accumulation", "divergence"),
+        *("accumulation", "first_divergence"),
     }
     for picture in pictures.values():
         assert len({len(column) for column in picture.numbers.values()}) == 1

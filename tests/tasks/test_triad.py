@@ -95,9 +95,7 @@ def test_the_headline_is_the_last_thing_printed(
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("results.jsonl")
     rows = [row for row in read_results(path) if row.metric == "retained"]
-    assert [row.details["reading"] for row in rows] == [
-        *("multiple choice", "retrieval", "generation")
-    ]
+    assert [row.details["use"] for row in rows] == [*("multiple choice", "retrieval", "generation")]
     assert {row.n for row in rows} == {7}
     assert (path.parent / "figures" / "retained.png").read_bytes().startswith(b"\x89PNG")
     last = done.stdout.rindex("What is left of the score")

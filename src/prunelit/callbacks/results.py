@@ -13,10 +13,10 @@ from prunelit.callbacks.pruning import Pruning
 from prunelit.core.module import PairedLM
 from prunelit.errors import first_line
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers
-from prunelit.report.figures import readings_figure, sparsity_figure
+from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.files import write_picture, write_whole
 from prunelit.report.items import write_items
-from prunelit.report.readings import readings_numbers, sparsity_numbers
+from prunelit.report.main_scores import scores_numbers, sparsity_numbers
 from prunelit.report.results import Result, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, retained_cells
 from prunelit.report.tables import results_table, show
@@ -106,7 +106,7 @@ class Results(Callback):
         reports: Mapping[str, TaskReport],
         pruning: dict[str, Any] | None,
     ) -> dict[str, Picture]:
-        pictures = {"readings": Picture(readings_figure(rows), readings_numbers(rows))}
+        pictures = {"scores": Picture(scores_figure(rows), scores_numbers(rows))}
         if cells := retained_cells(rows):
             pictures["retained"] = headline_picture(cells)
         if pruning is not None:

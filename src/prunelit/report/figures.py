@@ -6,20 +6,20 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from prunelit.report.readings import axis_begin, chance, is_reading
+from prunelit.report.main_scores import axis_begin, chance, is_main_score
 from prunelit.report.results import Result
 
 DENSE, PRUNED, CHANCE = "#4C72B0", "#DD8452", "#444444"
 
 
-def readings_figure(rows: Sequence[Result]) -> Figure:
-    """Dense beside pruned for every reading of the run.
+def scores_figure(rows: Sequence[Result]) -> Figure:
+    """Draw the main score of every task, dense beside pruned.
 
-    Bars with standard errors; a dashed line where the task states the score of chance.
+    Whiskers are standard errors. A dashed line is the score of random guessing.
     """
     chosen: dict[tuple[str, str], dict[str, Result]] = {}
     for row in rows:
-        if is_reading(row):
+        if is_main_score(row):
             chosen.setdefault((row.task, row.metric), {})[row.model] = row
     figure = Figure(figsize=(2.6 + 1.6 * max(2, len(chosen)), 3.6), layout="constrained")
     axes = figure.add_subplot()

@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
-from prunelit.report.readings import axis_begin, chance, is_reading
+from prunelit.report.main_scores import axis_begin, chance, is_main_score
 from prunelit.report.results import Result
 from prunelit.report.style import SPACES, draw
-from prunelit.report.variants import Variant, main_readings
+from prunelit.report.variants import Variant, main_scores
 
 PERTURBATIONS, SCORES, COSINES = "perturbations", "score_by_dropped", "spaces_by_variant"
 
@@ -51,7 +51,7 @@ def overview(variants: Sequence[Variant]) -> tuple[dict[str, Picture], list[str]
         missing.append(
             f"No figure {PERTURBATIONS!r}: no task has the curves {', '.join(_FOLLOWED)}."
         )
-    if not main_readings(variants):
+    if not main_scores(variants):
         missing.append(f"No figure {SCORES!r}: no task has a score to compare models by.")
     elif not any(variant.dropped for variant in variants):
         missing.append(f"No figure {SCORES!r}: no variant drops sublayers or blocks.")
@@ -103,17 +103,17 @@ def perturbations_picture(variants: Sequence[Variant], task: str) -> Picture:
 
 
 def scores_picture(variants: Sequence[Variant]) -> Picture:
-    """Readings against the number of dropped sublayers or blocks, one panel a kind of drop."""
+    """Main scores against the number of dropped sublayers or blocks, one panel a kind of drop."""
     kinds = list(dict.fromkeys(v.dropped[0] for v in variants if v.dropped is not None))
-    readings = main_readings(variants)
-    begin = min(-0.03, axis_begin(row for v in variants for row in v.rows if is_reading(row)))
+    scores = main_scores(variants)
+    begin = min(-0.03, axis_begin(row for v in variants for row in v.rows if is_main_score(row)))
     figure = Figure(figsize=(max(8.5, 2.4 + 4 * len(kinds)), 4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     names = ("kind", "dropped", "variant", "task", "metric", "value", "standard_error", "chance")
     numbers: dict[str, list[object]] = {name: [] for name in names}
     for axes, kind in zip(panels, kinds, strict=True):
-        colours = _colours(len(readings))
-        for ((task, metric), generative), colour in zip(readings.items(), colours, strict=True):
+        colours = _colours(len(scores))
+        for ((task, metric), generative), colour in zip(scores.items(), colours, strict=True):
             points = list(_points(variants, kind, task, metric))
             axes.errorbar(
                 [count for count, _, _ in points],
@@ -138,7 +138,7 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
     handles = [
         Line2D([], [], color=colour, label=f"{task} ({metric})", **_style(generative))
         for ((task, metric), generative), colour in zip(
-            readings.items(), _colours(len(readings)), strict=True
+            scores.items(), _colours(len(scores)), strict=True
         )
     ]
     handles.append(Line2D([], [], color="#444444", linestyle="dashed", linewidth=0.9))

@@ -1,4 +1,4 @@
-"""The headline: how much of each reading is left, data set by data set."""
+"""The headline: the retained score of each use of the model, data set by data set."""
 
 import math
 import re
@@ -11,15 +11,15 @@ from rich.table import Table
 from prunelit.report.curves import Picture
 from prunelit.report.results import Result
 
-# The reading that a row `retained` is of, and its colour: those of the spaces that it looks at.
+# The colour of each use. Multiple choice and retrieval have the colours of their spaces.
 _COLOURS = {"multiple choice": "#C44E52", "retrieval": "#4C72B0", "generation": "#8172B3"}
 
-# By data set and reading.
+# The results `retained` by data set and use.
 Cells = dict[str, dict[str, list[Result]]]
 
 
 def retained_cells(rows: Sequence[Result]) -> Cells:
-    """The rows `retained` of each data set, by reading.
+    """Group the results `retained` by data set and use.
 
     Tasks are of one data set where path, split and number of items are the same.
 
@@ -31,7 +31,7 @@ def retained_cells(rows: Sequence[Result]) -> Cells:
         if row.metric == "retained":
             own = row.details
             key = (own["path"], own.get("subset"), own["split"], row.n)
-            groups.setdefault(key, {}).setdefault(own["reading"], []).append(row)
+            groups.setdefault(key, {}).setdefault(own["use"], []).append(row)
     names = [
         re.split("[/:]", path)[-1] + (f" {subset}" if subset else "") for path, subset, *_ in groups
     ]
@@ -44,7 +44,7 @@ def retained_cells(rows: Sequence[Result]) -> Cells:
 
 
 def headline_table(cells: Cells) -> Table:
-    """Retained score of each data set in the three readings.
+    """Build the table of retained scores: one line a data set, one column a use.
 
     Args:
         cells: see `retained_cells`.
@@ -59,20 +59,20 @@ def headline_table(cells: Cells) -> Table:
         show_lines=True,
     )
     table.add_column("data set")
-    for reading in _COLOURS:
-        table.add_column(reading)
+    for use in _COLOURS:
+        table.add_column(use)
     for name, found in cells.items():
-        texts = ["\n".join(map(_cell, found.get(reading, []))) for reading in _COLOURS]
+        texts = ["\n".join(map(_cell, found.get(use, []))) for use in _COLOURS]
         table.add_row(name, *texts)
     return table
 
 
 def headline_picture(cells: Cells) -> Picture:
-    """The same as a figure: one group a data set, one bar a reading."""
+    """Draw the retained scores: one group a data set, one bar a use."""
     numbers: dict[str, list[object]] = {
         key: []
         for key in (
-            *("data_set", "reading", "task", "metric", "retained", "low", "high"),
+            *("data_set", "use", "task", "metric", "retained", "low", "high"),
             *("dense", "pruned", "chance", "n"),
         )
     }
@@ -83,8 +83,8 @@ def headline_picture(cells: Cells) -> Picture:
     most = max([len(_COLOURS), *(sum(map(len, found.values())) for found in cells.values())])
     width = 0.8 / most
     for place, (name, found) in enumerate(cells.items()):
-        bars = [(reading, row) for reading in _COLOURS for row in found.get(reading, [])]
-        for number, (reading, row) in enumerate(bars):
+        bars = [(use, row) for use in _COLOURS for row in found.get(use, [])]
+        for number, (use, row) in enumerate(bars):
             own = row.details
             low, high = own["interval_95"] or (math.nan, math.nan)
             values = (
@@ -96,7 +96,7 @@ def headline_picture(cells: Cells) -> Picture:
                 own["pruned"],
                 own["chance"],
             )
-            line = (name, reading, row.task, *values, row.n)
+            line = (name, use, row.task, *values, row.n)
             for column, value in zip(numbers.values(), line, strict=True):
                 column.append(value)
             x = place + (number - (len(bars) - 1) / 2) * width
@@ -108,11 +108,11 @@ def headline_picture(cells: Cells) -> Picture:
                 width * 0.9,
                 yerr=None if math.isnan(low) else ends,
                 capsize=3,
-                color=_COLOURS[reading],
+                color=_COLOURS[use],
                 alpha=0.4 if math.isnan(low) else 1,
-                label=f"_{reading}" if reading in shown else reading,
+                label=f"_{use}" if use in shown else use,
             )
-            shown.add(reading)
+            shown.add(use)
             height = max(0.0, np.nan_to_num(max(row.value, high if high == high else row.value)))
             top = max(top, height)
             text = "no lead over chance" if math.isnan(row.value) else f"{row.value:.2f}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from prunelit.report.curves import Curve
-from prunelit.report.readings import is_generative, is_reading
+from prunelit.report.main_scores import is_generative, is_main_score
 from prunelit.report.results import Result
 
-# What the table shows beside the readings.
+# Metrics that the table shows beside the main scores.
 _FURTHER = ("perplexity", "kl_dense_pruned")
 
 
@@ -39,9 +39,9 @@ class Variant:
         return next((found[model] for model in models if model in found), None)
 
 
-def main_readings(variants: Sequence[Variant]) -> dict[tuple[str, str], bool]:
-    """Task and metric of every reading, in the order of the tasks; whether it is generative."""
-    rows = [row for variant in variants for row in variant.rows if is_reading(row)]
+def main_scores(variants: Sequence[Variant]) -> dict[tuple[str, str], bool]:
+    """Return task and metric of every main score, and whether the task generates texts."""
+    rows = [row for variant in variants for row in variant.rows if is_main_score(row)]
     return {(row.task, row.metric): is_generative(row) for row in rows}
 
 
@@ -68,7 +68,7 @@ def variants_cells(variants: Sequence[Variant]) -> list[dict[str, str]]:
 
 
 def variants_table(variants: Sequence[Variant]) -> Table:
-    """Readings, perplexity and KL of every variant, below those of the dense model."""
+    """Build the table of main scores, perplexity and KL: dense first, then each variant."""
     lines = variants_cells(variants)
     table = Table(title="Variants (value ± standard error)", title_justify="left")
     for place, heading in enumerate(lines[0]):
@@ -81,7 +81,7 @@ def variants_table(variants: Sequence[Variant]) -> Table:
 def _shown(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     rows = [row for variant in variants for row in variant.rows if row.metric in _FURTHER]
     further = dict.fromkeys((row.task, row.metric) for row in rows)
-    return [*main_readings(variants), *sorted(further, key=lambda key: _FURTHER.index(key[1]))]
+    return [*main_scores(variants), *sorted(further, key=lambda key: _FURTHER.index(key[1]))]
 
 
 def _lines(

@@ -25,7 +25,7 @@ from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
-from prunelit.tasks.retention import read_by, retained_rows
+from prunelit.tasks.retention import retained_results, score_details
 from prunelit.tasks.row_task import RowTask
 
 
@@ -189,7 +189,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
                 texts.assign(torch.arange(len(values)), {name: values})
                 rows += texts.pair_results(self.name, [name], details)
         columns = {name: metrics[name] for name in metrics.columns()}
-        rows += retained_rows(self.name, columns, details["chance_ndcg@10"], details)
+        rows += retained_results(self.name, columns, details["chance_ndcg@10"], details)
         rows += metrics.pair_results(self.name, ["rank_correlation", "top10_overlap"], details)
         return TaskReport(rows, items=self._item_rows(measured))
 
@@ -227,7 +227,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             "documents": count,
             "relevant": sum(map(len, grades)),
             "missing": sum(map(len, missing)),
-            **read_by("retrieval", "ndcg@10"),
+            **score_details("retrieval", "ndcg@10"),
             "chance_ndcg@10": sum(chance) / len(chance),
         }
 

@@ -30,7 +30,7 @@ from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.questions import Example, Question, guess_chance
-from prunelit.tasks.retention import read_by, retained_rows
+from prunelit.tasks.retention import retained_results, score_details
 
 _SHOWN = 100  # prompts in the text table
 
@@ -197,7 +197,7 @@ class Generation(QuestionTask, PromptTask):
         means.assign(torch.arange(table.size), columns)
         details = self.details()
         rows = means.paired_results(self.name, metrics, details)
-        rows += retained_rows(self.name, columns, details["chance"], details)
+        rows += retained_results(self.name, columns, details["chance"], details)
         return rows + means.pair_results(self.name, ["first_divergence", "diverged"], details)
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
@@ -252,7 +252,7 @@ class Generation(QuestionTask, PromptTask):
             "columns": self.columns,
             "questions": self.questions,
             **self.judge.details(),
-            **read_by("generation", self.judge.primary),
+            **score_details("generation", self.judge.primary),
             "chance": guess_chance(self._examples),
             **({} if self.few_shot is None else self.few_shot.details(self._worked)),
             "delimiter": self.delimiter,

@@ -25,7 +25,7 @@ from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.plans import plan
 from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.questions import Question, get_group
-from prunelit.tasks.retention import read_by, retained_rows
+from prunelit.tasks.retention import retained_results, score_details
 
 Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
 
@@ -185,7 +185,7 @@ class MultipleChoice(QuestionTask):
                 )
             )
         chance = torch.tensor([1 / len(question.choices) for question in self._questions])
-        rows += retained_rows(self.name, values, chance, details)
+        rows += retained_results(self.name, values, chance, details)
         return TaskReport([*rows, *self._group_rows(values, details)])
 
     def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Result]:
@@ -241,7 +241,7 @@ class MultipleChoice(QuestionTask):
             "template": self.template,
             "delimiter": self.delimiter,
             "scoring": self.scoring,
-            **read_by("multiple choice", self.primary),
+            **score_details("multiple choice", self.primary),
             "chance": sum(1 / len(q.choices) for q in questions) / len(questions),
         }
         if self.few_shot is not None:

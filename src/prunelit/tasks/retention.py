@@ -1,4 +1,4 @@
-"""The row that says how much of a task's score is retained, by which data sets are compared."""
+"""The result `retained`: the share of a task's main score that the pruned model keeps."""
 
 import math
 from collections.abc import Mapping
@@ -10,36 +10,37 @@ from torch import Tensor
 from prunelit.metrics.retained import RESAMPLES, estimate_retained
 from prunelit.report.results import Result
 
-# What a task reads a model for.
-Reading = Literal["multiple choice", "retrieval", "generation", "similarity"]
+# The uses of a model that tasks measure.
+Use = Literal["multiple choice", "retrieval", "generation", "similarity"]
 
 
-def read_by(reading: Reading, primary: str | None) -> dict[str, Any]:
-    """What the details of a task's rows say of its score, see `prunelit.report.readings`.
+def score_details(use: Use, primary: str | None) -> dict[str, Any]:
+    """Details that every result of a task with a main score has, see `report/main_scores.py`.
 
     Args:
-        reading: what it reads a model for.
-        primary: the metric that models are compared by; None where there is none.
+        use: of the model, that the task measures.
+        primary: the metric by which models are compared; None if there is none.
     """
-    return {"reading": reading, "primary": primary}
+    return {"use": use, "primary": primary}
 
 
-def retained_rows(
+def retained_results(
     task: str,
     columns: Mapping[str, Tensor],
     chance: Tensor | float,
     details: dict[str, Any],
 ) -> list[Result]:
-    """The row `retained` of a task, see `prunelit.metrics.retained`.
+    """Compute the result `retained` of a task, see `prunelit.metrics.retained`.
 
     Args:
         task: its name.
-        columns: by `dense/<metric>` and `pruned/<metric>` the score of each item, (n,).
-        chance: expected score of a model that guesses, (n,) or the same for all.
-        details: of the task's other rows, those of `read_by` among them; the score is from 0 to 1.
+        columns: by `dense/<metric>` and `pruned/<metric>` the score of each item, (n,), in [0, 1].
+        chance: expected score of random guessing, (n,) or one for all items.
+        details: of the task's other results, `score_details` included.
 
     Returns:
-        One row, or none without a reference; the scores of both models are in its details.
+        One result, with the scores of both models in its details; an empty list if the task has no
+        main score or the run has no dense model.
     """
     metric = details["primary"]
     if metric is None or f"dense/{metric}" not in columns:
@@ -55,14 +56,5 @@ def retained_rows(
         "interval_95": interval,
         "resamples": RESAMPLES,
     }
-    return [
-        Result(
-            task,
-            "retained",
-            "pair",
-            found.value,
-            found.standard_error,
-            len(dense),
-            {**details, **own},
-        )
-    ]
+    value, error = found.value, found.standard_error
+    return [Result(task, "retained", "pair", value, error, len(dense), {**details, **own})]

@@ -17,7 +17,7 @@ from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.question_task import QuestionTask
-from prunelit.tasks.retention import read_by, retained_rows
+from prunelit.tasks.retention import retained_results, score_details
 
 _AT_A_TIME = 1 << 22  # document numbers in the lists that are held at a time: 32 MB
 
@@ -115,12 +115,12 @@ class Retrieval(QuestionTask, EmbeddingTask):
             **self.embedding_details(),
             "centre": self.centre,
             "documents": size,
-            **read_by("retrieval", "mrr"),
+            **score_details("retrieval", "mrr"),
             "chance_mrr": sum(1 / rank for rank in range(1, size + 1)) / size,
         }
         metrics = ["mrr", *(f"recall@{k}" for k in self.recall_at), "ndcg@10"]
         rows = values.paired_results(self.name, metrics, details)
-        retained = retained_rows(self.name, columns, details["chance_mrr"], details)
+        retained = retained_results(self.name, columns, details["chance_mrr"], details)
         return TaskReport([*rows, *retained])
 
     def _measure(self, embeddings: Tensor) -> dict[str, Tensor]:

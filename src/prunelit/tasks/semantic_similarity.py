@@ -21,7 +21,7 @@ from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
-from prunelit.tasks.retention import read_by
+from prunelit.tasks.retention import score_details
 from prunelit.tasks.row_task import RowTask
 
 
@@ -144,5 +144,5 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
             "pairs_sha256": hash_rows(self._rows),
             "template": self.template,
             **self.embedding_details(),
-            **read_by("similarity", "spearman"),
+            **score_details("similarity", "spearman"),
         }

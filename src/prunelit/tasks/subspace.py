@@ -33,7 +33,7 @@ from prunelit.tasks.formats.base import read_questions
 from prunelit.tasks.item_table import ItemTable, mean
 from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.questions import Question
-from prunelit.tasks.retention import read_by
+from prunelit.tasks.retention import score_details
 
 Options = Literal["letters", "continuations"]
 
@@ -237,7 +237,7 @@ class Subspace(Task):
             "template": self.template,
             "option_token": "first that differs, prompt and option tokenised together",
             "temperature": self.temperature,
-            **read_by("multiple choice", "acc"),
+            **score_details("multiple choice", "acc"),
             "chance": self._chance,
             "rows": len(self._questions),
             "rows_with_collisions": len(self._collisions),

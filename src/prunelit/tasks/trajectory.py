@@ -17,7 +17,7 @@ from prunelit.models.architecture import final_hidden
 from prunelit.models.inference.generation import Sampling, rollout, stop_tokens
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Curve, Picture
-from prunelit.report.divergence import divergence_picture
+from prunelit.report.first_divergence import first_divergence_picture
 from prunelit.report.results import Result
 from prunelit.report.scatter import scatter_picture
 from prunelit.report.task_report import TaskReport
@@ -171,7 +171,7 @@ class Trajectory(PromptTask):
             found.append(("observed", seen, seen.at_risk))
         for name, one, n in found:
             ys = (one.survival, one.low, one.high, n)
-            yield _curve(f"divergence/{name}", ys, "95% confidence")
+            yield _curve(f"first_divergence/{name}", ys, "95% confidence")
 
     def _pictures(self, table: ItemTable) -> Iterator[tuple[str, Picture]]:
         curves = {curve.tag: curve for curve in self._curves(table)}
@@ -194,7 +194,7 @@ class Trajectory(PromptTask):
             ended = torch.bincount(undiverged, minlength=steps).tolist()
             distance = _pooled(table, everyone)["forecast_distance"]
             title = f"Where rollouts part (forecast and observation at most {distance:.2f} apart)"
-        yield "divergence", divergence_picture(curves, ended, title)
+        yield "first_divergence", first_divergence_picture(curves, ended, title)
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
         """Prompt, both texts, and the step at which they part."""

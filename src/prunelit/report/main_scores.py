@@ -1,8 +1,8 @@
-"""The readings of a run: one score for each use of a model.
+"""The main scores of a run: one score for each task, by which models are compared.
 
-A task says in the details of its rows which of its metrics is the score that models are compared
-by, `primary`, what it reads a model for, `reading`, and the score of a guess, `chance` or
-`chance_<metric>`.
+The details of a task's results name its main score (`primary`), the use of the model that it
+measures (`use`: multiple choice, retrieval, generation or similarity) and the score of random
+guessing (`chance` or `chance_<metric>`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,33 +11,33 @@ from typing import Any
 from prunelit.report.results import Result
 
 
-def is_reading(row: Result) -> bool:
-    """Whether it is a model's score by which it is compared."""
+def is_main_score(row: Result) -> bool:
+    """Tell whether it is the main score of a model, not of a difference or a pair."""
     return row.model in ("dense", "pruned") and row.metric == row.details.get("primary")
 
 
 def is_generative(row: Result) -> bool:
-    """Whether it is a score of texts that the model writes."""
-    return row.details.get("reading") == "generation"
+    """Tell whether it scores texts that the model generates."""
+    return row.details.get("use") == "generation"
 
 
 def chance(row: Result) -> float | None:
-    """The score of a model that guesses, where the task states it."""
+    """Return the score of random guessing; None if the task does not state it."""
     return row.details.get("chance", row.details.get(f"chance_{row.metric}"))
 
 
 def axis_begin(rows: Iterable[Result]) -> float:
-    """Where an axis of scores begins: at 0, or below the whiskers of a correlation that is less."""
+    """Return the lower end of an axis of scores: 0, or below the whiskers of a negative score."""
     ends = [row.value - (row.standard_error if row.standard_error > 0 else 0) for row in rows]
     return 1.1 * min([0.0, *(end for end in ends if end < 0)])
 
 
-def readings_numbers(rows: Sequence[Result]) -> dict[str, list[object]]:
-    """The numbers behind the figure of readings, one line a task, metric and model."""
+def scores_numbers(rows: Sequence[Result]) -> dict[str, list[object]]:
+    """Return the numbers behind the figure of main scores, one line a task, metric and model."""
     names = ("task", "metric", "model", "value", "standard_error", "n", "chance")
     columns: dict[str, list[object]] = {name: [] for name in names}
     for row in rows:
-        if is_reading(row):
+        if is_main_score(row):
             line = (row.task, row.metric, row.model, row.value, row.standard_error, row.n)
             for name, value in zip(names, (*line, chance(row)), strict=True):
                 columns[name].append(value)
@@ -45,6 +45,6 @@ def readings_numbers(rows: Sequence[Result]) -> dict[str, list[object]]:
 
 
 def sparsity_numbers(report: dict[str, Any]) -> dict[str, list[object]]:
-    """The numbers behind the figure of sparsity, one line a tensor."""
+    """Return the numbers behind the figure of sparsity, one line a tensor."""
     tensors = report["tensors"]
     return {key: [tensor[key] for tensor in tensors] for key in ("name", "size", "sparsity")}

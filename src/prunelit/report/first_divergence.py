@@ -1,4 +1,4 @@
-"""The step at which two rollouts part, observed and forecast."""
+"""The step at which two rollouts first differ, observed and forecast."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,18 +11,21 @@ from prunelit.report.trajectory import alive
 _OBSERVED, _FORECAST = "#4C72B0", "#DD8452"
 
 
-def divergence_picture(curves: Mapping[str, Curve], ended: Sequence[int], title: str) -> Picture:
-    """Share of prompts whose rollouts agree so far.
+def first_divergence_picture(
+    curves: Mapping[str, Curve], ended: Sequence[int], title: str
+) -> Picture:
+    """Draw the share of prompts whose rollouts still agree, step by step.
 
     Args:
-        curves: `divergence/forecast`, and `divergence/observed` where both models wrote.
-        ended: (S,), prompts whose rollout ended at each step without having diverged.
-        title: what is to be read from it.
+        curves: `first_divergence/forecast`, and `first_divergence/observed` if both models
+            generated a rollout.
+        ended: (S,), number of prompts whose rollout ended at each step without a divergence.
+        title: of the figure.
     """
     figure = Figure(figsize=(7.6, 4.8), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
-    forecast = curves["divergence/forecast"]
-    observed = curves.get("divergence/observed")
+    forecast = curves["first_divergence/forecast"]
+    observed = curves.get("first_divergence/observed")
     used = [curve for curve in (observed, forecast) if curve is not None]
     if observed is not None:
         x, y = observed.x, np.array(observed.mean)

@@ -2,11 +2,11 @@
 
 import math
 
-from prunelit.report.readings import (
+from prunelit.report.main_scores import (
     axis_begin,
     chance,
     is_generative,
-    readings_numbers,
+    scores_numbers,
     sparsity_numbers,
 )
 from prunelit.report.results import Result
@@ -29,8 +29,8 @@ def test_the_axis_begins_below_every_whisker() -> None:
 
 
 def test_readings_are_scores_of_one_model() -> None:
-    choices = {"primary": "acc", "reading": "multiple choice", "chance": 0.25}
-    texts = {"primary": "strict", "reading": "generation"}
+    choices = {"primary": "acc", "use": "multiple choice", "chance": 0.25}
+    texts = {"primary": "strict", "use": "generation"}
     rows = [
         Result("mc", "acc", "dense", 0.8, 0.1, 9, choices),
         Result("mc", "acc", "pruned", 0.6, 0.2, 9, choices),
@@ -41,7 +41,7 @@ def test_readings_are_scores_of_one_model() -> None:
         Result("text", "nll", "pruned", 3.1, 0.05, 8),
     ]
     assert [is_generative(row) for row in rows] == [False] * 4 + [True] * 2 + [False]
-    numbers = readings_numbers(rows)
+    numbers = scores_numbers(rows)
     assert numbers["task"] == ["mc", "mc", "ro"]
     assert numbers["model"] == ["dense", "pruned", "pruned"]
     assert numbers["value"] == [0.8, 0.6, 0.1]
