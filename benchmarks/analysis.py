@@ -25,7 +25,7 @@ import prunelit
 from prunelit.metrics.spaces.deviation import deviations
 from prunelit.models.architecture import final_hidden, unembed
 from prunelit.models.inference.generation import rollout
-from prunelit.models.replay import finished
+from prunelit.models.replay import apply_final_norm
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import (
@@ -139,7 +139,7 @@ def main() -> None:
         Transitions(FACTS, tokens=2, **rollouts),
         Trajectory(FACTS, **rollouts),
     ]
-    watch = Watch(deviations, unembed, finished)
+    watch = Watch(deviations, unembed, apply_final_norm)
     threads = torch.get_num_threads()
     print(f"{options.repeats} repeats, {threads} threads, torch {torch.__version__}")
     for task in tasks:

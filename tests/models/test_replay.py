@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from prunelit import InputError
 from prunelit.models.architecture import decoder_blocks, final_hidden
-from prunelit.models.replay import capture, check_replay, finished, replaced_forward
+from prunelit.models.replay import apply_final_norm, capture, check_replay, replace_forward
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def test_a_replay_of_all_blocks_and_the_end_is_the_models_own_run(
         assert not torch.equal(before, stream.hidden)
     there = padded["attention_mask"].bool()
     assert stream.tokens.equal(there)
-    mine = finished(model, stream.hidden[there], form)
+    mine = apply_final_norm(model, stream.hidden[there], form)
     torch.testing.assert_close(mine, final_hidden(model, **padded)[there], rtol=1e-4, atol=1e-5)
 
 
@@ -35,7 +35,7 @@ def test_forward_comes_back_after_an_error(model: PreTrainedModel) -> None:
     seen = []
 
     def fail() -> None:
-        with replaced_forward(blocks, lambda x: x):
+        with replace_forward(blocks, lambda x: x):
             seen.extend("forward" in vars(block) for block in blocks)
             raise RuntimeError("enough")
 

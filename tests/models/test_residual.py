@@ -103,5 +103,7 @@ def test_blocks_that_are_no_identity_without_sublayers_are_refused(input_ids: Te
         do_layer_norm_before=False,
     )
     model = OPTForCausalLM(config).eval()
-    with pytest.raises(InputError, match="changes its input even when its sublayers put out"):
+    with pytest.raises(
+        InputError, match="without its sublayers to return its input but it changes"
+    ):
         prune(model, SublayerDrop(1), input_ids)

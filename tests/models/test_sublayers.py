@@ -96,5 +96,5 @@ def test_a_block_that_is_more_than_its_sublayers(model: PreTrainedModel) -> None
             return output if silent else output * 1.1
 
     block.__class__ = Scaled
-    with pytest.raises(InputError, match="one after the other, are not what the block computes"):
+    with pytest.raises(InputError, match="to give the output of the block but they differ"):
         find_layout(model)

@@ -1,4 +1,4 @@
-"""Where the parts of a decoder-only Hugging Face model are, for any family."""
+"""Find the parts of a decoder-only Hugging Face model of any family."""
 
 import inspect
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from prunelit.errors import InputError
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The name and the list of the decoder blocks.
+    """Find the name and the list of the decoder blocks.
 
-    It is the shallowest ModuleList with as many entries as the text configuration has layers.
+    They are the shallowest `ModuleList` with as many entries as the text configuration has layers.
 
     Raises:
         InputError: if there is none, as in an encoder-decoder.
@@ -37,12 +37,12 @@ def check_length(config: PreTrainedConfig, length: int, what: str) -> None:
     """Refuse sequences that are longer than the model's positions.
 
     Args:
-        config: of the model.
+        config: configuration of the model. If it has no limit, every length is accepted.
         length: in tokens.
-        what: names the sequences in the error.
+        what: name of the sequences in the error.
 
     Raises:
-        InputError: giving both lengths. A model that states no limit refuses nothing.
+        InputError: giving both lengths.
     """
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and length > limit:
@@ -52,7 +52,7 @@ def check_length(config: PreTrainedConfig, length: int, what: str) -> None:
 
 
 def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
-    """Every linear map of a block by its name inside the block (GPT-2's Conv1D included)."""
+    """Linear maps of a block by their names inside the block, including Conv1D of GPT-2."""
     return {
         name: module
         for name, module in block.named_modules()
@@ -61,12 +61,28 @@ def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def linear_weights(block: nn.Module) -> dict[str, Tensor]:
-    """The weights of `linear_modules` as they are stored."""
+    """Weights of `linear_modules`, in the layout of the module."""
     return {name: linear.get_parameter("weight") for name, linear in linear_modules(block).items()}
 
 
 def oriented_weight(linear: nn.Module) -> Tensor:
-    """The weight of a linear map as (O, I), a view that shares storage (Conv1D stores (I, O))."""
+    """View the weight of a linear map as (O, I).
+
+    It shares the storage of the weight, so that changes in place reach the model. `Linear` stores
+    (O, I), the Conv1D of GPT-2 stores (I, O).
+
+    Args:
+        linear: a `torch.nn.Linear` or a `transformers` Conv1D.
+
+    Example:
+        >>> import torch
+        >>> from transformers.pytorch_utils import Conv1D
+        >>> from prunelit.pruners import oriented_weight
+        >>> oriented_weight(torch.nn.Linear(3, 2)).shape  # 3 inputs, 2 outputs
+        torch.Size([2, 3])
+        >>> oriented_weight(Conv1D(2, 3)).shape
+        torch.Size([2, 3])
+    """
     weight = linear.get_parameter("weight")
     return weight.T if isinstance(linear, Conv1D) else weight
 
@@ -76,9 +92,9 @@ class Sublayer:
     """Attention or MLP of a block; all names are inside the block.
 
     Args:
-        parts: the modules it consists of, one unless the family spreads it over the block.
-        inputs: its linear maps but the last.
-        output: its last linear map, whose zero output makes the sublayer put out nothing.
+        parts: its modules: one, or several if the family has them directly in the block.
+        inputs: its linear maps before the last one.
+        output: its last linear map. If its weight and bias are 0, the sublayer adds nothing.
     """
 
     parts: tuple[str, ...]
@@ -86,16 +102,16 @@ class Sublayer:
     output: str
 
 
-# Names of the sublayer's module and of its last linear map, over the families.
+# Names of the sublayer's module and of its last linear map in all families.
 _ATTENTION = ("self_attn", "attn", "attention"), ("o_proj", "out_proj", "dense", "c_proj")
 _MLP = ("mlp",), ("down_proj", "fc2", "dense_4h_to_h", "c_proj")
 
 
 def sublayers(block: nn.Module) -> dict[str, Sublayer]:
-    """The `attention` and the `mlp` of a block.
+    """Find the `attention` and the `mlp` of a block.
 
     Raises:
-        InputError: if the block is built otherwise, as with a mixture of experts.
+        InputError: if the block has another structure, such as a mixture of experts.
     """
     linears = linear_modules(block)
     found = {}
@@ -107,7 +123,7 @@ def sublayers(block: nn.Module) -> dict[str, Sublayer]:
         output = next((o for last in outputs if (o := f"{name}.{last}") in linears), None)
         if name is None or output is None:
             raise InputError(
-                f"The {kind} of {type(block).__name__} could not be told from its module names "
+                f"Expected one {kind} in {type(block).__name__} but found none among its modules "
                 f"{sorted(dict(block.named_children()))}: it cannot be pruned as a whole."
             )
         inside = [other for other in linears if other.startswith(f"{name}.") and other != output]
@@ -116,10 +132,10 @@ def sublayers(block: nn.Module) -> dict[str, Sublayer]:
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The embedding h that the unembedding reads: after the last block and the final norm.
+    """Compute the embedding h, the input of the unembedding: after last block and final norm.
 
-    Left-padded sequences get positions that count real tokens only, as in `generate`; a family that
-    takes no positions derives them from the mask itself.
+    The positions of left-padded sequences count real tokens only, as in `generate`. A family
+    without `position_ids` derives them from the mask.
 
     Args:
         model: a causal LM.
@@ -139,11 +155,11 @@ def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
 
 
 def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The logits z of final embeddings, with the scale and soft cap that the family applies.
+    """Compute the logits z of final embeddings, with the scale and soft cap of the family.
 
     Args:
         model: a causal LM.
-        hidden: (..., D), as `final_hidden` gives it: the final norm is already applied.
+        hidden: (..., D), from `final_hidden`, after the final norm.
 
     Returns:
         (..., V), float32.
@@ -151,10 +167,10 @@ def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     config = model.config.get_text_config(decoder=True)
     head = model.get_output_embeddings()
     assert head is not None
-    # Under mixed precision hidden states are narrower than the weights.
+    # In mixed precision the hidden states have a narrower type than the weights.
     logits = head(hidden.to(head.weight.dtype)).float()
     # Cohere multiplies, Granite divides, Gemma 2 and 3 cap. `check_unembedding` refuses a family
-    # for which this is not the whole truth.
+    # that does anything else.
     if scale := getattr(config, "logit_scale", None):
         logits = logits * scale
     if scale := getattr(config, "logits_scaling", None):
@@ -166,9 +182,9 @@ def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_unembedding(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits are not what `unembed` makes of its final embedding.
+    """Refuse a model whose logits differ from `unembed` of its final embedding.
 
-    Runs a few tokens through the model, twice.
+    It runs a few tokens through the model, twice.
 
     Args:
         model: a causal LM, in evaluation mode.
@@ -181,7 +197,7 @@ def check_unembedding(model: PreTrainedModel) -> None:
     own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
     ours = unembed(model, final_hidden(model, input_ids, mask))
     difference = (own - ours).abs().max().item()
-    # Half-precision heads may fuse or round differently; a missing scale or cap is far larger.
+    # Half-precision heads may fuse or round differently. A missing scale or cap gives far more.
     tolerance = (1e-4 if model.dtype.itemsize >= 4 else 3e-2) * max(1.0, own.abs().max().item())
     if not difference <= tolerance:
         raise InputError(

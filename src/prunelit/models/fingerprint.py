@@ -1,4 +1,4 @@
-"""Which model this is, whatever it is called and wherever it lies."""
+"""Identify a model by its content, independent of its name and folder."""
 
 import hashlib
 import json
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-# Of a configuration, what says nothing about what the model computes.
-_BESIDE_THE_POINT = ("_name_or_path", "transformers_version")
+# Entries of a configuration that do not change what the model computes.
+_IRRELEVANT = ("_name_or_path", "transformers_version")
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 of weights, structure, configuration, attention kernel and where its texts end.
+    """SHA-256 of weights, structure, configuration, attention kernel and end-of-text tokens.
 
-    Reads every weight, about a second a GB.
+    It reads every weight, which takes about a second per GB.
 
     Args:
-        model: on any device; the result does not depend on that.
+        model: on any device; the device does not change the result.
     """
     digest = hashlib.sha256()
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _BESIDE_THE_POINT}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _IRRELEVANT}
     ends = model.generation_config.eos_token_id if model.generation_config else None
-    # The structure tells of what was dropped or replaced, which has no weights.
+    # The structure shows modules that were dropped or replaced and have no weights.
     kernel = model.config._attn_implementation
     for part in (json.dumps([config, ends, kernel], sort_keys=True, default=str), repr(model)):
         digest.update(part.encode())

@@ -1,10 +1,10 @@
-"""Whether a tensor holds only numbers."""
+"""Check a tensor for NaN and infinity."""
 
 from torch import Tensor
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; reads the tensor once and makes no copy of it.
+    """Return True if no entry is NaN or infinite. It reads the tensor once, without a copy.
 
     Args:
         values: any shape, floating point.

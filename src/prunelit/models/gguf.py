@@ -1,4 +1,4 @@
-"""GGUF files: converted once to safetensors in a cache folder, then loaded from there."""
+"""Convert GGUF files once to safetensors in a cache folder, to load them from there."""
 
 import functools
 import hashlib
@@ -17,22 +17,28 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunelit.errors import InputError, first_line
 
-# Part of the cache key: raise it when the conversion writes other bytes.
+# Part of the cache key. Raise it if the conversion writes other bytes.
 _CONVERSION = 1
-# What the parser of transformers lets through where bytes are wrong or missing.
+# Exceptions of the GGUF parser of transformers for wrong or missing bytes.
 _DAMAGED = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError, struct.error)
 
 
 def cache_folder() -> Path:
-    """`PRUNELIT_CACHE`, or else the user's cache directory."""
+    """Return the cache folder: `PRUNELIT_CACHE`, or else the user's cache directory."""
     return Path(os.environ.get("PRUNELIT_CACHE") or platformdirs.user_cache_dir("prunelit"))
 
 
 def convert_gguf(gguf: Path) -> Path:
-    """The folder that holds `gguf` as float32 safetensors with its tokenizer.
+    """Convert a GGUF file to float32 safetensors with its tokenizer, unless the cache has it.
 
-    Converts on the first call (about 20 s for 135M parameters). Two processes may start at once:
-    one converts, the other waits. The folder appears under its final name only when complete.
+    The first call takes about 20 s for 135M parameters. If two processes start at once, one of them
+    converts and the other waits. The folder gets its final name only when it is complete.
+
+    Args:
+        gguf: the file.
+
+    Returns:
+        The folder.
 
     Raises:
         InputError: if the extra `gguf` is not installed or the file cannot be read.
@@ -58,7 +64,7 @@ def convert_gguf(gguf: Path) -> Path:
 
 @functools.cache
 def _digest(gguf: Path, size: int, modified: int) -> str:
-    """Hash of the content; size and time make a file that changed another key."""
+    """Hash the content; `size` and `modified` make the cache miss a file that changed."""
     digest = hashlib.sha256(f"{_CONVERSION}".encode())
     with gguf.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -68,7 +74,7 @@ def _digest(gguf: Path, size: int, modified: int) -> str:
 
 def _convert(gguf: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed conversion
     try:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -85,8 +91,8 @@ def _convert(gguf: Path, target: Path) -> None:
                 f"{gguf} cannot be read as a GGUF model: it lacks {len(missing)} weights of "
                 f"{type(model).__name__}, the first is {missing[0]!r}."
             )
-        # The loaded model counts as quantised, and refuses to be saved, although its weights are
-        # plain float32: an ordinary model of the same class takes them over.
+        # The loaded model is marked as quantised and cannot be saved, although its weights are
+        # float32. Another model of the same class takes the weights.
         del model.config.quantization_config
         plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
         plain.load_state_dict(model.state_dict())

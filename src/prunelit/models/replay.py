@@ -1,4 +1,4 @@
-"""Run the blocks of a model one by one, with the arguments that its own forward pass gives them."""
+"""Run the blocks of a model one by one, with the arguments of the model's own forward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ Form = type[Tensor] | type[tuple]
 
 @dataclass
 class Stream:
-    """One batch on its way through the blocks.
+    """One batch between two blocks.
 
     Args:
         hidden: (B, T, D), the input of the next block.
-        calls: the other arguments, block by block.
+        calls: positional and keyword arguments of each block, without the hidden state.
         tokens: (B, T) bool, False at padding.
     """
 
@@ -32,12 +32,12 @@ class Stream:
     tokens: Tensor
 
     def run(self, block: nn.Module, index: int, hidden: Tensor | None = None) -> Tensor:
-        """The output of block `index` on its own device, (B, T, D); changes nothing.
+        """Run a block on its device and return its output, (B, T, D). The stream does not change.
 
         Args:
-            block: this block.
-            index: its place, which decides the other arguments.
-            hidden: (B, T, D), to be read in place of the stream's own.
+            block: the block.
+            index: index of the block, which selects the other arguments.
+            hidden: (B, T, D), input of the block; None takes `self.hidden`.
         """
         device = next(block.parameters()).device
         args, kwargs = self.calls[index]
@@ -48,13 +48,14 @@ class Stream:
 
 
 def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: Form) -> Stream:
-    """The input of block 0 and every block's other arguments, without running a block.
+    """Record the input of block 0 and the other arguments of every block; no block is run.
 
     Args:
         model: in evaluation mode.
-        blocks: of the model.
+        blocks: blocks of the model.
         batch: `input_ids` and `attention_mask`.
-        form: blocks return the hidden state bare or, in older families, first in a tuple.
+        form: `Tensor` if blocks return the hidden state, `tuple` if they return it as the first
+            entry of a tuple, as in older families.
 
     Raises:
         InputError: if the model does not call each block once.
@@ -62,26 +63,26 @@ def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: F
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     first: list[Tensor] = []
 
-    def passing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+    def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
         if not first:
             first.append(hidden)
-        # A cache would be appended to by each replay.
+        # Each replay would append to a cache.
         calls.append((args, {key: value for key, value in kwargs.items() if "past" not in key}))
         return (hidden,) if form is tuple else hidden
 
-    with replaced_forward(blocks, passing):
+    with replace_forward(blocks, record):
         final_hidden(model, **move_data_to_device(batch, model.device))
     if len(calls) != len(blocks):
         raise InputError(
-            f"{type(model).__name__} called {len(calls)} of its {len(blocks)} blocks, so they "
-            "cannot be run one by one."
+            f"Expected one call of each block but {type(model).__name__} called {len(calls)} of "
+            f"its {len(blocks)} blocks: they cannot be run one by one."
         )
     return Stream(first[0], calls, batch["attention_mask"].bool().to(first[0].device))
 
 
 @contextmanager
-def replaced_forward(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within it every block computes `forward`."""
+def replace_forward(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward method of every block, within the context."""
     own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = forward
@@ -132,36 +133,36 @@ def check_replay(model: PreTrainedModel, batch: Batch) -> Form:
             f"The blocks of {type(model).__name__} cannot be run one by one: {error}."
         ) from error
     mine, own = stream.hidden[stream.tokens].float(), last[0][stream.tokens].float()
-    # Bit-equal on a CPU; some GPU kernels add in another order from call to call.
+    # Equal to the last bit on a CPU. Some GPU kernels add in another order in each call.
     tolerance = 1e-5 if stream.hidden.dtype.itemsize >= 4 else 2e-2
     worst = (mine - own).abs().max().item()
     if not worst <= tolerance * own.abs().max().item():
         raise InputError(
             f"Running the blocks of {type(model).__name__} one by one differs by {worst:.3g} from "
-            "running the model, so blocks would read wrong inputs."
+            "running the model: methods that need the inputs of blocks cannot be used."
         )
     return forms[0]
 
 
-def finished(model: PreTrainedModel, hidden: Tensor, form: Form) -> Tensor:
-    """What the model makes of the output of its last block.
+def apply_final_norm(model: PreTrainedModel, hidden: Tensor, form: Form) -> Tensor:
+    """Apply the final norm, and a projection if the family has one, to a residual stream.
 
-    That is the final norm, and a projection where the family has one. The model's own forward pass
-    does it, around blocks that put out `hidden`, so that no family's names are needed.
+    The model's own forward pass does this, with blocks that return `hidden`. So the names of the
+    modules of a family are not needed.
 
     Args:
         model: in evaluation mode.
-        hidden: (N, D), residual stream at any place.
-        form: in which blocks return the hidden state.
+        hidden: (N, D), residual stream after any block or sublayer.
+        form: type in which blocks return the hidden state.
 
     Returns:
-        (N, D'), what the unembedding reads.
+        (N, D'), the input of the unembedding.
     """
     rows = hidden[:, None]
 
-    def given(*_args: Any, **_kwargs: Any) -> Tensor | tuple[Tensor]:
+    def return_hidden(*_args: Any, **_kwargs: Any) -> Tensor | tuple[Tensor]:
         return (rows,) if form is tuple else rows
 
     ids = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
-    with replaced_forward(decoder_blocks(model)[1], given):
+    with replace_forward(decoder_blocks(model)[1], return_hidden):
         return final_hidden(model, ids, torch.ones_like(ids))[:, 0]

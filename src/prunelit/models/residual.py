@@ -1,4 +1,4 @@
-"""The residual stream of a block before and after each of its sublayers, in any family."""
+"""Compute the residual stream of a block before and after each sublayer, in any family."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ Step = tuple[Tensor, Tensor]
 def without_sublayers(
     block: nn.Module, *kinds: str, parts: dict[str, Sublayer] | None = None
 ) -> Iterator[None]:
-    """Within it the block computes without these sublayers, at no cost.
+    """Replace sublayers of a block by modules that add nothing, within the context.
 
     Args:
         block: a decoder block.
-        kinds: of `attention` and `mlp`.
-        parts: `sublayers` of a block of the same family, for one that may lack a sublayer already.
+        kinds: `attention`, `mlp` or both.
+        parts: `sublayers` of a block of the same family. Give it if the block may lack a sublayer.
     """
     parts = parts or sublayers(block)
     own: dict[str, nn.Module] = {}
@@ -43,47 +43,46 @@ def residual_steps(
     run: Callable[[], Tensor],
     hidden: Tensor,
     output: Tensor,
-    wanted: Iterable[str],
+    kinds: Iterable[str],
     parallel: bool | None = None,
 ) -> tuple[dict[str, Step], bool]:
-    """What goes into and comes out of each part, residual included.
+    """Compute the input and output of each part, including the residual.
 
-    No norm or scale is modelled: parts are left out and the block is run again. So it holds where
-    norms follow a sublayer (Gemma 2), and where attention and MLP read the same input (GPT-NeoX,
-    Phi): there both steps begin at the block's input.
+    The block is run again without one of its parts; norms and scales are not modelled. So the
+    result is also right if a norm follows a sublayer (Gemma 2). If attention and MLP read the same
+    input (GPT-NeoX, Phi), both steps start at the input of the block.
 
     Args:
         block: a decoder block.
         run: runs it on one batch.
         hidden: (B, T, D), its input in that batch.
         output: (B, T, D), its output in that batch.
-        wanted: of `attention`, `mlp` and `block`.
-        parallel: what an earlier batch of this block returned; None checks the block first.
+        kinds: parts to compute: `attention`, `mlp`, `block`.
+        parallel: the second result for an earlier batch; None checks the block first.
 
     Returns:
-        The steps, and whether attention and MLP read the same input.
+        The steps, and True if attention and MLP read the same input.
 
     Raises:
-        InputError: if the block does not pass its input on when its sublayers are silent, so that
-            dropping them is no identity.
+        InputError: if the block without its sublayers changes its input.
     """
-    wanted = set(wanted)
+    kinds = set(kinds)
     if parallel is None:
         parallel = check_residual(block, run, hidden)
     steps = {"block": (hidden, output)}
-    if "attention" in wanted or ("mlp" in wanted and not parallel):
+    if "attention" in kinds or ("mlp" in kinds and not parallel):
         with without_sublayers(block, "mlp"):
             after_attention = run()
         steps["attention"] = (hidden, after_attention)
         steps["mlp"] = (after_attention, output)
-    if "mlp" in wanted and parallel:
+    if "mlp" in kinds and parallel:
         with without_sublayers(block, "attention"):
             steps["mlp"] = (hidden, run())
-    return {name: steps[name] for name in wanted}, parallel
+    return {name: steps[name] for name in kinds}, parallel
 
 
 def check_residual(block: nn.Module, run: Callable[[], Tensor], hidden: Tensor) -> bool:
-    """Refuse a block whose sublayers cannot be left out.
+    """Refuse a block that changes its input without its sublayers.
 
     Args:
         block: a decoder block.
@@ -91,25 +90,27 @@ def check_residual(block: nn.Module, run: Callable[[], Tensor], hidden: Tensor) 
         hidden: (B, T, D), its input in that batch.
 
     Returns:
-        Whether attention and MLP read the same input.
+        True if attention and MLP read the same input.
 
     Raises:
-        InputError: if the block does not pass its input on without its sublayers.
+        InputError: if the block without its sublayers changes its input.
     """
     with without_sublayers(block, "attention", "mlp"):
         output = run()
     scale = hidden.float().abs().max().clamp(min=1.0)
     if not (output - hidden).float().abs().max() <= 1e-4 * scale:
         raise InputError(
-            f"A {type(block).__name__} changes its input even when its sublayers put out nothing, "
-            "so leaving them out is not what it would do without them."
+            f"Expected {type(block).__name__} without its sublayers to return its input but it "
+            "changes it: the sublayers of this family cannot be measured one by one."
         )
     seen: list[Tensor] = []
 
-    def note(_module: nn.Module, args: tuple[Any, ...]) -> None:
+    def keep_input(_module: nn.Module, args: tuple[Any, ...]) -> None:
         seen.append(args[0])
 
-    handle = block.get_submodule(sublayers(block)["mlp"].inputs[0]).register_forward_pre_hook(note)
+    handle = block.get_submodule(sublayers(block)["mlp"].inputs[0]).register_forward_pre_hook(
+        keep_input
+    )
     try:
         run()
         with without_sublayers(block, "attention"):

@@ -1,4 +1,4 @@
-"""Write a pruned model as a folder that stock `from_pretrained` loads."""
+"""Write a pruned model as a folder that `from_pretrained` of transformers loads."""
 
 import json
 import shutil
@@ -17,16 +17,16 @@ MASKS_FILE = "masks.safetensors"
 
 
 def check_writable(folder: str | Path) -> None:
-    """Refuse a target before the heavy work starts.
+    """Refuse an output folder before the heavy work starts.
 
     Raises:
-        InputError: if `folder` exists and is not a pruned model, or cannot be created.
+        InputError: if `folder` exists and is not a pruned model, or if it cannot be created.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / REPORT_FILE).is_file() and _has_content(folder):
         raise InputError(
-            f"{str(folder)!r} exists and holds no {REPORT_FILE}, so it was not written by "
-            "prunelit: choose another output folder or remove it."
+            f"Expected a new folder, or a pruned model to replace, but {str(folder)!r} exists and "
+            f"holds no {REPORT_FILE}: choose another output folder or remove it."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -44,25 +44,44 @@ def save_pretrained(
 ) -> None:
     """Write weights (safetensors), configuration, tokenizer and `pruning.json`.
 
-    What was removed as a whole (blocks, neurons, sublayers) is not stored; its indices are in
-    `pruning.json`. Otherwise `masks.safetensors` holds one bit a weight of every pruned tensor.
+    A method that removes whole blocks, neurons or sublayers gives a smaller model; `pruning.json`
+    lists the indices that were removed. For other methods `masks.safetensors` holds one bit per
+    weight of every pruned tensor.
 
-    Everything is written under a temporary name beside `folder` and renamed when complete; a pruned
-    model that was there before is replaced only then.
+    The files are written under a temporary name beside `folder` and renamed when complete. Only
+    then is an earlier pruned model replaced.
 
     Args:
         model: the pruned model; tied weights stay tied.
         tokenizer: its tokenizer.
-        folder: where to; parents are created.
-        report: what `prunelit.prune` returned.
+        folder: output folder; its parents are created.
+        report: the report that `prunelit.prune` returned.
 
     Raises:
-        InputError: if `folder` exists and was not written by prunelit.
+        InputError: if `folder` exists and is not a pruned model.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from prunelit import prune, save_pretrained
+        >>> from prunelit.pruners import Magnitude
+        >>> from prunelit.sparsity import Unstructured
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=16,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> model = LlamaForCausalLM(config).eval()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+        >>> report = prune(model, Magnitude(Unstructured(0.5)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(model, tokenizer, Path(folder, "pruned"), report)
+        ...     sorted(path.name for path in Path(folder, "pruned").iterdir())
+        ['config.json', ..., 'masks.safetensors', 'model.safetensors', 'pruning.json', ...]
     """
     folder = Path(folder)
     check_writable(folder)
     partial = _beside(folder, "partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir()
     try:
         plain = report.as_dict()
@@ -70,8 +89,8 @@ def save_pretrained(
             model, removed = build_exported(model)
             plain["removed"] = removed.as_dict()
             plain["stored_parameters"] = sum(p.numel() for p in model.parameters())
-        else:  # names and shapes are those of the folder
-            if (before := find_removed(model)) != Removed():  # by an earlier method
+        else:  # names and shapes are the same in the folder
+            if (before := find_removed(model)) != Removed():  # removed by an earlier method
                 plain["removed"] = before.as_dict()
             save_file(report.masks.pack(), partial / MASKS_FILE)
         model.save_pretrained(partial)
@@ -84,10 +103,10 @@ def save_pretrained(
 
 
 def read_report(folder: str | Path) -> dict[str, Any] | None:
-    """The content of `pruning.json` in `folder`; None if there is no pruned model.
+    """Read `pruning.json` of a folder; None if the folder is no pruned model.
 
     Raises:
-        InputError: if the file is there and is not JSON.
+        InputError: if the file is not valid JSON.
     """
     path = Path(folder) / REPORT_FILE
     if not path.is_file():
@@ -103,7 +122,7 @@ def _has_content(folder: Path) -> bool:
 
 
 def _beside(folder: Path, state: str) -> Path:
-    """Where `folder` is while it is written, or until another has taken its place."""
+    """Name beside `folder` for a folder that is incomplete, or one that is being replaced."""
     return folder.with_name(f".{folder.name}.{state}")
 
 

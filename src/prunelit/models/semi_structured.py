@@ -1,4 +1,4 @@
-"""2:4 weights in the compressed form that NVIDIA's sparse tensor cores read."""
+"""Compress 2:4 weights for the sparse tensor cores of NVIDIA."""
 
 import torch
 from torch import nn
@@ -16,19 +16,37 @@ def to_semi_structured(model: PreTrainedModel) -> int:
         model: on a CUDA device of compute capability 8.0 or higher, in float16 or bfloat16.
 
     Returns:
-        How many weights were compressed.
+        Number of weights that were compressed.
 
     Raises:
         InputError: if the device or the dtype does not support it, or no weight is 2:4.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from prunelit import InputError, prune, to_semi_structured
+        >>> from prunelit.pruners import Magnitude
+        >>> from prunelit.sparsity import SemiStructured
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=64, intermediate_size=64,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> model = LlamaForCausalLM(config).eval()
+        >>> report = prune(model, Magnitude(SemiStructured(2, 4)))
+        >>> try:  # on a GPU: to_semi_structured(model.to("cuda", torch.bfloat16))
+        ...     to_semi_structured(model)
+        ... except InputError as error:
+        ...     print(error)
+        Expected a CUDA device of compute capability 8.0 or higher but got cpu: ...
     """
     device = model.device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise InputError(
-            f"Expected a CUDA device of compute capability 8.0 or higher but got {device}: "
-            "elsewhere 2:4 zeros are stored and multiplied as any other weight."
+            f"Expected a CUDA device of compute capability 8.0 or higher but got {device}: other "
+            "devices store and multiply 2:4 zeros like any other weight."
         )
     if model.dtype not in (torch.float16, torch.bfloat16):
-        raise InputError(f"Expected float16 or bfloat16 weights but got {model.dtype}.")
+        raise InputError(
+            f"Expected float16 or bfloat16 weights but got {model.dtype}: convert the model first."
+        )
     count = 0
     for block in decoder_blocks(model)[1]:
         for linear in linear_modules(block).values():
@@ -37,12 +55,15 @@ def to_semi_structured(model: PreTrainedModel) -> int:
                 linear.weight = nn.Parameter(sparse, requires_grad=False)
                 count += 1
     if not count:
-        raise InputError("Expected weights with two zeros in every four inputs but found none.")
+        raise InputError(
+            "Expected weights with two zeros in every four inputs but found none: prune the model "
+            "to 2:4 first."
+        )
     return count
 
 
 def is_two_of_four(weight: torch.Tensor) -> bool:
-    """Whether at least two of every four neighbouring inputs are zero."""
+    """Return True if at least two of every four neighbouring inputs are zero."""
     if weight.shape[1] % 4:
         return False
     return bool(((weight.unflatten(1, (-1, 4)) == 0).sum(-1) >= 2).all())

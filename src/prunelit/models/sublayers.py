@@ -1,4 +1,4 @@
-"""What each sublayer of a block makes of a residual stream, in any family."""
+"""Run the sublayers of a block one by one on a residual stream, in any family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ KINDS = ("attention", "mlp")
 
 @dataclass
 class Layout:
-    """How the blocks of a model are built, found on its dense form.
+    """Structure of the blocks of a model, found with the dense model.
 
     Args:
-        form: in which blocks return the hidden state.
+        form: type in which blocks return the hidden state.
         parts: `sublayers` of each block.
-        parallel: for each block, whether attention and MLP read the same input.
-        width: D, of the residual stream.
+        parallel: for each block, True if attention and MLP read the same input.
+        width: D, width of the residual stream.
     """
 
     form: Form
@@ -36,13 +36,13 @@ class Layout:
 def find_layout(model: PreTrainedModel) -> Layout:
     """Find the layout, and refuse a model whose sublayers cannot be run one by one.
 
-    Runs a few tokens through the model, some times over.
+    It runs a few tokens through the model several times.
 
     Args:
-        model: that lacks no sublayer; in evaluation mode.
+        model: with all its sublayers, in evaluation mode.
 
     Raises:
-        InputError: saying what does not fit.
+        InputError: if a block cannot be run alone or is not the sum of its sublayers.
     """
     ids = torch.arange(16, device=model.device).view(2, 8)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -58,24 +58,25 @@ def find_layout(model: PreTrainedModel) -> Layout:
         )
         stream.hidden = stream.run(block, index)
         if not parallel[-1]:
-            after = _alone(stream, block, index, "attention", before, parts[index])
-            put_together = _alone(stream, block, index, "mlp", after, parts[index])
-            if not torch.allclose(put_together, stream.hidden, rtol=1e-4, atol=1e-4):
+            after = _run_sublayer(stream, block, index, "attention", before, parts[index])
+            in_sequence = _run_sublayer(stream, block, index, "mlp", after, parts[index])
+            if not torch.allclose(in_sequence, stream.hidden, rtol=1e-4, atol=1e-4):
                 raise InputError(
-                    f"The attention and MLP of a {type(block).__name__}, one after the other, are "
-                    "not what the block computes, so they cannot be looked at one by one."
+                    f"Expected the attention and MLP of {type(block).__name__}, run one after the "
+                    "other, to give the output of the block but they differ: the sublayers of this "
+                    "family cannot be measured one by one."
                 )
     return Layout(form, parts, parallel, stream.hidden.shape[-1])
 
 
 @dataclass
 class Steps:
-    """A residual stream around the two sublayers of one block, each (B, T, D).
+    """Residual stream before and after the two sublayers of one block, each (B, T, D).
 
     Args:
-        attention: the input of attention and what it made of it, residual included.
-        mlp: likewise.
-        output: of the block.
+        attention: input and output of attention, including the residual.
+        mlp: input and output of the MLP, likewise.
+        output: output of the block.
     """
 
     attention: tuple[Tensor, Tensor]
@@ -83,7 +84,7 @@ class Steps:
     output: Tensor
 
     def get(self, kind: str) -> tuple[Tensor, Tensor]:
-        """Input and output of a sublayer."""
+        """Return input and output of a sublayer, `attention` or `mlp`."""
         return self.attention if kind == "attention" else self.mlp
 
 
@@ -96,45 +97,47 @@ def block_steps(
     *,
     parallel: bool,
 ) -> Steps:
-    """Run a block in pieces, at the cost of one block, or of two where it is parallel.
+    """Run the sublayers of a block, at the cost of one block, or of two if it is parallel.
 
     Args:
-        stream: of the block's model, for the arguments beside the hidden state.
-        block: this block; it may lack sublayers.
-        index: its place in its model.
+        stream: stream of the block's model; it holds the other arguments of the block.
+        block: the block; it may lack sublayers.
+        index: index of the block in its model.
         hidden: (B, T, D), its input.
         parts: see `Layout`.
-        parallel: see `Layout`; both sublayers then read `hidden`.
+        parallel: see `Layout`; if True, both sublayers read `hidden`.
     """
-    attended = _alone(stream, block, index, "attention", hidden, parts)
+    attended = _run_sublayer(stream, block, index, "attention", hidden, parts)
     if not parallel:
-        output = _alone(stream, block, index, "mlp", attended, parts)
+        output = _run_sublayer(stream, block, index, "mlp", attended, parts)
         return Steps((hidden, attended), (attended, output), output)
-    alone = _alone(stream, block, index, "mlp", hidden, parts)
+    alone = _run_sublayer(stream, block, index, "mlp", hidden, parts)
     return Steps((hidden, attended), (hidden, alone), stream.run(block, index, hidden))
 
 
 def counterfactual(
     stream: Stream, block: nn.Module, index: int, steps: Steps, parts: Mapping[str, Sublayer]
 ) -> dict[str, Tensor]:
-    """What the sublayers of `block` make of the inputs that those of another model read.
+    """Run the sublayers of `block` on the inputs of the same sublayers of another model.
 
-    Attention reads keys and values that it makes itself of the other model's whole stream.
+    Attention computes its keys and values from the whole stream of the other model.
 
     Args:
-        stream: of the block's own model.
-        block: this block.
-        index: its place in its own model.
-        steps: of the other model.
+        stream: stream of the block's own model.
+        block: the block.
+        index: index of the block in its own model.
+        steps: steps of the other model.
         parts: see `Layout`.
 
     Returns:
-        For each sublayer (B, T, D), residual included.
+        Output of each sublayer, (B, T, D), including the residual.
     """
-    return {kind: _alone(stream, block, index, kind, steps.get(kind)[0], parts) for kind in KINDS}
+    return {
+        kind: _run_sublayer(stream, block, index, kind, steps.get(kind)[0], parts) for kind in KINDS
+    }
 
 
-def _alone(
+def _run_sublayer(
     stream: Stream,
     block: nn.Module,
     index: int,
@@ -142,7 +145,7 @@ def _alone(
     hidden: Tensor,
     parts: Mapping[str, Sublayer],
 ) -> Tensor:
-    """The block with only one of its sublayers."""
+    """Run the block with only one of its sublayers."""
     other = "mlp" if kind == "attention" else "attention"
     with without_sublayers(block, other, parts=dict(parts)):
         return stream.run(block, index, hidden)

@@ -22,13 +22,13 @@ _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
 
 @dataclass
 class Removed:
-    """What a stored model lacks of the dense one.
+    """Parts of the dense model that a stored model does not have.
 
     Args:
-        blocks: indices in the dense model.
-        attention: indices in the stored model of blocks without attention.
-        mlp: indices in the stored model of blocks without MLP.
-        intermediate_size: of the MLPs; None is the dense one's.
+        blocks: indices of blocks in the dense model.
+        attention: indices, in the stored model, of blocks without attention.
+        mlp: indices, in the stored model, of blocks without MLP.
+        intermediate_size: width of the MLPs; None means that of the dense model.
     """
 
     blocks: list[int] = field(default_factory=list)
@@ -37,60 +37,69 @@ class Removed:
     intermediate_size: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return a dict that JSON can hold."""
         return asdict(self)
 
 
 @torch.no_grad()
 def drop_(block: nn.Module, kind: str) -> None:
-    """Zero the last linear map of a sublayer, weight and bias, so that it contributes nothing."""
+    """Set weight and bias of the last linear map of a sublayer to 0, so that it adds nothing."""
     for parameter in block.get_submodule(sublayers(block)[kind].output).parameters():
         parameter.zero_()
 
 
 def is_dropped(block: nn.Module, kind: str) -> bool:
-    """Whether the last linear map of a sublayer is all zeros."""
+    """Return True if weight and bias of the last linear map of a sublayer are all 0."""
     linear = block.get_submodule(sublayers(block)[kind].output)
     return not any(bool(parameter.any()) for parameter in linear.parameters())
 
 
 def neuron_rows(block: nn.Module, name: str, width: int) -> Tensor:
-    """Which output rows of the MLP's input map `name` belong to each neuron, (width, k).
+    """Find the output rows of the MLP's input map `name` that belong to each neuron.
 
-    One row, or two where gate and up projection are fused into one map.
+    Args:
+        block: a decoder block.
+        name: name of the input map inside the block.
+        width: number of neurons.
+
+    Returns:
+        (width, k) int64. k is 1, or 2 if gate and up projection are one map.
 
     Raises:
-        InputError: if the rows are no multiple of the neurons.
+        InputError: if the number of rows is not a multiple of `width`.
     """
     rows = oriented_weight(block.get_submodule(name)).shape[0]
     if rows % width:
         raise InputError(
-            f"Expected {name!r} to have a row, or two, for each of {width} neurons but it has "
-            f"{rows}: the MLP of {type(block).__name__} cannot be narrowed."
+            f"Expected {name!r} to have one or two rows for each of {width} neurons but it has "
+            f"{rows} rows: the MLP of {type(block).__name__} cannot be narrowed."
         )
     return torch.arange(rows).view(rows // width, width).T
 
 
 @torch.no_grad()
 def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
-    """The model without what was dropped: fewer blocks, narrower MLPs, no dropped sublayers.
+    """Build the model to save: without dropped blocks, dropped sublayers and zero neurons.
 
-    Blocks whose sublayers are both dropped are gone, and all MLPs lose the neurons that are zero,
-    as many as every block can spare. A sublayer dropped alone leaves its place empty, see
-    `remove_sublayers`.
+    A block is removed if both its sublayers are dropped. All MLPs get the same width: that of the
+    block with the most neurons that are not 0. If one sublayer is dropped, its module is replaced
+    as in `remove_sublayers`.
 
     Args:
-        model: where dropped parts are zero; not changed. Weights that stay are shared with it.
+        model: with zeros in dropped parts. It is not changed; the new model shares its weights.
 
     Returns:
-        A model to be saved, and what it lacks.
+        The model to save, and the parts that it does not have.
+
+    Raises:
+        InputError: if all blocks are dropped, or the configuration cannot hold the new width.
     """
     prefix, blocks = decoder_blocks(model)
     gone = [{kind for kind in ("attention", "mlp") if is_dropped(b, kind)} for b in blocks]
     removed = Removed(blocks=[i for i, kinds in enumerate(gone) if len(kinds) == 2])
     kept = [i for i in range(len(blocks)) if i not in removed.blocks]
     if not kept:
-        raise InputError("Expected a block to be left but all were dropped.")
+        raise InputError("Expected a block to be left but all were dropped: drop fewer.")
     removed.attention = [new for new, i in enumerate(kept) if "attention" in gone[i]]
     removed.mlp = [new for new, i in enumerate(kept) if "mlp" in gone[i]]
     config = copy.deepcopy(model.config)
@@ -120,10 +129,17 @@ def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
 
 
 def remove_sublayers(model: PreTrainedModel, removed: Removed) -> PreTrainedModel:
-    """Take out of a stock model the sublayers that its folder lacks, in place.
+    """Remove sublayers from a model, in place.
 
-    Attention is replaced by one that puts out nothing and keeps a cache entry of width 1, which
-    counts the tokens; MLPs by one that puts out zeros.
+    Attention is replaced by `NoAttention`, which returns zeros and keeps a cache entry of width 1
+    to count the tokens. An MLP is replaced by `NoMLP`, which returns zeros.
+
+    Args:
+        model: with all sublayers, as `from_pretrained` returns it.
+        removed: the sublayers to remove.
+
+    Returns:
+        The same model.
     """
     _, blocks = decoder_blocks(model)
     for kind in ("attention", "mlp"):
@@ -133,7 +149,7 @@ def remove_sublayers(model: PreTrainedModel, removed: Removed) -> PreTrainedMode
 
 
 def find_removed(model: PreTrainedModel) -> Removed:
-    """The sublayers that a model lacks since `remove_sublayers`."""
+    """Find the sublayers that `remove_sublayers` removed from a model."""
     removed = Removed()
     for index, block in enumerate(decoder_blocks(model)[1]):
         kinds = [type(module) for module in block.children()]
@@ -143,20 +159,21 @@ def find_removed(model: PreTrainedModel) -> Removed:
 
 
 def check_whole(model: PreTrainedModel) -> None:
-    """Refuse a model that lacks sublayers where more is to be dropped or narrowed.
+    """Refuse a model without some sublayers if more parts are to be dropped or narrowed.
 
     Raises:
-        InputError: saying which.
+        InputError: naming the missing sublayers.
     """
     if (removed := find_removed(model)) != Removed():
         raise InputError(
-            f"This model lacks attention in blocks {removed.attention} and MLPs in blocks "
-            f"{removed.mlp} already: drop all that is to go from the dense model in one run."
+            f"Expected a model with all its sublayers but it lacks attention in blocks "
+            f"{removed.attention} and MLPs in blocks {removed.mlp}: start from the dense model and "
+            "drop all parts in one run."
         )
 
 
 def find_missing_names(model: PreTrainedModel, removed: Removed) -> set[str]:
-    """The tensors of a stock `model` that a folder with these sublayers removed lacks."""
+    """Names of the tensors of a whole `model` that belong to removed sublayers."""
     prefix, blocks = decoder_blocks(model)
     inside = [
         f"{prefix}.{index}.{part}."
@@ -168,10 +185,10 @@ def find_missing_names(model: PreTrainedModel, removed: Removed) -> set[str]:
 
 
 class NoAttention(nn.Module):
-    """Puts out zeros, and keeps the length of the cache right.
+    """Attention that returns zeros and counts its tokens in the cache.
 
     Args:
-        layer_idx: of the block.
+        layer_idx: index of the block.
     """
 
     def __init__(self, layer_idx: int) -> None:
@@ -179,7 +196,7 @@ class NoAttention(nn.Module):
         self.layer_idx = layer_idx
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """Zeros like the hidden state, and no attention weights."""
+        """Return zeros like the hidden state, and no attention weights."""
         hidden = args[0] if args else kwargs["hidden_states"]
         caches = [value for value in [*args, *kwargs.values()] if hasattr(value, "get_seq_length")]
         if caches:
@@ -189,18 +206,18 @@ class NoAttention(nn.Module):
 
 
 class NoMLP(nn.Module):
-    """Puts out zeros like its input."""
+    """MLP that returns zeros."""
 
     def forward(self, hidden: Tensor, *_: Any) -> Tensor:
-        """Zeros."""
+        """Return zeros like the input."""
         return torch.zeros_like(hidden)
 
 
 def zero_modules(block: nn.Module, kind: str, parts: tuple[str, ...]) -> dict[str, nn.Module]:
-    """What takes the place of the modules `parts` of a sublayer, so that it puts out nothing."""
+    """Make the modules that replace `parts` of a sublayer, so that the sublayer adds nothing."""
     if kind == "attention":
         return {parts[0]: NoAttention(int(block.get_submodule(parts[0]).layer_idx))}  # type: ignore[arg-type]
-    # Where the MLP's maps lie in the block itself, the first passes the hidden state on.
+    # If the maps of the MLP are directly in the block, the first ones return their input.
     return {**{part: nn.Identity() for part in parts[:-1]}, parts[-1]: NoMLP()}
 
 
@@ -210,12 +227,12 @@ def _leave_out(block: nn.Module, kind: str) -> None:
 
 
 def _alive(block: nn.Module) -> Tensor:
-    """(I,) bool, the neurons of the MLP whose column of the last map is not all zeros."""
+    """(I,) bool, True for neurons of the MLP whose column of the last map is not all zeros."""
     return oriented_weight(block.get_submodule(sublayers(block)["mlp"].output)).any(0)
 
 
 def _block_state(block: nn.Module, gone: set[str], width: int | None) -> dict[str, Any]:
-    """The tensors of a block that are stored, MLP narrowed to `width`."""
+    """Return the tensors of a block to store, with the MLP narrowed to `width`."""
     parts = sublayers(block)
     missing = tuple(f"{part}." for kind in gone for part in parts[kind].parts)
     state = {
@@ -226,7 +243,7 @@ def _block_state(block: nn.Module, gone: set[str], width: int | None) -> dict[st
     if width is None or "mlp" in gone:
         return state
     alive = _alive(block)
-    # Blocks with fewer live neurons keep some dead ones: all are equally wide.
+    # A block with fewer neurons than `width` keeps some zero neurons, so all widths are equal.
     keep = torch.argsort(alive.logical_not(), stable=True)[:width].sort().values
     linears, mlp = linear_modules(block), parts["mlp"]
     for name in (*mlp.inputs, mlp.output):
@@ -244,7 +261,7 @@ def _block_state(block: nn.Module, gone: set[str], width: int | None) -> dict[st
 
 
 def _forget_blocks(config: PreTrainedConfig, kept: list[int], count: int) -> None:
-    """Lists with an entry a block lose those of removed ones; the number of blocks falls."""
+    """Remove the entries of removed blocks from a configuration, and lower its block count."""
     if len(kept) == count:
         return
     changes: dict[str, Any] = {
@@ -258,12 +275,12 @@ def _forget_blocks(config: PreTrainedConfig, kept: list[int], count: int) -> Non
 
 def _set_width(config: PreTrainedConfig, dense: int, width: int) -> None:
     names = [name for name in _WIDTHS if getattr(config, name, None) == dense]
-    # GPT-2 leaves it open and means four times the hidden size.
+    # GPT-2 has None, which means four times the hidden size.
     if not names and getattr(config, "n_inner", dense) is None:
         names = ["n_inner"]
     if not names:
         raise InputError(
-            f"Expected {type(config).__name__} to give the width {dense} of its MLPs under one of "
-            f"{', '.join(_WIDTHS)}: it cannot say that they are narrower."
+            f"Expected {type(config).__name__} to have the width {dense} of its MLPs as one of "
+            f"{', '.join(_WIDTHS)} but it has none of them: its MLPs cannot be narrowed."
         )
     setattr(config, names[0], width)

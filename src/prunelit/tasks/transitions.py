@@ -13,7 +13,7 @@ from prunelit.metrics.spaces.deviation import check_not_nan, deviations
 from prunelit.models.architecture import decoder_blocks, unembed
 from prunelit.models.inference.generation import rollout
 from prunelit.models.model_pair import ModelPair
-from prunelit.models.replay import capture, finished
+from prunelit.models.replay import apply_final_norm, capture
 from prunelit.models.sublayers import KINDS, block_steps, counterfactual, find_layout
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
@@ -207,7 +207,7 @@ class Transitions(PromptTask):
         return found
 
     def _unembed(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
-        h = finished(model, hidden, self._layout.form) if self.final_norm else hidden
+        h = apply_final_norm(model, hidden, self._layout.form) if self.final_norm else hidden
         return unembed(model, h)
 
     def _spread(self, there: Tensor) -> Tensor:

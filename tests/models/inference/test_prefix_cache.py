@@ -1,4 +1,4 @@
-"""Lent beginnings: how much, read how often, and left-padded rows that begin with them."""
+"""Shared prefixes: their length, how often they are read, and left-padded rows with them."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from prunelit.models.inference.prefix_cache import (
     SharedPrefix,
     common_prefix_length,
     find_padding_problem,
-    probe_tokens,
+    plain_tokens,
     shared_prefix_length,
 )
 from prunelit.models.surgery import Removed, remove_sublayers
@@ -118,7 +118,7 @@ def test_a_sequence_that_is_the_beginning_itself_keeps_a_token_to_read() -> None
 @pytest.mark.parametrize("vocabulary", [16, 257, 49152])
 def test_probes_read_ordinary_tokens(model: PreTrainedModel, vocabulary: int) -> None:
     model.config.vocab_size = vocabulary
-    ids = probe_tokens(model)
+    ids = plain_tokens(model)
     assert len(set(ids)) == 13
     # Beyond those at which SmolLM2 and its like keep their special tokens.
     assert vocabulary // 6 <= min(ids) < max(ids) < vocabulary
@@ -140,7 +140,7 @@ def test_a_model_that_cannot_lend_reads_prompts_whole_and_says_so(
 ) -> None:
     assert find_padding_problem(model) is None
     model.model.embed_tokens = Shifted(model.model.embed_tokens)
-    assert "with a lent cache what it gives differs by" in str(find_padding_problem(model))
+    assert "with a shared cache its results differ by" in str(find_padding_problem(model))
     shared_prefix, begin = SharedPrefix(), prompts[0][:20]
     mask = pad(prompts, 0, left=True)["attention_mask"]
     with pytest.warns(UserWarning, match="LlamaForCausalLM reads every sequence whole, which"):
@@ -155,7 +155,9 @@ def test_a_model_without_a_usual_cache_is_told_apart(
         raise ValueError("this cache is of another kind")
 
     monkeypatch.setattr(DynamicCache, "update", refuse)
-    assert find_padding_problem(model) == "its cache cannot be lent (this cache is of another kind)"
+    assert (
+        find_padding_problem(model) == "its cache cannot be shared (this cache is of another kind)"
+    )
 
 
 def test_a_family_without_keys_and_values_is_told_apart() -> None:
@@ -163,4 +165,4 @@ def test_a_family_without_keys_and_values_is_told_apart() -> None:
     config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, pad_token_id=0)
     config.bos_token_id = config.eos_token_id = 0
     problem = find_padding_problem(MambaForCausalLM(config).eval())
-    assert (problem or "").startswith("its cache cannot be lent (")
+    assert (problem or "").startswith("its cache cannot be shared (")

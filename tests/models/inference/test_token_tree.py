@@ -10,8 +10,8 @@ from prunelit.models.inference.token_tree import (
     Pass,
     Request,
     TokenTree,
+    _group_passes,
     _Line,
-    _passes,
     build_branch,
     build_tree,
 )
@@ -116,7 +116,8 @@ def cost(parts: list[list[int]], pass_cost: int) -> int:
 def test_passes_cost_least(pass_cost: int, tokens: int) -> None:
     lengths = [9, 1, 7, 2, 2, 8, 3, 1]
     found = [
-        [len(line.tokens) for line in part] for part in _passes(lines(lengths), tokens, pass_cost)
+        [len(line.tokens) for line in part]
+        for part in _group_passes(lines(lengths), tokens, pass_cost)
     ]
     assert sorted(itertools.chain(*found)) == sorted(lengths)
     # Every way to cut the sorted lengths.
@@ -133,7 +134,7 @@ def test_passes_cost_least(pass_cost: int, tokens: int) -> None:
 
 
 def test_a_line_longer_than_a_pass_is_read_alone() -> None:
-    found = _passes(lines([50, 3, 3]), 10, 1000)
+    found = _group_passes(lines([50, 3, 3]), 10, 1000)
     assert [len(part) for part in found] == [1, 2]
 
 

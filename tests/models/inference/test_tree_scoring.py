@@ -158,23 +158,23 @@ def test_a_family_without_keys_and_values_reads_whole_and_says_so() -> None:
     torch.testing.assert_close(found, oracle(model, every), rtol=1e-6, atol=1e-5)
 
 
-def test_a_cache_that_is_lent_wrongly_is_found_out(
+def test_a_cache_that_is_shared_wrongly_is_found_out(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gathered = tree_scoring._gathered
+    gather = tree_scoring._gather
 
-    def rolled(root: Any, stems: Any, parents: Tensor, slots: Tensor) -> Any:
-        return gathered(root, stems, parents, slots.roll(1, 1))
+    def gather_wrongly(root: Any, stems: Any, parents: Tensor, slots: Tensor) -> Any:
+        return gather(root, stems, parents, slots.roll(1, 1))
 
-    monkeypatch.setattr(tree_scoring, "_gathered", rolled)
-    assert "with a lent cache what it gives differs by" in (find_tree_problem(model) or "")
+    monkeypatch.setattr(tree_scoring, "_gather", gather_wrongly)
+    assert "with a shared cache its results differ by" in (find_tree_problem(model) or "")
     every = questions([])
     with pytest.warns(UserWarning, match="LlamaForCausalLM reads every sequence whole"):
         found = shared(model, [], every)
     torch.testing.assert_close(found, oracle(model, every), rtol=1e-6, atol=1e-5)
 
 
-def test_half_precision_can_be_lent(make_model: MakeModel, family: str) -> None:
+def test_half_precision_can_be_shared(make_model: MakeModel, family: str) -> None:
     model = make_model(family).to(torch.bfloat16)
     assert find_tree_problem(model) is None
 

@@ -1,4 +1,4 @@
-"""One vector a text: which layer it is read from and how tokens are pooled, in any family."""
+"""Embed texts: take the hidden states of a layer and pool them to one vector per text."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,7 +16,7 @@ POOLINGS = ("mean", "last", "weighted_mean")
 
 
 class _Reached(Exception):
-    """Carries a hidden state out of a forward pass that need not go on."""
+    """Carry a hidden state out of a forward pass and end the pass."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -32,16 +32,16 @@ def embed(
     skip: int = 0,
     blocks: int | None = None,
 ) -> Tensor:
-    """Embeddings of texts.
+    """Embed texts.
 
     Args:
         model: a causal LM, in evaluation mode.
-        input_ids: (B, T), padded on either side, at least one token a text.
+        input_ids: (B, T), padded on either side, at least one token per text.
         attention_mask: (B, T), 0 at padding.
         pooling: see `pool`.
         skip: see `pool`.
-        blocks: read the residual stream after so many blocks, without the final norm, and run no
-            further; None reads what the unembedding reads.
+        blocks: take the residual stream after this number of blocks, without the final norm; later
+            blocks are not run. None takes the input of the unembedding.
 
     Returns:
         (B, D) float32.
@@ -60,17 +60,17 @@ def embed(
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling, skip: int = 0) -> Tensor:
-    """One vector a text from those of its tokens; padding enters nothing.
+    """Pool the vectors of the tokens of each text; padding is ignored.
 
     Args:
         hidden: (B, T, D).
         attention_mask: (B, T), 0 at padding.
-        pooling: `mean` over tokens; `last` token; or `weighted_mean`, where the i-th token weighs
-            i, since in a causal model it alone has read the i - 1 before it (Muennighoff 2022,
-            arXiv:2202.08904, eq. 3).
-        skip: tokens at the beginning that enter no mean; the last token always does. In many models
-            the first one is an attention sink (Xiao et al. 2023, arXiv:2309.17453) whose norm
-            drowns all others.
+        pooling: `mean` over tokens, the `last` token, or `weighted_mean` with weight i for the i-th
+            token, because later tokens of a causal model have read more of the text (Muennighoff
+            2022, arXiv:2202.08904, eq. 3).
+        skip: number of first tokens that are left out of a mean; the last token always counts. In
+            many models the first token is an attention sink (Xiao et al. 2023, arXiv:2309.17453)
+            with a norm far larger than that of the other tokens.
 
     Returns:
         (B, D).
@@ -81,7 +81,7 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling, skip: int = 0
         return hidden[torch.arange(len(hidden), device=hidden.device), place.argmax(1)]
     entering = attention_mask.bool() & (place > (count - 1).clamp(max=skip))
     weights = (entering * (1 if pooling == "mean" else place)).unsqueeze(-1)
-    # A product would spread what is not finite at padding: 0 times infinity is no number.
+    # Infinite values at padding would give NaN in a product with 0.
     masked = hidden.masked_fill(weights == 0, 0)
     return (masked * weights).sum(1) / weights.sum(1)
 
@@ -89,29 +89,29 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling, skip: int = 0
 def residual_after(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, blocks: int
 ) -> Tensor:
-    """The residual stream after the first `blocks` blocks; no later one is run.
+    """Compute the residual stream after the first `blocks` blocks; later blocks are not run.
 
     Args:
         model: a causal LM.
         input_ids: (B, T).
         attention_mask: (B, T), 0 at padding.
-        blocks: from 0, the token embeddings as block 0 reads them, to all of them.
+        blocks: from 0, the input of block 0, to the number of blocks.
 
     Returns:
         (B, T, D), in the model's dtype.
     """
     own = decoder_blocks(model)[1]
 
-    def entering(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def take_input(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-    def leaving(_module: Any, _args: Any, output: Any) -> None:
+    def take_output(_module: Any, _args: Any, output: Any) -> None:
         raise _Reached(output if isinstance(output, Tensor) else output[0])
 
     if blocks < len(own):
-        handle = own[blocks].register_forward_pre_hook(entering, with_kwargs=True)
+        handle = own[blocks].register_forward_pre_hook(take_input, with_kwargs=True)
     else:
-        handle = own[-1].register_forward_hook(leaving)
+        handle = own[-1].register_forward_hook(take_output)
     try:
         final_hidden(model, input_ids, attention_mask)
     except _Reached as reached:
@@ -122,11 +122,11 @@ def residual_after(
 
 
 def blocks_before(layer: int | None, removed: Sequence[int]) -> int | None:
-    """How many blocks of a pruned model a text passes where it passes `layer` of the dense one.
+    """Number of blocks of a pruned model that correspond to the first `layer` dense blocks.
 
     Args:
-        layer: as `blocks` of `embed`, of the dense model.
-        removed: indices in the dense model of the blocks that are gone.
+        layer: number of blocks of the dense model, as `blocks` of `embed`.
+        removed: indices, in the dense model, of blocks that were removed.
     """
     if layer is None:
         return None
@@ -137,13 +137,13 @@ def check_pooling(pooling: str, skip: int) -> None:
     """Refuse an unknown pooling.
 
     Raises:
-        InputError: naming those that there are, or that `skip` means nothing.
+        InputError: naming the poolings, or because `skip` has no effect on the last token.
     """
     if pooling not in POOLINGS:
         raise InputError(f"Expected `pooling` to be one of {list(POOLINGS)} but got {pooling!r}.")
     if skip < 0 or (skip and pooling == "last"):
         raise InputError(
-            f"Expected `skip` 0, or more with a mean over tokens, but got {skip} with {pooling!r}."
+            f"Expected `skip` 0, or more with a mean of tokens, but got {skip} with {pooling!r}."
         )
 
 
@@ -155,7 +155,7 @@ def check_layer(model: PreTrainedModel, layer: int | None) -> None:
         layer: as `blocks` of `embed`.
 
     Raises:
-        InputError: giving the number of its blocks.
+        InputError: giving the number of blocks.
     """
     count = len(decoder_blocks(model)[1])
     if layer is not None and not 0 <= layer <= count:

@@ -1,4 +1,4 @@
-"""Embeddings on disk, found again by what they were made of."""
+"""Store embeddings on disk under a hash of everything that determines them."""
 
 import hashlib
 import json
@@ -21,30 +21,30 @@ from prunelit.models.gguf import cache_folder
 
 
 def default_folder() -> Path:
-    """`embeddings` below `PRUNELIT_CACHE`, or else below the user's cache directory."""
+    """Return `embeddings` in `PRUNELIT_CACHE`, or else in the user's cache directory."""
     return cache_folder() / "embeddings"
 
 
 class Fingerprints:
-    """Of the models of one pass over the items, each taken once: weights may change between two."""
+    """Fingerprints of models during one validation, in which weights do not change."""
 
     def __init__(self) -> None:
         self._known: dict[int, str] = {}
 
     def get(self, model: PreTrainedModel) -> str:
-        """The model's fingerprint, on which its embeddings depend."""
+        """Return the fingerprint of a model; it is computed on first use."""
         if id(model) not in self._known:
             self._known[id(model)] = fingerprint(model)
         return self._known[id(model)]
 
 
 def content_key(model: str, batch: Sequence[Tensor], recipe: Mapping[str, Any]) -> bytes:
-    """16 bytes that are equal where embeddings are.
+    """Compute 16 bytes that are equal for equal embeddings.
 
     Args:
-        model: of `Fingerprints`.
-        batch: what it reads, padding included: the last bits of an embedding depend on it.
-        recipe: how embeddings are made of that, as plain data.
+        model: fingerprint of the model, see `Fingerprints`.
+        batch: input of the model with its padding, on which the last bits of an embedding depend.
+        recipe: options of the embedding, as plain data.
     """
     device = batch[0].device.type
     around = {
@@ -64,17 +64,16 @@ def content_key(model: str, batch: Sequence[Tensor], recipe: Mapping[str, Any]) 
 
 
 class EmbeddingCache:
-    """One `.npy` file a batch, named by its key; nothing is ever removed.
+    """One `.npy` file per batch, named by its key. Files are never removed.
 
-    The folder may be deleted whenever no run uses it. On several machines it has to be one that all
-    of them see.
+    The folder may be deleted while no run uses it. A run on several machines needs a folder that
+    all of them see.
 
     Args:
-        folder: of the files.
+        folder: folder of the files. It may be read-only if it already has all embeddings of a run.
 
     Raises:
-        InputError: if it is not there and cannot be made. One that is there may be read-only, as
-            long as all that is asked of it is in it.
+        InputError: if the folder does not exist and cannot be created.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -90,12 +89,12 @@ class EmbeddingCache:
             )
 
     def fetch(self, key: bytes, count: int, compute: Callable[[], Tensor]) -> Tensor:
-        """The embeddings that are on disk, or else those computed now, which then are.
+        """Load embeddings from disk, or else compute and store them.
 
         Args:
-            key: of `content_key`.
-            count: B.
-            compute: gives (B, D) float32.
+            key: see `content_key`.
+            count: B, number of texts.
+            compute: returns (B, D) float32.
 
         Returns:
             (B, D) float32, on the CPU.
@@ -108,20 +107,21 @@ class EmbeddingCache:
         return embeddings
 
     def load(self, key: bytes) -> Tensor:
-        """The embeddings of a batch that some rank measured.
+        """Load the embeddings of a batch that any rank stored.
 
         Returns:
             (B, D) float32, on the CPU.
 
         Raises:
-            InputError: if they are not there.
+            InputError: if they are not on disk.
         """
         path = self._path(key)
         known = _read(path) if path.is_file() else None
         if known is None:
             raise InputError(
-                f"Expected the embeddings in {str(path)!r}, which another process wrote: give the "
-                "task a `cache` folder that all machines of the run see, and leave it alone."
+                f"Expected the embeddings that another process wrote in {str(path)!r} but found "
+                "none: give the task a `cache` folder that all machines of the run see, and do not "
+                "change it during the run."
             )
         return torch.from_numpy(known)
 
@@ -150,7 +150,7 @@ class EmbeddingCache:
 
 
 def _read(path: Path) -> np.ndarray | None:
-    """What a file holds; None if it is damaged."""
+    """Read a file; None if it is damaged."""
     try:
         values = np.load(path)
     except (EOFError, OSError, ValueError):

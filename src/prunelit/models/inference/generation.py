@@ -1,4 +1,4 @@
-"""Rollouts: greedy, or sampled with random numbers that two models have in common."""
+"""Generate rollouts: greedy, or sampled with random numbers that two models share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,11 @@ from prunelit.models.inference.stop_strings import StopStrings
 
 @dataclass
 class Rollouts:
-    """What a model wrote.
+    """Texts that a model generated.
 
     Args:
-        tokens: (B, max_new_tokens) ids; -1 after the end.
-        ended: (B,) bool, whether it wrote an end-of-text token (the last one kept) or a stop
-            string in time.
+        tokens: (B, max_new_tokens) ids, -1 after the end. The end-of-text token is kept.
+        ended: (B,) bool, True if an end-of-text token or a stop string ended the text.
     """
 
     tokens: Tensor
@@ -36,15 +35,15 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sample the token with the highest z / T + g, where g is Gumbel noise (arXiv:1411.0030).
+    """Sample the token with the highest z / T + g, where g is Gumbel noise.
 
-    That draws from softmax(z / T). The noise depends on seed, prompt and step alone: two models
-    share it, so that equal logits write equal tokens, and it is the same in any batch, on any rank
-    and on any device.
+    This draws from softmax(z / T) (Maddison et al. 2014, arXiv:1411.0030). The noise depends only
+    on seed, prompt and step. Two models share it, so equal logits give equal tokens. It is the same
+    in any batch, on any rank and on any device.
 
     Args:
-        seed: of the noise, from 0 on.
-        prompts: (B,) numbers of the prompts in the batch, from 0 on.
+        seed: seed of the noise, at least 0.
+        prompts: (B,), numbers of the prompts in the batch, at least 0.
         temperature: T.
 
     Raises:
@@ -62,23 +61,23 @@ class Sampling:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Makes greedy decoding sample; for one call of `generate`, in which each call is one step.
+    """Add Gumbel noise to the logits, so that greedy decoding samples; for one call of `generate`.
 
     Args:
-        sampling: of the batch.
+        sampling: settings of the batch.
     """
 
     def __init__(self, sampling: Sampling) -> None:
         self._temperature = sampling.temperature
         self._generators = []
         for prompt in sampling.prompts:
-            # Spreads neighbouring seeds and prompts over all states of the generator.
+            # Maps neighbouring seeds and prompts to unrelated states of the generator.
             state = np.random.SeedSequence((sampling.seed, prompt)).generate_state(1, np.uint64)
             self._generators.append(torch.Generator().manual_seed(int(state[0])))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        """Logits (B, V) of this step to perturbed ones."""
-        # In float32 the highest of a large vocabulary's noise would take few distinct values.
+        """Return the logits (B, V) of this step with noise."""
+        # In float32 the largest noise of a large vocabulary would have few distinct values.
         uniform = torch.stack(
             [
                 torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64)
@@ -90,7 +89,7 @@ class GumbelNoise(LogitsProcessor):
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a text: the generation configuration's and the tokenizer's."""
+    """Return the ids that end a text, of the generation configuration and the tokenizer."""
     own = model.generation_config.eos_token_id if model.generation_config else None
     ids = own if isinstance(own, list) else [own]
     return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
@@ -109,22 +108,22 @@ def rollout(
     prefix: Sequence[int] = (),
     shared_prefix: SharedPrefix | None = None,
 ) -> Rollouts:
-    """Decoding with a KV cache, each row until its end-of-text token or a stop string.
+    """Generate texts with a KV cache, each until its end-of-text token or a stop string.
 
-    Only what the decoding is defined by counts: sampling settings and penalties that come with a
-    model are not applied.
+    The model's own generation settings, such as sampling and penalties, are not applied.
 
     Args:
         model: a causal LM.
         tokenizer: its tokenizer.
         input_ids: (B, T), left-padded.
         attention_mask: (B, T).
-        max_new_tokens: budget a row.
-        sampling: how to sample; None decodes greedily.
+        max_new_tokens: most tokens per row.
+        sampling: settings of sampling; None decodes greedily.
         stops: ids that end a text; None takes `stop_tokens`.
-        stop_strings: texts that end a row too; the token that completes one is kept.
-        prefix: ids that all rows begin with, shorter than each; read once for many calls.
-        shared_prefix: remembers between calls whether the model can lend its cache, and the prefix.
+        stop_strings: strings that also end a text; the token that completes one is kept.
+        prefix: ids at the start of all rows, shorter than each row.
+        shared_prefix: keeps the keys and values of the prefix, and the result of the check, between
+            calls.
     """
     stops = list(stop_tokens(model, tokenizer) if stops is None else stops)
     processors = LogitsProcessorList([] if sampling is None else [GumbelNoise(sampling)])
@@ -141,7 +140,7 @@ def rollout(
         else None
     )
     begun = {} if cache is None else {"past_key_values": cache}
-    # `generate` fills what a configuration leaves open from the model's own one.
+    # `generate` takes settings that are missing here from the model's own configuration.
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:

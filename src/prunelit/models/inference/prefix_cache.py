@@ -1,4 +1,4 @@
-"""What many sequences begin with: read once, its keys and values lent to all of them."""
+"""Share the KV cache of a common prefix between sequences."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,92 +13,96 @@ from prunelit.errors import InputError, first_line
 
 # Keys and values of a layer, each (B, heads, T, width).
 KeysValues = tuple[Tensor, Tensor]
-# Why a model cannot lend its cache in some way, or None where it can.
-Probe = Callable[[PreTrainedModel], str | None]
+# Returns why the cache of a model cannot be shared in one way, or None if it can.
+Check = Callable[[PreTrainedModel], str | None]
 
-MIN_PREFIX = 16  # tokens; what is shorter is read with each sequence: to lend it would cost more
+MIN_PREFIX = 16  # tokens; sharing a shorter prefix would cost more than reading it again
 
 
 class CacheNotSharedError(RuntimeError):
-    """A model's cache cannot be lent."""
+    """The cache of a model cannot be shared."""
 
 
 class SharedPrefix:
-    """What many batches in a row need to know of a model once, while its weights stay.
+    """Keys and values of the prefix of many batches, per model, while the weights do not change.
 
-    Deliberately no container, whose content would be copied when a batch moves to a device.
+    It is no mapping or list, because the content of a container would be copied when a batch moves
+    to a device.
     """
 
     def __init__(self) -> None:
-        self._problems: WeakKeyDictionary[PreTrainedModel, dict[Probe, str | None]] = (
+        self._problems: WeakKeyDictionary[PreTrainedModel, dict[Check, str | None]] = (
             WeakKeyDictionary()
         )
-        self._read: WeakKeyDictionary[PreTrainedModel, tuple[list[int], list[KeysValues]]] = (
+        self._prefixes: WeakKeyDictionary[PreTrainedModel, tuple[list[int], list[KeysValues]]] = (
             WeakKeyDictionary()
         )
 
-    def find_problem(self, model: PreTrainedModel, probe: Probe) -> str | None:
-        """What the probe says; a warning says what it means when it is first found.
+    def find_problem(self, model: PreTrainedModel, check: Check) -> str | None:
+        """Run a check once per model, and warn if the cache cannot be shared.
 
         Args:
             model: a causal LM in evaluation mode.
-            probe: of the way in which its cache is to be lent.
+            check: tests one way to share the cache.
+
+        Returns:
+            The reason why the cache cannot be shared, or None if it can.
         """
         known = self._problems.setdefault(model, {})
-        if probe not in known:
-            known[probe] = problem = probe(model)
+        if check not in known:
+            known[check] = problem = check(model)
             if problem is not None:
                 rank_zero_warn(
                     f"{type(model).__name__} reads every sequence whole, which takes longer: "
                     f"{problem}."
                 )
-        return known[probe]
+        return known[check]
 
     def compute_keys_values(
         self, model: PreTrainedModel, tokens: Sequence[int]
     ) -> list[KeysValues]:
-        """Keys and values of the beginning, layer by layer, with a batch of 1.
+        """Compute keys and values of the prefix, layer by layer, with a batch size of 1.
 
         Args:
             model: in evaluation mode.
-            tokens: P ids, at least 1; only the last ones that were asked for are kept.
+            tokens: P ids, at least 1. Only the last prefix of each model is kept.
         """
         tokens = list(tokens)
-        if model not in self._read or self._read[model][0] != tokens:
-            self._read[model] = (tokens, compute_keys_values(model, tokens))
-        return self._read[model][1]
+        if model not in self._prefixes or self._prefixes[model][0] != tokens:
+            self._prefixes[model] = (tokens, compute_keys_values(model, tokens))
+        return self._prefixes[model][1]
 
     def make_cache(
         self, model: PreTrainedModel, tokens: Sequence[int], attention_mask: Tensor
     ) -> DynamicCache | None:
-        """The cache that a left-padded batch begins with; None where the model lends none.
+        """Make the cache of a left-padded batch; None if the cache of the model cannot be shared.
 
-        The first P places are filled: in a row with n places of padding, with the padding and the
-        first P - n tokens of the beginning. All that follows is left to the model, so that the rows
-        stand as they would without. Keys depend on the token's position in its own row, which is
-        the same in all.
+        The cache fills the first P positions. In a row with n positions of padding these are the
+        padding and the first P - n tokens of the prefix; the model reads all later tokens. Keys
+        depend on the position of a token in its own row without padding, which is the same in all
+        rows.
 
         Args:
             model: a causal LM in evaluation mode.
-            tokens: P ids that every row begins with, at least 1.
+            tokens: P ids at the start of every row, at least 1.
             attention_mask: (B, T), T above P.
         """
         if self.find_problem(model, find_padding_problem) is not None:
             return None
-        return _spread(model, self.compute_keys_values(model, tokens), attention_mask)
+        return _expand_to_batch(model, self.compute_keys_values(model, tokens), attention_mask)
 
 
 def common_prefix_length(sequences: Sequence[list[int]]) -> int:
-    """Length of the longest beginning that all sequences share."""
+    """Length of the longest common prefix of all sequences."""
     low, high = min(sequences), max(sequences)
     differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
     return next(differ, min(len(low), len(high)))
 
 
 def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
-    """How many tokens to read once for all sequences: those that all begin with.
+    """Number of prefix tokens to read once for all sequences; 0 if sharing costs more.
 
-    At least one of each is left to read after them. 0 where sharing is not worth it.
+    At least one token of each sequence is not in the prefix.
     """
     shared = min(common_prefix_length(sequences), min(map(len, sequences)) - 1)
     return shared if shared >= MIN_PREFIX else 0
@@ -106,12 +110,12 @@ def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
 
 @torch.no_grad()
 def compute_keys_values(model: PreTrainedModel, tokens: Sequence[int]) -> list[KeysValues]:
-    """Keys and values of the tokens, layer by layer, with a batch of 1.
+    """Compute keys and values of the tokens, layer by layer, with a batch size of 1.
 
     Raises:
-        CacheNotSharedError: if a block has none.
+        CacheNotSharedError: if a block does not store its keys and values.
     """
-    # Without a configuration no layer forgets what lies before its window.
+    # Without a configuration no layer drops the tokens before its sliding window.
     cache = DynamicCache()
     model.base_model(
         input_ids=torch.tensor([list(tokens)], device=model.device),
@@ -120,55 +124,61 @@ def compute_keys_values(model: PreTrainedModel, tokens: Sequence[int]) -> list[K
     )
     found = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr]
     if not found or any(part is None for pair in found for part in pair):
-        raise CacheNotSharedError("a block did not put its keys and values into the cache")
+        raise CacheNotSharedError("a block did not store its keys and values in the cache")
     return found  # type: ignore[return-value]
 
 
-def probe_tokens(model: PreTrainedModel) -> list[int]:
-    """Thirteen ids for a probe, spread over the vocabulary.
+def plain_tokens(model: PreTrainedModel) -> list[int]:
+    """Return thirteen ids for a check, spread over the vocabulary.
 
-    At its beginning and end are often special ones, after which padding alone can change the logits
-    by more than a probe tolerates.
+    The start and the end of a vocabulary often hold special tokens. After these, padding alone can
+    change the logits by more than the tolerance of a check.
     """
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     return [vocabulary * number // 16 for number in range(3, 16)]
 
 
 def find_difference(
-    model: PreTrainedModel, whole: Callable[[], Tensor], lent: Callable[[], Tensor]
+    model: PreTrainedModel, whole: Callable[[], Tensor], shared: Callable[[], Tensor]
 ) -> str | None:
-    """Why a model cannot lend its cache, or None where lending changes nothing but rounding.
+    """Compare the results with and without a shared cache.
 
     Args:
         model: a causal LM in evaluation mode.
-        whole: what it gives for whole sequences.
-        lent: the same with a lent cache.
+        whole: computes the result with whole sequences.
+        shared: computes it with a shared cache.
+
+    Returns:
+        The reason why the cache cannot be shared; None if the results differ only by rounding.
     """
     with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
         expected = whole()
         try:
-            found = lent()
+            found = shared()
         except InputError:
             raise
         except (TypeError, AttributeError, LookupError, ValueError, RuntimeError) as error:
-            return f"its cache cannot be lent ({first_line(error)})"
-    # A wrong mask or position is far larger than what another order of sums does.
+            return f"its cache cannot be shared ({first_line(error)})"
+    # A wrong mask or position changes far more than another order of sums.
     tolerance = 1e-4 if model.dtype.itemsize >= 4 else 5e-2
     difference = ((found - expected).abs().max() / (1 + expected.abs().max())).item()
     if not difference <= tolerance:
-        return f"with a lent cache what it gives differs by {difference:.2g}"
+        return f"with a shared cache its results differ by {difference:.2g}"
     return None
 
 
 def find_padding_problem(model: PreTrainedModel) -> str | None:
-    """Why this model cannot lend its cache to left-padded rows, or None where it can.
+    """Check if the cache of a model can be shared by left-padded rows.
 
-    Runs a few tokens through the model, with a lent cache and without.
+    It runs a few tokens through the model, with a shared cache and without.
 
     Args:
         model: a causal LM in evaluation mode.
+
+    Returns:
+        The reason why the cache cannot be shared; None if it can.
     """
-    ids = probe_tokens(model)
+    ids = plain_tokens(model)
     prefix = ids[:6]
     rests = [[ids[6]], [ids[4], ids[2], ids[7], ids[0]], [ids[1], ids[8]]]
     longest = len(prefix) + max(map(len, rests))
@@ -185,23 +195,23 @@ def find_padding_problem(model: PreTrainedModel) -> str | None:
         written = model(input_ids=batch[:, begin:], attention_mask=mask, **options)
         return written.logits[:, -1].float()
 
-    return find_difference(
-        model,
-        lambda: logits(0, None),
-        lambda: logits(len(prefix), _spread(model, compute_keys_values(model, prefix), mask)),
-    )
+    def shared_logits() -> Tensor:
+        layers = compute_keys_values(model, prefix)
+        return logits(len(prefix), _expand_to_batch(model, layers, mask))
+
+    return find_difference(model, lambda: logits(0, None), shared_logits)
 
 
-def _spread(
+def _expand_to_batch(
     model: PreTrainedModel, layers: Sequence[KeysValues], attention_mask: Tensor
 ) -> DynamicCache:
-    """The cache of a batch, each row's part of the beginning behind its padding."""
+    """Make the cache of a batch: in each row its part of the prefix, after the padding."""
     length = layers[0][0].shape[2]
     padding = (attention_mask == 0).sum(1, keepdim=True)
-    # What stands where the padding is does not matter: it is masked.
-    places = (torch.arange(length, device=padding.device) - padding).clamp(min=0)
+    # The values at the padding do not matter, as they are masked.
+    positions = (torch.arange(length, device=padding.device) - padding).clamp(min=0)
     cache = DynamicCache(config=model.config)
     for number, pair in enumerate(layers):
-        keys, values = (part[0][:, places].transpose(0, 1) for part in pair)
+        keys, values = (part[0][:, positions].transpose(0, 1) for part in pair)
         cache.update(keys, values, number)
     return cache

@@ -1,4 +1,4 @@
-"""Log-likelihoods of given tokens, unembedding only the positions that are scored."""
+"""Compute log-likelihoods of given tokens; only the positions that predict them are unembedded."""
 
 import torch
 from torch import Tensor
@@ -7,29 +7,29 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.architecture import final_hidden, unembed
 
-# Positions unembedded at a time: bounds the (positions, V) float32 logits.
+# Positions to unembed at a time, which bounds the (positions, V) float32 logits.
 CHUNK = 128
 
 
 def log_likelihoods(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target token.
+    """Compute the log-probability of each target token.
 
     Args:
         model: a causal LM.
         hidden: (N, D), final embeddings of the positions before the targets.
-        targets: (N,) token ids, or (N, K) with several a position.
+        targets: (N,) token ids, or (N, K) for several targets per position.
 
     Returns:
         (N,) or (N, K) float64, nats.
 
     Raises:
-        InputError: if the model's logits are not numbers.
+        InputError: if the logits hold NaN.
     """
     pieces = []
     with torch.autocast(hidden.device.type, enabled=False):
         for h, ids in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-            # float32 log-softmax, as in lm-evaluation-harness: with V = 49152 it lies about 1e-5
-            # nats a token above the exact value, the same for dense and pruned.
+            # float32 log-softmax, as in lm-evaluation-harness. With V = 49152 the result is about
+            # 1e-5 nats per token too high, equally for dense and pruned.
             scores = unembed(model, h).log_softmax(1)
             pieces.append(scores.gather(1, ids.view(len(ids), -1)).view(ids.shape).double())
     result = torch.cat(pieces)
@@ -42,11 +42,11 @@ def log_likelihoods(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> 
 
 
 def window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Negative log-likelihood of tokens 2 to L of each window, given the tokens before.
+    """Compute the negative log-likelihood of tokens 2 to L of each window.
 
     Args:
         model: a causal LM.
-        input_ids: (B, L), no padding.
+        input_ids: (B, L), without padding.
 
     Returns:
         (B, L - 1) float64, nats.

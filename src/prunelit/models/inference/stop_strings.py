@@ -1,4 +1,4 @@
-"""Texts at which a rollout ends."""
+"""End a rollout at a stop string."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,20 +9,20 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from prunelit.errors import InputError
 
-# Tokens read before the longest stop string: some decoders take a space from the first one.
+# Extra tokens before the longest stop string: some decoders drop a space of the first token.
 _MARGIN = 4
 
 
 class StopStrings(StoppingCriteria):
-    """Ends a row when one of the strings stands in what it wrote; for one call of `generate`.
+    """End a row when its new text contains one of the strings; for one call of `generate`.
 
-    Only new tokens count: a string that begins in the prompt ends nothing. Differs from
-    `stop_strings` of transformers, which reads on from the prompt's last tokens.
+    Only new tokens count: a string that starts in the prompt does not end the row. This differs
+    from `stop_strings` of transformers, which also uses the last tokens of the prompt.
 
     Args:
-        tokenizer: of the model.
-        strings: none empty.
-        prompt: P, positions of the prompts.
+        tokenizer: tokenizer of the model.
+        strings: stop strings, none empty.
+        prompt: P, number of positions of the prompts.
 
     Raises:
         InputError: if a string is empty.
@@ -36,12 +36,12 @@ class StopStrings(StoppingCriteria):
         self._tokenizer = tokenizer
         self._strings = list(strings)
         self._prompt = prompt
-        # A token is at least one byte, so no stop string is spread over more tokens.
+        # A token has at least one byte, so a stop string has at most one token per byte.
         self._window = max((len(string.encode()) for string in strings), default=0) + _MARGIN
         self._last: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """(B,) bool, whether each row of `input_ids`, (B, P + S), has written a stop string."""
+        """Return (B,) bool, True for rows of `input_ids`, (B, P + S), with a stop string."""
         written = input_ids.shape[1] - self._prompt
         window = input_ids[:, -min(written, self._window) :]
         texts = self._tokenizer.batch_decode(window, clean_up_tokenization_spaces=False)
@@ -52,12 +52,12 @@ class StopStrings(StoppingCriteria):
         return (self._last >= 0).to(input_ids.device)
 
     def ends(self, steps: int) -> Tensor:
-        """(B, steps) bool, True at the step whose token completed a row's first stop string."""
+        """Return (B, steps) bool, True at the step that completed the first stop string."""
         assert self._last is not None
         return torch.arange(steps) == self._last[:, None]
 
 
 def cut_at_stop(text: str, strings: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
+    """Return the text before its first stop string."""
     places = [place for string in strings if (place := text.find(string)) >= 0]
     return text[: min(places)] if places else text

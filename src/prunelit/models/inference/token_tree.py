@@ -1,4 +1,9 @@
-"""Token sequences that begin alike, as a tree whose shared parts a model reads once."""
+"""A prefix tree of token sequences, so that a model reads each shared part once.
+
+It has three levels. The root is the prefix that all questions share, such as worked examples. A
+stem is the rest of the prefix that all requests of one question share. A leaf is the rest of one
+request, such as an answer option.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +14,23 @@ from torch import Tensor
 from prunelit.data.tokens import pad
 from prunelit.models.inference.prefix_cache import common_prefix_length
 
-# Tokens of a context and of the continuation that is scored after it, neither empty.
+# Token ids of a context and of the continuation to score after it, neither empty.
 Request = tuple[list[int], list[int]]
 
-# A pass over a few tokens costs about as much as so many tokens more: on a CPU the weights are read
-# once a pass (measured), on a GPU kernels are started (assumed).
+# Fixed cost of a forward pass, in tokens. On a CPU the weights are read once per pass (measured),
+# on a GPU kernels are started (assumed).
 _PASS_ON_CPU, _PASS_ON_GPU = 48, 1024
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The requests of one question, without the root that many questions have in common.
+    """The requests of one question, after the root.
 
     Args:
-        stem: what all requests read first; may be empty.
-        leaves: for each request what it reads after the stem; may be empty.
-        firsts: for each request the place in stem and leaf whose next token is its first target.
-        targets: for each request its continuation.
+        stem: token ids that all requests share; may be empty.
+        leaves: for each request the token ids after the stem; may be empty.
+        firsts: for each request the position in stem and leaf that predicts its first target.
+        targets: for each request the token ids of its continuation.
     """
 
     stem: list[int]
@@ -36,14 +41,14 @@ class Branch:
 
 @dataclass
 class Pass:
-    """Stems or leaves of about one length, which a model reads together.
+    """Stems or leaves of similar length that a model reads in one forward pass.
 
     Args:
         input_ids: (M, S), right-padded.
-        lengths: (M,), without padding.
-        parents: (M,), of a leaf the stem it grows from, in the order of all stems that are read.
-        before: (M,), tokens between the root and it: the length of that stem; 0 for a stem.
-        places: (N,), where in the M x S positions a target follows.
+        lengths: (M,), lengths without padding.
+        parents: (M,), for a leaf the index of its stem, in the order in which stems are read.
+        before: (M,), for a leaf the length of its stem; 0 for a stem.
+        places: (N,), flat indices into the M x S positions that predict a target.
     """
 
     input_ids: Tensor
@@ -55,14 +60,14 @@ class Pass:
 
 @dataclass
 class TokenTree:
-    """Requests of several questions as a model reads them: root, stems, leaves.
+    """Requests of several questions in the order in which a model reads them.
 
     Args:
-        root: (R,), what all questions read first; may be empty.
-        stems: passes over what the choices of a question have in common.
-        leaves: passes over what comes after it.
-        targets: (N', K), the tokens that follow each place, pass by pass.
-        owners: (N', K), the request that each target belongs to; -1 fills up.
+        root: (R,), token ids that all questions share; may be empty.
+        stems: passes over the stems.
+        leaves: passes over the leaves.
+        targets: (N', K), the targets that each position predicts, pass by pass.
+        owners: (N', K), index of the request of each target; -1 is padding.
         requests: C, number of requests.
     """
 
@@ -76,7 +81,7 @@ class TokenTree:
 
 @dataclass(frozen=True)
 class _Line:
-    """One stem or leaf to be read: its tokens, the stem it grows from, what follows its places."""
+    """One stem or leaf: its tokens, its stem, the stem's length, and its targets by position."""
 
     tokens: list[int]
     stem: int
@@ -85,11 +90,11 @@ class _Line:
 
 
 def build_branch(requests: Sequence[Request], root: int = 0) -> Branch:
-    """The branch of one question.
+    """Split the requests of one question into stem and leaves.
 
     Args:
-        requests: of the question.
-        root: tokens at the beginning of every context that belong to the root.
+        requests: requests of the question.
+        root: number of tokens of the root, at the start of every context.
     """
     reads = [[*context, *continuation[:-1]][root:] for context, continuation in requests]
     cut = common_prefix_length(reads)
@@ -108,22 +113,22 @@ def build_tree(
     tokens: int,
     pass_cost: int | None = None,
 ) -> TokenTree:
-    """The tree of several questions.
+    """Build the tree of several questions and group its stems and leaves into passes.
 
     Args:
-        root: what all of them read first.
-        branches: of the questions.
-        pad_id: fills up.
-        tokens: of a pass, padding included, at most.
-        pass_cost: of a pass, in tokens, beside its tokens; None is that of this machine.
+        root: token ids that all questions share.
+        branches: branches of the questions.
+        pad_id: id of the padding.
+        tokens: most tokens of a pass, including padding.
+        pass_cost: fixed cost of a pass, in tokens; None takes the value for this machine.
     """
     if pass_cost is None:
         pass_cost = _PASS_ON_GPU if torch.cuda.is_available() else _PASS_ON_CPU
-    stems, leaves = _lines(branches)
-    stem_passes = _passes(stems, tokens, pass_cost)
-    # Leaves name their stem by its place among those that are read.
+    stems, leaves = _split_lines(branches)
+    stem_passes = _group_passes(stems, tokens, pass_cost)
+    # A leaf refers to its stem by the index in the order of reading.
     place = {line.stem: i for i, line in enumerate(line for own in stem_passes for line in own)}
-    leaf_passes = _passes(leaves, tokens, pass_cost)
+    leaf_passes = _group_passes(leaves, tokens, pass_cost)
     after = [
         line.after[column]
         for lines in [*stem_passes, *leaf_passes]
@@ -134,18 +139,19 @@ def build_tree(
     pairs = torch.tensor([own + [(0, -1)] * (most - len(own)) for own in after])
     return TokenTree(
         torch.tensor(root, dtype=torch.int64),
-        [_as_pass(lines, pad_id, {}) for lines in stem_passes],
-        [_as_pass(lines, pad_id, place) for lines in leaf_passes],
+        [_make_pass(lines, pad_id, {}) for lines in stem_passes],
+        [_make_pass(lines, pad_id, place) for lines in leaf_passes],
         pairs[..., 0],
         pairs[..., 1],
         sum(len(own.targets) for own in branches),
     )
 
 
-def _lines(branches: Sequence[Branch]) -> tuple[list[_Line], list[_Line]]:
-    """All stems, and all leaves but those that are the beginning of another of their question.
+def _split_lines(branches: Sequence[Branch]) -> tuple[list[_Line], list[_Line]]:
+    """Return all stems, and all leaves except those that are a prefix of another leaf.
 
-    A causal model sees only what stands before, so such a leaf is found in the longer one.
+    A causal model sees only earlier tokens, so the longer leaf also holds the targets of its
+    prefix.
     """
     stems, leaves = [], []
     request = 0
@@ -166,10 +172,10 @@ def _lines(branches: Sequence[Branch]) -> tuple[list[_Line], list[_Line]]:
     return stems, leaves
 
 
-def _passes(lines: Sequence[_Line], tokens: int, pass_cost: int) -> list[list[_Line]]:
-    """Lines for each pass, longest first: cut where passes and padding cost least together."""
+def _group_passes(lines: Sequence[_Line], tokens: int, pass_cost: int) -> list[list[_Line]]:
+    """Group lines into passes, longest first, with the least cost of passes and padding."""
     lines = sorted(lines, key=lambda line: -len(line.tokens))
-    # The least cost of the first lines, and where the last of their passes begins.
+    # Least cost of the first n lines, and the start of their last pass.
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(lines) + 1):
         options = []
@@ -188,7 +194,7 @@ def _passes(lines: Sequence[_Line], tokens: int, pass_cost: int) -> list[list[_L
     return passes[::-1]
 
 
-def _as_pass(lines: Sequence[_Line], pad_id: int, place: dict[int, int]) -> Pass:
+def _make_pass(lines: Sequence[_Line], pad_id: int, place: dict[int, int]) -> Pass:
     ids = pad([line.tokens for line in lines], pad_id)["input_ids"]
     width = ids.shape[1]
     return Pass(

@@ -1,8 +1,8 @@
-"""Log-likelihoods of continuations that begin alike, what they share read once.
+"""Score continuations with a prefix tree: each shared part is read once.
 
-Root, stems and leaves of a `TokenTree` are read one after the other. Each pass borrows the keys and
-values of what stands before it: the root's are the same for every stem, a stem's for each of its
-leaves. The borrowed ones are put together layer by layer: never more than one layer's are held.
+The model reads root, stems and leaves of a `TokenTree` one after the other. Each pass uses the keys
+and values of the tokens before it: every stem those of the root, every leaf those of its stem. They
+are joined layer by layer, so that only one layer's joined keys and values are in memory.
 """
 
 import inspect
@@ -23,92 +23,95 @@ from prunelit.models.inference.prefix_cache import (
     KeysValues,
     SharedPrefix,
     find_difference,
-    probe_tokens,
+    plain_tokens,
 )
 from prunelit.models.inference.scoring import log_likelihoods
 from prunelit.models.inference.token_tree import TokenTree, build_branch, build_tree
 
 
-class _Layer(DynamicLayer):
-    """Keys and values of one layer in one pass: the borrowed ones, then the pass's own.
+class _PrefixLayer(DynamicLayer):
+    """Keys and values of one layer in one pass: those of the prefix, then the pass's own.
 
-    Sliding windows are left to the attention mask: nothing that was read is forgotten.
+    No token is dropped; the attention mask applies sliding windows.
 
     Args:
-        length: of what is borrowed, in tokens.
-        borrow: gives it; None where there is nothing before.
-        keep: keep the pass's own for a later pass.
+        length: length of the prefix, in tokens.
+        prefix: returns keys and values of the prefix; None without a prefix.
+        keep: keep the pass's own keys and values for a later pass.
     """
 
     def __init__(
-        self, length: int, borrow: Callable[[], KeysValues] | None, *, keep: bool = True
+        self, length: int, prefix: Callable[[], KeysValues] | None, *, keep: bool = True
     ) -> None:
         super().__init__()
         self._length = length
-        self._borrow = borrow
+        self._prefix = prefix
         self._keep = keep
 
     @property
     def own(self) -> KeysValues:
-        """Keys and values of the tokens that the pass read."""
+        """Keys and values of the tokens of the pass."""
         if self.keys is None or self.values is None:
-            raise CacheNotSharedError("a block did not put its keys and values into the cache")
+            raise CacheNotSharedError("a block did not store its keys and values in the cache")
         return self.keys, self.values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> KeysValues:
-        """Called by the model's attention, once a pass."""
+        """Return the keys and values that attention reads: prefix first, then those of the pass."""
         if self._keep:
             self.keys, self.values = key_states, value_states
-        if self._borrow is None:
+        if self._prefix is None:
             return key_states, value_states
-        before = self._borrow()
+        before = self._prefix()
         return torch.cat([before[0], key_states], 2), torch.cat([before[1], value_states], 2)
 
     def get_seq_length(self) -> int:
-        """Tokens before the pass."""
+        """Return the number of tokens before the pass."""
         return self._length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of keys and values in the pass."""
+        """Return length and offset of the keys and values of the pass."""
         return self._length + query_length, 0
 
 
 def tree_scores(
     model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix | None = None
 ) -> Tensor:
-    """Summed log-likelihood of every request's continuation.
+    """Compute the log-likelihood of every request's continuation, a sum over its tokens.
 
-    What requests have in common is read once; a model whose cache cannot be lent reads every
-    sequence whole.
+    If the cache of the model cannot be shared, every sequence is read whole.
 
     Args:
         model: a causal LM in evaluation mode.
         tree: the requests.
-        shared_prefix: remembers between calls whether the model can lend its cache, and the root.
+        shared_prefix: keeps the keys and values of the root, and the result of the check, between
+            calls.
 
     Returns:
         (C,) float64, nats.
     """
     shared_prefix = shared_prefix or SharedPrefix()
     if shared_prefix.find_problem(model, find_tree_problem) is None:
-        return _summed(model, tree, _shared(model, tree, shared_prefix))
-    return _summed(model, tree, _whole(model, tree))
+        return _sum_by_request(model, tree, _embed_shared(model, tree, shared_prefix))
+    return _sum_by_request(model, tree, _embed_whole(model, tree))
 
 
 def find_tree_problem(model: PreTrainedModel) -> str | None:
-    """Why this model cannot lend its cache to stems and leaves, or None where it can.
+    """Check if the cache of a model can be shared by stems and leaves.
 
-    Runs a few tokens through the model, shared and whole.
+    It runs a few tokens through the model, with a shared cache and without.
 
     Args:
         model: a causal LM in evaluation mode.
 
+    Returns:
+        The reason why the cache cannot be shared; None if it can.
+
     Raises:
-        InputError: if its logits are not numbers.
+        InputError: if the logits hold NaN.
     """
-    a, b, c, d, e, f, g, h, i = probe_tokens(model)[:9]
+    a, b, c, d, e, f, g, h, i = plain_tokens(model)[:9]
     requests = [
         [([a, b, c, d, e], [f, g, h]), ([a, b, c, d, e], [i, f]), ([a, b, c, d, e], [g])],
         [([a, b, c, h, d, i, g], [e, a]), ([a, b, c, h, d, i, g], [b, c, e])],
@@ -117,20 +120,20 @@ def find_tree_problem(model: PreTrainedModel) -> str | None:
     tree = move_data_to_device(tree, model.device)
     return find_difference(
         model,
-        lambda: _summed(model, tree, _whole(model, tree)),
-        lambda: _summed(model, tree, _shared(model, tree, SharedPrefix())),
+        lambda: _sum_by_request(model, tree, _embed_whole(model, tree)),
+        lambda: _sum_by_request(model, tree, _embed_shared(model, tree, SharedPrefix())),
     )
 
 
-def _summed(model: PreTrainedModel, tree: TokenTree, hidden: Tensor) -> Tensor:
-    """(C,), log-likelihoods of the targets, summed for each request."""
+def _sum_by_request(model: PreTrainedModel, tree: TokenTree, hidden: Tensor) -> Tensor:
+    """Sum the log-likelihoods of the targets of each request, (C,)."""
     scores = log_likelihoods(model, hidden, tree.targets)
     real = tree.owners >= 0
     return scores.new_zeros(tree.requests).index_add_(0, tree.owners[real], scores[real])
 
 
-def _shared(model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix) -> Tensor:
-    """(N', D), the embeddings at all places."""
+def _embed_shared(model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix) -> Tensor:
+    """Compute the embeddings that predict targets, (N', D), with a shared cache."""
     length, blocks = len(tree.root), len(decoder_blocks(model)[1])
     roots = (
         shared_prefix.compute_keys_values(model, tree.root.tolist()) if length else [None] * blocks
@@ -139,10 +142,10 @@ def _shared(model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix
     stems: list[list[KeysValues]] = [[] for _ in range(blocks)]
     for own in tree.stems:
         ids = own.input_ids
-        lent = [None if layer is None else _repeated(layer, len(ids)) for layer in roots]
-        layers = [_Layer(length, borrow, keep=bool(tree.leaves)) for borrow in lent]
+        prefixes = [None if layer is None else _repeat(layer, len(ids)) for layer in roots]
+        layers = [_PrefixLayer(length, prefix, keep=bool(tree.leaves)) for prefix in prefixes]
         mask = ids.new_ones(len(ids), length + ids.shape[1])
-        hidden = _run(model, ids, mask, length + _count(ids), layers)
+        hidden = _run(model, ids, mask, length + _count_positions(ids), layers)
         found.append(hidden.flatten(0, 1)[own.places])
         for kept_stems, layer in zip(stems, layers if tree.leaves else [], strict=False):
             kept_stems.append(layer.own)
@@ -150,26 +153,26 @@ def _shared(model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix
         before = length + own.before
         longest = int(before.max())
         steps = torch.arange(longest, device=before.device)
-        # What is borrowed ends where the leaf begins, and what stands before its beginning is
-        # masked. So distances are true, which sliding windows need.
+        # The prefix ends directly before the leaf, and shorter prefixes are masked at the start. So
+        # distances are right, as sliding windows need.
         shift = (longest - before)[:, None]
         slots = (steps - shift).clamp(min=0)
         mask = torch.cat([steps >= shift, own.input_ids.new_ones(own.input_ids.shape)], 1)
-        # Padding after the end gets no position that a longest sequence has not.
+        # Padding gets the position of the last token, so that no position exceeds the longest.
         last = (before + own.lengths - 1)[:, None]
-        positions = torch.minimum(before[:, None] + _count(own.input_ids), last)
-        lent = [
-            _gathered(roots[index], stems[index], own.parents, slots) if longest else None
+        positions = torch.minimum(before[:, None] + _count_positions(own.input_ids), last)
+        prefixes = [
+            _gather(roots[index], stems[index], own.parents, slots) if longest else None
             for index in range(blocks)
         ]
-        layers = [_Layer(longest, borrow, keep=False) for borrow in lent]
+        layers = [_PrefixLayer(longest, prefix, keep=False) for prefix in prefixes]
         hidden = _run(model, own.input_ids, mask.long(), positions, layers)
         found.append(hidden.flatten(0, 1)[own.places])
     return torch.cat(found)
 
 
-def _whole(model: PreTrainedModel, tree: TokenTree) -> Tensor:
-    """(N', D), the embeddings at all places, without a cache."""
+def _embed_whole(model: PreTrainedModel, tree: TokenTree) -> Tensor:
+    """Compute the embeddings that predict targets, (N', D), without a cache."""
     stems = [
         ids[:size]
         for own in tree.stems
@@ -193,9 +196,9 @@ def _whole(model: PreTrainedModel, tree: TokenTree) -> Tensor:
 
 
 def _run(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, layers: list[_Layer]
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, layers: list[_PrefixLayer]
 ) -> Tensor:
-    """(B, T, D), final embeddings; a family that takes no positions derives them from the mask."""
+    """Compute final embeddings, (B, T, D). A family without `position_ids` uses the mask."""
     takes = inspect.signature(model.base_model.forward).parameters
     options = {"position_ids": positions} if "position_ids" in takes else {}
     return model.base_model(
@@ -207,20 +210,20 @@ def _run(
     ).last_hidden_state
 
 
-def _count(ids: Tensor) -> Tensor:
-    """(B, T), 0, 1, 2, ... in each row."""
+def _count_positions(ids: Tensor) -> Tensor:
+    """Return 0, 1, 2, ... in each row, (B, T)."""
     return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
 
 
-def _repeated(layer: KeysValues, count: int) -> Callable[[], KeysValues]:
-    """The root's keys and values for each of `count` rows, without a copy."""
+def _repeat(layer: KeysValues, count: int) -> Callable[[], KeysValues]:
+    """Repeat the keys and values of the root for `count` rows, without a copy."""
     return lambda: (layer[0].expand(count, -1, -1, -1), layer[1].expand(count, -1, -1, -1))
 
 
-def _gathered(
+def _gather(
     root: KeysValues | None, stems: list[KeysValues], parents: Tensor, slots: Tensor
 ) -> Callable[[], KeysValues]:
-    """Keys and values of root and stem for each leaf, those at the given slots."""
+    """Gather keys and values of root and stem for each leaf, at the given slots."""
 
     def gather(index: int) -> Tensor:
         width = max((own[index].shape[2] for own in stems), default=0)
