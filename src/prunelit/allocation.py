@@ -1,4 +1,4 @@
-"""How an asked ratio is spread over the blocks of a model."""
+"""Allocations: spread the asked ratio over the blocks of a model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -19,10 +19,19 @@ Linears = dict[str, nn.Module]
 
 
 class Allocation(ABC):
-    """Which blocks lose more than others."""
+    """Differences of the ratio from block to block.
+
+    Example:
+        >>> from prunelit.allocation import Allocation
+        >>> class KeepFirst(Allocation):
+        ...     def offsets(self, blocks, probes):  # the first block loses 20 points less
+        ...         return [-0.2] + [0.0] * (len(blocks) - 1)
+        >>> KeepFirst().offsets([{}, {}, {}], probes=[])
+        [-0.2, 0.0, 0.0]
+    """
 
     def look(self, blocks: list[Linears]) -> Iterable[dict[str, Probe]]:
-        """Give the probes of a pass over the whole model, as `Pruner.look` does; mostly none.
+        """Give the probes for a pass over the whole model, see `Pruner.look`; none by default.
 
         Args:
             blocks: the linear maps that are pruned, by name inside their block.
@@ -38,17 +47,22 @@ class Allocation(ABC):
             probes: the probes of `look`, filled; empty if it gave nothing.
 
         Returns:
-            One number a block. They count up to a common shift, which `allocate` finds so that the
-            asked total is kept.
+            One number for each block. Afterwards `allocate` adds the same shift to all of them, so
+            that the asked total is kept.
         """
 
 
 class LinearDepth(Allocation):
-    """A ratio that grows linearly with depth.
+    """Increase the ratio linearly with depth.
 
     Args:
-        spread: the last block gets the mean ratio plus `spread`, the first minus `spread`; a
-            negative one prunes the first blocks most.
+        spread: the last block gets the mean ratio plus `spread`, the first block minus `spread`; a
+            negative value prunes the first blocks most.
+
+    Example:
+        >>> from prunelit.allocation import LinearDepth
+        >>> LinearDepth(0.1).offsets([{}, {}, {}], probes=[])
+        [-0.1, 0.0, 0.1]
     """
 
     def __init__(self, spread: float = 0.1) -> None:
@@ -61,13 +75,26 @@ class LinearDepth(Allocation):
 class OWL(Allocation):
     """Outlier-weighted layerwise sparsity (Yin et al. 2024, arXiv:2310.05175, s. 3).
 
-    A block's outliers are the weights whose Wanda score |W_oi| * ||x_i|| exceeds `outlier` times
-    the mean score of the block. Blocks with a greater share of outliers keep more. Costs one more
-    pass over the calibration tokens, through the blocks as they are before pruning.
+    An outlier is a weight whose Wanda score |W_oi| * ||x_i|| is above `outlier` times the mean
+    score of its block. Blocks with a greater share of outliers keep more weights. The method needs
+    one more pass over the calibration tokens, before any block is pruned.
 
     Args:
-        outlier: M of the paper, how many times the mean score makes an outlier.
-        spread: lambda of the paper, half the range between the highest and the lowest ratio.
+        outlier: M of the paper; multiple of the mean score above which a weight is an outlier.
+        spread: lambda of the paper; half the range between the highest and the lowest ratio.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.allocation import OWL
+        >>> blocks = [{"fc": torch.nn.Linear(2, 2).requires_grad_(False)} for _ in range(2)]
+        >>> for block, largest in zip(blocks, (1.0, 9.0)):
+        ...     block["fc"].weight.data = torch.tensor([[1.0, 1.0], [1.0, largest]])
+        >>> owl = OWL(outlier=2.0, spread=0.08)
+        >>> probes = list(owl.look(blocks))
+        >>> for block in probes:
+        ...     block["fc"].statistic.update(torch.ones(3, 2))
+        >>> owl.offsets(blocks, probes)  # the second block has an outlier and keeps more
+        [0.0, -0.16]
     """
 
     def __init__(self, outlier: float = 5.0, spread: float = 0.08) -> None:
@@ -93,13 +120,13 @@ class OWL(Allocation):
         lowest, highest = min(shares), max(shares)
         if lowest == highest:
             return [0.0] * len(shares)
-        # Densities lie in a range of 2 * spread; the common shift puts their mean where it belongs.
+        # Ratios differ by at most 2 * spread; the common shift of `allocate` sets their mean.
         return [-2 * self.spread * (s - lowest) / (highest - lowest) for s in shares]
 
     def _outliers(self, linears: Linears, probes: dict[str, Probe]) -> float:
         def scores(name: str) -> Tensor:
             weight = oriented_weight(linears[name]).float()
-            # A block that waits elsewhere is back there by now.
+            # An offloaded block may have left the device of its statistic.
             return weight.abs() * probes[name].statistic.value.sqrt().to(weight.device)
 
         size = sum(oriented_weight(linear).numel() for linear in linears.values())
@@ -113,16 +140,16 @@ def check_allocation(
     ratios: dict[str, float] | None,
     allocation: Allocation | None,
 ) -> None:
-    """Refuse what cannot be spread.
+    """Refuse ratios and allocations that cannot be used.
 
     Args:
-        sparsity: what was asked for.
+        sparsity: the asked sparsity.
         blocks: the linear maps that are pruned, by name inside their block.
-        ratios: ratios of their own for names that match a pattern.
-        allocation: how blocks differ.
+        ratios: other ratios for names that match a pattern.
+        allocation: differences between blocks.
 
     Raises:
-        InputError: if `sparsity` has no ratio to spread, or a pattern or a ratio cannot be used.
+        InputError: if `sparsity` has no ratio, or if a pattern or a ratio cannot be used.
     """
     if not ratios and allocation is None:
         return
@@ -149,18 +176,18 @@ def allocate(
     allocation: Allocation | None,
     probes: list[dict[str, Probe]],
 ) -> dict[nn.Module, Sparsity]:
-    """The sparsity of each linear map.
+    """Compute the sparsity of each linear map.
 
-    Each map's real-valued share is its own ratio plus its block's offset plus a shift that all
-    share, kept between what is 0 in it already and 1; the shift is the one that gives the asked
-    total. Whole numbers follow by largest remainder, so the total is exact and no map is off by
-    more than one weight.
+    The share of a map is its ratio plus the offset of its block plus a shift that is the same for
+    all maps. It is at least the share of weights that are 0 already, and below 1. The shift is
+    chosen so that the asked total is reached. Shares become whole numbers of weights by largest
+    remainder, so that the total is exact and each map is within one weight of its share.
 
     Args:
-        sparsity: what was asked for.
+        sparsity: the asked sparsity.
         blocks: the linear maps that are pruned, by name inside their block.
-        ratios: ratios of their own for names that match a pattern; the first match counts.
-        allocation: how blocks differ; None is not at all.
+        ratios: other ratios for names that match a pattern; the first match counts.
+        allocation: differences between blocks; None for no differences.
         probes: the probes of the allocation's `look`, filled.
     """
     if not ratios and allocation is None:
@@ -188,17 +215,17 @@ def allocate(
 def spread_counts(
     sizes: np.ndarray, ratios: np.ndarray, offsets: np.ndarray, gone: np.ndarray
 ) -> np.ndarray:
-    """How many weights each matrix loses, so that all together lose what `ratios` ask for.
+    """Count the weights that each matrix loses, so that the sum is the one that `ratios` ask for.
 
     Args:
-        sizes: weights of each matrix.
-        ratios: asked of each, in [0, 1).
-        offsets: added to each, up to a common shift.
-        gone: weights of each that are 0 already.
+        sizes: number of weights of each matrix.
+        ratios: ratio of each matrix, in [0, 1).
+        offsets: added to the ratio of each matrix, up to a common shift.
+        gone: number of weights of each matrix that are 0 already.
 
     Returns:
-        int64; each within one of its real-valued share, at least `gone`, below its size. Where more
-        is gone than is asked for in all, `gone`.
+        int64, for each matrix within one of its share, at least `gone` and below its size; `gone`
+        if more weights are 0 already than `ratios` ask for.
     """
     total = count_removed(float((ratios * sizes).sum() / sizes.sum()), int(sizes.sum()))
     total = max(total, int(gone.sum()))
@@ -207,12 +234,12 @@ def spread_counts(
         return np.clip((ratios + offsets + shift) * sizes, gone, np.maximum(gone, sizes - 1))
 
     low, high = -2.0 - abs(offsets).max(), 2.0 + abs(offsets).max()
-    for _ in range(100):  # bisection to the last bit
+    for _ in range(100):  # bisection, to the last bit
         middle = (low + high) / 2
         low, high = (middle, high) if shares(middle).sum() < total else (low, middle)
     real = shares(high)
     counts = np.floor(real + 1e-9).astype(np.int64)
-    # A stable sort: equal remainders go to the first matrices.
+    # Stable sort: of equal remainders, the first matrices lose one more.
     first = np.argsort(-(real - counts), kind="stable")
     counts[first[: total - counts.sum()]] += 1
     return counts

@@ -1,4 +1,4 @@
-"""When to prune, and how much of it by then."""
+"""Schedules: the rounds of pruning, their times and their fractions."""
 
 from abc import ABC, abstractmethod
 
@@ -10,12 +10,20 @@ __all__ = ["Cubic", "Linear", "OneShot", "Schedule"]
 
 
 class Schedule(ABC):
-    """Rounds of pruning: the first before training, the others at epochs or optimizer steps.
+    """Rounds of pruning: the first before training, the others between epochs or optimizer steps.
 
     Args:
-        rounds: how many.
-        every_n_epochs: epochs of recovery after each round but the last.
-        every_n_steps: optimizer steps instead of epochs.
+        rounds: number of rounds.
+        every_n_epochs: number of recovery epochs between two rounds.
+        every_n_steps: number of optimizer steps between two rounds; replaces `every_n_epochs`.
+
+    Example:
+        >>> from prunelit.schedule import Schedule
+        >>> class Halving(Schedule):
+        ...     def fraction(self, index):  # each round removes half of the rest, the last all
+        ...         return 1.0 if index + 1 == self.rounds else 1 - 0.5 ** (index + 1)
+        >>> [Halving(rounds=3).fraction(index) for index in range(3)]
+        [0.5, 0.75, 1.0]
     """
 
     def __init__(
@@ -35,13 +43,17 @@ class Schedule(ABC):
 
     @abstractmethod
     def fraction(self, index: int) -> float:
-        """The share of what is removed in the end that round `index` (from 0) reaches, in (0, 1].
+        """Compute the fraction of the final removal that a round reaches.
 
-        The last round reaches 1.
+        Args:
+            index: number of the round, from 0.
+
+        Returns:
+            A number in (0, 1]; 1 for the last round.
         """
 
     def due(self, epoch: int, step: int) -> int:
-        """How many rounds should have happened before `epoch` and optimizer step `step` start."""
+        """Count the rounds that must be done before `epoch` and optimizer step `step` start."""
         passed = epoch // self.every_n_epochs
         if self.every_n_steps is not None:
             passed = step // self.every_n_steps
@@ -49,7 +61,13 @@ class Schedule(ABC):
 
 
 class OneShot(Schedule):
-    """One round."""
+    """One round.
+
+    Example:
+        >>> from prunelit.schedule import OneShot
+        >>> OneShot().fraction(0)
+        1.0
+    """
 
     def __init__(self) -> None:
         super().__init__(rounds=1)
@@ -59,12 +77,17 @@ class OneShot(Schedule):
 
 
 class Linear(Schedule):
-    """Every round removes the same number.
+    """Remove the same number of weights in every round.
 
     Args:
-        rounds: how many.
-        every_n_epochs: epochs of recovery after each round but the last.
-        every_n_steps: optimizer steps instead of epochs.
+        rounds: number of rounds.
+        every_n_epochs: number of recovery epochs between two rounds.
+        every_n_steps: number of optimizer steps between two rounds; replaces `every_n_epochs`.
+
+    Example:
+        >>> from prunelit.schedule import Linear
+        >>> [Linear(rounds=4).fraction(index) for index in range(4)]
+        [0.25, 0.5, 0.75, 1.0]
     """
 
     def fraction(self, index: int) -> float:
@@ -72,12 +95,17 @@ class Linear(Schedule):
 
 
 class Cubic(Schedule):
-    """Much at first, little at the end (Zhu and Gupta 2017, arXiv:1710.01878, eq. 1).
+    """Remove many weights first and few last (Zhu and Gupta 2017, arXiv:1710.01878, eq. 1).
 
     Args:
-        rounds: how many.
-        every_n_epochs: epochs of recovery after each round but the last.
-        every_n_steps: optimizer steps instead of epochs.
+        rounds: number of rounds.
+        every_n_epochs: number of recovery epochs between two rounds.
+        every_n_steps: number of optimizer steps between two rounds; replaces `every_n_epochs`.
+
+    Example:
+        >>> from prunelit.schedule import Cubic
+        >>> [Cubic(rounds=4).fraction(index) for index in range(4)]
+        [0.578125, 0.875, 0.984375, 1.0]
     """
 
     def fraction(self, index: int) -> float:

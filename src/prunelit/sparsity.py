@@ -1,4 +1,4 @@
-"""From scores to a keep mask: scores (higher stays) in, True keeps out, exactly k removed."""
+"""Sparsities: turn scores (higher stays) into a keep mask that removes exactly k weights."""
 
 import copy
 import math
@@ -20,7 +20,18 @@ _Self = TypeVar("_Self", bound="Sparsity")
 
 
 class Sparsity(ABC):
-    """How many weights of a matrix go, and within which groups they compete."""
+    """Number of weights to remove from a matrix, and the groups in which they compete.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.sparsity import Sparsity
+        >>> class DropOne(Sparsity):
+        ...     def keep_mask(self, scores):
+        ...         return scores > scores.min()
+        >>> DropOne().keep_mask(torch.tensor([[3.0, 1.0], [2.0, 4.0]]))
+        tensor([[ True, False],
+                [ True,  True]])
+    """
 
     @abstractmethod
     def keep_mask(self, scores: Tensor) -> Tensor:
@@ -30,7 +41,7 @@ class Sparsity(ABC):
             scores: (O, I), higher stays; no NaN.
 
         Returns:
-            (O, I) bool, True keeps. Of equal scores the one with the lower column index goes.
+            (O, I) bool, True keeps. Of equal scores, the one in the lower column is removed.
         """
 
     def check(  # noqa: B027 - most shapes suit most methods
@@ -43,15 +54,15 @@ class Sparsity(ABC):
         """
 
     def scale(self: _Self, fraction: float) -> _Self:
-        """The same with `fraction` of the removed weights, for an earlier round.
+        """Copy the sparsity so that it removes only `fraction` of the weights, for early rounds.
 
         Raises:
-            InputError: if this sparsity has no smaller form.
+            InputError: if this sparsity cannot remove a fraction.
         """
         raise InputError(f"{type(self).__name__} cannot be reached in rounds: set one round.")
 
     def with_default(self: _Self, within: Within) -> _Self:
-        """The same, competing `within` where the user left that open."""
+        """Copy the sparsity with the method's own `within`, if the user left it open."""
         return self
 
 
@@ -59,14 +70,25 @@ class Unstructured(Sparsity):
     """Remove round(ratio * O * I) weights of a matrix.
 
     Args:
-        ratio: asked share of removed weights, in [0, 1).
-        within: where weights compete: an output `row` (rows lose the same number, give or take
-            one), the whole `matrix`, or all matrices of the `model` (`Magnitude` only). None is
-            what the method was published with.
+        ratio: share of the weights to remove, in [0, 1).
+        within: group in which weights compete: an output `row` (all rows lose the same number, up
+            to one), the whole `matrix`, or all matrices of the `model` (`Magnitude` only). None
+            takes the group of the method's paper.
 
-    Differs from the public Wanda and magnitude code where scores tie: those compare with a
-    threshold and remove every tie; exactly the asked number is removed here. Within rows, public
-    Wanda removes floor(ratio * I) of each and so less than asked in all.
+    Differs from the public Wanda and magnitude code: these compare with a threshold and remove all
+    scores that tie with it; here exactly the asked number is removed. Within rows, public Wanda
+    removes floor(ratio * I) weights of each row, in all fewer than asked.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.sparsity import Unstructured
+        >>> scores = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> Unstructured(0.5, within="row").keep_mask(scores)
+        tensor([[False,  True],
+                [False,  True]])
+        >>> Unstructured(0.5, within="matrix").keep_mask(scores)
+        tensor([[False, False],
+                [ True,  True]])
     """
 
     def __init__(
@@ -98,7 +120,7 @@ class Unstructured(Sparsity):
         return self.with_ratio(self.ratio * fraction)
 
     def with_ratio(self, ratio: float) -> "Unstructured":
-        """The same with another ratio."""
+        """Copy the sparsity with another ratio."""
         other = copy.copy(self)
         other.ratio = ratio
         return other
@@ -110,13 +132,19 @@ class Unstructured(Sparsity):
 
 
 class SemiStructured(Sparsity):
-    """N:M sparsity: keep `keep` weights of every `group` neighbours along the input.
+    """N:M sparsity: keep `keep` weights of every `group` neighbouring inputs.
 
     NVIDIA's 2:4 is `keep=2, group=4`.
 
     Args:
-        keep: N, weights that stay in a group, at least 1.
-        group: M, neighbouring inputs of a group, at least `keep`.
+        keep: N, number of weights that stay in a group, at least 1.
+        group: M, number of neighbouring inputs in a group, at least `keep`.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.sparsity import SemiStructured
+        >>> SemiStructured(keep=2, group=4).keep_mask(torch.tensor([[1.0, 4.0, 2.0, 3.0]]))
+        tensor([[False,  True, False,  True]])
     """
 
     def __init__(self, keep: PositiveInt, group: PositiveInt) -> None:  # type: ignore[valid-type]
@@ -134,32 +162,36 @@ class SemiStructured(Sparsity):
         if shape[1] % self.group:
             raise InputError(
                 f"Expected the inputs of {name} to be divisible by `group` {self.group} but got "
-                f"{shape[1]}; exclude this module or choose another group."
+                f"{shape[1]}: exclude this module or choose another group."
             )
 
     def scale(self, fraction: float) -> "SemiStructured":
-        """Whole weights of each group go, so an early round may remove less than its share."""
+        """Remove whole weights of each group, so that an early round may remove less."""
         remove = math.floor(round(fraction * (self.group - self.keep), 9))
         return SemiStructured(self.group - remove, self.group)
 
 
 def count_removed(ratio: float, size: int) -> int:
-    """How many of `size` weights go: the nearest whole number, halves down."""
-    # 0.29 * 50 is 14.499999999999998 in binary; what is meant is 14.5.
+    """Round `ratio * size` to a whole number of weights, halves down."""
+    # In binary, 0.29 * 50 is 14.499999999999998 instead of 14.5.
     return math.ceil(round(ratio * size, 6) - 0.5)
 
 
 def row_counts(remove: int, rows: int) -> Tensor:
-    """How many weights each row loses if all lose the same number, give or take one.
+    """Divide the weights to remove among rows, so that row counts differ by at most one.
 
-    Rows that lose one more lie spread out, and lose one more of every larger number too, so that
-    what a round removes stays removed in the next.
+    The rows that lose one more are spread over the matrix. With a larger number to remove, no row
+    loses less: a later round removes at least the weights of the earlier one.
+
+    Args:
+        remove: number of weights to remove from all rows.
+        rows: number of rows.
 
     Returns:
         (rows,) int64, on the CPU; sums to `remove`.
     """
     fewer, extra = divmod(remove, rows)
-    # Multiples of the golden section, less whole ones: the first k of them are spread for every k.
+    # Fractional parts of multiples of the golden ratio: for every k the first k are spread evenly.
     order = (torch.arange(rows, dtype=torch.float64) * 0.6180339887498949 % 1).argsort(stable=True)
     counts = torch.full((rows,), fewer)
     counts[order[:extra]] += 1
@@ -167,11 +199,11 @@ def row_counts(remove: int, rows: int) -> Tensor:
 
 
 def keep_highest(scores: Tensor, keep: int) -> Tensor:
-    """True at the `keep` highest scores of each row; ties lose the lower column first.
+    """Mark the `keep` highest scores of each row; of equal scores, the higher columns stay.
 
     Args:
         scores: (R, C), no NaN.
-        keep: number kept in a row, 0 <= keep <= C.
+        keep: number of scores to keep in a row, 0 <= keep <= C.
 
     Returns:
         (R, C) bool.
@@ -179,21 +211,21 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
     remove = scores.shape[1] - keep
     if remove == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    # A stable choice (unlike topk alone): ties go by index, so masks do not depend on the device,
-    # the number of threads or the number of ranks.
+    # Unlike topk, ties are decided by index, so that masks do not depend on the device, the number
+    # of threads or the number of ranks.
     threshold = _kth_lowest(scores, remove)
     mask = scores > threshold
     missing = keep - mask.count_nonzero(1)[:, None]
     if not missing.any():
         return mask
     tied = scores == threshold
-    # The last `missing` of the ties stay.
+    # The last `missing` scores of a tie stay.
     return mask | (tied & (tied.flip(1).cumsum(1).flip(1) <= missing))
 
 
 def _kth_lowest(scores: Tensor, k: int) -> Tensor:
-    """(R, 1), the k-th lowest score of each row of (R, C), counted from 1."""
+    """Find the k-th lowest score (from 1) of each row of (R, C); (R, 1)."""
     if scores.device.type == "cpu" and scores.dtype is torch.float32:
-        # Ten times as fast as `kthvalue` there.
+        # Ten times as fast as `kthvalue` on a CPU.
         return torch.from_numpy(np.partition(scores.numpy(), k - 1)[:, k - 1 : k])
     return scores.kthvalue(k, dim=1, keepdim=True).values

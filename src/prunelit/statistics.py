@@ -21,40 +21,69 @@ _TILE = 256
 
 
 class Statistic(ABC):
-    """A sum over calibration tokens, one instance for each distinct input of a block."""
+    """A sum over calibration tokens; each distinct input of a block has one.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.statistics import Statistic
+        >>> class Largest(Statistic):
+        ...     def __init__(self):
+        ...         self._largest = torch.zeros(())
+        ...     def update(self, x):
+        ...         self._largest = torch.maximum(self._largest, x.abs().max())
+        ...     def all_reduce_(self):
+        ...         if torch.distributed.is_initialized():
+        ...             torch.distributed.all_reduce(self._largest, torch.distributed.ReduceOp.MAX)
+        ...     @property
+        ...     def value(self):
+        ...         return self._largest
+        >>> statistic = Largest()
+        >>> statistic.update(torch.tensor([[1.0, -3.0]]))
+        >>> statistic.value
+        tensor(3.)
+    """
 
     @abstractmethod
     def update(self, *x: Tensor) -> None:
         """Add tokens.
 
         Args:
-            x: (N, I), the real tokens of one batch (padding already removed), any float type;
-                two of them, before and after, from a probe at `residual`.
+            x: (N, I), the tokens of one batch without padding, any float type; a probe at
+                `residual` gives two tensors, before and after.
         """
 
     @abstractmethod
     def all_reduce_(self) -> None:
-        """Sum over ranks, in place; does nothing where there is one process."""
+        """Sum over ranks, in place; with one process, do nothing."""
 
     @property
     @abstractmethod
     def value(self) -> Tensor:
-        """The statistic, float32.
+        """Result over all tokens so far, float32.
 
         Raises:
-            ValueError: if no token was seen.
+            ValueError: if there is no token.
         """
 
 
 @dataclass
 class Probe:
-    """What to observe at one submodule of a block.
+    """A statistic and the place in a block where it reads.
 
     Args:
-        statistic: fed with the real tokens of every calibration batch, (N, channels).
-        at: whether it reads the submodule's first input or its output; or, at `residual`, the
-            residual stream before and after a whole sublayer (`attention`, `mlp`) or `block`,
-            each (N, D); these three then stand for the submodule's name.
+        statistic: gets the tokens of every calibration batch without padding, (N, channels).
+        at: `input` reads the first input of a submodule, `output` its output. `residual` reads the
+            residual stream before and after a part of the block, each (N, D); the name of the
+            probe is then `attention`, `mlp` or `block` instead of the name of a submodule.
+
+    Example:
+        >>> from prunelit.statistics import MeanDistance, Probe, SquaredNorm
+        >>> probes = {
+        ...     "mlp.down_proj": Probe(SquaredNorm(32)),
+        ...     "attention": Probe(MeanDistance("cosine"), at="residual"),
+        ... }
+        >>> probes["mlp.down_proj"].at
+        'input'
     """
 
     statistic: Statistic
@@ -62,19 +91,27 @@ class Probe:
 
 
 class SquaredNorm(Statistic):
-    """Mean squared activation per channel.
+    """Mean squared activation of each channel.
 
     Args:
         channels: I, the number of input channels.
-        device: where to accumulate.
+        device: device of the sums.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.statistics import SquaredNorm
+        >>> statistic = SquaredNorm(2)
+        >>> statistic.update(torch.tensor([[1.0, 3.0], [1.0, 1.0]]))
+        >>> statistic.value
+        tensor([1., 5.])
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
-        # Last entry: the number of tokens, so that ranks exchange a single tensor.
+        # The last entry is the number of tokens, so that ranks exchange a single tensor.
         self._sums = torch.zeros(channels + 1, dtype=torch.float64, device=device)
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
-        for part in x.split(_TILE):  # whose float64 copy stays in a processor's cache
+        for part in x.split(_TILE):  # the float64 copy of a part fits the cache of a CPU
             self._sums[:-1] += part.double().square().sum(0)
         self._sums[-1] += x.shape[0]
 
@@ -96,19 +133,28 @@ class Gram(Statistic):
 
     Args:
         channels: I, the number of input channels.
-        device: where to accumulate.
+        device: device of the sums.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.statistics import Gram
+        >>> statistic = Gram(2)
+        >>> statistic.update(torch.tensor([[1.0, 3.0], [1.0, 1.0]]))
+        >>> statistic.value
+        tensor([[1., 2.],
+                [2., 5.]])
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
-        # In float64, as sums over batches must not depend on how ranks share them.
+        # In float64, so that the sum does not depend on the batches that each rank has.
         self._sum = torch.zeros(channels, channels, dtype=torch.float64, device=device)
         self._count = torch.zeros(1, dtype=torch.float64, device=device)
-        # What was computed of it, for maps that share it.
+        # Results computed from it, for the maps that share it.
         self.memo: dict[float, tuple[Tensor, Tensor]] = {}
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
         x = x.float()
-        # The product is symmetric: above the diagonal only, in tiles that fill a matrix kernel.
+        # The product is symmetric: compute the upper triangle, in tiles.
         for start in range(0, x.shape[1], _TILE):
             part = slice(start, start + _TILE)
             self._sum[part, start:] += x[:, part].T @ x[:, start:]
@@ -126,7 +172,7 @@ class Gram(Statistic):
             raise ValueError("Expected at least one calibration token but got none.")
         size = len(self._sum)
         value = torch.empty(size, size, device=self._sum.device)
-        # In tiles, since a float64 copy would double what is held.
+        # In tiles, since a float64 copy of all would double the memory.
         for start in range(0, size, _TILE):
             part, after = slice(start, start + _TILE), slice(start + _TILE, None)
             upper = (self._sum[part, part] / self._count).float().triu()
@@ -141,7 +187,15 @@ class MeanDistance(Statistic):
 
     Args:
         kind: `cosine`, 1 - cos; or `angular`, arccos(cos) / pi. Both are 0 for no change.
-        device: where to accumulate.
+        device: device of the sums.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.statistics import MeanDistance
+        >>> statistic = MeanDistance("cosine")
+        >>> statistic.update(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+        >>> statistic.value
+        tensor(1.)
     """
 
     def __init__(
@@ -172,8 +226,16 @@ class StatisticPair(Statistic):
     """Two statistics of one input.
 
     Args:
-        first: any.
-        second: any.
+        first: gives `value`.
+        second: gets the same tokens.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.statistics import Gram, SquaredNorm, StatisticPair
+        >>> pair = StatisticPair(Gram(2), SquaredNorm(2))
+        >>> pair.update(torch.tensor([[1.0, 3.0]]))
+        >>> pair.second.value
+        tensor([1., 9.])
     """
 
     def __init__(self, first: Statistic, second: Statistic) -> None:
@@ -190,5 +252,5 @@ class StatisticPair(Statistic):
 
     @property
     def value(self) -> Tensor:
-        """That of the first."""
+        """Value of the first statistic."""
         return self.first.value

@@ -1,4 +1,4 @@
-"""Prune a model block by block: the call, its report, and the masks and training that follow."""
+"""Prune a model block by block, report it, keep its masks, and train it to recover."""
 
 from prunelit.pruning.prune import prune
 from prunelit.pruning.report import PruningReport

@@ -1,4 +1,4 @@
-"""Recovery with low-rank adapters that touch only the weights that are left."""
+"""Recovery with low-rank adapters that leave removed weights at 0."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -15,17 +15,16 @@ from prunelit.pruning.masks import Masks
 
 @dataclass
 class LoRA:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) of the package `peft`.
+    """Train low-rank adapters (Hu et al. 2021, arXiv:2106.09685) of the package `peft`.
 
-    They train while the pruned weights are frozen. What they add to removed weights is masked in
-    every forward pass (Zimmer et al. 2023, arXiv:2312.15230), so the model that is trained and
-    measured is the one that merging gives.
+    The pruned weights are frozen. Every forward pass masks the updates of removed weights (Zimmer
+    et al. 2023, arXiv:2312.15230), so that training, measuring and merging use the same model.
 
     Args:
-        rank: of the adapters.
-        alpha: what they add is scaled by `alpha / rank`.
-        target_modules: as in `peft.LoraConfig`; `all-linear` is every linear map but
-            the unembedding.
+        rank: rank of the adapters.
+        alpha: adapters are scaled by `alpha / rank`.
+        target_modules: as in `peft.LoraConfig`; `all-linear` is every linear map except the
+            unembedding.
     """
 
     rank: int = 8
@@ -44,10 +43,10 @@ class LoRA:
             )
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse target modules that `model` lacks; changes nothing.
+        """Refuse target modules that are not in `model`; change nothing.
 
         Raises:
-            InputError: with what peft says.
+            InputError: with the message of peft.
         """
         with torch.device("meta"):
             empty = type(model)(model.config)
@@ -55,18 +54,18 @@ class LoRA:
 
 
 class Adapters:
-    """Adapters in a model, whose own weights they freeze.
+    """Add adapters to a model and freeze its own weights.
 
     Args:
-        model: gets them in place.
-        lora: their settings.
+        model: gets the adapters in place.
+        lora: settings of the adapters.
 
     Raises:
         InputError: if the model has no such modules.
     """
 
     def __init__(self, model: PreTrainedModel, lora: LoRA) -> None:
-        from peft import LoraConfig, get_peft_model  # seconds, that runs without adapters save
+        from peft import LoraConfig, get_peft_model  # takes seconds
 
         config = LoraConfig(
             r=lora.rank,
@@ -81,7 +80,7 @@ class Adapters:
         self._model = model
 
     def hold(self, masks: Masks) -> None:
-        """From now on add nothing to the weights that `masks` removes."""
+        """Mask the updates of removed weights from now on."""
         from peft.tuners.lora import LoraLayer
 
         for name, module in self._model.named_modules():
@@ -91,25 +90,25 @@ class Adapters:
                 setattr(module, "forward", _Masked(module, mask))  # noqa: B010 - a mixin without one
 
     def merge(self) -> None:
-        """Add them to the weights, removed ones too, and take them off the model."""
+        """Add the adapters to all weights and remove them from the model."""
         self._adapted.merge_and_unload(safe_merge=True)
 
 
 class _Masked:
-    """The forward pass of an adapted linear map, with W + mask * B A in place of W + B A."""
+    """Forward pass of a linear map with an adapter: W + mask * B A instead of W + B A."""
 
     def __init__(self, layer: Any, mask: Tensor) -> None:
         self._layer, self._mask = layer, mask
 
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        if torch.is_grad_enabled():  # not to keep a weight's worth of intermediates for each map
+        if torch.is_grad_enabled():  # a checkpoint does not keep the updates of each weight
             return checkpoint(self._run, x, use_reentrant=False)  # type: ignore[return-value]
         return self._run(x)
 
     def _run(self, x: Tensor) -> Tensor:
         base: nn.Module = self._layer.get_base_layer()
         weight = base.get_parameter("weight")
-        # As merging computes it, mixed precision or not.
+        # In the precision of merging, even under autocast.
         with torch.autocast(x.device.type, enabled=False):
             added = self._layer.get_delta_weight(self._layer.active_adapters[0]) * self._mask
         return torch.func.functional_call(base, {"weight": weight + added.to(weight.dtype)}, (x,))

@@ -1,4 +1,4 @@
-"""Which weights were removed, and how they stay so while the model is trained on."""
+"""Masks of removed weights, which keep them at 0 while the model is trained."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from prunelit.errors import InputError
 
 
 class Masks:
-    """Keep masks of the parameters that were pruned, held at one bit a weight.
+    """Keep masks of the pruned parameters, stored with one bit per weight.
 
     Args:
         masks: bool tensors by the name of the parameter in the model; True keeps.
@@ -33,18 +33,18 @@ class Masks:
         return iter(self._bits)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The mask of one parameter, bool, on the CPU."""
+        """Unpack the mask of one parameter, bool, on the CPU."""
         shape = self._shapes[name]
         flat = np.unpackbits(self._bits[name].numpy(), count=shape.numel(), bitorder="little")
         return torch.from_numpy(flat).bool().view(shape)
 
     def set(self, name: str, mask: Tensor) -> None:
-        """Take in the mask of one parameter."""
+        """Store the mask of one parameter."""
         bits = np.packbits(mask.cpu().numpy(), axis=None, bitorder="little")
         self._bits[name], self._shapes[name] = torch.from_numpy(bits), mask.shape
 
     def merge(self, later: "Masks") -> None:
-        """Take in the masks of a later round: what an earlier one removed stays removed."""
+        """Add the masks of a later round; weights that an earlier round removed stay removed."""
         for name in later:
             bits = later._bits[name]
             self._bits[name] = self._bits[name] & bits if name in self._bits else bits
@@ -58,24 +58,25 @@ class Masks:
             parameter.mul_(self[name].to(parameter.device))
 
     def check(self, model: nn.Module) -> None:
-        """Assert that every removed weight is exactly 0."""
+        """Assert that all removed weights are exactly 0."""
         for name in self:
             parameter = model.get_parameter(name).detach()
             regrown = int((parameter != 0).logical_and_(~self[name].to(parameter.device)).sum())
             assert regrown == 0, f"{regrown} removed weights of {name} are not 0."
 
     def hold(self, model: nn.Module, optimizers: Iterable[Optimizer]) -> list[RemovableHandle]:
-        """Keep removed weights at 0 through optimizer steps, whatever momentum and decay do.
+        """Keep removed weights at 0 through optimizer steps, with any momentum and weight decay.
 
-        Their gradients are 0 before clipping sees them, and the weights are set to 0 after each
-        step. Masks of what is trained are unpacked for that, one byte a weight.
+        Gradients of removed weights are set to 0 before they are clipped, and the weights are set
+        to 0 after each step. Masks of trained parameters are unpacked for this, one byte per
+        weight.
 
         Args:
-            model: the one that is trained.
-            optimizers: those that step over its parameters.
+            model: the model that is trained.
+            optimizers: the optimizers of its parameters.
 
         Returns:
-            Handles; call `remove` on each to let go.
+            Handles; call `remove` on each to stop.
         """
         parameters = {name: model.get_parameter(name) for name in self}
         pairs = [
@@ -96,7 +97,7 @@ class Masks:
         return handles + [optimizer.register_step_post_hook(after_step) for optimizer in optimizers]
 
     def pack(self) -> dict[str, Tensor]:
-        """One bit a weight: bit i of byte j (least significant first) is weight 8 j + i.
+        """Give the packed masks: bit i of byte j (least significant first) is weight 8 j + i.
 
         Returns:
             (ceil(numel / 8),) uint8 by parameter name, on the CPU.
@@ -105,10 +106,10 @@ class Masks:
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor], model: nn.Module) -> "Masks":
-        """The inverse of `pack`, shaped like the parameters of `model`.
+        """Build masks from the data of `pack`, with the shapes of the parameters of `model`.
 
         Raises:
-            InputError: if the model has no such parameters.
+            InputError: if the model has no parameter of a name, or one of another size.
         """
         masks = cls()
         for name, bits in packed.items():
@@ -116,7 +117,8 @@ class Masks:
                 shape = model.get_parameter(name).shape
             except AttributeError as error:
                 raise InputError(
-                    f"Expected masks of this model but got one for {name!r}, which it lacks."
+                    f"Expected masks of this model but got one for {name!r}, which is not one of "
+                    "its parameters."
                 ) from error
             if bits.numel() != -(-shape.numel() // 8):
                 raise InputError(
@@ -128,21 +130,21 @@ class Masks:
 
 
 def count_zeros(model: nn.Module) -> dict[str, int]:
-    """Entries that are exactly 0, by parameter name."""
+    """Count the entries that are exactly 0, by parameter name."""
     return {
         name: value.numel() - int(value.count_nonzero()) for name, value in model.named_parameters()
     }
 
 
 def build_masks(model: nn.Module, before: Mapping[str, int], after: Mapping[str, int]) -> Masks:
-    """The masks of the parameters that have more zeros than `before`.
+    """Build the masks of the parameters that have more zeros than before.
 
-    A bias goes with its row: a removed output has no bias to learn either.
+    If a whole row of a weight is removed, the entry of its bias is removed too.
 
     Args:
-        model: after a round of pruning.
+        model: the model after a round of pruning.
         before: its `count_zeros` before that round.
-        after: the same now.
+        after: its `count_zeros` now.
     """
     masks = Masks()
     for name, value in model.named_parameters():

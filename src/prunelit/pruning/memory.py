@@ -1,4 +1,4 @@
-"""Peak memory, said exactly: allocator peak on CUDA, the process's high-water mark elsewhere."""
+"""Peak memory: peak of the allocator on CUDA, high-water mark of the process elsewhere."""
 
 import resource
 import sys
@@ -7,30 +7,33 @@ import torch
 
 
 class PeakMemory:
-    """Reads the peak of the device that `device` names.
+    """Measure the peak memory of a device.
 
     Args:
-        device: CUDA devices are measured by their allocator; for every other device the resident
-            set of this process is what there is.
+        device: a CUDA device is measured by its allocator; for any other device, the resident set
+            of the process is measured.
+
+    Attributes:
+        meaning: description of the measured number, for reports.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device if device.type == "cuda" else None
         self.meaning = (
-            "most bytes allocated on the device while the block was worked on"
+            "peak of allocated bytes on the device while the block was pruned"
             if self._device
-            else "resident high-water mark of the process by the end of the block"
+            else "resident high-water mark of the process at the end of the block"
         )
 
     def start(self) -> None:
-        """Forget earlier peaks, where the device can."""
+        """Reset the peak; a process cannot reset its own."""
         if self._device:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> int:
-        """Bytes."""
+        """Return the peak in bytes."""
         if self._device:
-            # Kernels run behind: what was launched so far belongs to this measurement.
+            # Kernels run asynchronously: wait for those that belong to this measurement.
             torch.cuda.synchronize(self._device)
             return torch.cuda.max_memory_allocated(self._device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""`prune`: the calibration driver with its checks, its progress bar and its report."""
+"""`prune`: check the inputs, prune block by block, show progress, build the report."""
 
 import hashlib
 import platform
@@ -38,27 +38,41 @@ def prune(
 ) -> PruningReport:
     """Prune `model` in place, block by block, calibrated on `inputs`.
 
-    Where a process group exists, every rank passes the same model and inputs; batches are dealt out
-    by stride and the masks are those of a single process.
+    If a process group exists, call it on every rank with the same model and inputs: each rank runs
+    a part of the batches, and the masks are those of a single process.
 
     Args:
-        model: a decoder-only causal LM; each block is worked on where its weights are.
+        model: a decoder-only causal LM; each block is pruned on the device of its weights.
         pruner: the method.
         inputs: (S, L) token ids, or an iterable of (B, T) token ids or of mappings with `input_ids`
-            and `attention_mask`. Padded tokens enter no statistic. None for a method that reads no
+            and `attention_mask`. Statistics leave padding out. None for a method that reads no
             data.
-        batch_size: sequences a batch where `inputs` is one tensor. It may change the last bits of
-            activations, so it belongs to the recipe.
+        batch_size: sequences in a batch if `inputs` is one tensor. It may change the last bits of
+            activations, so it is part of the recipe.
         progress: show a progress bar over the blocks on rank 0.
-        offload_to: work on one block at a time on this device, while the others wait: in memory
-            for a GPU, on disk for the CPU. The model has to be on the CPU.
+        offload_to: device for one block at a time. The other blocks stay in memory if it is a GPU,
+            or on disk if it is the CPU. The model must be on the CPU.
 
     Returns:
-        Achieved sparsity a tensor, block and model; seconds and peak memory a block.
+        Achieved sparsity of each tensor, each block and the model; seconds and peak memory of each
+        block.
 
     Raises:
-        InputError: before any weight changes, where the model, the pruner and the inputs do not fit
+        InputError: before any weight changes, if the model, the pruner and the inputs do not fit
             together.
+
+    Example:
+        >>> import torch
+        >>> from prunelit import prune
+        >>> from prunelit.pruners import Wanda
+        >>> from prunelit.sparsity import Unstructured
+        >>> from transformers import AutoModelForCausalLM, LlamaConfig
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> model = AutoModelForCausalLM.from_config(config)
+        >>> report = prune(model, Wanda(Unstructured(0.5)), torch.arange(64).view(4, 16))
+        >>> report.sparsity
+        0.5
     """
     batches = None if inputs is None else as_batches(inputs, batch_size)
     if batches is not None:
@@ -130,7 +144,7 @@ class _BlockProgress(Progress):
 
 
 def describe_batches(batches: list[Batch] | None) -> dict[str, Any] | None:
-    """How many sequences and tokens calibrate, in which batches, and the hash of their ids."""
+    """Describe calibration batches: number of sequences, tokens and batches, hash of their ids."""
     if batches is None:
         return None
     digest = hashlib.sha256()
@@ -147,7 +161,7 @@ def describe_batches(batches: list[Batch] | None) -> dict[str, Any] | None:
 
 
 def _by_block(costs: list[BlockCost]) -> list[BlockCost]:
-    """One cost a block: seconds of all passes added, the highest peak."""
+    """Merge the costs of each block: sum of the seconds, highest peak."""
     merged: dict[int, BlockCost] = {}
     for cost in costs:
         known = merged.setdefault(cost.index, BlockCost(cost.index, 0.0, 0))
@@ -167,7 +181,7 @@ def _stderr_console() -> Any:
 
 
 def _first_sequence(batches: list[Batch]) -> Batch:
-    """The first sequence with a real token: enough to check the replay, cheap to run."""
+    """Find the first sequence with a real token; it is enough to check the replay."""
     batch = next(batch for batch in batches if batch["attention_mask"].any())
     row = int(batch["attention_mask"].any(1).nonzero()[0])
     return {key: value[row : row + 1] for key, value in batch.items()}

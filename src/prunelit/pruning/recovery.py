@@ -1,4 +1,4 @@
-"""What a pruned model is trained on to recover: text, the dense model, or both."""
+"""Recovery: the loss that a pruned model is trained with, from text, the dense model, or both."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from prunelit.recipe import describe
 
 CHUNK = 512  # tokens whose logits exist at a time
 
-# Settings of a Trainer that decide how training changes the weights.
+# Settings of a Trainer that change the trained weights.
 TRAINING = (
     *("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"),
     *("gradient_clip_val", "gradient_clip_algorithm"),
@@ -30,16 +30,17 @@ TRAINING = (
 
 @dataclass
 class Recovery:
-    """The loss of recovery fine-tuning, a weighted sum, and what it trains.
+    """Loss of recovery fine-tuning, a weighted sum, and the parameters that it trains.
 
     Args:
-        lm: weight of the language-model loss, nats a token.
-        kl: weight of KL(dense || pruned) of the next-token distributions at `temperature`, nats a
-            token, times temperature squared (Hinton et al. 2015, arXiv:1503.02531).
-        hidden: weight of the hidden-state loss: mean over blocks and tokens of the squared
-            distance between dense and pruned embeddings, relative to the dense one's mean square.
-        temperature: of both distributions in the KL term.
-        train: shell patterns of parameter names, such as `*.mlp.*`; the others are frozen.
+        lm: weight of the language-model loss, in nats per token.
+        kl: weight of KL(dense || pruned) of the next-token distributions at `temperature`, in nats
+            per token, times temperature squared (Hinton et al. 2015, arXiv:1503.02531).
+        hidden: weight of the hidden-state loss: squared distance between dense and pruned hidden
+            states, divided by the mean square of the dense ones; mean over blocks and tokens.
+        temperature: temperature of both distributions in the KL term.
+        train: shell patterns of the parameter names to train, such as `*.mlp.*`; other parameters
+            are frozen.
         lora: train low-rank adapters instead.
     """
 
@@ -60,29 +61,33 @@ class Recovery:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the dense model is read."""
+        """True if the loss needs the dense model."""
         return self.kl > 0 or self.hidden > 0
 
     def recipe(self, optimizer: Callable[..., Any], scheduler: Any | None) -> dict[str, Any]:
-        """Plain data: this loss, and the settings of the optimizer and scheduler to be built.
+        """Describe this loss, the optimizer and the scheduler as plain data.
+
+        Args:
+            optimizer: builds the optimizer from parameters.
+            scheduler: builds the scheduler from the optimizer; None if there is none.
 
         Raises:
-            InputError: if these cannot be built.
+            InputError: if one of them cannot be built.
         """
-        built = _built(optimizer, [torch.nn.Parameter(torch.zeros(1))])
+        built = _build(optimizer, [torch.nn.Parameter(torch.zeros(1))])
         plain = {"recovery": describe(self), "optimizer": _settings(built, built.defaults)}
         if scheduler is None:
             return plain
-        schedule = _built(scheduler, built)
+        schedule = _build(scheduler, built)
         if isinstance(schedule, ReduceLROnPlateau):
             raise InputError(
-                "Expected an `lr_scheduler` that goes by steps but got ReduceLROnPlateau, which "
-                "waits for a metric: use `EarlyStopping` and another scheduler."
+                "Expected an `lr_scheduler` that counts steps but got ReduceLROnPlateau, which "
+                "needs a metric: use another scheduler, with `EarlyStopping` if you like."
             )
         return plain | {"lr_scheduler": _settings(schedule, schedule.state_dict())}
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what `model` lacks; changes nothing.
+        """Refuse patterns that match nothing in `model`; change nothing.
 
         Raises:
             InputError: if a pattern of `train` matches no parameter, or `lora` no module.
@@ -98,7 +103,7 @@ class Recovery:
                 )
 
     def choose(self, model: PreTrainedModel) -> None:
-        """Freeze what `train` does not match, and an unembedding that no part of the loss reads.
+        """Freeze parameters that `train` does not match, and an unembedding that the loss ignores.
 
         Raises:
             InputError: see `check`.
@@ -115,15 +120,18 @@ class Recovery:
     def losses(
         self, pruned: PreTrainedModel, dense: PreTrainedModel | None, input_ids: Tensor
     ) -> dict[str, Tensor]:
-        """Each part of the loss that has a weight, and their weighted sum `loss`.
+        """Compute each part of the loss that has a weight, and their weighted sum `loss`.
 
         Logits are computed for 512 tokens at a time, and again in the backward pass, so that
-        memory does not hold (B, T, V).
+        memory never holds (B, T, V).
 
         Args:
             pruned: the model that is trained.
-            dense: the frozen reference; None where no part needs it.
+            dense: the frozen reference; None if no part needs it.
             input_ids: (B, T), no padding.
+
+        Returns:
+            Scalars by the names `lm`, `kl_dense_pruned`, `hidden` and `loss`.
         """
         states = _hidden_states(pruned, input_ids)
         parts: dict[str, Tensor] = {}
@@ -140,7 +148,7 @@ class Recovery:
                 ]
             ).mean()
         if self.lm or self.kl:
-            # The last token predicts nothing that is there.
+            # The last token has no next token.
             target = input_ids[:, 1:].reshape(-1)
             h = states[-1][:, :-1].flatten(0, 1)
             h_dense = reference[-1][:, :-1].flatten(0, 1) if self.kl else None
@@ -162,7 +170,7 @@ class Recovery:
     def _token_losses(
         self, pruned: Any, dense: Any, h: Tensor, h_dense: Tensor | None, target: Tensor
     ) -> Tensor:
-        """Sums over tokens of the language-model loss and the KL term, (2,)."""
+        """Sum the language-model loss and the KL term over tokens, (2,)."""
         logits = unembed(pruned, h)
         log_p = F.log_softmax(logits, -1)
         lm = F.nll_loss(log_p, target, reduction="sum") if self.lm else logits.new_zeros(())
@@ -177,7 +185,7 @@ class Recovery:
 
 
 def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
-    """Token embeddings, the output of every block but the last, and the final embedding h."""
+    """Run the model: token embeddings, output of every block but the last, final embedding h."""
     output = model.base_model(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
@@ -188,23 +196,23 @@ def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer where none is given."""
+    """Build the default optimizer."""
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
 
 
-def _built(build: Callable[..., Any], argument: Any) -> Any:
+def _build(build: Callable[..., Any], argument: Any) -> Any:
     try:
         return build(argument)
-    except Exception as error:  # whatever a class of the user's choice refuses its settings with
+    except Exception as error:  # a class of the user may raise any error
         raise InputError(
             f"The optimizer or scheduler cannot be built with these settings: {first_line(error)}"
         ) from error
 
 
 def _settings(built: Any, numbers: dict[str, Any]) -> dict[str, Any]:
-    """The class and the plain settings of an optimizer or a scheduler."""
+    """Describe the class and the plain settings of an optimizer or a scheduler."""
     plain = {}
     for name, value in numbers.items():
-        with suppress(TypeError):  # a tensor or a function is state, no setting
-            plain[name] = json.loads(json.dumps(value))  # in the form in which it is compared
+        with suppress(TypeError):  # a tensor or a function is state, not a setting
+            plain[name] = json.loads(json.dumps(value))  # the form in which recipes are compared
     return {"class_path": f"{type(built).__module__}.{type(built).__qualname__}", **plain}

@@ -1,4 +1,4 @@
-"""The report of a pruning: what was removed, by tensor and block, and what it cost."""
+"""Report of a pruning: removed weights of each tensor and block, time and memory."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,7 +13,14 @@ from prunelit.report.tables import as_text, pruning_table
 
 @dataclass
 class TensorSparsity:
-    """Achieved sparsity of one weight: `zeros` of `size` entries are exactly 0."""
+    """Achieved sparsity of one weight matrix.
+
+    Args:
+        name: name of the parameter in the model.
+        shape: its shape.
+        size: number of its entries.
+        zeros: number of entries that are exactly 0.
+    """
 
     name: str
     shape: list[int]
@@ -27,13 +34,13 @@ class TensorSparsity:
 
 @dataclass
 class BlockCost:
-    """Time and memory of one block's calibration and pruning.
+    """Time and memory that one block takes to calibrate and prune.
 
     Args:
-        index: of the block.
-        seconds: wall clock.
-        peak_bytes: on CUDA the most that was allocated on the device while this block was worked
-            on; elsewhere the process's resident high-water mark by its end (it never falls).
+        index: place of the block in the model.
+        seconds: wall-clock time.
+        peak_bytes: on CUDA, the peak of allocated device memory during this block; elsewhere, the
+            resident high-water mark of the process at the end of the block (it never falls).
     """
 
     index: int
@@ -43,19 +50,28 @@ class BlockCost:
 
 @dataclass
 class PruningReport:
-    """What was done and what came of it; `pruning.json` holds the same.
+    """Recipe, achieved sparsity and cost of a pruning; `pruning.json` holds the same.
 
     Args:
         recipe: plain data that decides the masks: the pruner and the calibration tokens.
         tensors: every linear weight inside the blocks, pruned or not.
-        blocks: what each block cost.
-        peak_memory: what `peak_bytes` of a block means here.
-        parameters: number of parameters of the model, shared ones counted once.
-        zeros: how many of these are exactly 0.
-        versions: of the packages that decide the outcome.
-        rounds: of iterative pruning: what each reached, and when.
-        shrinks: whether whole parts became 0 that saving leaves out.
-        masks: of what was removed; they stand in a file of their own.
+        blocks: time and memory of each block.
+        peak_memory: meaning of `peak_bytes` on this device.
+        parameters: number of parameters of the model; shared ones count once.
+        zeros: number of parameters that are exactly 0.
+        versions: versions of the packages that decide the result.
+        rounds: fraction, sparsity and time of each round of iterative pruning.
+        shrinks: True if whole parts are 0, so that saving leaves them out.
+        masks: masks of the removed weights; `pruning.json` does not hold them.
+
+    Example:
+        >>> from prunelit import PruningReport
+        >>> from prunelit.pruning.report import BlockCost, TensorSparsity
+        >>> weight = TensorSparsity("model.layers.0.mlp.up_proj.weight", [2, 4], size=8, zeros=4)
+        >>> cost = BlockCost(index=0, seconds=0.1, peak_bytes=1000)
+        >>> report = PruningReport({}, [weight], [cost], "process", parameters=20, zeros=4)
+        >>> report.sparsity, report.block_sparsity("model.layers.0")
+        (0.5, 0.5)
     """
 
     recipe: dict[str, Any]
@@ -80,11 +96,11 @@ class PruningReport:
         return sum(t.zeros for t in chosen) / sum(t.size for t in chosen)
 
     def __str__(self) -> str:
-        """The table of the blocks, as the command line prints it."""
+        """Format the table of blocks that the command line prints."""
         return as_text(pruning_table(self.as_dict()))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with the achieved sparsity of each tensor, block and the model."""
+        """Convert to plain data for JSON, with the sparsity of each tensor, block and the model."""
         prefixes = list(dict.fromkeys(block_prefix(t.name) for t in self.tensors))
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
         return {
@@ -99,7 +115,7 @@ class PruningReport:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "PruningReport":
-        """The inverse of `as_dict`, without the masks."""
+        """Build a report from the data of `as_dict`, without masks."""
         known = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
         known["tensors"] = [
             TensorSparsity(t["name"], t["shape"], t["size"], t["zeros"]) for t in plain["tensors"]
@@ -110,19 +126,19 @@ class PruningReport:
         return cls(**known)
 
     def recount(self, model: PreTrainedModel) -> "PruningReport":
-        """The same with the zeros that `model` has now."""
+        """Copy the report with the present zeros of `model`."""
         return replace(self, **count_weights(model, count_zeros(model)))
 
 
 def block_prefix(name: str) -> str:
-    """`model.layers.3` of `model.layers.3.mlp.up_proj.weight`: up to the first number."""
+    """Cut a name after its first number: `model.layers.3.mlp.up_proj` gives `model.layers.3`."""
     parts = name.split(".")
     number = next(i for i, part in enumerate(parts) if part.isdigit())
     return ".".join(parts[: number + 1])
 
 
 def count_weights(model: PreTrainedModel, zeros: Mapping[str, int]) -> dict[str, Any]:
-    """What a report says of the weights, from the `count_zeros` of `model`."""
+    """Build the fields of a report about weights from the `count_zeros` of `model`."""
     prefix, blocks = decoder_blocks(model)
     weights = {
         f"{prefix}.{index}.{name}.weight": weight
