@@ -8,13 +8,13 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from jsonargparse import ActionYesNo
-from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
@@ -22,6 +22,7 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.core.processes import end_together
 from prunelit.errors import InputError
+from prunelit.private_api import HookedCLI, replace_lists
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
@@ -49,20 +50,6 @@ class OneSentenceParser(LightningArgumentParser):
         sys.exit(2)
 
 
-class WholeList(ActionTypeHint):
-    """A list that is given anew replaces the earlier one, as any other value does.
-
-    jsonargparse lays it over an earlier one of the same length, item by item: a task would keep the
-    limit, or the subset, of the one in whose place it is measured.
-    """
-
-    def _check_type(
-        self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None
-    ) -> Any:
-        whole = isinstance(value, str | list) and not append  # and no option of the last item
-        return super()._check_type(value, append, cfg=None if whole else cfg, mode=mode)
-
-
 class SaveConfig(SaveConfigCallback):
     """Writes the configuration where the run logs; that of a sweep beside all its variants."""
 
@@ -80,19 +67,19 @@ class SaveConfig(SaveConfigCallback):
             )
 
 
-class PruneLitCLI(LightningCLI):
+class PruneLitCLI(HookedCLI):
     """LightningCLI with the group `pruning` and the subcommands `fit`, `validate`, `sweep`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The Trainer's methods that are offered, with the arguments that are not options."""
+        """Return the Trainer's methods on offer, each with its arguments that are not options."""
         # Data comes from the datamodule; `validate` reads the folder that `fit` wrote.
         given = {"model", "datamodule", "verbose", "weights_only"}
         given |= {"dataloaders", "train_dataloaders", "val_dataloaders"}
         return {"fit": given, "validate": given | {"ckpt_path"}, "sweep": given}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Called by LightningCLI."""
+        """Add the option that allows programs written by the models to run."""
         parser.add_argument(
             "--allow_code_execution",
             action=ActionYesNo,
@@ -101,38 +88,29 @@ class PruneLitCLI(LightningCLI):
         )
         parser.link_arguments("allow_code_execution", "data.allow_code_execution")
 
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
-        """Called by LightningCLI: a sweep has `variants` in place of the group `pruning`."""
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+    def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
+        """Add the group `pruning`; a sweep has the option `variants` instead."""
         if subcommand != "sweep":
             parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
-        action = next(action for action in parser._actions if action.dest == "data.tasks")
-        action.__class__ = WholeList  # as jsonargparse has no option for it
-        return parser
-
-    def _parse_ckpt_path(self) -> None:
-        """Called by LightningCLI, where it lets a checkpoint override what the user gives."""
+        replace_lists(parser, "data.tasks")
 
     def instantiate_classes(self) -> None:
-        """Called by LightningCLI: what a constructor refuses is for the user to mend."""
+        """Build the objects of the configuration; an error of a constructor is an InputError."""
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             raise InputError(" ".join(str(_innermost(error)).split())) from error
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Called by LightningCLI: all processes of the run end together."""
+    def run_subcommand(self, run: Callable[[], None]) -> None:
+        """Run the subcommand; if one process fails, all of them end."""
         with end_together(self.trainer):
-            super()._run_subcommand(subcommand)
+            run()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Called by LightningCLI: adds what every run shows and leaves behind."""
-        keys = self._parser(self.subcommand).callback_keys
-        callbacks = [self._get(self.config_init, key) for key in keys]
+        """Build the Trainer with the callbacks that every run has."""
+        callbacks = [self.setting(key) for key in self.subcommand_parser().callback_keys]
         callbacks = [callback for callback in callbacks if callback is not None]
-        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        config = {**self.setting("trainer", default={}), **kwargs}
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TaskProgressBar())
         callbacks.append(Results())  # last, to print when the progress bar is gone
@@ -147,7 +125,7 @@ class PruneLitCLI(LightningCLI):
             plugins = config.get("plugins") or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
             config["plugins"] = [*plugins, WholeFileCheckpointIO()]
-        return self._instantiate_trainer(config, callbacks)
+        return self.build_trainer(config, callbacks)
 
 
 def run(args: list[str] | None = None) -> PruneLitCLI:

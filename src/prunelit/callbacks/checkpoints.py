@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError
+from prunelit.private_api import optimizer_stepped, validation_follows
 from prunelit.recipe import describe
 
 
@@ -64,13 +65,11 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         """Called by Lightning."""
-        if self.every_n_train_steps is None or trainer.fit_loop._should_accumulate():
+        if self.every_n_train_steps is None or not optimizer_stepped(trainer):
             return
         self._due = self._due or trainer.global_step % self.every_n_train_steps == 0
-        loop = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher
-        assert fetcher is not None
-        if loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher):
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if last or validation_follows(trainer):
             return
         if self._due:
             self._save(trainer)
@@ -86,7 +85,7 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         self._due = False
         assert self.dirpath is not None
-        self._save_checkpoint(trainer, os.path.join(self.dirpath, f"{self.filename}.ckpt"))
+        trainer.save_checkpoint(os.path.join(self.dirpath, f"{self.filename}.ckpt"))
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):

@@ -13,9 +13,9 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from prunelit.errors import InputError
+from prunelit.private_api import child_processes
 
 # Seconds that one process waits for others: for the first one gone, and for each at a good end.
 _GONE, _DONE = 5.0, 60.0
@@ -44,13 +44,13 @@ def end_together(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        children = _children(trainer)
+        children = child_processes(trainer)
         if not children and not (dist.is_initialized() and dist.get_world_size() > 1):
             raise
         _leave(error, trainer.global_rank, children)
     finally:
         _ending_together.remove(trainer)
-    _await(_children(trainer))
+    _await(child_processes(trainer))
 
 
 def barrier(trainer: Trainer, failed: bool) -> None:
@@ -102,12 +102,6 @@ def _collective(error: Exception) -> str | None:
         (f for f in reversed(frames) if library not in Path(f.filename).parents), frames[0]
     )
     return f"{caller.filename}:{caller.lineno}"
-
-
-def _children(trainer: Trainer) -> list[Popen]:
-    """The processes that this one has started."""
-    launcher = trainer.strategy.launcher
-    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
 
 
 def _await(children: list[Popen]) -> None:

@@ -1,0 +1,102 @@
+"""All uses of private parts of Lightning and jsonargparse.
+
+A new release may change them without notice. `tests/test_private_api.py` checks each of them, and
+`pyproject.toml` admits the releases that pass.
+
+Internal: nothing here is public.
+"""
+
+from collections.abc import Callable
+from subprocess import Popen
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+try:
+    from jsonargparse._typehints import ActionTypeHint
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+except ImportError as error:
+    raise ImportError(
+        f"This release of Lightning or jsonargparse lacks a private part that prunelit uses "
+        f"({error}): install the releases that prunelit's requirements name."
+    ) from error
+
+
+def child_processes(trainer: Trainer) -> list[Popen]:
+    """Return the processes that Lightning started from this one; none if another program did."""
+    launcher = trainer.strategy.launcher
+    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def optimizer_stepped(trainer: Trainer) -> bool:
+    """Return True if the optimizer made a step at the current training batch."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Return True if a validation comes between the current training batch and the next one."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+class _WholeList(ActionTypeHint):
+    """An option whose value, a list, replaces an earlier list.
+
+    jsonargparse merges two lists of the same length item by item. A task would then keep the limit
+    or the subset of the task that it replaces.
+    """
+
+    def _check_type(
+        self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None
+    ) -> Any:
+        whole = isinstance(value, str | list) and not append  # not an option of the last item
+        return super()._check_type(value, append, cfg=None if whole else cfg, mode=mode)
+
+
+def replace_lists(parser: LightningArgumentParser, option: str) -> None:
+    """Let a later list of `option` replace an earlier one; jsonargparse has no setting for it."""
+    action = next(action for action in parser._actions if action.dest == option)
+    action.__class__ = _WholeList
+
+
+class HookedCLI(LightningCLI):
+    """LightningCLI with public methods to override where Lightning has private ones.
+
+    A checkpoint given by `--ckpt_path` does not change the configuration: Lightning would let the
+    hyperparameters in it override the options that the user gives.
+    """
+
+    def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
+        """Add arguments to the parser of one subcommand."""
+
+    def run_subcommand(self, run: Callable[[], None]) -> None:
+        """Call `run`, which runs the chosen subcommand."""
+        run()
+
+    def subcommand_parser(self) -> LightningArgumentParser:
+        """Return the parser of the chosen subcommand."""
+        return self._parser(self.subcommand)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return an object or value of the chosen subcommand's instantiated configuration."""
+        return self._get(self.config_init, key, default=default)
+
+    def build_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Build the Trainer from its arguments, with `callbacks` after those in `config`."""
+        return self._instantiate_trainer(config, callbacks)
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self.add_subcommand_arguments(parser, subcommand)
+        return parser
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        run = super()._run_subcommand
+        self.run_subcommand(lambda: run(subcommand))
+
+    def _parse_ckpt_path(self) -> None:
+        pass
