@@ -28,15 +28,16 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # a page may start with a figure
 
 # Docstrings
-autodoc_member_order = "bysource"
+autodoc_member_order = "alphabetical"
+autodoc_inherit_docstrings = False  # the base class's page has them
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_custom_sections = ["Formula", "Source"]
 autosummary_generate = False
 # `name` in a docstring becomes a link where it names something of the site.
 default_role = "py:obj"

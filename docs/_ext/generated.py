@@ -1,6 +1,7 @@
 """Fills the pages of the site that are generated from the code, so that they cannot go stale.
 
-A page asks for its part by a comment: `<!-- generated: options -->`.
+A page asks for its part by a comment: `<!-- generated: options -->` is every option of the command
+line, `<!-- metric: NAMES = FUNCTION -->` the row of a table about a function of `prunelit.metrics`.
 """
 
 import collections.abc
@@ -15,22 +16,45 @@ from unittest import mock
 from jsonargparse import ArgumentParser
 from sphinx.application import Sphinx
 
-from prunelit import callbacks, cli
+from prunelit import callbacks, cli, metrics
 from prunelit.recipe import public_path
 
 _MARK = re.compile(r"<!-- generated: (\w+) -->")
+_METRIC = re.compile(r"<!-- metric: (.+?) = (\w+) -->")
 _ROLE = re.compile(r":(?:\w+:)*\w+:`~?([^`<]+?)(?: ?<[^`]*>)?`")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("source-read", _fill)
+    app.connect("env-get-outdated", lambda *_: ["reference/options", "reference/metrics"])
     app.connect("autodoc-process-docstring", _keep_bars)
     return {"parallel_read_safe": True}
 
 
 def _fill(_app: Sphinx, _name: str, source: list[str]) -> None:
-    source[0] = _MARK.sub(lambda mark: _PARTS[mark[1]](), source[0])
+    text = _MARK.sub(lambda mark: _PARTS[mark[1]](), source[0])
+    source[0] = _METRIC.sub(lambda mark: _metric(mark[1], mark[2]), text)
+
+
+def _metric(names: str, function: str) -> str:
+    """A row of a table: names with a link, what the docstring says, formula, source."""
+    path = f"prunelit.metrics.{function}"
+    text = inspect.getdoc(getattr(metrics, function)) or ""
+    first = " ".join(text.partition("\n\n")[0].split())
+    formula, source = (_section(text, title) for title in ("Formula", "Source"))
+    assert formula, f"Expected a formula in the docstring of {path}."
+    links = ", ".join(f"{{py:obj}}`{name} <{path}>`" for name in _escape(names).split(", "))
+    return f"| {links} | {_escape(f'{first}<br>{formula}')} | {_escape(source)} |"
+
+
+def _section(docstring: str, title: str) -> str:
+    found = re.search(rf"^{title}:\n((?: +.*\n|\n)+)", docstring, flags=re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", r"\|")
 
 
 def _keep_bars(_app: Sphinx, _kind: str, _name: str, _o: Any, _s: Any, lines: list[str]) -> None:
@@ -109,11 +133,11 @@ def _actions(parser: ArgumentParser) -> Iterator[Any]:
 
 
 def _option(action: Any) -> str:
-    return f"```{{option}} --{action.dest}\n{_facts(action)}\n\n{_words(action)}\n```\n"
+    return f"```{{option}} --{action.dest}\n{_facts(action)}: {_words(action)}\n```\n"
 
 
 def _definition(action: Any) -> str:
-    return f"`{action.dest}`\n: {_facts(action)}. {_words(action)}\n"
+    return f"`{action.dest}`\n: {_facts(action)}: {_words(action)}\n"
 
 
 def _facts(action: Any) -> str:
@@ -125,10 +149,10 @@ def _facts(action: Any) -> str:
 
 
 def _words(action: Any) -> str:
-    """The help text, with the roles of reStructuredText as code."""
+    """The help text; names of prunelit are links, other roles of reStructuredText are code."""
     text = " ".join((action.help or "").replace("%%", "%").split())
     text = _ROLE.sub(lambda role: f"`{role[1]}`", text)
-    return text[:1].upper() + text[1:]
+    return re.sub(r"`(prunelit\.[\w.]+)`", r"{py:obj}`\1`", text)
 
 
 def _value(value: Any) -> str:
