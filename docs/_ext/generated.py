@@ -7,6 +7,7 @@ line, `<!-- metric: NAMES = FUNCTION -->` the row of a table about a function of
 import collections.abc
 import inspect
 import json
+import pkgutil
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", _fill)
     app.connect("env-get-outdated", lambda *_: ["reference/options", "reference/metrics"])
     app.connect("autodoc-process-docstring", _keep_bars)
+    app.connect("missing-reference", _without_page)
     return {"parallel_read_safe": True}
 
 
@@ -55,6 +57,17 @@ def _section(docstring: str, title: str) -> str:
 
 def _escape(cell: str) -> str:
     return cell.replace("|", r"\|")
+
+
+def _without_page(_app: Sphinx, _env: Any, node: Any, content: Any) -> Any:
+    """A name of prunelit that exists but has no page is no link; one that does not is an error."""
+    if node.get("reftype") != "obj" or not node["reftarget"].startswith("prunelit."):
+        return None
+    try:
+        pkgutil.resolve_name(node["reftarget"])
+    except (ImportError, AttributeError):
+        return None
+    return content
 
 
 def _keep_bars(_app: Sphinx, _kind: str, _name: str, _o: Any, _s: Any, lines: list[str]) -> None:
