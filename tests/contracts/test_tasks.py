@@ -17,6 +17,8 @@ from prunelit.tasks import ItemTable, ModelPair, Task, TaskReport
 
 from .small import TASKS, small_arguments, write_rows
 
+METRICS_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
+
 every_task = pytest.mark.parametrize("task_class", TASKS, ids=lambda task: task.__name__)
 
 
@@ -62,6 +64,17 @@ def pair(
     return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
 
 
+def documented_metrics() -> re.Pattern[str]:
+    """The names in the tables of the page; `<k>` in a name stands for anything."""
+    names: list[str] = []
+    for line in METRICS_PAGE.read_text(encoding="utf-8").splitlines():
+        if (mark := re.fullmatch(r"<!-- metric: (.+) = \w+ -->", line)) is not None:
+            names += mark[1].split(", ")
+        elif line.startswith("| `"):
+            names += re.findall(r"`([^`]+)`", line.split(" | ")[0])
+    return re.compile("|".join(re.sub(r"<\w+>", ".+", re.escape(name)) for name in names))
+
+
 def test_there_are_tasks_to_check() -> None:
     assert len(TASKS) >= 5
 
@@ -98,7 +111,7 @@ def test_another_model_is_noticed(task_class: type[Task], rows_file: Path, pair:
 
 @every_task
 def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: ModelPair) -> None:
-    rows = measure(task_class, rows_file, pair)
+    rows, known = measure(task_class, rows_file, pair), documented_metrics()
     assert rows
     for row in rows:
         # A median is undefined where fewer than half of the prompts diverge, what is retained where
@@ -107,6 +120,7 @@ def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: ModelP
         assert math.isnan(row.standard_error) or 0 <= row.standard_error < math.inf, row
         assert row.n >= 2, row
         assert row.model in ("dense", "pruned", "difference", "pair"), row
+        assert known.fullmatch(row.metric), f"{METRICS_PAGE} has no row for {row.metric!r}."
         hashes = [value for key, value in row.details.items() if key.endswith("_sha256")]
         assert hashes, row
         assert all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes), row
