@@ -98,7 +98,7 @@ def parts(row: Result) -> tuple[dict[str, Any], dict[str, float]]:
     return {key: value for key, value in fields.items() if key not in numbers}, numbers
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.full)])
 def test_results_do_not_depend_on_ranks(devices: int, alone: Path, run: Run) -> None:
     folder = run(devices)
     one, several = (read_results(path / "results.jsonl") for path in (alone, folder))

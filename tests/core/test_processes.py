@@ -79,9 +79,9 @@ Recovery.losses = failing
 @pytest.mark.parametrize(
     ("devices", "rank", "method", "error", "busy"),
     [
-        (3, 1, "step", "RuntimeError", 0),
+        pytest.param(3, 1, "step", "RuntimeError", 0, marks=pytest.mark.full),
         (2, 1, "prepare", "InputError", 0),
-        (2, 0, "check", "RuntimeError", 0),
+        pytest.param(2, 0, "check", "RuntimeError", 0, marks=pytest.mark.full),
         (2, 1, "step", "InputError", 100),
         (2, 0, "report", "InputError", 100),
     ],
@@ -190,7 +190,7 @@ def test_a_script_may_go_on_after_an_error_on_all_ranks(tmp_path: Path, material
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_an_error_in_training_on_one_rank_ends_all(
     rank: int,
     tmp_path: Path,
