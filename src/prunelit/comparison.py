@@ -51,6 +51,17 @@ def compare(
 
     Raises:
         InputError: if the models do not fit together or the input is empty.
+
+    Example:
+        >>> import torch
+        >>> from prunelit import compare
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> config = LlamaConfig(vocab_size=16, num_hidden_layers=2, **sizes)
+        >>> model = LlamaForCausalLM(config)
+        >>> result = compare(model, model, torch.arange(12).view(2, 6))
+        >>> result["kl_dense_pruned"], result["top1_agreement"], result["n"]
+        (0.0, 1.0, 12)
     """
     batches = as_batches(inputs, batch_size)
     totals: dict[str, float] = {}

@@ -13,6 +13,15 @@ class InputError(ValueError):
     The message is one sentence that says what was expected, what was got and what to do. The
     command line prints it on stderr and exits with status 2; every other exception is a fault of
     prunelit or of a library and keeps its traceback.
+
+    Example:
+        >>> from prunelit import InputError
+        >>> from prunelit.sparsity import SemiStructured
+        >>> try:
+        ...     SemiStructured(keep=4, group=2)
+        ... except InputError as error:
+        ...     print(error)
+        Expected...`keep`...
     """
 
 

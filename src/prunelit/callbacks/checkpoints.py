@@ -40,6 +40,11 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         dirpath: its folder; the command line's own is `checkpoints` under
             `trainer.default_root_dir`.
         every_n_train_steps: written after so many optimizer steps; None is after every epoch.
+
+    Example:
+        >>> from prunelit.callbacks import LastCheckpoint
+        >>> LastCheckpoint("runs/mine/checkpoints", every_n_train_steps=100).filename
+        'last'
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int | None = None) -> None:
@@ -97,6 +102,11 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         dirpath: its folder.
         monitor: a logged metric, such as `val/perplexity/nll`.
         mode: whether the lowest (`min`) or the highest (`max`) is best.
+
+    Example:
+        >>> from prunelit.callbacks import BestCheckpoint
+        >>> BestCheckpoint("runs/mine/checkpoints", monitor="val/perplexity/nll").filename
+        'best'
     """
 
     def __init__(self, dirpath: str, monitor: str, mode: Literal["min", "max"] = "min") -> None:
@@ -138,6 +148,11 @@ class EarlyStopping(callbacks.EarlyStopping):
         mode: whether lower (`min`) or higher (`max`) is better.
         patience: validations without improvement.
         min_delta: a smaller change is no improvement, in the metric's unit.
+
+    Example:
+        >>> from prunelit.callbacks import EarlyStopping
+        >>> EarlyStopping("val/perplexity/nll", patience=2).patience
+        2
     """
 
     def __init__(

@@ -7,7 +7,18 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class TaskProgressBar(RichProgressBar):
-    """Shows which task is being measured, its batches and their rate."""
+    """Show which task is being measured, its batches and their rate.
+
+    The command line adds it to every run, unless `trainer.enable_progress_bar` is false.
+
+    Example:
+        >>> from prunelit import PruneTrainer
+        >>> from prunelit.callbacks import TaskProgressBar
+        >>> bar = TaskProgressBar()
+        >>> bar.validation_description
+        'Validation'
+        >>> trainer = PruneTrainer(accelerator="cpu", callbacks=[bar], logger=False)
+    """
 
     _task_name = "Validation"
 
@@ -24,6 +35,6 @@ class TaskProgressBar(RichProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Called by Lightning: a new loader is a new task."""
+        """Show the name of the task that the batch belongs to."""
         self._task_name = list(trainer.datamodule.tasks)[dataloader_idx]  # type: ignore[attr-defined]
         super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)

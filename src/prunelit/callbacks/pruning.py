@@ -44,6 +44,15 @@ class Pruning(Callback):
         schedule: the rounds; None is one round.
         offload: keep all but the current block in memory (on a GPU) or on disk (on the CPU), and
             read the dense reference only when pruning is over. For one round without training.
+
+    Example:
+        >>> from prunelit.callbacks import Pruning
+        >>> from prunelit.pruners import Wanda
+        >>> from prunelit.schedule import Cubic
+        >>> from prunelit.sparsity import Unstructured
+        >>> pruning = Pruning(Wanda(Unstructured(0.6)), schedule=Cubic(rounds=4))
+        >>> pruning.schedule.rounds
+        4
     """
 
     def __init__(

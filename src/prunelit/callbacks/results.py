@@ -25,13 +25,22 @@ from prunelit.report.tensorboard import write_curves, write_pictures, write_text
 
 
 class Results(Callback):
-    """After a validation: prints dense, pruned and difference, and writes the same to disk.
+    """Print and save the results of a validation: dense, pruned and their difference.
 
-    The last thing that it prints is how much of each score is left.
+    The last printed table says how much of each score is left. The command line adds this callback
+    to every run.
 
-    `results.jsonl` lies in the logger's folder, or in `trainer.default_root_dir` where there is no
-    logger; in `figures/` beside it every figure as PNG and the numbers behind it as CSV, those of
-    all curves of a task in `<task>_curves.csv`.
+    `results.jsonl` is in the logger's folder, or in `trainer.default_root_dir` if there is no
+    logger. The folder `figures/` beside it has each figure as PNG and its numbers as CSV; the
+    curves of a task are in `<task>_curves.csv`.
+
+    Example:
+        >>> from prunelit import PruneTrainer
+        >>> from prunelit.callbacks import Results
+        >>> results = Results()
+        >>> trainer = PruneTrainer(accelerator="cpu", callbacks=[results], logger=False)
+        >>> results.curves  # filled by `trainer.validate`
+        {}
     """
 
     def __init__(self) -> None:

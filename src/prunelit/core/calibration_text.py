@@ -10,7 +10,7 @@ class CalibrationText:
     Its documents are tokenised, joined in a random order and cut into sequences of one length.
 
     Args:
-        path: text rows, see `prunelit.data.rows.load_rows`.
+        path: text rows, see `prunelit.data.load_rows`.
         split: of the data set. Slice it (`train[:70%]`) to keep other text for the tasks.
         column: name of the column that holds the text.
         sequences: S, number of sequences.

@@ -16,7 +16,7 @@ class RecoveryText:
     Its documents are tokenised, joined in a random order and cut into sequences of one length.
 
     Args:
-        path: text rows, see `prunelit.data.rows.load_rows`.
+        path: text rows, see `prunelit.data.load_rows`.
         split: of the data set.
         column: name of the column that holds the text.
         sequences: S, number of sequences. An epoch uses each of them once.

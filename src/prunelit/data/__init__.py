@@ -1,4 +1,5 @@
-"""Read data: from a file, a package or the hub to rows, texts and batches of tokens.
+"""Read data: from a file, a package or the hub to rows, texts and batches of tokens."""
 
-Internal: the public names are in `prunelit`.
-"""
+from prunelit.data.rows import load_rows, load_texts
+
+__all__ = ["load_rows", "load_texts"]

@@ -40,7 +40,7 @@ def load_rows(
         InputError: if the file or a column is missing, or the file is empty or not valid.
 
     Example:
-        >>> from prunelit.data.rows import load_rows
+        >>> from prunelit.data import load_rows
         >>> load_rows("prunelit:facts.jsonl", columns=["id", "label"], limit=1)
         [{'id': 'body/cover', 'label': 0}]
     """
@@ -68,10 +68,20 @@ def load_rows(
 
 
 def load_texts(path: str, *, column: str, split: str) -> list[str]:
-    """Read one column of strings, see `load_rows`.
+    """Read one column of strings.
+
+    Args:
+        path: see `load_rows`.
+        column: that holds the strings.
+        split: see `load_rows`.
 
     Raises:
         InputError: see `load_rows`; or if a value is not a string.
+
+    Example:
+        >>> from prunelit.data import load_texts
+        >>> load_texts("prunelit:facts.jsonl", column="context", split="train")[0]
+        'What is the organ that covers the whole body?'
     """
     rows = load_rows(path, columns=[column], split=split)
     for number, row in enumerate(rows):

@@ -19,7 +19,7 @@ class Deviation(WindowTask):
     Standard errors count windows, not tokens, as independent.
 
     Args:
-        path: text rows, see `prunelit.data.rows.load_rows`; documents are joined by an empty line.
+        path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
         split: of the data set.
         column: that holds the text.
         length: tokens a window.

@@ -69,7 +69,7 @@ class Distribution(WindowTask):
     memory of a float32 model, or twice that of a 16-bit one.
 
     Args:
-        path: text rows, see `prunelit.data.rows.load_rows`; documents are joined by an empty line.
+        path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
         split: of the data set.
         column: that holds the text.
         length: L, tokens a window, at least 2.

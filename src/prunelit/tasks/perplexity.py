@@ -21,7 +21,7 @@ class Perplexity(WindowTask):
     `perplexity` and of its `difference` are first order in the error of `nll`.
 
     Args:
-        path: text rows, see `prunelit.data.rows.load_rows`; documents are joined by an empty line.
+        path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
         split: of the data set.
         column: that holds the text.
         length: L, tokens a window, at least 2.

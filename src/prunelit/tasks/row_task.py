@@ -9,7 +9,7 @@ class RowTask(Task):
     """A task on the rows of a data set.
 
     Args:
-        path: data set on the hub or local file, see `prunelit.data.rows.load_rows`.
+        path: data set on the hub or local file, see `prunelit.data.load_rows`.
         split: of the data set.
         limit: number of rows; None reads all.
         kwargs: options of `Task`.

@@ -79,7 +79,7 @@ class Subspace(Task):
     Standard errors are over questions.
 
     Args:
-        path: rows `{id, context, choices, label}`, see `prunelit.data.rows.load_rows`.
+        path: rows `{id, context, choices, label}`, see `prunelit.data.load_rows`.
         split: of the data set.
         options: `continuations` answers with the choice itself; `letters` lists the choices in the
             prompt and answers with A, B, ...

@@ -14,7 +14,7 @@ class WindowTask(Task):
     """A task whose items are non-overlapping token windows of a text.
 
     Args:
-        path: text rows, see `prunelit.data.rows.load_rows`; documents are joined by an empty line.
+        path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
         split: of the data set.
         column: that holds the text.
         length: L, tokens a window.

@@ -63,7 +63,7 @@ def read_questions(
     format; it is ignored if one is given. They may have a column `group`.
 
     Args:
-        path: see `prunelit.data.rows.load_rows`.
+        path: see `prunelit.data.load_rows`.
         split: of the hub data set. A local file is one split, whatever its name, and can be sliced:
             `test[:80%]` is its first 80%.
         limit: number of rows; None reads all.
