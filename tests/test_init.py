@@ -1,6 +1,9 @@
+import ast
+import importlib.metadata
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +39,36 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = prunelit.prunes
     with pytest.raises(ImportError):
         from prunelit import prunes  # noqa: F401
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert prunelit.__version__ == importlib.metadata.version("prunelit")
+
+
+def test_no_module_imports_the_package_itself() -> None:
+    """A module that imports `prunelit` would run its `__init__` before it is complete."""
+    package = Path(prunelit.__file__).parent
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            if "prunelit" in names:
+                found.append(f"{path.relative_to(package)}:{node.lineno}")
+    assert not found, f"Import from the module that defines the name: {found}."
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    """The names stand three times in `__init__.py`: for checkers, for `*`, and to import late."""
+    tree = ast.parse(Path(prunelit.__file__).read_text(encoding="utf-8"))
+    checked = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert list(prunelit.__all__) == sorted(checked) == sorted(prunelit._HOME)
+    assert checked == prunelit._HOME

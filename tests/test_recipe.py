@@ -1,14 +1,20 @@
 import functools
 import importlib
 import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import prunelit.callbacks
+import prunelit.pruners
+import prunelit.tasks.formats
+import prunelit.tasks.judges
 from prunelit.errors import InputError
 from prunelit.pruners import Wanda
-from prunelit.recipe import describe
+from prunelit.recipe import describe, public_path
 from prunelit.sparsity import SemiStructured, Unstructured
 
 DESCRIBED = {
@@ -128,3 +134,96 @@ def test_functions_of_the_interpreter_are_told_apart() -> None:
         describe(functools.partial(int, base=2))
     with pytest.raises(InputError, match="can be imported"):
         describe("x".lower)
+
+
+SHELF = """
+class Shelf:
+    class Board:
+        def __init__(self, width: int = 1) -> None:
+            self.width = width
+
+    def __init__(self, height: int) -> None:
+        self.height = height
+
+
+def measure() -> None: ...
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """`package({path: content})` writes the files of a user's package `shop` and imports it."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] == "shop"]:
+            del sys.modules[name]
+
+    monkeypatch.syspath_prepend(tmp_path)
+    versions = iter(range(9))
+
+    def write(files: dict[str, str]) -> Any:
+        forget()
+        folder = tmp_path / "shop"
+        if folder.exists():
+            folder.rename(tmp_path / f"before{next(versions)}")
+        for path, content in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(content)
+        importlib.invalidate_caches()
+        return importlib.import_module("shop")
+
+    yield write
+    forget()
+
+
+def test_a_recipe_does_not_change_when_a_file_moves(package: Callable[..., Any]) -> None:
+    recipes = []
+    for file in ("a.py", "inside/deeper/b.py", "_private/c.py"):
+        module = file.removesuffix(".py").replace("/", ".")
+        shop = package({"__init__.py": f"from shop.{module} import Shelf, measure", file: SHELF})
+        recipes.append(describe([shop.Shelf(2), shop.Shelf.Board(3), shop.measure]))
+    assert recipes[0] == [
+        {"class_path": "shop.Shelf", "init_args": {"height": 2}},
+        {"class_path": "shop.Shelf.Board", "init_args": {"width": 3}},
+        "shop.measure",
+    ]
+    assert recipes[1:] == [recipes[0]] * 2
+
+
+def test_the_nearest_package_that_exports_is_enough(package: Callable[..., Any]) -> None:
+    files = {"__init__.py": "", "room/__init__.py": "from .a import Shelf", "room/a.py": SHELF}
+    package(files)
+    room = importlib.import_module("shop.room")
+    assert public_path(room.Shelf) == "shop.room.Shelf"
+    assert public_path(room.a.measure) == "shop.room.a.measure"  # not exported
+
+
+def test_another_object_of_the_same_name_is_no_export(package: Callable[..., Any]) -> None:
+    shop = package({"__init__.py": "from shop import a\nclass Shelf: ...", "a.py": SHELF})
+    assert public_path(shop.a.Shelf) == "shop.a.Shelf"
+    assert public_path(shop.Shelf) == "shop.Shelf"
+
+
+def test_a_class_of_a_single_file_is_given_by_that_file(package: Callable[..., Any]) -> None:
+    shop = package({"__init__.py": SHELF})
+    assert public_path(shop.Shelf) == "shop.Shelf"
+    assert public_path(shop.Shelf.Board) == "shop.Shelf.Board"
+
+
+ROOMS = [prunelit.callbacks, prunelit.pruners, prunelit.tasks.formats, prunelit.tasks.judges]
+EXPORTED = [
+    (room.__name__, name)
+    for room in ROOMS
+    for name in room.__all__
+    if getattr(room, name).__module__.startswith(f"{room.__name__}.")
+]
+
+
+@pytest.mark.parametrize(("room", "name"), EXPORTED, ids=[f"{r}.{n}" for r, n in EXPORTED])
+def test_no_recipe_names_a_file_of_a_room(room: str, name: str) -> None:
+    assert public_path(getattr(sys.modules[room], name)) == f"{room}.{name}"
+
+
+@pytest.mark.parametrize("name", ["CalibrationText", "RecoveryText"])
+def test_texts_are_public(name: str) -> None:
+    assert public_path(getattr(prunelit, name)) == f"prunelit.{name}"
