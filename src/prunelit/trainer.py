@@ -20,6 +20,12 @@ class PruneTrainer(Trainer):
     """A `lightning.Trainer` with the three runs of prunelit; every argument is Lightning's.
 
     Each run refuses settings that it cannot work with before other processes are started.
+
+    Example:
+        >>> from prunelit import PruneTrainer
+        >>> trainer = PruneTrainer(accelerator="cpu", devices=1, max_epochs=0, logger=False)
+        >>> trainer.max_epochs
+        0
     """
 
     def fit(  # type: ignore[override]

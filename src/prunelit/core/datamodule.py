@@ -30,6 +30,15 @@ class PruneData(LightningDataModule):
         allow_code_execution: run programs that a model wrote, where a task judges them by that.
         triad: read the rows of every `MultipleChoice` task by retrieval and by generation, too, see
             `prunelit.tasks.triad`.
+
+    Example:
+        >>> from prunelit import CalibrationText, PruneData
+        >>> from prunelit.tasks import MultipleChoice
+        >>> facts = MultipleChoice("prunelit:facts.jsonl", name="facts")
+        >>> text = CalibrationText("prunelit:facts.jsonl", column="context", sequences=8, length=64)
+        >>> data = PruneData(text, [facts], triad=True)
+        >>> list(data.tasks)
+        ['facts', 'facts_retrieval', 'facts_generation']
     """
 
     def __init__(

@@ -41,5 +41,18 @@ def write_items(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
 
 
 def read_items(path: str | Path) -> list[dict[str, Any]]:
-    """The rows that `write_items` wrote."""
+    """Read the items of a task: one dictionary per item, with everything that is known of it.
+
+    Args:
+        path: `items/<task>.parquet` in the folder of a run.
+
+    Example:
+        >>> import tempfile
+        >>> from prunelit import read_items
+        >>> from prunelit.report.items import write_items
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_items([{"id": "a", "dense": 1.0}], f"{folder}/facts.parquet")
+        ...     read_items(f"{folder}/facts.parquet")
+        [{'id': 'a', 'dense': 1.0}]
+    """
     return pq.read_table(path).to_pylist()

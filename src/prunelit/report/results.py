@@ -52,7 +52,24 @@ def write_results(rows: Sequence[Result], path: str | Path) -> None:
 
 
 def read_results(path: str | Path) -> list[Result]:
-    """Rows of a `results.jsonl`; null becomes NaN."""
+    """Read the results of a run. The value null becomes NaN.
+
+    Args:
+        path: `results.jsonl` in the folder of a run.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from prunelit import read_results
+        >>> line = (
+        ...     '{"task": "facts", "metric": "acc", "model": "dense", "value": 0.5, '
+        ...     '"standard_error": null, "n": 4, "details": {}}'
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "results.jsonl")
+        ...     _ = path.write_text(line)
+        ...     read_results(path)
+        [Result(task='facts', metric='acc', model='dense', value=0.5, standard_error=nan, ...)]
+    """
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         data = json.loads(line)

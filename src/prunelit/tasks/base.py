@@ -24,6 +24,29 @@ class Task(ABC):
     Args:
         name: the task's part of `val/<task>/<metric>`.
         batch_size: items a batch. The last bits of a logit depend on it.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.tasks import Task, TaskReport
+        >>> class WeightNorm(Task):
+        ...     '''Norm of each weight matrix: an item is a matrix.'''
+        ...     def read(self):
+        ...         pass
+        ...     def prepare(self, tokenizer):
+        ...         return 2
+        ...     def collate(self, indices):
+        ...         return {"number": torch.tensor(indices)}
+        ...     def step(self, pair, batch):
+        ...         norms = {}
+        ...         for name, model in pair.models().items():
+        ...             sizes = [w.norm() for w in model.parameters() if w.ndim == 2]
+        ...             norms[f"{name}/norm"] = torch.stack(sizes)[batch["number"]]
+        ...         return norms
+        ...     def report(self, table):
+        ...         return TaskReport(table.paired_results(self.name, ["norm"], {}))
+        >>> task = WeightNorm("weight_norm", batch_size=1)
+        >>> task.chunks(2)
+        [[0], [1]]
     """
 
     needs_reference = False

@@ -27,6 +27,12 @@ class Deviation(WindowTask):
         temperature: of the softmax.
         batch_size: windows a batch.
         name: of the task.
+
+    Example:
+        >>> from prunelit.tasks import Deviation
+        >>> task = Deviation("prunelit:facts.jsonl", column="context", length=64, limit=8)
+        >>> task.name, task.needs_reference
+        ('deviation', True)
     """
 
     needs_reference = True

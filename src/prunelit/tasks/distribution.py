@@ -78,6 +78,12 @@ class Distribution(WindowTask):
         floor_windows: on so many windows, the first ones.
         batch_size: windows a batch.
         name: of the task.
+
+    Example:
+        >>> from prunelit.tasks import Distribution
+        >>> task = Distribution("prunelit:facts.jsonl", column="context", length=64, limit=8)
+        >>> task.name, task.needs_reference
+        ('distribution', True)
     """
 
     needs_reference = True

@@ -34,6 +34,15 @@ class ItemTable:
 
     Args:
         size: number of items.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.tasks import ItemTable
+        >>> table = ItemTable(3)
+        >>> table.assign(torch.tensor([0, 2]), {"dense/acc": torch.tensor([1.0, 0.0])})
+        >>> table.assign(torch.tensor([1]), {"dense/acc": torch.tensor([1.0])})
+        >>> table["dense/acc"]
+        tensor([1., 1., 0.])
     """
 
     def __init__(self, size: int) -> None:

@@ -28,6 +28,12 @@ class Perplexity(WindowTask):
         limit: number of windows; None is all.
         batch_size: windows a batch.
         name: of the task.
+
+    Example:
+        >>> from prunelit.tasks import Perplexity
+        >>> task = Perplexity("prunelit:facts.jsonl", column="context", length=64, limit=8)
+        >>> task.name, task.needs_reference
+        ('perplexity', False)
     """
 
     def __init__(

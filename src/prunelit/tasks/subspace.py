@@ -92,6 +92,12 @@ class Subspace(Task):
         limit: number of rows; None is all.
         batch_size: questions a batch.
         name: of the task.
+
+    Example:
+        >>> from prunelit.tasks import Subspace
+        >>> task = Subspace("prunelit:facts.jsonl", limit=48)
+        >>> task.name, task.needs_reference
+        ('subspace', True)
     """
 
     needs_reference = True

@@ -65,6 +65,12 @@ class Trajectory(PromptTask):
         free_running: let the pruned model write, too; without it there is no accumulation and the
             first divergence is forecast but not observed.
         kwargs: options of `PromptTask`.
+
+    Example:
+        >>> from prunelit.tasks import Trajectory
+        >>> task = Trajectory("prunelit:facts.jsonl", limit=16, free_running=False)
+        >>> task.name, task.needs_reference
+        ('trajectory', True)
     """
 
     needs_reference = True

@@ -51,6 +51,12 @@ class Transitions(PromptTask):
             lens does; without it the scale of the stream is that of the block.
         temperature: of the softmax.
         kwargs: options of `PromptTask`.
+
+    Example:
+        >>> from prunelit.tasks import Transitions
+        >>> task = Transitions("prunelit:facts.jsonl", limit=8, tokens=2)
+        >>> task.name, task.needs_reference
+        ('transitions', True)
     """
 
     needs_reference = True
