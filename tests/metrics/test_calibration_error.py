@@ -11,7 +11,7 @@ from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
 
 @pytest.fixture
 def scored() -> tuple[Tensor, Tensor]:
-    """500 questions, of which every fifth has three choices in place of four."""
+    """500 questions; every fifth has three choices, the others four."""
     generator = torch.Generator().manual_seed(0)
     scores = 2 * torch.randn(500, 4, generator=generator, dtype=torch.float64) - 20
     scores[::5, 3] = -torch.inf
@@ -53,7 +53,7 @@ def test_sure_and_right_is_calibrated() -> None:
 
 
 def test_the_standard_error_is_that_of_many_samples() -> None:
-    # Confidence 0.7 or 0.9, right in half of the questions of either.
+    # Confidence 0.7 or 0.9; half of the questions of each are right.
     generator = torch.Generator().manual_seed(1)
     errors, values = [], []
     for _ in range(400):
@@ -70,7 +70,7 @@ def test_the_standard_error_is_that_of_many_samples() -> None:
 
 
 def test_edges_of_bins_belong_to_the_bin_above() -> None:
-    # Two bins: 0.5 counts with the sure ones.
+    # Two bins: 0.5 belongs to the upper one.
     for first, second in product([0.5, 0.75], [0.5, 0.75]):
         p = torch.tensor([first, second], dtype=torch.float64)
         scores = torch.stack([p, 1 - p], 1).log()

@@ -1,4 +1,4 @@
-"""Spearman's correlation and its jackknife against their definitions and against drawn samples."""
+"""Spearman's correlation and its jackknife, compared with definitions and random samples."""
 
 import numpy as np
 import pytest
@@ -37,14 +37,14 @@ def test_the_error_is_the_spread_over_samples(n: int) -> None:
     assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.25)
 
 
-def test_groups_are_the_same_for_two_models_and_pay_no_heed_to_the_order() -> None:
+def test_groups_are_the_same_for_two_models_and_in_any_order() -> None:
     rng = np.random.default_rng(2)
     x, y = drawn(rng, 1000, 0.7)
     near = x + 0.05 * rng.normal(size=1000)
     one, other = (spearman(torch.tensor(v), torch.tensor(y))[1] for v in (x, near))
-    # What both have in common cancels.
+    # The common part of both cancels.
     assert jackknife_error(one - other) < jackknife_error(one) / 3
-    # Rows sorted by score: groups dealt by stride would be strata, and their spread too small.
+    # Sorted items: groups of every n-th item would be strata, with too small a spread.
     order = np.argsort(y)
     _, ordered = spearman(torch.tensor(x[order]), torch.tensor(y[order]))
     assert jackknife_error(ordered) == pytest.approx(jackknife_error(one), rel=0.3)

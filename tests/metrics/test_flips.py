@@ -19,7 +19,7 @@ def test_every_way_to_answer() -> None:
 
 
 def brute_force(to_wrong: int, to_right: int) -> float:
-    """Chance of a split at least as unlikely when each flip goes either way."""
+    """Probability of a split that is at least as unlikely, if both flips are equally frequent."""
     n = to_wrong + to_right
     chances = [comb(n, k) / 2**n for k in range(n + 1)]
     return sum(chance for chance in chances if chance <= chances[to_wrong] * (1 + 1e-9))

@@ -10,7 +10,7 @@ from prunelit.metrics.quantization_ruler import RUNGS, Rung, place_on_ruler
 
 def test_rungs_are_the_published_ones_from_fine_to_coarse() -> None:
     rounded = {rung.name: float(f"{rung.kl:.2g}") for rung in RUNGS}
-    # As PAPER.md has them.
+    # The table of llama.cpp.
     assert rounded == {
         "f16": 0.00055,
         "8-bit": 0.0014,
@@ -66,6 +66,6 @@ def test_beyond_the_ends(kl: float, nearest: str, below: str | None, above: str 
 
 
 @pytest.mark.parametrize("kl", [-1e-6, math.nan])
-def test_what_is_no_kl_is_refused(kl: float) -> None:
+def test_negative_and_nan_kl_are_refused(kl: float) -> None:
     with pytest.raises(InputError, match="Expected a KL of at least 0 but got"):
         place_on_ruler(kl)

@@ -1,4 +1,4 @@
-"""Retained scores by hand, and what their interval promises."""
+"""Retained scores by hand, and the coverage of their interval."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Ranked lists against brute force, their metrics against sums by hand and against pytrec_eval."""
+"""Ranked lists compared with brute force, their metrics with sums by hand and pytrec_eval."""
 
 import importlib.util
 import math
@@ -95,7 +95,7 @@ def test_memory_does_not_grow_with_the_documents(monkeypatch: pytest.MonkeyPatch
     assert widest == 12
 
 
-def test_a_barred_document_is_not_listed(vectors: tuple[Tensor, Tensor]) -> None:
+def test_an_excluded_document_is_not_listed(vectors: tuple[Tensor, Tensor]) -> None:
     queries, documents = vectors
     expected = brute_force(*vectors, False)
     excluded = [int(row[0]) for row in expected]
@@ -117,7 +117,8 @@ def test_equal_scores_keep_the_order_in_which_they_came() -> None:
 
 
 def test_metrics_by_hand() -> None:
-    # Ranks 2 and 4 of five are relevant, with grades 3 and 1; a third one of grade 2 is not found.
+    # Ranks 2 and 4 of five are relevant, with grades 3 and 1. A third document, of grade 2, is not
+    # in the list.
     found = list_metrics([7, 1, 8, 2, 9], {1: 3, 2: 1, 5: 2}, depth=10, recall_at=[2, 10])
     gained = 3 / math.log2(3) + 1 / math.log2(5)
     best = 3 + 2 / math.log2(3) + 1 / math.log2(4)
@@ -134,7 +135,7 @@ def test_metrics_by_hand() -> None:
 
 
 def test_a_relevant_document_that_the_corpus_lacks_is_never_found() -> None:
-    # Without care it would stand sixth, within the first ten.
+    # Appended to the list, it would have rank 6, within the first ten.
     found = list_metrics([7, 1, 8, 2, 9], {1: 1}, depth=10, recall_at=[10], missing_grades=[1])
     assert found["recall@10"] == 0.5
     assert found["map@10"] == pytest.approx(1 / 4)
@@ -154,12 +155,12 @@ def test_mrr_stops_at_ten_and_map_at_its_depth() -> None:
 
 def random_case(rng: np.random.Generator) -> tuple[list[int], dict[int, int]]:
     ranking = rng.permutation(60).tolist()
-    relevant = rng.choice(80, size=rng.integers(1, 30), replace=False)  # some beyond the corpus
+    relevant = rng.choice(80, size=rng.integers(1, 30), replace=False)  # some are not in the corpus
     return ranking, {int(d): int(rng.integers(1, 4)) for d in relevant}
 
 
 def by_hand(ranking: list[int], grades: dict[int, int], depth: int) -> dict[str, float]:
-    """NumPy alone, from the definitions of trec_eval."""
+    """The metrics of trec_eval from their definitions, in NumPy."""
     gains = np.array([grades.get(d, 0) for d in ranking[:depth]])
     discounts = 1 / np.log2(np.arange(10) + 2)
     ideal = np.sort(list(grades.values()))[::-1][:10]
@@ -204,7 +205,7 @@ def test_metrics_are_those_of_pytrec_eval(depth: int) -> None:
         )
         run = {f"d{d}": float(len(ranking) - place) for place, d in enumerate(ranking)}
         expected = evaluator.evaluate({"q": run})["q"]
-        if expected["recip_rank"] < 0.1:  # trec_eval has no cut for it
+        if expected["recip_rank"] < 0.1:  # trec_eval has no cutoff for it
             expected["recip_rank"] = 0.0
         found = list_metrics(
             ranking[:depth],
@@ -229,7 +230,7 @@ def test_agreement_of_whole_lists_is_spearman_of_their_ranks() -> None:
 
 
 def test_agreement_of_cut_lists() -> None:
-    # Union 1 2 3 4: places 0 1 2 and, for what is not listed, 3.
+    # Union 1 2 3 4: ranks 0 1 2, and 3 for a document that is not listed.
     found = list_agreement([1, 2, 3], [2, 1, 4])
     expected = spearmanr([0, 1, 2, 3], [1, 0, 3, 2]).statistic
     assert found == pytest.approx({"rank_correlation": expected, "top10_overlap": 2 / 3})
@@ -245,5 +246,5 @@ def test_chance_is_the_mean_over_random_orders() -> None:
     ]
     error = np.std(drawn) / np.sqrt(len(drawn))
     assert abs(np.mean(drawn) - chance_ndcg([3, 1, 1], 5, 30)) < 4 * error
-    # Fewer documents than places: everything is found.
+    # Fewer documents than `depth`: all are found.
     assert chance_ndcg([1], 1, 1) == 1

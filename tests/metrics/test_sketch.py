@@ -1,4 +1,4 @@
-"""Streamed statistics against numpy on everything at once."""
+"""Streaming statistics, compared with NumPy on all values at once."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def drawn(seed: int, sign: bool = False) -> Tensor:
 
 
 @pytest.mark.parametrize("sign", [False, True])
-def test_equals_numpy_whatever_the_batches(sign: bool) -> None:
+def test_equals_numpy_for_any_batches(sign: bool) -> None:
     values = drawn(0, sign)
     sketch = Sketch(3)
     for piece in values.split(7):
@@ -48,7 +48,7 @@ def test_equals_numpy_whatever_the_batches(sign: bool) -> None:
         np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-9)
 
 
-def test_near_one_resolves_what_is_missing_to_one() -> None:
+def test_near_one_resolves_the_distance_to_one() -> None:
     values = 1 - drawn(1).clamp(max=2)
     sketch = Sketch.of("embedding_cosine", 3)
     assert sketch.near_one
@@ -56,12 +56,12 @@ def test_near_one_resolves_what_is_missing_to_one() -> None:
     tokens = values[:, 0][~values[:, 0].isnan()].numpy()
     expected = np.quantile(1 - tokens, SHARES[1:-1], method="inverted_cdf")[::-1]
     found = 1 - sketch.quantiles([1 - share for share in SHARES[1:-1]][::-1])[:, 0].numpy()
-    # Of 1 - x, from the other side: one token further at most.
+    # Quantiles of 1 - x count from the other side, at most one token further.
     np.testing.assert_allclose(np.sort(found), np.sort(expected), rtol=0.1)
     assert not Sketch.of("kl_dense_pruned", 3).near_one
 
 
-def test_merging_is_seeing_it_all() -> None:
+def test_merged_sketches_equal_one_sketch_of_all_values() -> None:
     values = drawn(2, sign=True)
     whole, first, second = Sketch(3), Sketch(3), Sketch(3)
     whole.update(values)
@@ -81,7 +81,7 @@ def test_places_without_tokens_have_no_value() -> None:
     sketch.update(torch.tensor([[[1.0, 2.0], [torch.nan, torch.nan]]]))
     for value in (sketch.mean, sketch.lowest, sketch.highest, sketch.quantiles([0.5])[0]):
         assert value.isnan().tolist() == [False, True]
-    assert sketch.standard_error.isnan().all()  # of a single item
+    assert sketch.standard_error.isnan().all()  # a single item
 
 
 def test_infinite_values_are_infinite() -> None:

@@ -1,4 +1,4 @@
-"""Divergence of rollouts: the coupling, the Kaplan-Meier curve and its forecast."""
+"""Survival of rollouts: the coupling, the Kaplan-Meier curve and its forecast."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_keep_probability_is_the_share_of_shared_noise_that_keeps_the_token(
         share, n = (pruned[chosen] == token).mean(), chosen.sum()
         assert n > 1000
         assert share == pytest.approx(found[token].item(), abs=4 * 0.5 / math.sqrt(n))
-    # It is no constant, and not simply the pruned model's own probability.
+    # It varies, and differs from the pruned model's own probability.
     assert found.max() - found.min() > 0.1
     own = softmax(y.double().numpy() / temperature)
     assert np.abs(found.numpy() - own).max() > 0.1
@@ -54,7 +54,7 @@ def test_equal_logits_keep_every_token_exactly() -> None:
     z, _ = logits(50, 1000)
     tokens = torch.arange(50)
     assert (keep_probability(z, z.clone(), tokens, 0.7) == 1).all()
-    # A shift common to all logits changes no distribution, but for rounding.
+    # A shift of all logits changes the distribution only by rounding.
     shifted = keep_probability(z, z + 3, tokens, 0.7)
     assert (shifted <= 1).all()
     torch.testing.assert_close(shifted, torch.ones(50).double(), rtol=0, atol=1e-5)
@@ -90,7 +90,7 @@ def test_bad_logits_and_temperatures_are_refused() -> None:
 
 
 def by_counting(last: list[int], diverged: list[bool], steps: int) -> list[float]:
-    """Kaplan-Meier from its definition."""
+    """The Kaplan-Meier estimate from its definition."""
     survival, curve = 1.0, []
     for step in range(steps):
         at_risk = sum(at >= step for at in last)
@@ -148,7 +148,7 @@ def test_steps_outside_the_budget_are_refused(last: list[int]) -> None:
 
 
 def random_keep(rng: np.random.Generator, n: int, steps: int) -> np.ndarray:
-    """Probabilities, NaN after an end that every row has somewhere."""
+    """Probabilities with NaN after a random end of each row."""
     keep = rng.beta(6, 1, size=(n, steps))
     lengths = rng.integers(1, steps + 1, size=n)
     keep[np.arange(steps) >= lengths[:, None]] = np.nan
@@ -200,7 +200,7 @@ def test_forecast_is_what_kaplan_meier_finds_in_many_rollouts() -> None:
     last = np.where(diverged, differs.argmax(1), there.sum(1) - 1)
     observed, predicted = kaplan_meier(last, diverged, 9), forecast_survival(keep)
     np.testing.assert_allclose(predicted.survival, observed.survival, atol=0.01)
-    # Leaving rollouts that end in the denominator would be far off.
+    # It would be far off if ended rollouts stayed in the denominator.
     ignoring = np.nancumprod(np.where(there, many, 1), 1).mean(0)
     assert np.abs(ignoring - observed.survival).max() > 0.03
 

@@ -1,4 +1,4 @@
-"""Where a second-order estimate holds, on perturbations whose error is known."""
+"""Range of a second-order estimate, for perturbations with a known error."""
 
 import math
 
@@ -18,7 +18,7 @@ def test_range_ends_where_the_error_passes_ten_percent() -> None:
     assert len(found.size) == 12
     np.testing.assert_allclose(found.error, found.size / 10, rtol=1e-3)
     last = np.nonzero(found.error < NEAR)[0][-1]
-    # The edge of the bin that holds, hence between two medians.
+    # The upper edge of a bin, so it is between two medians.
     assert found.size[last] < found.holds_to < found.size[last + 1]
     assert found.holds_to == pytest.approx(1, rel=0.25)
 

@@ -25,7 +25,7 @@ def test_every_family_has_one(make_model: Callable[..., PreTrainedModel], family
     assert fingerprint(make_model(family)) != fingerprint(make_model(family, seed=1))
 
 
-def test_whatever_changes_what_a_model_writes_changes_it(model: PreTrainedModel) -> None:
+def test_every_change_of_the_output_changes_the_fingerprint(model: PreTrainedModel) -> None:
     def a_weight(other: PreTrainedModel) -> None:
         with torch.no_grad():
             other.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3

@@ -1,4 +1,4 @@
-"""One look at a tensor tells whether it holds only numbers."""
+"""The check of a tensor for NaN and infinity."""
 
 import pytest
 import torch

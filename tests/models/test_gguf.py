@@ -15,7 +15,7 @@ from prunelit.errors import InputError
 from prunelit.models import gguf as conversion
 from prunelit.models.gguf import cache_folder, convert_gguf
 
-# Run by two processes, which begin to convert at the same moment.
+# Two processes run this and start to convert at the same moment.
 PROCESS = """
 import sys, time
 from pathlib import Path
@@ -31,7 +31,7 @@ print(model.model.embed_tokens.weight.double().sum().item())
 
 
 def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A Qwen2 and its tokenizer, with one merge more, as float32 GGUF."""
+    """A Qwen2 and its tokenizer, with one extra merge, as float32 GGUF."""
     config = model.config
     vocabulary = tokenizer.get_vocab()
     tokens = ["<|endoftext|>", *sorted(vocabulary, key=vocabulary.__getitem__)[1:], "ab"]
@@ -68,7 +68,7 @@ def qwen2(
     make_model: Callable[..., PreTrainedModel], request: pytest.FixtureRequest
 ) -> PreTrainedModel:
     config = make_model("qwen2").config
-    # GGUF knows no sliding window for this family.
+    # GGUF has no sliding window for this family.
     config.use_sliding_window, config.sliding_window = False, None
     config.layer_types = ["full_attention"] * config.num_hidden_layers
     config.tie_word_embeddings = request.param
@@ -89,7 +89,7 @@ def file(
 
 
 def folders(tmp_path: Path) -> list[Path]:
-    """What lies in the cache beside the lock files, hidden folders included."""
+    """Names in the cache without lock files, including hidden folders."""
     return [path for path in (tmp_path / "cache" / "gguf").iterdir() if path.suffix != ".lock"]
 
 
@@ -124,10 +124,10 @@ def test_second_call_converts_nothing(
     assert folders(tmp_path) == [first]
     monkeypatch.setattr(conversion, "_convert", lambda *_: pytest.fail("converted again"))
     assert convert_gguf(file) == first
-    # The content counts, not where the file lies.
+    # The content of the file counts, not its place.
     moved = file.rename(file.parent / "cache" / file.name)
     assert convert_gguf(moved) == first
-    # Nor is the extra needed any more.
+    # The extra is no longer needed.
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert convert_gguf(moved) == first
 

@@ -19,7 +19,7 @@ def edit_config(folder: Path, **values: object) -> None:
 
 
 def edit_weights(folder: Path, **values: Tensor | None) -> None:
-    """Set or, with None, remove the weights whose names hold double underscores for dots."""
+    """Set weights, or remove them with None; a double underscore stands for a dot of the name."""
     path = folder / "model.safetensors"
     weights = load_file(path)
     for name, value in values.items():
@@ -229,7 +229,7 @@ def test_real_model_from_an_installed_distribution() -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
     ids = tokenizer("The opposite of hot is", return_tensors="pt")["input_ids"]
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " cold"
-    # From the cache now: neither converted again nor read from the GGUF file.
+    # Loaded from the cache: the GGUF file is not read again.
     start = time.monotonic()
     load_pretrained(source, dtype="float32")
     assert time.monotonic() - start < 15

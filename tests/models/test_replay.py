@@ -1,4 +1,4 @@
-"""Blocks one by one, against the model's own forward pass."""
+"""Blocks run one by one, compared with the model's own forward pass."""
 
 from collections.abc import Callable
 

@@ -18,7 +18,7 @@ PARALLEL = ("phi", "gpt_neox")
 def block_of(
     model: PreTrainedModel, batch: dict[str, Tensor]
 ) -> tuple[nn.Module, Callable[[], Tensor], Tensor]:
-    """The second block of `model`, how it is run on `batch`, and its input then."""
+    """The second block of `model`, a function that runs it on `batch`, and its input."""
     block = decoder_blocks(model)[1][1]
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     handle = block.register_forward_pre_hook(
@@ -36,7 +36,7 @@ def block_of(
 
 
 def without(block: nn.Module, kind: str, run: Callable[[], Tensor]) -> Tensor:
-    """What the block puts out where the last linear map of a sublayer is 0."""
+    """The output of the block if the last linear map of a sublayer is 0."""
     linear = block.get_submodule(sublayers(block)[kind].output)
     kept = {name: value.clone() for name, value in linear.state_dict().items()}
     for parameter in linear.parameters():
@@ -68,7 +68,7 @@ def test_steps_are_those_of_a_block_without_the_part(
     added = {name: after - before for name, (before, after) in steps.items()}
     torch.testing.assert_close(added["attention"] + added["mlp"], added["block"])
     assert min(float(change.abs().mean()) for change in added.values()) > 0.01
-    for name in wanted:  # alone, and of a later batch
+    for name in wanted:  # alone, and for a later batch
         (step,) = residual_steps(block, run, hidden, output, [name], parallel)[0].values()
         assert all(map(torch.equal, step, expected[name]))
 

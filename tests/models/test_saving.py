@@ -20,12 +20,12 @@ MakeModel = Callable[..., PreTrainedModel]
 
 @pytest.fixture
 def report(model: PreTrainedModel, input_ids: Tensor) -> PruningReport:
-    """Of `model`, which is pruned by it."""
+    """The report of pruning `model`."""
     return prune(model, Wanda(Unstructured(0.5)), input_ids)
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`, hidden ones included."""
+    """Every file in `folder` and its subfolders, including hidden files."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -225,7 +225,7 @@ def test_broken_report_is_named(tmp_path: Path) -> None:
         read_report(tmp_path)
 
 
-def test_what_a_killed_run_left_is_cleared_away(
+def test_files_of_a_killed_run_are_removed(
     model: PreTrainedModel, tokenizer: Tokenizer, report: PruningReport, tmp_path: Path
 ) -> None:
     for name in (".pruned.partial", ".pruned.old"):

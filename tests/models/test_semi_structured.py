@@ -14,7 +14,7 @@ def test_refused_where_no_device_supports_it(model: PreTrainedModel) -> None:
         to_semi_structured(model)
 
 
-def test_what_two_of_four_is() -> None:
+def test_definition_of_two_of_four() -> None:
     assert is_two_of_four(torch.tensor([[1.0, 0, 0, 2, 0, 0, 0, 3]]))
     assert not is_two_of_four(torch.tensor([[1.0, 0, 4, 2, 0, 0, 0, 0]]))
     assert not is_two_of_four(torch.zeros(2, 6))

@@ -1,4 +1,4 @@
-"""Blocks in pieces are the blocks, cached or not."""
+"""The sublayers of a block, run one by one, give the block's output."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def test_layout_of_every_family(family: str, make_model: MakeModel) -> None:
 def test_decoding_positions_hold_what_cached_decoding_computes(
     family: str, make_model: MakeModel, input_ids: Tensor
 ) -> None:
-    """The one pass over prompt and rollout is the cached decoding of `generate`, layer by layer."""
+    """One pass over prompt and rollout equals the cached decoding of `generate` in every layer."""
     model = make_model(family)
     ids = input_ids[:2]
     found = find_layout(model)

@@ -1,4 +1,4 @@
-"""Saved models without what was dropped: stock classes load them and they compute the same."""
+"""Saved models without their dropped parts: transformers loads them, with the same outputs."""
 
 import json
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def store(
     report = prune(model, pruner, ids)
     pruned = {name: value.clone() for name, value in model.state_dict().items()}
     save_pretrained(model, tokenizer, folder, report)  # type: ignore[arg-type]
-    # Saving leaves the model as it is.
+    # Saving does not change the model.
     assert model.state_dict().keys() == before.keys()
     assert all(value.equal(pruned[name]) for name, value in model.state_dict().items())
     return json.loads((folder / "pruning.json").read_text())

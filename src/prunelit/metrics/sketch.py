@@ -22,7 +22,7 @@ class Sketch:
     item. The standard error treats items as independent. Extremes and quantiles are over tokens.
 
     Args:
-        places: P.
+        places: P, number of places.
         near_one: resolve quantiles of 1 - x instead of x.
 
     Example:
@@ -50,7 +50,7 @@ class Sketch:
 
     @property
     def places(self) -> int:
-        """P."""
+        """P, number of places."""
         return self._sums.shape[1]
 
     def update(self, values: Tensor) -> None:

@@ -38,7 +38,7 @@ def keep_probability(
         dense_logits: (N, V).
         pruned_logits: (N, V).
         tokens: (N,), ids that the dense model took.
-        temperature: T.
+        temperature: T of the softmax.
 
     Returns:
         (N,) float64 in [0, 1]; 0 if the pruned model excludes the token. 1 means no change.
@@ -112,7 +112,7 @@ def kaplan_meier(last: np.ndarray, diverged: np.ndarray, steps: int) -> Survival
         last: (n,), for each prompt the step at which it diverged, or else its last step. A rollout
             that agrees up to its end is censored after its last step.
         diverged: (n,) bool, True if the prompt diverged at `last`.
-        steps: S.
+        steps: S, number of steps.
 
     Returns:
         The survival with 95% log-log confidence intervals. They are NaN before the first divergence

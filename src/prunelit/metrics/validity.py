@@ -22,7 +22,7 @@ class Validity:
         estimate: (N,), estimate of `exact`.
         rank_correlation: Spearman's; NaN for fewer than three tokens.
         size: (K,), median dz of each bin of tokens, logit units.
-        error: (K,), median relative error |estimate - exact| / exact of each bin.
+        error: (K,), median relative error ``|estimate - exact| / exact`` of each bin.
         holds_to: largest dz before the first bin with a median error of 10% or more; 0 if that is
             the first of all bins, NaN without tokens.
     """

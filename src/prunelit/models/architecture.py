@@ -10,6 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from prunelit.errors import InputError
 
+# The sublayers of a block.
+KINDS = ("attention", "mlp")
+
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Find the name and the list of the decoder blocks.
@@ -131,6 +134,16 @@ def sublayers(block: nn.Module) -> dict[str, Sublayer]:
     return found
 
 
+def block_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Return the hidden state of a block's output; older families return it first in a tuple."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Return True for a family with `position_ids`; others derive positions from the mask."""
+    return "position_ids" in inspect.signature(model.base_model.forward).parameters
+
+
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Compute the embedding h, the input of the unembedding: after last block and final norm.
 
@@ -147,7 +160,7 @@ def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     """
     options = {}
     left_padded = bool((attention_mask[:, 0] == 0).any())
-    if left_padded and "position_ids" in inspect.signature(model.base_model.forward).parameters:
+    if left_padded and takes_positions(model):
         options["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     return model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from prunelit.data.batches import Batch
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, final_hidden
+from prunelit.models.architecture import block_output, decoder_blocks, final_hidden
 
 Form = type[Tensor] | type[tuple]
 
@@ -43,8 +43,7 @@ class Stream:
         args, kwargs = self.calls[index]
         own = self.hidden if hidden is None else hidden
         inputs = move_data_to_device((own, args, kwargs), device)
-        output = block(inputs[0], *inputs[1], **inputs[2])
-        return output if isinstance(output, Tensor) else output[0]
+        return block_output(block(inputs[0], *inputs[1], **inputs[2]))
 
 
 def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: Form) -> Stream:
@@ -117,7 +116,7 @@ def check_replay(model: PreTrainedModel, batch: Batch) -> Form:
 
     def keep_last(_module: nn.Module, _args: Any, output: Any) -> None:
         forms.append(Tensor if isinstance(output, Tensor) else tuple)
-        last.append(output if isinstance(output, Tensor) else output[0])
+        last.append(block_output(output))
 
     handle = blocks[-1].register_forward_hook(keep_last)
     try:

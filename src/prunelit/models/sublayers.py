@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.architecture import Sublayer, decoder_blocks, sublayers
+from prunelit.models.architecture import KINDS, Sublayer, decoder_blocks, sublayers
 from prunelit.models.replay import Form, Stream, capture, check_replay
 from prunelit.models.residual import check_residual, without_sublayers
-
-KINDS = ("attention", "mlp")
 
 
 @dataclass

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import (
+    KINDS,
     decoder_blocks,
     linear_modules,
     oriented_weight,
@@ -95,7 +96,7 @@ def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
         InputError: if all blocks are dropped, or the configuration cannot hold the new width.
     """
     prefix, blocks = decoder_blocks(model)
-    gone = [{kind for kind in ("attention", "mlp") if is_dropped(b, kind)} for b in blocks]
+    gone = [{kind for kind in KINDS if is_dropped(b, kind)} for b in blocks]
     removed = Removed(blocks=[i for i, kinds in enumerate(gone) if len(kinds) == 2])
     kept = [i for i in range(len(blocks)) if i not in removed.blocks]
     if not kept:
@@ -120,7 +121,7 @@ def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
     with torch.device("meta"):
         smaller = type(model)(config)
     smaller.generation_config = model.generation_config
-    for kind in ("attention", "mlp"):
+    for kind in KINDS:
         for index in getattr(removed, kind):
             _leave_out(decoder_blocks(smaller)[1][index], kind)
     smaller.load_state_dict(state, assign=True)
@@ -142,7 +143,7 @@ def remove_sublayers(model: PreTrainedModel, removed: Removed) -> PreTrainedMode
         The same model.
     """
     _, blocks = decoder_blocks(model)
-    for kind in ("attention", "mlp"):
+    for kind in KINDS:
         for index in getattr(removed, kind):
             _leave_out(blocks[index], kind)
     return model
@@ -177,7 +178,7 @@ def find_missing_names(model: PreTrainedModel, removed: Removed) -> set[str]:
     prefix, blocks = decoder_blocks(model)
     inside = [
         f"{prefix}.{index}.{part}."
-        for kind in ("attention", "mlp")
+        for kind in KINDS
         for index in getattr(removed, kind)
         for part in sublayers(blocks[index])[kind].parts
     ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, sublayers
+from prunelit.models.architecture import KINDS, decoder_blocks, sublayers
 from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.statistics import MeanDistance, Statistic
@@ -97,7 +97,7 @@ class BlockDrop(Pruner):
             for last in range(self._length - 1, len(blocks))
         }
         for index in self._choose(scores, before):
-            for kind in ("attention", "mlp"):
+            for kind in KINDS:
                 drop_(blocks[index], kind)
         return False
 

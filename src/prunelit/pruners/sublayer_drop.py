@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, sublayers
+from prunelit.models.architecture import KINDS, decoder_blocks, sublayers
 from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.statistics import MeanDistance
@@ -61,7 +61,7 @@ class SublayerDrop(Pruner):
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of sublayers that compete."""
-        return ("attention", "mlp") if self.target == "both" else (self.target,)
+        return KINDS if self.target == "both" else (self.target,)
 
     def scale(self, fraction: float) -> "SublayerDrop":
         other = copy.copy(self)

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.buffers import Buffers
 from prunelit.metrics.spaces.deviation import check_not_nan, deviations
-from prunelit.models.architecture import decoder_blocks, unembed
+from prunelit.models.architecture import KINDS, decoder_blocks, unembed
 from prunelit.models.inference.generation import rollout
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.replay import apply_final_norm, capture
-from prunelit.models.sublayers import KINDS, block_steps, counterfactual, find_layout
+from prunelit.models.sublayers import block_steps, counterfactual, find_layout
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
 from prunelit.report.tables import grouped_table

@@ -24,7 +24,7 @@ def test_names_do_not_share_memory() -> None:
 @pytest.mark.parametrize(
     "like", [torch.zeros(5, 6), torch.zeros(4, 6, dtype=torch.float64), torch.zeros(1, 2, 30)]
 )
-def test_what_does_not_fit_is_allocated_anew(like: torch.Tensor) -> None:
+def test_a_larger_tensor_is_allocated_again(like: torch.Tensor) -> None:
     buffers = Buffers()
     buffers.get("product", torch.zeros(4, 6))
     found = buffers.get("product", like)

@@ -127,7 +127,7 @@ def test_the_size_of_a_chunk_does_not_matter(inputs: Inputs, monkeypatch, rows: 
 
 
 class Allocations(TorchDispatchMode):
-    """Sizes in bytes of the tensors that operations make, views and `out` arguments left out."""
+    """Sizes in bytes of the tensors that operations create, without views and `out` arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_memory_does_not_grow_with_the_tokens(make_logits, monkeypatch, temperat
             deviations(*inputs, temperature=temperature, buffers=memory)
         assert max(made.sizes) == 4 * chunk
         large = sum(size == 4 * chunk for size in made.sizes)
-        # One in each of the 12 full chunks that no buffer takes; the buffers once, the first time.
+        # One for each of the 12 full chunks outside the buffers. Each buffer once, at first.
         assert large <= 12 + 10 * first
 
 

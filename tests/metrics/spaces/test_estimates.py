@@ -71,7 +71,7 @@ def test_no_perturbation_no_deviation(make_logits) -> None:
 
 
 def test_weights_belong_to_the_first_argument() -> None:
-    # dz varies on tokens 0 and 1, which only the dense model believes in.
+    # dz varies on tokens 0 and 1, which are likely only for the dense model.
     dense = torch.tensor([20.0, 20.0, 0.0, 0.0]).double()
     pruned = torch.tensor([0.0, 1.0, 20.0, 20.0]).double()
     pair = LogitPair(dense, pruned)

@@ -184,7 +184,7 @@ def test_ranks_against_numpy(make_logits, shape: tuple[int, ...], k: int) -> Non
 
 
 def test_agreement_of_equal_logits_is_that_of_argmax() -> None:
-    # bfloat16 logits often tie, and argmax takes the first.
+    # bfloat16 logits often tie, and argmax takes the first of them.
     dense, pruned = torch.tensor([[1.0, 5.0, 2.0, 5.0]]), torch.tensor([[1.0, 5.0, 2.0, 6.0]])
     assert top1_agreement(LogitPair(dense, pruned)) == 0
     assert top1_agreement(LogitPair(dense, torch.tensor([[1.0, 6.0, 2.0, 5.0]]))) == 1

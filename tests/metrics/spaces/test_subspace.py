@@ -1,4 +1,4 @@
-"""Logits on the options of each row, against the same row by row in NumPy."""
+"""Logits of the options of each question, compared with NumPy row by row."""
 
 from collections.abc import Callable
 
@@ -48,7 +48,7 @@ def test_one_subset_for_all_rows_is_that_of_deviations(make_logits: Callable) ->
         torch.testing.assert_close(found[name], every[f"subspace_{name}"])
 
 
-def test_reading_of_one_model(make_logits: Callable) -> None:
+def test_scores_of_one_model(make_logits: Callable) -> None:
     logits, _ = make_logits((3, 300))
     labels = [2, 0, 1]
     found = score_options(logits, OPTIONS, labels, width=5, top_k=4, temperature=0.8)

@@ -17,13 +17,13 @@ from prunelit.metrics.spaces.token_mean import TokenMean
 
 
 class MeanDifference(TokenMean):
-    """Simple enough to compute in one's head."""
+    """A metric that is easy to compute by hand."""
 
     def token_values(self, dense: Tensor, pruned: Tensor) -> Tensor:
         return (pruned - dense).mean(-1)
 
 
-# Run by every rank with its own number of tokens.
+# Every rank runs this with its own number of tokens.
 RANK = """
 import json, sys
 import torch, torch.distributed as dist
@@ -39,7 +39,7 @@ for metric in (LogitMSE(), ProbabilityKL("pruned_dense"), Top1Agreement()):
     name = type(metric).__name__
     metric.update(data["dense"][mine], data["pruned"][mine], data["mask"][mine])
     values[name] = [metric.compute().item(), metric.total.item()]
-    # Afterwards each rank goes on with its own tokens.
+    # Afterwards each rank continues with its own tokens.
     metric.update(data["dense"][:0], data["pruned"][:0])
     values[name].append(metric.compute().item())
 json.dump(values, open(f"{folder}/{rank}.json", "w"))
@@ -49,7 +49,7 @@ dist.destroy_process_group()
 
 @pytest.fixture
 def tokens() -> tuple[Tensor, Tensor]:
-    """(2, 3, 4), differing by 0 to 5 from token to token."""
+    """Two (2, 3, 4) tensors that differ by 0 to 5 at the tokens."""
     dense = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     return dense, dense + torch.arange(6.0).reshape(2, 3, 1)
 
@@ -157,13 +157,13 @@ def test_set_dtype_changes_nothing() -> None:
     assert metric.total.dtype == metric.count.dtype == torch.float64
 
 
-def test_many_tokens_do_not_drown_the_next_ones() -> None:
+def test_a_token_after_many_still_counts() -> None:
     metric = MeanDifference()
     zero = torch.zeros(1, 1)
     metric.update(zero, zero + 2.0**30)
     for _ in range(64):
         metric.update(zero, zero + 1)
-    # Float32 would drop every one of them.
+    # Float32 would drop each of them.
     assert metric.total == 2.0**30 + 64
 
 

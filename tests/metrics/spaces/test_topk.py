@@ -4,7 +4,7 @@ import torch
 from prunelit.metrics.spaces.topk import top_indices
 
 
-# 20480 is where k = 10 stops sorting the whole row; 40000 leaves columns over, 40960 none.
+# From 20480 on, k = 10 no longer sorts the whole row; 40000 leaves a rest, 40960 does not.
 @pytest.mark.parametrize("shape", [(300,), (4, 20_479), (2, 3, 40_000), (4, 40_960)])
 @pytest.mark.parametrize("k", [1, 10])
 def test_finds_the_highest_in_order(shape: tuple[int, ...], k: int) -> None:
@@ -17,7 +17,7 @@ def test_finds_the_highest_in_order(shape: tuple[int, ...], k: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 511, 512, 39_935, 39_936, 39_999])
-def test_no_place_is_overlooked(place: int) -> None:
+def test_every_position_is_found(place: int) -> None:
     scores = torch.zeros(2, 40_000)
     scores[1, place] = 1
     assert top_indices(scores, 10)[1, 0] == place

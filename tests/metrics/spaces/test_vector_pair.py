@@ -65,7 +65,7 @@ def test_equal_vectors_are_exactly_equal(dtype: torch.dtype) -> None:
 def test_float32_keeps_the_digits_of_small_angles() -> None:
     pair = random_pair(4, 20_000, step=1e-4, dtype=torch.float32)
     exact = VectorPair(pair.dense.double(), pair.pruned.double())
-    # Of about 5e-9, where a quotient of float32 dot products is off by 1e-7.
+    # 1 - cosine is about 5e-9; a quotient of float32 dot products has an error of 1e-7.
     torch.testing.assert_close(1 - pair.cosine, 1 - exact.cosine, rtol=1e-3, atol=0)
 
 

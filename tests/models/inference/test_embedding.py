@@ -1,4 +1,4 @@
-"""Pooling against sums by hand, layers against the hidden states that transformers gives."""
+"""Pooling compared with sums by hand, layers with the hidden states of transformers."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ TEXTS = [[5, 9, 200, 31, 7, 8], [11, 12], [44]]
 
 
 def by_hand(states: np.ndarray, pooling: str, skip: int) -> np.ndarray:
-    """(D,) of the (T, D) states of one text without padding."""
+    """Pool the (T, D) states of one text without padding to (D,)."""
     if pooling == "last":
         return states[-1]
     skip = min(skip, len(states) - 1)
@@ -64,7 +64,7 @@ def test_the_stream_after_every_block_in_every_family(family: str, make_model: M
     for blocks in range(3):
         found = residual_after(model, *batch.values(), blocks)
         assert torch.equal(found[there], states[blocks][there]), blocks
-    # The last one that transformers gives is normed; the stream after all blocks is not.
+    # The last hidden state of transformers has the final norm; the residual stream has not.
     last = residual_after(model, *batch.values(), 3)
     assert not torch.allclose(last[there], states[2][there])
     form = check_replay(model, batch)
@@ -81,7 +81,7 @@ def test_later_blocks_are_not_run(make_model: Make) -> None:
         block.register_forward_hook(lambda *_, n=number: ran.append(n))
     residual_after(model, *batch.values(), 1)
     assert ran == [0]
-    # And the model is as it was.
+    # The model is unchanged.
     final_hidden(model, *batch.values())
     assert ran == [0, 0, 1, 2]
 

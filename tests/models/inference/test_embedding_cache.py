@@ -1,4 +1,4 @@
-"""What is found again is what was written, and only for what it was made of."""
+"""A key finds the embeddings that were stored under it, and no others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_computed_once_and_bit_for_bit(cache: EmbeddingCache) -> None:
     found = [cache.fetch(KEY, 3, compute) for _ in range(2)]
     assert len(calls) == 1
     assert all(torch.equal(one, value) for one in [*found, cache.load(KEY)])
-    # One file, whole: nothing partial is left.
+    # One complete file, and no temporary file.
     assert [path.suffix for path in cache.folder.rglob("*") if path.is_file()] == [".npy"]
 
 
@@ -62,7 +62,7 @@ def test_a_damaged_file_is_computed_anew(cache: EmbeddingCache, damage: str) -> 
     assert path.read_bytes() == content
 
 
-def test_what_is_not_there_is_an_error(cache: EmbeddingCache) -> None:
+def test_missing_embeddings_are_an_error(cache: EmbeddingCache) -> None:
     with pytest.raises(InputError, match="`cache` folder that all machines of the run see"):
         cache.load(KEY)
 
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, cache: Embe
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Nothing can be written into"):
         EmbeddingCache(tmp_path / "file")
-    # One that is there may be read-only, until something is to be written.
+    # An existing folder may be read-only until something must be written.
     (cache.folder / KEY.hex()[:2]).write_text("")
     with pytest.raises(InputError, match="Nothing can be written into"):
         cache.fetch(KEY, 1, lambda: torch.ones(1, 2))
@@ -85,7 +85,7 @@ def test_a_read_only_folder_is_warned_of(
         EmbeddingCache(cache.folder)
 
 
-def test_the_key_is_that_of_everything_it_is_made_of() -> None:
+def test_the_key_depends_on_every_input() -> None:
     ids, mask = torch.tensor([[1, 2]]), torch.tensor([[1, 1]])
     recipe = {"pooling": "mean", "blocks": None}
     key = content_key("model", [ids, mask], recipe)

@@ -16,7 +16,7 @@ BUDGET = 12
 
 
 def greedy(model: PreTrainedModel, ids: Tensor, stops: list[int]) -> tuple[list[int], bool]:
-    """One unpadded prompt, no cache: the whole sequence is read again for every token."""
+    """Decode one unpadded prompt without a cache; each token reads the whole sequence."""
     written: list[int] = []
     for _ in range(BUDGET):
         sequence = torch.cat([ids, torch.tensor(written, dtype=torch.int64)])[None]
@@ -62,7 +62,7 @@ def test_every_row_stops_at_its_own_end_of_text(
 ) -> None:
     model = make_model(family)
     free = rollout(model, tokenizer, **padded, max_new_tokens=BUDGET).tokens
-    # What rows 0 and 1 write as their fourth and second token ends a text from now on.
+    # The fourth token of row 0 and the second of row 1 now end a text.
     model.generation_config.eos_token_id = [int(free[0, 3]), int(free[1, 1])]
     found = rollout(model, tokenizer, **padded, max_new_tokens=BUDGET)
     assert found.ended[:2].all()
@@ -167,7 +167,7 @@ def test_model_without_a_generation_config_and_any_end(
 def sampled(
     model: PreTrainedModel, ids: Tensor, seed: int, prompt: int, temperature: float
 ) -> list[int]:
-    """One unpadded prompt, no cache, noise drawn here; ends at token 0."""
+    """Sample for one unpadded prompt without a cache, with noise drawn here, up to token 0."""
     state = np.random.SeedSequence((seed, prompt)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     written: list[int] = []

@@ -30,7 +30,7 @@ MakeModel = Callable[..., PreTrainedModel]
 
 @pytest.fixture
 def prompts() -> list[list[int]]:
-    """Of unequal length; two with a rest longer than the other's whole prompt lacks of it."""
+    """Prompts of unequal lengths, with rests of 1 to 45 tokens after the prefix."""
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(1, 257, (90,), generator=generator).tolist()
     begin = ids[:20]
@@ -47,10 +47,10 @@ def test_rollouts_are_those_of_prompts_that_are_read_whole(
     model = make_model(family)
     assert shared_prefix_length(prompts) == 20
     options = {"prefix": prompts[0][:20], "shared_prefix": SharedPrefix()}
-    assert find_padding_problem(model) is None  # so that the cache is what is tested
+    assert find_padding_problem(model) is None  # so the cache is tested
     batch = pad(prompts, 0, left=True)
     whole = rollout(model, tokenizer, **batch, max_new_tokens=10)
-    # The third prompt's rest of 45 tokens leaves rows whose prefix lies beyond the cached places.
+    # The rest of the third prompt has 45 tokens, so that in other rows padding fills the cache.
     for rows in ([0, 1, 2, 3], [1, 3], [2]):
         part = pad([prompts[row] for row in rows], 0, left=True)
         found = rollout(model, tokenizer, **part, max_new_tokens=10, **options)
@@ -103,29 +103,29 @@ def test_common_prefix(sequences: list[list[int]], expected: int) -> None:
     assert common_prefix_length(sequences) == expected
 
 
-def test_short_and_missing_beginnings_are_not_lent() -> None:
+def test_a_short_or_missing_prefix_is_not_shared() -> None:
     assert shared_prefix_length([[1, 2, 3], [1, 2, 4]]) == 0
     assert shared_prefix_length([[*range(30)], [*range(1, 30)]]) == 0
     assert shared_prefix_length([[*range(MIN_PREFIX), 98], [*range(MIN_PREFIX), 99]]) == MIN_PREFIX
     assert shared_prefix_length([[*range(MIN_PREFIX)], [*range(MIN_PREFIX)]]) == 0
 
 
-def test_a_sequence_that_is_the_beginning_itself_keeps_a_token_to_read() -> None:
+def test_a_sequence_that_is_the_prefix_keeps_a_token_to_read() -> None:
     assert shared_prefix_length([[*range(20)], [*range(40)]]) == 19
     assert shared_prefix_length([[*range(20)]] * 3) == 19
 
 
 @pytest.mark.parametrize("vocabulary", [16, 257, 49152])
-def test_probes_read_ordinary_tokens(model: PreTrainedModel, vocabulary: int) -> None:
+def test_checks_use_plain_tokens(model: PreTrainedModel, vocabulary: int) -> None:
     model.config.vocab_size = vocabulary
     ids = plain_tokens(model)
     assert len(set(ids)) == 13
-    # Beyond those at which SmolLM2 and its like keep their special tokens.
+    # Beyond the special tokens of SmolLM2 and similar models.
     assert vocabulary // 6 <= min(ids) < max(ids) < vocabulary
 
 
 class Shifted(nn.Module):
-    """An embedding that depends on how many tokens are read at once, as no model's should."""
+    """A wrong embedding that depends on the number of tokens read at once."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Shifted(nn.Module):
         return self.inner(ids) + 0.1 * ids.shape[1]
 
 
-def test_a_model_that_cannot_lend_reads_prompts_whole_and_says_so(
+def test_a_model_that_cannot_share_its_cache_reads_prompts_whole_with_a_warning(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
     assert find_padding_problem(model) is None
@@ -145,10 +145,10 @@ def test_a_model_that_cannot_lend_reads_prompts_whole_and_says_so(
     mask = pad(prompts, 0, left=True)["attention_mask"]
     with pytest.warns(UserWarning, match="LlamaForCausalLM reads every sequence whole, which"):
         assert shared_prefix.make_cache(model, begin, mask) is None
-    assert shared_prefix.make_cache(model, begin, mask) is None  # said once
+    assert shared_prefix.make_cache(model, begin, mask) is None  # warned once
 
 
-def test_a_model_without_a_usual_cache_is_told_apart(
+def test_a_model_with_another_cache_is_found(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -160,7 +160,7 @@ def test_a_model_without_a_usual_cache_is_told_apart(
     )
 
 
-def test_a_family_without_keys_and_values_is_told_apart() -> None:
+def test_a_family_without_keys_and_values_is_found() -> None:
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, pad_token_id=0)
     config.bos_token_id = config.eos_token_id = 0

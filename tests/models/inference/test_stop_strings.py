@@ -43,13 +43,13 @@ def test_a_string_counts_where_it_is_complete_and_not_from_the_prompt(
             criterion(torch.tensor([row[:end] for row in rows]), None)
         return criterion.ends(total - length).tolist()
 
-    # Row by row: it ends at the step that completes "bc"; the second "bc" is no end.
+    # For each row: the step that completes the first "bc" ends it.
     assert steps("xb", ["abcbc", "cabca", "zzzzz"], ["bc"]) == [
         [False, False, True, False, False],
         [False, False, False, True, False],
         [False] * 5,
     ]
-    # Of two strings the one that is complete first.
+    # The string that is complete first ends the row.
     assert steps("x", ["abcd"], ["cd", "b"]) == [[False, True, False, False]]
 
 
@@ -64,7 +64,7 @@ def test_a_long_stop_string_of_several_bytes_a_character_is_found(
 
 
 def only_letters(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The model, writing nothing but small letters."""
+    """A model that generates only small letters."""
     letters = tokenizer("abcdefghijklmnopqrstuvwxyz")["input_ids"]
     refused = torch.full((model.config.vocab_size,), -1e4)
     refused[letters] = 0
@@ -79,7 +79,7 @@ def test_a_batch_stops_as_its_rows_do_alone(
     only_letters(model, tokenizer)
     free = rollout(model, tokenizer, **padded, max_new_tokens=BUDGET).tokens
     texts = [tokenizer.decode(row) for row in free]
-    # What rows 0 and 1 write as their third to fourth and sixth to seventh character.
+    # Characters 3 to 4 of row 0 and 6 to 7 of row 1.
     stops = [texts[0][2:4], texts[1][5:7]]
     found = rollout(model, tokenizer, **padded, max_new_tokens=BUDGET, stop_strings=stops)
     assert found.ended[:2].all()

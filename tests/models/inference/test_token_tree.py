@@ -1,4 +1,4 @@
-"""Trees of requests against the requests themselves."""
+"""Trees of requests, compared with the requests."""
 
 import itertools
 import random
@@ -18,7 +18,7 @@ from prunelit.models.inference.token_tree import (
 
 
 def questions(root: list[int], seed: int = 0) -> list[list[Request]]:
-    """Random questions: shared stems, choices that begin alike, contexts that differ early."""
+    """Random questions: shared stems, choices with common prefixes, contexts that differ early."""
     draw = random.Random(seed)
 
     def tokens(size: int) -> list[int]:
@@ -37,7 +37,7 @@ def questions(root: list[int], seed: int = 0) -> list[list[Request]]:
 
 
 def expected_steps(every: list[list[Request]]) -> set[tuple[tuple[int, ...], int, int]]:
-    """What a model has read, the token it is asked for, and the request that asks."""
+    """For each target: the tokens before it, the target and the index of its request."""
     requests = [request for own in every for request in own]
     return {
         (tuple(context + continuation[:i]), target, owner)
@@ -47,7 +47,7 @@ def expected_steps(every: list[list[Request]]) -> set[tuple[tuple[int, ...], int
 
 
 def steps(tree: TokenTree) -> list[tuple[tuple[int, ...], int, int]]:
-    """The same, read from the passes of a tree."""
+    """The same triples, from the passes of a tree."""
     stems = [
         row[:size].tolist()
         for own in tree.stems
@@ -73,7 +73,7 @@ def steps(tree: TokenTree) -> list[tuple[tuple[int, ...], int, int]]:
 
 @pytest.mark.parametrize("length", [0, 1, 6])
 @pytest.mark.parametrize("pass_cost", [0, 10, 1000])
-def test_every_token_is_asked_for_after_what_stands_before_it(length: int, pass_cost: int) -> None:
+def test_every_target_comes_after_the_tokens_before_it(length: int, pass_cost: int) -> None:
     root = [3, 1, 4, 1, 5, 9][:length]
     every = questions(root)
     tree = build_tree(root, [build_branch(own, length) for own in every], 0, 40, pass_cost)
@@ -84,14 +84,14 @@ def test_every_token_is_asked_for_after_what_stands_before_it(length: int, pass_
     assert tree.root.tolist() == root
 
 
-def test_what_choices_share_is_read_once() -> None:
+def test_the_common_prefix_of_choices_is_read_once() -> None:
     context = [1, 2, 3, 4]
     gold, goldfish = [5, 6], [5, 6, 7, 8]
     own = build_branch([(context, goldfish), (context, gold), (context, [9])])
     assert own == Branch(context, [[5, 6, 7], [5], []], [3, 3, 3], [goldfish, gold, [9]])
     tree = build_tree([], [own], 0, 40)
     assert [row.input_ids.tolist() for row in tree.stems] == [[context]]
-    # `gold` is found within `goldfish`; of a single token nothing is read.
+    # `gold` is a prefix of `goldfish`; a single token needs no pass.
     assert [row.input_ids.tolist() for row in tree.leaves] == [[[5, 6, 7]]]
 
 
@@ -120,7 +120,7 @@ def test_passes_cost_least(pass_cost: int, tokens: int) -> None:
         for part in _group_passes(lines(lengths), tokens, pass_cost)
     ]
     assert sorted(itertools.chain(*found)) == sorted(lengths)
-    # Every way to cut the sorted lengths.
+    # All splits of the sorted lengths.
     ordered = sorted(lengths, reverse=True)
     best = min(
         cost(parts, pass_cost)

@@ -1,4 +1,4 @@
-"""Shared reading against one unpadded sequence at a time, without a cache."""
+"""Scoring with a shared cache, compared with single unpadded sequences without a cache."""
 
 import random
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def test_scores_are_those_of_single_sequences(
     model = make_model(family)
     root = [(7 * i) % 250 + 1 for i in range(length)]
     every = questions(root)
-    assert find_tree_problem(model) is None  # so that the cache is what is tested
+    assert find_tree_problem(model) is None  # so the cache is tested
     found = shared(model, root, every, pass_cost=pass_cost)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, oracle(model, every), rtol=1e-6, atol=1e-5)
@@ -86,7 +86,7 @@ def test_letters_after_a_root(make_model: MakeModel, family: str) -> None:
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_sequences_as_long_as_the_positions(make_model: MakeModel, family: str, kept: bool) -> None:
-    # Beside a short one: its padding must not get a position that the model has not.
+    # The padding of the short one must not get a position beyond the limit of the model.
     model = make_model(family)
     draw = random.Random(1)
     context = [draw.randint(1, 256) for _ in range(120)]
@@ -145,7 +145,7 @@ def test_models_without_some_sublayers(make_model: MakeModel, family: str, kind:
     )
 
 
-def test_a_family_without_keys_and_values_reads_whole_and_says_so() -> None:
+def test_a_family_without_keys_and_values_reads_whole_with_a_warning() -> None:
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, pad_token_id=0)
     config.bos_token_id = config.eos_token_id = 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, final_hidden
+from prunelit.models.architecture import block_output, decoder_blocks, final_hidden
 from prunelit.models.finite import all_finite
 
 Pooling = Literal["mean", "last", "weighted_mean"]
@@ -106,7 +106,7 @@ def residual_after(
         raise _Reached(args[0] if args else kwargs["hidden_states"])
 
     def take_output(_module: Any, _args: Any, output: Any) -> None:
-        raise _Reached(output if isinstance(output, Tensor) else output[0])
+        raise _Reached(block_output(output))
 
     if blocks < len(own):
         handle = own[blocks].register_forward_pre_hook(take_input, with_kwargs=True)

@@ -44,7 +44,7 @@ class Sampling:
     Args:
         seed: seed of the noise, at least 0.
         prompts: (B,), numbers of the prompts in the batch, at least 0.
-        temperature: T.
+        temperature: T of the softmax.
 
     Raises:
         InputError: if the seed is negative or the temperature is not positive.

@@ -1,6 +1,5 @@
 """Share the KV cache of a common prefix between sequences."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from prunelit.errors import InputError, first_line
+from prunelit.models.architecture import takes_positions
 
 # Keys and values of a layer, each (B, heads, T, width).
 KeysValues = tuple[Tensor, Tensor]
@@ -187,10 +187,9 @@ def find_padding_problem(model: PreTrainedModel) -> str | None:
     batch = torch.tensor(rows, device=model.device)
     mask = (batch > 0).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    takes = inspect.signature(model.forward).parameters
 
     def logits(begin: int, cache: DynamicCache | None) -> Tensor:
-        options = {"position_ids": positions[:, begin:]} if "position_ids" in takes else {}
+        options = {"position_ids": positions[:, begin:]} if takes_positions(model) else {}
         options |= {"use_cache": False} if cache is None else {"past_key_values": cache}
         written = model(input_ids=batch[:, begin:], attention_mask=mask, **options)
         return written.logits[:, -1].float()

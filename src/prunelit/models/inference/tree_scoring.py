@@ -5,7 +5,6 @@ and values of the tokens before it: every stem those of the root, every leaf tho
 are joined layer by layer, so that only one layer's joined keys and values are in memory.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from prunelit.models.architecture import decoder_blocks, final_hidden
+from prunelit.models.architecture import decoder_blocks, final_hidden, takes_positions
 from prunelit.models.inference.prefix_cache import (
     CacheNotSharedError,
     KeysValues,
@@ -199,8 +198,7 @@ def _run(
     model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, layers: list[_PrefixLayer]
 ) -> Tensor:
     """Compute final embeddings, (B, T, D). A family without `position_ids` uses the mask."""
-    takes = inspect.signature(model.base_model.forward).parameters
-    options = {"position_ids": positions} if "position_ids" in takes else {}
+    options = {"position_ids": positions} if takes_positions(model) else {}
     return model.base_model(
         input_ids=ids,
         attention_mask=mask,
