@@ -18,12 +18,12 @@ from prunelit.callbacks.rounds import require_prunelit
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
+from prunelit.files import write_text
 from prunelit.models.saving import check_writable
 from prunelit.pruners import BlockDrop, SublayerDrop
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import check_text
-from prunelit.report.curves import as_csv
-from prunelit.report.files import write_picture, write_whole
+from prunelit.report.curves import as_csv, write_picture
 from prunelit.report.overview import overview
 from prunelit.report.tables import markdown_table, show
 from prunelit.report.tensorboard import write_pictures
@@ -196,7 +196,7 @@ def _write(variants: Sequence[Variant], folder: Path, logger: TensorBoardLogger 
     pictures, missing = overview(variants)
     for name, picture in pictures.items():
         write_picture(picture, folder / FIGURES, name)
-    write_whole(as_csv(variants_numbers(variants)), folder / FIGURES / "variants.csv")
+    write_text(folder / FIGURES / "variants.csv", as_csv(variants_numbers(variants)))
     if logger is not None:
         write_pictures(logger.experiment, pictures)
         cells = [

@@ -1,7 +1,6 @@
 """Checkpoints that a stopped run goes on from, and the best weights of recovery."""
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError
+from prunelit.files import replace_file
 from prunelit.private_api import optimizer_stepped, validation_follows
 from prunelit.recipe import describe
 
@@ -22,10 +22,8 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Called by Lightning on rank 0."""
         assert storage_options is None, "Options of remote storage mean nothing to a local file."
-        partial = Path(f"{path}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, partial)
-        os.replace(partial, path)
+        with replace_file(path) as partial:
+            torch.save(checkpoint, partial)
 
 
 class LastCheckpoint(callbacks.ModelCheckpoint):

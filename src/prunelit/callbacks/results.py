@@ -12,9 +12,9 @@ from rich.table import Table
 from prunelit.callbacks.pruning import Pruning
 from prunelit.core.module import PairedLM
 from prunelit.errors import first_line
-from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers
+from prunelit.files import write_text
+from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers, write_picture
 from prunelit.report.figures import scores_figure, sparsity_figure
-from prunelit.report.files import write_picture, write_whole
 from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
 from prunelit.report.results import Result, scalar_name, write_results
@@ -83,7 +83,7 @@ class Results(Callback):
         for name, curves in self.curves.items():
             if curves:
                 text = as_csv(curve_numbers(curves))
-                write_whole(text, folder / "figures" / f"{name}_curves.csv")
+                write_text(folder / "figures" / f"{name}_curves.csv", text)
         texts = {name: list(report.texts) for name, report in reports.items()}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

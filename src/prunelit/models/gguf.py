@@ -4,7 +4,6 @@ import functools
 import hashlib
 import importlib.util
 import os
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunelit.errors import InputError, first_line
+from prunelit.files import replace_folder
 
 # Part of the cache key. Raise it if the conversion writes other bytes.
 _CONVERSION = 1
@@ -73,9 +73,7 @@ def _digest(gguf: Path, size: int, modified: int) -> str:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed conversion
-    try:
+    with replace_folder(target) as partial:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
@@ -99,6 +97,3 @@ def _convert(gguf: Path, target: Path) -> None:
         plain.generation_config = model.generation_config
         plain.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,6 @@
 """Write a pruned model as a folder that `from_pretrained` of transformers loads."""
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
+from prunelit.files import replace_folder
 from prunelit.models.surgery import Removed, build_exported, find_removed
 
 REPORT_FILE = "pruning.json"
@@ -80,10 +80,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     check_writable(folder)
-    partial = _beside(folder, "partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-    partial.mkdir()
-    try:
+    with replace_folder(folder) as partial:
         plain = report.as_dict()
         if report.shrinks:
             model, removed = build_exported(model)
@@ -97,9 +94,6 @@ def save_pretrained(
         tokenizer.save_pretrained(partial)
         text = json.dumps(plain, indent=2, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-        _swap(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_report(folder: str | Path) -> dict[str, Any] | None:
@@ -119,22 +113,3 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
 
 def _has_content(folder: Path) -> bool:
     return not folder.is_dir() or any(folder.iterdir())
-
-
-def _beside(folder: Path, state: str) -> Path:
-    """Name beside `folder` for a folder that is incomplete, or one that is being replaced."""
-    return folder.with_name(f".{folder.name}.{state}")
-
-
-def _swap(partial: Path, folder: Path) -> None:
-    old = _beside(folder, "old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    try:
-        partial.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

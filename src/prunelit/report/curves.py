@@ -4,9 +4,14 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from prunelit.files import replace_file, write_text
+
+DPI = 150
 
 
 @dataclass
@@ -56,6 +61,20 @@ def as_csv(numbers: Mapping[str, Sequence[object]]) -> str:
     writer.writerow(numbers)
     writer.writerows(zip(*numbers.values(), strict=True))
     return text.getvalue()
+
+
+def write_picture(picture: Picture, folder: Path, name: str) -> None:
+    """Write `<name>.png`, and `<name>.csv` if the picture has numbers.
+
+    Args:
+        picture: the figure and the numbers.
+        folder: of the files; it and its parents are created.
+        name: of the files, without a suffix.
+    """
+    with replace_file(folder / f"{name}.png") as partial:
+        picture.figure.savefig(partial, dpi=DPI)
+    if picture.numbers:
+        write_text(folder / f"{name}.csv", as_csv(picture.numbers))
 
 
 def curve_numbers(curves: Sequence[Curve]) -> dict[str, list[object]]:

@@ -1,6 +1,5 @@
 """One row an item: what a table of single results on disk holds."""
 
-import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from prunelit.files import replace_file
 
 _AT_A_TIME = 1000  # rows held in memory
 
@@ -23,21 +24,15 @@ def write_items(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
     first = list(islice(rows, _AT_A_TIME))
     if not first:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
     table = pa.Table.from_pylist(first)
     # A column in which nothing was found yet is one of texts.
     schema = pa.schema(
         [f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in table.schema]
     )
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            while first:
-                writer.write_table(pa.Table.from_pylist(first, schema=schema))
-                first = list(islice(rows, _AT_A_TIME))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        while first:
+            writer.write_table(pa.Table.from_pylist(first, schema=schema))
+            first = list(islice(rows, _AT_A_TIME))
 
 
 def read_items(path: str | Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunelit.report.files import write_whole
+from prunelit.files import write_text
 
 
 @dataclass
@@ -48,7 +48,7 @@ def write_results(rows: Sequence[Result], path: str | Path) -> None:
         for key in ("value", "standard_error"):
             data[key] = data[key] if math.isfinite(data[key]) else None
         lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
-    write_whole("".join(lines), Path(path))
+    write_text(path, "".join(lines))
 
 
 def read_results(path: str | Path) -> list[Result]:

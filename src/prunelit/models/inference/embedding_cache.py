@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
+from prunelit.files import replace_file
 from prunelit.models.fingerprint import fingerprint
 from prunelit.models.gguf import cache_folder
 
@@ -130,16 +130,10 @@ class EmbeddingCache:
         return self.folder / name[:2] / f"{name}.npy"
 
     def _write(self, path: Path, values: np.ndarray) -> None:
-        partial = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, values)
-            os.replace(partial, path)
+            with replace_file(path, shared=True) as partial:
+                np.save(partial, values)
         except OSError as error:
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> InputError:

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from prunelit.report.curves import Picture
-from prunelit.report.files import write_picture
+from prunelit.report.curves import Picture, write_picture
 
 
 @pytest.fixture
