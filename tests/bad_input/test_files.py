@@ -122,7 +122,7 @@ def test_no_tokenizer(refuse: Refuse, dense: Path) -> None:
 
 def test_no_chat_template(refuse: Refuse, dense: Path) -> None:
     (dense / "chat_template.jinja").unlink()
-    assert "'rollout' asks for a chat template but the tokenizer has none" in refuse()
+    assert "'rollout' needs a chat template but the tokenizer has none" in refuse()
 
 
 # --- output

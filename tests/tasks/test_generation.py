@@ -266,7 +266,7 @@ def test_what_changes_the_values_changes_the_recipe(
         ({"samples": 2}, "a `temperature` above 0 with 2 samples"),
         ({"pass_at": [2]}, r"every `pass_at` in \[1, 1\] but got \[2\]"),
         ({"pass_at": [0]}, r"every `pass_at` in \[1, 1\]"),
-        ({"stop": ["a", ""]}, "`stop` strings that are not empty"),
+        ({"stop": ["a", ""]}, "`stop` to hold non-empty strings"),
         ({"max_new_tokens": 0}, "`max_new_tokens` of at least 1"),
     ],
 )

@@ -252,7 +252,7 @@ def test_the_longest_sequence_counts_examples(material: Path, pair: ModelPair) -
     tokens = pair.tokenizer
     every = [
         len(tokens(before + prompt + rest)["input_ids"]) - 1
-        for before, own in zip(task._before, task._texts, strict=True)
+        for before, own in zip(task._preambles, task._texts, strict=True)
         for prompt, rest in own
     ]
     assert task.longest == max(every)
@@ -261,18 +261,18 @@ def test_the_longest_sequence_counts_examples(material: Path, pair: ModelPair) -
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"primary": "acc_pmi"}, "Expected `primary` among"),
+        ({"primary": "acc_pmi"}, "Expected `primary` to be one of"),
         ({"template": "Answer:"}, r"Expected the field \{context\}"),
         ({"scoring": "letter"}, r"Expected the field \{choices\}"),
         (
             {"scoring": "letter", "template": "{context}{choices}", "primary": "acc_norm"},
-            "Expected `primary` among",
+            "Expected `primary` to be one of",
         ),
         (
             {"scoring": "partial", "template": "{context}", "unconditional": ""},
             "Expected no `unconditional`",
         ),
-        ({"few_shot": FewShot(7)}, "Expected 7 examples beside the question 'capital'"),
+        ({"few_shot": FewShot(7)}, "Expected 7 examples besides the question 'capital'"),
         ({"description": "About {group}."}, "Expected rows with a `group`"),
     ],
 )

@@ -109,7 +109,7 @@ def test_choices_in_another_order_make_no_other_question(tmp_path: Path, pair: M
     ]
     task = MultipleChoice(write(tmp_path / "rows.jsonl", rows), few_shot=FewShot(1))
     task.read()
-    before = [text.partition("Answer:")[2].strip() for text in task._before]
+    before = [text.partition("Answer:")[2].strip() for text in task._preambles]
     assert before == ["so", "so", "yes"]
 
 

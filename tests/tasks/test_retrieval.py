@@ -139,5 +139,5 @@ def test_an_unknown_pooling_is_refused() -> None:
 
 
 def test_a_template_without_its_field_is_refused_while_reading(material: Path) -> None:
-    with pytest.raises(InputError, match=r"Expected one field, \{text\}"):
+    with pytest.raises(InputError, match=r"Expected exactly the field \{text\}"):
         Retrieval(str(material / "questions.jsonl"), document_template="word").read()

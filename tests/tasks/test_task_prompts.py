@@ -56,7 +56,7 @@ def test_prompts(tmp_path: Path, name: str) -> None:
     task.read()
     requests = [
         [[before + prompt, rest] for prompt, rest in own]
-        for before, own in zip(task._before, task._texts, strict=True)
+        for before, own in zip(task._preambles, task._texts, strict=True)
     ]
     assert requests == EXPECTED[name]["requests"]
     assert [question.label for question in task._questions] == EXPECTED[name]["labels"]

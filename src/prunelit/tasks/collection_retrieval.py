@@ -1,4 +1,4 @@
-"""Retrieval from a collection of documents with the model's own embeddings."""
+"""Retrieval from a collection of documents, with the model's own embeddings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,12 +30,13 @@ from prunelit.tasks.row_task import RowTask
 
 
 @dataclass
-class _Measured:
-    """What the lists of all queries say, one entry a query.
+class _Ranking:
+    """Ranked lists of all queries, and their metrics.
 
     Args:
-        lists: for each model (Q, L) document numbers, the best first, -1 where there is none.
-        metrics: for each model and metric, and for each quantity of both.
+        lists: for each model (Q, L) document numbers, the best first, -1 at the end of a shorter
+            list.
+        metrics: one slot per query.
     """
 
     lists: dict[str, Tensor]
@@ -43,38 +44,52 @@ class _Measured:
 
 
 class CollectionRetrieval(RowTask, EmbeddingTask):
-    """Rank the documents of a BEIR collection for each of its queries by cosine of embeddings.
+    """Rank the documents of a BEIR collection for each query by the cosine of embeddings.
 
-    Items are queries and documents. `step` embeds a batch into the cache on disk; the table holds
-    only where, and how far the pruned model's vector is from the dense one's. When all batches are
-    there, every rank reads the corpus back batch by batch and keeps the best `depth` documents of
-    each query: the same sums in the same order on any number of ranks.
+    Items are queries and documents. `step` embeds a batch and stores the vectors in a cache on
+    disk. The table holds the names of the files, and the cosine of the dense and the pruned vector.
+    After the last batch every rank reads the corpus from the cache, batch by batch, and keeps the
+    best `depth` documents of each query. The sums are the same, in the same order, on any number of
+    ranks.
 
-    What it costs: disk for one float32 vector a text and model, kept for the next run with the same
-    model and batches; memory for the texts, the query vectors and queries times `depth`, never for
-    queries times documents; and, on every rank, one product of queries with the corpus (two
-    readings of it with `centre`). On several machines `cache` has to be a folder that all see.
+    Costs:
 
-    Metrics are those of trec_eval: `ndcg@10` with linear gains, `recall@k`, `mrr@10`, and `map@d`,
-    in which relevant documents beyond the first d count as not found: where d is the whole corpus,
-    MAP itself. Dense and pruned are compared directly: `query_cosine` and `document_cosine` of the
-    two vectors of a text, uncentred; `rank_correlation` (Spearman) and `top10_overlap` of their
-    lists. `chance_ndcg@10` is that of a random order.
+    * disk: one float32 vector per text and model. It is used again by the next run with the same
+      model and batches;
+    * memory: the texts, the query vectors, and queries times `depth`, but not queries times
+      documents;
+    * compute, on every rank: one product of queries and corpus. With `centre` the corpus is read
+      twice.
+
+    On several machines `cache` must be a folder that all of them see.
+
+    Metrics of a model are those of trec_eval: `ndcg@10` with linear gains, `recall@k`, `mrr@10` and
+    `map@d`, in which a relevant document after the first d counts as not found. If d is the size of
+    the corpus, it is MAP. `chance_ndcg@10` is that of a random order.
+
+    Metrics of both models: `query_cosine` and `document_cosine` of the two vectors of a text, not
+    centred; `rank_correlation` (Spearman) and `top10_overlap` of the two lists.
 
     Args:
         path: folder or data set on the hub, see `prunelit.data.beir.load_collection`.
         split: of the judgements.
-        qrels: where the judgements are, if elsewhere.
+        qrels: file or data set with the judgements, if they are not in `path`.
         query_template: with the field `{text}`.
-        document_template: with the field `{text}`, title and text.
+        document_template: with the field `{text}`, which is title and text.
         centre: subtract the mean query from each query and the mean document from each document.
-        recall_at: where recall is taken.
-        depth: d, length of the lists, at least 10 and the largest of `recall_at`.
-        exclude_same_id: never list the document that has the query's own id (ArguAna, Quora).
+        recall_at: every k of `recall@k`.
+        depth: d, length of a list, at least 10 and at least the largest of `recall_at`.
+        exclude_same_id: leave out the document that has the id of the query (ArguAna, Quora).
         limit: number of queries; None reads all.
-        corpus_limit: number of documents, the relevant ones always among them; None is all.
-        cache: folder of the embeddings; None is `embeddings` below the cache directory.
+        corpus_limit: number of documents, which always include the relevant ones; None reads all.
+        cache: folder of the embeddings; None is `embeddings` in the cache directory.
         kwargs: options of `EmbeddingTask`.
+
+    Example:
+        >>> from prunelit.tasks import CollectionRetrieval
+        >>> task = CollectionRetrieval("scifact", recall_at=[10], depth=100, pooling="mean")
+        >>> task.split, task.length
+        ('test', 256)
     """
 
     def __init__(
@@ -102,7 +117,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             raise InputError(f"Expected `recall_at` of at least 1 but got {list(recall_at)}.")
         if depth < max(10, *recall_at):
             raise InputError(
-                f"Expected `depth` of at least {max(10, *recall_at)}, where a metric is taken, but "
+                f"Expected `depth` of at least {max(10, *recall_at)}, which the metrics need, but "
                 f"got {depth}."
             )
         self.qrels = qrels
@@ -129,7 +144,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         if len(self._collection.documents) < 3:
             raise InputError(f"Expected at least 3 documents to rank in {self.path!r}.")
         place = {name: number for number, name in enumerate(self._collection.document_ids)}
-        self._barred = [
+        self._excluded = [
             place.get(name, -1) if self.exclude_same_id else -1
             for name in self._collection.query_ids
         ]
@@ -145,7 +160,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         return len(self._texts)
 
     def chunks(self, size: int) -> list[list[int]]:
-        """Queries before documents, never in one batch, and alike in length."""
+        """Group queries, then documents, each by similar length; no batch has both."""
         chunks = []
         for items in (range(self._queries), range(self._queries, size)):
             order = sorted(items, key=lambda item: -len(self._texts[item]))
@@ -178,8 +193,8 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         return values
 
     def report(self, table: ItemTable) -> TaskReport:
-        measured, details = self._measure(table), self.details()
-        metrics = measured.metrics
+        ranking, details = self._measure(table), self.details()
+        metrics = ranking.metrics
         names = ["ndcg@10", *(f"recall@{k}" for k in self.recall_at), "mrr@10", f"map@{self.depth}"]
         rows = metrics.paired_results(self.name, names, details)
         if "cosine" in table:
@@ -191,24 +206,24 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         columns = {name: metrics[name] for name in metrics.columns()}
         rows += retained_results(self.name, columns, details["chance_ndcg@10"], details)
         rows += metrics.pair_results(self.name, ["rank_correlation", "top10_overlap"], details)
-        return TaskReport(rows, items=self._item_rows(measured))
+        return TaskReport(rows, items=self._item_rows(ranking))
 
-    def _item_rows(self, measured: _Measured) -> Iterator[dict[str, Any]]:
+    def _item_rows(self, ranking: _Ranking) -> Iterator[dict[str, Any]]:
         """One row a query and model: its metrics and the ids of its first ten documents."""
         for index, query in enumerate(self._collection.query_ids):
-            for name, lists in measured.lists.items():
+            for name, lists in ranking.lists.items():
                 own = [number for number in lists[index].tolist() if number >= 0]
                 row: dict[str, Any] = {"query": query, "model": name}
                 row["text"] = self._collection.queries[index]
                 row["first"] = [self._collection.document_ids[number] for number in own[:10]]
-                for column in measured.metrics.columns():
+                for column in ranking.metrics.columns():
                     model, _, metric = column.rpartition("/")
                     if model in ("", name):
-                        row[metric] = measured.metrics[column][index].item()
+                        row[metric] = ranking.metrics[column][index].item()
                 yield row
 
     def details(self) -> dict[str, Any]:
-        """What makes a number on this collection comparable."""
+        """Return the options and hashes that two comparable results have in common."""
         grades, missing = self._collection.grades, self._collection.missing_grades
         count = len(self._collection.documents)
         chance = [
@@ -235,11 +250,9 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         template = self._templates[item >= self._queries]
         return template.tokens(self._tokenizer, self._texts[item], self.length)
 
-    def _measure(self, table: ItemTable) -> _Measured:
+    def _measure(self, table: ItemTable) -> _Ranking:
         lists = {
-            name: self._ranked(table, name)
-            for name in ("dense", "pruned")
-            if f"{name}/file" in table
+            name: self._rank(table, name) for name in ("dense", "pruned") if f"{name}/file" in table
         }
         metrics = ItemTable(self._queries)
         values = collection_metrics(
@@ -250,9 +263,9 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             missing_grades=self._collection.missing_grades,
         )
         metrics.assign(torch.arange(self._queries), values)
-        return _Measured(lists, metrics)
+        return _Ranking(lists, metrics)
 
-    def _ranked(self, table: ItemTable, name: str) -> Tensor:
+    def _rank(self, table: ItemTable, name: str) -> Tensor:
         files = table[f"{name}/file"]
 
         def read(queries: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -267,10 +280,10 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             lambda: read(False),
             depth=self.depth,
             centre=self.centre,
-            excluded=self._barred,
+            excluded=self._excluded,
         )
 
 
 def _numbers(key: bytes) -> Tensor:
-    """16 bytes as two numbers of a table, and as nothing else: they are not computed with."""
+    """Store 16 bytes as two numbers of a table. Nothing computes with them."""
     return torch.frombuffer(bytearray(key), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Generation: what the models write for a data set, and whether it is right."""
+"""Generation: let the models answer the prompts of a data set, and judge the answers."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -36,34 +36,51 @@ _SHOWN = 100  # prompts in the text table
 
 
 class Generation(QuestionTask, PromptTask):
-    """Rollouts of both models for every example, and whether they are right.
+    """Generate rollouts of both models for every prompt, and judge them.
 
-    Metrics, means over prompts (with several samples of the prompt's mean): those of the judge;
-    `pass@k` of the judge's first metric; `repetition`, the fraction of 4-grams of tokens that
-    repeat an earlier one; `distinct_1` and `distinct_2`, the share of different 1- and 2-grams;
-    `end_of_text`, whether the text ended in time, by itself or at a stop string; `length` in
-    tokens. Of the pair: `first_divergence`, the step (from 0) of the first token that differs,
-    where a pair that never differs counts its whole length; `diverged`, the share that differs; and
-    `retained`, pruned over dense of the judge's `primary` metric, above the chance of a guess where
-    all questions have the same choices.
+    Metrics of a model, averaged over the samples of a prompt and then over prompts:
 
-    A prompt that is sampled gets noise of its own, which the two models share and which depends
-    on neither batch nor rank.
+    * the metrics of the judge, and `pass@k` of its first metric;
+    * `repetition`: the share of 4-grams of tokens that repeat an earlier one;
+    * `distinct_1` and `distinct_2`: the share of different 1-grams and 2-grams;
+    * `end_of_text`: 1 if the text ended within `max_new_tokens`, by itself or at a stop string;
+    * `length` in tokens.
+
+    Metrics of both models:
+
+    * `first_divergence`: the step (from 0) of the first token that differs; the whole length if
+      none does;
+    * `diverged`: the share of rollouts that differ;
+    * `retained`: the judge's `primary` metric, pruned over dense, both above chance. Chance is 0,
+      or 1 / number of choices if all questions have the same choices.
+
+    In sampling every prompt has its own noise. Both models use the same noise, and it depends on
+    neither batch nor rank.
 
     Args:
         questions: the rows are multiple-choice questions, whose right choice is the target. This
             is also assumed if both `format` and `columns` are None. Otherwise a row is an
             `Example`, see `prunelit.tasks.formats.base.read_examples`.
-        judge: says what is right; None takes exact match of the whole text, and whether it contains
-            the target.
-        few_shot: worked examples before the question; None is none.
-        delimiter: between a worked example's question and answer, where there is no chat.
-        stop: strings at which a text ends; it is cut before them.
-        samples: rollouts a prompt; more than one needs a temperature.
-        temperature: of sampling; 0 is greedy.
+        judge: decides if a text is right. None is `ExactMatch(contains=True)`.
+        few_shot: solved examples before the question; None is no example.
+        delimiter: between the question and the answer of an example, if `chat` is false.
+        stop: strings that end a text; the text is cut before them.
+        samples: number of rollouts per prompt; more than one needs a temperature.
+        temperature: of sampling; 0 decodes greedily.
         seed: of sampling.
-        pass_at: every k that pass@k is wanted for, at most `samples`.
+        pass_at: every k of `pass@k`, at most `samples`.
         kwargs: options of `QuestionTask` and `PromptTask`, without `column`.
+
+    Example:
+        >>> from prunelit.tasks import Generation
+        >>> from prunelit.tasks.formats import gsm8k
+        >>> from prunelit.tasks.judges import ExactMatch, last_number
+        >>> judge = ExactMatch({"exact_match": last_number})
+        >>> task = Generation("prunelit:gsm8k_shots.jsonl", format=gsm8k, judge=judge)
+        >>> task.read()
+        >>> task.contexts[1]
+        'Nadia has 18 stamps. Her brother has twice as many, and her cousin has 5 fewer than her \
+brother. How many stamps do the three have together?'
     """
 
     def __init__(
@@ -90,12 +107,13 @@ class Generation(QuestionTask, PromptTask):
             )
         if samples > 1 and temperature == 0:
             raise InputError(
-                f"Expected a `temperature` above 0 with {samples} samples: greedy ones are equal."
+                f"Expected a `temperature` above 0 with {samples} samples: without it all samples "
+                "of a prompt are equal."
             )
         if not all(1 <= k <= samples for k in pass_at or []):
             raise InputError(f"Expected every `pass_at` in [1, {samples}] but got {pass_at}.")
         if not all(stop or []):
-            raise InputError(f"Expected `stop` strings that are not empty but got {stop}.")
+            raise InputError(f"Expected `stop` to hold non-empty strings but got {stop}.")
         self.questions = questions
         self.judge = judge or ExactMatch(contains=True)
         self.few_shot = few_shot
@@ -111,15 +129,15 @@ class Generation(QuestionTask, PromptTask):
     def read(self) -> None:
         check_template(self.template, "context")
         self.judge.check()
-        self.judge.details()  # refused here if it has none
+        self.judge.details()  # refuses a judge that cannot be saved, before any work
         rows = {"format": self.format, "columns": self.columns, "questions": self.questions}
         load = partial(read_examples, **rows)
         self._examples = load(self.path, self.split, self.limit, subset=self.subset)
         self.contexts = [example.context for example in self._examples]
-        self._worked: list[list[Example | Question]] = [[] for _ in self._examples]
+        self._solved: list[list[Example | Question]] = [[] for _ in self._examples]
         if self.few_shot is not None:
             pool = load(**self.few_shot.source(self.path, self.subset))
-            self._worked = self.few_shot.before(pool, self._examples, attrgetter("context"))
+            self._solved = self.few_shot.choose(pool, self._examples, attrgetter("context"))
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         size = super().prepare(tokenizer)
@@ -128,7 +146,7 @@ class Generation(QuestionTask, PromptTask):
         return size
 
     def chunks(self, size: int) -> list[list[int]]:
-        """Prompts of like length in one batch; the longest first, where memory would run out."""
+        """Group prompts of similar length; the longest come first, so that they fail first."""
         order = sorted(range(size), key=lambda index: -len(self._tokens[index]))
         return [[order[place] for place in chunk] for chunk in super().chunks(size)]
 
@@ -143,7 +161,7 @@ class Generation(QuestionTask, PromptTask):
         indices: list[int] = batch["prompts"]
         values: dict[str, Tensor] = {}
         for name, model in pair.models().items():
-            written = rollout(
+            rolled = rollout(
                 model,
                 pair.tokenizer,
                 batch["input_ids"],
@@ -154,9 +172,9 @@ class Generation(QuestionTask, PromptTask):
                 prefix=self._prefix,
                 shared_prefix=batch["shared_prefix"],
             )
-            tokens = written.tokens.cpu()
+            tokens = rolled.tokens.cpu()
             columns: dict[str, list[float]] = {}
-            for number, (row, ended) in enumerate(zip(tokens, written.ended.tolist(), strict=True)):
+            for number, (row, ended) in enumerate(zip(tokens, rolled.ended.tolist(), strict=True)):
                 index = indices[number // self.samples]
                 right = self.judge.right(self._examples[index], self.rollout_text(index, row))
                 for metric, value in {
@@ -170,7 +188,7 @@ class Generation(QuestionTask, PromptTask):
         if pair.dense is not None:
             first, diverged = find_first_divergence(values["dense/tokens"], values["pruned/tokens"])
             values |= {"first_divergence": first, "diverged": diverged}
-        # Every column is (B, samples) or, of tokens, (B, samples, max_new_tokens).
+        # Tokens become (B, samples, max_new_tokens), every other column (B, samples).
         return {
             key: value.view(len(indices), self.samples, *value.shape[1:])
             for key, value in values.items()
@@ -201,7 +219,7 @@ class Generation(QuestionTask, PromptTask):
         return rows + means.pair_results(self.name, ["first_divergence", "diverged"], details)
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
-        """Question, target and what both models wrote, of the first prompts."""
+        """Yield prompt, target and the texts of both models for the first prompts."""
         for index, example in enumerate(self._examples[:_SHOWN]):
             row = {"prompt": example.context, "target": example.target}
             for name in ("dense", "pruned"):
@@ -210,7 +228,7 @@ class Generation(QuestionTask, PromptTask):
             yield row
 
     def _item_rows(self, table: ItemTable) -> Iterator[dict[str, Any]]:
-        """One row a prompt, sample and model: everything that is known of a rollout."""
+        """Yield one row per prompt, sample and model, with everything known of the rollout."""
         names = [name for name in ("dense", "pruned") if f"{name}/tokens" in table]
         for index, example in enumerate(self._examples):
             for sample in range(self.samples):
@@ -254,7 +272,7 @@ class Generation(QuestionTask, PromptTask):
             **self.judge.details(),
             **score_details("generation", self.judge.primary),
             "chance": guess_chance(self._examples),
-            **({} if self.few_shot is None else self.few_shot.details(self._worked)),
+            **({} if self.few_shot is None else self.few_shot.details(self._solved)),
             "delimiter": self.delimiter,
             "stop": self.stop,
             "samples": self.samples,
@@ -268,7 +286,7 @@ class Generation(QuestionTask, PromptTask):
         Spaces at its start are kept.
         """
         prompt = self._prompts[index]
-        # Some tokenizers drop the space at the start of what they decode.
+        # Decode the prompt too: some tokenizers drop a space at the start of a text.
         own = tokens[tokens >= 0].tolist()
         whole = decode(self._tokenizer, [*self._tokens[index], *own])
         return cut_at_stop(whole[len(prompt) :], self.stop)
@@ -279,8 +297,9 @@ class Generation(QuestionTask, PromptTask):
 
     def _prompt(self, index: int) -> str:
         fill = self.template.format
-        worked = [(fill(context=one.context), one.solution) for one in self._worked[index]]
+        solved = [(fill(context=one.context), one.solution) for one in self._solved[index]]
         question = fill(context=self.contexts[index])
         if self.chat:
-            return self.conversation([*(text for pair in worked for text in pair), question])
-        return "".join(f"{asked}{self.delimiter}{told}\n\n" for asked, told in worked) + question
+            return self.conversation([*(text for pair in solved for text in pair), question])
+        examples = (f"{context}{self.delimiter}{solution}\n\n" for context, solution in solved)
+        return "".join(examples) + question

@@ -22,7 +22,7 @@ from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.choices import Prompt, Scoring
 from prunelit.tasks.prompting.few_shot import FewShot
-from prunelit.tasks.prompting.plans import plan
+from prunelit.tasks.prompting.plans import build_plan
 from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.questions import Question, get_group
 from prunelit.tasks.retention import retained_results, score_details
@@ -31,36 +31,55 @@ Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
 
 
 class MultipleChoice(QuestionTask):
-    """Which choice does the model find most likely after the context?
+    """Choose the answer with the highest log-likelihood.
 
-    `acc` takes the highest summed log-likelihood, `acc_norm` the highest per UTF-8 byte of the
-    choice, `acc_token_norm` the highest per token, and `acc_pmi` the highest gain over the choice's
-    log-likelihood after `unconditional` in place of the prompt (Holtzman et al. 2021,
-    arXiv:2104.08315). The softmax of the log-likelihoods over the choices gives `brier`, from 0 to
-    2, and `calibration_error` in 15 bins. Of the pair: `agreement` of the choices by the `primary`
-    accuracy, the shares of questions that flip `to_wrong` and `to_right`, and the p-value of
-    McNemar's exact test that both flips are equally frequent. `chance` is the mean of 1 / number of
-    choices, and `retained` the share of the primary accuracy's lead over it that is left. Rows
-    with a group give the primary accuracy of each group too.
+    Accuracies of a model; each chooses the answer by another score:
 
-    Prompts and tokens are those of lm-evaluation-harness 0.4.13 (see `prompting/choices.py`).
-    Differs from it in `acc_norm` alone, which there divides by characters: the same for ASCII, and
-    there called `acc_bytes`.
+    * `acc`: the summed log-likelihood of the choice;
+    * `acc_norm`: the log-likelihood per UTF-8 byte of the choice;
+    * `acc_token_norm`: the log-likelihood per token;
+    * `acc_pmi`: the log-likelihood minus that after the text `unconditional` in place of the prompt
+      (Holtzman et al. 2021, arXiv:2104.08315).
 
-    What questions, or the choices of one, have in common is read once. A model whose cache cannot
-    be lent for that reads every sequence whole; a warning says so.
+    The softmax of the log-likelihoods over the choices gives `brier` (from 0 to 2) and
+    `calibration_error` in 15 bins.
+
+    Metrics of both models, by the `primary` accuracy:
+
+    * `agreement`: the share of questions with the same answer;
+    * `to_wrong` and `to_right`: the shares of questions that flip;
+    * `mcnemar_p`: p-value of McNemar's exact test that both flips are equally frequent;
+    * `retained`: the accuracy above chance, pruned over dense. Chance is the mean of 1 / number of
+      choices.
+
+    If questions have a group, the primary accuracy of each group is given too.
+
+    Prompts and tokens are those of lm-evaluation-harness 0.4.13 (see `prompting/choices.py`). Only
+    `acc_norm` differs: the harness divides by characters, and calls the division by bytes
+    `acc_bytes`. For ASCII both are equal.
+
+    A common prefix of questions or choices is run once, and its KV cache is shared. If the cache of
+    a model cannot be shared, every sequence is run on its own; a warning says so.
 
     Args:
         template: of the prompt, see `prunelit.tasks.prompting.choices.Prompt`.
         delimiter: between prompt and choice.
-        scoring: `continuation`, `letter` or `partial`.
-        description: before everything else.
-        few_shot: solved examples before every question.
-        unconditional: in place of the prompt for `acc_pmi`; empty is the beginning-of-text token,
-            None leaves it out.
-        primary: the accuracy that the models are compared by.
-        tokens: read in one pass, at most, unless a single question has more.
+        scoring: `continuation`, `letter` or `partial`, see `Prompt`.
+        description: text before everything else.
+        few_shot: solved examples before every question; None is no example.
+        unconditional: text in place of the prompt for `acc_pmi`; the empty string is the BOS token.
+            None leaves `acc_pmi` out.
+        primary: accuracy that the models are compared by.
+        tokens: maximum number of tokens per forward pass. A single question may have more.
         kwargs: options of `QuestionTask`.
+
+    Example:
+        >>> from prunelit.tasks import MultipleChoice
+        >>> task = MultipleChoice("prunelit:facts.jsonl", template="Q: {context} A:", limit=1)
+        >>> task.read()
+        >>> task.prompts(0)[:2]
+        [('Q: What is the organ that covers the whole body? A:', ' skin'), \
+('Q: What is the organ that covers the whole body? A:', ' chest')]
     """
 
     def __init__(
@@ -94,30 +113,34 @@ class MultipleChoice(QuestionTask):
         self._prompt = Prompt(self.template, self.delimiter, self.scoring, self.description)
         if self.unconditional is not None and self.scoring == "partial":
             raise InputError(
-                "Expected no `unconditional` with partial scoring, whose continuation is the same "
-                "for all choices."
+                "Expected no `unconditional` with `scoring: partial`: its continuation is the same "
+                "for all choices, and so would be its log-likelihood."
             )
         if self.primary not in (known := self._accuracies()):
-            raise InputError(f"Expected `primary` among {known} but got {self.primary!r}.")
+            raise InputError(f"Expected `primary` to be one of {known} but got {self.primary!r}.")
         self._questions = self.read_questions()
         self._texts = [self._prompt.texts(question) for question in self._questions]
-        self._before = [self._prompt.before(question) for question in self._questions]
+        self._preambles = [self._prompt.preamble(question) for question in self._questions]
         if self.few_shot is not None:
             pool = self.read_pool(self.few_shot)
-            self._examples = self.few_shot.before(pool, self._questions, _shown)
-            self._before = list(map(self._prompt.before, self._questions, self._examples))
+            self._examples = self.few_shot.choose(pool, self._questions, _key)
+            self._preambles = list(map(self._prompt.preamble, self._questions, self._examples))
+
+    def prompts(self, index: int) -> list[tuple[str, str]]:
+        """Return for each choice of a question the whole prompt and the text that is scored."""
+        return [(self._preambles[index] + prompt, rest) for prompt, rest in self._texts[index]]
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         pad_id = pad_token(tokenizer)
         names = [question.id for question in self._questions]
-        self._plan = plan(tokenizer, pad_id, names, self._before, self._texts)
+        self._plan = build_plan(tokenizer, pad_id, names, self._preambles, self._texts)
         self.longest = self._plan.longest
         if self.unconditional is not None:
             free = [[("", rest) for _, rest in own] for own in self._texts]
             before = [self.unconditional] * len(free)
-            self._free = plan(tokenizer, pad_id, names, before, free)
+            self._free = build_plan(tokenizer, pad_id, names, before, free)
             self.longest = max(self.longest, self._free.longest)
-        # What the accuracies divide by, 1 where a question has fewer choices than the widest.
+        # Divisors of the accuracies, 1 at choices that a question does not have.
         shape = (len(names), max(len(question.choices) for question in self._questions))
         self._label = torch.tensor([question.label for question in self._questions])
         self._bytes = torch.ones(shape, dtype=torch.float64)
@@ -148,7 +171,7 @@ class MultipleChoice(QuestionTask):
             if "free" in batch:
                 columns["unconditional"] = self._scores(model, batch["free"], batch)
             label = self._label[indices]
-            for metric, chosen in self._chosen(columns, indices).items():
+            for metric, chosen in self._choose(columns, indices).items():
                 columns[metric] = (chosen == label).double()
             columns["brier"] = brier_scores(columns["log_likelihood"], label)
             values |= {f"{name}/{column}": value for column, value in columns.items()}
@@ -165,7 +188,7 @@ class MultipleChoice(QuestionTask):
                 continue
             stored = [c for c in ("log_likelihood", "unconditional") if f"{name}/{c}" in table]
             columns = {column: table[f"{name}/{column}"] for column in stored}
-            chosen[name] = self._chosen(columns, every)[self.primary]
+            chosen[name] = self._choose(columns, every)[self.primary]
             values |= {f"{name}/{metric}": table[f"{name}/{metric}"] for metric in metrics}
             gaps = calibration_gaps(columns["log_likelihood"], self._label)
             values[f"{name}/calibration_error"] = gaps
@@ -189,7 +212,7 @@ class MultipleChoice(QuestionTask):
         return TaskReport([*rows, *self._group_rows(values, details)])
 
     def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Result]:
-        """The primary accuracy of each group of questions."""
+        """Return the primary accuracy of each group of questions."""
         groups: dict[str, list[int]] = {}
         for index, question in enumerate(self._questions):
             if (group := get_group(question)) is not None:
@@ -208,12 +231,15 @@ class MultipleChoice(QuestionTask):
         return rows
 
     def _accuracies(self) -> list[str]:
-        """Those that can differ: letters and the rest of a sentence are equally long."""
+        """Return the accuracies that can differ from `acc`.
+
+        Letters, and the rest of a sentence, are equally long: dividing by length changes nothing.
+        """
         longer = ["acc_norm", "acc_token_norm"] if self.scoring == "continuation" else []
         return ["acc", *longer, *([] if self.unconditional is None else ["acc_pmi"])]
 
-    def _chosen(self, columns: dict[str, Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
-        """For each accuracy the choices it takes, (B,)."""
+    def _choose(self, columns: dict[str, Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return for each accuracy the index of the choice, (B,)."""
         scores, rows = columns["log_likelihood"], torch.tensor(indices)
         normed = {
             "acc": scores,
@@ -226,7 +252,7 @@ class MultipleChoice(QuestionTask):
         return {metric: normed[metric].argmax(1) for metric in self._accuracies()}
 
     def _scores(self, model: PreTrainedModel, tree: TokenTree, batch: dict[str, Any]) -> Tensor:
-        """(B, C), log-likelihoods; minus infinity where a question has fewer choices."""
+        """Return log-likelihoods, (B, C); minus infinity at choices that a question lacks."""
         scores = tree_scores(model, tree, batch.get("shared_prefix")).cpu()
         counts = [len(self._questions[index].choices) for index in batch["questions"]]
         table = torch.full((len(counts), self._bytes.shape[1]), -torch.inf, dtype=torch.float64)
@@ -249,9 +275,9 @@ class MultipleChoice(QuestionTask):
         if self.unconditional is not None:
             details["unconditional"] = self.unconditional
         if self.few_shot is not None or self.description:
-            details["before_sha256"] = hash_rows(self._before)
+            details["before_sha256"] = hash_rows(self._preambles)
         return details
 
 
-def _shown(question: Question) -> tuple[str, frozenset[str]]:
+def _key(question: Question) -> tuple[str, frozenset[str]]:
     return question.context, frozenset(question.choices)

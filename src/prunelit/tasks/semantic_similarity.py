@@ -1,4 +1,4 @@
-"""Semantic similarity of two texts by the model's own embeddings."""
+"""Semantic similarity of two texts, with the model's own embeddings."""
 
 import math
 from collections.abc import Sequence
@@ -26,19 +26,26 @@ from prunelit.tasks.row_task import RowTask
 
 
 class SemanticSimilarity(RowTask, EmbeddingTask):
-    """Spearman's correlation of cosines with the scores that people gave (STS-B and its kind).
+    """Correlate the cosine of two texts with the similarity that people gave them, as in STS-B.
 
-    The default template asks for one word, after PromptEOL (Jiang et al. 2023, arXiv:2307.16645).
-    Standard errors are those of a jackknife over pairs of texts. `embedding_cosine` is that of the
-    dense and the pruned vector of a text, mean over the two of a pair.
+    `spearman` is the rank correlation over all pairs of texts. Its standard error is that of a
+    jackknife over pairs. `embedding_cosine` is the cosine of the dense and the pruned embedding of
+    a text, averaged over the two texts of a pair. The default template asks for one word, after
+    PromptEOL (Jiang et al. 2023, arXiv:2307.16645).
 
     Args:
-        subset: configuration of the data set on the hub.
+        subset: configuration of a data set on the hub.
         first: column of one text.
-        second: column of the other.
-        score: column of the score, a number; higher is more alike.
+        second: column of the other text.
+        score: column of the similarity, a number; higher is more similar.
         template: with the field `{text}`.
         kwargs: options of `RowTask` and `EmbeddingTask`.
+
+    Example:
+        >>> from prunelit.tasks import SemanticSimilarity
+        >>> task = SemanticSimilarity("stsb.jsonl", pooling="mean", skip=1)
+        >>> task.name, task.length
+        ('similarity', 128)
     """
 
     def __init__(
@@ -71,18 +78,20 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         for number, row in enumerate(rows):
             for column in (self.first, self.second):
                 if not isinstance(row[column], str):
-                    raise InputError(f"Row {number} of {self.path!r}: {column!r} must be a string.")
+                    raise InputError(f"Row {number} of {self.path!r}: `{column}` must be a string.")
             value = row[self.score]
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"Row {number} of {self.path!r}: {self.score!r} must be a number.")
+                raise InputError(f"Row {number} of {self.path!r}: `{self.score}` must be a number.")
             if not math.isfinite(value):
-                raise InputError(f"Row {number} of {self.path!r}: {self.score!r} is {value}.")
+                raise InputError(
+                    f"Row {number} of {self.path!r}: `{self.score}` must be finite but is {value}."
+                )
         self._rows = [[row[column] for column in columns] for row in rows]
         self._scores = torch.tensor([row[2] for row in self._rows], dtype=torch.float64)
         if len(self._scores.unique()) < 2 or len(rows) < 3:
             raise InputError(
-                f"Expected at least three pairs with scores that differ in {self.path!r}: nothing "
-                "correlates with a constant."
+                f"Expected at least three pairs with different scores in {self.path!r}: there is "
+                "no correlation with a constant."
             )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -96,7 +105,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         return len(self._rows)
 
     def chunks(self, size: int) -> list[list[int]]:
-        """Pairs alike in length, the longest first."""
+        """Group pairs of similar length, the longest first."""
         order = sorted(range(size), key=lambda item: -max(map(len, self._tokens[item])))
         return [[order[place] for place in chunk] for chunk in super().chunks(size)]
 
@@ -137,7 +146,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         return TaskReport(rows)
 
     def details(self) -> dict[str, Any]:
-        """What makes a number on these pairs comparable."""
+        """Return the options and hashes that two comparable results have in common."""
         return {
             "path": self.path,
             "split": self.split,

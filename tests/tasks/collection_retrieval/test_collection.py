@@ -210,5 +210,5 @@ def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_a_template_without_its_field_is_refused_while_reading(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"\{text\}, in the template 'word'"):
+    with pytest.raises(InputError, match=r"exactly the field \{text\} in the template 'word'"):
         CollectionRetrieval(str(folder), document_template="word").read()

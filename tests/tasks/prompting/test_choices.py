@@ -37,18 +37,18 @@ def test_partial() -> None:
 def test_before_a_question() -> None:
     prompt = Prompt("Q: {context}\nA:", description="Say.\n\n")
     other = Question("b", "2?", ["3", "4"], 1)
-    assert prompt.before(SNOW) == "Say.\n\n"
-    assert prompt.before(SNOW, [other, other]) == "Say.\n\nQ: 2?\nA: 4\n\nQ: 2?\nA: 4\n\n"
+    assert prompt.preamble(SNOW) == "Say.\n\n"
+    assert prompt.preamble(SNOW, [other, other]) == "Say.\n\nQ: 2?\nA: 4\n\nQ: 2?\nA: 4\n\n"
 
 
 def test_before_a_question_of_a_group() -> None:
     prompt = Prompt("{context}", description="About {group}. ")
     grouped = GroupedQuestion("x", "1?", ["1", "2"], 0, "high_school_maths")
-    assert prompt.before(grouped) == "About high school maths. "
+    assert prompt.preamble(grouped) == "About high school maths. "
     with pytest.raises(
-        InputError, match=r"Expected rows with a `group`, which .* but 'snow' has none"
+        InputError, match=r"Expected rows with a `group`, since .* but 'snow' has none"
     ):
-        prompt.before(SNOW)
+        prompt.preamble(SNOW)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_before_a_question_of_a_group() -> None:
         ({"template": "{context}{choices}"}, "Expected a template with the fields context but"),
         (
             {"template": "{context} A:", "scoring": "partial"},
-            r"template that ends with \{context\}",
+            r"`template` that ends with \{context\}",
         ),
         ({"template": "{context}", "scoring": "letters"}, "Expected `scoring` to be .* 'letters'"),
         ({"template": "{context}", "description": "{topic}"}, "the fields group but"),
@@ -72,7 +72,7 @@ def test_templates_that_do_not_fit_are_refused(options: dict[str, Any], problem:
 
 def test_questions_that_do_not_fit_are_refused() -> None:
     many = Question("many", "?", [str(i) for i in range(27)], 0)
-    with pytest.raises(InputError, match="Expected at most 26 choices, one a letter, but 'many'"):
+    with pytest.raises(InputError, match="Expected at most 26 choices, one per letter, but 'many'"):
         Prompt("{context}{choices}", scoring="letter").texts(many)
     for context in ("no blank", "ends with _ "):
         with pytest.raises(InputError, match="Expected a blank `_` with text after it in"):
@@ -96,7 +96,7 @@ def test_an_empty_context_is_the_token_that_begins_a_text(
     assert tokenizer.decode(context) == (bos or "<end>")
     assert tokenizer.decode(continuation) == " no"
     tokenizer.bos_token = tokenizer.eos_token = None
-    with pytest.raises(InputError, match="Expected a beginning- or end-of-text token"):
+    with pytest.raises(InputError, match="Expected a BOS or EOS token"):
         tokenise(tokenizer, [("", " no")])
 
 

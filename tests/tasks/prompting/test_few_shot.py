@@ -27,7 +27,7 @@ def shown(one: Any) -> tuple[str, ...]:
 
 
 def contexts(shots: FewShot, pool: list[Any], asked: Any) -> list[str]:
-    (found,) = shots.before(pool, [asked], shown)
+    (found,) = shots.choose(pool, [asked], shown)
     return [other.context for other in found]
 
 
@@ -68,20 +68,20 @@ def test_examples_are_of_the_question_s_group() -> None:
         for n in range(count)
     ]
     asked = GroupedQuestion("new", "?", ["a", "b"], 0, "y")
-    (found,) = FewShot(4).before(pool, [asked], shown)
+    (found,) = FewShot(4).choose(pool, [asked], shown)
     assert [(other.group, other.context) for other in found] == [("y", f"{n}") for n in range(4)]
-    with pytest.raises(InputError, match="Expected 4 examples of 'x' beside the question 'q'"):
-        FewShot(4).before(pool, [asked, pool[0]], shown)
+    with pytest.raises(InputError, match="Expected 4 examples of 'x' besides the question 'q'"):
+        FewShot(4).choose(pool, [asked, pool[0]], shown)
 
 
 @every_kind
 def test_too_few_examples_are_refused(make: Make) -> None:
-    with pytest.raises(InputError, match="Expected `count` of at least 1 example but got 0"):
+    with pytest.raises(InputError, match="Expected `count` of at least 1 but got 0"):
         FewShot(0)
     pool = [make(f"{n}") for n in range(3)]
     # A question is named by its id, or else by its number.
-    with pytest.raises(InputError, match=r"beside the question '[q0]' .* 'train' but it has 2\."):
-        FewShot(3).before(pool, [pool[0]], shown)
+    with pytest.raises(InputError, match=r"besides the question '[q0]' .* 'train' but found 2\."):
+        FewShot(3).choose(pool, [pool[0]], shown)
 
 
 def test_rows_are_the_task_s_own_where_none_are_given() -> None:

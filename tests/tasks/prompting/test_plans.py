@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prunelit import InputError
 from prunelit.models.inference.prefix_cache import MIN_PREFIX
-from prunelit.tasks.prompting.plans import Plan, plan
+from prunelit.tasks.prompting.plans import Plan, build_plan
 
 LONG = "A text of more than sixteen tokens. "
 
@@ -17,7 +17,7 @@ def planned(
     names = [prompt for _, prompt, _ in questions]
     before = [text for text, _, _ in questions]
     texts = [[(prompt, choice) for choice in choices] for _, prompt, choices in questions]
-    return plan(tokenizer, 0, names, before, texts)
+    return build_plan(tokenizer, 0, names, before, texts)
 
 
 def read(tokenizer: PreTrainedTokenizerFast, own: Plan, index: int) -> str:

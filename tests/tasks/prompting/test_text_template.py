@@ -38,7 +38,7 @@ def test_what_the_tokenizer_puts_before_a_text_counts(tokenizer: PreTrainedToken
         ids = template.tokens(tokenizer, text, 8)
         assert tokenizer.decode(ids) == f"<end><{text[:3]}> ="
     template.check(tokenizer, 6)
-    with pytest.raises(InputError, match=r"more than 5, .*, but got 5"):
+    with pytest.raises(InputError, match=r"above 5, .*, but got 5"):
         template.check(tokenizer, 5)
 
 
@@ -54,7 +54,7 @@ def test_another_form_is_refused(template: str) -> None:
 def test_a_length_without_room_for_a_text_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     template = TextTemplate("<{text}> =")
     template.check(tokenizer, 5)
-    with pytest.raises(InputError, match=r"more than 4, .*, but got 4"):
+    with pytest.raises(InputError, match=r"above 4, .*, but got 4"):
         template.check(tokenizer, 4)
 
 

@@ -1,4 +1,4 @@
-"""How a multiple-choice question becomes text, and text becomes tokens to score."""
+"""Convert a multiple-choice question to prompts, and prompts to tokens."""
 
 import string
 from collections.abc import Sequence
@@ -16,24 +16,35 @@ from prunelit.tasks.questions import Question, get_group
 Scoring = Literal["continuation", "letter", "partial"]
 
 BLANK = "_"
-_BETWEEN = "\n\n"  # examples
+_BETWEEN = "\n\n"  # two examples
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads before what is scored, and what is scored, for each choice.
+    """Builds the prompt and the continuation that is scored, for each choice.
+
+    Scorings:
+
+    * `continuation` scores the text of a choice.
+    * `letter` scores the letter of a choice (A, B, C, ...). The field `{choices}` of the template
+      lists letters and texts, one choice per line.
+    * `partial` fills the blank `_` of the context with the choice, and scores the rest of the
+      sentence (Trinh and Le 2018, arXiv:1806.02847). The template must end with `{context}`.
 
     Args:
-        template: of the prompt, with the field `{context}`, and `{choices}` for `letter`.
-        delimiter: between the prompt and what is scored.
-        scoring: `continuation` scores the text of a choice; `letter` the letter of a choice, A, B,
-            C, ..., which the field `{choices}` lists with their texts, one a line; `partial` fills
-            the blank `_` of the context with the choice and scores the rest of the sentence (Trinh
-            and Le 2018, arXiv:1806.02847), so that its template ends with `{context}`.
-        description: stands before everything else; may have the field `{group}`.
+        template: of the prompt, with the field `{context}`, for `letter` also `{choices}`.
+        delimiter: between prompt and continuation.
+        scoring: see above.
+        description: text before everything else; may have the field `{group}`.
 
     Raises:
-        InputError: if the template lacks a field or has an unknown one.
+        InputError: if a field of the template is missing or unknown.
+
+    Example:
+        >>> from prunelit.tasks.prompting.choices import Prompt
+        >>> from prunelit.tasks.questions import Question
+        >>> Prompt("Q: {context} A:").texts(Question("1", "2 + 2 = ?", ["3", "4"], 1))
+        [('Q: 2 + 2 = ? A:', ' 3'), ('Q: 2 + 2 = ? A:', ' 4')]
     """
 
     template: str
@@ -51,14 +62,14 @@ class Prompt:
         check_template(self.template, *fields)
         if self.scoring == "partial" and not self.template.endswith("{context}"):
             raise InputError(
-                "Expected a template that ends with {context}, since partial scoring scores the "
-                f"rest of it, but got {self.template!r}."
+                "Expected a `template` that ends with {context}, since `scoring: partial` scores "
+                f"the end of the context, but got {self.template!r}."
             )
         if "{" in self.description:
             check_template(self.description, "group")
 
     def texts(self, question: Question) -> list[tuple[str, str]]:
-        """For each choice the prompt, without what stands before, and what is scored after it.
+        """Return prompt and continuation of each choice, without the preamble.
 
         Raises:
             InputError: if the question has more choices than letters, or no blank.
@@ -79,15 +90,15 @@ class Prompt:
         letters = string.ascii_uppercase[: len(choices)]
         if len(letters) < len(choices):
             raise InputError(
-                f"Expected at most {len(letters)} choices, one a letter, but {question.id!r} has "
+                f"Expected at most {len(letters)} choices, one per letter, but {question.id!r} has "
                 f"{len(choices)}."
             )
         listed = "\n".join(f"{a}. {text}" for a, text in zip(letters, choices, strict=True))
         prompt = self.template.format(context=question.context, choices=listed)
         return [(prompt, self.delimiter + letter) for letter in letters]
 
-    def before(self, question: Question, examples: Sequence[Question] = ()) -> str:
-        """What stands before a question: the description, then solved examples.
+    def preamble(self, question: Question, examples: Sequence[Question] = ()) -> str:
+        """Return the text before a question: the description, then solved examples.
 
         Raises:
             InputError: if the description names a group and the question has none.
@@ -96,8 +107,8 @@ class Prompt:
         if "{" in text:
             if (group := get_group(question)) is None:
                 raise InputError(
-                    "Expected rows with a `group`, which the description names, but "
-                    f"{question.id!r} has none."
+                    "Expected rows with a `group`, since the description has the field {group}, "
+                    f"but {question.id!r} has none."
                 )
             text = text.format(group=group.replace("_", " "))
         for example in examples:
@@ -106,11 +117,12 @@ class Prompt:
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]) -> list[Request]:
-    """Tokens of contexts and continuations, as lm-evaluation-harness cuts them.
+    """Tokenise contexts and continuations as lm-evaluation-harness does.
 
-    Both are tokenised together and cut where the context's own tokens end. Spaces at the end of a
-    context belong to the continuation; an empty context is the beginning-of-text token, or the
-    end-of-text token where there is none. What the tokenizer puts before every text comes first.
+    Both are tokenised together, and the tokens are split after as many as the context alone has.
+    Spaces at the end of a context belong to the continuation. An empty context is the BOS token, or
+    the EOS token if there is no BOS token. Every sequence starts with the tokenizer's own BOS
+    token, if it adds one.
 
     Args:
         tokenizer: of the model.
@@ -135,7 +147,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """`prunelit.data.tokens.encode` of many texts."""
+    """Return `prunelit.data.tokens.encode` of each text, in one call of the tokenizer."""
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [list(ids) for ids in encoded]  # type: ignore[union-attr]
 
@@ -145,7 +157,7 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     start = next((i for i in ids if isinstance(i, int)), None)
     if start is None:
         raise InputError(
-            "Expected a beginning- or end-of-text token to read in place of an empty context but "
-            "the tokenizer has neither."
+            "Expected a BOS or EOS token in place of an empty context but the tokenizer has "
+            "neither."
         )
     return [start]

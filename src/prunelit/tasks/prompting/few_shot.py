@@ -1,4 +1,4 @@
-"""Solved examples before what is asked."""
+"""Choose the solved examples before a question."""
 
 import random
 from collections.abc import Callable, Hashable, Sequence
@@ -10,22 +10,35 @@ from prunelit.errors import InputError
 from prunelit.tasks.questions import Example, Question, get_group
 
 Asked = TypeVar("Asked", bound=Question | Example)
-# What two of them have in common where one, solved, would give the other away.
-Shown = Callable[[Asked], Hashable]
+# Equal for two questions if the solution of one is the solution of the other too.
+Key = Callable[[Asked], Hashable]
 
 
 @dataclass
 class FewShot:
-    """Solved examples before every question, the same for all, so that they are read once.
+    """Solved examples before every question.
 
-    A question that is among them gets another in its place.
+    They are the same for all questions, or for all questions of a group, so that they are run once.
+    A question that is one of the examples gets another example in its place.
 
     Args:
-        count: of examples.
-        split: they are drawn from; of the group of the question where questions have one.
-        path: of their rows; None is the task's own.
-        subset: configuration of the data set on the hub; None is the task's own.
-        seed: of the draw; None takes the first ones in order.
+        count: number of examples.
+        split: that the examples come from.
+        path: of their rows; None is the path of the task.
+        subset: configuration of a data set on the hub; None is that of the task.
+        seed: of the draw; None takes the first rows.
+
+    Raises:
+        InputError: if `count` is not positive.
+
+    Example:
+        >>> from prunelit.tasks.prompting.few_shot import FewShot
+        >>> from prunelit.tasks.questions import Example
+        >>> pool = [Example(f"{n} + 1 = ", str(n + 1), str(n + 1)) for n in range(4)]
+        >>> few_shot = FewShot(count=2)
+        >>> (examples,) = few_shot.choose(pool, [pool[1]], key=lambda one: one.context)
+        >>> [example.context for example in examples]
+        ['0 + 1 = ', '2 + 1 = ']
     """
 
     count: int = 5
@@ -36,14 +49,14 @@ class FewShot:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise InputError(f"Expected `count` of at least 1 example but got {self.count}.")
+            raise InputError(f"Expected `count` of at least 1 but got {self.count}.")
 
     def source(self, path: str, subset: str | None) -> dict[str, Any]:
-        """Which rows they are drawn from: path, split and subset.
+        """Return path, split and subset of the rows that the examples come from.
 
         Args:
-            path: of the task's own rows.
-            subset: of the task's own rows.
+            path: of the task.
+            subset: of the task.
         """
         return {
             "path": self.path or path,
@@ -51,35 +64,38 @@ class FewShot:
             "subset": self.subset or subset,
         }
 
-    def before(
-        self, pool: Sequence[Asked], questions: Sequence[Asked], shown: Shown[Asked]
+    def choose(
+        self, pool: Sequence[Asked], questions: Sequence[Asked], key: Key[Asked]
     ) -> list[list[Asked]]:
-        """For each question its examples, never one that shows the same.
+        """Choose the examples of each question, without the question itself.
 
         Args:
-            pool: to draw from.
-            questions: that they stand before; named in errors by their `id` or their number.
-            shown: of a question, what a prompt shows of it but for the answer.
+            pool: of possible examples.
+            questions: to choose for.
+            key: two questions with the same key count as the same question.
+
+        Returns:
+            `count` examples for each question.
 
         Raises:
-            InputError: if there are too few.
+            InputError: if the pool is too small.
         """
-        drawn = self._drawn(pool, shown)
+        drawn = self._draw(pool, key)
         return [
-            self._examples(drawn, question, str(getattr(question, "id", number)), shown)
+            self._examples(drawn, question, str(getattr(question, "id", number)), key)
             for number, question in enumerate(questions)
         ]
 
     def details(self, examples: Sequence[Sequence[Asked]]) -> dict[str, Any]:
-        """What makes a number after these examples comparable."""
+        """Return the options, and a hash of the examples, for comparing results."""
         shown = [[vars(example) for example in own] for own in examples]
         return {"few_shot": asdict(self), "few_shot_sha256": hash_rows(shown)}
 
-    def _drawn(self, pool: Sequence[Asked], shown: Shown[Asked]) -> dict[str | None, list[Asked]]:
-        """One more than asked for of each group, in place of one that is the question."""
+    def _draw(self, pool: Sequence[Asked], key: Key[Asked]) -> dict[str | None, list[Asked]]:
+        """Draw `count` + 1 examples of each group, one of which may be the question itself."""
         groups: dict[str | None, dict[Hashable, Asked]] = {}
         for example in pool:
-            groups.setdefault(get_group(example), {}).setdefault(shown(example), example)
+            groups.setdefault(get_group(example), {}).setdefault(key(example), example)
         drawn = {}
         for group, distinct in groups.items():
             members, more = list(distinct.values()), min(self.count + 1, len(distinct))
@@ -93,15 +109,15 @@ class FewShot:
         drawn: dict[str | None, list[Asked]],
         question: Asked,
         name: str,
-        shown: Shown[Asked],
+        key: Key[Asked],
     ) -> list[Asked]:
         group = get_group(question)
         members = drawn.get(group, drawn.get(None, []))
-        others = [other for other in members if shown(other) != shown(question)][: self.count]
+        others = [other for other in members if key(other) != key(question)][: self.count]
         if len(others) < self.count:
             of_group = "" if group is None else f" of {group!r}"
             raise InputError(
-                f"Expected {self.count} examples{of_group} beside the question {name!r} in the "
-                f"split {self.split!r} but it has {len(others)}."
+                f"Expected {self.count} examples{of_group} besides the question {name!r} in the "
+                f"split {self.split!r} but found {len(others)}."
             )
         return others

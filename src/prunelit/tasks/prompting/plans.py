@@ -1,4 +1,4 @@
-"""What a model reads of many questions, and in which batches."""
+"""Tokenise questions, find their common prefixes and group them into batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ from prunelit.tasks.prompting.choices import tokenise
 
 @dataclass
 class Plan:
-    """Tokens of every question.
+    """Tokens of all questions.
 
     Args:
-        pad_id: fills up.
-        roots: what many questions read first, each once; the first is empty.
-        root_of: for each question its root.
-        branches: of the questions.
-        longest: tokens of the longest sequence.
+        pad_id: id of the padding token.
+        roots: common prefixes of questions; the first is empty.
+        root_of: for each question the number of its root.
+        branches: for each question its tokens after the root.
+        longest: number of tokens of the longest sequence.
     """
 
     pad_id: int
@@ -36,11 +36,12 @@ class Plan:
     longest: int = 0
 
     def chunks(self, size: int, tokens: int) -> list[list[int]]:
-        """Questions for each batch: of one root, alike in length, the longest first.
+        """Group questions of one root and of similar length, the longest first.
 
         Args:
-            size: questions a batch, at most.
-            tokens: of all stems in a batch, at most, unless one question has more.
+            size: maximum number of questions per batch.
+            tokens: maximum number of tokens of all stems in a batch. A single question may have
+                more.
         """
         order = sorted(
             range(len(self.branches)),
@@ -57,25 +58,26 @@ class Plan:
         return chunks
 
     def tree(self, indices: Sequence[int], tokens: int) -> TokenTree:
-        """What a model reads of the questions of a batch, which have one root."""
+        """Build the token tree of the questions of a batch, which have one root."""
         root = self.roots[self.root_of[indices[0]]]
         return build_tree(root, [self.branches[i] for i in indices], self.pad_id, tokens)
 
 
-def plan(
+def build_plan(
     tokenizer: PreTrainedTokenizerBase,
     pad_id: int,
     names: Sequence[str],
-    before: Sequence[str],
+    preambles: Sequence[str],
     texts: Sequence[Sequence[tuple[str, str]]],
 ) -> Plan:
-    """Tokenise questions and find what they have in common.
+    """Tokenise questions and find their common prefixes.
 
     Args:
         tokenizer: of the model.
-        pad_id: fills up.
+        pad_id: id of the padding token.
         names: of the questions, for errors.
-        before: for each question the text before its prompts, where roots are looked for.
+        preambles: for each question the text before its prompts. Questions with the same text share
+            a root.
         texts: for each question its pairs of prompt and continuation.
 
     Raises:
@@ -84,7 +86,7 @@ def plan(
     result = Plan(pad_id, root_of=[0] * len(texts))
     branches: dict[int, Branch] = {}
     alike: dict[str, list[int]] = {}
-    for index, text in enumerate(before):
+    for index, text in enumerate(preambles):
         alike.setdefault(text, []).append(index)
     for text, indices in alike.items():
         pairs = [(text + prompt, rest) for index in indices for prompt, rest in texts[index]]
@@ -107,6 +109,6 @@ def plan(
 def _check(requests: Sequence[Request], name: str) -> None:
     if not all(context and continuation for context, continuation in requests):
         raise InputError(
-            f"A choice of the row {name!r} adds no token to the prompt: give another `template` or "
+            f"A choice of the row {name!r} adds no token to the prompt: set another `template` or "
             "`delimiter`."
         )

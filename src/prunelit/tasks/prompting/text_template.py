@@ -1,4 +1,4 @@
-"""Texts in a template, cut to a length without cutting the template."""
+"""Fill templates with text; cut the text to a length, but not the template."""
 
 from string import Formatter
 
@@ -9,10 +9,10 @@ from prunelit.errors import InputError
 
 
 class TextTemplate:
-    """What stands before and after a text.
+    """A template with the text of a query, a document or a sentence.
 
     Args:
-        template: with the field `{text}` once and no other.
+        template: with the field `{text}` once and no other field.
 
     Raises:
         InputError: if it has another form.
@@ -22,36 +22,36 @@ class TextTemplate:
         try:
             parts = list(Formatter().parse(template))
         except ValueError as error:
-            raise InputError(f"The template {template!r} cannot be read: {error}.") from error
+            raise InputError(f"The template {template!r} is not valid: {error}.") from error
         fields = [(place, part[1:]) for place, part in enumerate(parts) if part[1] is not None]
         if [field for _, field in fields] != [("text", "", None)]:
-            raise InputError(f"Expected one field, {{text}}, in the template {template!r}.")
+            raise InputError(f"Expected exactly the field {{text}} in the template {template!r}.")
         self.template = template
-        # A literal is in pieces where it has a brace.
+        # The parser splits literals at escaped braces.
         literals, cut = [literal for literal, *_ in parts], fields[0][0] + 1
         self._before, self._after = "".join(literals[:cut]), "".join(literals[cut:])
 
     def check(self, tokenizer: PreTrainedTokenizerBase, length: int | None) -> None:
-        """Refuse a length that leaves no room for a text.
+        """Refuse a length that the template alone reaches.
 
         Raises:
-            InputError: giving the tokens of the template.
+            InputError: with the number of tokens of the template.
         """
         own = len(encode_text(tokenizer, self._before)) + len(encode(tokenizer, self._after))
         if length is not None and own >= length:
             raise InputError(
-                f"Expected a `length` of more than {own}, the tokens of the template "
-                f"{self.template!r} alone, but got {length}."
+                f"Expected `length` above {own}, the number of tokens of the template "
+                f"{self.template!r}, but got {length}."
             )
 
     def tokens(
         self, tokenizer: PreTrainedTokenizerBase, text: str, length: int | None
     ) -> list[int]:
-        """Token ids of a text in the template; one that is too long loses its end.
+        """Return the token ids of a text in the template; cut the end of a text that is too long.
 
         Args:
             tokenizer: of the model.
-            text: may be empty; where that leaves no token at all, it is read as the padding token.
+            text: may be empty. If there is no token at all, the result is the padding token.
             length: maximum number of tokens, the BOS token included; None does not cut.
         """
         ids = encode_text(tokenizer, f"{self._before}{text}{self._after}")
