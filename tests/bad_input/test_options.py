@@ -65,7 +65,7 @@ def test_wrong_key(refuse: Refuse, config: Config, place: Callable, key: str) ->
         (lambda c: task(c, MULTIPLE_CHOICE), "limit", "many", "int"),
         (lambda c: c["model"], "dtype", "float8", "'auto', 'float32', 'bfloat16', 'float16'"),
         (lambda c: c["model"], "reference", "perhaps", "bool"),
-        (lambda c: task(c, MULTIPLE_CHOICE + 1), "pooling", "max", "'last', 'mean'"),
+        (lambda c: task(c, MULTIPLE_CHOICE + 1), "pooling", "max", "'mean', 'last'"),
         (lambda c: pruner(c)["sparsity"]["init_args"], "ratio", "half", "Ratio"),
     ],
     ids=["int", "optional", "literal", "bool", "task-literal", "ratio"],

@@ -189,6 +189,14 @@ def test_metrics_are_those_of_numpy(depth: int) -> None:
         assert found == pytest.approx(by_hand(ranking, grades, depth), rel=1e-5, abs=1e-7)
 
 
+def test_the_reciprocal_rank_of_a_longer_list() -> None:
+    ranking = list(range(40))
+    found = list_metrics(ranking, {19: 1}, depth=40, recall_at=[10], mrr_at=40)
+    assert found["mrr@40"] == pytest.approx(1 / 20)
+    assert "mrr@10" not in found
+    assert list_metrics(ranking, {19: 1}, depth=40, recall_at=[10])["mrr@10"] == 0
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("pytrec_eval"), reason="no pytrec_eval")
 @pytest.mark.parametrize("depth", [25, 60])
 def test_metrics_are_those_of_pytrec_eval(depth: int) -> None:

@@ -141,3 +141,19 @@ def test_an_unknown_pooling_is_refused() -> None:
 def test_a_template_without_its_field_is_refused_while_reading(material: Path) -> None:
     with pytest.raises(InputError, match=r"Expected exactly the field \{text\}"):
         Retrieval(str(material / "questions.jsonl"), document_template="word").read()
+
+
+def test_recall_is_taken_where_it_is_asked_for(material: Path, pair: ModelPair) -> None:
+    values, _ = measure(material, pair, recall_at=[2, 999])
+    metrics = {metric for metric, _ in values}
+    assert metrics >= {"recall@2", "recall@999", "mrr", "ndcg@10"}
+    assert "recall@10" not in metrics
+    assert values["recall@999", "dense"] == 1
+    with pytest.raises(InputError, match="Expected `recall_at` of at least 1"):
+        Retrieval("rows.jsonl", recall_at=[0])
+
+
+def test_long_texts_are_cut(material: Path, pair: ModelPair) -> None:
+    _, whole = measure(material, pair)
+    _, task = measure(material, pair, length=24)
+    assert whole.longest > task.longest == 24

@@ -212,3 +212,13 @@ def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
 def test_a_template_without_its_field_is_refused_while_reading(folder: Path) -> None:
     with pytest.raises(InputError, match=r"exactly the field \{text\} in the template 'word'"):
         CollectionRetrieval(str(folder), document_template="word").read()
+
+
+def test_without_a_length_no_text_is_cut(
+    pair: ModelPair, prepare: Callable[..., tuple[CollectionRetrieval, int]]
+) -> None:
+    task, size = prepare(pair, length=None)
+    lengths = [task.collate([item])["input_ids"].shape[1] for item in range(size)]
+    assert task.longest == max(lengths)
+    cut, _ = prepare(pair, length=min(lengths))
+    assert cut.collate([lengths.index(max(lengths))])["input_ids"].shape[1] == min(lengths)

@@ -24,6 +24,12 @@ def test_a_long_text_loses_its_end(
     assert tokenizer.decode(ids) == f"<{kept}> ="
 
 
+def test_without_a_length_a_text_is_not_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = TextTemplate("<{text}> =")
+    template.check(tokenizer, None)
+    assert tokenizer.decode(template.tokens(tokenizer, "ab" * 99, None)) == f"<{'ab' * 99}> ="
+
+
 def test_a_text_without_a_token_is_one_of_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     assert TextTemplate("{text}").tokens(tokenizer, "", 8) == [tokenizer.pad_token_id]
     assert TextTemplate("={text}").tokens(tokenizer, "", 8) == tokenizer("=")["input_ids"]

@@ -1,0 +1,62 @@
+"""Options that several tasks share are declared once, and every task has them."""
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from prunelit.recipe import describe
+from prunelit.tasks import (
+    CollectionRetrieval,
+    Generation,
+    MultipleChoice,
+    Retrieval,
+    SemanticSimilarity,
+    Task,
+    Trajectory,
+    Transitions,
+)
+
+ROWS = {"path", "split", "limit", "batch_size", "name"}
+QUESTIONS = ROWS | {"subset", "format", "columns"}
+EMBEDDINGS = {"pooling", "skip", "layer", "length"}
+PROMPTS = {"template", "chat", "max_new_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        (MultipleChoice, QUESTIONS | {"few_shot", "primary"}),
+        (Generation, QUESTIONS | PROMPTS | {"few_shot", "judge"}),
+        (Retrieval, QUESTIONS | EMBEDDINGS | {"query_template", "document_template"}),
+        (CollectionRetrieval, ROWS | EMBEDDINGS | {"query_template", "document_template"}),
+        (SemanticSimilarity, ROWS | EMBEDDINGS | {"subset", "template"}),
+        (Trajectory, ROWS | PROMPTS | {"column"}),
+        (Transitions, ROWS | PROMPTS | {"column"}),
+    ],
+)
+def test_every_option_is_on_the_command_line_with_its_help(
+    task: type[Task], options: set[str]
+) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(task, "task")
+    found = {action.dest.removeprefix("task."): action.help for action in parser._actions}
+    assert options <= set(found)
+    assert all(found[name] for name in options)
+
+
+def test_generation_has_no_column() -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(Generation, "task")
+    assert "task.column" not in {action.dest for action in parser._actions}
+
+
+def test_a_recipe_has_the_options_of_the_bases() -> None:
+    task = Retrieval("rows.jsonl", split="test", subset="easy", pooling="mean", skip=1)
+    arguments = describe(task)["init_args"]
+    assert arguments["path"] == "rows.jsonl"
+    assert (arguments["split"], arguments["subset"]) == ("test", "easy")
+    assert (arguments["pooling"], arguments["skip"], arguments["layer"]) == ("mean", 1, None)
+
+
+def test_an_unknown_option_is_an_error() -> None:
+    with pytest.raises(TypeError, match="candidate_template"):
+        Retrieval("rows.jsonl", candidate_template="{text}")
