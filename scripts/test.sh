@@ -11,9 +11,9 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 workers=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 parallel=(--numprocesses "$((workers < 4 ? workers : 4))" --dist worksteal)
 
-if [[ $# -eq 1 && $1 == full ]]; then
+if [[ ${1-} == full ]]; then
     echo "test: the tests marked full" >&2
-    exec .venv/bin/pytest "${parallel[@]}" -m full
+    exec .venv/bin/pytest "${parallel[@]}" -m full "${@:2}"
 elif (($#)); then
     exec .venv/bin/pytest "$@"
 fi
