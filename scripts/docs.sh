@@ -8,4 +8,4 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 ./scripts/setup.sh dev
 exec .venv/bin/sphinx-build --builder html --fail-on-warning --keep-going --nitpicky --quiet \
-    "$@" docs docs/_build/html
+    --doctree-dir docs/_build/doctrees "$@" docs docs/_build/html
