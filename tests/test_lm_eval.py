@@ -165,7 +165,7 @@ def test_the_command(pruned: tuple[Path, PreTrainedModel], task: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "own_rows" in done.stdout
     if not torch.cuda.is_available():  # the harness's own command asks for one
-        assert "prunelit: no GPU here: on the CPU" in done.stderr
+        assert "prunelit: no GPU found, using the CPU" in done.stderr
     (path,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(path.read_text())
     assert results["config"]["model"] == "prunelit"

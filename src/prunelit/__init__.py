@@ -1,7 +1,12 @@
 """Prune a causal language model and see which of its uses survive.
 
-The names below are the public library. Each is imported on first use, so `import prunelit` itself
-loads nothing heavy.
+The names in `__all__` are the public library. Each is imported when it is first used, so that
+`import prunelit` itself is fast.
+
+Example:
+    >>> import prunelit
+    >>> prunelit.prune.__module__.startswith("prunelit.pruning")
+    True
 """
 
 import importlib

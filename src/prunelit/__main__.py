@@ -1,4 +1,4 @@
-"""The console script; answers what needs no torch by itself, since importing it takes seconds."""
+"""The command `prunelit`. It prints help and version without importing torch, which is slow."""
 
 import os
 import sys
@@ -14,8 +14,8 @@ subcommands:
   validate   Compare the pruned model that `fit` wrote with the dense one.
   sweep      Prune one model in several ways, write each, compare all with the dense one.
 
-`prunelit fit --help` lists every option, `prunelit fit --config FILE --print_config` the
-configuration that results from a file and the options after it.
+`prunelit fit --help` lists every option. `prunelit fit --config FILE --print_config` prints the
+configuration of a run: that of the file, changed by the options after it.
 """
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     elif arguments == ["--version"]:
         print(f"prunelit {version('prunelit')}")
     else:
-        # A user's own pruner or callback is found in the folder that the command is started from.
+        # Lets a configuration name a user's own classes in the folder of the call.
         sys.path.insert(0, os.getcwd())
         from prunelit.cli import main as run
 

@@ -26,22 +26,22 @@ from prunelit.private_api import HookedCLI, replace_lists
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
-# Warnings of Lightning that say nothing to someone who prunes without training.
+# Warnings of Lightning that do not concern a run without training.
 _BESIDE_THE_POINT = (
     ".*configure_optimizers` returned `None`",
     ".*isinstance\\(treespec, LeafSpec\\)` is deprecated",
     # Every rank has the complete table of items.
     "It is recommended to use `self.log\\(.*sync_dist=True",
-    # It is the folder of this run's own last checkpoint.
+    # The folder holds the last checkpoint of this run.
     "Checkpoint directory .* exists and is not empty",
 )
 
 
 class OneSentenceParser(LightningArgumentParser):
-    """Says what is wrong with a configuration in a few words, without the usage of every option."""
+    """A parser that reports an error in one sentence, without the usage of every option."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        """Called by jsonargparse: print the innermost reason and leave with status 2."""
+        """Print the innermost reason of an error and exit with status 2."""
         sentence = str(message)
         if ex is not None and (reason := _innermost(ex)) is not ex:
             key = re.match(r'Parser key "[^"]*"[^:]*:', sentence)
@@ -54,7 +54,7 @@ class SaveConfig(SaveConfigCallback):
     """Writes the configuration where the run logs; that of a sweep beside all its variants."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning on the first rank, also where the run's own folder has it."""
+        """Write it on the first rank, also if the folder of the run has one."""
         if not self.save_to_log_dir:
             path = sweep_folder(trainer) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class PruneLitCLI(HookedCLI):
 
 
 def run(args: list[str] | None = None) -> PruneLitCLI:
-    """Parse and run; `None` takes the process's own arguments, which DDP passes on."""
+    """Parse the arguments and run; None takes those of the process, which DDP passes on."""
     return PruneLitCLI(
         PairedLM,
         PruneData,
@@ -143,7 +143,7 @@ def run(args: list[str] | None = None) -> PruneLitCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,
-        # A logger with a fixed version writes where the last run wrote, its configuration too.
+        # A logger with a fixed version overwrites the files of the last run, so this file too.
         save_config_kwargs={"overwrite": True},
         parser_class=OneSentenceParser,
         args=args,
@@ -151,8 +151,8 @@ def run(args: list[str] | None = None) -> PruneLitCLI:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run, and turn what a user can mend into one sentence on stderr and exit status 2."""
-    # Lightning's tips about products it could log to.
+    """Run; print an InputError as one sentence on stderr and exit with status 2."""
+    # Lightning advertises products that it can log to.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in _BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message=message)
@@ -164,7 +164,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What jsonargparse's list of every type that it tried for a value came from."""
+    """Find the cause of an error that lists every type that jsonargparse tried for a value."""
     while "any of the Union subtypes" in str(error) and error.__cause__ is not None:
         error = error.__cause__
     return error

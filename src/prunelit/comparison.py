@@ -1,4 +1,4 @@
-"""`compare`: dense against pruned in embedding, logit and probability space, streamed."""
+"""Compare the pruned with the dense model in embedding, logit and probability space."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ from prunelit.models.architecture import check_length, check_unembedding, final_
 
 __all__ = ["compare"]
 
-# Tokens unembedded at a time: bounds the (tokens, V) logits, and is still a large matrix product.
-# An accelerator wants fewer and larger kernels.
+# Tokens whose logits exist at a time. It bounds the memory of the (tokens, V) logits, and is large
+# enough for a fast matrix product. Accelerators are faster with larger ones.
 CPU_CHUNK, ACCELERATOR_CHUNK = 128, 512
 
 
@@ -31,26 +31,27 @@ def compare(
     temperature: float = 1.0,
     subset: Tensor | None = None,
 ) -> dict[str, float]:
-    """Mean deviation of the pruned from the dense model over the tokens of `inputs`.
+    """Measure how far the pruned model deviates from the dense one, on average over all tokens.
 
-    Both models read the same tokens (teacher forcing). The embedding is the last hidden state after
-    the final norm. Logits are compared a few tokens at a time, so no (tokens, V) tensor exists.
+    Both models get the same tokens (teacher forcing). The embedding is the last hidden state after
+    the final norm. Logits are computed for a few tokens at a time, so that memory never holds those
+    of all tokens.
 
     Args:
         dense: the reference.
         pruned: the model under test, with the same vocabulary and hidden size.
         inputs: (S, L) token ids, or an iterable of (B, T) token ids or of mappings with `input_ids`
             and `attention_mask`. Padded tokens are not compared.
-        batch_size: sequences a forward pass where `inputs` is one tensor.
+        batch_size: sequences per forward pass, if `inputs` is one tensor.
         temperature: of the softmax.
         subset: token ids; adds the `subspace_*` quantities on these columns of the logits.
 
     Returns:
-        Every quantity of `prunelit.metrics.deviations` as a mean over tokens, and `n`, the number
-        of tokens. KL and Jensen-Shannon in nats.
+        The mean over tokens of every quantity of `prunelit.metrics.deviations`, and `n`, the number
+        of tokens. KL and Jensen-Shannon divergence are in nats.
 
     Raises:
-        InputError: if the models do not fit together or the input is empty.
+        InputError: if vocabulary or hidden size of the models differ, or the input is empty.
 
     Example:
         >>> import torch
@@ -81,7 +82,7 @@ def compare(
 
 @contextmanager
 def _evaluating(*models: PreTrainedModel) -> Iterator[None]:
-    """Dropout would compare two models, or a model and itself, by chance."""
+    """Switch dropout off, which would make the comparison random."""
     training = [model.training for model in models]
     try:
         for model in models:
@@ -100,10 +101,10 @@ def deviation_sums(
     temperature: float = 1.0,
     subset: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums over the real tokens of each sequence.
+    """Sum the deviations over the tokens of each sequence, without padding.
 
     Returns:
-        For each quantity (B,) float64 sums, and the (B,) number of real tokens.
+        For each quantity (B,) float64 sums, and (B,) numbers of tokens.
     """
     batch = move_data_to_device(batch, dense.device)
     mask = batch["attention_mask"].bool()
@@ -127,7 +128,7 @@ def token_deviations(
     subset: Tensor | None = None,
     also: Callable[[Tensor, Tensor, slice], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
-    """Every deviation of N tokens, unembedded a few at a time.
+    """Measure every deviation at N tokens.
 
     Args:
         dense: the model of `dense_hidden`.
@@ -136,18 +137,18 @@ def token_deviations(
         pruned_hidden: (N, D).
         temperature: of the softmax.
         subset: token ids; adds the `subspace_*` quantities.
-        also: gives further values of tokens by name; called with the logits of both models, (n, V)
-            each, and the n places among the N to which they belong.
+        also: computes further values, by name. It gets the logits of n tokens of both models,
+            (n, V) each, and the positions of these tokens among the N.
 
     Returns:
-        Name to (N,): the quantities of `prunelit.metrics.deviations`, and those of `also`.
+        (N,) values of each quantity: those of `prunelit.metrics.deviations`, and those of `also`.
 
     Raises:
-        InputError: if a model gives no numbers.
+        InputError: if the output of a model is NaN.
     """
     parts: dict[str, list[Tensor]] = {}
     buffers = Buffers()
-    # Trainer precision may have autocast on; the comparison itself is float32 whatever ran before.
+    # Autocast of the Trainer's precision is switched off: the comparison is in float32.
     with torch.autocast(dense_hidden.device.type, enabled=False):
         size = CPU_CHUNK if dense_hidden.device.type == "cpu" else ACCELERATOR_CHUNK
         for start in range(0, len(dense_hidden), size):
@@ -166,10 +167,10 @@ def token_deviations(
 
 
 def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel) -> None:
-    """Refuse two models whose embeddings or logits cannot be subtracted.
+    """Refuse two models with another vocabulary or hidden size.
 
     Raises:
-        InputError: naming what differs.
+        InputError: naming the size that differs.
     """
     for what in ("vocab_size", "hidden_size"):
         sizes = [

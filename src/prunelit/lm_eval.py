@@ -1,8 +1,8 @@
-"""A model of prunelit as one of lm-evaluation-harness, so that any of its tasks runs on it.
+"""Run the tasks of lm-evaluation-harness on a model that prunelit loads.
 
     python -m prunelit.lm_eval --model prunelit --model_args source=runs/wanda/pruned --tasks piqa
 
-All other options are those of `lm_eval`. In Python `register()` comes before
+All other options are those of `lm_eval`. In Python, call `register()` before
 `lm_eval.simple_evaluate(model="prunelit", model_args={"source": ...}, ...)`.
 """
 
@@ -35,17 +35,17 @@ def register() -> type:
     harness: Any = _harness("lm_eval.models.huggingface")
 
     class PrunedLM(harness.HFLM):
-        """What `load_pretrained` reads: a pruned folder too whose sublayers were dropped.
+        """A model read by `load_pretrained`, which also reads folders with dropped sublayers.
 
         Args:
             source: see `prunelit.load_pretrained`.
-            device: of torch; None, and `cuda` where there is no GPU, which the harness's command
-                says by itself, is a GPU where there is one.
-            dtype: of the weights; `auto` is the one they are stored in.
+            device: of torch. None is a GPU if there is one, or else the CPU. `cuda`, the default of
+                the harness's command, is the CPU on a machine without a GPU.
+            dtype: of the weights; `auto` is the dtype they are stored in.
             attn_implementation: as in transformers; None is its default.
             trust_remote_code: run code that comes with the weights.
             revision: branch, tag or commit on the hub.
-            batch_size: sequences a batch.
+            batch_size: sequences per batch.
             **options: others of the harness's class (`max_length`, `add_bos_token`, ...).
         """
 
@@ -62,8 +62,8 @@ def register() -> type:
         ) -> None:
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise InputError(
-                    "Expected a single process, since lm-evaluation-harness deals no work out to "
-                    "a model that it did not load: start it without `accelerate` or `torchrun`."
+                    "Expected a single process, since lm-evaluation-harness cannot distribute a "
+                    "model that it did not load: start it without `accelerate` or `torchrun`."
                 )
             model, tokenizer = load_pretrained(
                 source,
@@ -75,7 +75,7 @@ def register() -> type:
             gpu = torch.cuda.is_available()
             place = torch.device(device or ("cuda" if gpu else "cpu"))
             if place.type == "cuda" and not gpu:
-                print("prunelit: no GPU here: on the CPU", file=sys.stderr)
+                print("prunelit: no GPU found, using the CPU", file=sys.stderr)
                 place = torch.device("cpu")
             model.to(place)  # type: ignore[arg-type]
             super().__init__(
@@ -84,7 +84,7 @@ def register() -> type:
             self.source = source
 
         def get_model_info(self) -> dict[str, Any]:
-            """Called by the harness for the head of its results."""
+            """Return the description of the model in the results of the harness."""
             return {
                 "model_source": self.source,
                 "model_num_parameters": self._model.num_parameters(),
@@ -97,7 +97,7 @@ def register() -> type:
 
 
 def main() -> None:
-    """The command line of lm-evaluation-harness, with one model more."""
+    """Run the command line of lm-evaluation-harness with the model `prunelit`."""
     try:
         register()
         _harness("lm_eval.__main__").cli_evaluate()

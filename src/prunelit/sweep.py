@@ -1,4 +1,4 @@
-"""One model under several prunings in turn, and figures that lay them over each other.
+"""Prune one model in several ways, and compare the variants in shared figures.
 
 Internal: the public name is `PruneTrainer.sweep` in `prunelit`.
 """
@@ -41,22 +41,22 @@ _KINDS = {
 def sweep(
     trainer: Trainer, model: LightningModule, data: PruneData | None, pruners: Mapping[str, Pruner]
 ) -> None:
-    """Prune, write and measure one variant after the other, then lay all over each other.
+    """Prune, write and measure one variant after the other, then draw figures of all variants.
 
-    The dense weights are read once. Each variant is pruned from them as if it were the only one,
-    and leaves what `fit` leaves: the model in `<default_root_dir>/<variant>/pruned`, which a later
-    sweep uses where its recipe is still this one, and results in a folder of the logger with the
-    variant's name as version, or in `<default_root_dir>/<variant>` where there is no logger.
+    The dense weights are read once. Each variant is pruned from them as if it were the only one. It
+    leaves the same files as `fit`. The model is in `<default_root_dir>/<variant>/pruned`; a later
+    sweep uses it again if its recipe is the same. The results are in a folder of the logger with
+    the variant's name as version, or in `<default_root_dir>/<variant>` without a logger.
 
     Args:
-        trainer: its callbacks and logger are the same after as before.
+        trainer: gets its own callbacks and loggers back at the end.
         model: a `PairedLM`.
         data: a `PruneData` with at least one task.
         pruners: the variants, by the name of their folder.
 
     Raises:
-        InputError: before any weight is pruned, where a variant or a setting does not fit; later,
-            with earlier variants written and laid over each other, where pruning or a task refuses.
+        InputError: before any weight is pruned, if a variant or a setting does not fit. Later, if
+            pruning or a task fails; the earlier variants are then written and in the figures.
     """
     module, data = _check(trainer, model, data, pruners)
     callbacks, loggers = list(trainer.callbacks), list(trainer.loggers)  # type: ignore[attr-defined]
@@ -83,7 +83,7 @@ def sweep(
     finally:
         trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
         results.folder = None
-        # Also where a later variant has failed.
+        # Also after a later variant has failed.
         if trainer.is_global_zero and variants:
             overview_logger = _version(trainer, logger, OVERVIEW) if logger else None
             _write(variants, sweep_folder(trainer), overview_logger)
@@ -92,7 +92,7 @@ def sweep(
 
 
 def sweep_folder(trainer: Trainer) -> Path:
-    """The folder of all variants: `<save_dir>/<name>` of the logger, or `default_root_dir`."""
+    """Return the folder of all variants: `<save_dir>/<name>` of a logger or `default_root_dir`."""
     logger = trainer.logger
     return Path(
         logger.root_dir if isinstance(logger, TensorBoardLogger) else trainer.default_root_dir
@@ -100,13 +100,13 @@ def sweep_folder(trainer: Trainer) -> Path:
 
 
 class _Start(Callback):
-    """Refuses, before the first variant is pruned, what a later one could not do."""
+    """Check all variants before the first one is pruned."""
 
     def __init__(self, prunings: Mapping[str, Pruning]) -> None:
         self._left = dict(prunings)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning when the data is ready, at each variant."""
+        """Check the variants when the data is ready, once."""
         if not self._left:
             return
         _, module = require_prunelit(trainer, pl_module)
@@ -152,7 +152,10 @@ def _check(
             f"Expected `trainer.max_epochs` 0 but got {trainer.max_epochs}: a sweep does not train."
         )
     if any(isinstance(callback, Pruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        raise InputError("Expected no `Pruning` callback in a sweep, which makes one a variant.")
+        raise InputError(
+            "Expected no `Pruning` callback in a sweep, since the sweep adds one for each variant: "
+            "remove it."
+        )
     for path in (sweep_folder(trainer), *(sweep_folder(trainer) / name for name in pruners)):
         if path.exists() and not path.is_dir():
             raise InputError(f"Expected a folder for the results at {str(path)!r}, not a file.")
@@ -173,7 +176,7 @@ def _pruning(trainer: Trainer, name: str, pruner: Pruner) -> Pruning:
 
 
 def _version(trainer: Trainer, logger: TensorBoardLogger, version: str) -> TensorBoardLogger:
-    """A logger in the variant's own folder, without the curves that an earlier sweep left there."""
+    """Return a logger in the variant's folder, and delete the curves of an earlier sweep there."""
     own = TensorBoardLogger(
         logger.save_dir, logger.name, version, default_hp_metric=False, sub_dir=logger.sub_dir
     )
@@ -192,7 +195,7 @@ def _dropped(pruner: Pruner) -> tuple[str, int] | None:
 
 
 def _write(variants: Sequence[Variant], folder: Path, logger: TensorBoardLogger | None) -> None:
-    """The table and the figures of all variants; on one process."""
+    """Write the table and the figures of all variants; one process calls it."""
     pictures, missing = overview(variants)
     for name, picture in pictures.items():
         write_picture(picture, folder / FIGURES, name)

@@ -1,4 +1,4 @@
-"""The Trainer whose methods are the subcommands of the command line.
+"""The Trainer with one method for each subcommand of the command line.
 
 Internal: the public name, `PruneTrainer`, is in `prunelit`.
 """
@@ -17,14 +17,14 @@ from prunelit.sweep import sweep
 
 
 class PruneTrainer(Trainer):
-    """A `lightning.Trainer` with the three runs of prunelit; every argument is Lightning's.
+    """A `lightning.Trainer` with the three runs of prunelit; its arguments are Lightning's.
 
-    Each run refuses settings that it cannot work with before other processes are started.
+    Each run checks the settings before it starts other processes.
 
     Example:
         >>> from prunelit import PruneTrainer
         >>> trainer = PruneTrainer(accelerator="cpu", devices=1, max_epochs=0, logger=False)
-        >>> trainer.max_epochs
+        >>> trainer.max_epochs  # 0: prune and compare, without training
         0
     """
 
@@ -39,13 +39,14 @@ class PruneTrainer(Trainer):
 
         Args:
             model: a `PairedLM`.
-            datamodule: what it is calibrated, trained and measured on.
-            ckpt_path: a checkpoint of this run to go on from; `last` is the last one there is, and
-                starts anew where there is none.
+            datamodule: text to calibrate and train on, and the tasks.
+            ckpt_path: a checkpoint of this run to resume from. `last` is the newest one; without
+                any checkpoint it starts from the beginning.
             **kwargs: as in Lightning.
 
         Raises:
-            InputError: if there is no such checkpoint, or it is broken; or naming a setting.
+            InputError: if there is no such checkpoint, or it is broken; or naming a setting that
+                does not fit.
         """
         check_trainer(self)
         if ckpt_path not in (None, "last"):
@@ -80,11 +81,11 @@ class PruneTrainer(Trainer):
 
         Args:
             model: a `PairedLM`.
-            datamodule: what the variants are calibrated and measured on.
-            variants: a pruner for each variant; its name is that of the folder it is written to.
+            datamodule: text to calibrate on, and the tasks.
+            variants: the pruner of each variant, by the name of its folder.
 
         Raises:
-            InputError: where a variant or a setting does not fit.
+            InputError: naming the variant or the setting that does not fit.
         """
         check_trainer(self)
         sweep(self, model, datamodule, variants)
@@ -93,7 +94,7 @@ class PruneTrainer(Trainer):
 def _check_checkpoint(path: str) -> None:
     if not Path(path).is_file():
         raise InputError(
-            f"Expected `ckpt_path` to be a checkpoint or `last` but found no {path!r}."
+            f"Expected `ckpt_path` to be a checkpoint or `last` but there is no file {path!r}."
         )
     try:
         torch.load(path, map_location="meta", mmap=True, weights_only=True)
