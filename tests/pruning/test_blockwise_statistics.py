@@ -1,6 +1,6 @@
 """What the statistics of a block see, and who shares one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunelit.models.architecture import final_hidden, linear_modules, oriented_weight
+from prunelit.errors import InputError
+from prunelit.models.architecture import (
+    decoder_blocks,
+    final_hidden,
+    linear_modules,
+    oriented_weight,
+)
 from prunelit.pruners import Probe, Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.memory import PeakMemory
@@ -191,3 +197,44 @@ def test_rank_without_batches_sees_no_token(model: PreTrainedModel, padded: Batc
     assert len(recorder.probes) == 3
     with pytest.raises(ValueError, match="at least one calibration token"):
         recorder.values()
+
+
+class LooksTwice(Recorder):
+    """Doubles a weight of the first block after the first look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: list[list[Tensor]] = []
+
+    def look(self, model: PreTrainedModel) -> Iterator[dict[str, Probe]]:
+        for _ in decoder_blocks(model)[1]:
+            yield {"mlp.down_proj": Probe(SquaredNorm(48))}
+
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
+        self.looks.append([probe["mlp.down_proj"].statistic.value for probe in probes])
+        decoder_blocks(model)[1][0].get_submodule("mlp.up_proj").weight.mul_(2)
+        return len(self.looks) < 2
+
+
+def test_a_method_looks_at_the_model_as_often_as_it_asks(
+    model: PreTrainedModel, padded: Batch
+) -> None:
+    method = LooksTwice()
+    # Two looks and one pass that prunes, each in the order of the blocks.
+    assert run(model, method, [padded]) == [0, 1, 2] * 3
+    first, second = method.looks
+    torch.testing.assert_close(second[0], 4 * first[0])
+    assert not torch.equal(first[1], second[1])
+    # The pass that prunes reads the model after both decisions.
+    found = method.probes[0]["mlp.down_proj"].statistic.value
+    torch.testing.assert_close(found, 16 * first[0])
+
+
+def test_a_method_that_looks_needs_text(model: PreTrainedModel) -> None:
+    class Looks(LooksTwice):
+        def watch(self, block: nn.Module) -> dict[str, Probe]:
+            return {}
+
+    blocks = prune_blocks(model, Looks(), None, BlockStore(), PeakMemory(model.device))
+    with pytest.raises(InputError, match=r"`data\.calibration`: Looks needs it"):
+        list(blocks)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunelit.errors import InputError
 from prunelit.models.replay import Stream
 from prunelit.pruning.hooks import Feed, Trial
 from prunelit.statistics import Gram, Probe, SquaredNorm
@@ -82,3 +83,11 @@ def test_statistics_of_two_kinds_are_not_shared(block: Block) -> None:
     read(block, probes, trial=True)
     assert probes["twin"].statistic.value.shape == (4, 4)
     assert probes["first"].statistic.value.shape == (4,)
+
+
+def test_input_by_keyword_is_refused_by_name(block: Block) -> None:
+    trial = Trial(block, probes_of("first"))
+    with pytest.raises(InputError, match=r"'first' gets its input by keyword"):
+        block.first(input=HIDDEN)
+    trial.remove()
+    assert not block.first._forward_pre_hooks

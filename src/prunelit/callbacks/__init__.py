@@ -1,4 +1,4 @@
-"""When to prune, what to keep of a run, and what to show of it."""
+"""Callbacks: prune the model, keep checkpoints, write results, show progress."""
 
 from prunelit.callbacks.checkpoints import BestCheckpoint, EarlyStopping, LastCheckpoint
 from prunelit.callbacks.progress import TaskProgressBar

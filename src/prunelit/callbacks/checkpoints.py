@@ -1,4 +1,4 @@
-"""Checkpoints that a stopped run goes on from, and the best weights of recovery."""
+"""Checkpoints to continue a stopped run, and the best weights of recovery."""
 
 import os
 from typing import Any, Literal
@@ -15,34 +15,34 @@ from prunelit.recipe import describe
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill leaves the one before."""
+    """Write a checkpoint to a temporary file and rename it; a kill leaves the last one."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Called by Lightning on rank 0."""
-        assert storage_options is None, "Options of remote storage mean nothing to a local file."
+        """Write the file; rank 0 only."""
+        assert storage_options is None, "Expected no `storage_options` for a local file."
         with replace_file(path) as partial:
             torch.save(checkpoint, partial)
 
 
 class LastCheckpoint(callbacks.ModelCheckpoint):
-    """Keeps `last.ckpt`, what `--ckpt_path last` goes on from.
+    """Keep `last.ckpt`, from which `--ckpt_path last` continues a run.
 
-    Every run that trains has one; add another to choose how often it is written. A checkpoint
-    stands between optimizer steps and never between a step and the validation that follows it,
-    since what a callback made of a validation belongs to the state: it waits for the next step or
-    for the end of the epoch.
+    The command line adds one to every run that trains; add another to choose how often it is
+    written. If a validation is due after this step, the checkpoint waits for the next step or the
+    end of the epoch, so that it includes the callbacks' new state.
 
     Args:
-        dirpath: its folder; the command line's own is `checkpoints` under
+        dirpath: folder of the checkpoint; the command line uses `checkpoints` under
             `trainer.default_root_dir`.
-        every_n_train_steps: written after so many optimizer steps; None is after every epoch.
+        every_n_train_steps: number of optimizer steps between two checkpoints; None writes one
+            after every epoch.
 
     Example:
         >>> from prunelit.callbacks import LastCheckpoint
-        >>> LastCheckpoint("runs/mine/checkpoints", every_n_train_steps=100).filename
-        'last'
+        >>> LastCheckpoint("run/checkpoints", every_n_train_steps=100).every_n_train_steps
+        100
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int | None = None) -> None:
@@ -67,7 +67,7 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Called by Lightning."""
+        """Write if enough optimizer steps are done and no validation is due now."""
         if self.every_n_train_steps is None or not optimizer_stepped(trainer):
             return
         self._due = self._due or trainer.global_step % self.every_n_train_steps == 0
@@ -78,12 +78,12 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning, after the epoch's last validation."""
+        """Write after an epoch and its validation."""
         if self.every_n_train_steps is None or self._due:
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning; nothing is written here."""
+        """Write nothing: the callbacks' state is not complete yet."""
 
     def _save(self, trainer: Trainer) -> None:
         self._due = False
@@ -92,19 +92,19 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
-    """Keeps `best.ckpt`, the best weights after the last round; `fit` then writes these.
+    """Keep `best.ckpt`, the best weights after the last round; `fit` writes them at the end.
 
-    Earlier rounds do not count: a model that is pruned less scores better.
+    Validations before the last round do not count, since a model that is pruned less scores better.
 
     Args:
-        dirpath: its folder.
+        dirpath: folder of the checkpoint.
         monitor: a logged metric, such as `val/perplexity/nll`.
-        mode: whether the lowest (`min`) or the highest (`max`) is best.
+        mode: `min` if the lowest value is best, `max` if the highest is.
 
     Example:
         >>> from prunelit.callbacks import BestCheckpoint
-        >>> BestCheckpoint("runs/mine/checkpoints", monitor="val/perplexity/nll").filename
-        'best'
+        >>> BestCheckpoint("run/checkpoints", monitor="val/perplexity/nll").monitor
+        'val/perplexity/nll'
     """
 
     def __init__(self, dirpath: str, monitor: str, mode: Literal["min", "max"] = "min") -> None:
@@ -118,38 +118,38 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning."""
+        """Compare the metric with the best so far, after the last round."""
         _check_monitor(self, trainer)
         if not _rounds_left(pl_module):
             super().on_validation_end(trainer, pl_module)
 
     def best_weights(self) -> dict[str, Any]:
-        """The module's state when `monitor` was best.
+        """Load the state of the module with the best `monitor`.
 
         Raises:
-            InputError: if no validation came after the last round.
+            InputError: if there was no validation after the last round.
         """
         if not self.best_model_path:
             raise InputError(
                 f"`BestCheckpoint` never measured {self.monitor!r} after the last round of "
-                "pruning, and nothing was written: validate more often, or train longer."
+                "pruning, so no pruned model was written: validate more often, or train longer."
             )
         saved = torch.load(self.best_model_path, weights_only=True, map_location="cpu")
         return saved["state_dict"]
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Stops recovery when a metric no longer improves, counted from the last round on.
+    """Stop recovery if a metric no longer improves; validations before the last round do not count.
 
     Args:
         monitor: a logged metric, such as `val/perplexity/nll`.
-        mode: whether lower (`min`) or higher (`max`) is better.
-        patience: validations without improvement.
-        min_delta: a smaller change is no improvement, in the metric's unit.
+        mode: `min` if lower is better, `max` if higher is better.
+        patience: number of validations without improvement before the stop.
+        min_delta: smallest change that counts as improvement, in the unit of the metric.
 
     Example:
         >>> from prunelit.callbacks import EarlyStopping
-        >>> EarlyStopping("val/perplexity/nll", patience=2).patience
+        >>> EarlyStopping(monitor="val/perplexity/nll", patience=2).patience
         2
     """
 
@@ -170,11 +170,11 @@ class EarlyStopping(callbacks.EarlyStopping):
         self._stopped = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning: a run that was stopped here does not train on when taken up."""
+        """Do not train on if this callback stopped the run before."""
         trainer.should_stop = trainer.should_stop or self._stopped
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning."""
+        """Look for an improvement, after the last round."""
         _check_monitor(self, trainer)
         if not _rounds_left(pl_module):
             before = trainer.should_stop
@@ -182,17 +182,17 @@ class EarlyStopping(callbacks.EarlyStopping):
             self._stopped = self._stopped or (trainer.should_stop and not before)
 
     def state_dict(self) -> dict[str, Any]:
-        """Called by Lightning when it saves a checkpoint."""
+        """Collect the state for a checkpoint."""
         return {**super().state_dict(), "stopped": self._stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Called by Lightning when it reads one."""
+        """Restore the state of a checkpoint."""
         super().load_state_dict(state_dict)
         self._stopped = state_dict["stopped"]
 
 
 def selection_recipe(trainer: Trainer) -> list[Any]:
-    """What decides when training ends and which of its weights are written."""
+    """Describe the callbacks that stop training or choose the weights to write."""
     chosen = []
     for callback in _watchers(trainer):
         described = describe(callback)
@@ -203,18 +203,20 @@ def selection_recipe(trainer: Trainer) -> list[Any]:
 
 
 def check_watchers(trainer: Trainer, data: PruneData) -> None:
-    """Refuse callbacks that watch what this run never measures.
+    """Refuse callbacks that watch a metric which this run never measures.
 
     Args:
-        trainer: of a run that trains.
+        trainer: trainer of a run that trains.
         data: prepared.
 
     Raises:
-        InputError: naming the callback.
+        InputError: names the callback.
     """
     watchers = _watchers(trainer)
     if sum(isinstance(callback, BestCheckpoint) for callback in watchers) > 1:
-        raise InputError("Expected one `BestCheckpoint`, whose weights are written, but got more.")
+        raise InputError(
+            "Expected one `BestCheckpoint`, as `fit` writes its weights, but got more."
+        )
     for callback in watchers:
         parts = (callback.monitor or "").split("/")
         if len(parts) < 3 or parts[0] != "val" or parts[1] not in data.tasks:
@@ -237,7 +239,7 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
 
 
 def batches_per_epoch(trainer: Trainer, batches: int) -> int:
-    """How many of its batches an epoch of training uses, see `limit_train_batches`."""
+    """Count the batches of an epoch under `limit_train_batches`."""
     limit = trainer.limit_train_batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
@@ -248,7 +250,7 @@ def _watchers(trainer: Trainer) -> list[BestCheckpoint | EarlyStopping]:
 
 
 def _check_monitor(callback: BestCheckpoint | EarlyStopping, trainer: Trainer) -> None:
-    """Before the last round too, so that a wrong name does not wait for it."""
+    """Refuse an unknown metric at the first validation, even before the last round."""
     if trainer.sanity_checking:
         return
     known = [name for name in trainer.callback_metrics if name.startswith("val/")]

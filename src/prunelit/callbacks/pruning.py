@@ -1,4 +1,4 @@
-"""When to prune: before training, and in further rounds between the epochs of recovery."""
+"""Callback that prunes a model before training, and in later rounds during recovery."""
 
 import dataclasses
 import json
@@ -26,33 +26,33 @@ from prunelit.schedule import OneShot, Schedule
 
 
 class Pruning(Callback):
-    """Pruning when a run sets up, and in later rounds while the model recovers.
+    """Prune the model at the start of a run, and in later rounds while it recovers.
 
-    `fit` prunes, trains where `trainer.max_epochs` is not 0, and writes the pruned model.
-    `validate` uses what `fit` wrote where its recipe is the present one. Otherwise it prunes in
-    memory and says so, or stops where the recipe needs training.
+    `fit` prunes, trains if `trainer.max_epochs` is not 0, and writes the pruned model. `validate`
+    uses the model that `fit` wrote if its recipe is the same. Otherwise it says so and prunes in
+    memory, or stops with an error if the recipe needs training.
 
-    Removed weights stay 0 through training, and a later round removes more. A run that was stopped
-    goes on with `--ckpt_path last` and ends as if it had not been.
+    Removed weights stay 0 in training, and a later round removes more. To continue a stopped run,
+    use `--ckpt_path last`; it ends with the same model as a run without a stop.
 
-    A way of pruning of one's own overrides `apply`; its constructor's arguments are part of the
+    To change what a round does, override `apply`; the arguments of the constructor are part of the
     recipe.
 
     Args:
         pruner: the method.
         output: folder of the pruned model; None is `pruned` under `trainer.default_root_dir`.
         schedule: the rounds; None is one round.
-        offload: keep all but the current block in memory (on a GPU) or on disk (on the CPU), and
-            read the dense reference only when pruning is over. For one round without training.
+        offload: keep waiting blocks in memory (if pruning runs on a GPU) or on disk (on the CPU),
+            and load the dense reference after pruning. For one round without training.
 
     Example:
         >>> from prunelit.callbacks import Pruning
         >>> from prunelit.pruners import Wanda
         >>> from prunelit.schedule import Cubic
         >>> from prunelit.sparsity import Unstructured
-        >>> pruning = Pruning(Wanda(Unstructured(0.6)), schedule=Cubic(rounds=4))
+        >>> pruning = Pruning(Wanda(Unstructured(0.5)), schedule=Cubic(rounds=3))
         >>> pruning.schedule.rounds
-        4
+        3
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Pruning(Callback):
         self.schedule = schedule
         self.offload = offload
         self.report: dict[str, Any] | None = None
-        self.always_writes = False  # in `validate` too, as a sweep does
+        self.always_writes = False  # True also writes in `validate`, as a sweep needs
         self.masks = Masks()
         self._rounds: list[dict[str, Any]] = []
         self._last: PruningReport | None = None
@@ -76,8 +76,8 @@ class Pruning(Callback):
         self._handles: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning after the data is ready and before the weights are placed."""
-        if self.report is not None:  # `fit` went before this `validate` in the same process
+        """Check the run, then prune the first round or load the pruned model that `fit` wrote."""
+        if self.report is not None:  # `fit` ran before this `validate` in the same process
             return
         data, module = require_prunelit(trainer, pl_module)
         module.check_run()
@@ -87,12 +87,12 @@ class Pruning(Callback):
         if stage == "fit":
             check_writable(folder)
             check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
-            if trainer.ckpt_path is not None:  # the checkpoint holds what the first round did
+            if trainer.ckpt_path is not None:  # the checkpoint holds the result of the first round
                 module.load()
                 return
-        elif self._take_written(trainer, module, folder, recipe):
+        elif self._load_pruned(trainer, module, folder, recipe):
             return
-        # What the model refuses is refused before the first round, not at the last or after it.
+        # All checks come before the first round, also those of a later round.
         module.load(reference=not self.offload)
         assert module.model is not None
         self.pruner.check(module.model)
@@ -104,28 +104,28 @@ class Pruning(Callback):
             self._finish(trainer, module, write=stage == "fit" or self.always_writes)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning: from here on removed weights are held at 0."""
+        """Start to hold removed weights at 0."""
         self._hold(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning: the rounds that are due."""
+        """Prune the rounds that are due."""
         self._catch_up(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Called by Lightning: the rounds that are due."""
+        """Prune the rounds that are due."""
         self._catch_up(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning: not one removed weight may have come back."""
+        """Assert that all removed weights are still 0."""
         assert isinstance(pl_module, PairedLM)
         assert pl_module.model is not None
         if pl_module.recovery.lora is None:
             self.masks.check(pl_module.model)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning: writes what training ended with, or the best of it."""
+        """Write the last weights of training, or the best ones if a callback kept them."""
         _, module = require_prunelit(trainer, pl_module)
         if not module.trains:
             return
@@ -134,8 +134,8 @@ class Pruning(Callback):
         assert module.model is not None
         if module.rounds_left:
             raise InputError(
-                f"Training ended after {len(self._rounds)} of {self._schedule.rounds} rounds, and "
-                "nothing was written: train longer, and go on with `--ckpt_path last`."
+                f"Training ended after {len(self._rounds)} of {self._schedule.rounds} rounds, so "
+                "no pruned model was written: train longer and continue with `--ckpt_path last`."
             )
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, BestCheckpoint):
@@ -147,9 +147,9 @@ class Pruning(Callback):
         self._finish(trainer, module, write=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Called by Lightning when it saves a checkpoint."""
+        """Collect the masks, the recipe, the rounds and the report for a checkpoint."""
         assert self._last is not None
-        # As text: a checkpoint is read back with nothing but tensors and plain values allowed.
+        # As text, because loading a checkpoint allows only tensors and plain values.
         plain = {
             "recipe": self._recipe,
             "processes": self._processes,
@@ -161,7 +161,7 @@ class Pruning(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Called by Lightning before `load_state_dict`.
+        """Restore the masks, the rounds and the report.
 
         Raises:
             InputError: if the checkpoint belongs to another run.
@@ -172,8 +172,8 @@ class Pruning(Callback):
         if mine != {key: plain.get(key) for key in mine}:
             raise InputError(
                 f"The checkpoint {str(trainer.ckpt_path)!r} was written by a run with another "
-                "recipe or another number of processes: give the configuration of that run, or "
-                "start anew without `ckpt_path`."
+                "recipe or another number of processes: use the configuration of that run, or "
+                "start again without `ckpt_path`."
             )
         assert isinstance(pl_module, PairedLM)
         assert pl_module.model is not None
@@ -183,7 +183,16 @@ class Pruning(Callback):
         self._last = PruningReport.from_dict(plain["report"])
 
     def apply(self, trainer: Trainer, module: PairedLM, data: PruneData) -> PruningReport:
-        """Prune the module's model in place on this rank's device, as far as this round goes."""
+        """Prune the model in place on the device of this rank, to the fraction of this round.
+
+        Args:
+            trainer: the running trainer.
+            module: holds the model.
+            data: holds the calibration text.
+
+        Returns:
+            The report of this round.
+        """
         device = trainer.strategy.root_device
         module.load(reference=not self.offload)
         assert module.model is not None
@@ -205,20 +214,20 @@ class Pruning(Callback):
     def _schedule(self) -> Schedule:
         return self.schedule or OneShot()
 
-    def _take_written(
+    def _load_pruned(
         self, trainer: Trainer, module: PairedLM, folder: Path, recipe: dict[str, Any]
     ) -> bool:
-        """Load what `fit` wrote if its recipe is this one."""
-        written = read_report(folder)
-        same = written is not None and written.get("recipe") == recipe
-        # Ranks must agree even where they do not share a disk: pruning is collective.
+        """Load the model that `fit` wrote, if its recipe is the same."""
+        report = read_report(folder)
+        same = report is not None and report.get("recipe") == recipe
+        # Ranks must agree even if they do not share a disk, since they prune together.
         if trainer.strategy.reduce_boolean_decision(same, all=True):
-            assert written is not None
+            assert report is not None
             rank_zero_info(f"Using the pruned model in {folder}: its recipe is this one.")
             module.load(pruned_folder=folder)
-            self.report = written
+            self.report = report
             return True
-        why = "holds no pruned model" if written is None else "was pruned by another recipe"
+        why = "holds no pruned model" if report is None else "was pruned by another recipe"
         if module.trains:
             raise InputError(f"{folder} {why}, and this recipe needs training: run `prunelit fit`.")
         where, then = ("", "") if self.always_writes else (" in memory", "; `fit` would write it")
@@ -237,7 +246,7 @@ class Pruning(Callback):
         report = self._last = self.apply(trainer, module, data)
         self.masks.merge(report.masks)
         assert module.model is not None
-        self.masks.apply_(module.model)  # a method of one's own may let weights come back
+        self.masks.apply_(module.model)  # a user's method may change removed weights
         entry = {
             "round": index + 1,
             "fraction": self._schedule.fraction(index),
@@ -267,7 +276,7 @@ class Pruning(Callback):
             self._handles = self.masks.hold(module.model, trainer.optimizers)
 
     def _finish(self, trainer: Trainer, module: PairedLM, write: bool) -> None:
-        """Report the model as it is now, and write it."""
+        """Report the present model, and write it."""
         assert self._last is not None
         assert module.model is not None
         assert self._recipe is not None
@@ -285,7 +294,7 @@ class Pruning(Callback):
         trainer.strategy.barrier("prunelit-pruned")
 
     def recipe(self, data: PruneData, module: PairedLM) -> dict[str, Any]:
-        """What decides the masks."""
+        """Describe everything that decides the masks."""
         recipe = {
             "callback": self._describe(),
             "model": module.recipe(),
@@ -298,12 +307,12 @@ class Pruning(Callback):
         return recipe | {"training": module.training_recipe() | choosing}
 
     def folder(self, trainer: Trainer) -> Path:
-        """Where the pruned model goes."""
+        """Return the folder of the pruned model."""
         return Path(self.output or Path(trainer.default_root_dir) / "pruned")
 
     def _describe(self) -> dict[str, Any]:
         described = describe(self)
-        # The pruner has a place of its own in the recipe; where the model lies decides nothing.
+        # The recipe has a key for the pruner; the place of the model decides nothing.
         elsewhere = ("pruner", "output", "offload")
         kept = {k: v for k, v in described["init_args"].items() if k not in elsewhere}
         return {**described, "init_args": kept}

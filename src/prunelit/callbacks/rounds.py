@@ -1,4 +1,4 @@
-"""Whether a run can prune at all, and comes to all its rounds."""
+"""Checks of a run that prunes: its module, its data and its rounds."""
 
 import math
 
@@ -15,25 +15,27 @@ from prunelit.schedule import Schedule
 def check_rounds(
     schedule: Schedule, pruner: Pruner, module: PairedLM, data: PruneData, offload: bool
 ) -> None:
-    """Refuse rounds that this run would never come to, or that would undo each other.
+    """Refuse rounds that this run cannot reach, or options that do not fit together.
 
     Args:
-        schedule: of the rounds.
+        schedule: the rounds.
         pruner: the method.
         module: attached to its Trainer.
         data: prepared.
-        offload: whether blocks wait elsewhere.
+        offload: True if waiting blocks are offloaded.
 
     Raises:
-        InputError: naming the option.
+        InputError: names the option.
     """
     trainer, rounds = module.trainer, schedule.rounds
     if offload and module.trains:
-        raise InputError("Expected `trainer.max_epochs` 0 with `pruning.offload`.")
+        raise InputError(
+            "Expected `trainer.max_epochs` 0 with `pruning.offload`: turn one of them off."
+        )
     if module.trains and not pruner.sparsifies:
         raise InputError(
             f"Expected `trainer.max_epochs` 0 with {type(pruner).__name__}: it removes no weights, "
-            "so nothing would keep what it did while the model trains."
+            "so training would undo its work."
         )
     if module.trains:
         check_watchers(trainer, data)
@@ -41,21 +43,22 @@ def check_rounds(
         return
     if not module.trains:
         raise InputError(
-            f"Expected training between {rounds} rounds but `trainer.max_epochs` is 0."
+            f"Expected training between {rounds} rounds but `trainer.max_epochs` is 0: raise it "
+            "or set one round."
         )
     if module.recovery.lora is not None:
         raise InputError(
             f"Expected one round with `recovery.lora` but got {rounds}: a later round would choose "
-            "by weights that lack what the adapters add."
+            "weights without the updates of the adapters."
         )
-    pruner.scale(schedule.fraction(0))  # refused here if the method has no smaller form
+    pruner.scale(schedule.fraction(0))  # raises if the method cannot prune in rounds
     steps = steps_per_epoch(trainer, len(data.recovery_batches()))
     epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
     total = epochs * steps if epochs > 0 else math.inf
     total = min(total, trainer.max_steps) if trainer.max_steps > 0 else total
     if total == math.inf:
-        return  # until something else ends it
-    last = int(total) - 1  # optimizer steps before the last one
+        return  # training has no fixed end
+    last = int(total) - 1  # number of optimizer steps before the last one
     reached = schedule.due(last // steps, last)
     if reached < rounds:
         raise InputError(
@@ -65,18 +68,21 @@ def check_rounds(
 
 
 def steps_per_epoch(trainer: Trainer, batches: int) -> int:
-    """Optimizer steps of an epoch; at its end what was accumulated makes one more."""
+    """Count the optimizer steps of an epoch; an incomplete accumulation at its end is one step."""
     used = batches_per_epoch(trainer, batches)
     return max(1, math.ceil(used / trainer.accumulate_grad_batches))
 
 
 def require_prunelit(trainer: Trainer, module: LightningModule) -> tuple[PruneData, PairedLM]:
-    """The data and the module, where they are what pruning works on.
+    """Return the data and the module of a run, if they are those of prunelit.
 
     Raises:
-        InputError: naming what is not.
+        InputError: if the run has another data or module class.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(module, PairedLM) or not isinstance(data, PruneData):
-        raise InputError("Expected a `PairedLM` and a `PruneData` with the `Pruning` callback.")
+        raise InputError(
+            "Expected a `PairedLM` and a `PruneData` with the `Pruning` callback but got "
+            f"{type(module).__name__} and {type(data).__name__}."
+        )
     return data, module

@@ -60,7 +60,7 @@ class SublayerDrop(Pruner):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of sublayers that compete."""
+        """Kinds of sublayers that compete."""
         return KINDS if self.target == "both" else (self.target,)
 
     def scale(self, fraction: float) -> "SublayerDrop":

@@ -80,7 +80,7 @@ def prune(
     pruner.check(model)
     check_weights(model, type(model).__name__)
     _, blocks = decoder_blocks(model)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     text = None if batches is None else RankText(batches[rank::world], _first_sequence(batches))
     before = count_zeros(model)
     memory = PeakMemory(offload_to or model.device)
@@ -170,7 +170,7 @@ def _by_block(costs: list[BlockCost]) -> list[BlockCost]:
     return list(merged.values())
 
 
-def _distributed() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
