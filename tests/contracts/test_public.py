@@ -1,11 +1,21 @@
-"""Public names are listed, everything else is marked internal."""
+"""Public names are listed, documented and have an example; everything else is marked internal."""
 
 import importlib
+import inspect
+import re
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from .walk import PACKAGE
+
+ROOT = Path(__file__).parents[2]
+RULE = (
+    "A name is public if it is in the `__all__` of `prunelit`, of a room's `__init__`, or of a "
+    "module in the package's root."
+)
 
 
 def _rooms_and_root() -> list[ModuleType]:
@@ -24,8 +34,19 @@ NAMES = {
     for place in PLACES
     for name in getattr(place, "__all__", [])
 }
+CODE = {
+    name: member
+    for name, member in NAMES.items()
+    if inspect.isclass(member) or inspect.isfunction(member)
+}
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").glob("*.py")),
+]
 
 every_place = pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+every_name = pytest.mark.parametrize("name", CODE)
 
 
 def test_there_are_public_names() -> None:
@@ -39,3 +60,42 @@ def test_it_is_public_or_internal(place: ModuleType) -> None:
         f"{place.__name__} needs either a list `__all__` of public names or, in its docstring, a "
         "paragraph that begins with `Internal: ` and says where the public names are."
     )
+
+
+@every_name
+def test_it_has_an_example(name: str) -> None:
+    text = inspect.getdoc(CODE[name]) or ""
+    _, heading, example = text.partition("\nExample:\n")
+    assert heading, f"The docstring of {name} needs a section `Example:`."
+    assert "    >>> " in example, f"The example of {name} needs a line that runs: `>>> ...`."
+
+
+@every_name
+def test_its_arguments_are_documented(name: str) -> None:
+    member = CODE[name]
+    # What a class passes on is documented by its base.
+    documented = member.__mro__ if inspect.isclass(member) else [member]
+    text = "\n".join(inspect.cleandoc(part.__doc__ or "") for part in documented)
+    for argument in _arguments(member):
+        assert re.search(rf"^ +\*{{0,2}}{argument}: ", text, flags=re.MULTILINE), (
+            f"The docstring of {name} needs the argument `{argument}` in `Args:`."
+        )
+
+
+def _arguments(member: Any) -> list[str]:
+    """The arguments that need a line: of a constructor, and of a function that has several."""
+    if inspect.isclass(member):
+        if inspect.isabstract(member) or "__init__" not in vars(member):
+            return []
+        return list(inspect.signature(member).parameters)
+    arguments = list(inspect.signature(member).parameters)
+    return arguments if len(arguments) > 1 else []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_import_public_names_only(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    imports = re.findall(r"from (prunelit[\w.]*) import (?:\(([^)]*)\)|(.*))", text)
+    for module, several, one in imports:
+        for name in re.findall(r"\w+", several or one.partition("#")[0]):
+            assert f"{module}.{name}" in NAMES, f"{path.name} imports {module}.{name}. {RULE}"
