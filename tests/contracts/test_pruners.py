@@ -25,6 +25,13 @@ from .walk import classes
 
 PRUNERS = classes("pruners", Pruner)
 
+# Where weights compete means something to methods of linear layers only.
+ROUNDS: list[tuple[type[Pruner], Within | None]] = [
+    (pruner, within)
+    for pruner in PRUNERS
+    for within in ((None, "row") if issubclass(pruner, LinearPruner) else (None,))
+]
+
 every_pruner = pytest.mark.parametrize("pruner_class", PRUNERS, ids=lambda p: p.__name__)
 
 
@@ -124,8 +131,9 @@ def test_padding_enters_no_decision(
         assert (weight == 0).equal(second.state_dict()[name] == 0), name
 
 
-@every_pruner
-@pytest.mark.parametrize("within", [None, "row"])
+@pytest.mark.parametrize(
+    ("pruner_class", "within"), ROUNDS, ids=[f"{p.__name__}-{within}" for p, within in ROUNDS]
+)
 def test_rounds_only_add_and_reach_what_was_asked(
     pruner_class: type[Pruner],
     within: Within | None,
