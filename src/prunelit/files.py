@@ -2,6 +2,8 @@
 
 Both are written under a temporary name beside the target and renamed when they are complete. A
 process that is killed leaves at most that temporary name behind.
+
+Internal: nothing here is public.
 """
 
 import os
