@@ -74,3 +74,12 @@ def test_pair_rows_are_given_for_measured_columns_only() -> None:
     (row,) = table.pair_results("task", ["first_divergence", "diverged"], {})
     assert (row.metric, row.model, row.value, row.n) == ("diverged", "pair", 0.5, 2)
     assert row.standard_error == pytest.approx(0.5)
+
+
+def test_models_are_those_that_have_the_column() -> None:
+    table = ItemTable(1)
+    values = {name: torch.ones(1) for name in ("pruned/acc", "dense/acc", "pruned/nll", "both")}
+    table.assign(torch.tensor([0]), values)
+    assert table.models("acc") == ["dense", "pruned"]
+    assert table.models("nll") == ["pruned"]
+    assert table.models("both") == []

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prunelit.report.quantities import unchanged_value
+
 # Bins of the histogram. Each reaches from its lower edge to 4% above it. A quantile is the middle
 # of a bin, so it is at most 2% off. Values below the first edge count as 0. The last bin holds
 # infinite values and values beyond 1e13.
 _LOWEST, _GROWTH, _BINS = 1e-9, 1.04, 1300
-
-# Quantities that are near 1 for a small perturbation: what is resolved is how far below 1 they are.
-_NEAR_ONE = ("cosine", "agreement", "overlap")
 
 
 class Sketch:
@@ -46,7 +45,7 @@ class Sketch:
     @classmethod
     def of(cls, name: str, places: int) -> "Sketch":
         """A sketch of the quantity with this name, see `prunelit.metrics.deviations`."""
-        return cls(places, near_one=any(word in name for word in _NEAR_ONE))
+        return cls(places, near_one=unchanged_value(name) == 1)
 
     @property
     def places(self) -> int:

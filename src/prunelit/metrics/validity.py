@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
+from prunelit.report.quantities import unchanged_value
+
 NEAR = 0.1  # largest relative error of an estimate that counts as near
 _BINS, _FEWEST = 12, 5  # most bins, and fewest tokens of a bin
 # Float32 probabilities leave errors of about 5e-8 in an exact value of any size.
@@ -47,7 +49,7 @@ def measure_quantity_validity(
         exact: (N,), values of the quantity.
         estimate: (N,), values of its estimate.
     """
-    if quantity.endswith("cosine"):
+    if unchanged_value(quantity) == 1:
         exact, estimate = 1 - exact, 1 - estimate
     return measure_validity(dz, exact, estimate)
 

@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 from torch.utils.tensorboard import SummaryWriter
 
 from prunelit.report.curves import Curve, Picture
-from prunelit.report.style import SPACES
+from prunelit.report.quantities import find_quantity
 from prunelit.report.tables import markdown_table
-
-# What is in the same unit and measures the same but for the space, or but for what it looks at.
-_OF_EVERY_SPACE = ("cosine", "cosine_estimate", "distance", "parallel", "orthogonal")
-_ALIKE = {"kl_": "kl", "logit_std": "logit_std", "top": "top tokens"}
 
 Layout = dict[str, dict[str, list[object]]]
 
@@ -70,12 +66,9 @@ def layout(curves: Mapping[str, Sequence[Curve]]) -> Layout:
 
 
 def family(quantity: str) -> str:
-    """The chart of a quantity: `cosine` of `logit_cosine`, `kl` of `kl_dense_pruned_estimate`.
+    """Return the chart of a quantity: `cosine` for `logit_cosine`, `kl` for `kl_dense_pruned`.
 
-    A quantity that is like no other has a chart of its own.
+    An unknown quantity has a chart of its own.
     """
-    for start, chart in _ALIKE.items():
-        if quantity.startswith(start):
-            return chart
-    space, _, rest = quantity.partition("_")
-    return rest if space in SPACES and rest in _OF_EVERY_SPACE else quantity
+    record = find_quantity(quantity)
+    return quantity if record is None else record.family

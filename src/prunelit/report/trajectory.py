@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
+from prunelit.report.quantities import unchanged_value
 from prunelit.report.style import SPACES, draw
 
 MODES = {
@@ -70,7 +71,7 @@ def theory_picture(curves: Curves) -> Picture:
     ):
         for suffix, name, style in (("", "exact", "solid"), ("_estimate", "estimate", "dashed")):
             curve = curves[f"teacher_forced/{quantity}{suffix}"]
-            curve = _distance(curve) if quantity.endswith("cosine") else curve
+            curve = _distance(curve) if unchanged_value(quantity) == 1 else curve
             used.append(curve)
             curve = _drawable(curve)
             draw(axes, _bare(curve) if suffix else curve, _GREY if suffix else colour, name, style)

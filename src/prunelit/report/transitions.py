@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from prunelit.report.curves import Curve, Picture, curve_numbers
+from prunelit.report.quantities import unchanged_value
 from prunelit.report.scatter import logarithmic
 from prunelit.report.style import SPACES, draw
 
@@ -84,7 +85,7 @@ def theory_picture(curves: Curves) -> Picture:
                 continue
             other = curves[f"{tag}_estimate"]
             for block, value, guess in zip(curve.x, curve.mean, other.mean, strict=True):
-                pair = (1 - value, 1 - guess) if quantity.endswith("cosine") else (value, guess)
+                pair = (1 - value, 1 - guess) if unchanged_value(quantity) == 1 else (value, guess)
                 exact.append(pair[0])
                 estimate.append(pair[1])
                 for key, entry in zip(numbers, (quantity, tag, block, *pair), strict=True):

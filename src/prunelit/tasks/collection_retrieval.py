@@ -251,9 +251,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         return template.tokens(self._tokenizer, self._texts[item], self.length)
 
     def _measure(self, table: ItemTable) -> _Ranking:
-        lists = {
-            name: self._rank(table, name) for name in ("dense", "pruned") if f"{name}/file" in table
-        }
+        lists = {name: self._rank(table, name) for name in table.models("file")}
         metrics = ItemTable(self._queries)
         values = collection_metrics(
             lists,

@@ -206,7 +206,7 @@ brother. How many stamps do the three have together?'
         }
         judged = self.judge.metrics
         passes = self.pass_at if judged else []
-        for name in (n for n in ("dense", "pruned") if passes and f"{n}/tokens" in table):
+        for name in table.models("tokens") if passes else []:
             right = table[f"{name}/{judged[0]}"].sum(1).int().tolist()
             for k in passes:
                 values = [estimate_pass_at_k(self.samples, count, k) for count in right]
@@ -222,14 +222,13 @@ brother. How many stamps do the three have together?'
         """Yield prompt, target and the texts of both models for the first prompts."""
         for index, example in enumerate(self._examples[:_SHOWN]):
             row = {"prompt": example.context, "target": example.target}
-            for name in ("dense", "pruned"):
-                if f"{name}/tokens" in table:
-                    row[name] = self.rollout_text(index, table[f"{name}/tokens"][index, 0])
+            for name in table.models("tokens"):
+                row[name] = self.rollout_text(index, table[f"{name}/tokens"][index, 0])
             yield row
 
     def _item_rows(self, table: ItemTable) -> Iterator[dict[str, Any]]:
         """Yield one row per prompt, sample and model, with everything known of the rollout."""
-        names = [name for name in ("dense", "pruned") if f"{name}/tokens" in table]
+        names = table.models("tokens")
         for index, example in enumerate(self._examples):
             for sample in range(self.samples):
                 for name in names:

@@ -104,6 +104,10 @@ class ItemTable:
         """Names of the columns, in the order in which they were first assigned."""
         return list(self._columns)
 
+    def models(self, metric: str) -> list[str]:
+        """Names of the models, dense before pruned, whose column `<model>/<metric>` is there."""
+        return [model for model in ("dense", "pruned") if f"{model}/{metric}" in self]
+
     def __contains__(self, name: str) -> bool:
         return name in self._columns
 
@@ -120,11 +124,7 @@ class ItemTable:
         """
         rows = []
         for metric in metrics:
-            values = {
-                model: self[f"{model}/{metric}"].double()
-                for model in ("dense", "pruned")
-                if f"{model}/{metric}" in self
-            }
+            values = {model: self[f"{model}/{metric}"].double() for model in self.models(metric)}
             if len(values) == 2:
                 values["difference"] = values["pruned"] - values["dense"]
             for model, column in values.items():

@@ -183,9 +183,7 @@ class MultipleChoice(QuestionTask):
         values: dict[str, Tensor] = {}
         chosen: dict[str, Tensor] = {}
         metrics = [*self._accuracies(), "brier"]
-        for name in ("dense", "pruned"):
-            if f"{name}/log_likelihood" not in table:
-                continue
+        for name in table.models("log_likelihood"):
             stored = [c for c in ("log_likelihood", "unconditional") if f"{name}/{c}" in table]
             columns = {column: table[f"{name}/{column}"] for column in stored}
             chosen[name] = self._choose(columns, every)[self.primary]

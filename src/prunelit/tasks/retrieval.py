@@ -101,10 +101,9 @@ class Retrieval(QuestionTask, EmbeddingTask):
 
     def report(self, table: ItemTable) -> TaskReport:
         columns: dict[str, Tensor] = {}
-        for name in ("dense", "pruned"):
-            if f"{name}/embedding" in table:
-                values = self._measure(table[f"{name}/embedding"])
-                columns |= {f"{name}/{metric}": value for metric, value in values.items()}
+        for name in table.models("embedding"):
+            values = self._measure(table[f"{name}/embedding"])
+            columns |= {f"{name}/{metric}": value for metric, value in values.items()}
         values = ItemTable(len(self._questions))
         values.assign(torch.arange(values.size), columns)
         size = len(self.documents)

@@ -130,8 +130,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         details = self.details()
         found = {
             name: spearman(table[f"{name}/similarity"], self._scores)
-            for name in ("dense", "pruned")
-            if f"{name}/similarity" in table
+            for name in table.models("similarity")
         }
         if len(found) == 2:
             (dense, without_dense), (pruned, without_pruned) = found["dense"], found["pruned"]
