@@ -1,4 +1,4 @@
-"""What a run leaves behind: a table, `results.jsonl`, figures with their numbers, TensorBoard."""
+"""Write the results of a run: tables, `results.jsonl`, figures with numbers, TensorBoard."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -51,11 +51,11 @@ class Results(Callback):
         self._written: Path | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning on every rank, all of which it asks for the logger's folder."""
+        """Find the folder; on every rank, as Lightning shares the logger's folder between them."""
         self._into = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called by Lightning on every rank; only the first one writes."""
+        """Write results, items, figures and TensorBoard; on the first rank only."""
         # Validation between epochs of recovery logs its scalars; the results are those of the end.
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
@@ -95,7 +95,7 @@ class Results(Callback):
         self._written = folder / "results.jsonl"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning when the progress bar has left the screen: prints the tables."""
+        """Print the tables, after the progress bar has left the screen."""
         if self._written is None:
             return
         for table in self._tables:

@@ -1,4 +1,4 @@
-"""How far the next-token distribution has moved: one table, and the quantiles behind it."""
+"""The table and the figure of the task `Distribution`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ def distribution_table(rows: Sequence[Result]) -> Table:
     """
     lines = distribution_lines(rows)
     table = Table(
-        title=f"{rows[0].task}: dense against pruned, and the dense model against itself",
+        title=f"{rows[0].task}: dense against pruned, and the noise floor of the dense model",
         caption="KL in nats; ± standard error over windows (in brackets: over tokens)",
         title_justify="left",
         caption_justify="left",

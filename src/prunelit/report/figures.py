@@ -67,7 +67,7 @@ def scores_figure(rows: Sequence[Result]) -> Figure:
     axes.set_ylim(axis_begin(row for models in chosen.values() for row in models.values()), 1.08)
     axes.axhline(0, color=CHANCE, linewidth=0.8)
     axes.set_ylabel("score")
-    axes.set_title("What survives pruning (bars: ± standard error)", fontsize=10)
+    axes.set_title("Main scores, dense beside pruned (whiskers: ± standard error)", fontsize=10)
     if chosen:
         # Beside the axes, where no bar can hide it.
         axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

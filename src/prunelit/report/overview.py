@@ -30,7 +30,7 @@ _RMS = "teacher_forced/logit_rms"
 
 
 def overview(variants: Sequence[Variant]) -> tuple[dict[str, Picture], list[str]]:
-    """Every figure that there is data for, by name.
+    """Draw every figure for which the variants have data.
 
     Args:
         variants: in the order in which they are shown.
@@ -194,7 +194,10 @@ def cosines_picture(variants: Sequence[Variant], task: str) -> Picture:
     axes.set_ylabel("cosine dense, pruned")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title(f"How much of each space is left ({task}; bars: ± standard error)", fontsize=10)
+    axes.set_title(
+        f"Cosine of dense and pruned in each space ({task}; whiskers: ± standard error)",
+        fontsize=10,
+    )
     return Picture(figure, numbers)
 
 

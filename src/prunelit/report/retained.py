@@ -50,10 +50,10 @@ def headline_table(cells: Cells) -> Table:
         cells: see `retained_cells`.
     """
     table = Table(
-        title="What is left of the score: (pruned - chance) / (dense - chance) "
+        title="Retained score: (pruned - chance) / (dense - chance) "
         "[95% interval, paired bootstrap over items]",
-        caption="below it: metric, dense → pruned, items; no interval where the dense model's own "
-        "lead over chance is not clear of 0; where answers are open, a guess counts as never right",
+        caption="second line: metric, dense → pruned, items; no interval: dense model not significantly "
+        "above chance; open answers: chance = 0",
         title_justify="left",
         caption_justify="left",
         show_lines=True,
@@ -135,8 +135,8 @@ def headline_picture(cells: Cells) -> Picture:
     axes.spines["bottom"].set_zorder(4)  # above the white behind a label that stands at 0
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
-        "What is left of each score above chance\n(whiskers: 95%, paired bootstrap over items; "
-        "pale: the dense model's lead is not clear of 0)",
+        "Retained score: (pruned - chance) / (dense - chance)\n(whiskers: 95%, paired bootstrap over "
+        "items; pale: dense model not significantly above chance)",
         fontsize=10,
     )
     return Picture(figure, numbers)

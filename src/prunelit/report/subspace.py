@@ -157,7 +157,10 @@ def options_picture(means: Mapping[str, Mean], chance: float, n: int) -> Picture
     panels[1].set_ylabel("log-likelihood of the option's token, nats")
     handles = panels[0].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"What the options get (mean ± standard error, n={n} questions)", fontsize=11)
+    figure.suptitle(
+        f"Accuracy and probability of the answer options (mean ± standard error, n={n} questions)",
+        fontsize=11,
+    )
     return Picture(figure, numbers)
 
 

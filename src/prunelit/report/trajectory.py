@@ -34,7 +34,7 @@ def cosines_picture(curves: Curves) -> Picture:
     for mode, (axes,) in board.columns:
         for space, colour in SPACES.items():
             board.draw(axes, f"{mode}/{space}_cosine", colour, space)
-    return board.picture("How alike dense and pruned are")
+    return board.picture("Cosine of dense and pruned in each space")
 
 
 def kl_picture(curves: Curves) -> Picture:
@@ -45,7 +45,7 @@ def kl_picture(curves: Curves) -> Picture:
         board.draw(above, f"{mode}/kl_dense_pruned", colour, "KL(dense ‖ pruned)")
         board.draw(above, f"{mode}/kl_pruned_dense", _GREY, "KL(pruned ‖ dense)", "dashed")
         board.draw(below, f"{mode}/probability_cosine", colour, "probability cosine")
-    return board.picture("How far the next-token distribution has moved")
+    return board.picture("Distance of the next-token distributions")
 
 
 def logits_picture(curves: Curves) -> Picture:
@@ -59,7 +59,7 @@ def logits_picture(curves: Curves) -> Picture:
             banded = quantity in ("logit_std", "logit_std_p")
             label = f"spread of dz, {label}" if banded else f"spread of dz, {label} (no band)"
             board.draw(below, f"{mode}/{quantity}", colour, label, band=banded)
-    return board.picture("How far the logits have moved: dz = z' - z")
+    return board.picture("Change of the logits: dz = z' - z")
 
 
 def theory_picture(curves: Curves) -> Picture:
@@ -106,7 +106,7 @@ def accumulation_picture(curves: Curves) -> Picture:
     for axes, curve, label in zip(below, used[::3], ("prompts alive\nin both", ""), strict=True):
         alive(axes, curve, label)
     figure.suptitle(
-        f"What feedback adds: free-running minus teacher-forced deviation ({_bands(used[0])})",
+        f"Accumulation: free-running minus teacher-forced deviation ({_bands(used[0])})",
         fontsize=11,
     )
     return Picture(figure, curve_numbers(used))

@@ -64,7 +64,7 @@ def kl_picture(curves: Curves) -> Picture:
             axes.set_title(f"{_VARIANTS[variant]}\n{_PHASES[phase]}", fontsize=9)
     _finish(panels, "KL(dense ‖ pruned), nats")
     figure.suptitle(
-        "How far the next-token distribution has moved (band: min-max over tokens)", fontsize=11
+        "Distance of the next-token distributions (band: min-max over tokens)", fontsize=11
     )
     return Picture(figure, curve_numbers(used))
 

@@ -1,4 +1,4 @@
-"""How bad is it, in one table: the next-token distributions on a text, beside the noise floor."""
+"""Compare the next-token distributions on a text, beside the noise floor."""
 
 import copy
 import math

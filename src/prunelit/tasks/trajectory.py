@@ -1,4 +1,4 @@
-"""How dense and pruned drift apart while they write, decoding step by decoding step."""
+"""Compare dense and pruned along their rollouts, decoding step by decoding step."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -193,17 +193,19 @@ class Trajectory(PromptTask):
         yield "trajectory_scatter", scatter_picture(judged, NEAR, title)
         steps = _longest(table)
         ended = [0] * steps
-        title = "Divergence as forecast"
+        title = "First divergence, forecast"
         if self.free_running:
             yield "accumulation", accumulation_picture(curves)
             undiverged = table["last"][table["diverged"] == 0]
             ended = torch.bincount(undiverged, minlength=steps).tolist()
             distance = _pooled(table, everyone)["forecast_distance"]
-            title = f"Where rollouts part (forecast and observation at most {distance:.2f} apart)"
+            title = (
+                f"First divergence (largest distance of forecast and observation: {distance:.2f})"
+            )
         yield "first_divergence", first_divergence_picture(curves, ended, title)
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
-        """Prompt, both texts, and the step at which they part."""
+        """Prompt, both texts, and the step of their first divergence."""
         for index, context in enumerate(self.contexts):
             row = {"prompt": context, "dense": self.text(table["dense/tokens"][index])}
             if self.free_running:

@@ -1,4 +1,4 @@
-"""Where a perturbation arises: every sublayer, dense against pruned, in the three spaces."""
+"""Compare dense and pruned after every sublayer, in the three spaces."""
 
 from collections.abc import Iterator
 from typing import Any
