@@ -52,8 +52,8 @@ def headline_table(cells: Cells) -> Table:
     table = Table(
         title="Retained score: (pruned - chance) / (dense - chance) "
         "[95% interval, paired bootstrap over items]",
-        caption="second line: metric, dense → pruned, items; no interval: dense model not significantly "
-        "above chance; open answers: chance = 0",
+        caption="second line: metric, dense → pruned, items; no interval: dense model not "
+        "significantly above chance; open answers: chance = 0",
         title_justify="left",
         caption_justify="left",
         show_lines=True,
@@ -135,8 +135,8 @@ def headline_picture(cells: Cells) -> Picture:
     axes.spines["bottom"].set_zorder(4)  # above the white behind a label that stands at 0
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
-        "Retained score: (pruned - chance) / (dense - chance)\n(whiskers: 95%, paired bootstrap over "
-        "items; pale: dense model not significantly above chance)",
+        "Retained score: (pruned - chance) / (dense - chance)\n(whiskers: 95%, paired bootstrap "
+        "over items; pale: dense model not significantly above chance)",
         fontsize=10,
     )
     return Picture(figure, numbers)
