@@ -1,4 +1,4 @@
-"""What a run cannot do, refused before its weights are read."""
+"""Checks of a run's settings, made before the weights are read."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
@@ -12,7 +12,7 @@ from prunelit.pruning.recovery import Recovery
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse settings of the Trainer under which a run would fail or its results be wrong.
+    """Refuse settings of the Trainer that would make a run fail or its results wrong.
 
     Raises:
         InputError: naming the option.
@@ -31,7 +31,7 @@ def check_trainer(trainer: Trainer) -> None:
         )
     if trainer.strategy.root_device.type == "mps":
         raise InputError(
-            "Statistics are summed in float64, which MPS lacks: set `trainer.accelerator: cpu`."
+            "prunelit needs float64, which MPS does not support: set `trainer.accelerator: cpu`."
         )
     if trainer.max_epochs == 0 and trainer.max_steps > 0:
         raise InputError(
@@ -40,24 +40,24 @@ def check_trainer(trainer: Trainer) -> None:
         )
     if any(isinstance(c, Timer) and c.time_remaining() is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise InputError(
-            "Expected no `trainer.max_time`: a run that it stops within an epoch cannot go on from "
-            "there; set `max_epochs` or `max_steps`, and interrupt the process where it must end."
+            "Expected no `trainer.max_time`: a run that it stops within an epoch cannot be "
+            "resumed. Set `max_epochs` or `max_steps` instead, or interrupt the process."
         )
     limit = trainer.limit_val_batches
     if not (isinstance(limit, float) and limit == 1):  # Lightning's int 1 is a single batch
         raise InputError(
-            f"Expected `trainer.limit_val_batches` 1.0 but got {limit}: a task measures all of "
-            "its items; give the task a `limit` instead."
+            f"Expected `trainer.limit_val_batches` 1.0 but got {limit}: set the `limit` of a "
+            "task to measure fewer items."
         )
 
 
 def check_data(data: PruneData, config: PreTrainedConfig, reference: bool) -> None:
-    """Refuse sequences longer than the model's positions, and tasks that lack the dense model.
+    """Refuse sequences that are too long for the model, and tasks without their dense model.
 
     Args:
         data: prepared.
         config: of the model.
-        reference: whether the run keeps the dense model.
+        reference: True if the run keeps the dense model.
 
     Raises:
         InputError: naming the task.
@@ -80,15 +80,15 @@ def check_training(
         data: prepared.
         config: of the model.
         recovery: the loss.
-        reference: whether the run keeps the dense model.
+        reference: True if the run keeps the dense model.
 
     Raises:
         InputError: naming the option.
     """
     if data.recovery is None:
         raise InputError(
-            "Expected `trainer.max_epochs` 0, or text to train on, `data.recovery`, but got "
-            "neither."
+            "Expected `trainer.max_epochs` 0, or text to train on, but got neither: set one of "
+            "`trainer.max_epochs` and `data.recovery`."
         )
     if data.recovery.length < 2:
         raise InputError(

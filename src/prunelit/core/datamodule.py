@@ -1,4 +1,4 @@
-"""Calibration tokens, recovery text and the list of tasks."""
+"""The data of a run: text to calibrate on, text to train on, and the tasks."""
 
 from typing import Any
 
@@ -18,18 +18,18 @@ from prunelit.tasks.triad import triad_tasks
 
 
 class PruneData(LightningDataModule):
-    """Everything a run reads: what it calibrates on and what it measures.
+    """The data of a run: text to calibrate on, text to train on, and the tasks.
 
-    Batches of a task are dealt to ranks by stride, without padding, and do not depend on the number
-    of ranks.
+    Rank r of R gets the batches r, r + R, r + 2R, ... of a task. The batches are the same for every
+    number of ranks.
 
     Args:
-        calibration: the text to calibrate on; None where the pruner is given none.
-        tasks: what to measure, each with a name of its own.
-        recovery: the text to train on where `trainer.max_epochs` is not 0.
-        allow_code_execution: run programs that a model wrote, where a task judges them by that.
-        triad: read the rows of every `MultipleChoice` task by retrieval and by generation, too, see
-            `prunelit.tasks.triad`.
+        calibration: the text to calibrate on; None for pruners that need none.
+        tasks: measured on both models; each needs its own name.
+        recovery: the text to train on; needed if `trainer.max_epochs` is not 0.
+        allow_code_execution: run programs that a model wrote, in tasks that judge them by running.
+        triad: add a retrieval task and a generation task on the rows of every `MultipleChoice`
+            task, see `prunelit.tasks.triad`.
 
     Example:
         >>> from prunelit import CalibrationText, PruneData
@@ -72,11 +72,11 @@ class PruneData(LightningDataModule):
         self._read = False
 
     def prepare_data(self) -> None:
-        """Called by Lightning on one process a machine: fills the caches of hub data sets."""
+        """Read all rows in one process per machine, which fills the cache of the hub."""
         self.read()
 
     def setup(self, stage: str) -> None:
-        """Called by Lightning on every rank before the model's weights are loaded."""
+        """Read and tokenise all data on every rank, before the weights are read."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
         self.prepare(module.tokenizer)
@@ -99,7 +99,7 @@ class PruneData(LightningDataModule):
         self._read = True
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read and tokenise; the way to use this class without a Trainer.
+        """Read and tokenise all data; call it to use this class without a Trainer.
 
         Raises:
             InputError: as `read`, or if there is too little text.
@@ -125,10 +125,10 @@ class PruneData(LightningDataModule):
         )
 
     def recovery_batches(self) -> EpochBatches:
-        """This rank's batches of recovery text.
+        """Return this rank's batches of recovery text.
 
         Raises:
-            InputError: if there is none, or less than a batch for each rank.
+            InputError: if there is no recovery text, or not a whole batch for each rank.
         """
         assert self.trainer is not None
         if self.recovery is None or self.recovery_tokens is None:
@@ -151,21 +151,21 @@ class PruneData(LightningDataModule):
         return batches
 
     def calibration_batches(self) -> list[Batch] | None:
-        """The calibration batches of all ranks; None if the configuration gives no text."""
+        """Return the calibration batches of all ranks; None without a calibration text."""
         if self.calibration is None:
             return None
         assert self.calibration_tokens is not None
         return as_batches(self.calibration_tokens, self.calibration.batch_size)
 
     def train_dataloader(self) -> list[Batch] | EpochBatches:
-        """Called by Lightning in `fit`; without training it is not read, but must not be empty."""
+        """Return the batches to train on; without training, any that are not empty."""
         assert self.trainer is not None
         if self.trainer.max_epochs == 0:
             return self.calibration_batches() or [{}]
         return self.recovery_batches()
 
     def val_dataloader(self) -> dict[str, RankBatches]:
-        """This rank's batches of every task, by the task's name."""
+        """Return this rank's batches of every task, by the task's name."""
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         return {

@@ -1,4 +1,4 @@
-"""What was measured, on disk: an interrupted evaluation goes on where it stopped."""
+"""Journals of measured batches on disk, so that an interrupted evaluation continues."""
 
 import base64
 import hashlib
@@ -21,14 +21,14 @@ Values = Mapping[str, Any]
 
 
 class Journals:
-    """One file a task and rank, to which every measured batch is appended.
+    """One file per task and rank. Every measured batch is appended to it.
 
-    A file says in its first line what its values depend on; another recipe has another file. What
-    is read from it is bit for bit what was written, so that an evaluation that was interrupted, on
-    whatever number of ranks, ends with the numbers of one that was not.
+    The first line of a file is the recipe of its values; another recipe has another file. Values
+    are read back bit for bit. An interrupted evaluation therefore ends with the same numbers as an
+    uninterrupted one, on any number of ranks.
 
     Args:
-        folder: of the files; made when the first batch is written.
+        folder: of the files; created with the first batch.
         rank: of this process.
     """
 
@@ -40,11 +40,11 @@ class Journals:
         self._known: dict[str, dict[tuple[int, ...], str]] = {}
 
     def open(self, task: str, recipe: Mapping[str, Any]) -> int:
-        """Look for what an earlier run measured of a task.
+        """Read the batches of a task that an earlier run measured.
 
         Args:
             task: its name.
-            recipe: what the values depend on, as plain data.
+            recipe: plain data that the values depend on.
 
         Returns:
             The number of batches found.
@@ -61,12 +61,12 @@ class Journals:
         return len(self._known[task])
 
     def values(self, task: str, indices: Tensor, measure: Callable[[], Values]) -> Values:
-        """The values of a batch: those that are known, or else measured and written down.
+        """Return the values of a batch: from the journal, or else measured and appended to it.
 
         Args:
-            task: its name; of one that was not opened nothing is written.
+            task: its name. Nothing is written for a task that was not opened.
             indices: (B,), the items of the batch.
-            measure: gives a tensor a column.
+            measure: returns one tensor per column.
         """
         if task not in self._known:
             return measure()
@@ -78,7 +78,7 @@ class Journals:
         return values
 
     def remove(self) -> None:
-        """Delete the files of the tasks that were opened, of every rank; rank 0 does it."""
+        """Delete the files of the opened tasks, those of all ranks; only rank 0 deletes."""
         for task in self._known if self._rank == 0 else ():
             for path in self._files(task):
                 path.unlink(missing_ok=True)
@@ -95,20 +95,20 @@ class Journals:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{task}-{self._keys[task]}-{self._rank}.jsonl"
         with path.open("a+b") as file:
-            # The last line of a run that was killed may lack its end.
+            # The last line of a killed run may be incomplete.
             begin = "\n" if file.tell() else f"{self._recipes[task]}\n"
             file.write(f"{begin}{line}".encode())
 
 
 def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) -> Journals:
-    """The journals of a validation, in `unfinished` below the Trainer's root folder.
+    """Open the journals of a validation, in `unfinished` below the Trainer's root folder.
 
-    Validation between epochs of training, whose weights are there only once, has none.
+    Validations during training have none, since their weights change.
 
     Args:
         trainer: that validates.
         pair: the models, on their device.
-        tasks: those with a recipe are written down.
+        tasks: tasks with a recipe get a journal.
     """
     journals = Journals(Path(trainer.default_root_dir) / "unfinished", trainer.global_rank)
     recipes = {name: task.recipe() for name, task in tasks.items()}
@@ -128,7 +128,7 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
 
 
 def _whole(lines: list[str]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Items and line of every batch that was written to its end."""
+    """Yield the items and the line of every complete batch."""
     for line in lines:
         try:
             yield tuple(json.loads(line)["items"]), line

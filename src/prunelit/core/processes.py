@@ -1,4 +1,4 @@
-"""Processes of one run end together, and what stopped the first of them is what a user reads."""
+"""End all processes of a run together, and show the first error."""
 
 import os
 import sys
@@ -17,25 +17,28 @@ from lightning.pytorch import Trainer
 from prunelit.errors import InputError
 from prunelit.private_api import child_processes
 
-# Seconds that one process waits for others: for the first one gone, and for each at a good end.
+# Seconds to wait for another process: after an error until the first one has ended, and after a run
+# until all have ended.
 _GONE, _DONE = 5.0, 60.0
-_ending_together: list[Trainer] = []  # of the runs that are in `end_together`
+_ending_together: list[Trainer] = []  # Trainers whose runs are inside `end_together`
 
 
 @contextmanager
 def end_together(trainer: Trainer) -> Iterator[None]:
-    """On several processes an error on any of them ends all, at once.
+    """End all processes at once if one of them fails.
 
-    The process that fails says so and leaves without the exits of libraries, which may wait for
-    the other ranks. What ends those depends on who started them. Lightning's launcher, which runs
-    in the first process of a machine, ends all where another process of that machine fails; where
-    the first one fails, it is done here. `srun --kill-on-bad-exit=1` and torchrun end the ranks of
-    all machines as soon as a process leaves with a status other than 0, so that leaving is enough.
-    Across machines without them a rank is stopped by its next collective.
+    The process that fails prints its error and exits without the exit handlers of libraries, which
+    may wait for the other ranks. The program that started the other processes ends them:
 
-    A rank that is stopped by a collective, because another one is gone, says so in one sentence:
-    the error to read is that of the other. The first process then takes over the status 2 of a
-    mistake that the user can mend.
+    * Lightning's launcher runs in the first process of a machine. It ends all processes if another
+      process of that machine fails. If the first process fails, this function ends the others.
+    * `srun --kill-on-bad-exit=1` and torchrun end the ranks of all machines when a process exits
+      with a status other than 0.
+    * Without either, a rank on another machine fails at its next collective.
+
+    A rank whose collective fails because another rank has ended prints one sentence. The error to
+    read is that of the other rank. The first process then exits with the other's status 2, which
+    stands for a mistake that the user can correct.
 
     Args:
         trainer: of the run.
@@ -54,20 +57,20 @@ def end_together(trainer: Trainer) -> Iterator[None]:
 
 
 def barrier(trainer: Trainer, failed: bool) -> None:
-    """Wait for all ranks, such as for what the first one writes.
+    """Wait for all ranks, for example until the first one has written its files.
 
-    Where an error ends all, the first one does not wait to raise its own.
+    Inside `end_together` a failed first process does not wait, since its error ends all others.
 
     Args:
         trainer: of the run.
-        failed: whether this process is to raise an error then.
+        failed: True if this process raises an error afterwards.
     """
     if not (failed and trainer.is_global_zero and trainer in _ending_together):
         trainer.strategy.barrier()
 
 
 def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
-    """Say what happened, end the children and this process."""
+    """Print the error, end the child processes and this process."""
     place = _collective(error)
     status = 1
     if isinstance(error, InputError):
@@ -78,7 +81,7 @@ def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
     text = "".join(f"[rank{rank}]: {line}\n" for line in text.splitlines())
-    with suppress(OSError):  # where nobody reads
+    with suppress(OSError):  # a closed pipe
         sys.stdout.flush()
     with suppress(OSError):
         print(text, end="", file=sys.stderr, flush=True)  # in one piece, as others write there too
@@ -89,7 +92,7 @@ def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
 
 
 def _collective(error: Exception) -> str | None:
-    """Where an error was raised in a collective: the line that called it."""
+    """Return the line that called the collective that failed; None for another error."""
     if not isinstance(error, RuntimeError):  # what cannot be pickled, for one
         return None
     frames = traceback.extract_tb(error.__traceback__)
@@ -105,7 +108,7 @@ def _collective(error: Exception) -> str | None:
 
 
 def _await(children: list[Popen]) -> None:
-    """Until all have ended: they hold memory and devices that the next run may need."""
+    """Wait until all have ended: they hold memory and devices that the next run may need."""
     try:
         statuses = [child.wait(_DONE) for child in children]
     except TimeoutExpired:
@@ -118,7 +121,7 @@ def _await(children: list[Popen]) -> None:
 
 
 def _statuses(children: list[Popen]) -> list[int]:
-    """Of the children that have ended, once one has; none where none does."""
+    """Wait for the first child to end; return the statuses of those that have, or none in time."""
     until = time.monotonic() + _GONE
     while children and time.monotonic() < until:
         statuses = [status for child in children if (status := child.poll()) is not None]
