@@ -87,8 +87,8 @@ def check_training(
     """
     if data.recovery is None:
         raise InputError(
-            "Expected `trainer.max_epochs` 0, or text to train on, `data.recovery`, but got neither: "
-            "set one of them."
+            "Expected `trainer.max_epochs` 0, or text to train on, `data.recovery`, but got "
+            "neither: set one of them."
         )
     if data.recovery.length < 2:
         raise InputError(
