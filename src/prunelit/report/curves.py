@@ -1,4 +1,4 @@
-"""Numbers that figures are drawn from, and the figure beside them."""
+"""Curves, and figures with the numbers they are drawn from."""
 
 import csv
 import io
@@ -19,15 +19,15 @@ class Curve:
     """One quantity over blocks or decoding steps.
 
     Args:
-        tag: its name, as `teacher_forced/kl_dense_pruned`.
-        axis: what it runs over, `block` or `step`.
-        x: (P,), where.
-        mean: (P,), over items.
+        tag: its name, such as `teacher_forced/kl_dense_pruned`.
+        axis: `block` or `step`.
+        x: (P,), number of each block or decoding step.
+        mean: (P,), mean over items.
         low: (P,), lower end of the band.
         high: (P,), upper end of the band.
-        n: (P,), items at each place.
-        band: what the band is.
-        standard_error: (P,), of the mean.
+        n: (P,), number of items.
+        band: meaning of the band, such as `10%-90% of prompts`.
+        standard_error: (P,), standard error of the mean.
     """
 
     tag: str
@@ -43,11 +43,11 @@ class Curve:
 
 @dataclass
 class Picture:
-    """A figure, and the numbers behind it.
+    """A figure, and the numbers it is drawn from.
 
     Args:
-        figure: to be looked at.
-        numbers: columns of equal length by their name.
+        figure: the figure.
+        numbers: columns of equal length, by name.
     """
 
     figure: Figure
@@ -55,7 +55,7 @@ class Picture:
 
 
 def as_csv(numbers: Mapping[str, Sequence[object]]) -> str:
-    """Columns of equal length as comma-separated values with a head line."""
+    """Format columns of equal length as comma-separated values with a header line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(numbers)
@@ -68,8 +68,8 @@ def write_picture(picture: Picture, folder: Path, name: str) -> None:
 
     Args:
         picture: the figure and the numbers.
-        folder: of the files; it and its parents are created.
-        name: of the files, without a suffix.
+        folder: folder of the files. It is created if it does not exist.
+        name: file name without suffix.
     """
     with replace_file(folder / f"{name}.png") as partial:
         picture.figure.savefig(partial, dpi=DPI)
@@ -78,7 +78,7 @@ def write_picture(picture: Picture, folder: Path, name: str) -> None:
 
 
 def curve_numbers(curves: Sequence[Curve]) -> dict[str, list[object]]:
-    """Curves in long form, one row a place."""
+    """Return the columns of a long table: one row per curve and block or step."""
     columns: dict[str, list[object]] = {
         name: [] for name in ("curve", "axis", "x", "mean", "standard_error", "low", "high", "n")
     }
@@ -93,7 +93,7 @@ def curve_numbers(curves: Sequence[Curve]) -> dict[str, list[object]]:
 
 
 def rooted(square: Curve, tag: str) -> Curve:
-    """The square root of a mean square, with the standard error that the delta method gives it."""
+    """Take the square root of a mean square; its standard error is that of the delta method."""
     mean, low, high = (np.sqrt(x) for x in (square.mean, square.low, square.high))
     absent = np.full(len(mean), np.nan)
     error = np.divide(square.standard_error, 2 * mean, out=absent, where=mean > 0)

@@ -14,7 +14,7 @@ from prunelit.report.curves import Picture
 from prunelit.report.figures import PRUNED
 from prunelit.report.results import Result
 
-# What is compared, by the words before the names of its metrics.
+# Heading of each column, by the prefix of its metrics.
 _COLUMNS = {
     "": "pruned",
     "floor_batch/": "floor: other batch size",
@@ -38,7 +38,7 @@ _LINES = {
     "ruler_kl": "nearest rung (its KL)",
 }
 _WORDS = {"max": "maximum", "min": "minimum", "rms": "RMS", "q50": "median"}
-_LOWEST = 1e-9  # nats; what is below is counted as 0
+_LOWEST = 1e-9  # nats; smaller values are not drawn
 _PERCENT = (0.1, 1, 10, 50, 90, 99, 99.9)
 
 
@@ -47,13 +47,13 @@ class Spread:
     """Quantiles over tokens of one comparison with the dense model.
 
     Args:
-        name: `pruned`, or of the floor.
-        shares: (K,), in (0, 1).
-        kl: (K,), KL(dense || other) below which these shares of the tokens lie, nats.
-        delta_p: (K,), the same of the change in the true token's probability.
-        mean: KL, nats.
-        rung: nearest to it on the ruler.
-        tokens: compared.
+        name: `pruned`, or the name of a noise floor.
+        shares: (K,), shares of the tokens, in (0, 1).
+        kl: (K,), quantiles of KL(dense || other) at these shares, nats.
+        delta_p: (K,), quantiles of the change in the true token's probability.
+        mean: mean KL, nats.
+        rung: name of the nearest quantisation on the ruler.
+        tokens: number of compared tokens.
     """
 
     name: str
@@ -66,10 +66,10 @@ class Spread:
 
 
 def distribution_lines(rows: Sequence[Result]) -> list[dict[str, str]]:
-    """One line a quantity, the pruned model beside the noise floors that were measured.
+    """Build one line per quantity: the pruned model, then each noise floor that was measured.
 
     Args:
-        rows: of one `Distribution` task.
+        rows: results of one `Distribution` task.
     """
     cells: dict[str, dict[str, Result]] = {}
     for row in rows:
@@ -84,10 +84,10 @@ def distribution_lines(rows: Sequence[Result]) -> list[dict[str, str]]:
 
 
 def distribution_table(rows: Sequence[Result]) -> Table:
-    """The same as a table to print.
+    """Build the table to print from `distribution_lines`.
 
     Args:
-        rows: of one `Distribution` task.
+        rows: results of one `Distribution` task.
     """
     lines = distribution_lines(rows)
     table = Table(
@@ -104,11 +104,11 @@ def distribution_table(rows: Sequence[Result]) -> Table:
 
 
 def distribution_picture(spreads: Sequence[Spread], rungs: Mapping[str, float]) -> Picture:
-    """KL and the change in the true token's probability, as quantiles over tokens.
+    """Draw quantiles over tokens: of the KL, and of the change in the true token's probability.
 
     Args:
         spreads: the pruned model first, then the floors.
-        rungs: mean KL of quantised models by their name, nats.
+        rungs: mean KL of quantised models, nats, by the name of the quantisation.
     """
     figure = Figure(figsize=(11.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
@@ -164,7 +164,7 @@ def _percent(axes: Axes) -> None:
 
 
 def _label(metric: str) -> str | None:
-    """What a metric is called in the table; None for one that is not of it."""
+    """Return the label of a metric; None if the table does not show the metric."""
     if metric in _LINES:
         return _LINES[metric]
     name, _, last = metric.rpartition("_")

@@ -69,14 +69,14 @@ def scores_figure(rows: Sequence[Result]) -> Figure:
     axes.set_ylabel("score")
     axes.set_title("Main scores, dense beside pruned (whiskers: ± standard error)", fontsize=10)
     if chosen:
-        # Beside the axes, where no bar can hide it.
+        # Beside the axes, so that bars and legend do not overlap.
         axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def sparsity_figure(report: dict[str, Any]) -> Figure:
-    """Achieved sparsity of every linear weight: blocks across, modules down."""
+    """Draw the achieved sparsity of all linear weights: columns are blocks, rows are modules."""
     blocks = [block["name"] for block in report["blocks"]]
     modules: list[str] = []
     cells: dict[tuple[str, str], float] = {}

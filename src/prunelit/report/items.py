@@ -1,4 +1,4 @@
-"""One row an item: what a table of single results on disk holds."""
+"""Tables of items on disk."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -14,18 +14,21 @@ _AT_A_TIME = 1000  # rows held in memory
 
 
 def write_items(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Write rows with the same keys as parquet, whole or not at all; no rows write no file.
+    """Write rows with the same keys to a parquet file. Without rows, no file is written.
+
+    The file appears when it is complete.
 
     Args:
-        rows: plain values by column; None is a missing value. The first thousand fix the types.
-        path: of the file; parents are created.
+        rows: plain values by column; None is a missing value. The first thousand rows determine
+            the types.
+        path: path of the file. Its folder is created if it does not exist.
     """
     path, rows = Path(path), iter(rows)
     first = list(islice(rows, _AT_A_TIME))
     if not first:
         return
     table = pa.Table.from_pylist(first)
-    # A column in which nothing was found yet is one of texts.
+    # If all values so far are missing, the column holds strings.
     schema = pa.schema(
         [f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in table.schema]
     )
@@ -36,7 +39,7 @@ def write_items(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
 
 
 def read_items(path: str | Path) -> list[dict[str, Any]]:
-    """Read the items of a task: one dictionary per item, with everything that is known of it.
+    """Read the items of a task: one dictionary per row of its table.
 
     Args:
         path: `items/<task>.parquet` in the folder of a run.

@@ -1,4 +1,4 @@
-"""The main scores of a run: one score for each task, by which models are compared.
+"""Main scores: the score of each task by which models are compared.
 
 The details of a task's results name its main score (`primary`), the use of the model that it
 measures (`use`: multiple choice, retrieval, generation or similarity) and the score of random
@@ -12,12 +12,12 @@ from prunelit.report.results import Result
 
 
 def is_main_score(row: Result) -> bool:
-    """Tell whether it is the main score of a model, not of a difference or a pair."""
+    """Return True for the main score of the dense or the pruned model."""
     return row.model in ("dense", "pruned") and row.metric == row.details.get("primary")
 
 
 def is_generative(row: Result) -> bool:
-    """Tell whether it scores texts that the model generates."""
+    """Return True if the result is a score of generated texts."""
     return row.details.get("use") == "generation"
 
 
@@ -33,7 +33,7 @@ def axis_begin(rows: Iterable[Result]) -> float:
 
 
 def scores_numbers(rows: Sequence[Result]) -> dict[str, list[object]]:
-    """Return the numbers behind the figure of main scores, one line a task, metric and model."""
+    """Return the numbers behind the figure of main scores, one line per task, metric and model."""
     names = ("task", "metric", "model", "value", "standard_error", "n", "chance")
     columns: dict[str, list[object]] = {name: [] for name in names}
     for row in rows:
@@ -45,6 +45,6 @@ def scores_numbers(rows: Sequence[Result]) -> dict[str, list[object]]:
 
 
 def sparsity_numbers(report: dict[str, Any]) -> dict[str, list[object]]:
-    """Return the numbers behind the figure of sparsity, one line a tensor."""
+    """Return the numbers behind the figure of sparsity, one line per tensor."""
     tensors = report["tensors"]
     return {key: [tensor[key] for tensor in tensors] for key in ("name", "size", "sparsity")}

@@ -20,7 +20,7 @@ from prunelit.report.variants import Variant, main_scores
 
 PERTURBATIONS, SCORES, COSINES = "perturbations", "score_by_dropped", "spaces_by_variant"
 
-# What a perturbation is followed by along a rollout, and its unit.
+# The curves of a perturbation along a rollout, with label and unit.
 _FOLLOWED = {
     "teacher_forced/logit_mse": "root mean square of dz, logit units",
     "teacher_forced/logit_std_p": "standard deviation of dz under p, logit units",
@@ -36,7 +36,7 @@ def overview(variants: Sequence[Variant]) -> tuple[dict[str, Picture], list[str]
         variants: in the order in which they are shown.
 
     Returns:
-        The figures, and for each one that is left out a sentence that says why.
+        The figures, and for each missing figure a sentence with the reason.
     """
     pictures: dict[str, Picture] = {}
     missing = []
@@ -67,16 +67,18 @@ def overview(variants: Sequence[Variant]) -> tuple[dict[str, Picture], list[str]
 
 
 def perturbations_picture(variants: Sequence[Variant], task: str) -> Picture:
-    """Magnitude of dz, its spread under p, and the KL along a rollout, one line a variant.
+    """Draw the magnitude of dz, its spread under p and the KL along a rollout.
+
+    Each variant is one line.
 
     Args:
-        variants: with the curves of `task`.
-        task: that follows a rollout.
+        variants: variants that have the curves of `task`.
+        task: name of a task with curves along a rollout.
     """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     panels = figure.subplots(1, len(_FOLLOWED))
     numbers: dict[str, list[object]] = {"variant": []}
-    counts: list[int] = []  # of prompts at each step, the same for all, who read one rollout
+    counts: list[int] = []  # prompts at each step; all variants read the same rollouts
     for variant, colour in zip(variants, _colours(len(variants)), strict=True):
         curves = {curve.tag: curve for curve in variant.curves[task]}
         for axes, tag in zip(panels, _FOLLOWED, strict=True):
@@ -103,7 +105,7 @@ def perturbations_picture(variants: Sequence[Variant], task: str) -> Picture:
 
 
 def scores_picture(variants: Sequence[Variant]) -> Picture:
-    """Main scores against the number of dropped sublayers or blocks, one panel a kind of drop."""
+    """Draw the main scores against the number of dropped parts, one panel per kind of part."""
     kinds = list(dict.fromkeys(v.dropped[0] for v in variants if v.dropped is not None))
     scores = main_scores(variants)
     begin = min(-0.03, axis_begin(row for v in variants for row in v.rows if is_main_score(row)))
@@ -153,11 +155,11 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
 
 
 def cosines_picture(variants: Sequence[Variant], task: str) -> Picture:
-    """Mean cosine of each variant in the three spaces, as grouped bars.
+    """Draw the mean cosine of each variant in the three spaces, as grouped bars.
 
     Args:
-        variants: with the rows of `task`.
-        task: that compares the three spaces.
+        variants: variants that have the results of `task`.
+        task: name of a task that measures the three cosines.
     """
     figure = Figure(figsize=(2.6 + 1.3 * max(4, len(variants)), 4), layout="constrained")
     axes = figure.add_subplot()
@@ -206,7 +208,7 @@ def _name(name: str, task: str, tasks: Sequence[str]) -> str:
 
 
 def _tasks(variants: Sequence[Variant]) -> list[str]:
-    """All tasks that have rows or curves, in their order."""
+    """Return the names of all tasks with results or curves, in order of appearance."""
     named = [name for v in variants for name in [*(row.task for row in v.rows), *v.curves]]
     return list(dict.fromkeys(named))
 
@@ -216,7 +218,7 @@ def _tags(variant: Variant, task: str) -> set[str]:
 
 
 def _cosines(variant: Variant, task: str) -> list[tuple[str, Result]]:
-    """Space and row; nothing where the task lacks one of them."""
+    """Return space and result of the three cosines; an empty list if one is missing."""
     rows = [(space, variant.find(task, f"{space}_cosine", "pair")) for space in SPACES]
     found = [(space, row) for space, row in rows if row is not None]
     return found if len(found) == len(SPACES) else []
@@ -225,7 +227,7 @@ def _cosines(variant: Variant, task: str) -> list[tuple[str, Result]]:
 def _points(
     variants: Sequence[Variant], kind: str, task: str, metric: str
 ) -> Iterator[tuple[int, str, Result]]:
-    """Count, variant and row, fewest dropped first; 0 is the dense model."""
+    """Yield number of dropped parts, variant and result, in rising order; 0 is the dense model."""
     of_kind = [(v.dropped[1], v) for v in variants if v.dropped and v.dropped[0] == kind]
     if (dense := of_kind[0][1].find(task, metric, "dense")) is not None:
         yield 0, "dense", dense
@@ -241,15 +243,18 @@ def _style(generative: bool) -> dict[str, Any]:
 
 
 def _colours(count: int) -> list[str]:
-    """Told apart by eye up to 7; blue, green and red are left out, which mean the spaces."""
+    """Return `count` colours, of which the first 7 differ.
+
+    Blue, green and red are not used, as they stand for the spaces.
+    """
     own = [*(to_hex(matplotlib.colormaps["tab10"](k)) for k in (1, 4, 5, 9, 6, 8)), "#222222"]
     return [own[place % len(own)] for place in range(count)]
 
 
 def _drawable(curve: Curve) -> Curve:
-    """The mean ± its standard error, which many lines have room for.
+    """Set the band to the mean ± its standard error, which is narrow enough for many lines.
 
-    With gaps where a model excludes a token and a divergence is infinite.
+    Infinite values become gaps: a divergence is infinite if a model excludes a token.
     """
     mean, error = np.array(curve.mean), np.array(curve.standard_error)
     mean = np.where(np.isfinite(mean), mean, np.nan)

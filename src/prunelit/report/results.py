@@ -1,4 +1,4 @@
-"""One row a result: what `results.jsonl` holds."""
+"""Results: the measured numbers in `results.jsonl`."""
 
 import json
 import math
@@ -20,9 +20,10 @@ class Result:
         model: `dense`, `pruned`, `difference` (pruned minus dense, paired by item) or `pair` for a
             quantity of both models together.
         value: the number.
-        standard_error: of the value over items; NaN where there is none.
+        standard_error: standard error of the value over items; NaN if there is none.
         n: number of items.
-        details: what makes it comparable: data hash, length, template, seed.
+        details: options and hashes that two comparable results have in common, such as the hash of
+            the data, the template and the seed.
     """
 
     task: str
@@ -35,13 +36,13 @@ class Result:
 
 
 def scalar_name(row: Result) -> str:
-    """`val/<task>/<metric>` for pruned model or pair; dense and difference have a suffix."""
+    """Return `val/<task>/<metric>`, with the suffix `_dense` or `_difference` for these two."""
     suffix = "" if row.model in ("pruned", "pair") else f"_{row.model}"
     return f"val/{row.task}/{row.metric}{suffix}"
 
 
 def write_results(rows: Sequence[Result], path: str | Path) -> None:
-    """Write JSON lines; NaN and infinity become null."""
+    """Write one line of JSON per result. NaN and infinity become null."""
     lines = []
     for row in rows:
         data = asdict(row)

@@ -1,4 +1,4 @@
-"""The headline: the retained score of each use of the model, data set by data set."""
+"""The headline table and figure: the retained score of each use of the model, by data set."""
 
 import math
 import re
@@ -21,10 +21,10 @@ Cells = dict[str, dict[str, list[Result]]]
 def retained_cells(rows: Sequence[Result]) -> Cells:
     """Group the results `retained` by data set and use.
 
-    Tasks are of one data set where path, split and number of items are the same.
+    Two tasks have the same data set if path, subset, split and number of items are equal.
 
     Args:
-        rows: of a run.
+        rows: results of a run.
     """
     groups: dict[tuple[str, str | None, str, int], dict[str, list[Result]]] = {}
     for row in rows:
@@ -35,7 +35,7 @@ def retained_cells(rows: Sequence[Result]) -> Cells:
     names = [
         re.split("[/:]", path)[-1] + (f" {subset}" if subset else "") for path, subset, *_ in groups
     ]
-    # Two parts of one data set are told apart.
+    # If a name occurs twice, the split is added to it.
     split = {key: f"{name}, {key[2]}" for key, name in zip(groups, names, strict=True)}
     return {
         (split[key] if names.count(name) > 1 else name): found
@@ -44,7 +44,7 @@ def retained_cells(rows: Sequence[Result]) -> Cells:
 
 
 def headline_table(cells: Cells) -> Table:
-    """Build the table of retained scores: one line a data set, one column a use.
+    """Build the table of retained scores: one line per data set, one column per use.
 
     Args:
         cells: see `retained_cells`.
@@ -68,7 +68,7 @@ def headline_table(cells: Cells) -> Table:
 
 
 def headline_picture(cells: Cells) -> Picture:
-    """Draw the retained scores: one group a data set, one bar a use."""
+    """Draw the retained scores: one group of bars per data set, one bar per task."""
     numbers: dict[str, list[object]] = {
         key: []
         for key in (
@@ -132,7 +132,7 @@ def headline_picture(cells: Cells) -> Picture:
     axes.set_xticks(range(len(cells)), [_heading(name, cells[name]) for name in cells])
     axes.set_ylabel("retained: 1 is nothing lost, 0 is chance")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines["bottom"].set_zorder(4)  # above the white behind a label that stands at 0
+    axes.spines["bottom"].set_zorder(4)  # above the white box of a label at 0
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
         "Retained score: (pruned - chance) / (dense - chance)\n(whiskers: 95%, paired bootstrap "

@@ -1,4 +1,4 @@
-"""Exact against estimated, one by one, and the range in which the estimate is near."""
+"""Figure of second-order estimates against exact values, and the range where they are close."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -15,7 +15,7 @@ _GREY = "#444444"
 
 
 class Judged(Protocol):
-    """An estimate beside what it estimates, see `prunelit.metrics.validity.Validity`."""
+    """Estimates beside the exact values, see `prunelit.metrics.validity.Validity`."""
 
     dz: np.ndarray
     exact: np.ndarray
@@ -27,12 +27,12 @@ class Judged(Protocol):
 
 
 def scatter_picture(quantities: Mapping[str, Judged], near: float, title: str) -> Picture:
-    """Above, estimate against exact value; below, the relative error against dz.
+    """Draw the estimate against the exact value and, below it, the relative error against dz.
 
     Args:
-        quantities: of those in `estimated_quantities`, by name.
-        near: relative error below which the estimate is said to hold.
-        title: of the figure, saying what a dot is and how many there are.
+        quantities: estimates by name; the names are those of `estimated_quantities`.
+        near: an estimate is close if its relative error is below this number.
+        title: title of the figure, with the meaning and the number of the dots.
     """
     figure = Figure(figsize=(3.3 * len(quantities), 6.2), layout="constrained")
     panels = figure.subplots(2, len(quantities), squeeze=False)
@@ -53,7 +53,7 @@ def scatter_picture(quantities: Mapping[str, Judged], near: float, title: str) -
         above.set_title(f"{label}\nrank correlation {found.rank_correlation:.3f}", fontsize=9)
         above.set_xlabel("exact")
         below.set_xlabel("std of dz under p, logit units")
-        # A logarithm has no place for what is 0.
+        # A logarithmic axis cannot show 0.
         seen = (found.estimate > 0) & (found.dz > 0) & (error > 0)
         if seen.any():
             x, y = found.exact[seen], found.estimate[seen]
@@ -98,7 +98,7 @@ def scatter_picture(quantities: Mapping[str, Judged], near: float, title: str) -
 
 
 def logarithmic(axes: Axes) -> None:
-    """Both scales logarithmic, with ticks at 1, 2 and 5 where few powers of ten are in sight."""
+    """Make both axes logarithmic; an axis below two decades has ticks at 1, 2 and 5."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):

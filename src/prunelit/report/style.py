@@ -1,4 +1,4 @@
-"""The look of every figure: one colour a space, a curve with its band."""
+"""The style of all figures: one colour per space, and curves with a band."""
 
 from matplotlib.axes import Axes
 
@@ -8,6 +8,6 @@ SPACES = {"embedding": "#4C72B0", "logit": "#55A868", "probability": "#C44E52"}
 
 
 def draw(axes: Axes, curve: Curve, colour: str, label: str, linestyle: str = "solid") -> None:
-    """The mean as a line and the band, as `curve.band` says, as a shade."""
+    """Draw the mean as a line and the band as a shaded area."""
     axes.plot(curve.x, curve.mean, color=colour, label=label, linestyle=linestyle, linewidth=1.5)
     axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)

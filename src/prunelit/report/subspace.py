@@ -1,4 +1,4 @@
-"""Figures of the answer options: the spaces restricted to them, and single questions."""
+"""Figures of the task `Subspace`: the answer options in each space, and single questions."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from prunelit.report.figures import CHANCE, DENSE, PRUNED
 from prunelit.report.style import SPACES
 
 _MODELS = {"dense": DENSE, "pruned": PRUNED}
-_WIDTH = 0.38  # of a bar, in groups of two
+_WIDTH = 0.38  # of a bar; a group has two bars
 
 # A mean and its standard error.
 Mean = tuple[float, float]
@@ -23,16 +23,16 @@ Mean = tuple[float, float]
 
 @dataclass
 class Shown:
-    """One question as both models see it.
+    """One question with the answers of both models.
 
     Args:
-        number: of the row.
-        prompt: that both models read.
-        options: (S,), texts.
-        tokens: (S,), the token of each option.
-        label: place of the right option.
-        log_likelihoods: by model (S,), of the option tokens, nats.
-        top: by model the most probable tokens: text, probability, whether it is an option's.
+        number: number of the row.
+        prompt: the prompt that both models read.
+        options: (S,), text of each option.
+        tokens: (S,), token of each option.
+        label: index of the right option.
+        log_likelihoods: by model, (S,), log-likelihood of each option's token, nats.
+        top: by model, the most probable tokens: text, probability, True for the token of an option.
     """
 
     number: int
@@ -45,11 +45,11 @@ class Shown:
 
 
 def spaces_picture(means: Mapping[str, Mean], n: int) -> Picture:
-    """The three spaces on the full vocabulary beside the same on the options alone.
+    """Draw cosines and divergences on the full vocabulary, beside those on the options alone.
 
     Args:
-        means: by quantity, and by `subspace_` and quantity.
-        n: questions.
+        means: mean by quantity; names with the prefix `subspace_` are those on the options.
+        n: number of questions.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2.2])
@@ -109,12 +109,12 @@ def spaces_picture(means: Mapping[str, Mean], n: int) -> Picture:
 
 
 def options_picture(means: Mapping[str, Mean], chance: float, n: int) -> Picture:
-    """Accuracy, probability of the options, and their log-likelihoods, dense beside pruned.
+    """Draw accuracy, probability and log-likelihoods of the options, dense beside pruned.
 
     Args:
-        means: by `<model>/<quantity>`.
-        chance: accuracy of guessing.
-        n: questions.
+        means: mean by `<model>/<quantity>`.
+        chance: accuracy of random guessing.
+        n: number of questions.
     """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -165,7 +165,7 @@ def options_picture(means: Mapping[str, Mean], chance: float, n: int) -> Picture
 
 
 def item_picture(shown: Shown) -> Picture:
-    """One question: log-likelihoods of its options, and the top tokens of both models."""
+    """Draw one question: log-likelihoods of its options, and the top tokens of both models."""
     rows = max(2 * len(shown.options), len(shown.top["dense"]))
     figure = Figure(figsize=(12, 1.7 + 0.26 * rows), layout="constrained")
     left, *others = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
@@ -222,7 +222,7 @@ def item_picture(shown: Shown) -> Picture:
 
 
 def item_lines(shown: Shown) -> dict[str, str]:
-    """One question as a row of a text table."""
+    """Format one question as a row of a text table."""
     answers = {
         model: shown.options[int(np.argmax(values))]
         for model, values in shown.log_likelihoods.items()
@@ -239,7 +239,7 @@ def item_lines(shown: Shown) -> dict[str, str]:
 
 
 def drawable(text: str) -> str:
-    """Characters that the figures' font lacks as escapes, as in Python; a box would say nothing."""
+    """Replace characters that the font of the figures lacks by their Python escapes."""
     font = get_font(findfont(FontProperties()))
     return "".join(
         character

@@ -1,4 +1,4 @@
-"""Results as text."""
+"""Tables of results."""
 
 import io
 import math
@@ -12,7 +12,7 @@ from prunelit.report.results import Result
 
 
 def show(table: Table) -> None:
-    """Print a table on stdout, no narrower than it needs where stdout is not a terminal."""
+    """Print a table on stdout. If stdout is not a terminal, no column is cut or wrapped."""
     console = Console()
     if not console.is_terminal:
         needed = Console(width=10_000).measure(table).maximum
@@ -21,7 +21,7 @@ def show(table: Table) -> None:
 
 
 def as_text(table: Table) -> str:
-    """The table in plain characters, 100 columns at most."""
+    """Format a table as plain text of at most 100 characters per line."""
     console = Console(width=100, file=io.StringIO())
     with console.capture() as capture:
         console.print(table)
@@ -29,7 +29,7 @@ def as_text(table: Table) -> str:
 
 
 def results_table(rows: Sequence[Result]) -> Table:
-    """Dense, pruned and difference, one line a metric, each with its standard error."""
+    """Build the table of dense, pruned and difference with standard errors, one line per metric."""
     table = Table(title="Dense against pruned (value ± standard error)", title_justify="left")
     table.add_column("task")
     table.add_column("metric")
@@ -55,11 +55,12 @@ def results_table(rows: Sequence[Result]) -> Table:
 
 
 def grouped_table(rows: Sequence[Result], groups: str) -> Table:
-    """One line a group, one column a quantity, each value with its standard error.
+    """Build a table with one line per group and one column per quantity, with standard errors.
 
     Args:
-        rows: of one task and model, with metrics `<group>/<quantity>`; a group may hold a slash.
-        groups: what the groups are.
+        rows: results of one task and model. Their metrics are named `<group>/<quantity>`; a group
+            may contain slashes.
+        groups: heading of the column of groups.
     """
     table = Table(title=f"{rows[0].task} (value ± standard error)", title_justify="left")
     lines: dict[str, dict[str, Result]] = {}
@@ -78,7 +79,7 @@ def grouped_table(rows: Sequence[Result], groups: str) -> Table:
 
 
 def pruning_table(report: dict[str, Any]) -> Table:
-    """Achieved sparsity, seconds and peak memory of each block."""
+    """Build the table of achieved sparsity, seconds and peak memory, one line per block."""
     table = Table(
         title=f"Achieved sparsity {report['sparsity']:.4f} of the linear weights in all blocks",
         caption=f"peak memory: {report['peak_memory']}",
@@ -98,7 +99,7 @@ def pruning_table(report: dict[str, Any]) -> Table:
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows with the same keys as a Markdown table, which TensorBoard renders."""
+    """Format rows with the same keys as a Markdown table, which TensorBoard renders."""
     keys = list(rows[0])
     lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
     for row in rows:

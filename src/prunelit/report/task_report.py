@@ -1,4 +1,4 @@
-"""Everything that one task hands to the report of a run."""
+"""The report of one task: results, table, curves, figures, texts and items."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from prunelit.report.results import Result
 
 @dataclass
 class TaskReport:
-    """The results of one task, and what is shown beside them.
+    """The results of one task, with table, curves, figures, texts and items.
 
-    Every process builds the report at every validation. `results` and `table` are built then, so
-    they must be cheap. Everything else is an iterable that the writing process iterates over once,
-    after the validation of a whole run. A generator function (`yield`) does its work only there:
-    no figure is drawn between two training epochs, and items are written without holding them all.
+    Every process builds the report at every validation. This includes `results` and `table`, so
+    they must be cheap. Everything else is an iterable. Only the process that writes the files
+    iterates over it, once, after the validation of a whole run. With generator functions (`yield`),
+    no figure is drawn between two training epochs, and items are written one by one.
 
     Args:
         results: the measured numbers.
-        table: of these results, printed instead of a line each in the table of all results; None
-            prints those lines.
+        table: table of these results. It is printed in place of their lines in the table of all
+            results. None prints those lines.
         curves: quantities over blocks or decoding steps.
         pictures: pairs of a name and a figure with its numbers.
         texts: rows of a text table in TensorBoard, all with the same keys.

@@ -13,28 +13,28 @@ Layout = dict[str, dict[str, list[object]]]
 
 
 def curve_tag(task: str, curve: Curve) -> str:
-    """`val/<task>/<tag>/by_<axis>`, since a row of the same task may have the curve's own name."""
+    """Return `val/<task>/<tag>/by_<axis>`. `by_<axis>` keeps it apart from a result's name."""
     return f"val/{task}/{curve.tag}/by_{curve.axis}"
 
 
 def write_pictures(writer: SummaryWriter, pictures: Mapping[str, Picture]) -> None:
-    """Each figure under its name."""
+    """Write each figure under its name."""
     for name, picture in pictures.items():
         writer.add_figure(name, picture.figure, close=False)
 
 
 def write_texts(writer: SummaryWriter, texts: Mapping[str, Sequence[dict[str, str]]]) -> None:
-    """The texts of each task that has any, as a table."""
+    """Write the texts of each task as a table."""
     for task, rows in texts.items():
         if rows:
             writer.add_text(f"val/{task}/texts", markdown_table(rows))
 
 
 def write_curves(writer: SummaryWriter, curves: Mapping[str, Sequence[Curve]]) -> None:
-    """The curves of each task as scalars over blocks or steps, and a page of charts for each task.
+    """Write the curves of each task as scalars, and a page of charts for each task.
 
-    The step of a scalar is the block or the decoding step, so that runs lie over each other. Places
-    where no item was measured are left out.
+    The step of a scalar is the block or the decoding step, so that the curves of several runs are
+    drawn over each other. Blocks and steps without an item are left out.
     """
     for task, of_task in curves.items():
         for curve in of_task:
@@ -46,10 +46,10 @@ def write_curves(writer: SummaryWriter, curves: Mapping[str, Sequence[Curve]]) -
 
 
 def layout(curves: Mapping[str, Sequence[Curve]]) -> Layout:
-    """A page a task, a chart for each family of curves that were measured in the same way.
+    """Return one page per task, with one chart per family of curves.
 
-    Curves of one chart have one tag but for its last part, and that part differs by the space or by
-    the direction of the KL: the three cosines are in one chart, the divergences in another.
+    Tags of one chart differ only in their last part, by the space or by the direction of the KL:
+    the three cosines are in one chart, the divergences in another.
     """
     pages: Layout = {}
     for task, of_task in curves.items():

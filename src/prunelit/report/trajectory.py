@@ -16,7 +16,7 @@ MODES = {
     "teacher_forced": "teacher-forced: both read the dense rollout",
     "free_running": "free-running: each reads its own rollout",
 }
-# All of the logit space, told apart by what weighs the tokens of the vocabulary.
+# Standard deviations of dz under different weights of the tokens, with label and colour.
 _SPREADS = {
     "logit_std": ("uniform", SPACES["logit"]),
     "logit_std_p": ("under p", SPACES["probability"]),
@@ -29,7 +29,7 @@ Curves = Mapping[str, Curve]
 
 
 def cosines_picture(curves: Curves) -> Picture:
-    """Cosines in the three spaces."""
+    """Draw the cosines in the three spaces."""
     board = _Board(curves, ["cosine dense, pruned"])
     for mode, (axes,) in board.columns:
         for space, colour in SPACES.items():
@@ -38,7 +38,7 @@ def cosines_picture(curves: Curves) -> Picture:
 
 
 def kl_picture(curves: Curves) -> Picture:
-    """Both Kullback-Leibler divergences over the probability cosine."""
+    """Draw both Kullback-Leibler divergences and, below them, the probability cosine."""
     board = _Board(curves, ["KL, nats", "probability cosine"])
     colour = SPACES["probability"]
     for mode, (above, below) in board.columns:
@@ -49,13 +49,13 @@ def kl_picture(curves: Curves) -> Picture:
 
 
 def logits_picture(curves: Curves) -> Picture:
-    """Magnitude of dz, and its standard deviation under several weights of the vocabulary."""
+    """Draw the magnitude of dz and its standard deviation under several weights of the tokens."""
     board = _Board(curves, ["magnitude, logit units", "standard deviation, logit units"])
     for mode, (above, below) in board.columns:
         root = rooted(curves[f"{mode}/logit_mse"], f"{mode}/logit_rms")
         board.draw(above, root, _GREY, "root mean square of dz")
         for quantity, (label, colour) in _SPREADS.items():
-            # Four bands on one another would hide what they belong to.
+            # Four bands on top of each other are hard to tell apart.
             banded = quantity in ("logit_std", "logit_std_p")
             label = f"spread of dz, {label}" if banded else f"spread of dz, {label} (no band)"
             board.draw(below, f"{mode}/{quantity}", colour, label, band=banded)
@@ -63,7 +63,7 @@ def logits_picture(curves: Curves) -> Picture:
 
 
 def theory_picture(curves: Curves) -> Picture:
-    """Exact and estimated deviation of every space, teacher-forced."""
+    """Draw the exact and the estimated deviation in every space, teacher-forced."""
     figure = Figure(figsize=(13, 3.9), layout="constrained")
     used = []
     for axes, (quantity, label, colour) in zip(
@@ -89,7 +89,7 @@ def theory_picture(curves: Curves) -> Picture:
 
 
 def accumulation_picture(curves: Curves) -> Picture:
-    """Free-running minus teacher-forced deviation of the same prompts."""
+    """Draw the free-running minus the teacher-forced deviation of the same prompts."""
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     above, below = figure.subplots(2, 2, height_ratios=[4, 1], sharex=True)
     used = [curves[f"accumulation/{space}_distance"] for space in SPACES]
@@ -113,13 +113,13 @@ def accumulation_picture(curves: Curves) -> Picture:
 
 
 def estimated_quantities() -> list[tuple[str, str, str]]:
-    """What has an estimate: its quantity, how its deviation is written, and its colour."""
+    """Return name, label and colour of each quantity that has a second-order estimate."""
     cosines = [(f"{space}_cosine", f"1 - cos, {space}", colour) for space, colour in SPACES.items()]
     return [*cosines, ("kl_dense_pruned", "KL(dense ‖ pruned), nats", SPACES["probability"])]
 
 
 def alive(axes: Axes, curve: Curve, label: str) -> None:
-    """How many prompts each step has, as a strip below a figure."""
+    """Draw the number of prompts at each step, as a strip below a figure."""
     axes.bar(curve.x, curve.n, width=0.8, color="#BBBBBB")
     axes.set_ylabel(label, fontsize=8)
     axes.set_ylim(0, 1.1 * max(curve.n))
@@ -129,10 +129,10 @@ def alive(axes: Axes, curve: Curve, label: str) -> None:
 
 
 class _Board:
-    """One column of panels a mode, and under each how many prompts are alive.
+    """A grid of panels: one column per mode, with the number of prompts alive below each column.
 
-    Cosines have one scale in both columns. Distances do not: feedback may multiply them, and on one
-    scale teacher forcing would be a line at 0.
+    Both columns have the same scale for cosines. Distances have a scale per column: feedback may
+    multiply them, and on a common scale the teacher-forced curve would look like 0.
     """
 
     def __init__(self, curves: Curves, labels: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ class _Board:
         self._used: list[Curve] = []
         modes = [mode for mode in MODES if f"{mode}/embedding_cosine" in curves]
         rows = len(labels) + 1
-        # One column is as wide as the title needs.
+        # A single column must be wide enough for the title.
         width = max(9.5, 2.6 + 3.9 * len(modes))
         self._figure = Figure(figsize=(width, 1.6 + 2.6 * len(labels)), layout="constrained")
         panels = self._figure.subplots(
@@ -194,7 +194,7 @@ class _Board:
 
 
 def _distance(curve: Curve) -> Curve:
-    """1 - cosine, whose band is turned over."""
+    """Turn a cosine into 1 - cosine. The ends of the band change places."""
     mean, low, high = (1 - np.array(x) for x in (curve.mean, curve.low, curve.high))
     return replace(
         curve,
@@ -206,7 +206,7 @@ def _distance(curve: Curve) -> Curve:
 
 
 def _drawable(curve: Curve) -> Curve:
-    """With gaps where a model excludes a token and a divergence is infinite."""
+    """Turn infinite values into gaps: a divergence is infinite if a model excludes a token."""
     finite = {
         name: np.where(np.isfinite(values := getattr(curve, name)), values, np.nan).tolist()
         for name in ("mean", "low", "high")
@@ -215,7 +215,7 @@ def _drawable(curve: Curve) -> Curve:
 
 
 def _bare(curve: Curve) -> Curve:
-    """Without its band."""
+    """Remove the band of a curve."""
     absent = [float("nan")] * len(curve.mean)
     return replace(curve, low=absent, high=absent)
 

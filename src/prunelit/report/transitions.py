@@ -1,4 +1,4 @@
-"""Figures of what each sublayer does, block by block."""
+"""Figures of the task `Transitions`: dense against pruned after each sublayer, by block."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ Curves = Mapping[str, Curve]
 
 
 def kind_picture(curves: Curves, kind: str) -> Picture:
-    """Cosines after every sublayer of a kind, one panel a variant and phase."""
+    """Draw the cosines after every sublayer of a kind, one panel per variant and phase."""
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     used = []
@@ -34,14 +34,14 @@ def kind_picture(curves: Curves, kind: str) -> Picture:
                 draw(axes, curve, colour, space)
             axes.set_title(f"{_VARIANTS[variant]}\n{_PHASES[phase]}", fontsize=9)
     for axes in panels.flat:
-        axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))  # there is nothing above 1
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))  # a cosine is at most 1
     _finish(panels, "cosine dense, pruned")
     figure.suptitle(f"After {_name(kind)} of each block (band: min-max over tokens)", fontsize=11)
     return Picture(figure, curve_numbers(used))
 
 
 def kl_picture(curves: Curves) -> Picture:
-    """KL after every sublayer, exact and estimated, one panel a variant and phase."""
+    """Draw exact and estimated KL after every sublayer, one panel per variant and phase."""
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     used = []
@@ -70,7 +70,10 @@ def kl_picture(curves: Curves) -> Picture:
 
 
 def theory_picture(curves: Curves) -> Picture:
-    """Exact against estimated, one dot a sublayer, variant and phase (mean over prompts)."""
+    """Draw estimates against exact values, one dot per sublayer, variant and phase.
+
+    A dot is the mean over prompts.
+    """
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 4)
     quantities = {f"{space}_cosine": (f"1 - cos, {space}", c) for space, c in SPACES.items()}

@@ -1,4 +1,4 @@
-"""Several prunings of one model, and one table of them."""
+"""Variants: several prunings of one model, and the table that compares them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ _FURTHER = ("perplexity", "kl_dense_pruned")
 
 @dataclass
 class Variant:
-    """One pruning of the model, and what was measured of it.
+    """One pruning of the model, with its results.
 
     Args:
-        name: of the variant.
+        name: name of the variant.
         rows: its results.
         curves: its curves, by task.
         sparsity: share of the linear weights of all blocks that are 0.
-        dropped: what was dropped as a whole and how many of it, as `("blocks", 4)`; None where
-            single weights go.
+        dropped: kind and number of dropped parts, such as `("blocks", 4)`; None if pruning sets
+            single weights to 0.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Variant:
     dropped: tuple[str, int] | None = None
 
     def find(self, task: str, metric: str, *models: str) -> Result | None:
-        """The row of the first of `models` that has one."""
+        """Return the result of the first of `models` that has one; None if none has."""
         found = {row.model: row for row in self.rows if (row.task, row.metric) == (task, metric)}
         return next((found[model] for model in models if model in found), None)
 
@@ -46,7 +46,7 @@ def main_scores(variants: Sequence[Variant]) -> dict[tuple[str, str], bool]:
 
 
 def variants_numbers(variants: Sequence[Variant]) -> dict[str, list[object]]:
-    """The numbers of the table in long form, one line a model and metric; dense comes first."""
+    """Return the numbers of the table, one line per model and metric; dense comes first."""
     names = ("variant", "sparsity", "task", "metric", "value", "standard_error", "n")
     columns: dict[str, list[object]] = {name: [] for name in names}
     for name, sparsity, cells in _lines(variants):
@@ -59,7 +59,7 @@ def variants_numbers(variants: Sequence[Variant]) -> dict[str, list[object]]:
 
 
 def variants_cells(variants: Sequence[Variant]) -> list[dict[str, str]]:
-    """Lines of the table: dense, then every variant, with value ± standard error."""
+    """Return the lines of the table: dense, then every variant, with value ± standard error."""
     return [
         {"variant": name, "sparsity": f"{sparsity:.4f}"}
         | {f"{task}\n{metric}": _cell(row) for (task, metric), row in cells.items()}
@@ -87,7 +87,7 @@ def _shown(variants: Sequence[Variant]) -> list[tuple[str, str]]:
 def _lines(
     variants: Sequence[Variant],
 ) -> list[tuple[str, float, dict[tuple[str, str], Result | None]]]:
-    """Name, sparsity and rows of each line of the table."""
+    """Return name, sparsity and results of each line of the table."""
     shown = _shown(variants)
     dense = {key: variants[0].find(*key, "dense") for key in shown}
     lines = [("dense", 0.0, dense)] if any(dense.values()) else []
