@@ -79,7 +79,7 @@ def test_different_arguments_give_different_recipes() -> None:
 
 
 def test_argument_that_was_not_kept_is_named() -> None:
-    with pytest.raises(InputError, match=r"Forgetful to keep its argument `damping`"):
+    with pytest.raises(InputError, match=r"Forgetful to store its argument `damping`"):
         describe(Forgetful(0.1))
     with pytest.raises(InputError, match="Forgetful"):
         describe({"pruner": [Forgetful(0.1)]})

@@ -26,7 +26,7 @@ from prunelit.private_api import HookedCLI, replace_lists
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
-# Warnings of Lightning that do not concern a run without training.
+# Warnings of Lightning that do not apply to a run of prunelit.
 _BESIDE_THE_POINT = (
     ".*configure_optimizers` returned `None`",
     ".*isinstance\\(treespec, LeafSpec\\)` is deprecated",
@@ -51,10 +51,10 @@ class OneSentenceParser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the configuration where the run logs; that of a sweep beside all its variants."""
+    """Write the configuration to the folder of the run, or to the folder of all variants."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it on the first rank, also if the folder of the run has one."""
+        """Write the configuration of a sweep on rank 0, and replace an earlier file."""
         if not self.save_to_log_dir:
             path = sweep_folder(trainer) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class PruneLitCLI(HookedCLI):
 
 
 def run(args: list[str] | None = None) -> PruneLitCLI:
-    """Parse the arguments and run; None takes those of the process, which DDP passes on."""
+    """Parse the arguments and run; None takes the arguments of the process, which DDP passes on."""
     return PruneLitCLI(
         PairedLM,
         PruneData,
@@ -143,7 +143,7 @@ def run(args: list[str] | None = None) -> PruneLitCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,
-        # A logger with a fixed version overwrites the files of the last run, so this file too.
+        # A logger with a fixed version overwrites the files of the last run; so does this file.
         save_config_kwargs={"overwrite": True},
         parser_class=OneSentenceParser,
         args=args,
@@ -152,7 +152,7 @@ def run(args: list[str] | None = None) -> PruneLitCLI:
 
 def main(args: list[str] | None = None) -> None:
     """Run; print an InputError as one sentence on stderr and exit with status 2."""
-    # Lightning advertises products that it can log to.
+    # Lightning prints advertisements of products that it can log to.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in _BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message=message)

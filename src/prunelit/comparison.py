@@ -16,8 +16,8 @@ from prunelit.models.architecture import check_length, check_unembedding, final_
 
 __all__ = ["compare"]
 
-# Tokens whose logits exist at a time. It bounds the memory of the (tokens, V) logits, and is large
-# enough for a fast matrix product. Accelerators are faster with larger ones.
+# Tokens per matrix product with the unembedding. A chunk bounds the memory of the (tokens, V)
+# logits and is large enough for a fast product. Accelerators are faster with larger chunks.
 CPU_CHUNK, ACCELERATOR_CHUNK = 128, 512
 
 
@@ -34,8 +34,7 @@ def compare(
     """Measure how far the pruned model deviates from the dense one, on average over all tokens.
 
     Both models get the same tokens (teacher forcing). The embedding is the last hidden state after
-    the final norm. Logits are computed for a few tokens at a time, so that memory never holds those
-    of all tokens.
+    the final norm. Logits are computed for a few tokens at a time, which bounds the memory.
 
     Args:
         dense: the reference.
@@ -167,7 +166,7 @@ def token_deviations(
 
 
 def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel) -> None:
-    """Refuse two models with another vocabulary or hidden size.
+    """Refuse two models that differ in vocabulary or hidden size.
 
     Raises:
         InputError: naming the size that differs.

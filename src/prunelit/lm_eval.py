@@ -2,7 +2,7 @@
 
     python -m prunelit.lm_eval --model prunelit --model_args source=runs/wanda/pruned --tasks piqa
 
-All other options are those of `lm_eval`. In Python, call `register()` before
+All other options are options of `lm_eval`. In Python, call `register()` before
 `lm_eval.simple_evaluate(model="prunelit", model_args={"source": ...}, ...)`.
 """
 
@@ -35,18 +35,18 @@ def register() -> type:
     harness: Any = _harness("lm_eval.models.huggingface")
 
     class PrunedLM(harness.HFLM):
-        """A model read by `load_pretrained`, which also reads folders with dropped sublayers.
+        """Model that `load_pretrained` reads, so that dropped sublayers are read too.
 
         Args:
             source: see `prunelit.load_pretrained`.
-            device: of torch. None is a GPU if there is one, or else the CPU. `cuda`, the default of
-                the harness's command, is the CPU on a machine without a GPU.
+            device: a torch device. None uses a GPU if there is one, or else the CPU. `cuda`, the
+                default of the harness's command, falls back to the CPU without a GPU.
             dtype: of the weights; `auto` is the dtype they are stored in.
             attn_implementation: as in transformers; None is its default.
             trust_remote_code: run code that comes with the weights.
             revision: branch, tag or commit on the hub.
             batch_size: sequences per batch.
-            **options: others of the harness's class (`max_length`, `add_bos_token`, ...).
+            **options: other arguments of the harness's class (`max_length`, `add_bos_token`, ...).
         """
 
         def __init__(

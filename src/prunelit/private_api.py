@@ -1,7 +1,7 @@
 """All uses of private parts of Lightning and jsonargparse.
 
 A new release may change them without notice. `tests/test_private_api.py` checks each of them, and
-`pyproject.toml` admits the releases that pass.
+`pyproject.toml` allows the releases that pass.
 
 Internal: nothing here is public.
 """
@@ -18,13 +18,13 @@ try:
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 except ImportError as error:
     raise ImportError(
-        f"This release of Lightning or jsonargparse lacks a private part that prunelit uses "
+        f"This release of Lightning or jsonargparse has no private part that prunelit uses "
         f"({error}): install the releases that prunelit's requirements name."
     ) from error
 
 
 def child_processes(trainer: Trainer) -> list[Popen]:
-    """Return the processes that Lightning started from this one; none if another program did."""
+    """Return the processes that Lightning started; empty if another program started this one."""
     launcher = trainer.strategy.launcher
     return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
 
@@ -62,7 +62,7 @@ def replace_lists(parser: LightningArgumentParser, option: str) -> None:
 
 
 class HookedCLI(LightningCLI):
-    """LightningCLI with public methods to override where Lightning has private ones.
+    """LightningCLI with public methods in place of Lightning's private ones.
 
     A checkpoint given by `--ckpt_path` does not change the configuration: Lightning would let the
     hyperparameters in it override the options that the user gives.

@@ -15,9 +15,9 @@ from prunelit.errors import InputError
 def describe(value: Any) -> Any:
     """Return plain data that rebuilds `value`: `{class_path, init_args}` for an object.
 
-    Plain values stay as they are; a function becomes the path it is imported by. An object must
+    Plain values stay as they are. A function becomes the path it is imported by. An object must
     store each constructor argument in an attribute of the same name (the scikit-learn convention).
-    Any object can then be described, a user's own too, without a registry.
+    Classes of a user then need no registry.
 
     Raises:
         InputError: if an argument is not stored under its name, or a function cannot be imported.
@@ -56,8 +56,8 @@ def describe(value: Any) -> Any:
     for name in _arguments(cls):
         if name not in getattr(value, "__dict__", {}):
             raise InputError(
-                f"Expected {cls.__qualname__} to keep its argument `{name}` as `self.{name}`, so "
-                "that its recipe can be written: add that line to its constructor."
+                f"Expected {cls.__qualname__} to store its argument `{name}` as `self.{name}` "
+                "for its recipe: add that line to its constructor."
             )
         arguments[name] = describe(vars(value)[name])
     return {"class_path": public_path(cls), "init_args": arguments}

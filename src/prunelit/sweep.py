@@ -70,7 +70,7 @@ def sweep(
     try:
         for place, name in enumerate(pruners):
             rank_zero_info(f"Variant {place + 1} of {len(pruners)}: {name}.")
-            pruning = prunings.pop(name)  # with its masks, which nobody needs afterwards
+            pruning = prunings.pop(name)  # frees its masks after the variant
             trainer.callbacks = [start, pruning, *others, results]  # type: ignore[attr-defined]
             trainer.loggers = [_version(trainer, logger, name)] if logger else []
             results.folder = None if logger else sweep_folder(trainer) / name
@@ -88,7 +88,7 @@ def sweep(
             overview_logger = _version(trainer, logger, OVERVIEW) if logger else None
             _write(variants, sweep_folder(trainer), overview_logger)
             if missing := [name for name in pruners if name not in {v.name for v in variants}]:
-                rank_zero_info(f"Without {', '.join(missing)}, which failed or did not begin.")
+                rank_zero_info(f"Not in the figures: {', '.join(missing)} (failed or not started).")
 
 
 def sweep_folder(trainer: Trainer) -> Path:
@@ -138,8 +138,8 @@ def _check(
     for name, pruner in pruners.items():
         if not re.fullmatch(r"\w[\w.+=-]*", name) or name in (OVERVIEW, FIGURES):
             raise InputError(
-                f"Expected every name in `variants` to be that of a folder, of letters, digits and "
-                f"`_.+=-`, other than {OVERVIEW} and {FIGURES}, but got {name!r}."
+                f"Expected names in `variants` of letters, digits and `_.+=-`, since each names a "
+                f"folder, and other than {OVERVIEW} and {FIGURES}, but got {name!r}."
             )
         if not isinstance(pruner, Pruner):
             raise InputError(
@@ -158,7 +158,10 @@ def _check(
         )
     for path in (sweep_folder(trainer), *(sweep_folder(trainer) / name for name in pruners)):
         if path.exists() and not path.is_dir():
-            raise InputError(f"Expected a folder for the results at {str(path)!r}, not a file.")
+            raise InputError(
+                f"Expected a folder for the results at {str(path)!r} but found a file: rename or "
+                "move the file."
+            )
     if len(trainer.loggers) > 1 or not all(
         isinstance(logger, TensorBoardLogger) for logger in trainer.loggers
     ):

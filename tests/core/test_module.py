@@ -150,7 +150,7 @@ def test_other_data_is_refused(module: PairedLM, make_trainer: Callable[..., Pru
         def val_dataloader(self) -> list:
             return []
 
-    with pytest.raises(InputError, match="Expected a `PruneData`"):
+    with pytest.raises(InputError, match="to be a `PruneData`"):
         make_trainer().validate(module, datamodule=Nothing())  # type: ignore[arg-type]
 
 

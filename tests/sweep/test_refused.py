@@ -40,9 +40,9 @@ def refused(
     [
         (lambda c: c.update(variants={}), ["at least one pruner in `variants`"]),
         (lambda c: c.pop("variants"), ["required: sweep.variants"]),
-        (lambda c: c["variants"].update({"a/b": DROP}), ["that of a folder", "'a/b'"]),
-        (lambda c: c["variants"].update({"..": DROP}), ["that of a folder", "'..'"]),
-        (lambda c: c["variants"].update({"": DROP}), ["that of a folder", "''"]),
+        (lambda c: c["variants"].update({"a/b": DROP}), ["each names a folder", "'a/b'"]),
+        (lambda c: c["variants"].update({"..": DROP}), ["each names a folder", "'..'"]),
+        (lambda c: c["variants"].update({"": DROP}), ["each names a folder", "''"]),
         (lambda c: c["variants"].update({"overview": DROP}), ["got 'overview'"]),
         (lambda c: c["variants"].update({"figures": DROP}), ["got 'figures'"]),
         (lambda c: c["trainer"].update(max_epochs=1), ["`trainer.max_epochs` 0 but got 1"]),

@@ -24,7 +24,7 @@ class TaskProgressBar(RichProgressBar):
 
     @property
     def validation_description(self) -> str:
-        """The name of the current task."""
+        """Name of the current task."""
         return self._task_name
 
     def on_validation_batch_start(

@@ -44,8 +44,8 @@ class Results(Callback):
     """
 
     def __init__(self) -> None:
-        self.folder: Path | None = None  # where to write; None is as above
-        self.curves: dict[str, list[Curve]] = {}  # of each task, on the process that writes
+        self.folder: Path | None = None  # for the files; None is the folder in the docstring
+        self.curves: dict[str, list[Curve]] = {}  # by the task's name; empty on other ranks than 0
         self._tables: list[Table] = []  # to print
         self._into = Path()
         self._written: Path | None = None
@@ -56,7 +56,7 @@ class Results(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write results, items, figures and TensorBoard; on the first rank only."""
-        # Validation between epochs of recovery logs its scalars; the results are those of the end.
+        # A validation during training logs its scalars, and writes no files.
         if trainer.state.fn != "validate" or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, PairedLM)
@@ -103,7 +103,7 @@ class Results(Callback):
         rank_zero_info(f"Results: {self._written}")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                rank_zero_info(f"Look at it: tensorboard --logdir {logger.save_dir}")
+                rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
         assert isinstance(pl_module, PairedLM)
         if cells := retained_cells(pl_module.results):
             show(headline_table(cells))
@@ -141,7 +141,7 @@ class Results(Callback):
 
 
 def printed_tables(reports: Iterable[TaskReport]) -> list[Table]:
-    """One table of the results of all tasks without their own table, then those own tables."""
+    """Build one table of all tasks that have no table of their own, then add those own tables."""
     reports = list(reports)
     rows = [row for report in reports if report.table is None for row in report.results]
     own = [report.table for report in reports if report.table is not None]
@@ -149,7 +149,7 @@ def printed_tables(reports: Iterable[TaskReport]) -> list[Table]:
 
 
 def flatten(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested recipe to `sparsity.ratio: 0.5` pairs; a class is given by its name."""
+    """Flatten a nested recipe to keys such as `sparsity.ratio`. A class becomes its name."""
     flat: dict[str, Any] = {}
     for key, value in arguments.items():
         if isinstance(value, dict) and "class_path" in value:

@@ -16,14 +16,14 @@ class Evaluation:
     """One pass of both models over the items of every task.
 
     Args:
-        trainer: that validates.
+        trainer: of the validation.
         pair: the models, on their device.
-        data: prepared.
+        data: the tasks, after `prepare`.
 
     Attributes:
-        results: the numbers of all tasks, after `summarise`.
-        reports: what each task reports, by the task's name, from `summarise` to `finish`.
-        failed: errors of the tasks whose items could not be summed up, by the task's name.
+        results: results of all tasks, after `summarise`.
+        reports: the report of each task by its name, from `summarise` to `finish`.
+        failed: errors of the tasks that could not compute their results, by the task's name.
     """
 
     def __init__(self, trainer: Trainer, pair: ModelPair, data: PruneData) -> None:
@@ -44,7 +44,7 @@ class Evaluation:
             self._tables[name].assign(indices, values)
 
     def summarise(self, keep_going: bool) -> None:
-        """Collect the items of all ranks and compute the results; called on every rank.
+        """Collect the items of all ranks and compute the results; every rank must call it.
 
         Args:
             keep_going: keep the error of a task in `failed` and compute the other tasks first.

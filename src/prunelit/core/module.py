@@ -192,7 +192,7 @@ class PairedLM(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of one batch and log it with its parts."""
         trainer = self.trainer
-        # Dropout depends on the position in training alone, so that a resumed run is the same.
+        # Dropout depends only on the position in training, so that a resumed run is the same.
         place = (trainer.current_epoch << 32) + batch_idx * trainer.world_size + trainer.global_rank
         torch.manual_seed(place)
         losses = self.recovery.losses(self.pair.pruned, self.pair.dense, batch["input_ids"])
@@ -242,5 +242,8 @@ class PairedLM(LightningModule):
     def _data(self) -> PruneData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PruneData):
-            raise InputError("Expected a `PruneData` as the Trainer's datamodule.")
+            raise InputError(
+                f"Expected the Trainer's datamodule to be a `PruneData` but got "
+                f"{type(data).__name__}: pass `datamodule=PruneData(...)`."
+            )
         return data

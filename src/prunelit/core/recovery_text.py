@@ -44,8 +44,8 @@ class RecoveryText:
 class EpochBatches:
     """This rank's batches of recovery text, in an order drawn from the seed and the epoch.
 
-    Every rank gets the same number of whole batches. The state counts the batches that were given
-    out, so that a run that is resumed within an epoch continues with the next batch.
+    Every rank gets the same number of whole batches. The state counts the batches given out, so
+    that a run resumed within an epoch continues with the next batch.
 
     Args:
         tokens: (S, L).
