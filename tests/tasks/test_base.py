@@ -76,7 +76,7 @@ def test_a_batch_is_collated_and_numbered() -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b"])
 def test_a_name_that_breaks_the_scalar_names_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="Expected a task name"):
+    with pytest.raises(InputError, match="Expected a non-empty task name"):
         Doubling(name, 1)
 
 

@@ -69,7 +69,7 @@ def test_what_collides(
     bad = {"id": "z", "context": "Z?", "choices": choices, "label": 0}
     task = prepare_subspace(questions([option_rows[0], bad]), words)
     assert [item.number for item in task._items] == [0]
-    with pytest.raises(InputError, match="two share it in every row"):
+    with pytest.raises(InputError, match=r"in every row of .* two options have the same one"):
         prepare_subspace(questions([bad]), words)
 
 
@@ -178,11 +178,11 @@ def test_more_top_tokens_than_the_vocabulary_has_are_all_of_it(
     [
         ({"options": "words"}, "Expected `options` in"),
         ({"top_k": 0}, "`top_k` of at least 1 but got 0"),
-        ({"show": -1}, "`show` to hold no negative number but got -1"),
-        ({"show": [0, -2]}, "`show` to hold no negative number"),
+        ({"show": -1}, "no negative number in `show` but got -1"),
+        ({"show": [0, -2]}, "no negative number in `show`"),
         ({"temperature": 0.0}, "`temperature` above 0 but got 0.0"),
-        ({"show": [5]}, "`show` to hold numbers below 5 but got"),
-        ({"show": [2]}, "told apart by their first token but got \\[2\\]"),
+        ({"show": [5]}, "row numbers below 5 in `show` but got"),
+        ({"show": [2]}, "different first tokens but got \\[2\\]"),
         ({"template": "Answer:"}, "Expected the field {context}"),
         ({"options": "letters", "template": "{context}"}, "Expected the field {choices}"),
     ],
@@ -204,7 +204,7 @@ def test_more_choices_than_letters(
     prepare_subspace: Callable[..., Subspace],
 ) -> None:
     row = {"id": "x", "context": "?", "choices": [str(i) for i in range(27)], "label": 0}
-    with pytest.raises(InputError, match=r"at most 26 choices a row but one of .* has 27"):
+    with pytest.raises(InputError, match=r"at most 26 choices per row but a row of .* has 27"):
         prepare_subspace(questions([row]), words, options="letters")
 
 
@@ -220,7 +220,7 @@ def test_a_prompt_that_no_token_of_is_kept(
     module = "prunelit.tasks.subspace"
     monkeypatch.setattr(f"{module}.leading_tokens", lambda _: lead)
     monkeypatch.setattr(f"{module}.encode_text", lambda _, text: [*lead, len(text)])
-    with pytest.raises(InputError, match=r"in row 0 \(id 'a'\) none of its tokens does"):
+    with pytest.raises(InputError, match=r"in row 0 \(id 'a'\) the first token differs"):
         prepare_subspace(questions(), words)
 
 

@@ -177,5 +177,5 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 def test_an_unembedding_that_reads_something_else(make_model: MakeModel) -> None:
     task = Transitions("prompts.jsonl", final_norm=False)
-    with pytest.raises(InputError, match="reads 16 numbers a token while its blocks pass on 32"):
+    with pytest.raises(InputError, match="needs 16 numbers per token but its blocks return 32"):
         task.check(make_model("opt"))

@@ -1,4 +1,4 @@
-"""The contract of everything that is measured."""
+"""The base class of all tasks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,15 +15,15 @@ from prunelit.tasks.item_table import ItemTable, Streamed
 
 
 class Task(ABC):
-    """One measurement of dense and pruned model on the same items.
+    """A measurement of the dense and the pruned model on the same items.
 
-    A task turns its data into items, measures a batch of items, and sums the items up. It never
-    deals with ranks: batches are the same whatever their number, each is measured by one rank,
-    and the table of items is complete before `report` sees it.
+    A task turns its data into items, measures them batch by batch, and summarises them. It needs no
+    code for several ranks: the batches do not depend on the number of ranks, each batch is measured
+    by one rank, and `report` gets the table of all items.
 
     Args:
-        name: the task's part of `val/<task>/<metric>`.
-        batch_size: items a batch. The last bits of a logit depend on it.
+        name: name of the task, used in `val/<task>/<metric>`.
+        batch_size: number of items per batch. The last bits of a logit depend on it.
 
     Example:
         >>> import torch
@@ -50,88 +50,99 @@ class Task(ABC):
     """
 
     needs_reference = False
-    longest = 0  # tokens of the longest sequence that a model will read, set by `prepare`
+    longest = 0  # number of tokens of the longest sequence; `prepare` sets it
 
     def __init__(self, name: str, batch_size: int) -> None:
         if not name or "/" in name:
-            raise InputError(f"Expected a task name without '/' but got {name!r}.")
+            raise InputError(f"Expected a non-empty task name without '/' but got {name!r}.")
         if batch_size < 1:
             raise InputError(f"Expected `batch_size` of at least 1 but got {batch_size}.")
         self.name = name
         self.batch_size = batch_size
 
-    def allow_code_execution(self) -> None:  # noqa: B027 - most run nothing
-        """Programs that a model wrote may be run; called before `read`, if at all."""
+    def allow_code_execution(self) -> None:  # noqa: B027 - most tasks run no code
+        """Allow the task to run code that a model generated.
+
+        It is called before `read`, and only if the user allows it.
+        """
 
     @abstractmethod
     def read(self) -> None:
-        """Read the rows, without any model or tokenizer: the place to refuse bad data early."""
+        """Read the rows, without a model or tokenizer.
+
+        Raises:
+            InputError: the data cannot be used.
+        """
 
     @abstractmethod
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Tokenise and set `longest`; called once after `read`.
+        """Tokenise the items and set `longest`. It is called once, after `read`.
 
         Returns:
             The number of items.
         """
 
-    def check(self, model: PreTrainedModel) -> None:  # noqa: B027 - most need none
-        """Refuse a model that cannot be measured; called once, before any heavy work.
+    def check(self, model: PreTrainedModel) -> None:  # noqa: B027 - most tasks take any model
+        """Raise an error if the task cannot measure a model.
+
+        It is called once, before any expensive work.
 
         Args:
-            model: the dense one, in evaluation mode.
+            model: the dense model, in evaluation mode.
 
         Raises:
-            InputError: saying what does not fit.
+            InputError: the task cannot measure this model.
         """
 
     @abstractmethod
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The batch of the items `indices`; tensors in it are moved to the device."""
+        """Return the batch of the items `indices`. Its tensors are moved to the device."""
 
     @abstractmethod
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> Mapping[str, Tensor | Streamed]:
         """Measure one batch.
 
         Returns:
-            For each column of the table one value (or one row of a tensor) an item of the batch;
-            for each of its sketches the values of tokens.
+            For each column of the table, one value or one row of a tensor per item of the batch.
+            For each sketch of the table, the values of the tokens.
         """
 
     @abstractmethod
     def report(self, table: ItemTable) -> TaskReport:
-        """Sum the items up.
+        """Summarise the items.
 
-        Every process calls it at every validation, those between two training epochs too. What
-        takes long belongs into generators, see `TaskReport`.
+        Every process calls it at every validation, also between two training epochs. Put expensive
+        work into generators, see `TaskReport`.
 
         Args:
-            table: with the values of all items.
+            table: values of all items.
         """
 
     def recipe(self) -> dict[str, Any] | None:
-        """What the values of the items depend on besides the models, as plain data.
+        """Return all settings that the values of the items depend on, as plain data.
 
-        With it batches that an interrupted run measured are not measured again, which pays for
-        itself where they take long; most tasks measure anew. Their values must be tensors then.
+        With a recipe, a resumed run does not measure the finished batches again. This is worth it
+        for slow tasks; most tasks return None and measure all batches again. A task with a recipe
+        must return only tensors from `step`. The models need not be part of the recipe.
         """
         return None
 
     def chunks(self, size: int) -> list[list[int]]:
-        """The items of each batch, every one once, the same on any number of ranks."""
+        """Return the items of each batch. Each item is in one batch, on any number of ranks."""
         return [
             list(range(start, min(start + self.batch_size, size)))
             for start in range(0, size, self.batch_size)
         ]
 
     def common(self) -> dict[str, Any]:
-        """What all batches of one pass over the items hold; most tasks need nothing."""
+        """Return entries that are added to every batch of one pass over the items."""
         return {}
 
     def batches(self, size: int, rank: int, world: int) -> "RankBatches":
-        """This rank's batches: every `world`-th one, and an empty one where a rank has one fewer.
+        """Return the batches of one rank: every `world`-th batch.
 
-        Without the empty one a rank with nothing to do would leave the loop while others wait.
+        A rank with one batch fewer gets an empty batch. Without it, the rank would leave the loop
+        while the other ranks wait for it.
         """
         chunks = self.chunks(size)
         mine = chunks[rank::world]
@@ -140,7 +151,10 @@ class Task(ABC):
 
 
 class RankBatches:
-    """A sized iterable of collated batches. Not a DataLoader: Lightning would shard it again."""
+    """A sized iterable of collated batches.
+
+    It is not a DataLoader, because Lightning would shard a DataLoader again.
+    """
 
     def __init__(self, task: Task, chunks: list[list[int]]) -> None:
         self._task = task

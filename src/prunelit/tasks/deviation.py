@@ -16,16 +16,16 @@ from prunelit.tasks.window_task import WindowTask
 class Deviation(WindowTask):
     """Every quantity of `prunelit.compare`, teacher-forced on the windows of a text.
 
-    Standard errors count windows, not tokens, as independent.
+    Standard errors treat windows, not tokens, as independent.
 
     Args:
         path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
         split: of the data set.
-        column: that holds the text.
-        length: tokens a window.
-        limit: number of windows; None is all.
+        column: column of the text.
+        length: number of tokens per window.
+        limit: number of windows; None reads all.
         temperature: of the softmax.
-        batch_size: windows a batch.
+        batch_size: number of windows per batch.
         name: of the task.
 
     Example:

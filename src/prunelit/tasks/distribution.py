@@ -27,7 +27,7 @@ from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, Streamed
 from prunelit.tasks.window_task import WindowTask
 
-# Shares of the tokens whose quantiles are reported, in percent.
+# Reported quantiles, in percent of the tokens.
 KL_PERCENT = (99.9, 99, 90, 50, 10, 1)
 DELTA_PERCENT = (99.9, 99, 90, 50, 10, 1, 0.1)
 _MEANS = (
@@ -40,43 +40,51 @@ _MEANS = (
 )
 _SKETCHED = (*_MEANS, "delta_nll")
 _POINTS = 99  # of a curve
-# Before the names of what compares the dense model with itself.
+# Prefixes of the results that compare the dense model with itself.
 _BATCH = "floor_batch/"
 FLOORS = (_BATCH, "floor_bfloat16/", "floor_float32/")
 
 
 class Distribution(WindowTask):
-    """How far the next-token distribution moves, teacher-forced on the windows of a text.
+    """Next-token distributions, dense against pruned, teacher-forced on the windows of a text.
 
-    The statistics are those of llama.cpp's `--kl-divergence`. Counted are the L - 1 tokens of a
-    window whose true next token is known. `kl_dense_pruned` and `kl_pruned_dense` are nats a token,
-    the first with its maximum and quantiles (`_q99` is what 99% of the tokens lie below), each
-    with the mean of its second-order estimate (`_estimate`);
-    `delta_p` is p'(true) - p(true), with its root mean square (`_rms`), extremes and quantiles;
-    `top1_agreement` the share of tokens with the same top token; `perplexity_ratio` is
-    PPL(pruned) / PPL(dense) = exp(mean `delta_nll`) of paired tokens, and its error is that of the
-    mean times the ratio (delta method). `ruler_kl` is the KL of the quantisation whose own is the
-    nearest on a log scale, which `details` name. Means are exact and quantiles within 2%.
+    The statistics are those of llama.cpp's `--kl-divergence`. They cover the L - 1 tokens of a
+    window whose true next token is known:
 
-    Standard errors count windows as independent. `standard_error_tokens` in the details counts
-    tokens, as llama.cpp does; neighbours being alike, it is usually too small.
+    * `kl_dense_pruned` and `kl_pruned_dense`: KL divergences in nats per token, each with the mean
+      of its second-order estimate (`_estimate`). The first also has its maximum and quantiles: 99%
+      of the tokens are below `_q99`.
+    * `delta_p`: p'(true) - p(true), with its root mean square (`_rms`), extremes and quantiles.
+    * `top1_agreement`: the share of tokens with the same top token.
+    * `perplexity_ratio`: PPL(pruned) / PPL(dense) = exp(mean `delta_nll`) of paired tokens. Its
+      standard error is that of the mean times the ratio (delta method).
+    * `ruler_kl`: the KL of the quantisation that is nearest on a log scale. The details name this
+      quantisation.
 
-    The noise floor is the dense model against itself, under the same names with the floor before
-    them: what is not above it is rounding. Its windows are read once in their batch, and again
-    alone or, where their batch holds one, in twos (`floor_batch/`), and by a copy of the model in
-    another dtype: bfloat16 for a float32 model (`floor_bfloat16/`), else float32
-    (`floor_float32/`). The copy is there only while it reads; beside both models it needs half the
-    memory of a float32 model, or twice that of a 16-bit one.
+    Means are exact, and quantiles are within 2%.
+
+    Standard errors treat windows as independent. `standard_error_tokens` in the details treats
+    tokens as independent, as llama.cpp does. It is usually too small, because neighbouring tokens
+    are similar.
+
+    The noise floor compares the dense model with itself. Its results have the same names after a
+    prefix. A deviation that is not above the floor is rounding error. There are two floors:
+
+    * `floor_batch/`: the model reads each window in its batch and again alone. If the batch has
+      only one window, the model reads two copies of it as a batch.
+    * `floor_bfloat16/` for a float32 model, `floor_float32/` for any other: a copy of the model in
+      this dtype reads the windows. The copy exists only during this step. In addition to both
+      models it needs half the memory of a float32 model, or twice that of a 16-bit model.
 
     Args:
         path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
         split: of the data set.
-        column: that holds the text.
-        length: L, tokens a window, at least 2.
-        limit: number of windows; None is all.
+        column: column of the text.
+        length: L, number of tokens per window, at least 2.
+        limit: number of windows; None reads all.
         floor: measure the noise floor.
-        floor_windows: on so many windows, the first ones.
-        batch_size: windows a batch.
+        floor_windows: number of windows for the noise floor; the first ones are used.
+        batch_size: number of windows per batch.
         name: of the task.
 
     Example:
@@ -205,14 +213,14 @@ class Distribution(WindowTask):
 
 
 def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """(B, L - 1, D), of the tokens whose next one is known."""
+    """Return the embeddings, (B, L - 1, D), of the tokens whose next token is known."""
     return final_hidden(model, ids, torch.ones_like(ids))[:, :-1]
 
 
 def _compare(
     dense: PreTrainedModel, pruned: PreTrainedModel, hidden: Tensor, other: Tensor, ids: Tensor
 ) -> Mapping[str, Tensor]:
-    """(B, L - 1) values by name, of (B, L - 1, D) embeddings and (B, L) token ids."""
+    """Compute values (B, L - 1) by name from embeddings (B, L - 1, D) and token ids (B, L)."""
     true = ids[:, 1:].flatten()
 
     def likelihoods(z: Tensor, z_pruned: Tensor, place: slice) -> dict[str, Tensor]:
@@ -228,8 +236,8 @@ def _compare(
         }
         if values["delta_nll"].isnan().any():
             raise InputError(
-                "Expected a log-probability of every token of the text but a model gives NaN, or "
-                "both give one of them none: load them in another dtype."
+                "Expected finite log-probabilities of the text but a model returns NaN, or both "
+                "return -inf for the same token. Load the models in another dtype."
             )
         return values
 
@@ -242,14 +250,14 @@ def _compare(
 def _floors(
     dense: PreTrainedModel, ids: Tensor, hidden: Tensor, chosen: list[int]
 ) -> dict[str, Mapping[str, Tensor]]:
-    """For each floor the values of the chosen windows: the dense model against itself."""
+    """Compare the dense model with itself on the chosen windows; return values by floor."""
     windows = [ids[row : row + 1] for row in chosen]
     copies = 1 if len(ids) > 1 else 2
     ids, hidden = ids[chosen], hidden[chosen]
     again = torch.cat([_hidden(dense, window.expand(copies, -1))[:1] for window in windows])
     dtype = torch.bfloat16 if dense.dtype == torch.float32 else torch.float32
     twin = _recast(dense, dtype)
-    # Where the Trainer's precision casts, the twin is to be of its own dtype all the same.
+    # The twin keeps its own dtype, even if the Trainer's precision casts.
     with torch.autocast(ids.device.type, enabled=False):
         recast = torch.cat([_hidden(twin, window) for window in windows])
     return {
@@ -259,8 +267,8 @@ def _floors(
 
 
 def _recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy with parameters of another dtype; buffers keep theirs, as where a model is loaded."""
-    # What the memo holds is taken instead of a copy, so that there never is one of the old dtype.
+    """Copy a model with parameters of another dtype. Buffers keep theirs, as when loading."""
+    # deepcopy takes the parameters from the memo, so it makes no copy in the old dtype.
     memo = {
         id(parameter): nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
         for parameter in model.parameters()
@@ -274,7 +282,7 @@ def _quantiles(sketch: Sketch, percent: Sequence[float]) -> list[tuple[float, fl
 
 
 def _shares(tokens: int) -> list[float]:
-    """Shares of the tokens that a curve is drawn through, evenly spaced on a logit scale."""
+    """Return the shares of tokens at which a curve is drawn, evenly spaced on a logit scale."""
     reach = math.log(2 * tokens - 1)  # half a token from either end
     ends = [reach * (2 * place / (_POINTS - 1) - 1) for place in range(_POINTS)]
     return [1 / (1 + math.exp(-end)) for end in ends]
@@ -285,5 +293,5 @@ def _exp(value: float) -> float:
 
 
 def _or_none(value: float) -> float | None:
-    """JSON has no word for NaN and infinity."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -14,19 +14,19 @@ from prunelit.tasks.window_task import WindowTask
 
 
 class Perplexity(WindowTask):
-    """exp of the mean negative log-likelihood of a token, in non-overlapping windows.
+    """Perplexity: exp of the mean negative log-likelihood of a token, in non-overlapping windows.
 
-    The first token of a window has no context and is not scored, so a window of L tokens counts
-    L - 1. `nll` is in nats a token. Standard errors count windows as independent; those of
-    `perplexity` and of its `difference` are first order in the error of `nll`.
+    The first token of a window has no context and is not scored, so a window of L tokens has L - 1
+    scored tokens. `nll` is in nats per token. Standard errors treat windows as independent. Those
+    of `perplexity` and its `difference` follow from `nll` by the delta method (first order).
 
     Args:
         path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
         split: of the data set.
-        column: that holds the text.
-        length: L, tokens a window, at least 2.
-        limit: number of windows; None is all.
-        batch_size: windows a batch.
+        column: column of the text.
+        length: L, number of tokens per window, at least 2.
+        limit: number of windows; None reads all.
+        batch_size: number of windows per batch.
         name: of the task.
 
     Example:
@@ -58,7 +58,7 @@ class Perplexity(WindowTask):
         details = self.details(self.length - 1)
         rows = table.paired_results(self.name, ["nll"], details)
         perplexity = {row.model: _exp(row.value) for row in rows if row.model != "difference"}
-        # d exp(m) = exp(m) dm for each model, window by window, so that pairing carries over.
+        # d exp(m) = exp(m) dm for each model and each window, so the values stay paired by window.
         scaled = {model: value * table[f"{model}/nll"] for model, value in perplexity.items()}
         if "dense" in perplexity:
             perplexity["difference"] = perplexity["pruned"] - perplexity["dense"]

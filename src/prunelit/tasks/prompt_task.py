@@ -25,7 +25,7 @@ class RolloutBatch:
     Args:
         input_ids: (B, T), left-padded prompts, then the tokens of the rollouts.
         attention_mask: (B, T), 0 at padding on either side.
-        prompt: P, positions of the prompts.
+        prompt: P, number of positions of the padded prompts.
         steps: (B, S) bool, False if the rollout ended before the token of that step.
     """
 
@@ -69,8 +69,8 @@ class PromptTask(RowTask):
     """A task whose items are prompts.
 
     Args:
-        column: of the rows; its text fills the template.
-        template: of the user's message, with the field `{context}`.
+        column: column of the rows whose text fills the template.
+        template: template of the user's message, with the field `{context}`.
         chat: put the message into the tokenizer's chat template.
         max_new_tokens: maximum number of tokens of a rollout.
         kwargs: options of the other bases.

@@ -18,7 +18,7 @@ def score_details(use: Use, primary: str | None) -> dict[str, Any]:
     """Details that every result of a task with a main score has, see `report/main_scores.py`.
 
     Args:
-        use: of the model, that the task measures.
+        use: the use of the model that the task measures.
         primary: the metric by which models are compared; None if there is none.
     """
     return {"use": use, "primary": primary}
@@ -33,10 +33,10 @@ def retained_results(
     """Compute the result `retained` of a task, see `prunelit.metrics.retained`.
 
     Args:
-        task: its name.
-        columns: by `dense/<metric>` and `pruned/<metric>` the score of each item, (n,), in [0, 1].
-        chance: expected score of random guessing, (n,) or one for all items.
-        details: of the task's other results, `score_details` included.
+        task: name of the task.
+        columns: score of each item, (n,), in [0, 1], by `dense/<metric>` and `pruned/<metric>`.
+        chance: expected score of random guessing, (n,) or one number for all items.
+        details: details of the task's other results, including `score_details`.
 
     Returns:
         One result, with the scores of both models in its details; an empty list if the task has no

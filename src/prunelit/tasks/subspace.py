@@ -1,4 +1,4 @@
-"""The three spaces on the answer options of a question, against the full vocabulary."""
+"""Compare both models on the answer options of a question and on the full vocabulary."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from prunelit.tasks.retention import score_details
 
 Options = Literal["letters", "continuations"]
 
-# Prompts where none is given. {choices} becomes a line "A. <choice>" for each choice.
+# Default templates. {choices} becomes a line "A. <choice>" for each choice.
 TEMPLATES: dict[Options, str] = {
     "continuations": "Question: {context}\nAnswer:",
     "letters": "Question: {context}\n{choices}\nAnswer:",
@@ -52,45 +52,49 @@ _READINGS = ("acc", "option_mass", "log_likelihood_right", "log_likelihood_wrong
 
 @dataclass
 class Item:
-    """A question whose options are told apart by their first tokens."""
+    """A question whose options have different tokens."""
 
     number: int  # of its row
     question: Question
     context: list[int]  # token ids that both models read
-    options: list[int]  # distinct token ids, one an option
+    options: list[int]  # distinct token ids, one per option
 
 
 class Subspace(Task):
-    """How stable is what multiple choice reads? One pass over the prompt a question and model.
+    """The answer options of multiple choice, dense against pruned, beside the full vocabulary.
 
-    The token of an option: prompt and option are tokenised together, joined by a space, or by
-    nothing where the prompt ends in white space; what all options of a row begin with is read as
-    part of the prompt, and the next token of each option is its token. So a space that belongs to
-    the word is in the token (" Paris"), a space that is a token of its own (before a digit, in many
-    vocabularies) is read, and of an option of several tokens the first one counts. Rows where two
-    options share that token have no well-defined subspace: they are left out of every other metric,
-    and `collisions` is their share.
+    Each model reads the prompt of a question once. The models are compared after its last token, on
+    the full vocabulary and on the options alone (prefix `subspace_`): logits of the option tokens,
+    and probabilities renormalised over them. Both use the same embedding h, so there is one
+    embedding cosine. `subspace_top1_agreement` is the share of questions where both models choose
+    the same option. Each model has `acc`, `option_mass` and the log-likelihoods of
+    `metrics/spaces/subspace.py`. Standard errors are over questions.
 
-    After the last token of the prompt the models are compared on the full vocabulary, and on the
-    options alone (`subspace_`): logits restricted to the option tokens, probabilities renormalised
-    among them. Both are read from one embedding h, so there is one embedding cosine.
-    `subspace_top1_agreement` says whether both models choose the same option. For each model there
-    are `acc`, `option_mass` and the log-likelihoods of `metrics/spaces/subspace.py`.
-    Standard errors are over questions.
+    One token represents an option. Prompt and option are tokenised together, joined by a space
+    unless the prompt ends in white space. First tokens that all options of a row share become part
+    of the prompt. The next token is the token of the option:
+
+    * A space that belongs to a word is in the token (" Paris").
+    * A space that is a token of its own (before a digit, in many vocabularies) is in the prompt.
+    * If an option has several tokens, the first one is used.
+
+    If two options of a row have the same token, the row has no well-defined subspace. `collisions`
+    is the share of these rows; all other metrics leave them out.
 
     Args:
         path: rows `{id, context, choices, label}`, see `prunelit.data.load_rows`.
         split: of the data set.
         options: `continuations` answers with the choice itself; `letters` lists the choices in the
             prompt and answers with A, B, ...
-        template: of the prompt, with the field `{context}` and, for letters, `{choices}`, a line
-            "A. <choice>" each; None is the one in `TEMPLATES`: "Question: {context}", for letters
-            the lines of the choices, then "Answer:", each on a line of its own.
-        top_k: tokens of both models shown side by side.
-        show: rows to show as figures and texts: their numbers from 0, or how many from the first.
+        template: template of the prompt, with the field `{context}` and, for letters, `{choices}`:
+            one line "A. <choice>" per choice. None is the one in `TEMPLATES`: the line
+            "Question: {context}", for letters the lines of the choices, then the line "Answer:".
+        top_k: number of top tokens that are shown of each model.
+        show: rows to show as figures and texts: a list of row numbers from 0, or the number of
+            rows, taken from the start.
         temperature: of the softmax.
-        limit: number of rows; None is all.
-        batch_size: questions a batch.
+        limit: number of rows; None reads all.
+        batch_size: number of questions per batch.
         name: of the task.
 
     Example:
@@ -121,7 +125,7 @@ class Subspace(Task):
         if top_k < 1:
             raise InputError(f"Expected `top_k` of at least 1 but got {top_k}.")
         if any(number < 0 for number in ([show] if isinstance(show, int) else show)):
-            raise InputError(f"Expected `show` to hold no negative number but got {show}.")
+            raise InputError(f"Expected no negative number in `show` but got {show}.")
         check_positive("temperature", temperature)
         self.path = path
         self.split = split
@@ -139,12 +143,12 @@ class Subspace(Task):
         most = max(len(question.choices) for question in self._questions)
         if letters and most > len(LETTERS):
             raise InputError(
-                f"Expected at most {len(LETTERS)} choices a row but one of {self.path!r} has {most}"
-                ": take `options: continuations`."
+                f"Expected at most {len(LETTERS)} choices per row but a row of {self.path!r} has "
+                f"{most}: use `options: continuations`."
             )
         size = len(self._questions)
         if not isinstance(self.show, int) and max(self.show, default=0) >= size:
-            raise InputError(f"Expected `show` to hold numbers below {size} but got {self.show}.")
+            raise InputError(f"Expected row numbers below {size} in `show` but got {self.show}.")
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         self._tokenizer = tokenizer
@@ -155,15 +159,15 @@ class Subspace(Task):
             self._add(number, question)
         if not self._items:
             raise InputError(
-                f"Expected options that are told apart by their first token but two share it in "
-                f"every row of {self.path!r}: take `options: letters`."
+                f"Expected options with different first tokens but in every row of {self.path!r} "
+                "two options have the same one: use `options: letters`."
             )
         numbers = [item.number for item in self._items]
         wanted = numbers[: self.show] if isinstance(self.show, int) else self.show
         if lost := sorted(set(wanted) - set(numbers)):
             raise InputError(
-                f"Expected `show` to hold rows whose options are told apart by their first token "
-                f"but got {lost}, where two share it."
+                f"Expected rows in `show` whose options have different first tokens but got "
+                f"{lost}, where two options have the same one: show other rows."
             )
         self._shown = [numbers.index(number) for number in wanted]
         self.longest = max(len(item.context) for item in self._items)
@@ -172,7 +176,7 @@ class Subspace(Task):
         return len(self._items)
 
     def _add(self, number: int, question: Question) -> None:
-        """Tokenise one row, and count what is particular about it."""
+        """Tokenise one row, and count collisions, shared tokens and merged tokens."""
         letters = LETTERS[: len(question.choices)]
         lines = "\n".join(
             f"{a}. {choice}" for a, choice in zip(letters, question.choices, strict=False)
@@ -185,8 +189,8 @@ class Subspace(Task):
         common = len(list(takewhile(lambda ids: len(set(ids)) == 1, zip(*wholes, strict=False))))
         if common <= len(leading_tokens(self._tokenizer)):
             raise InputError(
-                f"Expected a prompt that stays the same whatever answer follows but in row "
-                f"{number} (id {question.id!r}) none of its tokens does: give another `template`."
+                f"Expected a prompt with the same tokens before every answer but in row {number} "
+                f"(id {question.id!r}) the first token differs: use another `template`."
             )
         tokens = {tuple(whole[common : common + 1]) for whole in wholes}
         if len(tokens) < len(wholes) or () in tokens:
@@ -257,7 +261,7 @@ class Subspace(Task):
         return [*rows, Result(self.name, "collisions", "pair", *mean(lost), len(lost), details)]
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
-        """The shown rows: prompt, options, both answers, and both models' top tokens."""
+        """Yield the shown rows: prompt, options, both answers and the top tokens of both models."""
         return map(item_lines, self._show(table))
 
     def _pictures(self, table: ItemTable) -> Iterator[tuple[str, Picture]]:

@@ -42,28 +42,35 @@ _RESAMPLES = 100
 class Trajectory(PromptTask):
     """Dense against pruned along rollouts (arXiv:2603.24652).
 
-    *Teacher-forced*: both models read the dense model's rollout, in one pass each. *Free-running*:
-    each reads its own rollout, and the two are compared at the same step while both are alive.
-    Their difference on the same prompt and step is the *accumulation*, given as differences of
-    1 - cosine and of KL. Decoding step s, from 0, is the position whose logits choose the s-th
-    token.
+    Decoding step s, from 0, is the position whose logits choose the s-th token.
 
-    The *first divergence* is the step whose tokens differ. A rollout that never differs is censored
-    at its last step; medians and means are those of the Kaplan-Meier curve, the mean restricted to
-    the longest dense rollout. The *forecast* of it uses the teacher-forced pass alone, see
-    `prunelit.metrics.survival`. Under greedy decoding forecast and observation agree but for ties.
+    * *Teacher-forced*: both models read the dense model's rollout, in one pass each.
+    * *Free-running*: each model reads its own rollout. The models are compared at the same step,
+      as long as neither rollout has ended.
+    * *Accumulation*: free-running minus teacher-forced, at the same prompt and step, of 1 - cosine
+      and of the KL.
+    * *First divergence*: the first step at which the tokens of both rollouts differ. A rollout that
+      never differs is censored at its last step. Median and mean are those of the Kaplan-Meier
+      curve; the mean is restricted to the longest dense rollout.
+    * *Forecast*: the first divergence as predicted by the teacher-forced pass alone, see
+      `prunelit.metrics.survival`. With greedy decoding it agrees with the observation, except for
+      ties.
 
-    Metrics are means over the steps of a prompt, then over prompts. What is of all prompts at once
-    (`first_divergence_*`, `forecast_*`, `rank_correlation/*` and `holds_to/*` of the second-order
-    estimates, the latter the highest standard deviation of dz under p up to which the median error
-    stays below 10%) has standard errors from drawing prompts with replacement.
+    Most metrics are means over the steps of a prompt, then over prompts. The following metrics
+    need all prompts at once. Their standard errors come from drawing prompts with replacement
+    (bootstrap):
+
+    * `first_divergence_*` and `forecast_*`.
+    * `rank_correlation/*`: between the second-order estimates and the exact values.
+    * `holds_to/*`: the highest standard deviation of dz under p up to which the median error of
+      the estimate stays below 10%.
 
     Args:
-        temperature: of the softmax, and of sampling.
+        temperature: of the softmax and of sampling.
         sample: sample with Gumbel noise that both models share; otherwise decode greedily.
-        seed: of that noise.
-        free_running: let the pruned model write, too; without it there is no accumulation and the
-            first divergence is forecast but not observed.
+        seed: of that noise and of the bootstrap.
+        free_running: let the pruned model generate its own rollouts. Otherwise there is no
+            accumulation, and the first divergence is forecast but not observed.
         kwargs: options of `PromptTask`.
 
     Example:
@@ -87,7 +94,7 @@ class Trajectory(PromptTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
-        Sampling(seed, (), temperature)  # refuses what it cannot use
+        Sampling(seed, (), temperature)  # raises an error for invalid values
         self.temperature = temperature
         self.sample, self.seed = sample, seed
         self.free_running = free_running
@@ -104,7 +111,7 @@ class Trajectory(PromptTask):
             attention_mask=mask,
             max_new_tokens=self.max_new_tokens,
             sampling=noise if self.sample else None,
-            # One definition of the end, so that equal tokens end together.
+            # Both models stop at the same tokens, so that equal rollouts end together.
             stops=stop_tokens(pair.dense, pair.tokenizer),
         )
         tokens = roll(pair.dense).tokens
@@ -224,7 +231,10 @@ class Trajectory(PromptTask):
         there: Tensor,
         tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Deviations (B, S), NaN where not `there`; with `tokens` the probability to keep them."""
+        """Compute deviations, (B, S), NaN where `there` is False.
+
+        With `tokens`, the probability that the pruned model keeps each token is added.
+        """
         assert pair.dense is not None
         values = token_deviations(
             pair.dense,
@@ -244,14 +254,14 @@ class Trajectory(PromptTask):
 
 
 def _read(model: PreTrainedModel, text: RolloutBatch) -> Tensor:
-    """(B, S, D), the final embeddings of the decoding steps, from one pass."""
+    """Return the final embeddings of the decoding steps, (B, S, D), from one pass."""
     return final_hidden(model, text.input_ids, text.attention_mask)[:, text.positions]
 
 
 def _streamed(
     mode: str, values: dict[str, Tensor], reported: tuple[str, ...]
 ) -> dict[str, Tensor | Streamed]:
-    """Every quantity (B, S) by step, and the mean over steps of the reported ones."""
+    """Return every quantity (B, S) by step, and the mean over steps of the reported ones."""
     found: dict[str, Tensor | Streamed] = {
         f"{mode}/{name}": Streamed(value[..., None]) for name, value in values.items()
     }
@@ -259,7 +269,7 @@ def _streamed(
 
 
 def _curve(tag: str, ys: Sequence[Any], band: str, standard_error: Tensor | None = None) -> Curve:
-    """From the mean, the ends of the band and the number of prompts, while there are any."""
+    """Build a curve of mean, ends of the band and number of prompts, while there are prompts."""
     steps = int((ys[3] > 0).sum())
     mean, low, high, n = (y[:steps].tolist() for y in ys)
     error = [math.nan] * steps if standard_error is None else standard_error[:steps].tolist()
@@ -267,7 +277,7 @@ def _curve(tag: str, ys: Sequence[Any], band: str, standard_error: Tensor | None
 
 
 def _longest(table: ItemTable) -> int:
-    """Steps of the longest dense rollout."""
+    """Return the number of steps of the longest dense rollout."""
     return int((table["dense/tokens"] >= 0).sum(1).max())
 
 
@@ -283,7 +293,7 @@ def _judge(table: ItemTable, prompts: np.ndarray, quantity: str) -> Validity:
 
 
 def _pooled(table: ItemTable, prompts: np.ndarray) -> dict[str, float]:
-    """What is of all prompts at once."""
+    """Compute the metrics that need all prompts at once."""
     steps = _longest(table)
     predicted = forecast_survival(table["keep"].numpy()[prompts, :steps])
     found = {"forecast_median": predicted.median, "forecast_mean": predicted.restricted_mean}

@@ -29,26 +29,31 @@ _REPORTED = ("embedding_cosine", "logit_cosine", "probability_cosine", "kl_dense
 
 
 class Transitions(PromptTask):
-    """What every sublayer does to the residual stream when it is pruned (arXiv:2603.24652).
+    """Residual stream after each sublayer, dense against pruned (arXiv:2603.24652).
 
-    Both models read the dense model's greedy rollout. After each sublayer, residual included, the
-    stream of one is compared with that of the other: as it is (embedding space), unembedded (logit
-    space) and as next-token distribution (probability space). *Local*: the pruned sublayer reads
-    what the dense one reads, keys and values included, and the dense model's final norm and
-    unembedding are used on both: what this sublayer alone does. *Cumulative*: the pruned model's
-    own stream, norm and unembedding. A sublayer that was dropped passes its input on.
+    Both models read the dense model's greedy rollout. After each sublayer and its residual
+    connection, the streams of both models are compared: as they are (embedding space), unembedded
+    (logit space) and as next-token distributions (probability space).
 
-    Decoding step s is the position whose logits choose the s-th token of the rollout; prompt tokens
-    are those before. In blocks where attention and MLP read the same input (GPT-NeoX, Phi) both
-    are taken as steps from it.
+    * *Local*: the pruned sublayer reads the input of the dense sublayer, keys and values included.
+      The dense model's final norm and unembedding are applied to both streams. This is the effect
+      of one sublayer alone.
+    * *Cumulative*: the pruned model's own stream, final norm and unembedding.
 
-    Metrics are means over blocks and tokens of a prompt, then over prompts; curves give each block.
+    A dropped sublayer passes its input on. In blocks where attention and MLP read the same input
+    (GPT-NeoX, Phi), each of them is one step from that input.
+
+    Decoding step s is the position whose logits choose the s-th token of the rollout. The tokens
+    before step 0 are the prompt tokens.
+
+    Metrics are means over blocks and tokens of a prompt, then over prompts. Curves show each block.
 
     Args:
-        tokens: of each prompt and of each rollout at most so many are compared, evenly spaced with
-            the last one among them; None is all. Every comparison costs several unembeddings.
-        final_norm: apply the final norm before unembedding the stream inside the model, as a logit
-            lens does; without it the scale of the stream is that of the block.
+        tokens: maximum number of compared tokens per prompt and per rollout. They are evenly
+            spaced, and the last token is one of them. None compares all. Every comparison costs
+            several unembeddings.
+        final_norm: apply the final norm before the unembedding, as a logit lens does. Otherwise the
+            stream keeps the scale that it has in the block.
         temperature: of the softmax.
         kwargs: options of `PromptTask`.
 
@@ -86,8 +91,8 @@ class Transitions(PromptTask):
         read, width = head.get_parameter("weight").shape[1], self._layout.width
         if not self.final_norm and read != width:
             raise InputError(
-                f"Expected `final_norm: true` with {type(model).__name__}, whose unembedding reads "
-                f"{read} numbers a token while its blocks pass on {width}."
+                f"Expected `final_norm: true` for {type(model).__name__}: its unembedding needs "
+                f"{read} numbers per token but its blocks return {width}."
             )
         self._buffers = Buffers()
 
@@ -100,7 +105,7 @@ class Transitions(PromptTask):
         row, slot = torch.cat(chosen, 1).nonzero(as_tuple=True)  # positions, prompt then decode
         width = text.input_ids.shape[1]
         place = slot % width
-        # Only what is compared has a column: the j-th of a prompt or rollout is its j-th.
+        # Column j holds the j-th compared token of a prompt or of a rollout.
         number = torch.cat([there.long().cumsum(1) - 1 for there in chosen], 1)[row, slot]
         room = int(number.max()) + 1
         column = (slot // width) * room + number
@@ -152,7 +157,7 @@ class Transitions(PromptTask):
     def _blocks(
         self, pair: ModelPair, text: RolloutBatch, row: Tensor, place: Tensor
     ) -> Iterator[tuple[int, str, dict[str, Tensor]]]:
-        """For each block, variant and sublayer the deviations at N positions, each (N,)."""
+        """Yield the deviations at N positions, each (N,), for each block, variant and sublayer."""
         assert pair.dense is not None
         batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
         form, parts, parallel = self._layout.form, self._layout.parts, self._layout.parallel
@@ -189,7 +194,10 @@ class Transitions(PromptTask):
             dense.hidden = steps.output
 
     def _compare(self, pair: ModelPair, stands: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Deviations of the local and of the cumulative from the dense stream, all three (N, D)."""
+        """Compute the deviations of the local and the cumulative stream from the dense stream.
+
+        Each stream is (N, D).
+        """
         assert pair.dense is not None
         parts: list[dict[str, list[Tensor]]] = [{}, {}]
         models = (pair.dense, pair.pruned)
@@ -217,11 +225,11 @@ class Transitions(PromptTask):
         return unembed(model, h)
 
     def _spread(self, there: Tensor) -> Tensor:
-        """(B, W) bool, at most `tokens` of the True ones a row, evenly spaced, the last too."""
+        """Keep at most `tokens` True values per row of (B, W), evenly spaced, with the last one."""
         if self.tokens is None:
             return there
         count = there.sum(1, keepdim=True)
-        # The j-th of n, from the last one back, is chosen where it is the nearest to a mark.
+        # Mark m chooses the value of rank floor(m * count / tokens) - 1: the last mark is the last.
         rank = there.long().cumsum(1) - 1
         marks = torch.arange(1, self.tokens + 1, device=there.device)
         wanted = (marks * count).div(self.tokens, rounding_mode="floor") - 1  # (B, tokens)
@@ -252,7 +260,7 @@ def _pictures(table: ItemTable) -> Iterator[tuple[str, Picture]]:
 
 
 def _phases(text: RolloutBatch) -> list[Tensor]:
-    """(B, T) bool each, positions of prompt tokens and of decoding steps."""
+    """Return two masks, (B, T) bool: positions of the prompt tokens and of the decoding steps."""
     decode = torch.zeros_like(text.attention_mask, dtype=torch.bool)
     decode[:, text.positions] = text.steps
     prompt = text.attention_mask.bool()
@@ -261,12 +269,12 @@ def _phases(text: RolloutBatch) -> list[Tensor]:
 
 
 def _kept(pair: ModelPair, blocks: int) -> dict[int, int]:
-    """For each block of the dense model that the pruned one has, its place there."""
+    """Map each block of the dense model that the pruned model still has to its place there."""
     kept = [index for index in range(blocks) if index not in pair.removed_blocks]
     have = len(decoder_blocks(pair.pruned)[1])
     if len(kept) != have:
         raise InputError(
-            f"Expected a pruned model with {len(kept)} blocks, {len(pair.removed_blocks)} of "
-            f"{blocks} removed, but it has {have}."
+            f"Expected a pruned model with {len(kept)} blocks ({len(pair.removed_blocks)} of "
+            f"{blocks} are removed) but it has {have}."
         )
     return {index: place for place, index in enumerate(kept)}

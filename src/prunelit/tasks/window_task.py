@@ -1,4 +1,4 @@
-"""What tasks on the windows of a text share."""
+"""Base of the tasks on the windows of a text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ class WindowTask(Task):
     Args:
         path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
         split: of the data set.
-        column: that holds the text.
-        length: L, tokens a window.
-        limit: number of windows; None is all.
-        batch_size: windows a batch.
+        column: column of the text.
+        length: L, number of tokens per window.
+        limit: number of windows; None reads all.
+        batch_size: number of windows per batch.
         name: of the task.
     """
 
@@ -52,7 +52,7 @@ class WindowTask(Task):
         return {"input_ids": self._windows[list(indices)]}
 
     def details(self, tokens_a_window: int) -> dict[str, Any]:
-        """What makes a number on these windows comparable."""
+        """Return the options and hashes that two comparable results have in common."""
         return {
             "path": self.path,
             "split": self.split,
