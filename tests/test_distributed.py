@@ -157,7 +157,7 @@ def test_processes_that_python_spawns(
     del config["pruning"]
     config["trainer"] |= {"devices": 2, "strategy": "ddp_spawn"}
     save_config(tmp_path, config)
-    # What a process is given goes through pickle, the parser of the command line with it.
+    # The arguments of a process go through pickle, and the parser of the command line too.
     done = console(tmp_path, "validate", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     assert {row.task for row in results(tmp_path)} == {"perplexity"}

@@ -1,4 +1,4 @@
-"""An evaluation that was killed goes on where it stopped, and ends with the same bits."""
+"""A killed evaluation continues from its last batch, and its results have the same bits."""
 
 import json
 from collections.abc import Callable

@@ -91,7 +91,7 @@ def test_started_processes_are_those_of_the_launcher() -> None:
 
 
 class Noting(Callback):
-    """Notes, after every training batch, what follows it."""
+    """Record after every training batch if a step was made and if a validation follows."""
 
     def __init__(self) -> None:
         self.stepped: list[bool] = []
@@ -128,7 +128,7 @@ def test_steps_and_validations_are_foreseen(tmp_path: Path) -> None:
         val_check_interval=3,
     )
     trainer.fit(BoringModel())
-    # What is accumulated when the epoch ends makes a step.
+    # The gradients that are accumulated at the end of an epoch make a step.
     assert noting.stepped == [False, True, False, True, False, True, True], changed(
         "`_should_accumulate`"
     )

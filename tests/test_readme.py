@@ -125,7 +125,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_every_method_has_a_line() -> None:
-    """A new YAML needs a line on the page where readers look for it."""
+    """A new YAML needs a line on its page."""
     methods = TEXTS["docs/reference/methods.md"]
     names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     runs = {"hierarchy", "iterative", "multi_node", "perturbations", "recovery"}

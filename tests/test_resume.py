@@ -1,4 +1,4 @@
-"""A run that was killed and taken up ends as the one that was never killed."""
+"""A run that was killed and resumed ends like a run that was never killed."""
 
 import json
 import shutil
@@ -98,7 +98,7 @@ def uninterrupted(tmp_path_factory: Any, prepare: Callable[..., None], console: 
 
 
 def assert_same(folder: Path, expected: Path) -> None:
-    """The pruned models of two runs are, but for the seconds they took."""
+    """Check that the pruned models of two runs are equal, except for the time they took."""
     mine, theirs = (path / "run" / "pruned" for path in (folder, expected))
     assert {path.name for path in mine.iterdir()} == {path.name for path in theirs.iterdir()}
     weights = load_file(mine / "model.safetensors")

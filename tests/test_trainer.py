@@ -59,7 +59,7 @@ def test_fit_prunes_once_and_then_measures(
     assert events.stages == ["fit", "validate"]
     assert (tmp_path / "pruned" / "pruning.json").is_file()
     assert value(trainer.callback_metrics, "nll") != value(trainer.callback_metrics, "nll_dense")
-    # Weights pruned twice would have been pruned on other inputs.
+    # If weights were pruned twice, the second time would have other inputs.
     assert module.model is not None
     weight = module.model.model.layers[0].mlp.up_proj.weight
     assert float((weight == 0).float().mean()) == 0.5

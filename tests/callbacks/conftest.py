@@ -1,4 +1,4 @@
-"""A run of three rounds in three epochs, and what it leaves behind."""
+"""A run of three rounds in three epochs, and readers of the files that it writes."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def configure(
 
 @pytest.fixture
 def rounds(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
-    """`rounds()`: those that `pruning.json` lists."""
+    """`rounds()` reads the rounds that `pruning.json` lists."""
 
     def read() -> list[dict[str, Any]]:
         return json.loads((tmp_path / "run" / "pruned" / "pruning.json").read_text())["rounds"]
@@ -57,7 +57,7 @@ def rounds(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
 
 @pytest.fixture
 def scalars(tmp_path: Path) -> Callable[[], EventAccumulator]:
-    """`scalars()`: what TensorBoard was given."""
+    """`scalars()` reads the scalars that TensorBoard was given."""
 
     def read() -> EventAccumulator:
         folder = str(tmp_path / "run" / "board" / "only")
@@ -70,7 +70,7 @@ def scalars(tmp_path: Path) -> Callable[[], EventAccumulator]:
 
 @pytest.fixture
 def linear_weights(tmp_path: Path) -> Callable[[], dict[str, torch.Tensor]]:
-    """`linear_weights()`: those that were written, by their names."""
+    """`linear_weights()` reads the weights that were written, by name."""
 
     def read() -> dict[str, torch.Tensor]:
         weights = load_file(tmp_path / "run" / "pruned" / "model.safetensors")
@@ -81,7 +81,7 @@ def linear_weights(tmp_path: Path) -> Callable[[], dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def refused(cli: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """`refused(*arguments)`: what `fit` with them says when it leaves with status 2."""
+    """`refused(*arguments)` runs `fit`, expects status 2, and returns its message."""
 
     def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as left:

@@ -1,4 +1,4 @@
-"""When weights go, and which pruned model a validation takes."""
+"""The time at which weights are removed, and the pruned model that a validation measures."""
 
 import json
 import os
@@ -31,7 +31,7 @@ Run = Callable[..., tuple[Pruning, PairedLM]]
 
 @pytest.fixture
 def run(tmp_path: Path, material: Path) -> Run:
-    """`run("fit")` or `run("validate", ratio=0.3)`, each as if in a process of its own."""
+    """`run("fit")` or `run("validate", ratio=0.3)`, each with new objects, as in a new process."""
 
     def start(
         stage: str, ratio: float = 0.5, callback: type[Pruning] = Pruning, **arguments: Any
@@ -179,7 +179,7 @@ def test_a_foreign_folder_is_refused_before_weights_are_read(run: Run, tmp_path:
 
 
 class Twice(Pruning):
-    """A schedule of one's own: half of the ratio first."""
+    """A schedule of a user: half of the ratio in the first round."""
 
     def __init__(self, pruner: Wanda, output: str | None = None, first: float = 0.25) -> None:
         super().__init__(pruner, output)

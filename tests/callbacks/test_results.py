@@ -1,4 +1,4 @@
-"""What a run leaves behind, read back."""
+"""Files and tables that a run writes, read back."""
 
 import csv
 import json
@@ -222,7 +222,7 @@ def test_a_task_that_cannot_be_summed_up_takes_no_other_with_it(
     assert "The task 'generation' has no results: These items cannot be" in done.stderr
     assert f"Results of the other tasks: {file}" in done.stderr
     assert {row.task for row in read_results(file)} == {"perplexity"}
-    # What the other one has measured is there for when it can.
+    # The journal of the failed task is kept for a later run.
     assert list(tmp_path.rglob("generation-*.jsonl"))
 
 
@@ -240,7 +240,7 @@ def test_a_task_that_cannot_be_summed_up_ends_training(
     text = config["data"]["calibration"]["path"]
     config["data"]["recovery"] = {"path": text, "sequences": 2, "length": 16, "batch_size": 1}
     config["model"]["recovery"] = {"lm": 1.0}
-    # It would say that nobody measures what it watches.
+    # Early stopping would report that its metric is missing.
     stopping = "lightning.pytorch.callbacks.EarlyStopping"
     watched = {"class_path": stopping, "init_args": {"monitor": "val/generation/contains_pruned"}}
     config["trainer"] |= {"max_epochs": 1, "val_check_interval": 0.5, "callbacks": [watched]}

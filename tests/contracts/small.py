@@ -28,7 +28,7 @@ def write_rows(path: Path, material: Path) -> Path:
 
 
 def small_arguments(task_class: type[Task], path: Path) -> dict[str, Any]:
-    """For a task on the rows of `path`."""
+    """Return the arguments of a task on the rows of `path`."""
     parameters = {
         name for base in task_class.__mro__ for name in inspect.signature(base.__init__).parameters
     }
@@ -43,7 +43,7 @@ def small_arguments(task_class: type[Task], path: Path) -> dict[str, Any]:
 
 
 def _as_collection(path: Path) -> Path:
-    """The rows as a folder of queries and documents: who asks a context looks for its answer."""
+    """Write the rows as a collection: contexts are the queries, choices are the documents."""
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -29,7 +29,7 @@ ADDED = ("squared_wanda", "SquaredWanda", "confidence", "Confidence", "LogitSpre
 
 
 def blocks(recipe: str) -> list[tuple[str, str, str]]:
-    """The (language, path, content) of each block of a recipe whose first line is a path."""
+    """List (language, path, content) of each block of a recipe whose first line is a path."""
     section = re.split(r"^## ", TEXT, flags=re.MULTILINE)
     (section,) = [part for part in section if part.startswith(f"Add a {recipe}\n")]
     fenced = re.findall(r"^( *)```(\w+)\n(.*?)^ *```$", section, flags=re.MULTILINE | re.DOTALL)
@@ -56,7 +56,7 @@ def apply(folder: Path, recipe: str) -> tuple[int, int]:
 
 
 def _insert(text: str, diff: str) -> str:
-    """`text` with the lines of a diff: before its first line of context, else behind the last."""
+    """Add the lines of a diff to `text`: after the context line above, or before the one below."""
     added, context = "", None
     for line in diff.splitlines(keepends=True):
         if line.startswith("+"):
@@ -91,7 +91,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> str:
-    """The output of `python ARGUMENTS` in the copy, which must end well."""
+    """Run `python ARGUMENTS` in the copy, expect status 0, and return the output."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -21,7 +21,7 @@ Parse = Callable[..., dict[str, Any]]
 
 
 def references(node: Any) -> Iterator[str]:
-    """The YAML files that a config refers to, as they stand in it."""
+    """List the paths of YAML files that a config refers to, as it writes them."""
     if isinstance(node, str) and node.endswith(".yaml"):
         yield node
     elif isinstance(node, dict | list):
@@ -51,7 +51,7 @@ def class_paths(node: Any) -> Iterator[str]:
 
 @pytest.fixture
 def parse(cli: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Parse:
-    """The configuration that the command line makes of its arguments."""
+    """Return the configuration that the command line builds from its arguments."""
 
     def printed(*arguments: str) -> dict[str, Any]:
         capsys.readouterr()

@@ -25,7 +25,7 @@ from .walk import classes
 
 PRUNERS = classes("pruners", Pruner)
 
-# Where weights compete means something to methods of linear layers only.
+# Only methods for linear layers have groups of weights that compete.
 ROUNDS: list[tuple[type[Pruner], Within | None]] = [
     (pruner, within)
     for pruner in PRUNERS
@@ -36,7 +36,7 @@ every_pruner = pytest.mark.parametrize("pruner_class", PRUNERS, ids=lambda p: p.
 
 
 def build(pruner_class: type[Pruner]) -> Pruner:
-    """The method with its own defaults; a sparsity, where it asks for one, is 50%."""
+    """Build the method with its own defaults; a required sparsity is 50%."""
     parameters = inspect.signature(pruner_class).parameters.values()
     arguments: dict[str, Any] = {
         p.name: Unstructured(0.5) for p in parameters if p.annotation is Sparsity
@@ -48,7 +48,7 @@ def build(pruner_class: type[Pruner]) -> Pruner:
 
 
 def rebuild(recipe: Any) -> Any:
-    """From `{class_path, init_args}` to an object."""
+    """Build the object of `{class_path, init_args}`."""
     if isinstance(recipe, dict) and "class_path" in recipe:
         module, _, name = recipe["class_path"].rpartition(".")
         arguments = {key: rebuild(value) for key, value in recipe["init_args"].items()}

@@ -73,7 +73,7 @@ def test_it_has_an_example(name: str) -> None:
 @every_name
 def test_its_arguments_are_documented(name: str) -> None:
     member = CODE[name]
-    # What a class passes on is documented by its base.
+    # Arguments that a class passes on are documented by its base.
     documented = member.__mro__ if inspect.isclass(member) else [member]
     text = "\n".join(inspect.cleandoc(part.__doc__ or "") for part in documented)
     for argument in _arguments(member):

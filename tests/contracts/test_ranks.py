@@ -15,11 +15,12 @@ from .small import TASKS, small_arguments, write_rows
 
 pytestmark = pytest.mark.distributed
 
-# Items a batch. Seven items make four batches, which three ranks cannot share evenly, three, which
-# two cannot, and one, which leaves the other ranks with none.
+# Items per batch. Seven items make four batches, which do not divide evenly among three ranks;
+# three batches, which do not divide evenly among two; and one, which leaves other ranks without.
 BATCH_SIZES = (2, 3, 99)
 
-# Sums over tokens, whose order depends on ranks: they differ by 2e-15 at most, all else by nothing.
+# The order of sums over tokens depends on the ranks: they differ by at most 2e-15. All other values
+# are equal.
 STREAMED = (Distribution,)
 # Drawing takes most of the time of such a run.
 UNDRAWN = """
@@ -40,7 +41,7 @@ def run(
     save_config: Callable[..., Path],
     console: Callable[..., Any],
 ) -> Run:
-    """`run(devices)`: the folder of the results of all tasks."""
+    """`run(devices)` returns the folder of the results of all tasks."""
     rows_file = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", material)
     tasks: list[dict[str, Any]] = []
 
@@ -91,7 +92,7 @@ def test_there_is_something_to_share(alone: Path) -> None:
 
 
 def parts(row: Result) -> tuple[dict[str, Any], dict[str, float]]:
-    """What must be equal in any case, and numbers, which may be NaN."""
+    """Return the cells that must be equal, and the numbers, which may be NaN."""
     fields = {**row.details, **vars(row)}
     del fields["details"]
     numbers = {key: value for key, value in fields.items() if isinstance(value, float)}

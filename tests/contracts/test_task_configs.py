@@ -17,7 +17,7 @@ Parse = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def parse(cli: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Parse:
-    """The list of tasks that the command line makes of its arguments."""
+    """Return the list of tasks that the command line builds from its arguments."""
 
     def tasks(*arguments: str) -> list[dict[str, Any]]:
         with pytest.raises(SystemExit) as left:
@@ -30,7 +30,7 @@ def parse(cli: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Parse
 
 
 def contains(found: Any, given: Any) -> bool:
-    """Whether all that was given is in what was found, which has defaults besides."""
+    """Return True if `found` contains everything in `given`; it has defaults too."""
     if isinstance(given, dict):
         return all(contains(found[name], value) for name, value in given.items())
     return found == given

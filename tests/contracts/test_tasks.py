@@ -114,8 +114,8 @@ def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: ModelP
     rows, known = measure(task_class, rows_file, pair), documented_metrics()
     assert rows
     for row in rows:
-        # A median is undefined where fewer than half of the prompts diverge, what is retained where
-        # the dense model is at chance; extremes, quantiles and p-values have no standard error.
+        # A median is undefined if fewer than half of the prompts diverge, a retained score if
+        # the dense model is at chance. Extremes, quantiles and p-values have no standard error.
         assert math.isfinite(row.value) or "median" in row.metric or "retained" in row.metric, row
         assert math.isnan(row.standard_error) or 0 <= row.standard_error < math.inf, row
         assert row.n >= 2, row

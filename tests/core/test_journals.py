@@ -1,4 +1,4 @@
-"""What an evaluation wrote down before it was interrupted."""
+"""Journals of an evaluation that was interrupted."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 from prunelit.core.journals import Journals
 
 RECIPE = {"model": "a", "prompts": ["é"]}
-# Bits that a detour over text would lose: NaN, -0, the least double, halves of narrow types.
+# Values that a conversion to decimal text would lose: NaN, -0, the smallest double, narrow types.
 VALUES = {
     "double": torch.tensor([[0.1, float("nan")], [-0.0, 5e-324]], dtype=torch.float64),
     "single": torch.tensor([1 / 3, float("-inf")]),
@@ -36,7 +36,7 @@ class Measuring:
 
 
 def measured(folder: Path, indices: list[int], recipe: Any = RECIPE, rank: int = 0) -> bool:
-    """Whether the batch had to be measured, after a new start."""
+    """Return True if a new start had to measure the batch."""
     journals = Journals(folder, rank)
     journals.open("task", recipe)
     measure = Measuring()

@@ -164,7 +164,7 @@ def test_every_result_is_logged_under_its_task(
     assert len(expected) == len(module.results)
     logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
     assert logged == pytest.approx(expected)
-    # Nothing was pruned, so the two models are one.
+    # Nothing was pruned, so the two models are equal.
     assert {row.value for row in module.results if row.model == "difference"} == {0}
 
 

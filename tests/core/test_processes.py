@@ -1,4 +1,4 @@
-"""What stops one process of a run stops all, and its error is the one to read."""
+"""An error in one process of a run ends all processes, and its message is shown."""
 
 import os
 import subprocess
@@ -106,12 +106,12 @@ def test_an_error_on_one_rank_ends_all(
     config["trainer"] |= {"devices": devices, "strategy": "ddp"}
     save_config(tmp_path, config)
     begin = time.monotonic()
-    # It reads its pipes to the end, which comes when every process that holds them is gone.
+    # It reads its pipes to the end, which comes only when every process that holds them has ended.
     done = console(tmp_path, "validate", "--config", "config.yaml")
     assert time.monotonic() - begin < 60
     assert f"Starting with {devices} processes" in done.stderr
     assert f"Rank {rank} has had enough." in done.stderr
-    # Of the first process, which its launcher kills where another one is gone first.
+    # Status of the first process: its launcher kills it if another process has ended before.
     status = 2 if error == "InputError" else 1
     assert done.returncode in ({status, -9} if rank else {status})
     tracebacks = [line for line in done.stderr.splitlines() if "Traceback" in line]
@@ -212,7 +212,7 @@ def test_an_error_in_training_on_one_rank_ends_all(
     assert time.monotonic() - begin < 60
     assert f"[rank{rank}]: prunelit: error: It has had enough of training." in done.stderr
     assert done.returncode in ({2, -9} if rank else {2})
-    # One that waits for the gradients of the other says a sentence, too.
+    # A process that waits for the gradients of the other prints one sentence, too.
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Collections in every form in which they are found, and what is wrong with some."""
+"""Collections in every supported form, and errors for broken ones."""
 
 import gzip
 import json

@@ -68,7 +68,7 @@ def test_missing_path_is_named() -> None:
 
 def test_file_inside_a_distribution_is_found_without_importing_it(distribution: Path) -> None:
     assert local_path("pypi:tiny-assets/tiny_assets/model.gguf") == distribution / "model.gguf"
-    # As pip does, whatever the case and the dashes.
+    # As pip does, regardless of case and dashes.
     assert local_path("pypi:Tiny_Assets/tiny_assets/model.gguf") == distribution / "model.gguf"
 
 
@@ -84,7 +84,7 @@ def test_no_such_file_in_a_distribution_names_its_version_and_near_files(
         InputError, match=r"tiny-assets 2\.5 .* no file 'tiny\.gguf' .*tiny_assets/model\.gguf"
     ):
         local_path("pypi:tiny-assets/tiny.gguf")
-    # A folder is no file.
+    # A folder is not a file.
     with pytest.raises(InputError, match="holds no file 'tiny_assets'"):
         local_path("pypi:tiny-assets/tiny_assets")
 

@@ -119,7 +119,7 @@ def test_a_text_by_itself_begins_as_the_tokenizer_has_it(
     )
     assert leading_tokens(tokenizer) == [0]
     assert encode_text(tokenizer, "ab") == [0, *bare]
-    # Once, also where a template has written it.
+    # Once, even if a template has added it.
     assert encode_text(tokenizer, "<end>ab") == [0, *bare]
     assert encode_text(tokenizer, "") == [0]
 

@@ -11,7 +11,7 @@ from prunelit.pruners import Wanda
 
 
 def die_at(place):
-    """SIGKILL at `place`, unless it happened before."""
+    """Send SIGKILL to this process at `place`, unless it happened before."""
     marker = Path("died")
     if os.environ.get("DIE_AT") == place and not marker.exists():
         marker.touch()
@@ -46,7 +46,7 @@ class Dying(Callback):
 
 
 def before(place, function, when=lambda *_: True):
-    """`function`, but `place` is where it begins, for arguments that `when` is true of."""
+    """Return `function` with `die_at(place)` before it, if `when` is true of the arguments."""
 
     def dying(*arguments, **options):
         if when(*arguments):

@@ -13,7 +13,7 @@ from prunelit.models.surgery import is_dropped
 from prunelit.pruners import LinearPruner
 from prunelit.statistics import Gram
 
-# Where a norm follows a sublayer, what it adds to the stream comes from there.
+# If a norm follows a sublayer, the norm's output is added to the stream.
 POST_NORMS = {
     "gemma2": {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 }

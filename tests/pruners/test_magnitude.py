@@ -29,7 +29,7 @@ def matrices(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def lowest(values: np.ndarray, count: int) -> np.ndarray:
-    """Where the `count` smallest magnitudes are, the first of equals."""
+    """Mark the `count` smallest magnitudes; of equal ones, the first."""
     gone = np.zeros(values.size, dtype=bool)
     gone[np.argsort(np.abs(values).ravel(), kind="stable")[:count]] = True
     return gone

@@ -115,7 +115,7 @@ def test_variant_equals_the_public_one(golden_model: PreTrainedModel, exactly: b
         if exactly:
             np.testing.assert_array_equal(found, keep, err_msg=name)
         else:
-            # The public bisection stops within 0.1% of the ratio, and later blocks see that.
+            # The public bisection stops within 0.1% of the ratio. Later blocks get other inputs.
             assert (~found).sum() == found.size // 2
             assert (found != keep).mean() < 0.01
 

@@ -1,4 +1,4 @@
-"""Block by block equals the whole model, and what cannot be run so is refused."""
+"""Pruning block by block equals runs of the whole model; unsupported models are refused."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""What the statistics of a block see, and who shares one."""
+"""Inputs of the statistics of a block, and layers that share one statistic."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -162,7 +162,7 @@ def test_outputs_are_observed_where_a_probe_asks_for_them(
     for name, probe in recorder.probes[1].items():
         expected = (outputs[name] ** 2).mean(0)
         np.testing.assert_allclose(probe.statistic.value.numpy(), expected, rtol=1e-5)
-    # What the MLP puts out is what its last linear map puts out.
+    # The output of the MLP is the output of its last linear map.
     assert torch.equal(
         recorder.probes[1]["mlp"].statistic.value,
         recorder.probes[1]["mlp.down_proj"].statistic.value,

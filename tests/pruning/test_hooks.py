@@ -1,4 +1,4 @@
-"""A block runs no further than what is read of it."""
+"""A block stops as soon as everything that is observed has run."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def block() -> Block:
 
 
 def read(block: Block, probes: dict[str, Probe], *, trial: bool) -> tuple[Tensor | None, int]:
-    """What a feed gives back, and how often `end` ran."""
+    """Return the output of a feed, and how often `end` ran."""
     inputs = None
     if trial:
         inputs = Trial(block, probes)

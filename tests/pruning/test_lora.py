@@ -1,4 +1,4 @@
-"""Adapters train what is left of the weights, and merging changes nothing that was measured."""
+"""Adapters train the weights that are left, and merging changes no result."""
 
 import pytest
 import torch

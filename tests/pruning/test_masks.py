@@ -97,7 +97,7 @@ def test_no_removed_weight_comes_back_in_training(
 ) -> None:
     model.to(dtype)
     optimizer = optimizer_class(model.parameters())
-    # Momentum from before pruning is what pushes removed weights first.
+    # Momentum from before pruning would move removed weights first.
     for _ in range(2):
         step(model, optimizer, input_ids)
     masks = prune(model, Wanda(Unstructured(0.5)), input_ids).masks
@@ -150,7 +150,7 @@ def test_what_was_zero_before_is_no_removal_elsewhere() -> None:
         layer[0].weight[1] = 0
         layer[0].weight[2, 0] = 0
     masks = build_masks(layer, before, count_zeros(layer))
-    # The row that is gone takes its bias along; the untouched layer has no mask.
+    # A removed row removes its bias too; the untouched layer has no mask.
     assert set(masks) == {"0.weight", "0.bias"}
     np.testing.assert_array_equal(masks["0.bias"].numpy(), [True, False, True])
     assert int(masks["0.weight"].sum()) == 7

@@ -47,7 +47,7 @@ def test_report_counts_the_zeros_that_are_there(
     zeros = sum(int((parameters[name] == 0).sum()) for name in matrices)
     size = sum(parameters[name].numel() for name in matrices)
     assert report.sparsity == pytest.approx(zeros / size)
-    # What was asked, to the nearest weight of every matrix.
+    # The requested sparsity, to the nearest weight of every matrix.
     assert abs(report.sparsity - 0.4) * size <= 0.5 * len(matrices)
 
 

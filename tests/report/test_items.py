@@ -17,7 +17,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     write_items(rows, path)
     assert read_items(path) == rows
     assert [file.name for file in path.parent.iterdir()] == ["task.parquet"]
-    # Whoever looks at them uses `datasets`.
+    # Users read the files with `datasets`.
     data = datasets.load_dataset("parquet", data_files=str(path), split="train")
     assert list(data) == rows
 

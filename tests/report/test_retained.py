@@ -1,4 +1,4 @@
-"""The headline: which rows are of one data set, and what is said of them."""
+"""The headline: its groups of rows by data set, and its sentences."""
 
 import io
 import math

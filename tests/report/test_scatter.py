@@ -10,7 +10,7 @@ from prunelit.report.scatter import logarithmic, scatter_picture
 
 @dataclass
 class Found:
-    """What `prunelit.metrics.validity` finds, made up."""
+    """Return a made-up result of `prunelit.metrics.validity`."""
 
     dz: np.ndarray
     exact: np.ndarray

@@ -18,7 +18,7 @@ from prunelit.report.subspace import (
 
 @pytest.fixture
 def shown() -> Shown:
-    """With what a font may lack, what mathtext would read, and white space."""
+    """Options with rare characters, mathtext signs and white space."""
     return Shown(
         7,
         "Question: is $5 or $6 more,\n東京?\nAnswer:",

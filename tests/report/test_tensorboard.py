@@ -135,7 +135,7 @@ def test_curves_of_a_kind_share_a_chart(drawn_events: EventAccumulator) -> None:
     assert [page.title for page in pages] == ["drawn"]
     charts = {chart.title: list(chart.multiline.tag) for chart in pages[0].chart}
     tags = drawn_events.Tags()["scalars"]
-    # A chart gives patterns, and each stands for one tag that there is.
+    # A chart lists patterns, and each matches one existing tag.
     shown = {
         title: [next(tag for tag in tags if re.match(pattern, tag)) for pattern in patterns]
         for title, patterns in charts.items()

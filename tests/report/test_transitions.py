@@ -10,7 +10,7 @@ QUANTITIES = ("embedding_cosine", "logit_cosine", "probability_cosine", "kl_dens
 
 @pytest.fixture
 def curves() -> dict[str, Curve]:
-    """Of two blocks; the second has a perfect cosine, and a KL that no logarithm shows."""
+    """Numbers of two blocks; the second has a cosine of 1 and a KL of 0, which has no logarithm."""
 
     def curve(tag: str) -> Curve:
         near_one = "cosine" in tag

@@ -1,4 +1,4 @@
-"""One sweep on a tiny model, and what tests read of it."""
+"""One sweep on a tiny model, and readers of its files."""
 
 import csv
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def run(
 
 @pytest.fixture(scope="session")
 def results() -> Callable[[Path, str], list[Result]]:
-    """`results(folder, variant)`: its rows."""
+    """`results(folder, variant)` reads the rows of a variant."""
     return lambda folder, variant: read_results(
         folder / "run" / "board" / variant / "results.jsonl"
     )
@@ -120,5 +120,5 @@ def results() -> Callable[[Path, str], list[Result]]:
 
 @pytest.fixture(scope="session")
 def table() -> Callable[[Path], list[dict[str, str]]]:
-    """`table(path)`: the lines of a CSV file."""
+    """`table(path)` reads the lines of a CSV file."""
     return lambda path: list(csv.DictReader(path.read_text().splitlines()))

@@ -16,7 +16,7 @@ Table = Callable[[Path], list[dict[str, str]]]
 
 
 def numbers(line: dict[str, str]) -> dict[str, float]:
-    """The numbers of a line; a word is one too, equal to itself alone."""
+    """Return the numbers of a line; a word becomes the sum of its bytes."""
     return {
         key: float(value) if value[:1].isdigit() else float(sum(value.encode()))
         for key, value in line.items()

@@ -110,11 +110,11 @@ def test_callbacks_come_back_after_an_error(
     variants = {"good": SublayerDrop(1), "bad": Failing(Unstructured(0.5))}
     with pytest.raises(RuntimeError, match="enough"):
         start(variants)
-    # What was finished stays.
+    # Finished variants stay.
     assert (tmp_path / "good" / "results.jsonl").is_file()
     assert (tmp_path / "good" / "pruned" / "pruning.json").is_file()
     assert not (tmp_path / "bad" / "pruned").exists()
-    # And is laid over each other, the one that there is.
+    # The figures show the only finished variant.
     table = (tmp_path / "figures" / "variants.csv").read_text()
     assert "good" in table
     assert "bad" not in table

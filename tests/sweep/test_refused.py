@@ -17,7 +17,7 @@ DROP = {"class_path": "prunelit.pruners.SublayerDrop"}
 def refused(
     run: Callable[..., None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """`refused(*options)`: the sentence that the sweep ends with, nothing pruned or written."""
+    """`refused(*options)` returns the error, and checks that nothing was pruned or written."""
 
     def start(*options: str) -> str:
         with pytest.raises(SystemExit) as left:

@@ -35,7 +35,7 @@ OPTION_ROWS = [
 
 # Among what each model writes for some prompt, greedily after a few steps.
 ENDS = [*range(1, 40), 126]
-# How far to disturb each, so that some rollouts part, not all at once.
+# Noise on each model, so that some rollouts diverge, and not all at once.
 AMOUNTS = {"llama": 0.2, "gemma2": 0.3, "gpt_neox": 0.3}
 
 

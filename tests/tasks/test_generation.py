@@ -1,4 +1,4 @@
-"""What models write for a data set, of models that write exactly what a test tells them to."""
+"""Generated answers for a data set, from models that write exactly the text of a test."""
 
 import json
 from pathlib import Path

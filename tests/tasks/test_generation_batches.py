@@ -1,4 +1,4 @@
-"""Batches and samples of generation: what they share, and what they do not depend on."""
+"""Batches and samples of generation: their common prefix, and their independence."""
 
 import json
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def test_samples_depend_on_seed_and_prompt_alone(
 def test_pass_at_k_and_means_over_samples(
     many: str, make_model: MakeModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    # Whether the second character is even: about half of the samples are right.
+    # Right if the second character is even: about half of the samples are.
     judge = ExactMatch({"even": parity})
     pair = ModelPair(make_model("llama", seed=1), make_model("llama"), tokenizer)
     task = sampled(many, judge=judge, pass_at=[1, 3])

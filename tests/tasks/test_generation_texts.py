@@ -1,4 +1,4 @@
-"""`Generation` with its defaults, of models that write exactly what a test tells them to."""
+"""`Generation` with its defaults, from models that write exactly the text of a test."""
 
 import json
 from collections.abc import Callable

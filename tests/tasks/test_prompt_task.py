@@ -1,4 +1,4 @@
-"""Prompts as models are used to read them, and what follows them, as one batch."""
+"""Prompts in the model's own template, and their continuations, as one batch."""
 
 import json
 from pathlib import Path

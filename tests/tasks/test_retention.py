@@ -1,4 +1,4 @@
-"""The row of what is retained."""
+"""The row of the retained score."""
 
 import math
 

@@ -117,7 +117,7 @@ def test_letters(
     prompt = "Question: Which is best?\nA. Paris\nB. Rome\nC. yes\nAnswer:"
     assert task._items[0].context == words(prompt)["input_ids"]
     assert task._items[0].options == ids(words, ["ĠA", "ĠB", "ĠC"])
-    # What the choices begin with does not matter; "Ġ" of " D" merges with nothing.
+    # The first characters of the choices do not matter; "Ġ" of " D" merges with nothing.
     assert task._items[2].options == ids(words, ["ĠA", "ĠB", "ĠC", "Ġ"])
     rows, _, _ = subspace(path, words_pair, options="letters")
     assert rows["acc", "dense"].n == 5

@@ -1,4 +1,4 @@
-"""Trajectories of models that agree, that part, and that end."""
+"""Trajectories of models that agree, that diverge, and that end."""
 
 import copy
 import math
@@ -134,7 +134,7 @@ def test_the_sampled_forecast_is_what_many_rollouts_do(
     rows = {row.metric: row for row in task.report(table).results}
     mean, forecast = rows["first_divergence_mean"], rows["forecast_mean"]
     assert abs(mean.value - forecast.value) < 4 * mean.standard_error
-    # Without noise in common the two would part far earlier.
+    # Without common noise the two would diverge far earlier.
     _, apart, _ = trajectory(pair, contexts=["two"] * 300, sample=True, batch_size=100, seed=1)
     agree = (apart["pruned/tokens"][:, 0] == table["dense/tokens"][:, 0]).double().mean()
     assert agree < observed.mean[0] - 0.2

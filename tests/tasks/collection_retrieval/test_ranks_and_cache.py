@@ -27,7 +27,7 @@ def values(rows: list[Result]) -> dict[tuple[str, str], float]:
 
 
 def on_ranks(world: int, work: Callable[[int], Any], patch: pytest.MonkeyPatch) -> list[Any]:
-    """What `work(rank)` returns on each rank; ranks are threads that meet where they gather."""
+    """Return `work(rank)` of each rank. Ranks are threads; a gather waits for all of them."""
     barrier, sent = threading.Barrier(world, timeout=60), [None] * world
     own = threading.local()
 
@@ -103,7 +103,7 @@ def test_embeddings_are_made_once(
     first = run(pair)
     assert len(seen) == 24
     seen.clear()
-    # Of another run, with other metrics: the same texts, models and batches.
+    # Another run with other metrics has the same texts, models and batches.
     assert values(run(pair)) == values(first)
     run(pair, centre=False, recall_at=[5])
     assert not seen

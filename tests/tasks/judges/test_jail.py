@@ -1,4 +1,4 @@
-"""The script that `sandbox` starts; what it keeps a program from is tested there."""
+"""The script that `sandbox` starts; the tests of `sandbox` cover its isolation."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What is read of many questions, and in which batches."""
+"""Tokens, common prefixes and batches of many questions."""
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -13,7 +13,7 @@ LONG = "A text of more than sixteen tokens. "
 def planned(
     tokenizer: PreTrainedTokenizerFast, questions: list[tuple[str, str, list[str]]]
 ) -> Plan:
-    """Of (text before, prompt, choices) each."""
+    """Build one question from each (text before, prompt, choices)."""
     names = [prompt for _, prompt, _ in questions]
     before = [text for text, _, _ in questions]
     texts = [[(prompt, choice) for choice in choices] for _, prompt, choices in questions]

@@ -1,4 +1,4 @@
-"""Bad programs, and that nothing comes of them."""
+"""Harmful programs that must have no effect."""
 
 import os
 import signal

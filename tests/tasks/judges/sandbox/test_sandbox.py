@@ -1,4 +1,4 @@
-"""What becomes of a program, and machines that cannot isolate one."""
+"""Outcomes of a program, and machines that cannot isolate one."""
 
 import socket
 import sys
@@ -32,7 +32,7 @@ def test_a_good_program_finishes_and_its_output_is_kept() -> None:
         "def f(:",
         "x = '''",
         "import numpy_that_is_not_there",
-        # Leaving before the tests is no way to pass them.
+        # A program that exits before the tests does not pass them.
         "import sys; sys.exit(0)",
         "import os; os._exit(0)",
         "raise SystemExit",
