@@ -1,4 +1,4 @@
-"""The recovery loss against plain formulas, and what it trains."""
+"""The recovery loss against plain formulas, the parameters that it trains, and its recipe."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.pruning import recovery
 from prunelit.pruning.lora import LoRA
-from prunelit.pruning.recovery import Recovery
+from prunelit.pruning.recovery import Recovery, adamw
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -91,3 +91,20 @@ def test_only_what_the_patterns_match_is_trained(model: PreTrainedModel) -> None
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Recovery(**arguments)
+
+
+def test_the_recipe_names_classes_by_the_path_that_users_import() -> None:
+    def halve(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+
+    recipe = Recovery(kl=2.0).recipe(adamw, halve)
+    assert recipe["recovery"]["init_args"]["kl"] == 2.0
+    assert recipe["optimizer"]["class_path"] == "torch.optim.AdamW"
+    assert recipe["optimizer"]["lr"] == 1e-4
+    assert recipe["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.ExponentialLR"
+    assert recipe["lr_scheduler"]["gamma"] == 0.5
+
+
+def test_a_scheduler_that_needs_a_metric_is_refused() -> None:
+    with pytest.raises(InputError, match="got ReduceLROnPlateau, which needs a metric"):
+        Recovery().recipe(adamw, torch.optim.lr_scheduler.ReduceLROnPlateau)
