@@ -212,7 +212,7 @@ class Trajectory(PromptTask):
         yield "first_divergence", first_divergence_picture(curves, ended, title)
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
-        """Prompt, both texts, and the step of their first divergence."""
+        """Yield the prompt, both texts, and the step of their first divergence."""
         for index, context in enumerate(self.contexts):
             row = {"prompt": context, "dense": self.text(table["dense/tokens"][index])}
             if self.free_running:
