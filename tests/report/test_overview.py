@@ -191,8 +191,10 @@ def test_a_sweep_without_drops_has_no_scores_by_drops(variants: list[Variant]) -
 
 def test_two_tasks_of_a_kind_have_a_figure_each(variants: list[Variant]) -> None:
     for one in variants:
-        again = [Result("again", *(vars(row)[k] for k in list(vars(row))[1:])) for row in one.rows]
-        one.rows = [*one.rows, *(row for row in again if row.metric.endswith("_cosine"))]
+        again = [
+            Result("again", *(vars(row)[k] for k in list(vars(row))[1:])) for row in one.results
+        ]
+        one.results = [*one.results, *(row for row in again if row.metric.endswith("_cosine"))]
     pictures, _ = overview(variants)
     assert [name for name in pictures if "spaces" in name] == [
         *("spaces_by_variant_deviation", "spaces_by_variant_again")
@@ -201,7 +203,7 @@ def test_two_tasks_of_a_kind_have_a_figure_each(variants: list[Variant]) -> None
 
 def test_without_a_dense_model_scores_begin_at_the_first_drop(variants: list[Variant]) -> None:
     for one in variants:
-        one.rows = [row for row in one.rows if row.model == "pruned"]
+        one.results = [row for row in one.results if row.model == "pruned"]
     picture = overview(variants)[0]["score_by_dropped"]
     drawn(picture)
     assert [line[1] for line in lines(picture)[:2]] == [4, 8]

@@ -111,12 +111,12 @@ class Results(Callback):
 
     def _pictures(
         self,
-        rows: Sequence[Result],
+        results: Sequence[Result],
         reports: Mapping[str, TaskReport],
         pruning: dict[str, Any] | None,
     ) -> dict[str, Picture]:
-        pictures = {"scores": Picture(scores_figure(rows), scores_numbers(rows))}
-        if cells := retained_cells(rows):
+        pictures = {"scores": Picture(scores_figure(results), scores_numbers(results))}
+        if cells := retained_cells(results):
             pictures["retained"] = headline_picture(cells)
         if pruning is not None:
             pictures["sparsity"] = Picture(sparsity_figure(pruning), sparsity_numbers(pruning))
@@ -130,7 +130,7 @@ class Results(Callback):
         self, logger: TensorBoardLogger, module: PairedLM, pruning: dict[str, Any] | None
     ) -> None:
         parameters: dict[str, Any] = {"model": module.source}
-        metrics = {scalar_name(row): row.value for row in module.results}
+        metrics = {scalar_name(result): result.value for result in module.results}
         if pruning is not None:
             pruner = pruning["recipe"]["pruner"]
             parameters |= {"pruner": pruner["class_path"].rpartition(".")[2]}
@@ -143,9 +143,9 @@ class Results(Callback):
 def printed_tables(reports: Iterable[TaskReport]) -> list[Table]:
     """Build one table of all tasks that have no table of their own, then add those own tables."""
     reports = list(reports)
-    rows = [row for report in reports if report.table is None for row in report.results]
+    results = [result for report in reports if report.table is None for result in report.results]
     own = [report.table for report in reports if report.table is not None]
-    return [*([results_table(rows)] if rows else []), *own]
+    return [*([results_table(results)] if results else []), *own]
 
 
 def flatten(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Evaluation:
                 if not keep_going:
                     raise
                 self.failed[name] = error
-        self.results = [row for report in self.reports.values() for row in report.results]
+        self.results = [result for report in self.reports.values() for result in report.results]
 
     def finish(self) -> None:
         """Release the reports. Raise the first error in `failed`, or else delete the journals."""

@@ -226,9 +226,9 @@ class PairedLM(LightningModule):
         assert self.evaluation is not None
         # `validate` writes the results of the other tasks before it raises the error of one.
         self.evaluation.summarise(keep_going=self.trainer.state.fn == "validate")
-        for row in self.results:
+        for result in self.results:
             # Every rank has the same complete table, so no synchronisation is needed.
-            self.log(scalar_name(row), row.value, sync_dist=False)
+            self.log(scalar_name(result), result.value, sync_dist=False)
 
     def on_validation_end(self) -> None:
         """Wait until the callbacks of rank 0 have written the results, and raise errors of tasks.

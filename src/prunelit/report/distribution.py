@@ -65,17 +65,17 @@ class Spread:
     tokens: int
 
 
-def distribution_lines(rows: Sequence[Result]) -> list[dict[str, str]]:
+def distribution_lines(results: Sequence[Result]) -> list[dict[str, str]]:
     """Build one line per quantity: the pruned model, then each noise floor that was measured.
 
     Args:
-        rows: results of one `Distribution` task.
+        results: results of one `Distribution` task.
     """
     cells: dict[str, dict[str, Result]] = {}
-    for row in rows:
-        prefix, slash, metric = row.metric.rpartition("/")
-        if row.model == "pair" and (label := _label(metric)) is not None:
-            cells.setdefault(label, {})[prefix + slash] = row
+    for result in results:
+        prefix, slash, metric = result.metric.rpartition("/")
+        if result.model == "pair" and (label := _label(metric)) is not None:
+            cells.setdefault(label, {})[prefix + slash] = result
     there = [prefix for prefix in _COLUMNS if any(prefix in of_line for of_line in cells.values())]
     return [
         {"": label} | {_COLUMNS[prefix]: _cell(of_line.get(prefix)) for prefix in there}
@@ -83,15 +83,15 @@ def distribution_lines(rows: Sequence[Result]) -> list[dict[str, str]]:
     ]
 
 
-def distribution_table(rows: Sequence[Result]) -> Table:
+def distribution_table(results: Sequence[Result]) -> Table:
     """Build the table to print from `distribution_lines`.
 
     Args:
-        rows: results of one `Distribution` task.
+        results: results of one `Distribution` task.
     """
-    lines = distribution_lines(rows)
+    lines = distribution_lines(results)
     table = Table(
-        title=f"{rows[0].task}: dense against pruned, and the noise floor of the dense model",
+        title=f"{results[0].task}: dense against pruned, and the noise floor of the dense model",
         caption="KL in nats; ± standard error over windows (in brackets: over tokens)",
         title_justify="left",
         caption_justify="left",
@@ -174,14 +174,14 @@ def _label(metric: str) -> str | None:
     return f"{quantity}: {_WORDS.get(last) or last.removeprefix('q') + '%'}"
 
 
-def _cell(row: Result | None) -> str:
-    if row is None:
+def _cell(result: Result | None) -> str:
+    if result is None:
         return ""
-    if "rung" in row.details:
-        return f"{row.details['rung']} ({row.value:.2g})"
+    if "rung" in result.details:
+        return f"{result.details['rung']} ({result.value:.2g})"
     # The sum turns a negative zero into zero.
-    value = f"{row.value + 0.0:.4g}"
-    if not math.isnan(row.standard_error):
-        value += f" ± {row.standard_error:.2g}"
-    tokens = row.details.get("standard_error_tokens")
+    value = f"{result.value + 0.0:.4g}"
+    if not math.isnan(result.standard_error):
+        value += f" ± {result.standard_error:.2g}"
+    tokens = result.details.get("standard_error_tokens")
     return value if tokens is None else f"{value} ({tokens:.1g})"

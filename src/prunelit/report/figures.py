@@ -12,15 +12,15 @@ from prunelit.report.results import Result
 DENSE, PRUNED, CHANCE = "#4C72B0", "#DD8452", "#444444"
 
 
-def scores_figure(rows: Sequence[Result]) -> Figure:
+def scores_figure(results: Sequence[Result]) -> Figure:
     """Draw the main score of every task, dense beside pruned.
 
     Whiskers are standard errors. A dashed line is the score of random guessing.
     """
     chosen: dict[tuple[str, str], dict[str, Result]] = {}
-    for row in rows:
-        if is_main_score(row):
-            chosen.setdefault((row.task, row.metric), {})[row.model] = row
+    for result in results:
+        if is_main_score(result):
+            chosen.setdefault((result.task, result.metric), {})[result.model] = result
     figure = Figure(figsize=(2.6 + 1.6 * max(2, len(chosen)), 3.6), layout="constrained")
     axes = figure.add_subplot()
     for offset, (model, colour) in enumerate((("dense", DENSE), ("pruned", PRUNED))):
@@ -28,17 +28,17 @@ def scores_figure(rows: Sequence[Result]) -> Figure:
         picked = [models[model] for models in chosen.values() if model in models]
         axes.bar(
             [place + 0.36 * offset for place in places],
-            [row.value for row in picked],
+            [result.value for result in picked],
             width=0.34,
-            yerr=[row.standard_error for row in picked],
+            yerr=[result.standard_error for result in picked],
             capsize=3,
             color=colour,
             label=model,
         )
-        for place, row in zip(places, picked, strict=True):
+        for place, result in zip(places, picked, strict=True):
             axes.annotate(
-                f"{row.value:.2f}",
-                (place + 0.36 * offset, row.value + row.standard_error),
+                f"{result.value:.2f}",
+                (place + 0.36 * offset, result.value + result.standard_error),
                 xytext=(0, 3),
                 textcoords="offset points",
                 ha="center",
@@ -64,7 +64,9 @@ def scores_figure(rows: Sequence[Result]) -> Figure:
             for (task, metric), m in chosen.items()
         ],
     )
-    axes.set_ylim(axis_begin(row for models in chosen.values() for row in models.values()), 1.08)
+    axes.set_ylim(
+        axis_begin(result for models in chosen.values() for result in models.values()), 1.08
+    )
     axes.axhline(0, color=CHANCE, linewidth=0.8)
     axes.set_ylabel("score")
     axes.set_title("Main scores, dense beside pruned (whiskers: ± standard error)", fontsize=10)

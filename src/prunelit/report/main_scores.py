@@ -11,35 +11,45 @@ from typing import Any
 from prunelit.report.results import Result
 
 
-def is_main_score(row: Result) -> bool:
+def is_main_score(result: Result) -> bool:
     """Return True for the main score of the dense or the pruned model."""
-    return row.model in ("dense", "pruned") and row.metric == row.details.get("primary")
+    return result.model in ("dense", "pruned") and result.metric == result.details.get("primary")
 
 
-def is_generative(row: Result) -> bool:
+def is_generative(result: Result) -> bool:
     """Return True if the result is a score of generated texts."""
-    return row.details.get("use") == "generation"
+    return result.details.get("use") == "generation"
 
 
-def chance(row: Result) -> float | None:
+def chance(result: Result) -> float | None:
     """Return the score of random guessing; None if the task does not state it."""
-    return row.details.get("chance", row.details.get(f"chance_{row.metric}"))
+    return result.details.get("chance", result.details.get(f"chance_{result.metric}"))
 
 
-def axis_begin(rows: Iterable[Result]) -> float:
+def axis_begin(results: Iterable[Result]) -> float:
     """Return the lower end of an axis of scores: 0, or below the whiskers of a negative score."""
-    ends = [row.value - (row.standard_error if row.standard_error > 0 else 0) for row in rows]
+    ends = [
+        result.value - (result.standard_error if result.standard_error > 0 else 0)
+        for result in results
+    ]
     return 1.1 * min([0.0, *(end for end in ends if end < 0)])
 
 
-def scores_numbers(rows: Sequence[Result]) -> dict[str, list[object]]:
+def scores_numbers(results: Sequence[Result]) -> dict[str, list[object]]:
     """Return the numbers behind the figure of main scores, one line per task, metric and model."""
     names = ("task", "metric", "model", "value", "standard_error", "n", "chance")
     columns: dict[str, list[object]] = {name: [] for name in names}
-    for row in rows:
-        if is_main_score(row):
-            line = (row.task, row.metric, row.model, row.value, row.standard_error, row.n)
-            for name, value in zip(names, (*line, chance(row)), strict=True):
+    for result in results:
+        if is_main_score(result):
+            line = (
+                result.task,
+                result.metric,
+                result.model,
+                result.value,
+                result.standard_error,
+                result.n,
+            )
+            for name, value in zip(names, (*line, chance(result)), strict=True):
                 columns[name].append(value)
     return columns
 

@@ -108,7 +108,9 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
     """Draw the main scores against the number of dropped parts, one panel per kind of part."""
     kinds = list(dict.fromkeys(v.dropped[0] for v in variants if v.dropped is not None))
     scores = main_scores(variants)
-    begin = min(-0.03, axis_begin(row for v in variants for row in v.rows if is_main_score(row)))
+    begin = min(
+        -0.03, axis_begin(result for v in variants for result in v.results if is_main_score(result))
+    )
     figure = Figure(figsize=(max(8.5, 2.4 + 4 * len(kinds)), 4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     names = ("kind", "dropped", "variant", "task", "metric", "value", "standard_error", "chance")
@@ -119,15 +121,15 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
             points = list(_points(variants, kind, task, metric))
             axes.errorbar(
                 [count for count, _, _ in points],
-                [row.value for _, _, row in points],
-                yerr=[row.standard_error for _, _, row in points],
+                [result.value for _, _, result in points],
+                yerr=[result.standard_error for _, _, result in points],
                 color=colour,
                 capsize=3,
                 **_style(generative),
             )
-            for count, name, row in points:
-                level = chance(row)
-                line = (kind, count, name, task, metric, row.value, row.standard_error, level)
+            for count, name, result in points:
+                level = chance(result)
+                line = (kind, count, name, task, metric, result.value, result.standard_error, level)
                 for column, value in zip(numbers.values(), line, strict=True):
                     column.append(value)
             if points and (level := chance(points[0][2])):
@@ -166,26 +168,26 @@ def cosines_picture(variants: Sequence[Variant], task: str) -> Picture:
     names = ("variant", "space", "cosine", "standard_error", "n")
     numbers: dict[str, list[object]] = {name: [] for name in names}
     for place, variant in enumerate(variants):
-        for offset, (space, row) in zip((-0.27, 0, 0.27), _cosines(variant, task), strict=True):
+        for offset, (space, result) in zip((-0.27, 0, 0.27), _cosines(variant, task), strict=True):
             axes.bar(
                 place + offset,
-                row.value,
+                result.value,
                 width=0.26,
-                yerr=row.standard_error,
+                yerr=result.standard_error,
                 capsize=3,
                 color=SPACES[space],
                 label=space if place == 0 else f"_{space}",
             )
-            top = row.value + (0 if math.isnan(row.standard_error) else row.standard_error)
+            top = result.value + (0 if math.isnan(result.standard_error) else result.standard_error)
             axes.annotate(
-                f"{row.value:.2f}",
+                f"{result.value:.2f}",
                 (place + offset, max(top, 0)),
                 xytext=(0, 3),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
             )
-            line = (variant.name, space, row.value, row.standard_error, row.n)
+            line = (variant.name, space, result.value, result.standard_error, result.n)
             for column, value in zip(numbers.values(), line, strict=True):
                 column.append(value)
     axes.set_xticks(range(len(variants)), [variant.name for variant in variants], fontsize=9)
@@ -209,7 +211,7 @@ def _name(name: str, task: str, tasks: Sequence[str]) -> str:
 
 def _tasks(variants: Sequence[Variant]) -> list[str]:
     """Return the names of all tasks with results or curves, in order of appearance."""
-    named = [name for v in variants for name in [*(row.task for row in v.rows), *v.curves]]
+    named = [name for v in variants for name in [*(result.task for result in v.results), *v.curves]]
     return list(dict.fromkeys(named))
 
 
@@ -219,8 +221,8 @@ def _tags(variant: Variant, task: str) -> set[str]:
 
 def _cosines(variant: Variant, task: str) -> list[tuple[str, Result]]:
     """Return space and result of the three cosines; an empty list if one is missing."""
-    rows = [(space, variant.find(task, f"{space}_cosine", "pair")) for space in SPACES]
-    found = [(space, row) for space, row in rows if row is not None]
+    results = [(space, variant.find(task, f"{space}_cosine", "pair")) for space in SPACES]
+    found = [(space, result) for space, result in results if result is not None]
     return found if len(found) == len(SPACES) else []
 
 
@@ -232,8 +234,8 @@ def _points(
     if (dense := of_kind[0][1].find(task, metric, "dense")) is not None:
         yield 0, "dense", dense
     for count, variant in sorted(of_kind, key=lambda pair: pair[0]):
-        if (row := variant.find(task, metric, "pruned")) is not None:
-            yield count, variant.name, row
+        if (result := variant.find(task, metric, "pruned")) is not None:
+            yield count, variant.name, result
 
 
 def _style(generative: bool) -> dict[str, Any]:

@@ -35,17 +35,17 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def scalar_name(row: Result) -> str:
+def scalar_name(result: Result) -> str:
     """Return `val/<task>/<metric>`, with the suffix `_dense` or `_difference` for these two."""
-    suffix = "" if row.model in ("pruned", "pair") else f"_{row.model}"
-    return f"val/{row.task}/{row.metric}{suffix}"
+    suffix = "" if result.model in ("pruned", "pair") else f"_{result.model}"
+    return f"val/{result.task}/{result.metric}{suffix}"
 
 
-def write_results(rows: Sequence[Result], path: str | Path) -> None:
+def write_results(results: Sequence[Result], path: str | Path) -> None:
     """Write one line of JSON per result. NaN and infinity become null."""
     lines = []
-    for row in rows:
-        data = asdict(row)
+    for result in results:
+        data = asdict(result)
         for key in ("value", "standard_error"):
             data[key] = data[key] if math.isfinite(data[key]) else None
         lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
@@ -71,10 +71,10 @@ def read_results(path: str | Path) -> list[Result]:
         ...     read_results(path)
         [Result(task='facts', metric='acc', model='dense', value=0.5, standard_error=nan, ...)]
     """
-    rows = []
+    results = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         data = json.loads(line)
         for key in ("value", "standard_error"):
             data[key] = float("nan") if data[key] is None else data[key]
-        rows.append(Result(**data))
-    return rows
+        results.append(Result(**data))
+    return results

@@ -18,20 +18,20 @@ _COLOURS = {"multiple choice": "#C44E52", "retrieval": "#4C72B0", "generation": 
 Cells = dict[str, dict[str, list[Result]]]
 
 
-def retained_cells(rows: Sequence[Result]) -> Cells:
+def retained_cells(results: Sequence[Result]) -> Cells:
     """Group the results `retained` by data set and use.
 
     Two tasks have the same data set if path, subset, split and number of items are equal.
 
     Args:
-        rows: results of a run.
+        results: results of a run.
     """
     groups: dict[tuple[str, str | None, str, int], dict[str, list[Result]]] = {}
-    for row in rows:
-        if row.metric == "retained":
-            own = row.details
-            key = (own["path"], own.get("subset"), own["split"], row.n)
-            groups.setdefault(key, {}).setdefault(own["use"], []).append(row)
+    for result in results:
+        if result.metric == "retained":
+            own = result.details
+            key = (own["path"], own.get("subset"), own["split"], result.n)
+            groups.setdefault(key, {}).setdefault(own["use"], []).append(result)
     names = [
         re.split("[/:]", path)[-1] + (f" {subset}" if subset else "") for path, subset, *_ in groups
     ]
@@ -83,28 +83,28 @@ def headline_picture(cells: Cells) -> Picture:
     most = max([len(_COLOURS), *(sum(map(len, found.values())) for found in cells.values())])
     width = 0.8 / most
     for place, (name, found) in enumerate(cells.items()):
-        bars = [(use, row) for use in _COLOURS for row in found.get(use, [])]
-        for number, (use, row) in enumerate(bars):
-            own = row.details
+        bars = [(use, result) for use in _COLOURS for result in found.get(use, [])]
+        for number, (use, result) in enumerate(bars):
+            own = result.details
             low, high = own["interval_95"] or (math.nan, math.nan)
             values = (
                 own["primary"],
-                row.value,
+                result.value,
                 low,
                 high,
                 own["dense"],
                 own["pruned"],
                 own["chance"],
             )
-            line = (name, use, row.task, *values, row.n)
+            line = (name, use, result.task, *values, result.n)
             for column, value in zip(numbers.values(), line, strict=True):
                 column.append(value)
             x = place + (number - (len(bars) - 1) / 2) * width
             label = f"{own['primary']}\n{own['dense']:.2f} → {own['pruned']:.2f}"
-            ends = np.array([[row.value - low], [high - row.value]]).clip(0)
+            ends = np.array([[result.value - low], [high - result.value]]).clip(0)
             axes.bar(
                 x,
-                row.value,
+                result.value,
                 width * 0.9,
                 yerr=None if math.isnan(low) else ends,
                 capsize=3,
@@ -113,9 +113,11 @@ def headline_picture(cells: Cells) -> Picture:
                 label=f"_{use}" if use in shown else use,
             )
             shown.add(use)
-            height = max(0.0, np.nan_to_num(max(row.value, high if high == high else row.value)))
+            height = max(
+                0.0, np.nan_to_num(max(result.value, high if high == high else result.value))
+            )
             top = max(top, height)
-            text = "no lead over chance" if math.isnan(row.value) else f"{row.value:.2f}"
+            text = "no lead over chance" if math.isnan(result.value) else f"{result.value:.2f}"
             axes.annotate(
                 f"{text}\n{label}",
                 (x, height),
@@ -147,9 +149,9 @@ def _heading(name: str, found: dict[str, list[Result]]) -> str:
     return f"{name} (n={n})"
 
 
-def _cell(row: Result) -> str:
-    own = row.details
-    value = "no lead" if math.isnan(row.value) else f"{row.value:.2f}"
+def _cell(result: Result) -> str:
+    own = result.details
+    value = "no lead" if math.isnan(result.value) else f"{result.value:.2f}"
     interval = own["interval_95"]
     text = f"{value} [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else value
-    return f"{text}\n{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={row.n}"
+    return f"{text}\n{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={result.n}"

@@ -28,7 +28,7 @@ def as_text(table: Table) -> str:
     return capture.get()
 
 
-def results_table(rows: Sequence[Result]) -> Table:
+def results_table(results: Sequence[Result]) -> Table:
     """Build the table of dense, pruned and difference with standard errors, one line per metric."""
     table = Table(title="Dense against pruned (value ± standard error)", title_justify="left")
     table.add_column("task")
@@ -36,8 +36,8 @@ def results_table(rows: Sequence[Result]) -> Table:
     for name in ("dense", "pruned", "difference", "n"):
         table.add_column(name, justify="right")
     cells: dict[tuple[str, str], dict[str, Result]] = {}
-    for row in rows:
-        cells.setdefault((row.task, row.metric), {})[row.model] = row
+    for result in results:
+        cells.setdefault((result.task, result.metric), {})[result.model] = result
     last = None
     for (task, metric), models in cells.items():
         if last not in (None, task):
@@ -54,25 +54,25 @@ def results_table(rows: Sequence[Result]) -> Table:
     return table
 
 
-def grouped_table(rows: Sequence[Result], groups: str) -> Table:
+def grouped_table(results: Sequence[Result], groups: str) -> Table:
     """Build a table with one line per group and one column per quantity, with standard errors.
 
     Args:
-        rows: results of one task and model. Their metrics are named `<group>/<quantity>`; a group
-            may contain slashes.
+        results: results of one task and model. Their metrics are named `<group>/<quantity>`; a
+            group may contain slashes.
         groups: heading of the column of groups.
     """
-    table = Table(title=f"{rows[0].task} (value ± standard error)", title_justify="left")
+    table = Table(title=f"{results[0].task} (value ± standard error)", title_justify="left")
     lines: dict[str, dict[str, Result]] = {}
-    for row in rows:
-        group, _, quantity = row.metric.rpartition("/")
-        lines.setdefault(group, {})[quantity] = row
+    for result in results:
+        group, _, quantity = result.metric.rpartition("/")
+        lines.setdefault(group, {})[quantity] = result
     quantities = list(dict.fromkeys(name for line in lines.values() for name in line))
     table.add_column(groups)
     for name in (*quantities, "n"):
         table.add_column(name, justify="right")
     for group, line in lines.items():
-        counts = sorted({row.n for row in line.values()})
+        counts = sorted({result.n for result in line.values()})
         cells = [_cell(line.get(name)) for name in quantities]
         table.add_row(group, *cells, "-".join(map(str, counts)))
     return table
@@ -108,8 +108,8 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(row: Result | None, *, signed: bool = False) -> str:
-    if row is None:
+def _cell(result: Result | None, *, signed: bool = False) -> str:
+    if result is None:
         return ""
-    value = f"{row.value:+.4g}" if signed else f"{row.value:.4g}"
-    return value if math.isnan(row.standard_error) else f"{value} ± {row.standard_error:.2g}"
+    value = f"{result.value:+.4g}" if signed else f"{result.value:.4g}"
+    return value if math.isnan(result.standard_error) else f"{value} ± {result.standard_error:.2g}"

@@ -20,7 +20,7 @@ class Variant:
 
     Args:
         name: name of the variant.
-        rows: its results.
+        results: its results.
         curves: its curves, by task.
         sparsity: share of the linear weights of all blocks that are 0.
         dropped: kind and number of dropped parts, such as `("blocks", 4)`; None if pruning sets
@@ -28,21 +28,27 @@ class Variant:
     """
 
     name: str
-    rows: Sequence[Result]
+    results: Sequence[Result]
     curves: Mapping[str, Sequence[Curve]]
     sparsity: float
     dropped: tuple[str, int] | None = None
 
     def find(self, task: str, metric: str, *models: str) -> Result | None:
         """Return the result of the first of `models` that has one; None if none has."""
-        found = {row.model: row for row in self.rows if (row.task, row.metric) == (task, metric)}
+        found = {
+            result.model: result
+            for result in self.results
+            if (result.task, result.metric) == (task, metric)
+        }
         return next((found[model] for model in models if model in found), None)
 
 
 def main_scores(variants: Sequence[Variant]) -> dict[tuple[str, str], bool]:
     """Return task and metric of every main score, and whether the task generates texts."""
-    rows = [row for variant in variants for row in variant.rows if is_main_score(row)]
-    return {(row.task, row.metric): is_generative(row) for row in rows}
+    results = [
+        result for variant in variants for result in variant.results if is_main_score(result)
+    ]
+    return {(result.task, result.metric): is_generative(result) for result in results}
 
 
 def variants_numbers(variants: Sequence[Variant]) -> dict[str, list[object]]:
@@ -50,9 +56,9 @@ def variants_numbers(variants: Sequence[Variant]) -> dict[str, list[object]]:
     names = ("variant", "sparsity", "task", "metric", "value", "standard_error", "n")
     columns: dict[str, list[object]] = {name: [] for name in names}
     for name, sparsity, cells in _lines(variants):
-        for (task, metric), row in cells.items():
-            if row is not None:
-                line = (name, sparsity, task, metric, row.value, row.standard_error, row.n)
+        for (task, metric), result in cells.items():
+            if result is not None:
+                line = (name, sparsity, task, metric, result.value, result.standard_error, result.n)
                 for column, value in zip(columns.values(), line, strict=True):
                     column.append(value)
     return columns
@@ -62,7 +68,7 @@ def variants_cells(variants: Sequence[Variant]) -> list[dict[str, str]]:
     """Return the lines of the table: dense, then every variant, with value ± standard error."""
     return [
         {"variant": name, "sparsity": f"{sparsity:.4f}"}
-        | {f"{task}\n{metric}": _cell(row) for (task, metric), row in cells.items()}
+        | {f"{task}\n{metric}": _cell(result) for (task, metric), result in cells.items()}
         for name, sparsity, cells in _lines(variants)
     ]
 
@@ -79,8 +85,10 @@ def variants_table(variants: Sequence[Variant]) -> Table:
 
 
 def _shown(variants: Sequence[Variant]) -> list[tuple[str, str]]:
-    rows = [row for variant in variants for row in variant.rows if row.metric in _FURTHER]
-    further = dict.fromkeys((row.task, row.metric) for row in rows)
+    results = [
+        result for variant in variants for result in variant.results if result.metric in _FURTHER
+    ]
+    further = dict.fromkeys((result.task, result.metric) for result in results)
     return [*main_scores(variants), *sorted(further, key=lambda key: _FURTHER.index(key[1]))]
 
 
@@ -97,8 +105,8 @@ def _lines(
     return lines
 
 
-def _cell(row: Result | None) -> str:
-    if row is None:
+def _cell(result: Result | None) -> str:
+    if result is None:
         return ""
-    value = f"{row.value:.4g}"
-    return value if math.isnan(row.standard_error) else f"{value} ± {row.standard_error:.2g}"
+    value = f"{result.value:.4g}"
+    return value if math.isnan(result.standard_error) else f"{value} ± {result.standard_error:.2g}"

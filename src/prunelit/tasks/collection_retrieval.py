@@ -196,17 +196,17 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         ranking, details = self._measure(table), self.details()
         metrics = ranking.metrics
         names = ["ndcg@10", *(f"recall@{k}" for k in self.recall_at), "mrr@10", f"map@{self.depth}"]
-        rows = metrics.paired_results(self.name, names, details)
+        results = metrics.paired_results(self.name, names, details)
         if "cosine" in table:
             queries, documents = table["cosine"].tensor_split([self._queries])
             for name, values in (("query_cosine", queries), ("document_cosine", documents)):
                 texts = ItemTable(len(values))
                 texts.assign(torch.arange(len(values)), {name: values})
-                rows += texts.pair_results(self.name, [name], details)
+                results += texts.pair_results(self.name, [name], details)
         columns = {name: metrics[name] for name in metrics.columns()}
-        rows += retained_results(self.name, columns, details["chance_ndcg@10"], details)
-        rows += metrics.pair_results(self.name, ["rank_correlation", "top10_overlap"], details)
-        return TaskReport(rows, items=self._item_rows(ranking))
+        results += retained_results(self.name, columns, details["chance_ndcg@10"], details)
+        results += metrics.pair_results(self.name, ["rank_correlation", "top10_overlap"], details)
+        return TaskReport(results, items=self._item_rows(ranking))
 
     def _item_rows(self, ranking: _Ranking) -> Iterator[dict[str, Any]]:
         """One row a query and model: its metrics and the ids of its first ten documents."""

@@ -136,20 +136,20 @@ class Distribution(WindowTask):
         return values
 
     def report(self, table: ItemTable) -> TaskReport:
-        rows = self._results(table)
+        results = self._results(table)
         return TaskReport(
-            rows,
-            table=distribution_table(rows),
+            results,
+            table=distribution_table(results),
             pictures=self._pictures(table),
-            texts=distribution_lines(rows),
+            texts=distribution_lines(results),
         )
 
     def _results(self, table: ItemTable) -> list[Result]:
         details = self.details(self.length - 1)
-        rows = table.paired_results(self.name, ["nll"], details)
+        results = table.paired_results(self.name, ["nll"], details)
         for prefix in self._prefixes(table):
-            rows += self._rows(table, prefix, details)
-        return rows
+            results += self._pair_results(table, prefix, details)
+        return results
 
     def _pictures(self, table: ItemTable) -> Iterator[tuple[str, Picture]]:
         spreads = []
@@ -174,33 +174,35 @@ class Distribution(WindowTask):
     def _prefixes(self, table: ItemTable) -> list[str]:
         return ["", *(p for p in FLOORS if f"{p}kl_dense_pruned" in table.sketches)]
 
-    def _rows(self, table: ItemTable, prefix: str, details: dict[str, Any]) -> list[Result]:
+    def _pair_results(self, table: ItemTable, prefix: str, details: dict[str, Any]) -> list[Result]:
         sketches = {name: table.sketches[prefix + name] for name in _SKETCHED}
         kl, delta, ratio = (sketches[n] for n in ("kl_dense_pruned", "delta_p", "delta_nll"))
         windows = int(kl.n)
         own = {**details, "tokens": int(kl.tokens)}
 
-        def row(metric: str, value: float, error: float = math.nan, **more: Any) -> Result:
+        def result(metric: str, value: float, error: float = math.nan, **more: Any) -> Result:
             return Result(self.name, prefix + metric, "pair", value, error, windows, own | more)
 
-        rows = []
+        results = []
         for name in _MEANS:
             sketch = sketches[name]
             tokens = _or_none(float(sketch.token_error))
             value, error = float(sketch.mean), float(sketch.standard_error)
-            rows.append(row(name, value, error, standard_error_tokens=tokens))
+            results.append(result(name, value, error, standard_error_tokens=tokens))
             if name == "kl_dense_pruned":
-                rows.append(row(f"{name}_max", float(kl.highest)))
-                rows += [row(f"{name}_q{p:g}", q) for p, q in _quantiles(kl, KL_PERCENT)]
+                results.append(result(f"{name}_max", float(kl.highest)))
+                results += [result(f"{name}_q{p:g}", q) for p, q in _quantiles(kl, KL_PERCENT)]
             if name == "delta_p":
-                rows.append(row(f"{name}_rms", float(delta.rms)))
-                rows.append(row(f"{name}_max", float(delta.highest)))
-                rows += [row(f"{name}_q{p:g}", q) for p, q in _quantiles(delta, DELTA_PERCENT)]
-                rows.append(row(f"{name}_min", float(delta.lowest)))
+                results.append(result(f"{name}_rms", float(delta.rms)))
+                results.append(result(f"{name}_max", float(delta.highest)))
+                results += [
+                    result(f"{name}_q{p:g}", q) for p, q in _quantiles(delta, DELTA_PERCENT)
+                ]
+                results.append(result(f"{name}_min", float(delta.lowest)))
         value = _exp(float(ratio.mean))
         tokens = _or_none(value * float(ratio.token_error))
         error = value * float(ratio.standard_error)
-        rows.append(row("perplexity_ratio", value, error, standard_error_tokens=tokens))
+        results.append(result("perplexity_ratio", value, error, standard_error_tokens=tokens))
         reading = place_on_ruler(float(kl.mean))
         ruler = {
             "rung": reading.rung.name,
@@ -209,7 +211,7 @@ class Distribution(WindowTask):
             "between": reading.between,
             "ruler": SOURCE,
         }
-        return [*rows, row("ruler_kl", reading.rung.kl, **ruler)]
+        return [*results, result("ruler_kl", reading.rung.kl, **ruler)]
 
 
 def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:

@@ -214,9 +214,9 @@ brother. How many stamps do the three have together?'
         metrics = [*judged, *(f"pass@{k}" for k in passes), *ROLLOUT_MEASURES]
         means.assign(torch.arange(table.size), columns)
         details = self.details()
-        rows = means.paired_results(self.name, metrics, details)
-        rows += retained_results(self.name, columns, details["chance"], details)
-        return rows + means.pair_results(self.name, ["first_divergence", "diverged"], details)
+        results = means.paired_results(self.name, metrics, details)
+        results += retained_results(self.name, columns, details["chance"], details)
+        return results + means.pair_results(self.name, ["first_divergence", "diverged"], details)
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
         """Yield prompt, target and the texts of both models for the first prompts."""

@@ -118,24 +118,24 @@ class ItemTable:
     def paired_results(
         self, task: str, metrics: Sequence[str], details: dict[str, Any]
     ) -> list[Result]:
-        """Rows for dense, pruned and their difference (pruned minus dense), item by item.
+        """Results of dense, pruned and their difference (pruned minus dense), item by item.
 
         Columns are named `dense/<metric>` and `pruned/<metric>`.
         """
-        rows = []
+        results = []
         for metric in metrics:
             values = {model: self[f"{model}/{metric}"].double() for model in self.models(metric)}
             if len(values) == 2:
                 values["difference"] = values["pruned"] - values["dense"]
             for model, column in values.items():
                 value, error = mean(column)
-                rows.append(Result(task, metric, model, value, error, self.size, dict(details)))
-        return rows
+                results.append(Result(task, metric, model, value, error, self.size, dict(details)))
+        return results
 
     def pair_results(
         self, task: str, metrics: Sequence[str], details: dict[str, Any]
     ) -> list[Result]:
-        """Rows for quantities of both models together, where these were measured."""
+        """Results for quantities of both models together, where these were measured."""
         return [
             Result(task, metric, "pair", *mean(self[metric]), self.size, dict(details))
             for metric in metrics

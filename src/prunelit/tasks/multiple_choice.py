@@ -194,39 +194,38 @@ class MultipleChoice(QuestionTask):
             values |= answer_flips(chosen["dense"], chosen["pruned"], self._label)
         derived = ItemTable(table.size)
         derived.assign(torch.arange(table.size), values)
-        rows = derived.paired_results(self.name, [*metrics, "calibration_error"], details)
-        rows += derived.pair_results(self.name, list(FLIPS), details)
+        results = derived.paired_results(self.name, [*metrics, "calibration_error"], details)
+        results += derived.pair_results(self.name, list(FLIPS), details)
         if len(chosen) == 2:
             flips = [int(values[name].sum()) for name in FLIPS[1:]]
             counts = {"flips_to_wrong": flips[0], "flips_to_right": flips[1]}
             p = mcnemar(*flips)
-            rows.append(
+            results.append(
                 Result(
                     self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**details, **counts}
                 )
             )
         chance = torch.tensor([1 / len(question.choices) for question in self._questions])
-        rows += retained_results(self.name, values, chance, details)
-        return TaskReport([*rows, *self._group_rows(values, details)])
+        results += retained_results(self.name, values, chance, details)
+        return TaskReport([*results, *self._group_results(derived, details)])
 
-    def _group_rows(self, values: dict[str, Tensor], details: dict[str, Any]) -> list[Result]:
+    def _group_results(self, table: ItemTable, details: dict[str, Any]) -> list[Result]:
         """Return the primary accuracy of each group of questions."""
         groups: dict[str, list[int]] = {}
         for index, question in enumerate(self._questions):
             if (group := get_group(question)) is not None:
                 groups.setdefault(group, []).append(index)
-        rows = []
+        results = []
         for group, indices in groups.items():
             part = ItemTable(len(indices))
             metric = f"{self.primary}/{group}"
             own = {
-                f"{name}/{metric}": values[f"{name}/{self.primary}"][indices]
-                for name in ("dense", "pruned")
-                if f"{name}/{self.primary}" in values
+                f"{name}/{metric}": table[f"{name}/{self.primary}"][indices]
+                for name in table.models(self.primary)
             }
             part.assign(torch.arange(len(indices)), own)
-            rows += part.paired_results(self.name, [metric], {**details, "group": group})
-        return rows
+            results += part.paired_results(self.name, [metric], {**details, "group": group})
+        return results
 
     def _accuracies(self) -> list[str]:
         """Return the accuracies that can differ from `acc`.

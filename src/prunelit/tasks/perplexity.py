@@ -56,20 +56,22 @@ class Perplexity(WindowTask):
 
     def report(self, table: ItemTable) -> TaskReport:
         details = self.details(self.length - 1)
-        rows = table.paired_results(self.name, ["nll"], details)
-        perplexity = {row.model: _exp(row.value) for row in rows if row.model != "difference"}
+        results = table.paired_results(self.name, ["nll"], details)
+        perplexity = {
+            result.model: _exp(result.value) for result in results if result.model != "difference"
+        }
         # d exp(m) = exp(m) dm for each model and each window, so the values stay paired by window.
         scaled = {model: value * table[f"{model}/nll"] for model, value in perplexity.items()}
         if "dense" in perplexity:
             perplexity["difference"] = perplexity["pruned"] - perplexity["dense"]
             scaled["difference"] = scaled["pruned"] - scaled["dense"]
-        rows += [
+        results += [
             Result(
                 self.name, "perplexity", model, value, mean(scaled[model])[1], table.size, details
             )
             for model, value in perplexity.items()
         ]
-        return TaskReport(rows)
+        return TaskReport(results)
 
 
 def _exp(value: float) -> float:

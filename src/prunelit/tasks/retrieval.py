@@ -118,9 +118,9 @@ class Retrieval(QuestionTask, EmbeddingTask):
             "chance_mrr": sum(1 / rank for rank in range(1, size + 1)) / size,
         }
         metrics = ["mrr", *(f"recall@{k}" for k in self.recall_at), "ndcg@10"]
-        rows = values.paired_results(self.name, metrics, details)
+        results = values.paired_results(self.name, metrics, details)
         retained = retained_results(self.name, columns, details["chance_mrr"], details)
-        return TaskReport([*rows, *retained])
+        return TaskReport([*results, *retained])
 
     def _measure(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Rank the documents for each query.

@@ -135,14 +135,14 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         if len(found) == 2:
             (dense, without_dense), (pruned, without_pruned) = found["dense"], found["pruned"]
             found["difference"] = pruned - dense, without_pruned - without_dense
-        rows = [
+        results = [
             Result(
                 self.name, "spearman", name, value, jackknife_error(without), table.size, details
             )
             for name, (value, without) in found.items()
         ]
-        rows += table.pair_results(self.name, ["embedding_cosine"], details)
-        return TaskReport(rows)
+        results += table.pair_results(self.name, ["embedding_cosine"], details)
+        return TaskReport(results)
 
     def details(self) -> dict[str, Any]:
         """Return the options and hashes that two comparable results have in common."""

@@ -254,11 +254,11 @@ class Subspace(Task):
             "rows_with_tokens_shared_by_all_options": self._read_on,
             "rows_where_prompt_and_option_merge": self._merged,
         }
-        rows = table.paired_results(self.name, _READINGS, details)
-        rows += table.pair_results(self.name, _COMPARED, details)
+        results = table.paired_results(self.name, _READINGS, details)
+        results += table.pair_results(self.name, _COMPARED, details)
         lost = torch.zeros(len(self._questions))
         lost[self._collisions] = 1
-        return [*rows, Result(self.name, "collisions", "pair", *mean(lost), len(lost), details)]
+        return [*results, Result(self.name, "collisions", "pair", *mean(lost), len(lost), details)]
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
         """Yield the shown rows: prompt, options, both answers and the top tokens of both models."""

@@ -156,20 +156,20 @@ class Trajectory(PromptTask):
             "decoding": "gumbel-max" if self.sample else "greedy",
             "seed": self.seed,
         }
-        rows = []
+        results = []
         for column in (name for name in table.columns() if name.startswith("item/")):
             there = table[column][~table[column].isnan()]
             metric = column.removeprefix("item/")
-            rows.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
-        rows += table.pair_results(self.name, ["diverged"], details)
+            results.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
+        results += table.pair_results(self.name, ["diverged"], details)
         n = table.size
         drawn = np.random.default_rng(self.seed).integers(n, size=(_RESAMPLES, n))
         others = [_pooled(table, prompts) for prompts in drawn]
         for metric, value in _pooled(table, np.arange(n)).items():
             spread = np.std([other[metric] for other in others], ddof=1)
             error = float(spread) if n > 1 else math.nan
-            rows.append(Result(self.name, metric, "pair", value, error, n, details))
-        return rows
+            results.append(Result(self.name, metric, "pair", value, error, n, details))
+        return results
 
     def _curves(self, table: ItemTable) -> Iterator[Curve]:
         for name, sketch in table.sketches.items():

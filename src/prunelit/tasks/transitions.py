@@ -129,10 +129,10 @@ class Transitions(PromptTask):
         return streamed
 
     def report(self, table: ItemTable) -> TaskReport:
-        rows = self._results(table)
+        results = self._results(table)
         return TaskReport(
-            rows,
-            table=grouped_table(rows, "variant/sublayer/tokens"),
+            results,
+            table=grouped_table(results, "variant/sublayer/tokens"),
             curves=_curves(table),
             pictures=_pictures(table),
         )
@@ -145,13 +145,13 @@ class Transitions(PromptTask):
             "final_norm": self.final_norm,
             "temperature": self.temperature,
         }
-        rows = []
+        results = []
         for column in table.columns():
             there = table[column][~table[column].isnan()]
             if len(there):
                 metric = column.removeprefix("item/")
-                rows.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
-        return rows
+                results.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
+        return results
 
     @torch.no_grad()
     def _blocks(
