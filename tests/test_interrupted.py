@@ -101,7 +101,7 @@ def test_it_goes_on_and_ends_with_the_same_bits(
     assert len(before) == 2
     done = console(folder, "validate", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
-    assert "The task 'generation' goes on: 2 of its batches are measured." in done.stderr
+    assert "The task 'generation' continues: 2 batches are measured already." in done.stderr
     # Each batch was measured once.
     assert batches(folder) == batches(whole)
     assert outcome(folder) == outcome(whole)

@@ -259,7 +259,7 @@ def test_a_process_that_does_not_end_is_ended(
     with pytest.raises(SystemExit) as left, end_together(trainer):
         pass
     assert left.value.code == 1
-    assert "A process went on 0.1 s after the run was done" in capsys.readouterr().err
+    assert "Killed a process that still ran 0.1 s after the run ended" in capsys.readouterr().err
     assert statuses(trainer) == [-9]
 
 

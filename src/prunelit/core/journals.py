@@ -123,7 +123,7 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
     }
     for name, recipe in recipes.items():
         if recipe is not None and (known := journals.open(name, {**run, **recipe})):
-            rank_zero_info(f"The task {name!r} goes on: {known} of its batches are measured.")
+            rank_zero_info(f"The task {name!r} continues: {known} batches are measured already.")
     return journals
 
 
@@ -139,7 +139,7 @@ def _whole(lines: list[str]) -> Iterator[tuple[tuple[int, ...], str]]:
 def _packed(values: Values) -> dict[str, Any]:
     packed = {}
     for name, value in values.items():
-        assert isinstance(value, Tensor), "only tensors can be written down"
+        assert isinstance(value, Tensor), "a journal stores only tensors"
         value = value.detach().cpu().contiguous()
         content = value.flatten().view(torch.uint8).numpy().tobytes()
         packed[name] = {

@@ -76,15 +76,15 @@ def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
     if isinstance(error, InputError):
         text, status = f"prunelit: error: {error}", 2
     elif place is not None:
-        reason = " ".join(str(error).split())  # NCCL says it on a later line
-        text = f"prunelit: error: Meeting other ranks failed at {place}: {reason}"
+        reason = " ".join(str(error).split())  # NCCL gives the reason on a later line
+        text = f"prunelit: error: A collective call failed at {place}: {reason}"
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
     text = "".join(f"[rank{rank}]: {line}\n" for line in text.splitlines())
     with suppress(OSError):  # a closed pipe
         sys.stdout.flush()
     with suppress(OSError):
-        print(text, end="", file=sys.stderr, flush=True)  # in one piece, as others write there too
+        print(text, end="", file=sys.stderr, flush=True)  # in one piece: other ranks write too
     if place is not None and 2 in _statuses(children):
         status = 2
     _end(children)
@@ -93,11 +93,11 @@ def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
 
 def _collective(error: Exception) -> str | None:
     """Return the line that called the collective that failed; None for another error."""
-    if not isinstance(error, RuntimeError):  # what cannot be pickled, for one
+    if not isinstance(error, RuntimeError):  # such as an object that cannot be pickled
         return None
     frames = traceback.extract_tb(error.__traceback__)
     library, collectives = Path(torch.__file__).parent, Path(dist.__file__).parent
-    # Those that DDP calls while it trains are raised where it waits for them.
+    # Errors of collectives that DDP starts during training are raised later, in its wait for them.
     backend = isinstance(error, dist.DistError) or "gloo/transport" in str(error)
     if collectives not in Path(frames[-1].filename).parents and not backend:
         return None
@@ -113,10 +113,10 @@ def _await(children: list[Popen]) -> None:
         statuses = [child.wait(_DONE) for child in children]
     except TimeoutExpired:
         _end(children)
-        text = f"prunelit: error: A process went on {_DONE:g} s after the run was done: ended it."
+        text = f"prunelit: error: Killed a process that still ran {_DONE:g} s after the run ended."
         print(text, file=sys.stderr)
         sys.exit(1)
-    if any(statuses):  # each has said why
+    if any(statuses):  # the failed process has printed its error
         sys.exit(1)
 
 
