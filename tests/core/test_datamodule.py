@@ -1,15 +1,13 @@
-"""Calibration tokens and tasks, without a Trainer."""
+"""The data of a run, without a Trainer."""
 
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from prunelit import InputError
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
-from prunelit.data.tokens import pack
 from prunelit.tasks import MultipleChoice, Perplexity
 
 
@@ -23,19 +21,6 @@ def data(material: Path) -> PruneData:
             MultipleChoice(str(material / "questions.jsonl")),
         ],
     )
-
-
-def test_calibration_is_packed_from_its_split_by_its_seed(
-    data: PruneData, material: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    data.prepare(tokenizer)
-    lines = (material / "text.jsonl").read_text().splitlines()
-    documents = [line.removeprefix('{"text": "').removesuffix('"}') for line in lines]
-    expected = pack(documents[:9], tokenizer, sequences=5, length=16, seed=3)
-    batches = data.calibration_batches()
-    assert [len(batch["input_ids"]) for batch in batches] == [2, 2, 1]
-    assert torch.cat([batch["input_ids"] for batch in batches]).equal(expected)
-    assert all(batch["attention_mask"].all() for batch in batches)
 
 
 def test_tasks_are_known_by_name_and_size(
@@ -71,14 +56,6 @@ def test_without_calibration_there_are_no_batches(
     data = PruneData(None, [Perplexity(str(material / "text.jsonl"), length=20)])
     data.prepare(tokenizer)
     assert data.calibration_batches() is None
-
-
-def test_too_little_text_says_how_much_there_was(
-    material: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    data = PruneData(CalibrationText(str(material / "text.jsonl"), sequences=500, length=16))
-    with pytest.raises(InputError, match=r"8000 tokens .* hold only 744"):
-        data.prepare(tokenizer)
 
 
 def test_two_tasks_of_one_name_are_refused(material: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,38 +11,8 @@ from prunelit import InputError
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.report.results import scalar_name
-from prunelit.tasks import Deviation, MultipleChoice, Perplexity, Transitions
+from prunelit.tasks import Deviation, Perplexity, Transitions
 from prunelit.trainer import PruneTrainer
-
-
-@pytest.fixture
-def make_trainer(tmp_path: Path) -> Callable[..., PruneTrainer]:
-    def make(**arguments: Any) -> PruneTrainer:
-        defaults = {
-            "accelerator": "cpu",
-            "default_root_dir": tmp_path / "run",
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "logger": False,
-            "max_epochs": 0,
-        }
-        return PruneTrainer(**{**defaults, **arguments})
-
-    return make
-
-
-@pytest.fixture
-def module(material: Path) -> PairedLM:
-    return PairedLM(str(material / "dense"))
-
-
-@pytest.fixture
-def data(material: Path) -> PruneData:
-    tasks = [
-        Perplexity(str(material / "text.jsonl"), length=20, limit=3),
-        MultipleChoice(str(material / "questions.jsonl"), batch_size=3),
-    ]
-    return PruneData(None, tasks)
 
 
 def test_no_weights_are_read_before_a_run(tmp_path: Path) -> None:
@@ -51,25 +20,6 @@ def test_no_weights_are_read_before_a_run(tmp_path: Path) -> None:
     assert module.model is None
     with pytest.raises(RuntimeError, match="Expected `load` to be called"):
         _ = module.pair
-
-
-def test_both_models_are_loaded_apart(module: PairedLM) -> None:
-    module.load()
-    dense, pruned = module.pair.dense, module.pair.pruned
-    assert dense is not None
-    assert module.model is pruned is not dense
-    own = dict(pruned.named_parameters())
-    for name, weight in dense.named_parameters():
-        assert weight.equal(own[name])
-        assert weight.data_ptr() != own[name].data_ptr()
-        assert not weight.requires_grad
-
-
-def test_loading_again_does_nothing(module: PairedLM) -> None:
-    module.load()
-    pair = module.pair
-    module.load()
-    assert module.pair is pair
 
 
 def test_the_reference_is_no_part_of_the_module(module: PairedLM) -> None:
@@ -168,23 +118,6 @@ def test_every_result_is_logged_under_its_task(
     assert {row.value for row in module.results if row.model == "difference"} == {0}
 
 
-def test_results_start_afresh_with_every_validation(
-    module: PairedLM, data: PruneData, make_trainer: Callable[..., PruneTrainer]
-) -> None:
-    trainer = make_trainer()
-    trainer.validate(module, datamodule=data)
-    before = list(module.results)
-    with torch.no_grad():
-        module.pair.pruned.get_output_embeddings().weight.zero_()
-    trainer.validate(module, datamodule=data)
-    assert len(module.results) == len(before)
-    after = {scalar_name(row): row for row in module.results}
-    assert after["val/perplexity/perplexity"].value == pytest.approx(300)
-    assert after["val/perplexity/perplexity_dense"].value == pytest.approx(
-        next(r.value for r in before if (r.metric, r.model) == ("perplexity", "dense"))
-    )
-
-
 def test_the_recipe_names_the_dense_model(
     material: Path, data: PruneData, make_trainer: Callable[..., PruneTrainer]
 ) -> None:
@@ -199,13 +132,6 @@ def test_the_recipe_names_the_dense_model(
         "attn_implementation": None,
         "precision": "32-true",
     }
-
-
-def test_without_its_reference_the_model_can_still_be_trained(material: Path) -> None:
-    module = PairedLM(str(material / "dense"), reference=False)
-    module.load()
-    assert module.pair.dense is None
-    assert all(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_a_precision_that_casts_one_model_alone_is_refused(

@@ -1,0 +1,81 @@
+"""The weights of a run, read without a Trainer."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from prunelit.core.weights import Weights
+
+
+@pytest.fixture
+def weights(material: Path) -> Weights:
+    return Weights(str(material / "dense"))
+
+
+def test_both_models_are_loaded_apart(weights: Weights) -> None:
+    weights.load()
+    dense, pruned = weights.pair.dense, weights.pair.pruned
+    assert dense is not None
+    assert pruned is not dense
+    own = dict(pruned.named_parameters())
+    for name, weight in dense.named_parameters():
+        assert weight.equal(own[name])
+        assert weight.data_ptr() != own[name].data_ptr()
+        assert not weight.requires_grad
+
+
+def test_loading_again_does_nothing(weights: Weights) -> None:
+    weights.load()
+    pair = weights.pair
+    weights.load()
+    assert weights.pair is pair
+
+
+def test_without_its_reference_the_model_can_still_be_trained(material: Path) -> None:
+    weights = Weights(str(material / "dense"), reference=False)
+    weights.load()
+    assert weights.pair.dense is None
+    assert all(parameter.requires_grad for parameter in weights.pair.pruned.parameters())
+
+
+def test_a_pruned_folder_is_loaded_beside_the_dense_model(
+    material: Path, make_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    folder, other = tmp_path / "other", make_model(seed=1)
+    shutil.copytree(material / "dense", folder)  # for the tokenizer
+    other.save_pretrained(folder)
+    weights = Weights(str(material / "dense"))
+    weights.load(folder)
+    dense = Weights(str(material / "dense"), reference=False)
+    dense.load()
+    assert weights.pair.dense is not None
+    for name, expected in dense.pair.pruned.named_parameters():
+        assert weights.pair.dense.get_parameter(name).equal(expected)
+    for name, expected in other.named_parameters():
+        assert weights.pair.pruned.get_parameter(name).equal(expected)
+
+
+def test_after_the_pruned_model_is_discarded_the_dense_one_is_copied(
+    material: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "dense"
+    shutil.copytree(material / "dense", folder)
+    weights = Weights(str(folder))
+    weights.load()
+    dense = weights.pair.dense
+    assert dense is not None
+    with torch.no_grad():
+        weights.pair.pruned.get_input_embeddings().weight.zero_()
+    weights.discard_pruned()
+    with pytest.raises(RuntimeError, match="Expected `load` to be called"):
+        _ = weights.pair
+    shutil.rmtree(folder)  # nothing can be read again
+    weights.load()
+    assert weights.pair.dense is dense
+    for name, parameter in weights.pair.pruned.named_parameters():
+        assert parameter.requires_grad
+        assert parameter.equal(dense.get_parameter(name))
