@@ -41,7 +41,7 @@ import prunelit.tasks.collection_retrieval
 # Tiny tensors gain nothing from threads, and threads on a busy machine wait for each other.
 torch.set_num_threads(1)
 
-# Files that tests run or read, but no tests.
+# Files that tests run or read; they contain no tests.
 collect_ignore = ["golden", "material"]
 
 VOCABULARY = 300

@@ -34,7 +34,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most entries that any tensor made within has."""
+    """Record the largest number of entries of any tensor that is created inside."""
 
     def __init__(self) -> None:
         super().__init__()

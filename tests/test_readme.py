@@ -44,7 +44,7 @@ PYTHON = [
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> Path:
-    """The files of the pages, beside which a user starts the command."""
+    """Write the Python files that the pages show to one folder."""
     for text in TEXTS.values():
         for block in blocks(text, "python"):
             if (name := re.match(r"# (\w+\.py)\n", block)) is not None:

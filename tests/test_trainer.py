@@ -17,7 +17,7 @@ from prunelit.trainer import PruneTrainer
 
 
 class Events(Pruning):
-    """Notes which runs were set up."""
+    """Record the stages that were set up."""
 
     def __init__(self) -> None:
         super().__init__(Wanda(Unstructured(0.5)))

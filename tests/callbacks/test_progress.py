@@ -13,7 +13,7 @@ from prunelit.trainer import PruneTrainer
 
 
 class Watched(TaskProgressBar):
-    """Notes what the bar shows after each batch."""
+    """Record the text of the bar after each batch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ def test_its_arguments_are_documented(name: str) -> None:
 
 
 def _arguments(member: Any) -> list[str]:
-    """The arguments that need a line: of a constructor, and of a function that has several."""
+    """List the arguments that need a line: those of a constructor or of a function with several."""
     if inspect.isclass(member):
         if inspect.isabstract(member) or "__init__" not in vars(member):
             return []

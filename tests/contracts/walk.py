@@ -14,7 +14,7 @@ Kind = TypeVar("Kind")
 
 
 def modules(room: str) -> list[ModuleType]:
-    """The modules of a room such as `tasks.judges`, those of rooms inside it too."""
+    """Import the modules of a room such as `tasks.judges`, and of the rooms inside it."""
     folder = PACKAGE.joinpath(*room.split("."))
     files = [path.relative_to(PACKAGE) for path in sorted(folder.rglob("*.py"))]
     names = [path.parent if path.name == "__init__.py" else path.with_suffix("") for path in files]
@@ -22,7 +22,7 @@ def modules(room: str) -> list[ModuleType]:
 
 
 def classes(room: str, base: type[Kind]) -> list[type[Kind]]:
-    """The classes of a room that can be built from `base`: no bases, whatever their name.
+    """List the classes of a room that derive from `base` and can be built.
 
     A class that lacks a method of its base is found too, unless another class builds on it.
     """
@@ -39,7 +39,7 @@ def classes(room: str, base: type[Kind]) -> list[type[Kind]]:
 
 
 def formats() -> list[FunctionType]:
-    """The functions that make a question or an example of one argument, the row of a data set."""
+    """List the functions that turn one row of a data set into a question or an example."""
     return [
         member
         for module in modules("tasks.formats")
@@ -52,7 +52,7 @@ def formats() -> list[FunctionType]:
 
 
 def unexported(room: str, member: type | FunctionType) -> str | None:
-    """The sentence that says what to do if a room does not export one of its names."""
+    """Return an error sentence if a room does not export one of its names."""
     package = importlib.import_module(f"prunelit.{room}")
     name = member.__name__
     if name in package.__all__ and getattr(package, name) is member:

@@ -1,4 +1,4 @@
-"""Against brute force over the hidden states of the stock model."""
+"""Dropped blocks compared with brute force over the hidden states of the stock model."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Against a slow computation that runs the stock model without the part."""
+"""Dropped sublayers compared with a slow run of the stock model without the sublayer."""
 
 from collections.abc import Callable
 

@@ -19,7 +19,7 @@ MakeModel = Callable[..., PreTrainedModel]
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the tokens of a test (114) come in several, the last one partial."""
+    """Make chunks so small that the 114 tokens of a test need several, the last one partial."""
     monkeypatch.setattr(recovery, "CHUNK", 50)
 
 

@@ -56,7 +56,7 @@ def variant(
 
 @pytest.fixture
 def variants() -> list[Variant]:
-    """Not in the order of what they drop."""
+    """Variants in another order than their number of dropped parts."""
     return [
         variant("drop_8", 0.4, ("attention sublayers", 8)),
         variant("wanda", 0.7),

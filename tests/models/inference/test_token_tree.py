@@ -37,7 +37,7 @@ def questions(root: list[int], seed: int = 0) -> list[list[Request]]:
 
 
 def expected_steps(every: list[list[Request]]) -> set[tuple[tuple[int, ...], int, int]]:
-    """For each target: the tokens before it, the target and the index of its request."""
+    """List for each target the tokens before it, the target and the index of its request."""
     requests = [request for own in every for request in own]
     return {
         (tuple(context + continuation[:i]), target, owner)

@@ -36,7 +36,7 @@ def _one_worker_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def processes() -> Callable[[], set[int]]:
-    """`processes()`: those that run a program of the sandbox."""
+    """`processes()` lists the processes that run a program of the sandbox."""
     return sandboxed
 
 
