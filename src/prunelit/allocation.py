@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunelit.activations import Probe, SquaredNorm
 from prunelit.errors import InputError, near_names
 from prunelit.models.architecture import oriented_weight
 from prunelit.sparsity import Sparsity, Unstructured, count_removed
-from prunelit.statistics import Probe, SquaredNorm
 
 __all__ = ["OWL", "Allocation", "LinearDepth"]
 

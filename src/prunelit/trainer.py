@@ -1,5 +1,8 @@
 """The Trainer with one method for each subcommand of the command line.
 
+An interrupted run resumes in two places: `callbacks/checkpoints.py` restores a training,
+`core/journals.py` an evaluation.
+
 Internal: the public name, `PruneTrainer`, is in `prunelit`.
 """
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from prunelit.activations import SquaredNorm
 from prunelit.callbacks import Pruning
 from prunelit.pruners import LinearPruner, Pruner
 from prunelit.sparsity import Sparsity
-from prunelit.statistics import SquaredNorm
 
 
 class Magnitude(LinearPruner):

@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit import prune
+from prunelit.activations import Gram
 from prunelit.models.architecture import decoder_blocks, linear_weights, sublayers
 from prunelit.models.surgery import is_dropped
 from prunelit.pruners import LinearPruner
-from prunelit.statistics import Gram
 
 # If a norm follows a sublayer, the norm's output is added to the stream.
 POST_NORMS = {

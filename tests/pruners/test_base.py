@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from prunelit import prune
+from prunelit.activations import SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.pruners import LinearPruner, Wanda
 from prunelit.sparsity import SemiStructured, Unstructured
-from prunelit.statistics import SquaredNorm, Statistic
 
 MakeModel = Callable[..., PreTrainedModel]
 ATTENTION = {f"self_attn.{name}_proj" for name in "qkvo"}

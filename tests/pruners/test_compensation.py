@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunelit.activations import Gram
 from prunelit.errors import InputError
 from prunelit.pruners import compensation
 from prunelit.pruners.compensation import compensate, inverse_factor, shared_factor
-from prunelit.statistics import Gram
 
 # Sizes that one leaf holds, and that are halved once, twice and three times where it holds five.
 SIZES = [5, 6, 11, 23]

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunelit.activations import Gram, SquaredNorm, StatisticPair
 from prunelit.errors import InputError
 from prunelit.pruners import Magnitude, OBSUpdate, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
-from prunelit.statistics import Gram, SquaredNorm, StatisticPair
 
 GramOf = Callable[[np.ndarray], Gram]
 

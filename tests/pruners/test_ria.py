@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from prunelit.activations import SquaredNorm
 from prunelit.errors import InputError
 from prunelit.pruners import RIA
 from prunelit.sparsity import Unstructured
-from prunelit.statistics import SquaredNorm
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunelit import prune
+from prunelit.activations import Gram, Statistic
 from prunelit.errors import InputError
 from prunelit.pruners import SparseGPT
 from prunelit.pruners.compensation import inverse_factor
 from prunelit.sparsity import SemiStructured, Unstructured
-from prunelit.statistics import Gram, Statistic
 
 MakeModel = Callable[..., PreTrainedModel]
 GramOf = Callable[[np.ndarray], Gram]

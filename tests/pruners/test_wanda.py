@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunelit import prune
+from prunelit.activations import Probe, SquaredNorm
 from prunelit.errors import InputError
 from prunelit.pruners import Wanda
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
-from prunelit.statistics import Probe, SquaredNorm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {

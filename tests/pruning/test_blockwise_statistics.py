@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunelit.activations import SquaredNorm
 from prunelit.errors import InputError
 from prunelit.models.architecture import (
     decoder_blocks,
@@ -19,7 +20,6 @@ from prunelit.pruners import Probe, Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.memory import PeakMemory
 from prunelit.pruning.offload import BlockStore
-from prunelit.statistics import SquaredNorm
 
 MakeModel = Callable[..., PreTrainedModel]
 Batch = dict[str, Tensor]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunelit.activations import Gram, Probe, SquaredNorm
 from prunelit.errors import InputError
 from prunelit.models.replay import Stream
 from prunelit.pruning.hooks import Feed, Trial
-from prunelit.statistics import Gram, Probe, SquaredNorm
 
 HIDDEN = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 REAL = torch.tensor([[True, True, True], [False, True, True]])

@@ -1,4 +1,7 @@
-"""Write the results of a run: tables, `results.jsonl`, figures with numbers, TensorBoard."""
+"""Write the results of a run: tables, `results.jsonl`, figures with numbers, TensorBoard.
+
+`report/tensorboard.py` decides the layout of the TensorBoard page.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

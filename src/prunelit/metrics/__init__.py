@@ -2,7 +2,8 @@
 
 Two models are compared in three spaces: embeddings h, logits z and next-token probabilities p. The
 classes are torchmetrics; they take dense and pruned tensors and give a mean over tokens. The
-functions give one value per token, question, rollout or ranked list.
+functions give one value per token, question, rollout or ranked list. Files in `spaces/` hold one
+space each (KL is in `probability.py`); `retained.py` holds the bootstrap.
 """
 
 from prunelit.metrics.calibration_error import brier_scores, calibration_gaps

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunelit.activations import Probe, Statistic
 from prunelit.allocation import Allocation, allocate, check_allocation
 from prunelit.errors import InputError, near_names
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.models.finite import all_finite
 from prunelit.models.surgery import check_whole
 from prunelit.sparsity import Sparsity, Within
-from prunelit.statistics import Probe, Statistic
 
 __all__ = ["LinearPruner", "Probe", "Pruner"]
 
@@ -153,7 +153,7 @@ class LinearPruner(Pruner):
         >>> import torch
         >>> from prunelit.pruners import LinearPruner, oriented_weight
         >>> from prunelit.sparsity import Unstructured
-        >>> from prunelit.statistics import SquaredNorm
+        >>> from prunelit.activations import SquaredNorm
         >>> class SquaredWanda(LinearPruner):
         ...     def statistic(self, linear):
         ...         weight = oriented_weight(linear)

@@ -9,11 +9,11 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunelit.activations import MeanDistance, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import KINDS, decoder_blocks, sublayers
 from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.statistics import MeanDistance, Statistic
 
 
 class BlockDrop(Pruner):

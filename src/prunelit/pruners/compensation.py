@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prunelit.activations import Gram
 from prunelit.errors import InputError
 from prunelit.models.finite import all_finite
-from prunelit.statistics import Gram
 
 log = logging.getLogger(__name__)
 

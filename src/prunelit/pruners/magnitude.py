@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunelit.activations import Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, oriented_weight
 from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.sparsity import Unstructured, count_removed
-from prunelit.statistics import Statistic
 
 _BINS = 2**16
 

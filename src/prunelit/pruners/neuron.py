@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunelit.activations import SquaredNorm
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, oriented_weight, sublayers
 from prunelit.models.finite import all_finite
 from prunelit.models.surgery import neuron_rows
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, count_removed, keep_highest
-from prunelit.statistics import SquaredNorm
 
 
 class Neuron(Pruner):

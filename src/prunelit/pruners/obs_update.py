@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunelit.activations import Gram, Statistic, StatisticPair
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.pruners.compensation import compensate, shared_factor
-from prunelit.statistics import Gram, Statistic, StatisticPair
 
 
 class OBSUpdate(LinearPruner):
@@ -28,7 +28,7 @@ class OBSUpdate(LinearPruner):
         >>> import torch
         >>> from prunelit.pruners import Magnitude, OBSUpdate
         >>> from prunelit.sparsity import Unstructured
-        >>> from prunelit.statistics import Gram
+        >>> from prunelit.activations import Gram
         >>> statistic = Gram(2)
         >>> statistic.update(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
         >>> pruner = OBSUpdate(Magnitude(Unstructured(0.5)))

@@ -6,10 +6,10 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from prunelit.activations import Statistic
 from prunelit.errors import InputError
 from prunelit.pruners.base import LinearPruner
 from prunelit.sparsity import Unstructured
-from prunelit.statistics import Statistic
 
 
 class Quantize(LinearPruner):

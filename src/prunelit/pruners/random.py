@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunelit.activations import Statistic
 from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.sparsity import Sparsity
-from prunelit.statistics import Statistic
 
 
 class Random(LinearPruner):

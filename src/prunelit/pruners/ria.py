@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunelit.activations import SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
 from prunelit.sparsity import Sparsity
-from prunelit.statistics import SquaredNorm, Statistic
 
 
 class RIA(LinearPruner):
@@ -26,7 +26,7 @@ class RIA(LinearPruner):
         >>> import torch
         >>> from prunelit.pruners import RIA
         >>> from prunelit.sparsity import Unstructured
-        >>> from prunelit.statistics import SquaredNorm
+        >>> from prunelit.activations import SquaredNorm
         >>> statistic = SquaredNorm(2)
         >>> statistic.update(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
         >>> weight = torch.tensor([[2.0, -1.0], [4.0, 1.0]])

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelit.activations import Gram, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
@@ -17,7 +18,6 @@ from prunelit.sparsity import (
     keep_highest,
     row_counts,
 )
-from prunelit.statistics import Gram, Statistic
 
 
 class SparseGPT(LinearPruner):
@@ -41,7 +41,7 @@ class SparseGPT(LinearPruner):
         >>> import torch
         >>> from prunelit.pruners import SparseGPT
         >>> from prunelit.sparsity import Unstructured
-        >>> from prunelit.statistics import Gram
+        >>> from prunelit.activations import Gram
         >>> statistic = Gram(2)
         >>> statistic.update(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
         >>> weight = torch.tensor([[2.0, -1.0], [4.0, 1.0]])

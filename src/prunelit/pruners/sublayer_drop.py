@@ -8,11 +8,11 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunelit.activations import MeanDistance
 from prunelit.errors import InputError
 from prunelit.models.architecture import KINDS, decoder_blocks, sublayers
 from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.statistics import MeanDistance
 
 
 class SublayerDrop(Pruner):

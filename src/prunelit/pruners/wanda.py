@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelit.activations import SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
 from prunelit.sparsity import Sparsity, Unstructured
-from prunelit.statistics import SquaredNorm, Statistic
 
 
 class Wanda(LinearPruner):
@@ -33,7 +33,7 @@ class Wanda(LinearPruner):
         >>> import torch
         >>> from prunelit.pruners import Wanda
         >>> from prunelit.sparsity import Unstructured
-        >>> from prunelit.statistics import SquaredNorm
+        >>> from prunelit.activations import SquaredNorm
         >>> statistic = SquaredNorm(2)
         >>> statistic.update(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
         >>> weight = torch.tensor([[2.0, -1.0], [4.0, 1.0]])

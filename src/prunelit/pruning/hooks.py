@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from prunelit.activations import Probe
 from prunelit.errors import InputError
 from prunelit.models.replay import Stream
 from prunelit.models.residual import residual_steps
-from prunelit.statistics import Probe
 
 
 class Trial:

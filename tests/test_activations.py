@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prunelit.statistics import Gram, SquaredNorm
+from prunelit.activations import Gram, SquaredNorm
 
 
 def oracle(x: torch.Tensor) -> np.ndarray:

@@ -25,7 +25,7 @@ class Statistic(ABC):
 
     Example:
         >>> import torch
-        >>> from prunelit.statistics import Statistic
+        >>> from prunelit.activations import Statistic
         >>> class Largest(Statistic):
         ...     def __init__(self):
         ...         self._largest = torch.zeros(())
@@ -77,7 +77,7 @@ class Probe:
             probe is then `attention`, `mlp` or `block` instead of the name of a submodule.
 
     Example:
-        >>> from prunelit.statistics import MeanDistance, Probe, SquaredNorm
+        >>> from prunelit.activations import MeanDistance, Probe, SquaredNorm
         >>> probes = {
         ...     "mlp.down_proj": Probe(SquaredNorm(32)),
         ...     "attention": Probe(MeanDistance("cosine"), at="residual"),
@@ -99,7 +99,7 @@ class SquaredNorm(Statistic):
 
     Example:
         >>> import torch
-        >>> from prunelit.statistics import SquaredNorm
+        >>> from prunelit.activations import SquaredNorm
         >>> statistic = SquaredNorm(2)
         >>> statistic.update(torch.tensor([[1.0, 3.0], [1.0, 1.0]]))
         >>> statistic.value
@@ -137,7 +137,7 @@ class Gram(Statistic):
 
     Example:
         >>> import torch
-        >>> from prunelit.statistics import Gram
+        >>> from prunelit.activations import Gram
         >>> statistic = Gram(2)
         >>> statistic.update(torch.tensor([[1.0, 3.0], [1.0, 1.0]]))
         >>> statistic.value
@@ -191,7 +191,7 @@ class MeanDistance(Statistic):
 
     Example:
         >>> import torch
-        >>> from prunelit.statistics import MeanDistance
+        >>> from prunelit.activations import MeanDistance
         >>> statistic = MeanDistance("cosine")
         >>> statistic.update(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
         >>> statistic.value
@@ -231,7 +231,7 @@ class StatisticPair(Statistic):
 
     Example:
         >>> import torch
-        >>> from prunelit.statistics import Gram, SquaredNorm, StatisticPair
+        >>> from prunelit.activations import Gram, SquaredNorm, StatisticPair
         >>> pair = StatisticPair(Gram(2), SquaredNorm(2))
         >>> pair.update(torch.tensor([[1.0, 3.0]]))
         >>> pair.second.value
