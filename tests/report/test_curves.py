@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from prunelit.report.curves import Curve, as_csv, curve_numbers, rooted
+from prunelit.report.curves import Curve, as_csv, curve_numbers, square_root
 
 
 def curve(**more: object) -> Curve:
@@ -39,7 +39,7 @@ def test_columns_of_different_lengths_are_a_mistake() -> None:
 
 
 def test_a_root_has_the_error_of_the_delta_method() -> None:
-    root = rooted(curve(), "a/rms")
+    root = square_root(curve(), "a/rms")
     assert (root.tag, root.axis, root.n, root.band) == ("a/rms", "step", [7, 7, 4], "min-max")
     assert root.mean == [2, 3, 0]
     assert (root.low, root.high) == ([1, 2, 0], [4, 5, 1])

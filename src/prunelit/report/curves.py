@@ -92,7 +92,7 @@ def curve_numbers(curves: Sequence[Curve]) -> dict[str, list[object]]:
     return columns
 
 
-def rooted(square: Curve, tag: str) -> Curve:
+def square_root(square: Curve, tag: str) -> Curve:
     """Take the square root of a mean square; its standard error is that of the delta method."""
     mean, low, high = (np.sqrt(x) for x in (square.mean, square.low, square.high))
     absent = np.full(len(mean), np.nan)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
+from prunelit.report.curves import Curve, Picture, curve_numbers, square_root
 from prunelit.report.main_scores import axis_begin, chance, is_main_score
 from prunelit.report.results import Result
 from prunelit.report.style import SPACES, draw
@@ -82,9 +82,11 @@ def perturbations_picture(variants: Sequence[Variant], task: str) -> Picture:
     for variant, colour in zip(variants, _colours(len(variants)), strict=True):
         curves = {curve.tag: curve for curve in variant.curves[task]}
         for axes, tag in zip(panels, _FOLLOWED, strict=True):
-            curve = curves[tag] if tag != "teacher_forced/logit_mse" else rooted(curves[tag], _RMS)
+            curve = (
+                curves[tag] if tag != "teacher_forced/logit_mse" else square_root(curves[tag], _RMS)
+            )
             counts = list(curve.n)
-            draw(axes, _drawable(curve), colour, variant.name)
+            draw(axes, _standard_error_band(curve), colour, variant.name)
             numbers["variant"] += [variant.name] * len(curve.x)
             for name, values in curve_numbers([curve]).items():
                 numbers.setdefault(name, []).extend(values)
@@ -253,7 +255,7 @@ def _colours(count: int) -> list[str]:
     return [own[place % len(own)] for place in range(count)]
 
 
-def _drawable(curve: Curve) -> Curve:
+def _standard_error_band(curve: Curve) -> Curve:
     """Set the band to the mean ± its standard error, which is narrow enough for many lines.
 
     Infinite values become gaps: a divergence is infinite if a model excludes a token.

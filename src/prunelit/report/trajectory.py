@@ -1,6 +1,6 @@
 """Figures along a rollout, decoding step by decoding step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prunelit.report.curves import Curve, Picture, curve_numbers, rooted
-from prunelit.report.quantities import unchanged_value
+from prunelit.report.curves import Curve, Picture, curve_numbers, square_root
+from prunelit.report.quantities import QUANTITIES, unchanged_value
 from prunelit.report.style import SPACES, draw
 
 MODES = {
@@ -30,7 +30,7 @@ Curves = Mapping[str, Curve]
 
 def cosines_picture(curves: Curves) -> Picture:
     """Draw the cosines in the three spaces."""
-    board = _Board(curves, ["cosine dense, pruned"])
+    board = _Board(curves, {"cosine dense, pruned": "embedding_cosine"})
     for mode, (axes,) in board.columns:
         for space, colour in SPACES.items():
             board.draw(axes, f"{mode}/{space}_cosine", colour, space)
@@ -39,7 +39,9 @@ def cosines_picture(curves: Curves) -> Picture:
 
 def kl_picture(curves: Curves) -> Picture:
     """Draw both Kullback-Leibler divergences and, below them, the probability cosine."""
-    board = _Board(curves, ["KL, nats", "probability cosine"])
+    board = _Board(
+        curves, {"KL, nats": "kl_dense_pruned", "probability cosine": "probability_cosine"}
+    )
     colour = SPACES["probability"]
     for mode, (above, below) in board.columns:
         board.draw(above, f"{mode}/kl_dense_pruned", colour, "KL(dense ‖ pruned)")
@@ -50,9 +52,12 @@ def kl_picture(curves: Curves) -> Picture:
 
 def logits_picture(curves: Curves) -> Picture:
     """Draw the magnitude of dz and its standard deviation under several weights of the tokens."""
-    board = _Board(curves, ["magnitude, logit units", "standard deviation, logit units"])
+    board = _Board(
+        curves,
+        {"magnitude, logit units": "logit_mse", "standard deviation, logit units": "logit_std"},
+    )
     for mode, (above, below) in board.columns:
-        root = rooted(curves[f"{mode}/logit_mse"], f"{mode}/logit_rms")
+        root = square_root(curves[f"{mode}/logit_mse"], f"{mode}/logit_rms")
         board.draw(above, root, _GREY, "root mean square of dz")
         for quantity, (label, colour) in _SPREADS.items():
             # Four bands on top of each other are hard to tell apart.
@@ -73,8 +78,14 @@ def theory_picture(curves: Curves) -> Picture:
             curve = curves[f"teacher_forced/{quantity}{suffix}"]
             curve = _distance(curve) if unchanged_value(quantity) == 1 else curve
             used.append(curve)
-            curve = _drawable(curve)
-            draw(axes, _bare(curve) if suffix else curve, _GREY if suffix else colour, name, style)
+            curve = _leave_gaps(curve)
+            draw(
+                axes,
+                _remove_band(curve) if suffix else curve,
+                _GREY if suffix else colour,
+                name,
+                style,
+            )
         axes.set_title(label, fontsize=9)
         axes.set_ylim(bottom=0)
         _steps(axes)
@@ -94,9 +105,9 @@ def accumulation_picture(curves: Curves) -> Picture:
     above, below = figure.subplots(2, 2, height_ratios=[4, 1], sharex=True)
     used = [curves[f"accumulation/{space}_distance"] for space in SPACES]
     for curve, (space, colour) in zip(used, SPACES.items(), strict=True):
-        draw(above[0], _drawable(curve), colour, f"1 - cos, {space}")
+        draw(above[0], _leave_gaps(curve), colour, f"1 - cos, {space}")
     used.append(curves["accumulation/kl_dense_pruned"])
-    draw(above[1], _drawable(used[-1]), SPACES["probability"], "KL(dense ‖ pruned)")
+    draw(above[1], _leave_gaps(used[-1]), SPACES["probability"], "KL(dense ‖ pruned)")
     above[0].set_ylabel("difference of 1 - cos")
     above[1].set_ylabel("difference of KL, nats")
     for axes in above:
@@ -113,9 +124,12 @@ def accumulation_picture(curves: Curves) -> Picture:
 
 
 def estimated_quantities() -> list[tuple[str, str, str]]:
-    """Return name, label and colour of each quantity that has a second-order estimate."""
-    cosines = [(f"{space}_cosine", f"1 - cos, {space}", colour) for space, colour in SPACES.items()]
-    return [*cosines, ("kl_dense_pruned", "KL(dense ‖ pruned), nats", SPACES["probability"])]
+    """Return name, label and colour of each quantity whose second-order estimate is drawn."""
+    shown = [q for q in QUANTITIES.values() if q.estimated and q.name != "kl_pruned_dense"]
+    labels = [
+        f"1 - cos, {q.space}" if q.unchanged else f"KL(dense ‖ pruned), {q.unit}" for q in shown
+    ]
+    return [(q.name, label, SPACES[q.space]) for q, label in zip(shown, labels, strict=True)]
 
 
 def alive(axes: Axes, curve: Curve, label: str) -> None:
@@ -133,12 +147,17 @@ class _Board:
 
     Both columns have the same scale for cosines. Distances have a scale per column: feedback may
     multiply them, and on a common scale the teacher-forced curve would look like 0.
+
+    Args:
+        curves: curves by tag.
+        labels: label of each row of panels, with the name of a quantity that the row shows.
     """
 
-    def __init__(self, curves: Curves, labels: Sequence[str]) -> None:
+    def __init__(self, curves: Curves, labels: Mapping[str, str]) -> None:
         self._curves = curves
         self._used: list[Curve] = []
         modes = [mode for mode in MODES if f"{mode}/embedding_cosine" in curves]
+        unchanged = [unchanged_value(quantity) for quantity in labels.values()]
         rows = len(labels) + 1
         # A single column must be wide enough for the title.
         width = max(9.5, 2.6 + 3.9 * len(modes))
@@ -156,16 +175,16 @@ class _Board:
         for place, mode in enumerate(modes):
             label = "prompts\nalive" if place == 0 else ""
             alive(panels[-1, place], curves[f"{mode}/embedding_cosine"], label)
-            scale = " (own scale)" if place and "cosine" not in labels[0] else ""
+            scale = " (own scale)" if place and unchanged[0] == 0 else ""
             panels[0, place].set_title(MODES[mode] + scale, fontsize=9)
-        for row, label in zip(panels, [*labels, "alive"], strict=True):
-            if "cosine" in label or label == "alive":
+        for row, value in zip(panels, [*unchanged, 1], strict=True):  # the last row: prompts alive
+            if value == 1:
                 for other in row[1:]:
                     other.sharey(row[0])
         self._distances = [
             axes
-            for row, label in zip(panels, labels, strict=False)
-            if "cosine" not in label
+            for row, value in zip(panels, unchanged, strict=False)
+            if value == 0
             for axes in row
         ]
 
@@ -180,8 +199,8 @@ class _Board:
     ) -> None:
         curve = self._curves[curve] if isinstance(curve, str) else curve
         self._used.append(curve)
-        curve = _drawable(curve)
-        draw(axes, curve if band else _bare(curve), colour, label, linestyle)
+        curve = _leave_gaps(curve)
+        draw(axes, curve if band else _remove_band(curve), colour, label, linestyle)
         _steps(axes)
 
     def picture(self, title: str) -> Picture:
@@ -205,7 +224,7 @@ def _distance(curve: Curve) -> Curve:
     )
 
 
-def _drawable(curve: Curve) -> Curve:
+def _leave_gaps(curve: Curve) -> Curve:
     """Turn infinite values into gaps: a divergence is infinite if a model excludes a token."""
     finite = {
         name: np.where(np.isfinite(values := getattr(curve, name)), values, np.nan).tolist()
@@ -214,7 +233,7 @@ def _drawable(curve: Curve) -> Curve:
     return replace(curve, **finite)
 
 
-def _bare(curve: Curve) -> Curve:
+def _remove_band(curve: Curve) -> Curve:
     """Remove the band of a curve."""
     absent = [float("nan")] * len(curve.mean)
     return replace(curve, low=absent, high=absent)

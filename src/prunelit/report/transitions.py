@@ -10,6 +10,7 @@ from prunelit.report.curves import Curve, Picture, curve_numbers
 from prunelit.report.quantities import unchanged_value
 from prunelit.report.scatter import logarithmic
 from prunelit.report.style import SPACES, draw
+from prunelit.report.trajectory import estimated_quantities
 
 _VARIANTS = {
     "local": "local: the pruned sublayer reads the dense input",
@@ -76,12 +77,10 @@ def theory_picture(curves: Curves) -> Picture:
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 4)
-    quantities = {f"{space}_cosine": (f"1 - cos, {space}", c) for space, c in SPACES.items()}
-    quantities["kl_dense_pruned"] = ("KL(dense ‖ pruned), nats", SPACES["probability"])
     numbers: dict[str, list[object]] = {
         key: [] for key in ("quantity", "curve", "block", "exact", "estimate")
     }
-    for axes, (quantity, (label, colour)) in zip(panels, quantities.items(), strict=True):
+    for axes, (quantity, label, colour) in zip(panels, estimated_quantities(), strict=True):
         exact, estimate = [], []
         for tag, curve in curves.items():
             if not tag.endswith(f"/{quantity}"):

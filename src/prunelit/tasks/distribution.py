@@ -203,15 +203,15 @@ class Distribution(WindowTask):
         tokens = _or_none(value * float(ratio.token_error))
         error = value * float(ratio.standard_error)
         results.append(result("perplexity_ratio", value, error, standard_error_tokens=tokens))
-        reading = place_on_ruler(float(kl.mean))
+        placement = place_on_ruler(float(kl.mean))
         ruler = {
-            "rung": reading.rung.name,
-            "below": reading.below and reading.below.name,
-            "above": reading.above and reading.above.name,
-            "between": reading.between,
+            "rung": placement.rung.name,
+            "below": placement.below and placement.below.name,
+            "above": placement.above and placement.above.name,
+            "between": placement.between,
             "ruler": SOURCE,
         }
-        return [*results, result("ruler_kl", reading.rung.kl, **ruler)]
+        return [*results, result("ruler_kl", placement.rung.kl, **ruler)]
 
 
 def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:

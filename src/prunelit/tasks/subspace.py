@@ -44,10 +44,9 @@ TEMPLATES: dict[Options, str] = {
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 QUANTITIES = ("embedding_cosine", "embedding_cosine_estimate", *SUBSPACE)  # of the full vocabulary
-_MODELS = ("dense", "pruned")
 _COMPARED = (*QUANTITIES, *(f"subspace_{name}" for name in SUBSPACE))
 _ESTIMATED = ("logit_cosine", "probability_cosine", "kl_dense_pruned")
-_READINGS = ("acc", "option_mass", "log_likelihood_right", "log_likelihood_wrong")
+_SCORES = ("acc", "option_mass", "log_likelihood_right", "log_likelihood_wrong")
 
 
 @dataclass
@@ -254,7 +253,7 @@ class Subspace(Task):
             "rows_with_tokens_shared_by_all_options": self._read_on,
             "rows_where_prompt_and_option_merge": self._merged,
         }
-        results = table.paired_results(self.name, _READINGS, details)
+        results = table.paired_results(self.name, _SCORES, details)
         results += table.pair_results(self.name, _COMPARED, details)
         lost = torch.zeros(len(self._questions))
         lost[self._collisions] = 1
@@ -266,13 +265,13 @@ class Subspace(Task):
 
     def _pictures(self, table: ItemTable) -> Iterator[tuple[str, Picture]]:
         means = {name: mean(table[name]) for name in _COMPARED}
-        readings = {
+        scores = {
             f"{model}/{name}": mean(table[f"{model}/{name}"])
-            for model in _MODELS
-            for name in _READINGS
+            for model in table.models("acc")
+            for name in _SCORES
         }
         yield "subspace_spaces", spaces_picture(means, table.size)
-        yield "subspace_options", options_picture(readings, self._chance, table.size)
+        yield "subspace_options", options_picture(scores, self._chance, table.size)
         inside = {name: table[f"subspace_{name}"].numpy() for name in SUBSPACE}
         judged = {
             name: measure_quantity_validity(
@@ -286,17 +285,18 @@ class Subspace(Task):
             yield f"subspace_item_{shown.number}", item_picture(shown)
 
     def _show(self, table: ItemTable) -> Iterator[Shown]:
+        models = table.models("option_log_likelihood")
         for place in self._shown:
             item = self._items[place]
-            scores = {m: table[f"{m}/option_log_likelihood"][place].tolist() for m in _MODELS}
+            scores = {m: table[f"{m}/option_log_likelihood"][place].tolist() for m in models}
             yield Shown(
                 item.number,
                 self._text(item.context),
                 item.question.choices,
                 [self._text([option]) for option in item.options],
                 item.question.label,
-                {model: scores[model][: len(item.options)] for model in _MODELS},
-                {model: self._top(table, model, place) for model in _MODELS},
+                {model: scores[model][: len(item.options)] for model in models},
+                {model: self._top(table, model, place) for model in models},
             )
 
     def _top(self, table: ItemTable, model: str, place: int) -> list[tuple[str, float, bool]]:
