@@ -1,3 +1,5 @@
+"""Pruning on two ranks against one: the same masks."""
+
 import json
 import subprocess
 import sys
