@@ -61,7 +61,10 @@ def test_plugins(
 ) -> None:
     config = make_config(plugins)
     config["data"]["tasks"] = [
-        {"class_path": "my_task.Confidence", "init_args": {"path": str(material / "text.jsonl")}}
+        {
+            "class_path": "my_task.LastConfidence",
+            "init_args": {"path": str(material / "text.jsonl")},
+        }
     ]
     alarm = {"metric": "confidence", "level": 1}
     config["trainer"]["callbacks"] = [{"class_path": "my_alarm.Alarm", "init_args": alarm}]
