@@ -11,6 +11,7 @@ def test_every_measured_quantity_has_a_record_that_says_its_value_without_a_chan
     generator = torch.Generator().manual_seed(0)
     h, z = (torch.randn(5, width, generator=generator) for width in (8, 30))
     found = deviations(h, h, z, z)
+    assert set(found) <= set(QUANTITIES)
     # The distances are differences that a trajectory adds.
     assert set(QUANTITIES) - set(found) == {
         f"{space}_distance" for space in ("embedding", "logit", "probability")
