@@ -33,7 +33,7 @@ def drawn(figure: Figure) -> bytes:
     return image.getvalue()
 
 
-def test_readings_stand_side_by_side_with_their_level_of_chance() -> None:
+def test_main_scores_stand_side_by_side_with_their_level_of_chance() -> None:
     rows = [
         *paired("multiple_choice", "acc", 0.84, 0.6, chance=0.25),
         *paired("multiple_choice", "acc_norm", 0.9, 0.7, chance=0.25, primary="acc"),
@@ -78,7 +78,7 @@ def test_a_correlation_may_be_negative_or_no_number() -> None:
     assert drawn(figure)
 
 
-def test_a_run_without_readings_is_drawn_empty() -> None:
+def test_a_run_without_main_scores_is_drawn_empty() -> None:
     assert drawn(scores_figure([Result("perplexity", "nll", "dense", 3.6, 0.1, 9)]))
 
 

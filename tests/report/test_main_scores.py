@@ -28,7 +28,7 @@ def test_the_axis_begins_below_every_whisker() -> None:
     assert axis_begin([row(-0.02, 0.1), row(-0.1, math.nan)]) < -0.12
 
 
-def test_readings_are_scores_of_one_model() -> None:
+def test_main_scores_are_scores_of_one_model() -> None:
     choices = {"primary": "acc", "use": "multiple choice", "chance": 0.25}
     texts = {"primary": "strict", "use": "generation"}
     rows = [

@@ -128,15 +128,15 @@ def test_scores_run_over_what_is_dropped(variants: list[Variant]) -> None:
     assert [axes.get_xlabel() for axes in figure.axes] == [
         *("number of dropped attention sublayers", "number of dropped blocks")
     ]
-    readings = [bars for bars in figure.axes[0].containers if isinstance(bars, ErrorbarContainer)]
-    assert len(readings) == 3
-    for reading in readings:
-        assert reading.lines[0].get_xydata().tolist() == [[0, 0.8], [4, 0.6], [8, 0.4]]
-    styles = [reading.lines[0].get_linestyle() for reading in readings]
+    scores = [bars for bars in figure.axes[0].containers if isinstance(bars, ErrorbarContainer)]
+    assert len(scores) == 3
+    for score in scores:
+        assert score.lines[0].get_xydata().tolist() == [[0, 0.8], [4, 0.6], [8, 0.4]]
+    styles = [score.lines[0].get_linestyle() for score in scores]
     assert styles == ["-", "-", ":"]
     levels = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert [line.get_ydata()[0] for line in levels] == [0.25, 0.1]
-    assert [line.get_color() for line in levels] == [r.lines[0].get_color() for r in readings[:2]]
+    assert [line.get_color() for line in levels] == [r.lines[0].get_color() for r in scores[:2]]
     assert legend(figure) == [
         *("multiple_choice (acc)", "retrieval (mrr)", "rollout (contains)"),
         "chance, in the colour of its score",
@@ -210,7 +210,7 @@ def test_without_a_dense_model_scores_begin_at_the_first_drop(variants: list[Var
     assert [cells["variant"] for cells in variants_cells(variants)] == [v.name for v in variants]
 
 
-def test_the_table_is_of_readings_perplexity_and_kl(variants: list[Variant]) -> None:
+def test_the_table_is_of_main_scores_perplexity_and_kl(variants: list[Variant]) -> None:
     cells = variants_cells(variants)
     assert list(cells[0]) == [
         *("variant", "sparsity", "multiple_choice\nacc", "retrieval\nmrr", "rollout\ncontains"),

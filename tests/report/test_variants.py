@@ -33,7 +33,7 @@ def test_a_row_is_found_by_the_first_model_that_has_one() -> None:
     assert one.find("mc", "mrr", "dense") is None
 
 
-def test_dense_comes_first_and_readings_before_the_rest() -> None:
+def test_dense_comes_first_and_main_scores_before_the_rest() -> None:
     several = [variant("a", 0.6), variant("b", 0.7, 0.25)]
     assert main_scores(several) == {("mc", "acc"): False}
     cells = variants_cells(several)
