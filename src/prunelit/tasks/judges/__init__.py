@@ -13,12 +13,14 @@ from prunelit.tasks.judges.answers import (
     whole,
 )
 from prunelit.tasks.judges.judge import ExactMatch, Execution, Judge
+from prunelit.tasks.judges.sandbox import Limits
 
 __all__ = [
     "AfterMarker",
     "ExactMatch",
     "Execution",
     "Judge",
+    "Limits",
     "code_block",
     "first_line",
     "first_number",

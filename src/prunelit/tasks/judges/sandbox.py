@@ -51,7 +51,7 @@ class Limits:
         InputError: if a limit is not positive.
 
     Example:
-        >>> from prunelit.tasks.judges.sandbox import Limits
+        >>> from prunelit.tasks.judges import Limits
         >>> Limits(seconds=5).open_files
         64
     """

@@ -32,7 +32,7 @@ class FewShot:
         InputError: if `count` is not positive.
 
     Example:
-        >>> from prunelit.tasks.prompting.few_shot import FewShot
+        >>> from prunelit.tasks import FewShot
         >>> from prunelit.tasks.questions import Example
         >>> pool = [Example(f"{n} + 1 = ", str(n + 1), str(n + 1)) for n in range(4)]
         >>> few_shot = FewShot(count=2)
