@@ -73,7 +73,8 @@ def test_nothing_is_run_and_one_sentence_says_how(
 ) -> None:
     assert "passed" not in validate()
     assert ran == []
-    assert "but neither run nor judged; `--allow_code_execution true` runs" in caplog.text
+    assert "saved but not run" in caplog.text
+    assert "set `--allow_code_execution true`" in caplog.text
 
 
 @pytest.mark.parametrize("value", [["true"], []])

@@ -14,18 +14,37 @@ from safetensors.torch import load_file
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # Six steps an epoch; a checkpoint after every fourth step, so within epochs too.
+# One place of each kind in every run: inside pruning, inside recovery, while the folder is written.
+OFTEN = ["block 5", "step 10", "rename"]
 PLACES = [
-    "block 2",
-    "block 5",
-    "step 3",
-    "epoch 1",
-    "step 7",
-    "step 10",
-    "block 8",
-    "step 15",
-    "step 18",
-    "tokenizer",
-    "rename",
+    place if place in OFTEN else pytest.param(place, marks=pytest.mark.full)
+    for place in [
+        "block 2",
+        "block 5",
+        "step 3",
+        "epoch 1",
+        "step 7",
+        "step 10",
+        "block 8",
+        "step 15",
+        "step 18",
+        "tokenizer",
+        "rename",
+    ]
+]
+# The same where the run has validations: inside one, and after the last one.
+WATCHED_OFTEN = ["validation 14", "end 1"]
+WATCHED_PLACES = [
+    place if place in WATCHED_OFTEN else pytest.param(place, marks=pytest.mark.full)
+    for place in [
+        "step 14",
+        "validation 14",
+        "step 15",
+        "validation 16",
+        "step 17",
+        "end 1",
+        "rename",
+    ]
 ]
 
 
@@ -164,9 +183,7 @@ def watched(tmp_path_factory: Any, prepare: Callable[..., None], console: Run) -
     return folder
 
 
-@pytest.mark.parametrize(
-    "place", ["step 14", "validation 14", "step 15", "validation 16", "step 17", "end 1", "rename"]
-)
+@pytest.mark.parametrize("place", WATCHED_PLACES)
 def test_what_watches_validations_goes_on_too(
     place: str,
     tmp_path: Path,

@@ -125,7 +125,7 @@ def test_lora_is_merged_under_the_masks(
         (("--data.recovery.length", "130"), "but a recovery sequence has 130"),
         (("--model.reference", "false"), "need the dense model|needs the dense model"),
         (("--model.recovery.train", "[nothing]"), "'nothing' of `recovery.train` matches no"),
-        (("--ckpt_path", "absent.ckpt"), "found no 'absent.ckpt'"),
+        (("--ckpt_path", "absent.ckpt"), "there is no file 'absent.ckpt'"),
         (("--data.recovery.sequences", "1"), "at least a batch of 2 recovery sequences"),
     ],
 )

@@ -96,7 +96,7 @@ def test_rounds_only_add(model: PreTrainedModel) -> None:
 
 def test_what_does_not_go_with_the_whole_model(model: PreTrainedModel, input_ids: Tensor) -> None:
     wide = Unstructured(0.5, within="model")
-    with pytest.raises(InputError, match="row or matrix but got model, which Wanda"):
+    with pytest.raises(InputError, match="row or matrix but got model: Wanda"):
         prune(model, Wanda(wide), input_ids)
     with pytest.raises(InputError, match="`within: model` or `allocation` and `ratios`"):
         prune(model, Magnitude(wide, allocation=LinearDepth()))

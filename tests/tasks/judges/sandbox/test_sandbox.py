@@ -66,7 +66,7 @@ def test_text_that_is_no_text_is_run_too() -> None:
 
 def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(InputError, match="cannot run programs that a model wrote safely"):
+    with pytest.raises(InputError, match="cannot isolate the programs of a model"):
         run_program("print(1)")
 
 
@@ -112,7 +112,7 @@ def test_isolation_that_is_not_complete_is_noticed(
     monkeypatch.setattr(jail, "__file__", str(script))
     if weakness == "network" and not _reachable():
         pytest.skip("this machine has no network to be noticed")
-    with pytest.raises(InputError, match="cannot run programs that a model wrote safely"):
+    with pytest.raises(InputError, match="cannot isolate the programs of a model"):
         check_isolation()
 
 
