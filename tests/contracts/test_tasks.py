@@ -124,6 +124,7 @@ def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: ModelP
         hashes = [value for key, value in row.details.items() if key.endswith("_sha256")]
         assert hashes, row
         assert all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes), row
+        assert "bos" in row.details, row
         assert json.loads(json.dumps(row.details)) == row.details
 
 

@@ -2,10 +2,20 @@ import logging
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from prunelit.data.tokens import decode, encode, encode_text, leading_tokens, pack, pad, windows
+from prunelit.data.tokens import (
+    SpecialTokens,
+    decode,
+    encode,
+    encode_text,
+    pack,
+    pad,
+    special_tokens,
+    windows,
+)
 from prunelit.errors import InputError
 
 DOCUMENTS = [letter * length for letter, length in zip("abcde", [3, 9, 1, 7, 5], strict=True)]
@@ -112,16 +122,89 @@ def test_a_text_by_itself_begins_as_the_tokenizer_has_it(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     bare = encode(tokenizer, "ab")
-    assert leading_tokens(tokenizer) == []
+    assert special_tokens(tokenizer) == SpecialTokens([], [])
     assert encode_text(tokenizer, "ab") == bare
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<end> $A <end>", special_tokens=[("<end>", 0)]
     )
-    assert leading_tokens(tokenizer) == [0]
+    assert special_tokens(tokenizer) == SpecialTokens([0], [0])
     assert encode_text(tokenizer, "ab") == [0, *bare]
     # Once, even if a template has added it.
     assert encode_text(tokenizer, "<end>ab") == [0, *bare]
     assert encode_text(tokenizer, "") == [0]
+    for text in ("ab", ""):
+        assert encode_text(tokenizer, text, closed=True) == tokenizer(text)["input_ids"]
+    assert encode_text(tokenizer, "<end>ab<end>", closed=True) == [0, *bare, 0]
+
+
+WORDS = {"<s>": 0, "</s>": 1, "<unk>": 2, "x": 3, "y": 4}
+
+
+def letters(template: str, unknown: str | None, vocabulary: dict[str, int]) -> object:
+    """A tokenizer of a few letters, without the letter a."""
+    if unknown is None:
+        inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    else:
+        inner = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=unknown))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>", "<s>"])
+@pytest.mark.parametrize(
+    ("template", "before", "after"),
+    [
+        ("$A", [], []),
+        ("<s> $A", [0], []),
+        ("$A </s>", [], [1]),
+        ("<s> $A </s>", [0], [1]),
+        ("<s> <s> $A <s>", [0, 0], [0]),
+    ],
+)
+def test_special_tokens_are_those_of_the_tokenizer_with_any_vocabulary(
+    template: str, before: list[int], after: list[int], unknown: str | None
+) -> None:
+    tokenizer = letters(template, unknown, WORDS)
+    assert encode_text(tokenizer, "x y") == [*before, 3, 4]
+    assert special_tokens(tokenizer) == SpecialTokens(before, after)
+    assert encode_text(tokenizer, "x y", closed=True) == tokenizer("x y")["input_ids"]
+
+
+def test_special_tokens_that_cannot_be_told_from_the_text_are_refused() -> None:
+    tokenizer = letters("<s> $A", "<s>", {"<s>": 0, "</s>": 1})
+    with pytest.raises(InputError, match=r"special tokens that .* cannot be told"):
+        special_tokens(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("bos", "adds", "start"),
+    [
+        (None, False, []),
+        (None, True, [0]),
+        (False, True, []),
+        (True, False, [0]),
+        (True, True, [0]),
+    ],
+)
+def test_windows_and_sequences_begin_with_bos(bos: bool | None, adds: bool, start: list) -> None:
+    tokenizer = letters("<s> $A" if adds else "$A", "<unk>", WORDS)
+    text = "x x y y x y x y y y x x"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    new = 4 - len(start)
+    found = windows([text], tokenizer, length=4, limit=2, bos=bos)
+    assert found.tolist() == [start + ids[:new], start + ids[new : 2 * new]]
+    packed = pack([text], tokenizer, sequences=2, length=4, seed=0, bos=bos)
+    assert packed.tolist() == found.tolist()
+
+
+def test_bos_is_refused_where_there_is_none(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InputError, match="a tokenizer with a BOS token for `bos: true`"):
+        windows(["abc"], tokenizer, length=2, limit=None, bos=True)
+    with pytest.raises(InputError, match="`length` above 1, the number of tokens that begin"):
+        pack(["x"], letters("<s> $A", "<unk>", WORDS), sequences=1, length=1, seed=0)
 
 
 def test_decoded_text_has_every_space_and_special_tokens_where_asked(

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
+from prunelit.data.tokens import SpecialTokens
 from prunelit.tasks import ModelPair
 from prunelit.tasks.subspace import QUANTITIES, Subspace
 
@@ -218,7 +219,7 @@ def test_a_prompt_that_no_token_of_is_kept(
 ) -> None:
     # A tokenizer that merges the prompt with what follows.
     module = "prunelit.tasks.subspace"
-    monkeypatch.setattr(f"{module}.leading_tokens", lambda _: lead)
+    monkeypatch.setattr(f"{module}.special_tokens", lambda _: SpecialTokens(lead, []))
     monkeypatch.setattr(f"{module}.encode_text", lambda _, text: [*lead, len(text)])
     with pytest.raises(InputError, match=r"in row 0 \(id 'a'\) the first token differs"):
         prepare_subspace(questions(), words)

@@ -53,6 +53,20 @@ def test_details_count_tokens_and_identify_the_text(
     assert details["text_sha256"] == same["text_sha256"] != other["text_sha256"]
 
 
+def test_every_window_begins_with_bos_and_the_details_say_so(
+    material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = material / "text.jsonl"
+    assert prepared(tokenizer, path, length=20).details(19)["bos"] is None
+    tokenizer.bos_token = "<end>"
+    task = prepared(tokenizer, path, length=20, bos=True)
+    assert task.details(19)["bos"] == "<end>"
+    ids = task.collate([0, 1])["input_ids"]
+    assert ids.shape == (2, 20)
+    assert ids[:, 0].tolist() == [0, 0]
+    assert tokenizer.decode(ids[:, 1:].flatten()) == "cat sat on a mat while rain fell over "
+
+
 def test_the_column_can_be_chosen(material: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = material / "questions.jsonl"
     task = prepared(tokenizer, path, column="context", length=10)

@@ -295,11 +295,14 @@ class Pruning(Callback):
 
     def recipe(self, data: PruneData, module: PairedLM) -> dict[str, Any]:
         """Describe everything that decides the masks."""
+        calibration = describe_batches(data.calibration_batches())
+        if calibration is not None and data.calibration is not None:
+            calibration["bos"] = data.calibration.bos
         recipe = {
             "callback": self._describe(),
             "model": module.recipe(),
             "pruner": describe(self.pruner),
-            "calibration": describe_batches(data.calibration_batches()),
+            "calibration": calibration,
         }
         if not module.trains:
             return recipe

@@ -14,9 +14,10 @@ class CalibrationText:
         split: of the data set. Slice it (`train[:70%]`) to keep other text for the tasks.
         column: name of the column that holds the text.
         sequences: S, number of sequences.
-        length: L, tokens per sequence.
+        length: L, tokens per sequence, the BOS token included.
         batch_size: sequences per forward pass.
         seed: of the order of the documents.
+        bos: begin every sequence with a BOS token. None does what the tokenizer does for a text.
 
     Example:
         >>> from prunelit import CalibrationText
@@ -32,3 +33,4 @@ class CalibrationText:
     length: int = 512
     batch_size: int = 8
     seed: int = 0
+    bos: bool | None = None

@@ -122,6 +122,7 @@ class PruneData(LightningDataModule):
             sequences=text.sequences,
             length=text.length,
             seed=text.seed,
+            bos=text.bos,
         )
 
     def recovery_batches(self) -> EpochBatches:

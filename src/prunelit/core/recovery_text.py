@@ -20,10 +20,11 @@ class RecoveryText:
         split: of the data set.
         column: name of the column that holds the text.
         sequences: S, number of sequences. An epoch uses each of them once.
-        length: L, tokens per sequence.
+        length: L, tokens per sequence, the BOS token included.
         batch_size: sequences per rank and step. An incomplete batch at the end of an epoch is
             left out.
         seed: of the order of the documents, and of the order of the sequences in each epoch.
+        bos: begin every sequence with a BOS token. None does what the tokenizer does for a text.
 
     Example:
         >>> from prunelit import RecoveryText
@@ -39,6 +40,7 @@ class RecoveryText:
     length: int = 256
     batch_size: int = 4
     seed: int = 0
+    bos: bool | None = None
 
 
 class EpochBatches:

@@ -1,7 +1,9 @@
 """Turn text into tokens: calibration sequences, evaluation windows and padded batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ def pack(
     sequences: int,
     length: int,
     seed: int,
+    bos: bool | None = None,
 ) -> Tensor:
     """Shuffle documents, join them and cut them into calibration sequences.
 
@@ -27,8 +30,9 @@ def pack(
         documents: raw text.
         tokenizer: of the model.
         sequences: S.
-        length: L, tokens per sequence.
+        length: L, tokens per sequence, the BOS token included.
         seed: of the order of the documents.
+        bos: begin every sequence with a BOS token, see `window_start`.
 
     Returns:
         (S, L) int64 token ids, without padding.
@@ -40,9 +44,10 @@ def pack(
         raise InputError(
             f"Expected `sequences` and `length` of at least 1 but got {sequences} and {length}."
         )
+    start = window_start(tokenizer, bos, length)
     end = tokenizer.eos_token_id
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
-    needed = sequences * length
+    needed = sequences * (length - len(start))
     ids: list[int] = []
     for index in order.tolist():
         if len(ids) >= needed:
@@ -56,7 +61,7 @@ def pack(
             f"{len(documents)} documents hold only {len(ids)}: give more text, or fewer or shorter "
             "sequences."
         )
-    return torch.tensor(ids[:needed]).view(sequences, length)
+    return _begin_each(start, torch.tensor(ids[:needed]).view(sequences, -1))
 
 
 def windows(
@@ -66,15 +71,17 @@ def windows(
     length: int,
     limit: int | None,
     separator: str = "\n\n",
+    bos: bool | None = None,
 ) -> Tensor:
     """Cut the joined documents into windows that do not overlap; drop a partial last one.
 
     Args:
         documents: raw text, kept in order.
         tokenizer: of the model.
-        length: L, tokens per window, at least 2.
+        length: L, tokens per window, the BOS token included, at least 2.
         limit: number of windows to keep; None keeps all.
         separator: between documents.
+        bos: begin every window with a BOS token, see `window_start`.
 
     Returns:
         (N, L) int64 token ids.
@@ -86,14 +93,46 @@ def windows(
         raise InputError(f"Expected `length` of at least 2 but got {length}.")
     if limit is not None and limit < 1:
         raise InputError(f"Expected `limit` of at least 1 but got {limit}.")
+    start = window_start(tokenizer, bos, length)
+    new = length - len(start)  # tokens of the text per window
     ids = torch.tensor(encode(tokenizer, separator.join(documents)), dtype=torch.int64)
-    count = len(ids) // length
+    count = len(ids) // new
     if count == 0:
         raise InputError(
-            f"Expected at least one window of {length} tokens but the {len(documents)} documents "
+            f"Expected at least one window of {new} tokens but the {len(documents)} documents "
             f"hold only {len(ids)}."
         )
-    return ids[: count * length].view(count, length)[:limit]
+    return _begin_each(start, ids[: count * new].view(count, new)[:limit])
+
+
+def window_start(tokenizer: PreTrainedTokenizerBase, bos: bool | None, length: int) -> list[int]:
+    """Return the tokens that begin every window of running text.
+
+    Args:
+        tokenizer: of the model.
+        bos: True for the BOS token, False for none; None for what the tokenizer adds by itself.
+        length: L, tokens per window.
+
+    Raises:
+        InputError: if the tokenizer has no BOS token, or the window has no place for text.
+    """
+    start = [] if bos is False else special_tokens(tokenizer).before
+    if bos and not start:
+        if not isinstance(tokenizer.bos_token_id, int):
+            raise InputError("Expected a tokenizer with a BOS token for `bos: true` but got none.")
+        start = [tokenizer.bos_token_id]
+    if len(start) >= length:
+        raise InputError(
+            f"Expected `length` above {len(start)}, the number of tokens that begin a window, but "
+            f"got {length}."
+        )
+    return start
+
+
+def _begin_each(start: Sequence[int], rows: Tensor) -> Tensor:
+    """Put the same tokens before each row of (N, T) ids."""
+    first = torch.tensor(start, dtype=rows.dtype)
+    return torch.cat([first.expand(len(rows), -1), rows], 1)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -101,21 +140,69 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the token ids of a text, after the tokenizer's own BOS token.
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Tokens that a tokenizer adds to every text by itself, such as BOS and EOS.
 
-    The BOS token is not added twice if the text starts with it.
+    Args:
+        before: ids before the text.
+        after: ids after the text.
     """
-    lead, ids = leading_tokens(tokenizer), encode(tokenizer, text)
-    return ids if ids[: len(lead)] == lead else lead + ids
+
+    before: list[int]
+    after: list[int]
 
 
-def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that the tokenizer puts before every text, such as a BOS token."""
-    bare = encode(tokenizer, "a")
-    full: list[int] = list(tokenizer("a", verbose=False)["input_ids"])  # type: ignore[arg-type]
-    starts = (i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return full[: next(starts, 0)]
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    """Find the tokens that `tokenizer(text)` adds to a text.
+
+    Raises:
+        InputError: if it changes the other tokens of a text, so that they cannot be told apart.
+    """
+    for probe in _probes(tokenizer):
+        bare = encode(tokenizer, probe)
+        full: list[int] = list(tokenizer(probe, verbose=False)["input_ids"])  # type: ignore[arg-type]
+        added = len(full) - len(bare)
+        if not added and full == bare:
+            return SpecialTokens([], [])
+        found = [i for i in range(added + 1) if bare and full[i : i + len(bare)] == bare]
+        if len(found) == 1:
+            return SpecialTokens(full[: found[0]], full[found[0] + len(bare) :])
+    raise InputError(
+        f"The special tokens that {type(tokenizer).__name__} adds to a text cannot be told from "
+        "the text itself: set `add_bos_token` and `add_eos_token` in its tokenizer_config.json."
+    )
+
+
+def _probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Yield short texts: a letter, then tokens of a vocabulary that may lack this letter."""
+    yield "a"
+    special = set(tokenizer.all_special_ids)
+    ordinary = (token for token in sorted(tokenizer.get_vocab().values()) if token not in special)
+    yield from (decode(tokenizer, [token]) for token in islice(ordinary, 1000))
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, closed: bool = False
+) -> list[int]:
+    """Return the token ids of a text with the special tokens that the tokenizer adds by itself.
+
+    A special token is not added twice if the text begins or ends with it.
+
+    Args:
+        tokenizer: of the model.
+        text: may be empty.
+        closed: the text is complete: add the tokens after it too. Otherwise a model continues it.
+    """
+    special, ids = special_tokens(tokenizer), encode(tokenizer, text)
+    before, after = special.before, special.after if closed else []
+    begins, ends = ids[: len(before)] == before, ids[len(ids) - len(after) :] == after
+    return [*([] if begins else before), *ids, *([] if ends else after)]
+
+
+def name_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str | None:
+    """Name special tokens in the details of a result; None if there are none."""
+    return " ".join(tokenizer.convert_ids_to_tokens(list(ids))) or None
 
 
 def decode(

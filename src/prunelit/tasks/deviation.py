@@ -19,14 +19,12 @@ class Deviation(WindowTask):
     Standard errors treat windows, not tokens, as independent.
 
     Args:
-        path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
-        split: of the data set.
-        column: column of the text.
-        length: number of tokens per window.
-        limit: number of windows; None reads all.
+        path: text rows, see `prunelit.data.load_rows`.
+        length: L, number of tokens per window, at least 2, the BOS token included.
         temperature: of the softmax.
         batch_size: number of windows per batch.
         name: of the task.
+        kwargs: options of `WindowTask`.
 
     Example:
         >>> from prunelit.tasks import Deviation
@@ -40,15 +38,13 @@ class Deviation(WindowTask):
     def __init__(
         self,
         path: str,
-        split: str = "train",
-        column: str = "text",
         length: int = 256,
-        limit: int | None = None,
         temperature: float = 1.0,
         batch_size: int = 4,
         name: str = "deviation",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(path, split, column, length, limit, batch_size, name)
+        super().__init__(path=path, length=length, batch_size=batch_size, name=name, **kwargs)
         check_positive("temperature", temperature)
         self.temperature = temperature
 

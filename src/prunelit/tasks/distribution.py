@@ -77,15 +77,13 @@ class Distribution(WindowTask):
       models it needs half the memory of a float32 model, or twice that of a 16-bit model.
 
     Args:
-        path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
-        split: of the data set.
-        column: column of the text.
-        length: L, number of tokens per window, at least 2.
-        limit: number of windows; None reads all.
+        path: text rows, see `prunelit.data.load_rows`.
+        length: L, number of tokens per window, at least 2, the BOS token included.
         floor: measure the noise floor.
         floor_windows: number of windows for the noise floor; the first ones are used.
         batch_size: number of windows per batch.
         name: of the task.
+        kwargs: options of `WindowTask`.
 
     Example:
         >>> from prunelit.tasks import Distribution
@@ -99,16 +97,14 @@ class Distribution(WindowTask):
     def __init__(
         self,
         path: str,
-        split: str = "train",
-        column: str = "text",
         length: int = 256,
-        limit: int | None = None,
         floor: bool = True,
         floor_windows: int = 4,
         batch_size: int = 4,
         name: str = "distribution",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(path, split, column, length, limit, batch_size, name)
+        super().__init__(path=path, length=length, batch_size=batch_size, name=name, **kwargs)
         if floor_windows < 1:
             raise InputError(f"Expected `floor_windows` of at least 1 but got {floor_windows}.")
         self.floor = floor

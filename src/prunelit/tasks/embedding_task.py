@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.data.tokens import name_tokens, special_tokens
 from prunelit.models.inference.embedding import (
     Pooling,
     blocks_before,
@@ -16,6 +17,8 @@ from prunelit.tasks.base import Task
 
 class EmbeddingTask(Task):
     """A task that turns every text into one vector.
+
+    A text is read with the special tokens that the tokenizer adds before and after it.
 
     Args:
         pooling: `last` token, `mean` over tokens, or `weighted_mean`, see
@@ -45,6 +48,9 @@ class EmbeddingTask(Task):
         self.layer = layer
         self.length = length
 
+    # Set by `prepare` of every subclass.
+    _tokenizer: PreTrainedTokenizerBase
+
     def check(self, model: PreTrainedModel) -> None:
         check_layer(model, self.layer)
 
@@ -64,7 +70,10 @@ class EmbeddingTask(Task):
 
     def embedding_details(self) -> dict[str, Any]:
         """Return the options that an embedding depends on."""
+        special = special_tokens(self._tokenizer)
         return {
+            "bos": name_tokens(self._tokenizer, special.before),
+            "eos": name_tokens(self._tokenizer, special.after),
             "pooling": self.pooling,
             "skip": self.skip,
             "layer": self.layer,

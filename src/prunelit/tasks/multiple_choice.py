@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows
-from prunelit.data.tokens import pad_token
+from prunelit.data.tokens import name_tokens, pad_token, special_tokens
 from prunelit.errors import InputError
 from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
 from prunelit.metrics.flips import FLIPS, answer_flips, mcnemar
@@ -132,6 +132,7 @@ class MultipleChoice(QuestionTask):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         pad_id = pad_token(tokenizer)
+        self._start = name_tokens(tokenizer, special_tokens(tokenizer).before)
         names = [question.id for question in self._questions]
         self._plan = build_plan(tokenizer, pad_id, names, self._preambles, self._texts)
         self.longest = self._plan.longest
@@ -264,6 +265,7 @@ class MultipleChoice(QuestionTask):
             "template": self.template,
             "delimiter": self.delimiter,
             "scoring": self.scoring,
+            "bos": self._start,
             **score_details("multiple choice", self.primary),
             "chance": sum(1 / len(q.choices) for q in questions) / len(questions),
         }

@@ -21,13 +21,10 @@ class Perplexity(WindowTask):
     of `perplexity` and its `difference` follow from `nll` by the delta method (first order).
 
     Args:
-        path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
-        split: of the data set.
-        column: column of the text.
-        length: L, number of tokens per window, at least 2.
-        limit: number of windows; None reads all.
+        path: text rows, see `prunelit.data.load_rows`.
         batch_size: number of windows per batch.
         name: of the task.
+        kwargs: options of `WindowTask`.
 
     Example:
         >>> from prunelit.tasks import Perplexity
@@ -39,14 +36,11 @@ class Perplexity(WindowTask):
     def __init__(
         self,
         path: str,
-        split: str = "train",
-        column: str = "text",
-        length: int = 512,
-        limit: int | None = None,
         batch_size: int = 8,
         name: str = "perplexity",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(path, split, column, length, limit, batch_size, name)
+        super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
 
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {

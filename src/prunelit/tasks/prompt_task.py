@@ -9,7 +9,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows, load_rows
-from prunelit.data.tokens import decode, encode, encode_text, pad, pad_token
+from prunelit.data.tokens import (
+    decode,
+    encode,
+    encode_text,
+    name_tokens,
+    pad,
+    pad_token,
+    special_tokens,
+)
 from prunelit.errors import InputError
 from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.row_task import RowTask
@@ -127,6 +135,9 @@ class PromptTask(RowTask):
             "prompts_sha256": hash_rows(self.contexts),
             "template": self.template,
             "chat": self.chat,
+            "bos": "as in the chat template"
+            if self.chat
+            else name_tokens(self._tokenizer, special_tokens(self._tokenizer).before),
             "max_new_tokens": self.max_new_tokens,
         }
 

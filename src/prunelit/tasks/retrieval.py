@@ -79,7 +79,7 @@ class Retrieval(QuestionTask, EmbeddingTask):
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         for template in self._templates:
             template.check(tokenizer, self.length)
-        self._pad_id = pad_token(tokenizer)
+        self._tokenizer = tokenizer
         queries = [question.context for question in self._questions]
         self._tokens = [
             template.tokens(tokenizer, text, self.length)
@@ -90,7 +90,7 @@ class Retrieval(QuestionTask, EmbeddingTask):
         return len(self._tokens)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        return dict(pad([self._tokens[index] for index in indices], self._pad_id))
+        return dict(pad([self._tokens[index] for index in indices], pad_token(self._tokenizer)))
 
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         inputs = batch["input_ids"], batch["attention_mask"]

@@ -96,7 +96,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         self._template.check(tokenizer, self.length)
-        self._pad_id = pad_token(tokenizer)
+        self._tokenizer = tokenizer
         self._tokens = [
             [self._template.tokens(tokenizer, text, self.length) for text in row[:2]]
             for row in self._rows
@@ -111,7 +111,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         both = [self._tokens[index][side] for side in (0, 1) for index in indices]
-        return dict(pad(both, self._pad_id))
+        return dict(pad(both, pad_token(self._tokenizer)))
 
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         values, vectors = {}, []

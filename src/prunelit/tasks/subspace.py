@@ -11,7 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from prunelit.comparison import token_deviations
 from prunelit.data.rows import hash_rows
-from prunelit.data.tokens import decode, encode_text, leading_tokens, pad, pad_token
+from prunelit.data.tokens import (
+    decode,
+    encode_text,
+    name_tokens,
+    pad,
+    pad_token,
+    special_tokens,
+)
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.subspace import SUBSPACE, score_options, subspace_deviations
 from prunelit.metrics.validity import NEAR, measure_quantity_validity
@@ -28,12 +35,12 @@ from prunelit.report.subspace import (
     spaces_picture,
 )
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.base import Task
 from prunelit.tasks.formats.base import read_questions
 from prunelit.tasks.item_table import ItemTable, mean
 from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.questions import Question
 from prunelit.tasks.retention import score_details
+from prunelit.tasks.row_task import RowTask
 
 Options = Literal["letters", "continuations"]
 
@@ -59,7 +66,7 @@ class Item:
     options: list[int]  # distinct token ids, one per option
 
 
-class Subspace(Task):
+class Subspace(RowTask):
     """The answer options of multiple choice, dense against pruned, beside the full vocabulary.
 
     Each model reads the prompt of a question once. The models are compared after its last token, on
@@ -82,7 +89,6 @@ class Subspace(Task):
 
     Args:
         path: rows `{id, context, choices, label}`, see `prunelit.data.load_rows`.
-        split: of the data set.
         options: `continuations` answers with the choice itself; `letters` lists the choices in the
             prompt and answers with A, B, ...
         template: template of the prompt, with the field `{context}` and, for letters, `{choices}`:
@@ -92,9 +98,9 @@ class Subspace(Task):
         show: rows to show as figures and texts: a list of row numbers from 0, or the number of
             rows, taken from the start.
         temperature: of the softmax.
-        limit: number of rows; None reads all.
         batch_size: number of questions per batch.
         name: of the task.
+        kwargs: options of `RowTask`.
 
     Example:
         >>> from prunelit.tasks import Subspace
@@ -108,17 +114,16 @@ class Subspace(Task):
     def __init__(
         self,
         path: str,
-        split: str = "train",
         options: Options = "continuations",
         template: str | None = None,
         top_k: int = 10,
         show: int | list[int] = 4,
         temperature: float = 1.0,
-        limit: int | None = None,
         batch_size: int = 16,
         name: str = "subspace",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name, batch_size)
+        super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
         if options not in get_args(Options):
             raise InputError(f"Expected `options` in {get_args(Options)} but got {options!r}.")
         if top_k < 1:
@@ -126,14 +131,11 @@ class Subspace(Task):
         if any(number < 0 for number in ([show] if isinstance(show, int) else show)):
             raise InputError(f"Expected no negative number in `show` but got {show}.")
         check_positive("temperature", temperature)
-        self.path = path
-        self.split = split
         self.options: Options = options
         self.template = TEMPLATES[options] if template is None else template
         self.top_k = top_k
         self.show = show
         self.temperature = temperature
-        self.limit = limit
 
     def read(self) -> None:
         letters = self.options == "letters"
@@ -186,7 +188,7 @@ class Subspace(Task):
         own = encode_text(self._tokenizer, prompt)
         wholes = [encode_text(self._tokenizer, prompt + gap + answer) for answer in answers]
         common = len(list(takewhile(lambda ids: len(set(ids)) == 1, zip(*wholes, strict=False))))
-        if common <= len(leading_tokens(self._tokenizer)):
+        if common <= len(special_tokens(self._tokenizer).before):
             raise InputError(
                 f"Expected a prompt with the same tokens before every answer but in row {number} "
                 f"(id {question.id!r}) the first token differs: use another `template`."
@@ -244,6 +246,7 @@ class Subspace(Task):
             "rows_sha256": hash_rows([vars(question) for question in self._questions]),
             "options": self.options,
             "template": self.template,
+            "bos": name_tokens(self._tokenizer, special_tokens(self._tokenizer).before),
             "option_token": "first that differs, prompt and option tokenised together",
             "temperature": self.temperature,
             **score_details("multiple choice", "acc"),

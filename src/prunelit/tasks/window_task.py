@@ -6,45 +6,44 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows, load_texts
-from prunelit.data.tokens import windows
-from prunelit.tasks.base import Task
+from prunelit.data.tokens import name_tokens, window_start, windows
+from prunelit.tasks.row_task import RowTask
 
 
-class WindowTask(Task):
+class WindowTask(RowTask):
     """A task whose items are non-overlapping token windows of a text.
 
+    The documents are joined by an empty line.
+
     Args:
-        path: text rows, see `prunelit.data.load_rows`; documents are joined by an empty line.
-        split: of the data set.
         column: column of the text.
-        length: L, number of tokens per window.
+        length: L, number of tokens per window, at least 2, the BOS token included.
         limit: number of windows; None reads all.
-        batch_size: number of windows per batch.
-        name: of the task.
+        bos: begin every window with a BOS token. None does what the tokenizer does for a text.
+        kwargs: options of `RowTask`.
     """
 
     def __init__(
         self,
-        path: str,
-        split: str,
-        column: str,
-        length: int,
-        limit: int | None,
-        batch_size: int,
-        name: str,
+        column: str = "text",
+        length: int = 512,
+        limit: int | None = None,
+        bos: bool | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name, batch_size)
-        self.path = path
-        self.split = split
+        super().__init__(limit=limit, **kwargs)
         self.column = column
         self.length = length
-        self.limit = limit
+        self.bos = bos
 
     def read(self) -> None:
         self._documents = load_texts(self.path, column=self.column, split=self.split)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        self._windows = windows(self._documents, tokenizer, length=self.length, limit=self.limit)
+        self._start = name_tokens(tokenizer, window_start(tokenizer, self.bos, self.length))
+        self._windows = windows(
+            self._documents, tokenizer, length=self.length, limit=self.limit, bos=self.bos
+        )
         self.longest = self.length
         return len(self._windows)
 
@@ -58,5 +57,6 @@ class WindowTask(Task):
             "split": self.split,
             "text_sha256": hash_rows(self._documents),
             "length": self.length,
+            "bos": self._start,
             "tokens": len(self._windows) * tokens_a_window,
         }

@@ -48,6 +48,19 @@ def test_what_the_tokenizer_puts_before_a_text_counts(tokenizer: PreTrainedToken
         template.check(tokenizer, 5)
 
 
+def test_a_text_ends_as_the_tokenizer_has_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", 0)]
+    )
+    template = TextTemplate("<{text}> =")
+    assert template.tokens(tokenizer, "ab", None) == tokenizer("<ab> =")["input_ids"]
+    assert tokenizer.decode(template.tokens(tokenizer, "abcdefgh", 8)) == "<abc> =<end>"
+    assert TextTemplate("{text}").tokens(tokenizer, "", 8) == tokenizer("")["input_ids"] == [0]
+    template.check(tokenizer, 6)
+    with pytest.raises(InputError, match=r"above 5, .*, but got 5"):
+        template.check(tokenizer, 5)
+
+
 @pytest.mark.parametrize(
     "template",
     ["word", "{context}", "{text} {text}", "{text!r}", "{text:>9}", "{text", "{} {text}"],

@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.data.tokens import leading_tokens
+from prunelit.data.tokens import special_tokens
 from prunelit.errors import InputError
 from prunelit.models.inference.token_tree import Request
 from prunelit.tasks.prompting.text_template import check_template
@@ -128,7 +128,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]
         tokenizer: of the model.
         texts: pairs of context and continuation.
     """
-    lead = leading_tokens(tokenizer)
+    lead = special_tokens(tokenizer).before
     moved = []
     for context, continuation in texts:
         end = len(context.rstrip())
@@ -142,7 +142,8 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]
             requests.append((_start(tokenizer), whole))
             continue
         cut = len(encoded[context])
-        requests.append((lead + whole[:cut], whole[cut:]))
+        start = [] if whole[: len(lead)] == lead else lead
+        requests.append((start + whole[:cut], whole[cut:]))
     return requests
 
 

@@ -4,7 +4,7 @@ from string import Formatter
 
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.data.tokens import encode, encode_text, pad_token
+from prunelit.data.tokens import encode, encode_text, pad_token, special_tokens
 from prunelit.errors import InputError
 
 
@@ -37,7 +37,7 @@ class TextTemplate:
         Raises:
             InputError: with the number of tokens of the template.
         """
-        own = len(encode_text(tokenizer, self._before)) + len(encode(tokenizer, self._after))
+        own = len(encode_text(tokenizer, self._before)) + len(self._end(tokenizer))
         if length is not None and own >= length:
             raise InputError(
                 f"Expected `length` above {own}, the number of tokens of the template "
@@ -47,19 +47,26 @@ class TextTemplate:
     def tokens(
         self, tokenizer: PreTrainedTokenizerBase, text: str, length: int | None
     ) -> list[int]:
-        """Return the token ids of a text in the template; cut the end of a text that is too long.
+        """Return the token ids of a text in the template, with the tokenizer's special tokens.
+
+        The end of a text that is too long is cut, but not the template or a special token.
 
         Args:
             tokenizer: of the model.
             text: may be empty. If there is no token at all, the result is the padding token.
-            length: maximum number of tokens, the BOS token included; None does not cut.
+            length: maximum number of tokens, special tokens included; None does not cut.
         """
-        ids = encode_text(tokenizer, f"{self._before}{text}{self._after}")
+        ids = encode_text(tokenizer, f"{self._before}{text}{self._after}", closed=True)
         if length is not None and len(ids) > length:
-            after = encode(tokenizer, self._after)
+            after = self._end(tokenizer)
             before = encode_text(tokenizer, f"{self._before}{text}")
             ids = before[: length - len(after)] + after
         return ids or [pad_token(tokenizer)]
+
+    def _end(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the token ids after the field, with those that the tokenizer ends a text by."""
+        ids, after = encode(tokenizer, self._after), special_tokens(tokenizer).after
+        return ids if ids[len(ids) - len(after) :] == after else ids + after
 
 
 def check_template(template: str, *names: str) -> None:
