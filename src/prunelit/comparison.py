@@ -147,7 +147,7 @@ def token_deviations(
     """
     parts: dict[str, list[Tensor]] = {}
     buffers = Buffers()
-    # Autocast of the Trainer's precision is switched off: the comparison is in float32.
+    # Autocast of the Trainer's precision is switched off: the logits are in float32.
     with torch.autocast(dense_hidden.device.type, enabled=False):
         size = CPU_CHUNK if dense_hidden.device.type == "cpu" else ACCELERATOR_CHUNK
         for start in range(0, len(dense_hidden), size):

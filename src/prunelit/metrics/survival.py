@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.buffers import rows_per_chunk
-from prunelit.metrics.spaces.vector_pair import check_shapes
+from prunelit.metrics.spaces.vector_pair import check_shapes, widen
 
 
 @torch.no_grad()
@@ -62,10 +62,10 @@ def keep_probability(
     for dense, pruned, token in zip(
         dense_logits.split(size), pruned_logits.split(size), tokens.split(size), strict=True
     ):
-        log_p, log_q = (torch.log_softmax(z.float() / temperature, -1) for z in (dense, pruned))
+        log_p, log_q = (torch.log_softmax(widen(z) / temperature, -1) for z in (dense, pruned))
         own, other = (x.gather(-1, token[:, None]) for x in (log_p, log_q))
         excess = (log_q + (own - other)).exp_().sub_(log_p.exp_()).clamp_min_(0)
-        keep = 1 / (1 + excess.sum(-1).double())
+        keep = 1 / (1 + excess.sum(-1))
         parts.append(keep.masked_fill(other[:, 0].isneginf(), 0))
     return torch.cat(parts)
 

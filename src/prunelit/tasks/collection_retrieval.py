@@ -13,6 +13,7 @@ from prunelit.data.beir import load_collection
 from prunelit.data.tokens import pad, pad_token
 from prunelit.errors import InputError
 from prunelit.metrics.retrieval import chance_ndcg, collection_metrics, rank_documents
+from prunelit.metrics.spaces.embedding import embedding_cosine
 from prunelit.models.inference.embedding import embed
 from prunelit.models.inference.embedding_cache import (
     EmbeddingCache,
@@ -189,7 +190,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             vectors.append(self._cache.fetch(key, len(ids), compute).double())
             values[f"{name}/file"] = _numbers(key).expand(len(ids), -1)
         if pair.dense is not None:
-            values["cosine"] = torch.cosine_similarity(*vectors)
+            values["cosine"] = embedding_cosine(*vectors)
         return values
 
     def report(self, table: ItemTable) -> TaskReport:

@@ -13,6 +13,7 @@ from prunelit.comparison import token_deviations
 from prunelit.errors import InputError
 from prunelit.metrics.quantization_ruler import RUNGS, SOURCE, place_on_ruler
 from prunelit.metrics.sketch import Sketch
+from prunelit.metrics.spaces.probability import log_probability
 from prunelit.models.architecture import final_hidden
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
@@ -223,9 +224,7 @@ def _compare(
 
     def likelihoods(z: Tensor, z_pruned: Tensor, place: slice) -> dict[str, Tensor]:
         targets = true[place, None]
-        log_p, log_p_pruned = (
-            x.log_softmax(-1).gather(-1, targets)[:, 0].double() for x in (z, z_pruned)
-        )
+        log_p, log_p_pruned = (log_probability(x, targets)[:, 0] for x in (z, z_pruned))
         values = {
             "dense/nll": -log_p,
             "pruned/nll": -log_p_pruned,

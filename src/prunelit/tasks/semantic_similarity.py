@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows, load_rows
@@ -14,6 +13,7 @@ from prunelit.data.sources import split_of
 from prunelit.data.tokens import pad, pad_token
 from prunelit.errors import InputError
 from prunelit.metrics.correlation import jackknife_error, spearman
+from prunelit.metrics.spaces.embedding import embedding_cosine
 from prunelit.models.inference.embedding import embed
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
@@ -119,11 +119,11 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
             inputs = batch["input_ids"], batch["attention_mask"]
             vector = embed(model, *inputs, **self.embed_options(pair, name)).double()
             one, other = vector.chunk(2)
-            values[f"{name}/similarity"] = cosine_similarity(one, other)
+            values[f"{name}/similarity"] = embedding_cosine(one, other)
             vectors.append(vector)
         if pair.dense is not None:
             dense, pruned = vectors
-            values["embedding_cosine"] = cosine_similarity(dense, pruned).view(2, -1).mean(0)
+            values["embedding_cosine"] = embedding_cosine(dense, pruned).view(2, -1).mean(0)
         return values
 
     def report(self, table: ItemTable) -> TaskReport:

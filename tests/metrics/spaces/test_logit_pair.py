@@ -45,11 +45,19 @@ def test_log_ratio_of_equal_logits_is_exactly_zero(make_logits, temperature: flo
     assert (LogitPair(dense, dense.clone(), temperature).log_ratio == 0).all()
 
 
-def test_float64_stays_and_less_is_promoted(make_logits) -> None:
-    for dtype, expected in ((torch.float64, torch.float64), (torch.float16, torch.float32)):
-        pair = LogitPair(*make_logits(dtype=dtype))
-        assert pair.log_ratio.dtype == pair.dense_probability.dtype == expected
-        assert pair.dense_mean.dtype == torch.float64
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_everything_is_float64(make_logits, dtype: torch.dtype) -> None:
+    pair = LogitPair(*make_logits(dtype=dtype))
+    for name in ("log_ratio", "dense_probability", "dense_mean", "log_cosh", "mixture"):
+        assert getattr(pair, name).dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 0.5, 30, 600, 5e4])
+def test_log_cosh_keeps_its_digits(size: float) -> None:
+    pair = LogitPair(torch.tensor([50.0, 0.0]), torch.tensor([50.0, size], dtype=torch.float64))
+    u = pair.log_ratio.numpy().astype(np.longdouble)
+    expected = np.abs(u) / 2 + np.log1p(np.expm1(-np.abs(u)) / 2)
+    np.testing.assert_allclose(pair.log_cosh.numpy(), expected.astype(float), rtol=1e-4, atol=0)
 
 
 def test_intermediates_are_computed_once(make_logits) -> None:
@@ -62,7 +70,7 @@ def test_intermediates_are_computed_once(make_logits) -> None:
 def test_buffers_change_no_value(make_logits, temperature: float) -> None:
     logits = make_logits()
     plain, buffered = (LogitPair(*logits, temperature, b) for b in (None, Buffers()))
-    for name in ("log_ratio", "dense_weighted", "pruned_weighted", "mixture", "dense_mean"):
+    for name in ("log_ratio", "dense_weighted", "pruned_weighted", "mixture", "log_cosh"):
         assert torch.equal(getattr(plain, name), getattr(buffered, name)), name
 
 
@@ -70,10 +78,10 @@ def test_restrict_is_the_pair_of_the_columns(make_logits) -> None:
     dense, pruned = make_logits()
     ids = torch.tensor([7, 0, 299, 30])
     inside = LogitPair(dense, pruned, 0.5).restrict(ids)
-    assert torch.equal(inside.dense, dense[..., ids])
-    assert torch.equal(inside.pruned, pruned[..., ids])
+    assert torch.equal(inside.dense, dense[..., ids].double())
+    assert torch.equal(inside.pruned, pruned[..., ids].double())
     assert inside.temperature == 0.5
-    torch.testing.assert_close(inside.dense_probability.sum(-1), torch.ones(3, 5))
+    torch.testing.assert_close(inside.dense_probability.sum(-1), torch.ones(3, 5).double())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunelit.errors import InputError
+from prunelit.metrics.spaces import buffers
 from prunelit.metrics.spaces.logit_pair import LogitPair
 from prunelit.metrics.spaces.probability import (
     ProbabilityCosine,
@@ -16,6 +17,7 @@ from prunelit.metrics.spaces.probability import (
     Top1Agreement,
     js,
     kl,
+    log_probability,
     probability_cosine,
     top1_agreement,
     topk_overlap,
@@ -61,12 +63,15 @@ def test_float64_is_exact_to_many_digits(make_logits) -> None:
     np.testing.assert_allclose(js(pair).numpy(), jensen.sum(-1), rtol=0, atol=1e-14)
 
 
-def test_float32_errs_by_less_than_a_millionth_on_a_large_vocabulary(make_logits) -> None:
-    dense, pruned = make_logits((8, 50_000), step=0.2)
-    low, high = LogitPair(dense, pruned), LogitPair(dense.double(), pruned.double())
-    for direction in ("dense_pruned", "pruned_dense"):
-        torch.testing.assert_close(kl(low, direction), kl(high, direction), rtol=0, atol=1e-6)
-    torch.testing.assert_close(js(low), js(high), rtol=0, atol=1e-6)
+def test_log_probability_is_that_of_float64(make_logits, monkeypatch) -> None:
+    monkeypatch.setattr(buffers, "_CPU_ENTRIES", 2 * 300)
+    logits, _ = make_logits((5, 300))
+    ids = torch.tensor([[0, 7], [299, 299], [5, 6], [1, 2], [30, 40]])
+    expected = (logits.double() / 0.7).log_softmax(-1).gather(-1, ids)
+    found = log_probability(logits, ids, temperature=0.7)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    logits[1, 3] = torch.nan
+    assert log_probability(logits, ids).isnan().any(-1).tolist() == [False, True, *[False] * 3]
 
 
 def test_jensen_shannon_of_distant_distributions() -> None:
@@ -129,7 +134,7 @@ def test_opposite_certainties() -> None:
     pair = LogitPair(torch.tensor([300.0, 0.0, 0.0]), torch.tensor([0.0, 300.0, 0.0]))
     assert kl(pair, "dense_pruned").item() == pytest.approx(300)
     assert js(pair).item() == pytest.approx(math.log(2), rel=1e-4)
-    assert probability_cosine(pair) == 0
+    assert probability_cosine(pair).item() == pytest.approx(0, abs=1e-100)
     assert top1_agreement(pair) == 0
 
 
@@ -164,8 +169,8 @@ def test_a_token_that_one_model_excludes(make_logits, temperature: float) -> Non
 
 
 def test_excluding_a_token_is_infinite_however_improbable_it_was() -> None:
-    # Its dense probability, e^-200, is 0 in float32.
-    pair = LogitPair(torch.tensor([0.0, -200.0]), torch.tensor([0.0, -INF]))
+    # Its dense probability, e^-800, is 0 in float64.
+    pair = LogitPair(torch.tensor([0.0, -800.0]), torch.tensor([0.0, -INF]))
     assert kl(pair, "dense_pruned") == INF
     assert kl(pair, "pruned_dense") == 0
     assert js(pair) == 0
@@ -194,9 +199,9 @@ def test_overlap_of_fewer_tokens_than_k(make_logits) -> None:
     assert (topk_overlap(LogitPair(*make_logits((4, 3))), 5) == 1).all()
 
 
-def test_bfloat16_logits_are_compared_in_float32(make_logits) -> None:
+def test_bfloat16_logits_are_compared_in_float64(make_logits) -> None:
     dense, pruned = make_logits(dtype=torch.bfloat16)
-    low, high = LogitPair(dense, pruned), LogitPair(dense.float(), pruned.float())
+    low, high = LogitPair(dense, pruned), LogitPair(dense.double(), pruned.double())
     assert torch.equal(kl(low, "dense_pruned"), kl(high, "dense_pruned"))
     assert torch.equal(js(low), js(high))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.buffers import Buffers
-from prunelit.metrics.spaces.vector_pair import VectorPair, dot
+from prunelit.metrics.spaces.vector_pair import VectorPair, dot, widen
 
 
 def random_pair(*shape: int, step: float = 0.3, dtype: torch.dtype = torch.float64) -> VectorPair:
@@ -104,19 +104,25 @@ def test_nan_stays_visible() -> None:
 
 
 @pytest.mark.parametrize(
-    ("types", "expected"),
+    "types",
     [
-        ((torch.bfloat16, torch.float16), torch.float32),
-        ((torch.bfloat16, torch.float32), torch.float32),
-        ((torch.float64, torch.float32), torch.float64),
+        (torch.bfloat16, torch.float16),
+        (torch.bfloat16, torch.float32),
+        (torch.float64, torch.float32),
     ],
 )
-def test_computes_in_float32_or_better(
-    types: tuple[torch.dtype, torch.dtype], expected: torch.dtype
-) -> None:
+def test_computes_in_float64(types: tuple[torch.dtype, torch.dtype]) -> None:
     pair = VectorPair(ONE.to(types[0]), ONE.to(types[1]))
-    assert pair.dense.dtype == pair.pruned.dtype == expected
+    assert pair.dense.dtype == pair.pruned.dtype == torch.float64
     assert pair.cosine == 1
+
+
+def test_a_device_without_float64_is_refused() -> None:
+    class OnMPS:
+        device = torch.device("mps")
+
+    with pytest.raises(InputError, match="which MPS does not support: move the tensors to the CPU"):
+        widen(OnMPS())  # type: ignore[arg-type]
 
 
 def test_buffers_change_no_value() -> None:

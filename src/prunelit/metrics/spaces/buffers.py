@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-# Entries of a (tokens, V) intermediate, 4 MB in float32. A comparison passes over several of them
+# Entries of a (tokens, V) intermediate, 4 MB in float64. A comparison passes over several of them
 # many times, so they should fit into the cache of a CPU. With fewer entries the threads of a busy
 # machine mostly wait for each other. An accelerator wants few, large kernels.
-_CPU_ENTRIES = 2**20
-_ACCELERATOR_ENTRIES = 2**23
+_CPU_ENTRIES = 2**19
+_ACCELERATOR_ENTRIES = 2**22
 
 
 def rows_per_chunk(tokens: Tensor) -> int:
@@ -35,15 +35,22 @@ class Buffers:
     def __init__(self) -> None:
         self._memory: dict[str, Tensor] = {}
 
-    def get(self, name: str, like: Tensor) -> Tensor:
-        """Return an uninitialised tensor with the shape, type and device of `like`."""
+    def get(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an uninitialised tensor with the shape and device of `like`.
+
+        Args:
+            name: of the memory.
+            like: gives shape and device.
+            dtype: of the result; None is that of `like`.
+        """
+        dtype = dtype or like.dtype
         memory = self._memory.get(name)
         if (
             memory is None
             or memory.numel() < like.numel()
-            or memory.dtype != like.dtype
+            or memory.dtype != dtype
             or memory.device != like.device
         ):
-            memory = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+            memory = torch.empty(like.numel(), dtype=dtype, device=like.device)
             self._memory[name] = memory
         return memory[: like.numel()].view(like.shape)

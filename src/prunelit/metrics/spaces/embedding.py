@@ -12,12 +12,12 @@ from prunelit.metrics.spaces.vector_pair import VectorPair
 
 
 def embedding_pair(dense: Tensor, pruned: Tensor) -> VectorPair:
-    """Pair two embeddings in float64, which costs little with D entries per token.
+    """Pair two embeddings.
 
     Raises:
         InputError: if the shapes differ.
     """
-    return VectorPair(dense.double(), pruned.double())
+    return VectorPair(dense, pruned)
 
 
 def embedding_cosine(dense: Tensor, pruned: Tensor) -> Tensor:

@@ -112,8 +112,8 @@ def logit_orthogonal(pair: LogitPair) -> Tensor:
 def logit_std(pair: LogitPair) -> Tensor:
     """Standard deviation over the vocabulary of the change of the logits; 0 means no change.
 
-    Like softmax, it ignores a shift of all logits. In float32 the rounding of such a shift leaves
-    about 3e-4 times the shift.
+    Like softmax, it ignores a shift of all logits. The rounding of such a shift leaves about 1e-8
+    times the shift.
 
     Formula:
         ``sqrt(1/V sum_i (dz_i - mean(dz))^2)`` with ``dz = z' - z``
@@ -191,7 +191,7 @@ def logit_std_top(pair: LogitPair, k: int) -> Tensor:
         tensor(1., dtype=torch.float64)
     """
     index = pair.top(k)[0]
-    difference = pair.vectors.difference.gather(-1, index).double()
+    difference = pair.vectors.difference.gather(-1, index)
     if pair.excluded is None:
         return (difference - difference.mean(-1, keepdim=True)).square().mean(-1).sqrt()
     keep = ~pair.excluded.gather(-1, index)

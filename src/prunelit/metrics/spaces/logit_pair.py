@@ -12,29 +12,30 @@ from prunelit.metrics.spaces.vector_pair import VectorPair, dot
 
 TOP = 10
 
-# Stands for an infinite log ratio. e^-50 vanishes beside 1 even in float64, and 50 times a
-# probability of 0 is 0, where infinity would give NaN.
+# Stands for an infinite log ratio. e^-50 vanishes beside 1, and 50 times a probability of 0 is 0,
+# where infinity would give NaN.
 _FAR = 50.0
 
 
 class LogitPair:
     """Logits of the dense and of the pruned model for every token.
 
-    Each intermediate of size V is computed at most once, on first use. Give a few tokens at a time
-    to bound the memory.
+    Everything is computed in float64. Each intermediate of size V is computed at most once, on
+    first use. Give a few tokens at a time to bound the memory.
 
     A logit of -inf means that the model excludes the token. Tokens that both models exclude are
     left out. If only one model excludes a token, the KL divergence that gives this token weight is
     infinite, and so is its estimate; the logit space is compared on the other tokens.
 
     Args:
-        dense: (..., V) logits, any float type. Computed in float32, or in float64 if one is.
+        dense: (..., V) logits, any float type.
         pruned: (..., V) logits.
         temperature: T of the softmax. The logit space is compared without it.
         buffers: memory for intermediates of size V. Give it only if no gradient is needed.
 
     Raises:
-        InputError: if the shapes differ or the temperature is not positive.
+        InputError: if the shapes differ, the temperature is not positive, or the device has no
+            float64.
 
     Example:
         >>> import torch
@@ -152,6 +153,9 @@ class LogitPair:
         0 for equal logits, and its means under p and p' are near 0, so that a shift of all logits
         causes no cancellation in its moments. It is -50 or 50 for a token that one model excludes,
         and 0 for a token that both exclude.
+
+        A log-sum-exp is rounded to about 1e-15. A KL is as small as that where only rounding tells
+        the two models apart. There the mean of e^u - 1 under p, exactly 0, shows the error of u.
         """
         dense, pruned = self._scaled
         shift = _log_sum_exp(pruned, self.pruned_probability, self.pruned_top) - _log_sum_exp(
@@ -160,12 +164,26 @@ class LogitPair:
         out = self._out("log_ratio")
         same = self.temperature == 1
         difference = self._all.difference if same else torch.sub(pruned, dense, out=out)
-        ratio = torch.sub(difference, shift.to(difference.dtype), out=out)
+        ratio = torch.sub(difference, shift, out=out)
+        low, high = (bound.detach() for bound in ratio.aminmax(dim=-1, keepdim=True))
+        if (near := (low > -1) & (high < 1)).any():
+            excess = torch.expm1(ratio.detach(), out=self._out("excess"))
+            error = excess.mul_(self.dense_probability.detach()).sum(-1, keepdim=True).log1p()
+            ratio = torch.sub(ratio, torch.where(near, error, 0.0), out=out)
         if self.excluded is None:
             return ratio
         gone, come = pruned.isneginf(), dense.isneginf()
         ratio = ratio.masked_fill(gone, -_FAR).masked_fill(come, _FAR)
         return ratio.masked_fill(gone & come, 0)
+
+    @cached_property
+    def log_cosh(self) -> Tensor:
+        """(..., V), log cosh(u / 2), which keeps its digits for a small u."""
+        out = self._out("log_cosh")
+        size = torch.abs(self.log_ratio, out=self._out("size"))
+        rest = torch.expm1(torch.neg(size, out=out), out=out)
+        rest = torch.log1p(torch.div(rest, 2, out=out), out=out)
+        return torch.add(rest, size, alpha=0.5, out=out)
 
     @cached_property
     def dense_only(self) -> Tensor | None:
@@ -199,12 +217,12 @@ class LogitPair:
     @cached_property
     def dense_mean(self) -> Tensor:
         """(...,), mean of u under p: minus KL(p || p')."""
-        return self.dense_weighted.sum(-1).double()
+        return self.dense_weighted.sum(-1)
 
     @cached_property
     def pruned_mean(self) -> Tensor:
         """(...,), mean of u under p': KL(p' || p)."""
-        return self.pruned_weighted.sum(-1).double()
+        return self.pruned_weighted.sum(-1)
 
     @cached_property
     def dense_concentration(self) -> Tensor:
@@ -242,10 +260,9 @@ def check_subset(token_ids: Tensor, size: int) -> None:
 
 
 def _log_sum_exp(scaled: Tensor, probability: Tensor, top: Tensor) -> Tensor:
-    """Log-sum-exp (..., 1) float64, from the highest entry: log p = z / T - lse."""
+    """Log-sum-exp (..., 1), from the highest entry: log p = z / T - lse."""
     highest = top[..., :1]
     # Softmax computes its denominator less exactly than a sum does. The total shows this error,
     # which would otherwise be in every log ratio.
-    total = probability.sum(-1, keepdim=True).double()
-    share = probability.gather(-1, highest).double() / total
-    return scaled.gather(-1, highest).double() - share.log()
+    share = probability.gather(-1, highest) / probability.sum(-1, keepdim=True)
+    return scaled.gather(-1, highest) - share.log()

@@ -8,12 +8,14 @@ model excludes (-inf).
 import math
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from prunelit.errors import InputError
+from prunelit.metrics.spaces.buffers import rows_per_chunk
 from prunelit.metrics.spaces.logit_pair import LogitPair
 from prunelit.metrics.spaces.token_mean import TokenMean
+from prunelit.metrics.spaces.vector_pair import widen
 
 Direction = Literal["dense_pruned", "pruned_dense"]
 
@@ -41,7 +43,8 @@ def probability_cosine(pair: LogitPair) -> Tensor:
         tensor(0.9231, dtype=torch.float64)
     """
     dense, pruned = pair.dense_probability, pair.pruned_probability
-    return pair.dot(dense, pruned) / (pair.dense_concentration * pair.dot(pruned, pruned)).sqrt()
+    norm = (pair.dense_concentration * pair.dot(pruned, pruned)).sqrt()
+    return (pair.dot(dense, pruned) / norm).clamp(max=1)
 
 
 def kl(pair: LogitPair, direction: Direction) -> Tensor:
@@ -105,9 +108,9 @@ def js(pair: LogitPair) -> Tensor:
         >>> js(LogitPair(dense, pruned))
         tensor(0.1017, dtype=torch.float64)
     """
-    # log(m / p) = softplus(u) - log 2, and log(m / p') is that minus u.
-    log_excess = softplus(pair.log_ratio, threshold=40).sub_(math.log(2))
-    return (0.5 * (pair.pruned_mean - pair.dot(log_excess, pair.mixture))).clamp_min(0)
+    # log(m / p) = u/2 + log cosh(u/2), and log(m / p') is that minus u.
+    both = pair.pruned_mean - pair.dense_mean  # KL(p || p') + KL(p' || p)
+    return (both / 2 - pair.dot(pair.log_cosh, pair.mixture)).clamp_min(0) / 2
 
 
 def top1_agreement(pair: LogitPair) -> Tensor:
@@ -165,6 +168,28 @@ def topk_overlap(pair: LogitPair, k: int) -> Tensor:
     dense, pruned = pair.top(k)
     shared = dense.unsqueeze(-1) == pruned.unsqueeze(-2)
     return shared.sum((-2, -1)).double() / dense.shape[-1]
+
+
+def log_probability(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of chosen tokens, in float64; a few rows are widened at a time.
+
+    Args:
+        logits: (N, V), any float type.
+        token_ids: (N, K), ids in [0, V).
+        temperature: T of the softmax.
+
+    Returns:
+        (N, K) float64, nats; NaN in a row whose logits hold NaN.
+
+    Raises:
+        InputError: if the device has no float64.
+    """
+    size = rows_per_chunk(logits)
+    parts = []
+    for rows, ids in zip(logits.split(size), token_ids.split(size), strict=True):
+        scaled = widen(rows) / temperature
+        parts.append(scaled.gather(-1, ids) - scaled.logsumexp(-1, keepdim=True))
+    return torch.cat(parts)
 
 
 def check_direction(direction: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.deviation import logit_deviations
 from prunelit.metrics.spaces.logit_pair import LogitPair
+from prunelit.metrics.spaces.probability import log_probability
 from prunelit.metrics.spaces.topk import top_indices
 
 Subsets = Sequence[Sequence[int]]
@@ -96,19 +97,19 @@ def score_options(
     Raises:
         InputError: if the logits hold NaN.
     """
-    # float32, as for all log-likelihoods.
-    log_p = (logits / temperature).log_softmax(-1)
+    index = torch.tensor(
+        [[*ids, *[-1] * (width - len(ids))] for ids in options], device=logits.device
+    )
+    top = top_indices(logits, top_k)
+    ids = torch.cat([index.clamp(min=0), top], 1)
+    log_p, top_log_p = log_probability(logits, ids, temperature).split([width, top.shape[1]], 1)
     if log_p.isnan().any():
         raise InputError(
             "Expected numbers as log-probabilities but got NaN: load the model in another dtype."
         )
-    index = torch.tensor(
-        [[*ids, *[-1] * (width - len(ids))] for ids in options], device=logits.device
-    )
-    scores = log_p.gather(-1, index.clamp(min=0)).double().masked_fill(index < 0, torch.nan)
+    scores = log_p.masked_fill(index < 0, torch.nan)
     label = torch.tensor(labels, device=logits.device)[:, None]
     chosen = scores.masked_fill(index < 0, -torch.inf).argmax(1)
-    top = top_indices(logits, top_k)
     return {
         "option_log_likelihood": scores,
         "prediction": chosen,
@@ -117,5 +118,5 @@ def score_options(
         "log_likelihood_right": scores.gather(1, label)[:, 0],
         "log_likelihood_wrong": scores.scatter(1, label, torch.nan).nanmean(1),
         "top_id": top,
-        "top_probability": log_p.gather(-1, top).exp().double(),
+        "top_probability": top_log_p.exp(),
     }
