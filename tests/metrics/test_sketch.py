@@ -45,7 +45,30 @@ def test_equals_numpy_for_any_batches(sign: bool) -> None:
         assert sketch.highest[place].item() == tokens.max()
         expected = np.quantile(tokens, SHARES, method="inverted_cdf")
         found = sketch.quantiles(SHARES)[:, place].numpy()
-        np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-9)
+        np.testing.assert_allclose(found, expected, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e-13, 1e-9, 1.0, 1e12, 1e290])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_quantiles_of_values_of_any_size(scale: float, sign: int) -> None:
+    values = sign * scale * torch.linspace(1, 100, 1000, dtype=torch.float64)
+    sketch = Sketch(1)
+    sketch.update(values[None, None])
+    expected = np.quantile(values.numpy(), SHARES, method="inverted_cdf")
+    np.testing.assert_allclose(sketch.quantiles(SHARES)[:, 0].numpy(), expected, rtol=0.02, atol=0)
+
+
+def test_zeros_and_the_smallest_number_are_told_apart() -> None:
+    sketch = Sketch(2)
+    tiny = 5e-324
+    values = torch.tensor([[[0.0, tiny, 1e-12, 1.0], [-1.0, -tiny, 0.0, tiny]]]).double()
+    values[0, 0, 1], values[0, 1, 1], values[0, 1, 3] = tiny, -tiny, tiny
+    sketch.update(values)
+    found = sketch.quantiles([0.25, 0.5, 0.75, 1])
+    assert found[0, 0] == 0
+    assert 0 < found[1, 0] < 1e-300
+    assert found[2, 0].item() == pytest.approx(1e-12, rel=0.02)
+    assert found[1, 1] <= 0 == found[2, 1]
 
 
 def test_near_one_resolves_the_distance_to_one() -> None:

@@ -1,5 +1,6 @@
 """Streaming statistics with bounded memory, which merge exactly across ranks."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor
 from prunelit.report.quantities import unchanged_value
 
 # Bins of the histogram. Each reaches from its lower edge to 4% above it. A quantile is the middle
-# of a bin, so it is at most 2% off. Values below the first edge count as 0. The last bin holds
-# infinite values and values beyond 1e13.
-_LOWEST, _GROWTH, _BINS = 1e-9, 1.04, 1300
+# of a bin, so it is at most 2% off. The bins cover every number of float64, and only those that
+# hold a value are stored. Bin 0 holds zeros, bin `_ONE` begins at 1, and bin `_ZERO`, the last one,
+# holds infinite values. A place has the bins -`_ZERO` to `_ZERO`.
+_GROWTH, _ONE, _ZERO = 1.04, 19_000, 37_200
+_WIDTH = 2 * _ZERO + 1
 
 
 class Sketch:
@@ -39,8 +42,9 @@ class Sketch:
         self._sums = torch.zeros(6, places, dtype=torch.float64)
         self._lowest = torch.full((places,), torch.inf, dtype=torch.float64)
         self._highest = torch.full((places,), -torch.inf, dtype=torch.float64)
-        # Of values from 0 on, and of values below it, which most quantities never have.
-        self._counts: list[Tensor | None] = [None, None]
+        # The bins of all places that hold a value, in rising order, and the number of their values.
+        self._bins = torch.zeros(0, dtype=torch.int64)
+        self._counts = torch.zeros(0, dtype=torch.int64)
 
     @classmethod
     def of(cls, name: str, places: int) -> "Sketch":
@@ -79,17 +83,15 @@ class Sketch:
         self._lowest = torch.minimum(self._lowest, flat.masked_fill(absent, torch.inf).amin(1))
         self._highest = torch.maximum(self._highest, flat.masked_fill(absent, -torch.inf).amax(1))
         place = torch.arange(self.places)[:, None].expand_as(flat)[~absent]
-        self._count(place, 1 - flat[~absent] if self.near_one else flat[~absent])
+        numbers = _numbers(1 - flat[~absent] if self.near_one else flat[~absent])
+        self._add(*(place * _WIDTH + _ZERO + numbers).unique(return_counts=True))
 
     def merge(self, other: "Sketch") -> None:
         """Add the values of another sketch of the same quantity and places."""
         self._sums += other._sums
         self._lowest = torch.minimum(self._lowest, other._lowest)
         self._highest = torch.maximum(self._highest, other._highest)
-        for side, counts in enumerate(other._counts):
-            if counts is not None:
-                mine = self._counts[side]
-                self._counts[side] = counts.clone() if mine is None else mine + counts
+        self._add(other._bins, other._counts)
 
     @property
     def n(self) -> Tensor:
@@ -141,35 +143,38 @@ class Sketch:
             (Q, P), each within 2% of the value of a token (of 1 - value for a quantity near 1); NaN
             without tokens.
         """
-        zeros = torch.zeros(self.places, _BINS + 1, dtype=torch.int64)
-        above, below = (zeros if counts is None else counts for counts in self._counts)
-        counts = torch.cat([below.flip(1), above], 1)
-        middles = _LOWEST * _GROWTH ** (torch.arange(_BINS, dtype=torch.float64) + 0.5)
-        middles = torch.cat([torch.zeros(1, dtype=torch.float64), middles])
-        middles[-1] = torch.inf  # the highest value, if that is finite
-        middles = torch.cat([-middles.flip(0), middles])
-        cumulative = counts.cumsum(1)
+        if not len(self._bins):
+            return torch.full((len(shares), self.places), torch.nan, dtype=torch.float64)
+        cumulative = self._counts.cumsum(0)
+        edges = torch.searchsorted(self._bins, torch.arange(self.places + 1) * _WIDTH)
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), cumulative])[edges]
         wanted = torch.tensor(shares, dtype=torch.float64)
         if self.near_one:
             wanted = 1 - wanted
-        ranks = (wanted[:, None] * cumulative[:, -1]).ceil().clamp(min=1).T.contiguous()
-        place = torch.searchsorted(cumulative, ranks.long()).clamp(max=len(middles) - 1)
-        found = middles[place].T
+        ranks = (wanted[:, None] * before.diff()).ceil().clamp(min=1).long() + before[:-1]
+        index = torch.searchsorted(cumulative, ranks).clamp(max=len(self._bins) - 1)
+        found = _middles(self._bins[index] % _WIDTH - _ZERO)
         found = 1 - found if self.near_one else found
         found = torch.maximum(torch.minimum(found, self._highest), self._lowest)
         return found.masked_fill(self.tokens == 0, torch.nan)
 
-    def _count(self, place: Tensor, values: Tensor) -> None:
-        bins = (values.abs() / _LOWEST).log() / torch.tensor(_GROWTH).log().double()
-        bins = (bins.floor() + 1).nan_to_num(0).clamp(0, _BINS).long()
-        for side, chosen in enumerate((values >= 0, values < 0)):
-            if not chosen.any():
-                continue
-            size = self.places * (_BINS + 1)
-            index = place[chosen] * (_BINS + 1) + bins[chosen]
-            counts = torch.bincount(index, minlength=size).view(self.places, -1)
-            mine = self._counts[side]
-            self._counts[side] = counts if mine is None else mine + counts
+    def _add(self, bins: Tensor, counts: Tensor) -> None:
+        together = torch.cat([self._bins, bins])
+        self._bins, place = together.unique(return_inverse=True)
+        added = torch.zeros_like(self._bins)
+        self._counts = added.index_add_(0, place, torch.cat([self._counts, counts]))
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """Number the bin of each value: 0 for zero, and negative numbers for negative values."""
+    number = (values.abs().log() / math.log(_GROWTH)).floor() + _ONE
+    return (number.clamp(0, _ZERO) * values.sign()).long()
+
+
+def _middles(numbers: Tensor) -> Tensor:
+    """Return the middle of each bin; that of the last one is infinite."""
+    size = ((numbers.double().abs() - _ONE + 0.5) * math.log(_GROWTH)).exp()
+    return numbers.sign() * size.masked_fill(numbers.abs() == _ZERO, torch.inf)
 
 
 def _error(count: Tensor, total: Tensor, square: Tensor) -> Tensor:
