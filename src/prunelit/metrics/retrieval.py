@@ -122,6 +122,9 @@ def list_metrics(
 ) -> dict[str, float]:
     """Score one ranked list as trec_eval does; all values are in [0, 1], higher is better.
 
+    The order within the list is that of the caller. trec_eval sorts a list by score, and documents
+    with equal scores by id, the last id first.
+
     Formula:
         ``ndcg@10 = sum_{i <= 10} grade_i / log2(i + 1)``, relative to the best possible list;
         ``recall@k`` = share of the relevant documents among the first k;

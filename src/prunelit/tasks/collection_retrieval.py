@@ -66,7 +66,8 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
 
     Metrics of a model are those of trec_eval: `ndcg@10` with linear gains, `recall@k`, `mrr@10` and
     `map@d`, in which a relevant document after the first d counts as not found. If d is the size of
-    the corpus, it is MAP. `chance_ndcg@10` is that of a random order.
+    the corpus, it is MAP. Documents with equal scores keep the order of the corpus; trec_eval sorts
+    them by their ids, the last id first. `chance_ndcg@10` is that of a random order.
 
     Metrics of both models: `query_cosine` and `document_cosine` of the two vectors of a text, not
     centred; `rank_correlation` (Spearman) and `top10_overlap` of the two lists.
