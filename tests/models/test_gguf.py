@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -30,13 +31,31 @@ print(model.model.embed_tokens.weight.double().sum().item())
 """
 
 
-def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A Qwen2 and its tokenizer, with one extra merge, as float32 GGUF."""
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    end: str = "<|endoftext|>",
+    factors: Tensor | None = None,
+    **rope: str | float,
+) -> None:
+    """A Qwen2 or Llama and its tokenizer, with one extra merge, as float32 GGUF.
+
+    Args:
+        path: of the file.
+        model: to write.
+        tokenizer: to write.
+        end: name of the end-of-text token.
+        factors: divisors of the rotary frequencies.
+        rope: further keys of rotary positions, `__` for a dot.
+    """
     config = model.config
     vocabulary = tokenizer.get_vocab()
-    tokens = ["<|endoftext|>", *sorted(vocabulary, key=vocabulary.__getitem__)[1:], "ab"]
+    tokens = [end, *sorted(vocabulary, key=vocabulary.__getitem__)[1:], "ab"]
     tokens += [f"<unused {i}>" for i in range(config.vocab_size - len(tokens))]
-    writer = gguf.GGUFWriter(path, "qwen2")
+    family = config.model_type
+    writer = gguf.GGUFWriter(path, family)
     writer.add_name("tiny")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -47,16 +66,25 @@ def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
+    for key, value in rope.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(f"{family}.rope.{key.replace('__', '.')}", value)
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", factors.numpy())
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(0)
     writer.add_pad_token_id(0)
     writer.add_chat_template(tokenizer.chat_template)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], config.num_hidden_layers)
     for name, parameter in model.named_parameters():
         plain = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        writer.add_tensor(plain, parameter.detach().numpy())
+        rows = parameter.detach()
+        if family == "llama" and ("q_proj" in name or "k_proj" in name):
+            # llama.cpp rotates neighbouring rows.
+            rows = rows.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(plain, rows.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -107,6 +135,130 @@ def test_conversion_keeps_every_weight_and_the_tokenizer(
     assert loaded("hello ab")["input_ids"] == [*tokenizer("hello ")["input_ids"], 257]
     assert loaded.chat_template == tokenizer.chat_template
     assert loaded.eos_token_id == 0
+
+
+def llama3_factors(model: PreTrainedModel) -> Tensor:
+    """Divisors of the rotary frequencies, as llama.cpp's converter writes them."""
+    rope = model.config.rope_parameters
+    plain = rope["rope_theta"] ** (-torch.arange(0, 8, 2) / 8)
+    return plain / model.model.rotary_emb.inv_freq
+
+
+def scaled(make_model: Callable[..., PreTrainedModel], family: str, **rope: object) -> Any:
+    """A tiny model whose rotary positions are scaled."""
+    config = make_model(family).config
+    config.rope_parameters = {"rope_theta": 10000.0, **rope}
+    if family == "qwen2":
+        config.use_sliding_window, config.sliding_window = False, None
+        config.layer_types = ["full_attention"] * config.num_hidden_layers
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(8)  # positions must matter
+    return model
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SCALINGS: dict[str, tuple[dict, dict]] = {
+    "linear": ({"rope_type": "linear", "factor": 4.0}, {"scaling__factor": 4.0}),
+    "linear_of_old_files": ({"rope_type": "linear", "factor": 4.0}, {"scale_linear": 4.0}),
+    "yarn": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        {"scaling__type": "yarn", "scaling__factor": 4.0, "scaling__original_context_length": 32},
+    ),
+    "yarn_beta": (
+        {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 4.0,
+            "beta_slow": 0.5,
+        },
+        {
+            "scaling__type": "yarn",
+            "scaling__original_context_length": 64,
+            "scaling__factor": 2,
+            "scaling__yarn_beta_fast": 4,
+            "scaling__yarn_beta_slow": 0.5,
+        },
+    ),
+    "yarn_of_the_whole_context": (
+        {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 128},
+        {"scaling__type": "yarn", "scaling__factor": 8.0},
+    ),
+    "llama3": ({**LLAMA3, "original_max_position_embeddings": 64}, {}),
+    "llama3_of_another_context": ({**LLAMA3, "original_max_position_embeddings": 30}, {}),
+    "llama3_none_between": ({**LLAMA3, "original_max_position_embeddings": 300}, {}),
+    "default": ({"rope_type": "default"}, {"scaling__type": "none"}),
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", SCALINGS)
+@torch.no_grad()
+def test_rotary_positions_are_those_of_the_file(
+    name: str,
+    kind: str,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    input_ids: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / "cache"))
+    rope, keys = SCALINGS[name]
+    dense = scaled(make_model, kind, **rope)
+    factors = llama3_factors(dense) if "llama3" in name else None
+    write_gguf(tmp_path / "tiny.gguf", dense, tokenizer, factors=factors, **keys)
+    # The text is longer than the old context of most scalings.
+    ids = input_ids.reshape(1, -1)[:, :100]
+    model, _ = load_pretrained(str(tmp_path / "tiny.gguf"))
+    torch.testing.assert_close(model(ids).logits, dense(ids).logits, rtol=1e-3, atol=1e-3)
+    if name != "default":
+        plain = scaled(make_model, kind, rope_type="default")
+        assert (plain(ids).logits - dense(ids).logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("keys", "factors", "problem"),
+    [
+        ({"scaling__type": "longrope", "scaling__factor": 4.0}, None, "of the type 'longrope'"),
+        ({"scaling__attn_factor": 1.2}, None, r"llama\.rope\.scaling\.attn_factor"),
+        ({"freq_base_swa": 5e5}, None, r"llama\.rope\.freq_base_swa"),
+        ({}, [1.0, 1.5, 9.0, 7.0], r"factors in 'rope_freqs\.weight'"),
+        ({}, [1.0, 8.0], r"factors in 'rope_freqs\.weight'"),
+        ({"scaling__factor": 2.0}, [1.0, 1.0, 8.0, 8.0], r"both 'rope_freqs\.weight'"),
+    ],
+)
+def test_rotary_positions_of_another_form_are_refused(
+    keys: dict,
+    factors: list[float] | None,
+    problem: str,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / "cache"))
+    tensor = None if factors is None else torch.tensor(factors)
+    write_gguf(tmp_path / "tiny.gguf", make_model("llama"), tokenizer, factors=tensor, **keys)
+    with pytest.raises(InputError, match=rf"tiny\.gguf cannot be read as .*{problem}"):
+        load_pretrained(str(tmp_path / "tiny.gguf"))
+    assert folders(tmp_path) == []
+
+
+def test_a_file_with_more_weights_than_its_model_is_refused(
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / "cache"))
+    config = make_model("llama").config
+    config.attention_bias = True  # GGUF has no key for it
+    write_gguf(tmp_path / "tiny.gguf", AutoModelForCausalLM.from_config(config), tokenizer)
+    with pytest.raises(InputError, match=r"holds \d+ weights but LlamaForCausalLM has \d+"):
+        load_pretrained(str(tmp_path / "tiny.gguf"))
 
 
 def test_stock_transformers_loads_and_saves_the_converted_folder(

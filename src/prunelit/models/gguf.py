@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunelit.errors import InputError, first_line
 from prunelit.files import replace_folder
+from prunelit.models.gguf_header import GGUFHeader
 
 # Part of the cache key. Raise it if the conversion writes other bytes.
-_CONVERSION = 1
+_CONVERSION = 2
 # Exceptions of the GGUF parser of transformers for wrong or missing bytes.
 _DAMAGED = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError, struct.error)
 
@@ -75,6 +76,7 @@ def _digest(gguf: Path, size: int, modified: int) -> str:
 def _convert(gguf: Path, target: Path) -> None:
     with replace_folder(target) as partial:
         try:
+            header = GGUFHeader(gguf)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
             )
@@ -89,6 +91,8 @@ def _convert(gguf: Path, target: Path) -> None:
                 f"{gguf} cannot be read as a GGUF model: it lacks {len(missing)} weights of "
                 f"{type(model).__name__}, the first is {missing[0]!r}."
             )
+        header.set_positions(model.config.get_text_config(decoder=True))
+        header.check_model(model)
         # The loaded model is marked as quantised and cannot be saved, although its weights are
         # float32. Another model of the same class takes the weights.
         del model.config.quantization_config
