@@ -19,6 +19,7 @@ from prunelit.data.tokens import (
     special_tokens,
 )
 from prunelit.errors import InputError
+from prunelit.tasks.prompting.conversation import check_chat, fill_chat
 from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.row_task import RowTask
 
@@ -111,15 +112,17 @@ class PromptTask(RowTask):
                 )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        if self.chat and not tokenizer.chat_template:
-            raise InputError(
-                f"The task {self.name!r} needs a chat template but the tokenizer has none: set "
-                "`chat: false` and a `template`."
-            )
+        if self.chat:
+            check_chat(tokenizer, self.name)
         self._tokenizer = tokenizer
         # A chat template contains the special tokens already.
         tokens = encode if self.chat else encode_text
         self._tokens = [tokens(tokenizer, self._prompt(n)) for n in range(len(self.contexts))]
+        if empty := [number for number, ids in enumerate(self._tokens) if not ids]:
+            raise InputError(
+                f"Row {empty[0]} of {self.path!r} gives a prompt without a token: change the "
+                "`template`, or set `chat: false` if the chat template leaves the message out."
+            )
         self.longest = max(map(len, self._tokens)) + self.max_new_tokens
         return len(self._tokens)
 
@@ -155,10 +158,4 @@ class PromptTask(RowTask):
         Args:
             messages: of user and model in turn; the first and the last are the user's.
         """
-        roles = ("user", "assistant")
-        turns = [{"role": roles[n % 2], "content": text} for n, text in enumerate(messages)]
-        prompt = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
-        assert isinstance(prompt, str)
-        return prompt
+        return fill_chat(self._tokenizer, messages)
