@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from prunelit import load_pretrained
+from prunelit.data.tokens import encode
 from prunelit.errors import InputError
 from prunelit.models import gguf as conversion
 from prunelit.models.gguf import cache_folder, convert_gguf
@@ -21,6 +22,7 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 from prunelit import load_pretrained
+from prunelit.data.tokens import encode
 
 folder, own, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 (folder / own).touch()
@@ -245,6 +247,24 @@ def test_rotary_positions_of_another_form_are_refused(
     with pytest.raises(InputError, match=rf"tiny\.gguf cannot be read as .*{problem}"):
         load_pretrained(str(tmp_path / "tiny.gguf"))
     assert folders(tmp_path) == []
+
+
+def test_the_end_token_that_transformers_adds_is_no_reason_to_refuse(
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / "cache"))
+    dense = scaled(make_model, "llama", **LLAMA3, original_max_position_embeddings=64)
+    options = {"end": "<|end_of_text|>", "factors": llama3_factors(dense)}
+    write_gguf(tmp_path / "tiny.gguf", dense, tokenizer, **options)
+    model, loaded = load_pretrained(str(tmp_path / "tiny.gguf"))
+    assert loaded.convert_tokens_to_ids("<|endoftext|>") == model.config.vocab_size == 300
+    assert loaded.eos_token == "<|end_of_text|>"
+    assert encode(loaded, "hello") == encode(tokenizer, "hello")
+    with pytest.raises(InputError, match=r"has the token '<\|endoftext\|>' with the id 300"):
+        encode(loaded, "hello<|endoftext|>")
 
 
 def test_a_file_with_more_weights_than_its_model_is_refused(

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from prunelit import load_pretrained, load_tokenizer
+from prunelit import PairedLM, load_pretrained, load_tokenizer
+from prunelit.data.tokens import encode
 from prunelit.errors import InputError
 from prunelit.models.loading import load_config, source_version
 
@@ -72,7 +74,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_name_that_is_neither_a_folder_nor_on_the_hub() -> None:
     start = time.monotonic()
-    with pytest.raises(InputError, match=r"could be loaded from 'no-such-org/no-such-model': \S"):
+    with pytest.raises(InputError, match=r"loaded from 'no-such-org/no-such-model', which .*: \S"):
         load_pretrained("no-such-org/no-such-model")
     assert time.monotonic() - start < 5
 
@@ -100,15 +102,80 @@ def test_folder_without_a_tokenizer(folder: Path) -> None:
     ("name", "content"),
     [
         ("tokenizer.json", "{"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"model": {"type": "BPE"}}'),
         ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("config.json", ""),
         ("config.json", "{"),
+        ("config.json", "{}"),
+        ("config.json", "[]"),
+        ("config.json", "\udcff"),
         ("config.json", '{"model_type": "no-such-type"}'),
+        ("config.json", '{"model_type": 5}'),
+        ("config.json", '{"model_type": "llama", "hidden_size": "wide"}'),
+        ("config.json", '{"model_type": "llama", "num_attention_heads": 0}'),
+        ("config.json", '{"model_type": "llama", "torch_dtype": "float99"}'),
+        ("generation_config.json", "{"),
     ],
 )
 def test_broken_json(folder: Path, name: str, content: str) -> None:
-    (folder / name).write_text(content)
-    with pytest.raises(InputError, match=r"could be loaded from '.*dense': \S"):
+    (folder / name).write_text(content, errors="surrogateescape")
+    with pytest.raises(InputError, match=r"could be loaded from '.*dense': \S") as caught:
         load_pretrained(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layers", [0, -1, None])
+def test_model_without_layers(folder: Path, layers: int | None) -> None:
+    edit_config(folder, num_hidden_layers=layers)
+    with pytest.raises(InputError, match=r"num_hidden_layers|could be loaded"):
+        load_pretrained(str(folder))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quant_method": "gptq", "bits": 4, "group_size": 8},
+        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    ],
+    ids=lambda config: config["quant_method"],
+)
+def test_quantised_folder_without_its_backend(folder: Path, config: dict) -> None:
+    edit_config(folder, quantization_config=config)
+    with pytest.raises(InputError, match=r"No model could be loaded from '.*dense': \S") as caught:
+        load_pretrained(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_module_in_place_of_weights(folder: Path, model: PreTrainedModel) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(model, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"No model could be loaded from '.*dense': \S") as caught:
+        load_pretrained(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_pointer_of_git_lfs(folder: Path, name: str) -> None:
+    oid = "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 9\n")
+    for load in (load_pretrained, load_tokenizer, load_config):
+        with pytest.raises(InputError, match=rf"{name}' is a pointer of git-lfs.*git lfs pull"):
+            load(str(folder))
+
+
+def test_misspelt_folder_names_the_one_that_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(InputError, match=r"from 'dens', which is no folder.*folder 'dense' meant"):
+        load_pretrained("dens")
+    monkeypatch.chdir(folder.parent.parent)
+    name = folder.parent.name
+    with pytest.raises(InputError, match=rf"folder '{name}/dense' meant"):
+        load_tokenizer(f"{name}/dnse")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, -1])
@@ -153,8 +220,9 @@ def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
 
 
 def test_tokenizer_of_another_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.add_tokens([f"<extra {i}>" for i in range(300 - 257 + 1)])
-    tokenizer.save_pretrained(folder)
+    more = {f"<word {i}>": 257 + i for i in range(300 - 257 + 1)}
+    inner = Tokenizer(models.BPE(vocab=tokenizer.get_vocab() | more, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>").save_pretrained(folder)
     with pytest.raises(
         InputError, match=r"ids below 300, .* but the tokenizer of '.*dense' has ids up to 300"
     ):
@@ -165,6 +233,26 @@ def test_largest_tokenizer_that_fits(folder: Path, tokenizer: PreTrainedTokenize
     tokenizer.add_tokens([f"<extra {i}>" for i in range(300 - 257)])
     tokenizer.save_pretrained(folder)
     assert len(load_pretrained(str(folder))[1]) == 300
+
+
+def test_added_tokens_after_the_last_embedding_are_refused_in_a_text_alone(
+    folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(300 - 257)])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    model, loaded = load_pretrained(str(folder))
+    assert len(loaded) == 301
+    batch = loaded(["a", "abc"], padding=True, return_tensors="pt")
+    assert model(**batch).logits.isfinite().all()
+    module = PairedLM(str(folder))
+    for one in (loaded, module.tokenizer):
+        assert encode(one, "abc<extra 42>")[-1] == 299
+        with pytest.raises(
+            InputError,
+            match=r"text 'ab\[PAD\]' has the token '\[PAD\]' with the id 300 but .* only 300",
+        ):
+            encode(one, "ab[PAD]")
 
 
 def test_tokenizer_without_padding_pads_with_its_end(

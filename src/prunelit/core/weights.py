@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from prunelit.models.architecture import check_unembedding
 from prunelit.models.loading import (
     DType,
+    check_vocabulary,
     load_config,
     load_pretrained,
     load_tokenizer,
@@ -59,7 +60,10 @@ class Weights:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the model; reads no weights."""
-        return load_tokenizer(self.source, revision=self._revision, **self._code)
+        tokenizer = load_tokenizer(self.source, revision=self._revision, **self._code)
+        config = self.load_config().get_text_config(decoder=True)
+        check_vocabulary(tokenizer, config.vocab_size, self.source)
+        return tokenizer
 
     def load_config(self) -> PreTrainedConfig:
         """Read the configuration of the model, without its weights."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
+
+# Attribute of a tokenizer: see `limit_ids`.
+_ROWS = "_prunelit_rows"
 
 
 def pack(
@@ -137,7 +141,48 @@ def _begin_each(start: Sequence[int], rows: Tensor) -> Tensor:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return token ids without special tokens, and without a warning about long texts."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
+    return encode_all(tokenizer, [text])[0]
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool = False
+) -> list[list[int]]:
+    """Return the token ids of each text, in one call of the tokenizer.
+
+    Args:
+        tokenizer: of the model.
+        texts: may be empty.
+        special: with the special tokens that the tokenizer adds by itself.
+
+    Raises:
+        InputError: naming a token that the model does not embed, see `limit_ids`.
+    """
+    if not texts:
+        return []
+    found: Any = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    encoded = [list(ids) for ids in found]
+    rows = getattr(tokenizer, _ROWS, None)
+    for text, ids in zip(texts, encoded, strict=True):
+        highest = max(ids, default=0)
+        if rows is not None and highest >= rows:
+            token = decode(tokenizer, [highest], special=True)
+            raise InputError(
+                f"The text {text[:60]!r} has the token {token!r} with the id {highest} but the "
+                f"model embeds only {rows} tokens: remove it from the text."
+            )
+    return encoded
+
+
+def limit_ids(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Make `encode` refuse texts with an id that the model does not embed.
+
+    Some tokenizers have added tokens that no text of the model uses.
+
+    Args:
+        tokenizer: of the model.
+        rows: number of tokens that the model embeds.
+    """
+    setattr(tokenizer, _ROWS, rows)
 
 
 @dataclass(frozen=True)
@@ -161,7 +206,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     """
     for probe in _probes(tokenizer):
         bare = encode(tokenizer, probe)
-        full: list[int] = list(tokenizer(probe, verbose=False)["input_ids"])  # type: ignore[arg-type]
+        full = encode_all(tokenizer, [probe], special=True)[0]
         added = len(full) - len(bare)
         if not added and full == bare:
             return SpecialTokens([], [])

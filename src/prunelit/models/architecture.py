@@ -205,7 +205,8 @@ def check_unembedding(model: PreTrainedModel) -> None:
     Raises:
         InputError: naming the model's class and the difference.
     """
-    input_ids = torch.arange(8, device=model.device)[None]
+    embedded = model.get_input_embeddings().get_parameter("weight").shape[0]
+    input_ids = torch.arange(8, device=model.device)[None] % embedded
     mask = torch.ones_like(input_ids)
     own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
     ours = unembed(model, final_hidden(model, input_ids, mask))

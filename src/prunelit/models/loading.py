@@ -1,29 +1,35 @@
 """Load models and tokenizers from the hub, a folder or an installed distribution."""
 
+import difflib
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from prunelit.data.sources import is_hub_name, local_path
+from prunelit.data.tokens import limit_ids, pad_token
 from prunelit.errors import InputError, first_line
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
 from prunelit.models.saving import read_report
 from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
 
+# Exceptions whose message is a sentence; others are a name or a number, and need their type.
+_TELLING = (ImportError, OSError, RuntimeError, ValueError)
+# Begin and highest size of a file that git-lfs puts in the place of a large one.
+_POINTER, _POINTER_SIZE = b"version https://git-lfs", 1024
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -68,6 +74,7 @@ def load_pretrained(
     """
     folder = _resolve_source(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    load_config(source, **options)
     tokenizer = load_tokenizer(source, **options)
     removed = read_removed(folder)
     # For removed sublayers, transformers makes new weights and prints a long warning.
@@ -82,10 +89,10 @@ def load_pretrained(
                 **options,
             )
         model, info = loaded
-    except (OSError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"No model could be loaded from {source!r}: {first_line(error)}"
-        ) from error
+        if Path(folder, GENERATION_CONFIG_NAME).is_file():  # transformers ignores a damaged one
+            GenerationConfig.from_pretrained(folder)
+    except Exception as error:
+        raise _refuse("model", source, error) from error
     expected = find_missing_names(model, removed)
     if missing := sorted(set(info["missing_keys"]) - expected):
         raise InputError(
@@ -94,7 +101,8 @@ def load_pretrained(
         )
     model = remove_sublayers(model, removed)
     check_weights(model, source)
-    _check_vocabulary(model, tokenizer, source)
+    embedded = model.get_input_embeddings().get_parameter("weight").shape[0]
+    check_vocabulary(tokenizer, embedded, source)
     return model.eval(), tokenizer
 
 
@@ -133,10 +141,8 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, revision=revision
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"No tokenizer could be loaded from {source!r}: {first_line(error)}"
-        ) from error
+    except Exception as error:
+        raise _refuse("tokenizer", source, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(
@@ -151,10 +157,25 @@ def load_tokenizer(
 def load_config(
     source: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedConfig:
-    """Load the configuration of `source` (see `load_pretrained`) without its weights."""
-    return AutoConfig.from_pretrained(
-        _resolve_source(source), trust_remote_code=trust_remote_code, revision=revision
-    )
+    """Load the configuration of `source` (see `load_pretrained`) without its weights.
+
+    Raises:
+        InputError: if there is none, or if it describes no model with layers.
+    """
+    folder = _resolve_source(source)
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, revision=revision
+        )
+    except Exception as error:
+        raise _refuse("configuration", source, error) from error
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if not isinstance(layers, int) or layers < 1:
+        raise InputError(
+            f"Expected `num_hidden_layers` of at least 1 in the config.json of {source!r} but got "
+            f"{layers}: use the configuration of the model."
+        )
+    return config
 
 
 def source_version(
@@ -204,16 +225,69 @@ def _errors_only() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _check_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
-) -> None:
-    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= rows:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int, source: str) -> None:
+    """Refuse a tokenizer that belongs to another model.
+
+    Some tokenizers have added tokens after the last embedding, which no text of the model uses.
+    They are allowed, but a text that has one is refused.
+
+    Args:
+        tokenizer: its padding token is replaced if the model does not embed it.
+        embedded: number of tokens that the model embeds.
+        source: of both, for the error.
+
+    Raises:
+        InputError: giving both numbers.
+    """
+    beyond = {number for number in tokenizer.get_vocab().values() if number >= embedded}
+    if beyond - set(tokenizer.added_tokens_decoder):
         raise InputError(
-            f"Expected token ids below {rows}, the tokens that the model embeds, but the tokenizer "
-            f"of {source!r} has ids up to {highest}: use the model's own tokenizer."
+            f"Expected token ids below {embedded}, the tokens that the model embeds, but the "
+            f"tokenizer of {source!r} has ids up to {max(beyond)}: use the model's own tokenizer."
         )
+    if beyond:
+        limit_ids(tokenizer, embedded)
+        if pad_token(tokenizer) >= embedded:  # any embedded token will do, since it is masked
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+
+
+def _refuse(what: str, source: str, error: Exception) -> InputError:
+    """Return the error of a source that a library cannot read.
+
+    A damaged file can raise any exception in these libraries.
+    """
+    if is_hub_name(source):
+        folder = Path(source)
+        near = difflib.get_close_matches(folder.name, _names(folder.parent), n=1)
+        hint = f" Is the folder {str(folder.parent / near[0])!r} meant?" if near else ""
+        return InputError(
+            f"No {what} could be loaded from {source!r}, which is no folder; the hub says: "
+            f"{first_line(error)}{hint}"
+        )
+    reason = first_line(error) if isinstance(error, _TELLING) else _with_type(error)
+    return InputError(f"No {what} could be loaded from {source!r}: {reason}")
+
+
+def _with_type(error: Exception) -> str:
+    line = first_line(error)
+    return line if line == type(error).__name__ else f"{line} ({type(error).__name__})"
+
+
+def _names(folder: Path) -> list[str]:
+    """List the folders in a folder; nothing if there is no such folder."""
+    return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _check_pointers(folder: Path) -> None:
+    """Refuse a clone of a repository without its large files."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size < _POINTER_SIZE:
+            with file.open("rb") as opened:
+                if opened.read(len(_POINTER)) == _POINTER:
+                    raise InputError(
+                        f"{str(file)!r} is a pointer of git-lfs, not the file itself: run "
+                        "`git lfs pull` in its folder."
+                    )
 
 
 def _resolve_source(source: str) -> str:
@@ -227,4 +301,5 @@ def _resolve_source(source: str) -> str:
         raise InputError(
             f"Expected {source!r} to be a model folder with a config.json, or a .gguf file."
         )
+    _check_pointers(path)
     return str(path)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.data.tokens import special_tokens
+from prunelit.data.tokens import encode_all, special_tokens
 from prunelit.errors import InputError
 from prunelit.models.inference.token_tree import Request
 from prunelit.tasks.prompting.text_template import check_template
@@ -145,12 +145,6 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]
         start = [] if whole[: len(lead)] == lead else lead
         requests.append((start + whole[:cut], whole[cut:]))
     return requests
-
-
-def encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Return `prunelit.data.tokens.encode` of each text, in one call of the tokenizer."""
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [list(ids) for ids in encoded]  # type: ignore[union-attr]
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
