@@ -16,7 +16,7 @@ from prunelit.callbacks import Pruning
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
-from prunelit.pruners import Wanda
+from prunelit.pruners import BlockDrop, Neuron, Pruner, SublayerDrop, Wanda
 from prunelit.recipe import describe
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import Perplexity
@@ -34,10 +34,14 @@ def run(tmp_path: Path, material: Path) -> Run:
     """`run("fit")` or `run("validate", ratio=0.3)`, each with new objects, as in a new process."""
 
     def start(
-        stage: str, ratio: float = 0.5, callback: type[Pruning] = Pruning, **arguments: Any
+        stage: str,
+        ratio: float = 0.5,
+        callback: type[Pruning] = Pruning,
+        pruner: Pruner | None = None,
+        **arguments: Any,
     ) -> tuple[Pruning, PairedLM]:
         text = str(material / "text.jsonl")
-        pruning = callback(Wanda(Unstructured(ratio)), **arguments)
+        pruning = callback(pruner or Wanda(Unstructured(ratio)), **arguments)
         module = PairedLM(str(material / "dense"))
         calibration = CalibrationText(text, sequences=5, length=16, batch_size=2)
         data = PruneData(calibration, [Perplexity(text, length=20, limit=3)])
@@ -102,6 +106,29 @@ def test_fit_writes_what_it_pruned(run: Run, tmp_path: Path, material: Path) -> 
         "batches": 3,
     }
     assert len(recipe["calibration"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+@pytest.mark.parametrize("pruner", [BlockDrop(1), SublayerDrop(1), Neuron(0.25)])
+def test_the_measured_model_is_the_one_that_is_written(
+    run: Run, stage: str, pruner: Pruner, tmp_path: Path
+) -> None:
+    first, module = run(stage, pruner=pruner)  # `validate` prunes in memory
+    assert module.pair.dense is not None
+    assert first.report is not None
+    if stage == "validate":
+        run("fit", pruner=pruner)
+    second, again = run("validate", pruner=pruner)
+    assert second.report is not None
+    assert weights(module).keys() == weights(again).keys()
+    assert same(module, again)
+    assert module.pair.removed_blocks == again.pair.removed_blocks
+    assert str(module.results) == str(again.results)
+    sizes = [sum(p.numel() for p in m.parameters()) for m in module.pair.models().values()]
+    assert sizes == [first.report["parameters"], first.report["stored_parameters"]]
+    assert sizes[1] < sizes[0]
+    for key in ("sparsity", "removed", "stored_parameters", "stored_bytes"):
+        assert first.report[key] == second.report[key], key
 
 
 def test_validate_takes_the_written_model_where_the_recipe_is_the_same(

@@ -49,7 +49,7 @@ def store(
     model: PreTrainedModel, pruner: Pruner, ids: Tensor, folder: Path, tokenizer: object
 ) -> dict:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    report = prune(model, pruner, ids)
+    report = prune(model, pruner, ids, shrink=False)
     pruned = {name: value.clone() for name, value in model.state_dict().items()}
     save_pretrained(model, tokenizer, folder, report)  # type: ignore[arg-type]
     # Saving does not change the model.
@@ -183,6 +183,64 @@ def test_dropped_sublayers_are_left_out_and_the_rest_is_put_together_again(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(rollout(again, padded, True), rollout(again, padded, False))
     assert torch.equal(rollout(again, padded, True), rollout(model, padded, True))
+
+
+SHRINKING = {
+    "neuron": lambda: Neuron(0.25),
+    "attention": lambda: SublayerDrop(1),
+    "mlp": lambda: SublayerDrop(1, "mlp"),
+    "both": lambda: SublayerDrop(2, "both"),
+    "blocks": lambda: BlockDrop(1),
+}
+
+
+@pytest.mark.parametrize("method", list(SHRINKING))
+def test_the_model_in_memory_is_the_one_that_is_written(
+    method: str,
+    family: str,
+    make_model: MakeModel,
+    input_ids: Tensor,
+    padded: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:
+    zeroed, model, dense = make_model(family), make_model(family), make_model(family)
+    before = dense.config.to_dict()
+    zeroed.config = model.config = dense.config  # as models that are built from one object
+    prune(zeroed, SHRINKING[method](), input_ids, shrink=False)
+    model.get_input_embeddings().requires_grad_(False)
+    report = prune(model, SHRINKING[method](), input_ids)
+    assert dense.config.to_dict() == before
+    expected = sum(p.numel() for p in dense.parameters())
+    assert sum(p.numel() for p in zeroed.parameters()) == report.parameters == expected
+    assert sum(p.numel() for p in model.parameters()) == report.stored_parameters < expected
+    assert sum(p.nbytes for p in model.parameters()) == report.stored_bytes
+    assert not model.training
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
+        n for n, p in model.named_parameters() if p is model.get_input_embeddings().weight
+    ]
+    save_pretrained(model, tokenizer, tmp_path / "pruned", report)
+    plain = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
+    assert plain["removed"] == report.removed
+    again, _ = load_pretrained(str(tmp_path / "pruned"))
+    assert again.config.to_dict().keys() == model.config.to_dict().keys()
+    state = again.state_dict()
+    assert model.state_dict().keys() == state.keys()
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+    real = padded["attention_mask"].bool()
+    found = logits(model, padded)[real]
+    torch.testing.assert_close(found, logits(again, padded)[real], rtol=0, atol=0)
+    torch.testing.assert_close(found, logits(zeroed, padded)[real], rtol=1e-5, atol=1e-5)
+    for cached in (True, False):
+        assert rollout(model, padded, cached).equal(rollout(zeroed, padded, True))
+
+
+def test_a_configuration_that_makes_other_weights_is_refused(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    model.model.layers[1].mlp.up_proj.register_parameter("extra", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(InputError, match=r"its configuration makes another '.*extra'"):
+        prune(model, SublayerDrop(1), input_ids)
 
 
 def test_dropped_attention_keeps_no_keys_and_values(

@@ -51,7 +51,7 @@ def test_sublayers_that_change_least_go(
     scores = by_hand(model, family, padded)
     competing = [place for place in scores if target in ("both", place[1])]
     expected = set(sorted(competing, key=lambda place: scores[place])[:count])
-    prune(model, SublayerDrop(count, target), [padded])  # type: ignore[arg-type]
+    prune(model, SublayerDrop(count, target), [padded], shrink=False)  # type: ignore[arg-type]
     assert dropped(model) == expected
 
 
@@ -72,7 +72,7 @@ def test_scored_again_after_each_drop(
         expected.add((index, kind))
         output = sublayers(decoder_blocks(slow)[1][index])[kind].output
         nn.init.zeros_(decoder_blocks(slow)[1][index].get_submodule(output).weight)
-    prune(model, SublayerDrop(2, target, rescore=True), [padded])  # type: ignore[arg-type]
+    prune(model, SublayerDrop(2, target, rescore=True), [padded], shrink=False)  # type: ignore[arg-type]
     assert dropped(model) == expected
 
 
@@ -80,10 +80,10 @@ def test_later_rounds_only_add(
     model: PreTrainedModel, padded: dict[str, Tensor], dropped: Dropped
 ) -> None:
     pruner = SublayerDrop(2, "both")
-    prune(model, pruner.scale(0.5), [padded])
+    prune(model, pruner.scale(0.5), [padded], shrink=False)
     first = dropped(model)
     assert len(first) == 1
-    prune(model, pruner, [padded])
+    prune(model, pruner, [padded], shrink=False)
     assert first < dropped(model)
     assert len(dropped(model)) == 2
 

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from prunelit import PruningReport, prune
 from prunelit.models.architecture import decoder_blocks, linear_modules
-from prunelit.pruners import Wanda
-from prunelit.pruning.report import BlockCost, TensorSparsity, block_prefix
+from prunelit.pruners import BlockDrop, Neuron, Pruner, Quantize, SublayerDrop, Wanda
+from prunelit.pruning.masks import count_zeros
+from prunelit.pruning.report import BlockCost, TensorSparsity, block_prefix, count_left
 from prunelit.sparsity import Unstructured
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -42,6 +43,95 @@ def test_report_counts_the_zeros_that_are_there(
     assert report.sparsity == pytest.approx(zeros / size)
     # The requested sparsity, to the nearest weight of every matrix.
     assert abs(report.sparsity - 0.4) * size <= 0.5 * len(matrices)
+
+
+@pytest.mark.parametrize(
+    ("method", "share"),
+    [
+        # In a block, attention has 2 * 32 * 32 + 2 * 16 * 32 weights, the MLP 3 * 48 * 32.
+        (lambda: SublayerDrop(1), 3072 / 3 / 7680),
+        (lambda: SublayerDrop(2, "mlp"), 2 * 4608 / 3 / 7680),
+        (lambda: BlockDrop(1), 1 / 3),
+        (lambda: BlockDrop(2), 2 / 3),
+        (lambda: Neuron(0.25), 0.25 * 4608 / 7680),
+    ],
+)
+@pytest.mark.parametrize("shrink", [True, False])
+def test_sparsity_of_dropped_parts_is_the_share_of_their_weights(
+    method: Callable[[], Pruner],
+    share: float,
+    shrink: bool,
+    model: PreTrainedModel,
+    input_ids: Tensor,
+) -> None:
+    report = prune(model, method(), input_ids, shrink=shrink)
+    assert report.sparsity == pytest.approx(share)
+    assert report.as_dict()["sparsity"] == report.sparsity
+    blocks = report.as_dict()["blocks"]
+    assert sum(block["sparsity"] for block in blocks) / 3 == pytest.approx(share)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters == (report.stored_parameters if shrink else report.parameters)
+    if shrink:
+        norms = 64 * sum(t.sparsity == 1 for t in report.tensors if "q_proj" in t.name)
+        norms = norms if isinstance(method(), BlockDrop) else 0  # norms go with a whole block
+        weights = round(share * 3 * 7680)
+        assert report.parameters - report.stored_parameters == weights + norms
+        assert report.bytes - report.stored_bytes == 4 * (weights + norms)
+
+
+def test_sparsity_of_every_tensor_of_a_dropped_sublayer_is_1(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    report = prune(model, SublayerDrop(1), input_ids)
+    assert report.removed is not None
+    (index,) = report.removed["attention"]
+    for tensor in report.tensors:
+        gone = tensor.name.startswith(f"model.layers.{index}.self_attn.")
+        assert tensor.sparsity == float(gone), tensor
+
+
+@pytest.mark.parametrize("method", [lambda: Wanda(Unstructured(0.5)), lambda: SublayerDrop(1)])
+def test_zeros_of_the_dense_model_are_not_removed(
+    method: Callable[[], Pruner], model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.q_proj.weight[:8] = 0  # a quarter of it
+            block.mlp.up_proj.weight[:, :16] = 0  # half of it
+    report = prune(model, method(), input_ids)
+    of = {tensor.name: tensor.sparsity for tensor in report.tensors}
+    if isinstance(method(), SublayerDrop):
+        assert report.removed is not None
+        (index,) = report.removed["attention"]
+        assert of[f"model.layers.{index}.self_attn.q_proj.weight"] == 0.75
+        assert of[f"model.layers.{index}.self_attn.k_proj.weight"] == 1
+        assert of[f"model.layers.{index}.mlp.up_proj.weight"] == 0
+        assert report.sparsity == pytest.approx((3072 - 256) / 3 / 7680)
+    else:
+        # Wanda compares within a row, so a row of zeros loses nothing.
+        assert of["model.layers.1.self_attn.q_proj.weight"] == 0.375
+        assert of["model.layers.1.mlp.up_proj.weight"] == 0
+        assert of["model.layers.1.mlp.down_proj.weight"] == 0.5
+
+
+def test_rounding_removes_nothing(model: PreTrainedModel, input_ids: Tensor) -> None:
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.up_proj.weight.abs_()[:, 0] = 0  # the lowest level of its group
+    zeros = 3 * 48
+    report = prune(model, Quantize(2), input_ids)
+    assert report.zeros > zeros
+    assert report.sparsity == 0
+
+
+def test_a_later_round_adds_to_the_earlier_ones(model: PreTrainedModel, input_ids: Tensor) -> None:
+    dense = count_left(model, count_zeros(model), shrinks=True)
+    first = prune(model, SublayerDrop(1), input_ids, shrink=False)
+    second = prune(model, SublayerDrop(2), input_ids, shrink=False)
+    assert second.sparsity == first.sparsity
+    both = PruningReport.from_dict(second.as_dict()).recount(model, dense).shrink(model)
+    assert both.sparsity == pytest.approx(2 * 3072 / 3 / 7680)
+    assert both.recount(model, dense) == both
 
 
 def test_report_tells_pruned_from_excluded(model: PreTrainedModel, input_ids: Tensor) -> None:
@@ -111,10 +201,11 @@ def test_a_report_is_restored_from_its_plain_data(
 def test_zeros_are_counted_again_after_training(
     model: PreTrainedModel, input_ids: Tensor, wanda: Wanda
 ) -> None:
+    dense = count_left(model, count_zeros(model), shrinks=False)
     report = prune(model, wanda, input_ids)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.fill_(1.0)
-    again = report.recount(model)
+    again = report.recount(model, dense)
     assert again.zeros == report.zeros - 48 * 32 // 2
     assert again.block_sparsity("model.layers.0") == 0.5
     zeros = {tensor.name: tensor.zeros for tensor in again.tensors}

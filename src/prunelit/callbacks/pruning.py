@@ -18,8 +18,9 @@ from prunelit.errors import InputError
 from prunelit.models.saving import check_writable, read_report, save_pretrained
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
-from prunelit.pruning.masks import Masks
+from prunelit.pruning.masks import Masks, count_zeros
 from prunelit.pruning.prune import describe_batches
+from prunelit.pruning.report import count_left
 from prunelit.recipe import describe
 from prunelit.report.tables import pruning_table, show
 from prunelit.schedule import OneShot, Schedule
@@ -74,6 +75,7 @@ class Pruning(Callback):
         self._recipe: dict[str, Any] | None = None
         self._processes = 1
         self._handles: list[RemovableHandle] = []
+        self._dense: dict[str, int] = {}  # weights of the dense model that are not 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the run, then prune the first round or load the pruned model that `fit` wrote."""
@@ -89,11 +91,13 @@ class Pruning(Callback):
             check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
             if trainer.ckpt_path is not None:  # the checkpoint holds the result of the first round
                 module.load()
+                self._count(module)
                 return
         elif self._load_pruned(trainer, module, folder, recipe):
             return
         # All checks come before the first round, also those of a later round.
         module.load(reference=not self.offload)
+        self._count(module)
         assert module.model is not None
         self.pruner.check(module.model)
         module.check_tasks()
@@ -206,6 +210,7 @@ class Pruning(Callback):
                 pruner,
                 data.calibration_batches(),
                 offload_to=device if self.offload else None,
+                shrink=False,
             )
         module.weights.load_reference()
         return report
@@ -243,7 +248,7 @@ class Pruning(Callback):
 
     def _round(self, trainer: Trainer, module: PairedLM, data: PruneData) -> None:
         index, start = len(self._rounds), time.perf_counter()
-        report = self._last = self.apply(trainer, module, data)
+        report = self._last = self._recount(self.apply(trainer, module, data), module)
         self.masks.merge(report.masks)
         assert module.model is not None
         self.masks.apply_(module.model)  # a user's method may change removed weights
@@ -265,6 +270,16 @@ class Pruning(Callback):
             values = {f"pruning/{key}": entry[key] for key in ("fraction", "sparsity")}
             logger.log_metrics(values, step=trainer.global_step)
 
+    def _count(self, module: PairedLM) -> None:
+        """Count the weights of the dense model."""
+        assert module.model is not None
+        self._dense = count_left(module.model, count_zeros(module.model), shrinks=False)
+
+    def _recount(self, report: PruningReport, module: PairedLM) -> PruningReport:
+        """Count what this round and those before it removed."""
+        assert module.model is not None
+        return report.recount(module.model, self._dense) if self.pruner.sparsifies else report
+
     def _hold(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, PairedLM)
         assert module.model is not None
@@ -280,10 +295,12 @@ class Pruning(Callback):
         assert self._last is not None
         assert module.model is not None
         assert self._recipe is not None
-        report = self._last.recount(module.model)
+        report = self._recount(self._last, module)
         report = dataclasses.replace(
             report, recipe=self._recipe, rounds=self._rounds, masks=self.masks
-        )
+        ).shrink(module.model)  # so that time and memory are those of the model that is written
+        if report.removed is not None:
+            module.pair.removed_blocks = report.removed["blocks"]
         self.report = report.as_dict()
         if trainer.is_global_zero:
             show(pruning_table(self.report))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
 from prunelit.files import replace_folder
-from prunelit.models.surgery import Removed, build_exported, find_removed
+from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
 REPORT_FILE = "pruning.json"
 MASKS_FILE = "masks.safetensors"
@@ -82,11 +82,11 @@ def save_pretrained(
     check_writable(folder)
     with replace_folder(folder) as partial:
         plain = report.as_dict()
-        if report.shrinks:
+        if report.shrinks and report.removed is None:
             model, removed = build_exported(model)
             plain["removed"] = removed.as_dict()
-            plain["stored_parameters"] = sum(p.numel() for p in model.parameters())
-        else:  # names and shapes are the same in the folder
+            plain |= count_stored(model)
+        elif not report.shrinks:  # names and shapes are the same in the folder
             if (before := find_removed(model)) != Removed():  # removed by an earlier method
                 plain["removed"] = before.as_dict()
             save_file(report.masks.pack(), partial / MASKS_FILE)

@@ -12,7 +12,6 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import (
     KINDS,
     decoder_blocks,
-    linear_modules,
     oriented_weight,
     sublayers,
 )
@@ -79,12 +78,56 @@ def neuron_rows(block: nn.Module, name: str, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
-    """Build the model to save: without dropped blocks, dropped sublayers and zero neurons.
+def shrink_(model: PreTrainedModel) -> Removed:
+    """Take dropped blocks, dropped sublayers and zero neurons out of a model, in place.
 
     A block is removed if both its sublayers are dropped. All MLPs get the same width: that of the
     block with the most neurons that are not 0. If one sublayer is dropped, its module is replaced
-    as in `remove_sublayers`.
+    as in `remove_sublayers`. The model gets a configuration of its own.
+
+    Args:
+        model: with zeros in dropped parts.
+
+    Returns:
+        The parts that it does not have any more.
+
+    Raises:
+        InputError: if all blocks are dropped, or the configuration cannot hold the new shape.
+    """
+    _, blocks = decoder_blocks(model)
+    gone = [{kind for kind in KINDS if is_dropped(b, kind)} for b in blocks]
+    removed = Removed(blocks=[i for i, kinds in enumerate(gone) if len(kinds) == 2])
+    kept = [i for i in range(len(blocks)) if i not in removed.blocks]
+    if not kept:
+        raise InputError("Expected a block to be left but all were dropped: drop fewer.")
+    removed.attention = [new for new, i in enumerate(kept) if "attention" in gone[i]]
+    removed.mlp = [new for new, i in enumerate(kept) if "mlp" in gone[i]]
+    widths = [_alive(blocks[i]) for i in kept if "mlp" not in gone[i]]
+    narrow = max((int(alive.sum()) for alive in widths), default=0)
+    dense_width = len(widths[0]) if widths else 0
+    _own_config(model)  # other models may share the present one
+    config = model.config.get_text_config(decoder=True)
+    _forget_blocks(config, kept, len(blocks))
+    if 0 < narrow < dense_width:
+        removed.intermediate_size = narrow
+        _set_width(config, dense_width, narrow)
+    for new, old in enumerate(kept):
+        block = blocks[old]
+        if removed.intermediate_size is not None and "mlp" not in gone[old]:
+            _narrow(block, narrow)
+        for kind in gone[old]:
+            _leave_out(block, kind)
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = new  # type: ignore[assignment]
+    for index in reversed(removed.blocks):
+        del blocks[index]
+    _check_shape(model, removed)
+    return removed
+
+
+def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
+    """Build the model to save, see `shrink_`.
 
     Args:
         model: with zeros in dropped parts. It is not changed; the new model shares its weights.
@@ -93,40 +136,20 @@ def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
         The model to save, and the parts that it does not have.
 
     Raises:
-        InputError: if all blocks are dropped, or the configuration cannot hold the new width.
+        InputError: as `shrink_` does.
     """
-    prefix, blocks = decoder_blocks(model)
-    gone = [{kind for kind in KINDS if is_dropped(b, kind)} for b in blocks]
-    removed = Removed(blocks=[i for i, kinds in enumerate(gone) if len(kinds) == 2])
-    kept = [i for i in range(len(blocks)) if i not in removed.blocks]
-    if not kept:
-        raise InputError("Expected a block to be left but all were dropped: drop fewer.")
-    removed.attention = [new for new, i in enumerate(kept) if "attention" in gone[i]]
-    removed.mlp = [new for new, i in enumerate(kept) if "mlp" in gone[i]]
-    config = copy.deepcopy(model.config)
-    _forget_blocks(config.get_text_config(decoder=True), kept, len(blocks))
-    widths = [_alive(blocks[i]) for i in kept if "mlp" not in gone[i]]
-    narrow = max((int(alive.sum()) for alive in widths), default=0)
-    dense_width = len(widths[0]) if widths else 0
-    if 0 < narrow < dense_width:
-        removed.intermediate_size = narrow
-        _set_width(config.get_text_config(decoder=True), dense_width, narrow)
-    state = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if not name.startswith(f"{prefix}."):
-            state[name] = value
-    for new, old in enumerate(kept):
-        for name, value in _block_state(blocks[old], gone[old], removed.intermediate_size).items():
-            state[f"{prefix}.{new}.{name}"] = value
-    with torch.device("meta"):
-        smaller = type(model)(config)
-    smaller.generation_config = model.generation_config
-    for kind in KINDS:
-        for index in getattr(removed, kind):
-            _leave_out(decoder_blocks(smaller)[1][index], kind)
-    smaller.load_state_dict(state, assign=True)
-    smaller.tie_weights()
-    return smaller, removed
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    smaller = copy.deepcopy(model, shared)
+    return smaller, shrink_(smaller)
+
+
+def count_stored(model: PreTrainedModel) -> dict[str, int]:
+    """Count the parameters of a model and their bytes; shared ones count once."""
+    parameters = list(model.parameters())
+    return {
+        "stored_parameters": sum(p.numel() for p in parameters),
+        "stored_bytes": sum(p.nbytes for p in parameters),
+    }
 
 
 def remove_sublayers(model: PreTrainedModel, removed: Removed) -> PreTrainedModel:
@@ -232,33 +255,61 @@ def _alive(block: nn.Module) -> Tensor:
     return oriented_weight(block.get_submodule(sublayers(block)["mlp"].output)).any(0)
 
 
-def _block_state(block: nn.Module, gone: set[str], width: int | None) -> dict[str, Any]:
-    """Return the tensors of a block to store, with the MLP narrowed to `width`."""
-    parts = sublayers(block)
-    missing = tuple(f"{part}." for kind in gone for part in parts[kind].parts)
-    state = {
-        name: value
-        for name, value in block.state_dict(keep_vars=True).items()
-        if not name.startswith(missing or ("\0",))
-    }
-    if width is None or "mlp" in gone:
-        return state
-    alive = _alive(block)
+def _narrow(block: nn.Module, width: int) -> None:
+    """Keep `width` neurons of the MLP of a block, all that are not 0 among them."""
+    alive, mlp = _alive(block), sublayers(block)["mlp"]
     # A block with fewer neurons than `width` keeps some zero neurons, so all widths are equal.
     keep = torch.argsort(alive.logical_not(), stable=True)[:width].sort().values
-    linears, mlp = linear_modules(block), parts["mlp"]
+    rows = {name: neuron_rows(block, name, len(alive)) for name in mlp.inputs}
     for name in (*mlp.inputs, mlp.output):
-        weight = oriented_weight(linears[name])
+        linear = block.get_submodule(name)
+        weight = oriented_weight(linear)
         if name == mlp.output:
             narrowed = weight[:, keep]
         else:
-            rows = neuron_rows(block, name, len(alive))[keep.cpu()].T.reshape(-1).to(weight.device)
-            narrowed = weight[rows]
-            if f"{name}.bias" in state:
-                state[f"{name}.bias"] = nn.Parameter(state[f"{name}.bias"][rows])
-        stored = narrowed if isinstance(linears[name], nn.Linear) else narrowed.T
-        state[f"{name}.weight"] = nn.Parameter(stored.contiguous())
-    return state
+            chosen = rows[name][keep.cpu()].T.reshape(-1).to(weight.device)
+            narrowed = weight[chosen]
+            if getattr(linear, "bias", None) is not None:
+                _replace(linear, "bias", linear.get_parameter("bias")[chosen])
+        outputs, inputs = narrowed.shape
+        if isinstance(linear, nn.Linear):
+            _replace(linear, "weight", narrowed)
+            linear.in_features, linear.out_features = inputs, outputs
+        else:
+            _replace(linear, "weight", narrowed.T)
+            linear.nx, linear.nf = inputs, outputs  # type: ignore[assignment]
+    for part in mlp.parts:
+        for name in _WIDTHS:
+            if getattr(block.get_submodule(part), name, None) == len(alive):
+                setattr(block.get_submodule(part), name, width)
+
+
+def _replace(linear: nn.Module, name: str, value: Tensor) -> None:
+    before = linear.get_parameter(name)
+    setattr(linear, name, nn.Parameter(value.contiguous(), before.requires_grad))
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """Give a model and its parts a copy of their configuration."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, PreTrainedConfig):
+                setattr(module, name, copies.get(id(value), value))
+
+
+def _check_shape(model: PreTrainedModel, removed: Removed) -> None:
+    """Refuse a model that `from_pretrained` would not build from its configuration."""
+    with torch.device("meta"):
+        built = remove_sublayers(type(model)(copy.deepcopy(model.config)), removed)
+    shapes = [{name: value.shape for name, value in m.state_dict().items()} for m in (built, model)]
+    if shapes[0] != shapes[1]:
+        different = sorted(dict(set(shapes[0].items()) ^ set(shapes[1].items())))
+        raise InputError(
+            f"{type(model).__name__} cannot be made smaller: its configuration makes another "
+            f"{different[0]!r} than the pruned model has."
+        )
 
 
 def _forget_blocks(config: PreTrainedConfig, kept: list[int], count: int) -> None:

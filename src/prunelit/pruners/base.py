@@ -31,7 +31,7 @@ class Pruner(ABC):
 
     Attributes:
         sparsifies: True if a weight that becomes 0 is removed and must stay 0 in training.
-        shrinks: True if whole parts become 0, so that saving the model can leave them out.
+        shrinks: True if whole parts become 0, so that the pruned model can do without them.
 
     Example:
         >>> import torch

@@ -19,8 +19,8 @@ class SublayerDrop(Pruner):
     """Drop the sublayers that change the residual stream least (He et al. 2024, arXiv:2406.15786).
 
     The importance of a sublayer is 1 - cos between the residual stream before and after it, as a
-    mean over tokens. A dropped sublayer has zeros in its last linear map; saving the model leaves
-    its weights out.
+    mean over tokens. A dropped sublayer has zeros in its last linear map until `prunelit.prune`
+    takes it out of the model.
 
     Args:
         count: number of sublayers to drop.
@@ -37,8 +37,8 @@ class SublayerDrop(Pruner):
         ...                      num_hidden_layers=3, num_attention_heads=2)
         >>> model = AutoModelForCausalLM.from_config(config)
         >>> report = prune(model, SublayerDrop(2), torch.arange(64).view(4, 16))
-        >>> sum(not block.self_attn.o_proj.weight.any() for block in model.model.layers)
-        2
+        >>> sum(hasattr(block.self_attn, "o_proj") for block in model.model.layers)
+        1
     """
 
     shrinks = True

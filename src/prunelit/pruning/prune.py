@@ -22,7 +22,7 @@ from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.masks import Masks, build_masks, count_zeros
 from prunelit.pruning.memory import PeakMemory
 from prunelit.pruning.offload import make_store
-from prunelit.pruning.report import BlockCost, PruningReport, count_weights
+from prunelit.pruning.report import BlockCost, PruningReport, count_left, count_weights
 from prunelit.recipe import describe
 
 
@@ -35,6 +35,7 @@ def prune(
     batch_size: int = 8,
     progress: bool = True,
     offload_to: torch.device | None = None,
+    shrink: bool = True,
 ) -> PruningReport:
     """Prune `model` in place, block by block, calibrated on `inputs`.
 
@@ -52,10 +53,13 @@ def prune(
         progress: show a progress bar over the blocks on rank 0.
         offload_to: device for one block at a time. The other blocks stay in memory if it is a GPU,
             or on disk if it is the CPU. The model must be on the CPU.
+        shrink: take the blocks, sublayers and neurons that the method drops out of the model, so
+            that time and memory are those of the saved model. False leaves them as zeros, so that a
+            later call can drop more.
 
     Returns:
-        Achieved sparsity of each tensor, each block and the model; seconds and peak memory of each
-        block.
+        Achieved sparsity of each tensor, each block and the model: the share of the weights that
+        this call removed. Seconds and peak memory of each block.
 
     Raises:
         InputError: before any weight changes, if the model, the pruner and the inputs do not fit
@@ -83,6 +87,7 @@ def prune(
     rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     text = None if batches is None else RankText(batches[rank::world], _first_sequence(batches))
     before = count_zeros(model)
+    left = count_left(model, before, shrinks=pruner.shrinks)
     memory = PeakMemory(offload_to or model.device)
     store = make_store(blocks, offload_to)
     costs: list[BlockCost] = []
@@ -97,7 +102,9 @@ def prune(
     finally:
         model.train(was_training)
     zeros = count_zeros(model)
-    return PruningReport(
+    # A method that only rounds weights, such as quantisation, removes none.
+    now = count_left(model, zeros, shrinks=pruner.shrinks) if pruner.sparsifies else left
+    report = PruningReport(
         recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
         blocks=_by_block(costs),
         peak_memory=memory.meaning,
@@ -109,8 +116,9 @@ def prune(
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        **count_weights(model, zeros),
+        **count_weights(model, left, now, zeros),
     )
+    return report.shrink(model) if shrink else report
 
 
 class _BlockProgress(Progress):

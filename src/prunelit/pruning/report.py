@@ -1,12 +1,13 @@
 """Report of a pruning: removed weights of each tensor and block, time and memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from prunelit.models.architecture import decoder_blocks, linear_weights
+from prunelit.models.architecture import KINDS, decoder_blocks, linear_weights, sublayers
+from prunelit.models.surgery import count_stored, is_dropped, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
 from prunelit.report.tables import as_text, pruning_table
 
@@ -17,19 +18,27 @@ class TensorSparsity:
 
     Args:
         name: name of the parameter in the model.
-        shape: its shape.
-        size: number of its entries.
-        zeros: number of entries that are exactly 0.
+        shape: its shape in the dense model.
+        size: number of its entries there.
+        zeros: number of entries that are exactly 0, before dropped parts are taken out.
+        removed: number of entries that pruning set to 0 or dropped with their sublayer; entries
+            that were 0 before do not count. None is all zeros.
     """
 
     name: str
     shape: list[int]
     size: int
     zeros: int
+    removed: int | None = None
+
+    def __post_init__(self) -> None:
+        self.removed = self.zeros if self.removed is None else self.removed
 
     @property
     def sparsity(self) -> float:
-        return self.zeros / self.size
+        """Share of the entries that pruning removed."""
+        assert self.removed is not None
+        return self.removed / self.size
 
 
 @dataclass
@@ -57,11 +66,15 @@ class PruningReport:
         tensors: every linear weight inside the blocks, pruned or not.
         blocks: time and memory of each block.
         peak_memory: meaning of `peak_bytes` on this device.
-        parameters: number of parameters of the model; shared ones count once.
-        zeros: number of parameters that are exactly 0.
+        parameters: number of parameters of the dense model; shared ones count once.
+        zeros: number of them that are exactly 0, before dropped parts are taken out.
         versions: versions of the packages that decide the result.
         rounds: fraction, sparsity and time of each round of iterative pruning.
-        shrinks: True if whole parts are 0, so that saving leaves them out.
+        shrinks: True for a method that drops whole parts, which the model no longer has.
+        bytes: size of the dense parameters.
+        stored_parameters: number of parameters that the pruned model still has, zeros included.
+        stored_bytes: their size.
+        removed: parts that the pruned model does not have, see `pruning.json`; None if it has all.
         masks: masks of the removed weights; `pruning.json` does not hold them.
 
     Example:
@@ -83,17 +96,20 @@ class PruningReport:
     versions: dict[str, str] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     shrinks: bool = False
+    bytes: int = 0
+    stored_parameters: int = 0
+    stored_bytes: int = 0
+    removed: dict[str, Any] | None = None
     masks: Masks = field(default_factory=Masks, repr=False, compare=False)
 
     @property
     def sparsity(self) -> float:
-        """Achieved sparsity over the linear weights of all blocks."""
-        return sum(t.zeros for t in self.tensors) / sum(t.size for t in self.tensors)
+        """Share of the linear weights of all blocks that pruning removed."""
+        return _sparsity(self.tensors)
 
     def block_sparsity(self, prefix: str) -> float:
         """Achieved sparsity over the linear weights under `prefix`, such as `model.layers.0`."""
-        chosen = [t for t in self.tensors if t.name.startswith(prefix + ".")]
-        return sum(t.zeros for t in chosen) / sum(t.size for t in chosen)
+        return _sparsity([t for t in self.tensors if t.name.startswith(prefix + ".")])
 
     def __str__(self) -> str:
         """Format the table of blocks that the command line prints."""
@@ -103,6 +119,8 @@ class PruningReport:
         """Convert to plain data for JSON, with the sparsity of each tensor, block and the model."""
         prefixes = list(dict.fromkeys(block_prefix(t.name) for t in self.tensors))
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
+        if self.removed is None:
+            del plain["removed"]
         return {
             **plain,
             "sparsity": self.sparsity,
@@ -118,16 +136,37 @@ class PruningReport:
         """Build a report from the data of `as_dict`, without masks."""
         known = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
         known["tensors"] = [
-            TensorSparsity(t["name"], t["shape"], t["size"], t["zeros"]) for t in plain["tensors"]
+            TensorSparsity(t["name"], t["shape"], t["size"], t["zeros"], t.get("removed"))
+            for t in plain["tensors"]
         ]
         known["blocks"] = [
             BlockCost(b["index"], b["seconds"], b["peak_bytes"]) for b in plain["blocks"]
         ]
         return cls(**known)
 
-    def recount(self, model: PreTrainedModel) -> "PruningReport":
-        """Copy the report with the present zeros of `model`."""
-        return replace(self, **count_weights(model, count_zeros(model)))
+    def recount(self, model: PreTrainedModel, dense: Mapping[str, int]) -> "PruningReport":
+        """Copy the report with the present zeros of `model`, which may have been trained.
+
+        Args:
+            model: the pruned model.
+            dense: `count_left` of the dense model.
+        """
+        if self.removed is not None:
+            return self
+        zeros = count_zeros(model)
+        left = count_left(model, zeros, shrinks=self.shrinks)
+        return replace(self, **count_weights(model, dense, left, zeros))
+
+    def shrink(self, model: PreTrainedModel) -> "PruningReport":
+        """Take the dropped parts out of `model`, in place; other methods leave it as it is.
+
+        Returns:
+            The report of the smaller model.
+        """
+        if not self.shrinks or self.removed is not None:
+            return self
+        removed = shrink_(model).as_dict()
+        return replace(self, removed=removed, masks=Masks(), **count_stored(model))
 
 
 def block_prefix(name: str) -> str:
@@ -137,19 +176,69 @@ def block_prefix(name: str) -> str:
     return ".".join(parts[: number + 1])
 
 
-def count_weights(model: PreTrainedModel, zeros: Mapping[str, int]) -> dict[str, Any]:
-    """Build the fields of a report about weights from the `count_zeros` of `model`."""
+def count_left(
+    model: PreTrainedModel, zeros: Mapping[str, int], *, shrinks: bool
+) -> dict[str, int]:
+    """Count the entries of each linear weight in the blocks that are left.
+
+    Args:
+        model: with all its parts.
+        zeros: its `count_zeros`.
+        shrinks: nothing is left in a sublayer whose last linear map is 0.
+
+    Returns:
+        By name of the parameter: its entries that are not 0; 0 in a dropped sublayer.
+    """
     prefix, blocks = decoder_blocks(model)
-    weights = {
-        f"{prefix}.{index}.{name}.weight": weight
-        for index, block in enumerate(blocks)
-        for name, weight in linear_weights(block).items()
-    }
+    left = {}
+    for index, block in enumerate(blocks):
+        dropped = tuple(
+            f"{part}."
+            for kind in KINDS
+            if shrinks and is_dropped(block, kind)
+            for part in sublayers(block)[kind].parts
+        )
+        for part, weight in linear_weights(block).items():
+            name = f"{prefix}.{index}.{part}.weight"
+            inside = f"{part}.".startswith(dropped) if dropped else False
+            left[name] = 0 if inside else weight.numel() - zeros[name]
+    return left
+
+
+def count_weights(
+    model: PreTrainedModel,
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    zeros: Mapping[str, int],
+) -> dict[str, Any]:
+    """Build the fields of a report about weights.
+
+    Args:
+        model: the pruned model, with all its parts.
+        before: `count_left` of the dense model.
+        after: `count_left` of the pruned model.
+        zeros: `count_zeros` of the pruned model.
+    """
+    parameters = dict(model.named_parameters())
+    stored = count_stored(model)
     return {
         "tensors": [
-            TensorSparsity(name, list(weight.shape), weight.numel(), zeros[name])
-            for name, weight in weights.items()
+            TensorSparsity(
+                name,
+                list(parameters[name].shape),
+                parameters[name].numel(),
+                zeros[name],
+                # An update may have filled a weight that was 0 in the dense model.
+                max(0, before[name] - after[name]),
+            )
+            for name in after
         ],
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": stored["stored_parameters"],
+        "bytes": stored["stored_bytes"],
         "zeros": sum(zeros.values()),
+        **stored,
     }
+
+
+def _sparsity(tensors: Sequence[TensorSparsity]) -> float:
+    return sum(t.removed or 0 for t in tensors) / sum(t.size for t in tensors)

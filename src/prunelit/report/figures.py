@@ -99,5 +99,5 @@ def sparsity_figure(report: dict[str, Any]) -> Figure:
     axes.set_xticks(range(0, len(blocks), step), [str(i) for i in range(0, len(blocks), step)])
     axes.set_xlabel("block")
     axes.set_title(f"Achieved sparsity (all linear weights: {report['sparsity']:.3f})", fontsize=10)
-    figure.colorbar(image, ax=axes, label="share of exact zeros")
+    figure.colorbar(image, ax=axes, label="share that was removed")
     return figure
