@@ -10,13 +10,16 @@ from prunelit.data.tokens import (
     SpecialTokens,
     decode,
     encode,
+    encode_all,
     encode_text,
+    limit_ids,
     pack,
     pad,
     special_tokens,
     windows,
 )
 from prunelit.errors import InputError
+from prunelit.tasks.prompting.choices import tokenise
 
 DOCUMENTS = [letter * length for letter, length in zip("abcde", [3, 9, 1, 7, 5], strict=True)]
 
@@ -177,6 +180,34 @@ def test_special_tokens_that_cannot_be_told_from_the_text_are_refused() -> None:
     tokenizer = letters("<s> $A", "<s>", {"<s>": 0, "</s>": 1})
     with pytest.raises(InputError, match=r"special tokens that .* cannot be told"):
         special_tokens(tokenizer)
+
+
+def test_a_vocabulary_without_an_unknown_token_reads_its_own_words() -> None:
+    words = {"<s>": 0, "</s>": 1, "x": 2, "y": 3}
+    tokenizer = letters("<s> $A", "none", words)
+    assert encode_text(tokenizer, "x y") == [0, 2, 3]
+    with pytest.raises(InputError, match=r"cannot read the text 'x a': \S"):
+        encode_all(tokenizer, ["x y", "x a"])
+
+
+def test_half_of_a_surrogate_pair_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InputError, match=r"cannot read the text 'a\\ud83d': \S"):
+        encode_all(tokenizer, ["a", "a\ud83d"])
+
+
+def test_ids_that_the_model_does_not_embed_are_refused_everywhere() -> None:
+    tokenizer = letters("$A", "<unk>", WORDS)
+    tokenizer.add_special_tokens({"bos_token": "<begin>", "eos_token": "<stop>"})  # 5 and 6
+    limit_ids(tokenizer, 5)
+    assert encode(tokenizer, "x y") == [3, 4]
+    with pytest.raises(InputError, match=r"the 5 tokens .* 'x <stop>' has the token '<stop>'"):
+        encode(tokenizer, "x <stop>")
+    with pytest.raises(InputError, match=r"joined by the token '<stop>' with the id 6"):
+        pack(["x y x y"], tokenizer, sequences=1, length=2, seed=0)
+    with pytest.raises(InputError, match=r"begins with the token '<begin>' with the id 5"):
+        windows(["x y x y"], tokenizer, length=2, limit=None, bos=True)
+    with pytest.raises(InputError, match=r"an empty context is the token '<begin>'"):
+        tokenise(tokenizer, [("", "x")])
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_added_tokens_after_the_last_embedding_are_refused_in_a_text_alone(
         assert encode(one, "abc<extra 42>")[-1] == 299
         with pytest.raises(
             InputError,
-            match=r"text 'ab\[PAD\]' has the token '\[PAD\]' with the id 300 but .* only 300",
+            match=r"the 300 tokens .* 'ab\[PAD\]' has the token '\[PAD\]' with the id 300:",
         ):
             encode(one, "ab[PAD]")
 

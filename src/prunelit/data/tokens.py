@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
 
 # Attribute of a tokenizer: see `limit_ids`.
 _ROWS = "_prunelit_rows"
@@ -49,7 +49,8 @@ def pack(
             f"Expected `sequences` and `length` of at least 1 but got {sequences} and {length}."
         )
     start = window_start(tokenizer, bos, length)
-    end = tokenizer.eos_token_id
+    end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+    check_ids(tokenizer, end, "documents are joined by")
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
     needed = sequences * (length - len(start))
     ids: list[int] = []
@@ -57,8 +58,7 @@ def pack(
         if len(ids) >= needed:
             break
         ids.extend(encode(tokenizer, documents[int(index)]))
-        if isinstance(end, int):
-            ids.append(end)
+        ids.extend(end)
     if len(ids) < needed:
         raise InputError(
             f"Expected at least {needed} tokens for {sequences} sequences of {length} but the "
@@ -125,6 +125,7 @@ def window_start(tokenizer: PreTrainedTokenizerBase, bos: bool | None, length: i
         if not isinstance(tokenizer.bos_token_id, int):
             raise InputError("Expected a tokenizer with a BOS token for `bos: true` but got none.")
         start = [tokenizer.bos_token_id]
+        check_ids(tokenizer, start, "a window begins with")
     if len(start) >= length:
         raise InputError(
             f"Expected `length` above {len(start)}, the number of tokens that begin a window, but "
@@ -155,22 +156,44 @@ def encode_all(
         special: with the special tokens that the tokenizer adds by itself.
 
     Raises:
-        InputError: naming a token that the model does not embed, see `limit_ids`.
+        InputError: naming a text that the tokenizer cannot read, or that has a token which the
+            model does not embed, see `limit_ids`.
     """
     if not texts:
         return []
-    found: Any = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    try:
+        found: Any = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    # Tokenizers raise plain exceptions, such as for a word without a token.
+    except Exception as error:
+        if len(texts) > 1:  # find the text
+            return [encode_all(tokenizer, [text], special=special)[0] for text in texts]
+        raise InputError(
+            f"The tokenizer cannot read the text {texts[0][:60]!r}: {first_line(error)}"
+        ) from error
     encoded = [list(ids) for ids in found]
-    rows = getattr(tokenizer, _ROWS, None)
     for text, ids in zip(texts, encoded, strict=True):
-        highest = max(ids, default=0)
-        if rows is not None and highest >= rows:
-            token = decode(tokenizer, [highest], special=True)
-            raise InputError(
-                f"The text {text[:60]!r} has the token {token!r} with the id {highest} but the "
-                f"model embeds only {rows} tokens: remove it from the text."
-            )
+        check_ids(tokenizer, ids, f"the text {text[:60]!r} has")
     return encoded
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], what: str) -> None:
+    """Refuse token ids that the model does not embed, see `limit_ids`.
+
+    Args:
+        tokenizer: of the model.
+        ids: to check.
+        what: begin of the error, such as "the text has".
+
+    Raises:
+        InputError: naming the token.
+    """
+    rows, highest = getattr(tokenizer, _ROWS, None), max(ids, default=0)
+    if rows is not None and highest >= rows:
+        token = decode(tokenizer, [highest], special=True)
+        raise InputError(
+            f"Expected only the {rows} tokens that the model embeds but {what} the token "
+            f"{token!r} with the id {highest}: use another text or tokenizer."
+        )
 
 
 def limit_ids(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
@@ -205,7 +228,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
         InputError: if it changes the other tokens of a text, so that they cannot be told apart.
     """
     for probe in _probes(tokenizer):
-        bare = encode(tokenizer, probe)
+        try:
+            bare = encode(tokenizer, probe)
+        except InputError:  # the vocabulary lacks it
+            continue
         full = encode_all(tokenizer, [probe], special=True)[0]
         added = len(full) - len(bare)
         if not added and full == bare:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.data.tokens import encode_all, special_tokens
+from prunelit.data.tokens import check_ids, encode_all, special_tokens
 from prunelit.errors import InputError
 from prunelit.models.inference.token_tree import Request
 from prunelit.tasks.prompting.text_template import check_template
@@ -155,4 +155,5 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
             "Expected a BOS or EOS token in place of an empty context but the tokenizer has "
             "neither."
         )
+    check_ids(tokenizer, [start], "an empty context is")
     return [start]
