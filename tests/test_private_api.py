@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,7 @@ import prunelit.private_api as private_api
 from prunelit.private_api import (
     HookedCLI,
     child_processes,
+    leave_signals,
     optimizer_stepped,
     replace_lists,
     validation_follows,
@@ -46,6 +48,7 @@ def changed(part: str) -> str:
 
 
 CLI = "lightning.pytorch.cli:LightningCLI."
+SIGNALS = "lightning.pytorch.trainer.connectors.signal_connector:_SignalConnector."
 LOOPS = "lightning.pytorch.loops."
 METHODS = {
     f"{LOOPS}fit_loop:_FitLoop._should_accumulate": [],
@@ -57,6 +60,7 @@ METHODS = {
     f"{CLI}_parser": ["subcommand"],
     f"{CLI}_prepare_subcommand_parser": ["klass", "subcommand", "kwargs"],
     f"{CLI}_run_subcommand": ["subcommand"],
+    f"{SIGNALS}register_signal_handlers": [],
 }
 
 
@@ -88,6 +92,25 @@ def test_started_processes_are_those_of_the_launcher() -> None:
     launcher.procs = [process]  # type: ignore[union-attr]
     assert child_processes(trainer) == [process]
     process.wait()
+
+
+class Handlers(Callback):
+    """Record the handler of SIGTERM during training."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.found = signal.getsignal(signal.SIGTERM)
+
+
+def test_lightning_leaves_signals_alone(tmp_path: Path) -> None:
+    handlers = Handlers()
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[handlers], default_root_dir=tmp_path, fast_dev_run=True,
+        enable_model_summary=False, enable_progress_bar=False,
+    )  # fmt: skip
+    before = signal.getsignal(signal.SIGTERM)
+    leave_signals(trainer)
+    trainer.fit(BoringModel())
+    assert handlers.found == before, changed("`Trainer._signal_connector`")
 
 
 class Noting(Callback):

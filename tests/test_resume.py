@@ -158,6 +158,42 @@ def test_killed_and_taken_up_is_bitwise_the_same(
     assert_same(tmp_path, uninterrupted)
 
 
+# The last step of an epoch has its checkpoint after the epoch.
+@pytest.mark.parametrize(
+    ("name", "place", "step"),
+    [
+        ("SIGTERM", "step 3", 3),
+        pytest.param("SIGUSR1", "step 6", 6, marks=pytest.mark.full),
+        pytest.param("SIGINT", "step 7", 7, marks=pytest.mark.full),
+    ],
+)
+def test_a_signal_waits_for_a_checkpoint(
+    name: str,
+    place: str,
+    step: int,
+    tmp_path: Path,
+    prepare: Callable[..., None],
+    console: Run,
+    uninterrupted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(tmp_path, every_n_train_steps=None)
+    monkeypatch.setenv("DIE_AT", place)
+    monkeypatch.setenv("DIE_BY", name)
+    command = ("fit", "--config", "config.yaml", "--ckpt_path", "last")
+    first = console(tmp_path, *command)
+    assert first.returncode == 128 + signal.Signals[name], first.stderr
+    assert f"prunelit: {name}. The run ends when this step has its checkpoint" in first.stderr
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    sentence = f"prunelit: Stopped by {name}. Continue from {last} with `--ckpt_path last`."
+    assert sentence in first.stderr
+    assert "Traceback" not in first.stderr
+    assert torch.load(last, weights_only=True)["global_step"] == step
+    second = console(tmp_path, *command)
+    assert second.returncode == 0, second.stderr
+    assert_same(tmp_path, uninterrupted)
+
+
 def test_killed_when_training_is_over_and_an_older_model_moved_away(
     tmp_path: Path,
     prepare: Callable[..., None],

@@ -4,6 +4,8 @@ import os
 import sys
 from importlib.metadata import version
 
+from prunelit.signals import Stopped, stop_on_signals
+
 HELP = """\
 usage: prunelit [-h] [--version] {fit,validate,sweep} --config FILE [options]
 
@@ -29,9 +31,14 @@ def main() -> None:
     else:
         # Lets a configuration name a user's own classes in the folder of the call.
         sys.path.insert(0, os.getcwd())
-        from prunelit.cli import main as run
+        with stop_on_signals():  # from here on, since loading torch takes seconds
+            try:
+                from prunelit.cli import main as run
 
-        run()
+                run()
+            except Stopped as stop:
+                stop.tell("Start the same command again.")
+                raise
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 try:
     from jsonargparse._typehints import ActionTypeHint
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+    from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 except ImportError as error:
     raise ImportError(
         f"This release of Lightning or jsonargparse has no private part that prunelit uses "
@@ -39,6 +40,20 @@ def validation_follows(trainer: Trainer) -> bool:
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+class _NoSignals(_SignalConnector):
+    def register_signal_handlers(self) -> None:
+        pass
+
+
+def leave_signals(trainer: Trainer) -> None:
+    """Keep Lightning from handling signals in the runs of this Trainer.
+
+    Its handler of SIGTERM ends a run with status 0. With several processes it starts a collective
+    inside the handler. Under SLURM, its handler of SIGUSR1 writes a checkpoint within a step.
+    """
+    trainer._signal_connector = _NoSignals(trainer)
 
 
 class _WholeList(ActionTypeHint):

@@ -6,17 +6,29 @@ An interrupted run resumes in two places: `callbacks/checkpoints.py` restores a 
 Internal: the public name, `PruneTrainer`, is in `prunelit`.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from prunelit.callbacks.checkpoints import LastCheckpoint
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError, first_line
+from prunelit.private_api import child_processes, leave_signals
 from prunelit.pruners.base import Pruner
+from prunelit.signals import Stopped, stop_on_signals
 from prunelit.sweep import sweep
+
+_SAME_COMMAND = (
+    "The same command continues: pruned models that are written, and measured batches of "
+    "generation tasks, are used again."
+)
+
+_VALIDATE = "The pruned model is written: `prunelit validate` with the same options compares it."
 
 
 class PruneTrainer(Trainer):
@@ -24,12 +36,18 @@ class PruneTrainer(Trainer):
 
     Each run checks the settings before it starts other processes.
 
+    A signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1) ends a run with the status 128 plus its number and a
+    sentence that says how to go on. A training with `LastCheckpoint` writes a checkpoint first. A
+    second signal ends it at once.
+
     Example:
         >>> from prunelit import PruneTrainer
         >>> trainer = PruneTrainer(accelerator="cpu", devices=1, max_epochs=0, logger=False)
         >>> trainer.max_epochs  # 0: prune and compare, without training
         0
     """
+
+    _nested = False  # True inside `_stoppable`
 
     def fit(  # type: ignore[override]
         self,
@@ -54,9 +72,11 @@ class PruneTrainer(Trainer):
         check_trainer(self)
         if ckpt_path not in (None, "last"):
             _check_checkpoint(str(ckpt_path))
-        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+        with self._stoppable(self._after_fit):
+            super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         if self.state.finished:
-            self.validate(model, datamodule=datamodule)
+            with self._stoppable(lambda: _VALIDATE):
+                self.validate(model, datamodule=datamodule)
 
     def validate(  # type: ignore[override]
         self,
@@ -71,7 +91,8 @@ class PruneTrainer(Trainer):
             InputError: naming a setting that does not fit.
         """
         check_trainer(self)
-        return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
+        with self._stoppable(lambda: _SAME_COMMAND):
+            return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
 
     def sweep(
         self,
@@ -91,7 +112,33 @@ class PruneTrainer(Trainer):
             InputError: naming the variant or the setting that does not fit.
         """
         check_trainer(self)
-        sweep(self, model, datamodule, variants)
+        with self._stoppable(lambda: _SAME_COMMAND):
+            sweep(self, model, datamodule, variants)
+
+    @contextmanager
+    def _stoppable(self, how_to_go_on: Callable[[], str]) -> Iterator[None]:
+        """End a run that a signal stops, with its processes and a sentence; the outer one tells."""
+        leave_signals(self)
+        nested, self._nested = self._nested, True
+        with stop_on_signals():
+            try:
+                yield
+            except Stopped as stop:
+                if not nested:
+                    for child in child_processes(self):
+                        child.kill()
+                    if self.is_global_zero:
+                        stop.tell(how_to_go_on())
+                    stop.told = True  # the first process tells
+                raise
+            finally:
+                self._nested = nested
+
+    def _after_fit(self) -> str:
+        paths = [c.path for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+        if written := [path for path in paths if path.is_file()]:
+            return f"Continue from {written[0]} with `--ckpt_path last`."
+        return "No checkpoint is written yet: start the same command again."
 
 
 def _check_checkpoint(path: str) -> None:

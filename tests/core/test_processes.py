@@ -249,6 +249,18 @@ def test_a_late_failure_counts(start: Callable[[str], PruneTrainer]) -> None:
     assert left.value.code == 1
 
 
+def test_a_killed_process_is_named(
+    start: Callable[[str], PruneTrainer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = start("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(SystemExit) as left, end_together(trainer):
+        pass
+    assert left.value.code == 1
+    launcher: Any = trainer.strategy.launcher
+    expected = f"The process {launcher.procs[0].pid} was ended by SIGKILL, after the results"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_process_that_does_not_end_is_ended(
     start: Callable[[str], PruneTrainer],
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,7 @@
-"""A pruner, a callback and two functions that kill their process once, where DIE_AT says."""
+"""A pruner, a callback and two functions that kill their process once, where DIE_AT says.
+
+DIE_BY names the signal.
+"""
 
 import os
 import signal
@@ -11,11 +14,11 @@ from prunelit.pruners import Wanda
 
 
 def die_at(place):
-    """Send SIGKILL to this process at `place`, unless it happened before."""
+    """Send the signal to this process at `place`, unless it happened before."""
     marker = Path("died")
     if os.environ.get("DIE_AT") == place and not marker.exists():
         marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.Signals[os.environ.get("DIE_BY", "SIGKILL")])
 
 
 class DyingWanda(Wanda):

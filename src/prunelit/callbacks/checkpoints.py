@@ -1,6 +1,7 @@
 """Checkpoints to continue a stopped run, and the best weights of recovery."""
 
-import os
+import signal
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from prunelit.errors import InputError
 from prunelit.files import replace_file
 from prunelit.private_api import optimizer_stepped, validation_follows
 from prunelit.recipe import describe
+from prunelit.signals import Stopped, finish_first, requested
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
@@ -32,6 +34,9 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
     The command line adds one to every run that trains; add another to choose how often it is
     written. If a validation is due after this step, the checkpoint waits for the next step or the
     end of the epoch, so that it includes the callbacks' new state.
+
+    A signal that asks the run to end (see `prunelit.PruneTrainer`) makes a checkpoint due, and the
+    run ends when it is written.
 
     Args:
         dirpath: folder of the checkpoint; the command line uses `checkpoints` under
@@ -59,6 +64,30 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         self.every_n_train_steps = every_n_train_steps
         self._due = False
 
+    @property
+    def path(self) -> Path:
+        """Path of the checkpoint."""
+        assert self.dirpath is not None
+        return Path(self.dirpath) / f"{self.filename}.ckpt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a signal wait for a checkpoint."""
+        super().on_train_start(trainer, pl_module)
+        notice = "The run ends when this step has its checkpoint; another signal ends it at once."
+        finish_first(notice if trainer.is_global_zero else "")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a signal end the run at once."""
+        finish_first(None)
+        super().on_train_end(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let a signal end the run at once."""
+        finish_first(None)
+        super().on_exception(trainer, pl_module, exception)
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -68,27 +97,30 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         """Write if enough optimizer steps are done and no validation is due now."""
-        if self.every_n_train_steps is None or not optimizer_stepped(trainer):
+        if not optimizer_stepped(trainer):
             return
-        self._due = self._due or trainer.global_step % self.every_n_train_steps == 0
+        every, stop = self.every_n_train_steps, _stop_requested(trainer)
+        self._due = self._due or stop or (every is not None and trainer.global_step % every == 0)
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if last or validation_follows(trainer):
             return
         if self._due:
-            self._save(trainer)
+            self._save(trainer, stop)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write after an epoch and its validation."""
-        if self.every_n_train_steps is None or self._due:
-            self._save(trainer)
+        stop = _stop_requested(trainer)
+        if self.every_n_train_steps is None or self._due or stop:
+            self._save(trainer, stop)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write nothing: the callbacks' state is not complete yet."""
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, stop: bool) -> None:
         self._due = False
-        assert self.dirpath is not None
-        trainer.save_checkpoint(os.path.join(self.dirpath, f"{self.filename}.ckpt"))
+        trainer.save_checkpoint(self.path)
+        if stop:
+            raise Stopped(requested() or signal.SIGTERM)  # the signal of another rank
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
@@ -236,6 +268,11 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
                 f"`{type(callback).__name__}` would never see a validation: `val_check_interval` "
                 f"is {interval} batches and training has {batches}."
             )
+
+
+def _stop_requested(trainer: Trainer) -> bool:
+    """Return True if a signal asks the process of any rank to end."""
+    return trainer.strategy.reduce_boolean_decision(requested() is not None, all=False)
 
 
 def batches_per_epoch(trainer: Trainer, batches: int) -> int:

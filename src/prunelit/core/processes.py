@@ -1,6 +1,7 @@
 """End all processes of a run together, and show the first error."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ from lightning.pytorch import Trainer
 
 from prunelit.errors import InputError
 from prunelit.private_api import child_processes
+from prunelit.signals import Stopped
 
 # Seconds to wait for another process: after an error until the first one has ended, and after a run
 # until all have ended.
@@ -40,6 +42,8 @@ def end_together(trainer: Trainer) -> Iterator[None]:
     read is that of the other rank. The first process then exits with the other's status 2, which
     stands for a mistake that the user can correct.
 
+    A process that a signal stopped ends the others without a message: the Trainer has printed one.
+
     Args:
         trainer: of the run.
     """
@@ -51,6 +55,12 @@ def end_together(trainer: Trainer) -> Iterator[None]:
         if not children and not (dist.is_initialized() and dist.get_world_size() > 1):
             raise
         _leave(error, trainer.global_rank, children)
+    except Stopped as stop:
+        children = child_processes(trainer)
+        if not children and not (dist.is_initialized() and dist.get_world_size() > 1):
+            raise
+        _end(children)
+        os._exit(stop.status)
     finally:
         _ending_together.remove(trainer)
     _await(child_processes(trainer))
@@ -116,7 +126,15 @@ def _await(children: list[Popen]) -> None:
         text = f"prunelit: error: Killed a process that still ran {_DONE:g} s after the run ended."
         print(text, file=sys.stderr)
         sys.exit(1)
-    if any(statuses):  # the failed process has printed its error
+    for child, status in zip(children, statuses, strict=True):
+        if status < 0:  # another failed process has printed its error
+            text = (
+                f"prunelit: error: The process {child.pid} was ended by "
+                f"{signal.Signals(-status).name}, after the results were written. Look whether "
+                "the system ran out of memory."
+            )
+            print(text, file=sys.stderr)
+    if any(statuses):
         sys.exit(1)
 
 
