@@ -23,8 +23,9 @@ from prunelit.models.saving import check_writable
 from prunelit.pruners import BlockDrop, SublayerDrop
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import check_text
-from prunelit.report.curves import as_csv, write_picture
+from prunelit.report.curves import Curve, as_csv, write_picture
 from prunelit.report.overview import overview
+from prunelit.report.results import Result
 from prunelit.report.tables import markdown_table, show
 from prunelit.report.tensorboard import write_pictures
 from prunelit.report.variants import Variant, variants_cells, variants_numbers, variants_table
@@ -63,6 +64,7 @@ def sweep(
     logger = loggers[0] if loggers else None
     assert logger is None or isinstance(logger, TensorBoardLogger)
     results = next((c for c in callbacks if isinstance(c, Results)), None) or Results()
+    results.brief = True
     others = [callback for callback in callbacks if callback is not results]
     prunings = {name: _pruning(trainer, name, pruner) for name, pruner in pruners.items()}
     start = _Start(prunings)
@@ -77,12 +79,10 @@ def sweep(
             module.discard_pruned()
             reset_seed()  # so that no variant depends on those before it
             trainer.validate(module, datamodule=data, verbose=False)
-            assert pruning.report is not None
-            sparsity, dropped = pruning.report["sparsity"], _dropped(pruning.pruner)
-            variants.append(Variant(name, module.results, results.curves, sparsity, dropped))
+            variants.append(_variant(name, module.results, results.curves, pruning))
     finally:
         trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
-        results.folder = None
+        results.folder, results.brief = None, False
         # Also after a later variant has failed.
         if trainer.is_global_zero and variants:
             overview_logger = _version(trainer, logger, OVERVIEW) if logger else None
@@ -189,6 +189,18 @@ def _version(trainer: Trainer, logger: TensorBoardLogger, version: str) -> Tenso
     return own
 
 
+def _variant(
+    name: str,
+    results: Sequence[Result],
+    curves: Mapping[str, Sequence[Curve]],
+    pruning: Pruning,
+) -> Variant:
+    report = pruning.report
+    assert report is not None
+    sizes = [(report[f"{m}parameters"], report[f"{m}bytes"]) for m in ("", "stored_")]
+    return Variant(name, results, curves, report["sparsity"], _dropped(pruning.pruner), *sizes)
+
+
 def _dropped(pruner: Pruner) -> tuple[str, int] | None:
     if isinstance(pruner, BlockDrop):
         return "neighbouring blocks" if pruner.consecutive else "blocks", pruner.count
@@ -215,3 +227,5 @@ def _write(variants: Sequence[Variant], folder: Path, logger: TensorBoardLogger 
     for sentence in missing:
         rank_zero_info(sentence)
     rank_zero_info(f"All variants: {folder / FIGURES}")
+    if logger is not None:
+        rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")

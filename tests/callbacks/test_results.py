@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -112,10 +113,16 @@ def test_hyperparameters_stand_beside_the_final_metrics(events: EventAccumulator
     assert values["sparsity"] == "Unstructured"
     assert values["sparsity.ratio"] == 0.5
     assert values["model"].endswith("dense")
-    experiment = content("_hparams_/experiment").experiment
-    metrics = {info.name.tag for info in experiment.metric_infos}
-    assert {"sparsity", "val/multiple_choice/acc", "val/perplexity/perplexity_dense"} <= metrics
+    scalars = set(events.Tags()["scalars"])
+    assert {"sparsity", "val/multiple_choice/acc", "val/perplexity/perplexity_dense"} <= scalars
+    assert {"stored_parameters", "stored_bytes"} <= scalars
     assert events.Scalars("sparsity")[-1].value == 0.5
+
+
+def test_the_options_are_in_the_yaml_beside_them(fitted: Path) -> None:
+    options = yaml.safe_load((fitted / "run" / "board" / "only" / "hparams.yaml").read_text())
+    assert options["pruner"] == "Wanda"
+    assert options["sparsity.ratio"] == 0.5
 
 
 def test_the_run_closes_with_the_table(fitted: Path) -> None:

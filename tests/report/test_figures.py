@@ -82,11 +82,20 @@ def test_a_run_without_main_scores_is_drawn_empty() -> None:
     assert drawn(scores_figure([Result("perplexity", "nll", "dense", 3.6, 0.1, 9)]))
 
 
+SIZES = {
+    "parameters": 2_000_000,
+    "stored_parameters": 1_500_000,
+    "bytes": 4_000_000,
+    "stored_bytes": 3_000_000,
+}
+
+
 @pytest.fixture
 def report() -> dict:
     """Two blocks; the second has no `mlp.up`."""
     return {
         "sparsity": 0.4,
+        **SIZES,
         "blocks": [{"name": "model.layers.1"}, {"name": "model.layers.10"}],
         "tensors": [
             {"name": "model.layers.1.attn.q.weight", "sparsity": 0.5},
@@ -106,14 +115,16 @@ def test_sparsity_is_a_picture_of_modules_and_blocks(report: dict) -> None:
     assert bool(values.mask[1][1])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["attn.q", "mlp.up"]
     assert image.get_clim() == (0, 1)
-    assert "0.400" in figure.axes[0].get_title()
+    title = figure.axes[0].get_title()
+    assert "0.4000" in title
+    assert "Parameters: 2,000,000 → 1,500,000, 3.8 → 2.9 MiB" in title
     assert drawn(figure)
 
 
 def test_many_blocks_do_not_crowd_the_axis() -> None:
     blocks = [{"name": f"model.layers.{i}"} for i in range(40)]
     tensors = [{"name": f"{block['name']}.q.weight", "sparsity": 0.5} for block in blocks]
-    figure = sparsity_figure({"sparsity": 0.5, "blocks": blocks, "tensors": tensors})
+    figure = sparsity_figure({"sparsity": 0.5, "blocks": blocks, "tensors": tensors, **SIZES})
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels[0] == "0"
     assert len(labels) <= 20

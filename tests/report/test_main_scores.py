@@ -50,9 +50,12 @@ def test_main_scores_are_scores_of_one_model() -> None:
 
 
 def test_sparsity_has_a_line_a_tensor() -> None:
-    tensors = [{"name": n, "size": s, "sparsity": 0.5, "more": 1} for n, s in (("a", 4), ("b", 6))]
+    counts = {"zeros": 3, "removed": 2, "sparsity": 0.5, "more": 1}
+    tensors = [{"name": n, "size": s, **counts} for n, s in (("a", 4), ("b", 6))]
     assert sparsity_numbers({"tensors": tensors}) == {
         "name": ["a", "b"],
         "size": [4, 6],
+        "zeros": [3, 3],
+        "removed": [2, 2],
         "sparsity": [0.5, 0.5],
     }

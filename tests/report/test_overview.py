@@ -213,11 +213,14 @@ def test_without_a_dense_model_scores_begin_at_the_first_drop(variants: list[Var
 def test_the_table_is_of_main_scores_perplexity_and_kl(variants: list[Variant]) -> None:
     cells = variants_cells(variants)
     assert list(cells[0]) == [
-        *("variant", "sparsity", "multiple_choice\nacc", "retrieval\nmrr", "rollout\ncontains"),
+        *("variant", "sparsity", "parameters", "MiB"),
+        *("multiple_choice\nacc", "retrieval\nmrr", "rollout\ncontains"),
         "deviation\nkl_dense_pruned",
     ]
-    assert list(cells[0].values()) == ["dense", "0.0000", *["0.8 ± 0.05"] * 3, ""]
-    assert list(cells[3].values()) == ["drop_4", "0.5000", *["0.6 ± 0.05"] * 3, "0.3 ± 0.02"]
+    assert list(cells[0].values()) == ["dense", "0.0000", "0", "0.0", *["0.8 ± 0.05"] * 3, ""]
+    assert list(cells[3].values()) == [
+        *("drop_4", "0.5000", "0", "0.0", *["0.6 ± 0.05"] * 3, "0.3 ± 0.02")
+    ]
     numbers = variants_numbers(variants)
     assert numbers["variant"][:4] == ["dense", "dense", "dense", "drop_8"]
     assert numbers["value"][3:7] == [0.4, 0.4, 0.4, 0.3]

@@ -62,6 +62,10 @@ def test_no_results_are_an_empty_table() -> None:
 def test_blocks_show_sparsity_seconds_and_memory() -> None:
     report = {
         "sparsity": 0.49987,
+        "parameters": 3_000_000,
+        "stored_parameters": 1_500_000,
+        "bytes": 2**22,
+        "stored_bytes": 2**21,
         "peak_memory": "resident high-water mark",
         "blocks": [
             {"name": "model.layers.0", "sparsity": 0.5, "seconds": 1.234, "peak_bytes": 3 * 2**20},
@@ -70,7 +74,47 @@ def test_blocks_show_sparsity_seconds_and_memory() -> None:
     table = pruning_table(report)
     assert cells(table) == [["model.layers.0", "0.5000", "1.23", "3"]]
     assert "0.4999" in str(table.title)
+    assert "Parameters: 3,000,000 → 1,500,000, 4.0 → 2.0 MiB" in str(table.title)
     assert "resident high-water mark" in str(table.caption)
+    table = pruning_table({**report, "stored_parameters": 3_000_000, "stored_bytes": 2**22})
+    assert "Parameters: 3,000,000, zeros included, 4.0 MiB" in str(table.title)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_narrow_terminal_shows_names_and_values_in_full(width: int) -> None:
+    name = "a_task_with_a_long_name"
+    rows = [
+        Result(name, "teacher_forced/kl_dense_pruned", "pair", 0.5, 0.25, 3),
+        Result(name, "acc", "dense", 0.84, 0.05461, 45),
+        Result(name, "acc", "pruned", 0.6, 0.073, 45),
+        Result(name, "acc", "difference", -0.24, 0.05, 45),
+    ]
+    text = io.StringIO()
+    show(results_table(rows), Console(file=text, width=width, force_terminal=True))
+    lines = text.getvalue().splitlines()
+    assert f"{name} teacher_forced/kl_dense_pruned" in lines
+    assert f"{name} acc" in lines
+    assert any("pruned: 0.6 ± 0.073" in line for line in lines)
+    assert any("difference: -0.24 ± 0.05" in line for line in lines)
+    assert "…" not in text.getvalue()
+    assert max(len(line) for line in lines if line.startswith("  ")) <= width
+    wide = io.StringIO()
+    show(results_table(rows), Console(file=wide, width=160, force_terminal=True))
+    assert "┃" in wide.getvalue()
+
+
+def test_a_table_of_texts_has_its_first_column_as_headings() -> None:
+    table = Table(title="title", caption="caption")
+    for heading in ("data set", "multiple choice", "generation"):
+        table.add_column(heading)
+    table.add_row("facts", "0.95 [0.8, 1.0]\nacc 0.8 → 0.7, n=9", "")
+    text = io.StringIO()
+    show(table, Console(file=text, width=30, force_terminal=True))
+    assert text.getvalue().splitlines() == [
+        *("title", "facts"),
+        "  multiple choice: 0.95 [0.8, 1.0] acc 0.8 → 0.7, n=9",
+        "caption",
+    ]
 
 
 def test_markdown_cells_cannot_break_the_table() -> None:

@@ -9,15 +9,21 @@ import matplotlib.image
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.backend_context import Context
+from torch.utils.tensorboard import SummaryWriter
 
 from prunelit.callbacks import Results
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
-from prunelit.report.tensorboard import family, layout
+from prunelit.report.tensorboard import family, layout, write_hyperparameters
 from prunelit.tasks import Perplexity, Task, TaskReport
 from prunelit.tasks.item_table import ItemTable
 from prunelit.trainer import PruneTrainer
@@ -186,3 +192,21 @@ def test_tags_that_are_patterns_and_curves_without_a_point() -> None:
         {"a.b": [curve("x+y", 1), curve("never", 0)], "empty": [], "gone": [curve("x", 0)]}
     )
     assert pages == {"a.b": {"x+y": ["Multiline", [r"^val/a\.b/x\+y/by_step$"]]}}
+
+
+def test_the_page_of_options_has_the_columns_of_all_runs(tmp_path: Path) -> None:
+    runs = {"b": {"pruner": "Wanda", "sparsity.ratio": 0.5}, "a": {"pruner": "Drop", "count": 3}}
+    for name, parameters in runs.items():
+        with SummaryWriter(tmp_path / name) as writer:
+            writer.add_scalar(f"val/{name}/acc", 1.0)
+            write_hyperparameters(writer, parameters)
+    loaded = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    loaded.Reload()
+    provider = MultiplexerDataProvider(loaded, str(tmp_path))
+    page, request = Context(TBContext(data_provider=provider)), RequestContext()
+    found = page.experiment_from_metadata(
+        request, "", True, page.hparams_metadata(request, ""), data_provider_hparams=[]
+    )
+    columns = {info.name for info in found.hparam_infos}
+    assert columns == {"pruner", "count", "sparsity.ratio"}
+    assert {info.name.tag for info in found.metric_infos} == {"val/a/acc", "val/b/acc"}

@@ -19,7 +19,8 @@ def variant(name: str, acc: float, sparsity: float = 0.5) -> Variant:
         Result("mc", "acc", "pruned", acc, 0.03, 216, {"primary": "acc"}),
         Result("text", "kl_dense_pruned", "pair", 0.8, math.nan, 16),
     ]
-    return Variant(name, rows, {}, sparsity)
+    size = round(2_000_000 * (1 - sparsity))
+    return Variant(name, rows, {}, sparsity, None, (2_000_000, 8_000_000), (size, 4 * size))
 
 
 def test_a_row_is_found_by_the_first_model_that_has_one() -> None:
@@ -40,7 +41,9 @@ def test_dense_comes_first_and_main_scores_before_the_rest() -> None:
     assert [line["variant"] for line in cells] == ["dense", "a", "b"]
     assert [line["sparsity"] for line in cells] == ["0.0000", "0.5000", "0.2500"]
     assert [line["mc\nacc"] for line in cells] == ["0.86 ± 0.024", "0.6 ± 0.03", "0.7 ± 0.03"]
-    assert list(cells[0])[2] == "mc\nacc"
+    assert [line["parameters"] for line in cells] == ["2,000,000", "1,000,000", "1,500,000"]
+    assert [line["MiB"] for line in cells] == ["7.6", "3.8", "5.7"]
+    assert list(cells[0])[4] == "mc\nacc"
     assert [line["text\nkl_dense_pruned"] for line in cells] == ["", "0.8", "0.8"]
     assert variants_table(several).row_count == 3
 
@@ -49,4 +52,6 @@ def test_numbers_are_in_long_form() -> None:
     numbers = variants_numbers([variant("a", 0.6)])
     places = [k for k, metric in enumerate(numbers["metric"]) if metric == "acc"]
     assert [numbers["variant"][k] for k in places] == ["dense", "a"]
+    assert [numbers["parameters"][k] for k in places] == [2_000_000, 1_000_000]
+    assert [numbers["bytes"][k] for k in places] == [8_000_000, 4_000_000]
     assert [numbers["value"][k] for k in places] == [0.86, 0.6]

@@ -88,6 +88,15 @@ def test_the_sweep_closes_with_one_table(results: Results, swept: Path) -> None:
     assert f"{row.value:.4g} ± {row.standard_error:.2g}" in last
 
 
+def test_a_variant_prints_a_line_and_not_its_tables(swept: Path) -> None:
+    printed, said = ((swept / name).read_text() for name in ("stdout", "stderr"))
+    assert said.count("Achieved sparsity") == 4
+    assert said.count("To see the figures") == 1
+    assert "peak memory" not in printed
+    assert "Dense against pruned" not in printed
+    assert printed.count("Retained score") == 4
+
+
 def test_the_table_holds_the_results_of_every_variant(
     results: Results, table: Table, swept: Path
 ) -> None:
@@ -133,7 +142,7 @@ def test_figures_of_all_variants(table: Table, swept: Path) -> None:
     assert set(logged.Tags()["images"]) == set(names)
     (text,) = logged.Tensors("variants/text_summary")
     lines = text.tensor_proto.string_val[0].decode().splitlines()
-    assert lines[0].startswith("| variant | sparsity | multiple_choice acc |")
+    assert lines[0].startswith("| variant | sparsity | parameters | MiB | multiple_choice acc |")
     assert len(lines) == 2 + 5
 
 
@@ -181,7 +190,8 @@ def test_a_second_sweep_uses_what_is_there(
     assert f"Using the pruned model in {folder}/attention_1/pruned: its recipe is this one." in said
     assert f"Pruning, since {folder}/wanda/pruned was pruned by another recipe." in said
     assert "in memory" not in said
-    assert out.count("Achieved sparsity") == 1
+    assert said.count("Achieved sparsity") == 1
+    assert "Achieved sparsity" not in out
     assert str(results(tmp_path, "attention_1")) == first["attention_1"]
     assert str(results(tmp_path, "wanda")) != first["wanda"]
     after = {path: path.stat().st_mtime_ns for path in files}

@@ -22,7 +22,7 @@ from prunelit.pruning.masks import Masks, count_zeros
 from prunelit.pruning.prune import describe_batches
 from prunelit.pruning.report import count_left
 from prunelit.recipe import describe
-from prunelit.report.tables import pruning_table, show
+from prunelit.report.tables import pruning_table, show, size_sentence, sparsity_sentence
 from prunelit.schedule import OneShot, Schedule
 
 
@@ -303,7 +303,10 @@ class Pruning(Callback):
             module.pair.removed_blocks = report.removed["blocks"]
         self.report = report.as_dict()
         if trainer.is_global_zero:
-            show(pruning_table(self.report))
+            if self.always_writes:  # a sweep prints a line for each variant
+                rank_zero_info(f"{sparsity_sentence(self.report)}. {size_sentence(self.report)}.")
+            else:
+                show(pruning_table(self.report))
             if write:
                 folder = self.folder(trainer)
                 save_pretrained(module.model, module.tokenizer, folder, report)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
@@ -24,7 +25,12 @@ from prunelit.report.results import Result, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, retained_cells
 from prunelit.report.tables import results_table, show
 from prunelit.report.task_report import TaskReport
-from prunelit.report.tensorboard import write_curves, write_pictures, write_texts
+from prunelit.report.tensorboard import (
+    write_curves,
+    write_hyperparameters,
+    write_pictures,
+    write_texts,
+)
 
 
 class Results(Callback):
@@ -48,6 +54,7 @@ class Results(Callback):
 
     def __init__(self) -> None:
         self.folder: Path | None = None  # for the files; None is the folder in the docstring
+        self.brief = False  # True prints only the last table, as a sweep needs
         self.curves: dict[str, list[Curve]] = {}  # by the task's name; empty on other ranks than 0
         self._tables: list[Table] = []  # to print
         self._into = Path()
@@ -101,10 +108,10 @@ class Results(Callback):
         """Print the tables, after the progress bar has left the screen."""
         if self._written is None:
             return
-        for table in self._tables:
+        for table in () if self.brief else self._tables:
             show(table)
         rank_zero_info(f"Results: {self._written}")
-        for logger in trainer.loggers:
+        for logger in () if self.brief else trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
         assert isinstance(pl_module, PairedLM)
@@ -139,8 +146,12 @@ class Results(Callback):
             parameters |= {"pruner": pruner["class_path"].rpartition(".")[2]}
             parameters |= flatten(pruner["init_args"])
             metrics["sparsity"] = pruning["sparsity"]
-        logger.log_hyperparams(parameters, metrics)
-        logger.save()
+            metrics |= {name: pruning[name] for name in ("stored_parameters", "stored_bytes")}
+        logger.log_metrics(metrics)
+        write_hyperparameters(logger.experiment, parameters)
+        logger.experiment.flush()
+        # Lightning writes this file at the start, before the options are known.
+        save_hparams_to_yaml(Path(logger.log_dir) / "hparams.yaml", parameters)
 
 
 def printed_tables(reports: Iterable[TaskReport]) -> list[Table]:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from prunelit.report.main_scores import axis_begin, chance, is_main_score
 from prunelit.report.results import Result
+from prunelit.report.tables import size_sentence
 
 DENSE, PRUNED, CHANCE = "#4C72B0", "#DD8452", "#444444"
 
@@ -98,6 +99,10 @@ def sparsity_figure(report: dict[str, Any]) -> Figure:
     step = max(1, len(blocks) // 15)
     axes.set_xticks(range(0, len(blocks), step), [str(i) for i in range(0, len(blocks), step)])
     axes.set_xlabel("block")
-    axes.set_title(f"Achieved sparsity (all linear weights: {report['sparsity']:.3f})", fontsize=10)
+    axes.set_title(
+        f"Achieved sparsity (all linear weights: {report['sparsity']:.4f})\n"
+        f"{size_sentence(report)}",
+        fontsize=10,
+    )
     figure.colorbar(image, ax=axes, label="share that was removed")
     return figure

@@ -57,4 +57,5 @@ def scores_numbers(results: Sequence[Result]) -> dict[str, list[object]]:
 def sparsity_numbers(report: dict[str, Any]) -> dict[str, list[object]]:
     """Return the numbers behind the figure of sparsity, one line per tensor."""
     tensors = report["tensors"]
-    return {key: [tensor[key] for tensor in tensors] for key in ("name", "size", "sparsity")}
+    names = ("name", "size", "zeros", "removed", "sparsity")
+    return {key: [tensor[key] for tensor in tensors] for key in names}

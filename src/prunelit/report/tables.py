@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,14 +11,59 @@ from rich.table import Table
 
 from prunelit.report.results import Result
 
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
-def show(table: Table) -> None:
-    """Print a table on stdout. If stdout is not a terminal, no column is cut or wrapped."""
-    console = Console()
+
+def show(table: Table, console: Console | None = None) -> None:
+    """Print a table in full: no name is cut and no value is broken.
+
+    A terminal that is too narrow for the columns shows one paragraph a line instead.
+
+    Args:
+        table: the table.
+        console: where to print; None is stdout.
+    """
+    console = console or Console()
+    needed = Console(width=10_000).measure(table).maximum
     if not console.is_terminal:
-        needed = Console(width=10_000).measure(table).maximum
-        console = Console(width=max(120, needed))
-    console.print(table)
+        Console(width=max(120, needed)).print(table)
+    elif needed <= console.width:
+        console.print(table)
+    else:
+        text = "\n".join([str(table.title), *_paragraphs(table, console.width)])
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _paragraphs(table: Table, width: int) -> Iterator[str]:
+    """Write each line of a table as its heading and its values with their names."""
+    headings = [" ".join(str(column.header).split()) for column in table.columns]
+    # The columns before the first number name the line.
+    names = (
+        [column.justify for column in table.columns].index("right")
+        if any(column.justify == "right" for column in table.columns)
+        else 1
+    )
+    last = [""] * names
+    for line in zip(*(map(str, column.cells) for column in table.columns), strict=True):
+        # A name that is left out is that of the line above.
+        last = [cell or before for cell, before in zip(line[:names], last, strict=True)]
+        values = [
+            f"{heading}: {' '.join(cell.split())}".replace(" ", _NO_BREAK)
+            for heading, cell in zip(headings[names:], line[names:], strict=True)
+            if cell
+        ]
+        indent = "  "
+        text = textwrap.fill(
+            "  ".join(values),
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        yield f"{' '.join(last)}\n{text.replace(_NO_BREAK, ' ')}"
+    if table.caption:
+        yield str(table.caption)
 
 
 def as_text(table: Table) -> str:
@@ -81,7 +127,7 @@ def grouped_table(results: Sequence[Result], groups: str) -> Table:
 def pruning_table(report: dict[str, Any]) -> Table:
     """Build the table of achieved sparsity, seconds and peak memory, one line per block."""
     table = Table(
-        title=f"Achieved sparsity {report['sparsity']:.4f} of the linear weights in all blocks",
+        title=f"{sparsity_sentence(report)}\n{size_sentence(report)}",
         caption=f"peak memory: {report['peak_memory']}",
         title_justify="left",
         caption_justify="left",
@@ -96,6 +142,22 @@ def pruning_table(report: dict[str, Any]) -> Table:
             f"{block['peak_bytes'] / 2**20:.0f}",
         )
     return table
+
+
+def sparsity_sentence(report: dict[str, Any]) -> str:
+    """Say which share of the weights pruning removed."""
+    return f"Achieved sparsity {report['sparsity']:.4f} of the linear weights in all blocks"
+
+
+def size_sentence(report: dict[str, Any]) -> str:
+    """Say how many parameters the model has and had, and their size."""
+    before, after = (
+        (f"{report[f'{model}parameters']:,}", f"{report[f'{model}bytes'] / 2**20:,.1f}")
+        for model in ("", "stored_")
+    )
+    if before == after:
+        return f"Parameters: {before[0]}, zeros included, {before[1]} MiB"
+    return f"Parameters: {before[0]} → {after[0]}, {before[1]} → {after[1]} MiB"
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.quantities import find_quantity
@@ -43,6 +44,18 @@ def write_curves(writer: SummaryWriter, curves: Mapping[str, Sequence[Curve]]) -
                     writer.add_scalar(curve_tag(task, curve), mean, global_step=x)
     if pages := layout(curves):
         writer.add_custom_scalars(pages)
+
+
+def write_hyperparameters(writer: SummaryWriter, parameters: Mapping[str, object]) -> None:
+    """Write the options of a run for the page HPARAMS.
+
+    TensorBoard shows the columns that the first run lists. Here no run lists any, so TensorBoard
+    collects the options and the scalars of all runs.
+    """
+    _, start, end = hparams(dict(parameters), {})
+    assert writer.file_writer is not None
+    for summary in (start, end):
+        writer.file_writer.add_summary(summary)
 
 
 def layout(curves: Mapping[str, Sequence[Curve]]) -> Layout:

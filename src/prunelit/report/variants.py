@@ -22,9 +22,11 @@ class Variant:
         name: name of the variant.
         results: its results.
         curves: its curves, by task.
-        sparsity: share of the linear weights of all blocks that are 0.
+        sparsity: share of the linear weights of all blocks that were removed.
         dropped: kind and number of dropped parts, such as `("blocks", 4)`; None if pruning sets
             single weights to 0.
+        dense_size: number of parameters of the dense model, and their bytes.
+        size: the same of the variant, zeros included.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Variant:
     curves: Mapping[str, Sequence[Curve]]
     sparsity: float
     dropped: tuple[str, int] | None = None
+    dense_size: tuple[int, int] = (0, 0)
+    size: tuple[int, int] = (0, 0)
 
     def find(self, task: str, metric: str, *models: str) -> Result | None:
         """Return the result of the first of `models` that has one; None if none has."""
@@ -53,12 +57,14 @@ def main_scores(variants: Sequence[Variant]) -> dict[tuple[str, str], bool]:
 
 def variants_numbers(variants: Sequence[Variant]) -> dict[str, list[object]]:
     """Return the numbers of the table, one line per model and metric; dense comes first."""
-    names = ("variant", "sparsity", "task", "metric", "value", "standard_error", "n")
+    names = ("variant", "sparsity", "parameters", "bytes")
+    names += ("task", "metric", "value", "standard_error", "n")
     columns: dict[str, list[object]] = {name: [] for name in names}
-    for name, sparsity, cells in _lines(variants):
+    for name, sparsity, size, cells in _lines(variants):
         for (task, metric), result in cells.items():
             if result is not None:
-                line = (name, sparsity, task, metric, result.value, result.standard_error, result.n)
+                numbers = (result.value, result.standard_error, result.n)
+                line = (name, sparsity, *size, task, metric, *numbers)
                 for column, value in zip(columns.values(), line, strict=True):
                     column.append(value)
     return columns
@@ -67,9 +73,14 @@ def variants_numbers(variants: Sequence[Variant]) -> dict[str, list[object]]:
 def variants_cells(variants: Sequence[Variant]) -> list[dict[str, str]]:
     """Return the lines of the table: dense, then every variant, with value ± standard error."""
     return [
-        {"variant": name, "sparsity": f"{sparsity:.4f}"}
+        {
+            "variant": name,
+            "sparsity": f"{sparsity:.4f}",
+            "parameters": f"{size[0]:,}",
+            "MiB": f"{size[1] / 2**20:,.1f}",
+        }
         | {f"{task}\n{metric}": _cell(result) for (task, metric), result in cells.items()}
-        for name, sparsity, cells in _lines(variants)
+        for name, sparsity, size, cells in _lines(variants)
     ]
 
 
@@ -94,14 +105,14 @@ def _shown(variants: Sequence[Variant]) -> list[tuple[str, str]]:
 
 def _lines(
     variants: Sequence[Variant],
-) -> list[tuple[str, float, dict[tuple[str, str], Result | None]]]:
-    """Return name, sparsity and results of each line of the table."""
+) -> list[tuple[str, float, tuple[int, int], dict[tuple[str, str], Result | None]]]:
+    """Return name, sparsity, size and results of each line of the table."""
     shown = _shown(variants)
     dense = {key: variants[0].find(*key, "dense") for key in shown}
-    lines = [("dense", 0.0, dense)] if any(dense.values()) else []
+    lines = [("dense", 0.0, variants[0].dense_size, dense)] if any(dense.values()) else []
     for variant in variants:
         cells = {key: variant.find(*key, "pruned", "pair") for key in shown}
-        lines.append((variant.name, variant.sparsity, cells))
+        lines.append((variant.name, variant.sparsity, variant.size, cells))
     return lines
 
 
