@@ -120,6 +120,37 @@ def test_no_tokenizer(refuse: Refuse, dense: Path) -> None:
     assert f"No tokenizer could be loaded from '{dense}'" in refuse()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", "", "could be loaded from "),
+        ("config.json", '{"model_type": "no-such-type"}', "could be loaded from "),
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
+        ("chat_template.jinja", "{{ raise_exception('never') }}", "fails (never)"),
+        ("chat_template.jinja", "{% for", "The chat template of the tokenizer fails ("),
+        ("chat_template.jinja", "{{ text }}", "the same text for all messages"),
+    ],
+)
+def test_damaged_model_folder(
+    refuse: Refuse, dense: Path, name: str, content: str, reason: str
+) -> None:
+    (dense / name).write_text(content)
+    assert reason in refuse()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_hidden_layers": 0}, "`num_hidden_layers` of at least 1 in the config.json"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "No model could be loaded"),
+    ],
+)
+def test_model_that_cannot_be_built(refuse: Refuse, dense: Path, change: dict, reason: str) -> None:
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps({**config, **change}))
+    assert reason in refuse()
+
+
 def test_no_chat_template(refuse: Refuse, dense: Path) -> None:
     (dense / "chat_template.jinja").unlink()
     assert "'rollout' needs a chat template but the tokenizer has none" in refuse()

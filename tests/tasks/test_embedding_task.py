@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from prunelit import InputError
 from prunelit.models.model_pair import ModelPair
@@ -42,8 +43,15 @@ def test_options_that_do_not_fit_are_refused(make_model: Callable[..., PreTraine
         make(layer=4).check(make_model("llama"))
 
 
-def test_the_details_have_every_option() -> None:
-    assert make(length=None).embedding_details() == {
+def test_the_details_have_every_option(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", 0)]
+    )
+    task = make(length=None)
+    task._tokenizer = tokenizer
+    assert task.embedding_details() == {
+        "bos": None,
+        "eos": "<end>",
         "pooling": "last",
         "skip": 0,
         "layer": None,

@@ -176,7 +176,7 @@ def test_worked_examples_stand_before_the_question(
     assert details["few_shot"]["count"] == 2
     assert details["few_shot_sha256"] == chat.details()["few_shot_sha256"]
     alone = Generation(sums, **by_number())
-    alone.read()
+    prompts(alone, tokenizer)
     assert "few_shot_sha256" not in alone.details()
 
 
