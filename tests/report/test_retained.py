@@ -81,6 +81,9 @@ def test_the_figure_has_a_bar_a_reading_with_its_interval() -> None:
     picture = headline_picture(retained_cells(rows))
     axes = picture.figure.axes[0]
     assert [bar.get_height() for bar in axes.patches] == [0.7, -0.1, 1.1]
+    # A bar has the name of its task, as in all other figures.
+    labels = [text.get_text().splitlines()[1] for text in axes.texts]
+    assert labels == ["a", "b", "c"]
     assert axes.get_ylim()[1] > 1.3
     assert axes.get_ylim()[0] < -0.1
     assert picture.numbers["data_set"] == ["facts", "facts", "rows.jsonl"]

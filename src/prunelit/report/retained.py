@@ -100,7 +100,7 @@ def headline_picture(cells: Cells) -> Picture:
             for column, value in zip(numbers.values(), line, strict=True):
                 column.append(value)
             x = place + (number - (len(bars) - 1) / 2) * width
-            label = f"{own['primary']}\n{own['dense']:.2f} → {own['pruned']:.2f}"
+            label = f"{result.task}\n{own['primary']}\n{own['dense']:.2f} → {own['pruned']:.2f}"
             ends = np.array([[result.value - low], [high - result.value]]).clip(0)
             axes.bar(
                 x,
@@ -129,7 +129,7 @@ def headline_picture(cells: Cells) -> Picture:
             )
     axes.axhline(1, color="#444444", linewidth=0.8, linestyle="dotted")
     axes.axhline(0, color="#444444", linewidth=0.8)
-    axes.set_ylim(min(0.0, axes.get_ylim()[0]), top * 1.22)
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), top * 1.28)
     axes.set_xlim(-0.5, len(cells) - 0.5)
     axes.set_xticks(range(len(cells)), [_heading(name, cells[name]) for name in cells])
     axes.set_ylabel("retained: 1 is nothing lost, 0 is chance")
