@@ -22,6 +22,7 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.core.processes import end_together
 from prunelit.errors import InputError
+from prunelit.files import make_folder
 from prunelit.private_api import HookedCLI, replace_lists
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
@@ -57,7 +58,7 @@ class SaveConfig(SaveConfigCallback):
         """Write the configuration of a sweep on rank 0, and replace an earlier file."""
         if not self.save_to_log_dir:
             path = sweep_folder(trainer) / self.config_filename
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self.parser.save(
                 self.config,
                 str(path),

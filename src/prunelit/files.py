@@ -1,72 +1,244 @@
 """Write a file or a folder completely, or leave the old one as it is.
 
 Both are written under a temporary name beside the target and renamed when they are complete. A
-process that is killed leaves at most that temporary name behind.
+process that is killed leaves at most that temporary name behind. Links stay, also those that lead
+nowhere yet: their target is written.
 
 Internal: nothing here is public.
 """
 
+import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from prunelit.errors import InputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FIXED = (errno.EBUSY, errno.EXDEV)  # a mount point, a folder of a container's image
+# Names inside a folder that is replaced in its place, and one that new disks have.
+_PARTIAL, _OLD, _DISK = ".partial", ".old", "lost+found"
+
 
 @contextmanager
-def replace_file(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
+def replace_file(
+    path: str | Path, *, shared: bool = False, size: int | None = None
+) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes `path` when the block ends without an error.
 
     Args:
         path: of the file; parents are created. The temporary path has the same suffix.
         shared: several processes may write the same file at the same time, so each needs its own
             temporary name. Otherwise the next writer overwrites what a killed one left.
+        size: bytes that the file needs, for the message if the disk is full.
 
     Yields:
         The temporary path.
+
+    Raises:
+        InputError: if the disk is full.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{uuid4().hex[:8]}" if shared else ""
     partial = path.with_name(f".{path.stem}{own}.partial{path.suffix}")
     try:
-        yield partial
+        with explain_full(path, size):
+            yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def replace_folder(folder: str | Path) -> Iterator[Path]:
+def replace_folder(folder: str | Path, *, size: int | None = None) -> Iterator[Path]:
     """Give a temporary folder to fill; it becomes `folder` when the block ends without an error.
 
-    Only one process at a time may write `folder`.
+    Only one process at a time may write `folder`. A mount point, and a folder in a parent without
+    write permission, cannot be renamed. Their files are replaced one by one, and the temporary
+    folder is inside.
 
     Args:
         folder: its parents are created. If it exists, it is removed after the new one is complete.
+        size: bytes that the folder needs, for the message if the disk is full.
 
     Yields:
         The temporary folder, empty.
+
+    Raises:
+        InputError: if the disk is full.
     """
-    folder = Path(folder)
-    partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
+    folder = Path(os.path.realpath(folder))
+    if fixed := _is_fixed(folder):
+        partial, old = folder / _PARTIAL, folder / _OLD
+    else:
+        partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
-        yield partial
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        try:
-            partial.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
+        with explain_full(folder, size):
+            yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if fixed or not _swap(partial, folder, old):
+            with explain_full(folder, size):
+                _refill(partial, folder, old)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_fixed(folder: Path) -> bool:
+    return os.path.ismount(folder) or (folder.is_dir() and not os.access(folder.parent, os.W_OK))
+
+
+def _swap(partial: Path, folder: Path, old: Path) -> bool:
+    """Rename both folders; return False if `folder` cannot be renamed."""
+    if folder.exists():
+        try:
+            folder.rename(old)
+        except OSError as error:
+            if error.errno in _FIXED:
+                return False
+            raise
+    try:
+        partial.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    return True
+
+
+def _refill(partial: Path, folder: Path, old: Path) -> None:
+    """Move the old files away and the new ones in; an error moves the old ones back."""
+    ours = {partial, old, folder / _DISK}
+    old.mkdir()
+    try:
+        for path in set(folder.iterdir()) - ours:
+            shutil.move(path, old / path.name)
+        for path in list(partial.iterdir()):
+            shutil.move(path, folder / path.name)
+    except BaseException:
+        for path in list(old.iterdir()):
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+            (folder / path.name).unlink(missing_ok=True)
+            shutil.move(path, folder / path.name)
+        old.rmdir()
+        raise
+
+
+def is_replaceable(folder: str | Path) -> bool:
+    """Return True if a folder is absent, empty, or left by a process killed in `replace_folder`."""
+    folder = Path(os.path.realpath(folder))
+    if not folder.exists():
+        return True
+    names = set(os.listdir(folder)) if folder.is_dir() else {""}
+    return not names - {_DISK} or bool(names & {_PARTIAL, _OLD})
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Refuse a place where `replace_folder` would fail, by a real write; creates nothing.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    real = Path(os.path.realpath(folder))
+    if real.is_symlink():
+        raise InputError(f"{str(folder)!r} is a link that leads to itself: remove it.")
+    check_folder(real if _is_fixed(real) else real.parent)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder that cannot be created or written, by a real write; creates nothing.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    place = _existing(folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=place) as trial:
+            Path(trial, "trial").write_bytes(bytes(4096))
+    except OSError as error:
+        raise InputError(
+            f"Nothing can be written into {str(folder)!r}: {error.strerror} ({str(place)!r}). "
+            "Choose another folder, or change this one."
+        ) from error
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Create a folder, or the target of a link that leads nowhere; return its real path."""
+    real = Path(os.path.realpath(folder))
+    real.mkdir(parents=True, exist_ok=True)
+    return real
+
+
+def check_space(needs: Mapping[str, int]) -> None:
+    """Refuse work whose files do not fit on their disks.
+
+    Args:
+        needs: bytes by path; paths on one disk are added up.
+
+    Raises:
+        InputError: naming the paths, the bytes that they need, and the bytes that are free.
+    """
+    disks: dict[int, dict[str, int]] = {}
+    for path, size in needs.items():
+        disks.setdefault(_existing(path).stat().st_dev, {})[path] = size
+    for paths in disks.values():
+        free = shutil.disk_usage(_existing(next(iter(paths)))).free
+        if sum(paths.values()) > free:
+            raise InputError(
+                f"There is no room for {' and '.join(map(repr, paths))}: "
+                f"{readable(sum(paths.values()))} are needed and {readable(free)} are free. "
+                "Free some space, or choose a folder on another disk."
+            )
+
+
+@contextmanager
+def explain_full(path: str | Path, size: int | None = None) -> Iterator[None]:
+    """Raise an InputError that names `path` and the space it needs if the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        free = shutil.disk_usage(_existing(path)).free
+        needs = f"{readable(size)} are needed" if size else "more is needed"
+        raise InputError(
+            f"There is no room to write {str(path)!r}: {needs} and {readable(free)} are free. Free "
+            "some space, then start again."
+        ) from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Return True if an error, or the one it came from, says that a disk or a quota is full."""
+    while error is not None:
+        text = str(error)  # of libraries that write without Python
+        codes = [int(code) for code in re.findall(r"os error (\d+)", text)]
+        codes.append(getattr(error, "errno", None) or 0)
+        if set(codes) & set(_FULL) or "PytorchStreamWriter failed writing" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def readable(size: int) -> str:
+    """Return a number of bytes in the largest unit that fits, such as `1.5 GB`."""
+    value, units = float(size), ["bytes", "kB", "MB", "GB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.1f} {units[0]}" if units[0] != "bytes" else f"{size} bytes"
+
+
+def _existing(path: str | Path) -> Path:
+    """Return the real path, or its first parent that exists."""
+    real = Path(os.path.realpath(path))
+    return next(place for place in (real, *real.parents) if place.exists())
 
 
 def write_text(path: str | Path, text: str) -> None:

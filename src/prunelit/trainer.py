@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from prunelit.callbacks.checkpoints import LastCheckpoint
+from prunelit.callbacks.checkpoints import LastCheckpoint, checkpoint_folders
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError, first_line
+from prunelit.files import check_folder, explain_full, make_folder
 from prunelit.private_api import child_processes, leave_signals
 from prunelit.pruners.base import Pruner
 from prunelit.signals import Stopped, stop_on_signals
@@ -117,10 +118,15 @@ class PruneTrainer(Trainer):
 
     @contextmanager
     def _stoppable(self, how_to_go_on: Callable[[], str]) -> Iterator[None]:
-        """End a run that a signal stops, with its processes and a sentence; the outer one tells."""
+        """Check the folders. End a run that a signal or a full disk stops with a sentence.
+
+        A nested one only lets errors through.
+        """
         leave_signals(self)
         nested, self._nested = self._nested, True
-        with stop_on_signals():
+        if not nested:
+            self._check_folders()
+        with stop_on_signals(), explain_full(self.default_root_dir):
             try:
                 yield
             except Stopped as stop:
@@ -133,6 +139,16 @@ class PruneTrainer(Trainer):
                 raise
             finally:
                 self._nested = nested
+
+    def _check_folders(self) -> None:
+        """Refuse folders that cannot be written, and give links that lead nowhere their folder."""
+        logged = [logger.save_dir for logger in self.loggers if logger.save_dir]
+        for folder in (self.default_root_dir, *logged, *checkpoint_folders(self)):
+            for path in (Path(folder), *Path(folder).parents):
+                if path.is_symlink() and not path.exists():
+                    check_folder(path)
+                    make_folder(path)
+            check_folder(folder)
 
     def _after_fit(self) -> str:
         paths = [c.path for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]

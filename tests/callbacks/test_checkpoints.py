@@ -1,7 +1,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from prunelit.errors import InputError
 def test_failure_while_a_checkpoint_is_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_half(checkpoint: dict[str, Any], path: Path) -> None:
-        path.write_bytes(b"half")
+    def write_half(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     io, path = WholeFileCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"

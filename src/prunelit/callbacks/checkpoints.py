@@ -1,6 +1,7 @@
 """Checkpoints to continue a stopped run, and the best weights of recovery."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,17 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Write the file; rank 0 only."""
         assert storage_options is None, "Expected no `storage_options` for a local file."
-        with replace_file(path) as partial:
-            torch.save(checkpoint, partial)
+        size = sum(tensor.nbytes for tensor in _tensors(checkpoint))
+        with replace_file(path, size=size) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
 class LastCheckpoint(callbacks.ModelCheckpoint):
@@ -268,6 +278,12 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
                 f"`{type(callback).__name__}` would never see a validation: `val_check_interval` "
                 f"is {interval} batches and training has {batches}."
             )
+
+
+def checkpoint_folders(trainer: Trainer) -> list[str]:
+    """List the folders of checkpoints; empty if the run writes none."""
+    given = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    return [str(folder) for folder in given if folder is not None and trainer.max_epochs != 0]
 
 
 def _stop_requested(trainer: Trainer) -> bool:

@@ -9,13 +9,19 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
-from prunelit.callbacks.checkpoints import BestCheckpoint, selection_recipe
+from prunelit.callbacks.checkpoints import (
+    BestCheckpoint,
+    checkpoint_folders,
+    selection_recipe,
+)
 from prunelit.callbacks.rounds import check_rounds, require_prunelit
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
-from prunelit.models.saving import check_writable, read_report, save_pretrained
+from prunelit.files import check_space
+from prunelit.models.saving import check_writable, read_report, save_pretrained, weight_bytes
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
 from prunelit.pruning.masks import Masks, count_zeros
@@ -103,9 +109,17 @@ class Pruning(Callback):
         module.check_tasks()
         if module.trains:
             module.recovery.check(module.model)
+        if stage == "fit":
+            self._check_space(trainer, module.model)
         self._round(trainer, module, data)
         if not module.trains:
             self._finish(trainer, module, write=stage == "fit" or self.always_writes)
+
+    def _check_space(self, trainer: Trainer, model: PreTrainedModel) -> None:
+        """Refuse disks that cannot hold the weights; a smaller model needs less than is known."""
+        size, folders = weight_bytes(model), checkpoint_folders(trainer)
+        needs = {} if self.pruner.shrinks else {str(self.folder(trainer)): size}
+        check_space(needs | dict.fromkeys(folders, size))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to hold removed weights at 0."""

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from prunelit.files import make_folder
 from prunelit.models.fingerprint import fingerprint
 from prunelit.models.model_pair import ModelPair
 from prunelit.tasks.base import Task
@@ -92,7 +93,7 @@ class Journals:
         return sorted(path for path in self._folder.iterdir() if path.name.startswith(begin))
 
     def _append(self, task: str, line: str) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         path = self._folder / f"{task}-{self._keys[task]}-{self._rank}.jsonl"
         with path.open("a+b") as file:
             # The last line of a killed run may be incomplete.

@@ -1,7 +1,6 @@
 """Write a pruned model as a folder that `from_pretrained` of transformers loads."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
-from prunelit.files import replace_folder
+from prunelit.files import check_replaceable, is_replaceable, replace_folder
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
 REPORT_FILE = "pruning.json"
@@ -20,20 +19,20 @@ def check_writable(folder: str | Path) -> None:
     """Refuse an output folder before the heavy work starts.
 
     Raises:
-        InputError: if `folder` exists and is not a pruned model, or if it cannot be created.
+        InputError: if `folder` exists and is not a pruned model, or if it cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / REPORT_FILE).is_file() and _has_content(folder):
+    if not (folder / REPORT_FILE).is_file() and not is_replaceable(folder):
         raise InputError(
             f"Expected a new folder, or a pruned model to replace, but {str(folder)!r} exists and "
             f"holds no {REPORT_FILE}: choose another output folder or remove it."
         )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"Nothing can be written into {str(folder.parent)!r}: {error}.") from error
+    check_replaceable(folder)
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Count the bytes of the weights of a model; tied ones count once."""
+    return sum(weight.nbytes for weight in model.parameters())
 
 
 def save_pretrained(
@@ -80,7 +79,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     check_writable(folder)
-    with replace_folder(folder) as partial:
+    with replace_folder(folder, size=weight_bytes(model)) as partial:
         plain = report.as_dict()
         if report.shrinks and report.removed is None:
             model, removed = build_exported(model)
@@ -109,7 +108,3 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{str(path)!r} is not valid JSON: {error}.") from error
-
-
-def _has_content(folder: Path) -> bool:
-    return not folder.is_dir() or any(folder.iterdir())

@@ -1,6 +1,7 @@
 """Stores: places where the blocks of a model wait until they are worked on."""
 
 import mmap
+import os
 import tempfile
 
 import torch
@@ -78,6 +79,8 @@ def _move_to_disk(block: nn.Module) -> mmap.mmap:
         size += -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
     with tempfile.TemporaryFile() as file:
         file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash later
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
         mapped = mmap.mmap(file.fileno(), size)
     for parameter, start in zip(parameters, starts, strict=True):
         count = parameter.numel()
