@@ -4,7 +4,7 @@ import os
 import sys
 from importlib.metadata import version
 
-from prunelit.signals import Stopped, stop_on_signals
+from prunelit.core.signals import Stopped, stop_on_signals
 
 HELP = """\
 usage: prunelit [-h] [--version] {fit,validate,sweep} --config FILE [options]

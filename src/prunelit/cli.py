@@ -20,10 +20,10 @@ from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
+from prunelit.core.private_api import HookedCLI, replace_lists
 from prunelit.core.processes import end_together
 from prunelit.errors import InputError
 from prunelit.files import make_folder
-from prunelit.private_api import HookedCLI, replace_lists
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import Results
 from prunelit.callbacks.rounds import require_prunelit
+from prunelit.callbacks.tensorboard import write_pictures
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
@@ -27,7 +28,6 @@ from prunelit.report.curves import Curve, as_csv, write_picture
 from prunelit.report.overview import overview
 from prunelit.report.results import Result
 from prunelit.report.tables import markdown_table, show
-from prunelit.report.tensorboard import write_pictures
 from prunelit.report.variants import Variant, variants_cells, variants_numbers, variants_table
 
 OVERVIEW, FIGURES = "overview", "figures"

@@ -1,7 +1,7 @@
 """The Trainer with one method for each subcommand of the command line.
 
 An interrupted run resumes in two places: `callbacks/checkpoints.py` restores a training,
-`core/journals.py` an evaluation.
+`resume.py` an evaluation.
 
 Internal: the public name, `PruneTrainer`, is in `prunelit`.
 """
@@ -17,11 +17,11 @@ from lightning.pytorch import LightningModule, Trainer
 from prunelit.callbacks.checkpoints import LastCheckpoint, checkpoint_folders
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
+from prunelit.core.private_api import child_processes, leave_signals
+from prunelit.core.signals import Stopped, stop_on_signals
 from prunelit.errors import InputError, first_line
 from prunelit.files import check_folder, explain_full, make_folder
-from prunelit.private_api import child_processes, leave_signals
 from prunelit.pruners.base import Pruner
-from prunelit.signals import Stopped, stop_on_signals
 from prunelit.sweep import sweep
 
 _SAME_COMMAND = (

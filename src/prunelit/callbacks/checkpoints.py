@@ -1,4 +1,7 @@
-"""Checkpoints to continue a stopped run, and the best weights of recovery."""
+"""Checkpoints to resume a stopped training, and the best weights of recovery.
+
+An evaluation that stopped resumes from `prunelit/resume.py`.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -10,11 +13,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from prunelit.core.datamodule import PruneData
+from prunelit.core.private_api import optimizer_stepped, validation_follows
+from prunelit.core.signals import Stopped, finish_first, requested
 from prunelit.errors import InputError
 from prunelit.files import replace_file
-from prunelit.private_api import optimizer_stepped, validation_follows
 from prunelit.recipe import describe
-from prunelit.signals import Stopped, finish_first, requested
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):

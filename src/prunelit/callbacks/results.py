@@ -1,6 +1,6 @@
 """Write the results of a run: tables, `results.jsonl`, figures with numbers, TensorBoard.
 
-`report/tensorboard.py` decides the layout of the TensorBoard page.
+`tensorboard.py` decides the layout of the TensorBoard page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 
 from prunelit.callbacks.pruning import Pruning
+from prunelit.callbacks.tensorboard import (
+    write_curves,
+    write_hyperparameters,
+    write_pictures,
+    write_texts,
+)
 from prunelit.core.module import PairedLM
 from prunelit.errors import first_line
 from prunelit.files import write_text
@@ -25,12 +31,6 @@ from prunelit.report.results import Result, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, retained_cells
 from prunelit.report.tables import results_table, show
 from prunelit.report.task_report import TaskReport
-from prunelit.report.tensorboard import (
-    write_curves,
-    write_hyperparameters,
-    write_pictures,
-    write_texts,
-)
 
 
 class Results(Callback):

@@ -5,10 +5,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from prunelit.core.datamodule import PruneData
-from prunelit.core.journals import open_journals
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
+from prunelit.resume import open_journals
 from prunelit.tasks.item_table import ItemTable
 
 

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
+from prunelit.core.private_api import child_processes
+from prunelit.core.signals import Stopped
 from prunelit.errors import InputError
-from prunelit.private_api import child_processes
-from prunelit.signals import Stopped
 
 # Seconds to wait for another process: after an error until the first one has ended, and after a run
 # until all have ended.

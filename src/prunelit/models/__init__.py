@@ -1,4 +1,6 @@
 """Load, inspect, edit, run and save causal language models.
 
+Blocks that wait to be pruned are offloaded by `pruning/offload.py`.
+
 Internal: the public names are in `prunelit`.
 """

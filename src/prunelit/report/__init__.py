@@ -1,4 +1,4 @@
-"""Read results and items; write tables and figures.
+"""Read results and items; write tables and figures. TensorBoard: see `callbacks/tensorboard.py`.
 
 Internal: the public names are in `prunelit`.
 """

@@ -19,11 +19,11 @@ from tensorboard.plugins.hparams.backend_context import Context
 from torch.utils.tensorboard import SummaryWriter
 
 from prunelit.callbacks import Results
+from prunelit.callbacks.tensorboard import family, layout, write_hyperparameters
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
-from prunelit.report.tensorboard import family, layout, write_hyperparameters
 from prunelit.tasks import Perplexity, Task, TaskReport
 from prunelit.tasks.item_table import ItemTable
 from prunelit.trainer import PruneTrainer

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import prunelit.signals
+import prunelit.core.signals
+from prunelit.core.signals import Stopped, finish_first, requested, stop_on_signals
 from prunelit.pruners import Wanda
-from prunelit.signals import Stopped, finish_first, requested, stop_on_signals
 from prunelit.tasks import Perplexity
 
 NAMES = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"]
@@ -45,7 +45,7 @@ def test_a_second_signal_ends_at_once_but_not_an_echo(monkeypatch: pytest.Monkey
         finish_first("")
         send("SIGTERM")
         send("SIGTERM")  # systemd signals every process of a service
-        monkeypatch.setattr(prunelit.signals, "_REPEATED", 0.0)
+        monkeypatch.setattr(prunelit.core.signals, "_REPEATED", 0.0)
         with pytest.raises(Stopped, match="130"):
             send("SIGINT")
 

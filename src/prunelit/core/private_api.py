@@ -1,7 +1,7 @@
 """All uses of private parts of Lightning and jsonargparse.
 
-A new release may change them without notice. `tests/test_private_api.py` checks each of them, and
-`pyproject.toml` allows the releases that pass.
+A new release may change them without notice. `tests/core/test_private_api.py` checks each of them,
+and `pyproject.toml` allows the releases that pass.
 
 Internal: nothing here is public.
 """

@@ -21,8 +21,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 import prunelit
-import prunelit.private_api as private_api
-from prunelit.private_api import (
+import prunelit.core.private_api as private_api
+from prunelit.core.private_api import (
     HookedCLI,
     child_processes,
     leave_signals,
@@ -42,7 +42,7 @@ ELSEWHERE = {"os._exit", "model.config._attn_implementation", "super()._apply"}
 def changed(part: str) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     return (
-        f"{part} is not what prunelit.private_api uses ({versions}): adapt private_api.py to it, "
+        f"{part} is not what core/private_api.py uses ({versions}): adapt it, "
         "or exclude this release in pyproject.toml."
     )
 
@@ -282,7 +282,7 @@ def private_names(owner: type) -> set[str]:
 def subclasses() -> Iterator[tuple[type, list[type]]]:
     """Classes of the package with those of their bases that belong to the libraries."""
     for module in pkgutil.walk_packages(prunelit.__path__, "prunelit."):
-        if module.name in ("prunelit.__main__", "prunelit.private_api"):
+        if module.name in ("prunelit.__main__", "prunelit.core.private_api"):
             continue
         for member in vars(importlib.import_module(module.name)).values():
             if inspect.isclass(member) and member.__module__ == module.name:

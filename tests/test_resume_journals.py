@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunelit.core.journals import Journals
+from prunelit.resume import Journals
 
 RECIPE = {"model": "a", "prompts": ["é"]}
 # Values that a conversion to decimal text would lose: NaN, -0, the smallest double, narrow types.

@@ -1,4 +1,9 @@
-"""Journals of measured batches on disk, so that an interrupted evaluation continues."""
+"""Resume an interrupted evaluation: measured batches are on disk, in journals.
+
+A training resumes from its checkpoints, see `callbacks/checkpoints.py`.
+
+Internal: a run with the same settings and the same folder resumes by itself.
+"""
 
 import base64
 import hashlib
