@@ -326,10 +326,11 @@ def test_changed_file_is_converted_anew(file: Path, tmp_path: Path) -> None:
         lambda data: data[:4] + b"\xff\xff\xff\xff" + data[8:],
         lambda data: data.replace(b"qwen2", b"qwenX"),
         lambda data: data.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx"),
+        lambda data: data.replace(b"a b", b"zzz"),
     ],
     ids=[
         *("empty", "magic_only", "text", "header_cut", "keys_cut", "weights_cut"),
-        *("version", "architecture", "weight_missing"),
+        *("version", "architecture", "weight_missing", "merges"),
     ],
 )
 def test_damaged_file_is_named_and_leaves_nothing(

@@ -169,12 +169,14 @@ def load_config(
         )
     except Exception as error:
         raise _refuse("configuration", source, error) from error
-    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-    if not isinstance(layers, int) or layers < 1:
-        raise InputError(
-            f"Expected `num_hidden_layers` of at least 1 in the config.json of {source!r} but got "
-            f"{layers}: use the configuration of the model."
-        )
+    text = config.get_text_config(decoder=True)
+    for name in ("num_hidden_layers", "vocab_size"):
+        value = getattr(text, name, None)
+        if not isinstance(value, int) or value < 1:
+            raise InputError(
+                f"Expected `{name}` of at least 1 in the config.json of {source!r} but got "
+                f"{value}: use the configuration of the model."
+            )
     return config
 
 
