@@ -122,6 +122,7 @@ def test_rounds_and_recovery(
         assert int((weights[tensor["name"]] == 0).sum()) == tensor["size"] // 2
 
 
+@pytest.mark.full
 def test_an_error_on_any_rank_ends_all(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
@@ -146,6 +147,7 @@ def test_an_error_on_any_rank_ends_all(
     assert not (tmp_path / "run" / "pruned").exists()
 
 
+@pytest.mark.full
 def test_processes_that_python_spawns(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],

@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHOWN = ROOT / "docs" / "examples"
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+# Each takes most of a minute. Every run takes these two.
+OFTEN = ("own_data", "prune_and_compare")
 
 
 def words(output: str) -> list[str | float]:
@@ -26,7 +28,13 @@ def words(output: str) -> list[str | float]:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in OFTEN else pytest.mark.full)
+        for path in SCRIPTS
+    ],
+)
 def test_output_and_figure(script: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(script)],

@@ -121,6 +121,7 @@ def test_another_model_begins_anew(
 
 
 @pytest.mark.distributed
+@pytest.mark.full
 def test_two_ranks_go_on_where_one_stopped(
     prepare: Prepare, console: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

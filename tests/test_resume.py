@@ -33,7 +33,7 @@ PLACES = [
     ]
 ]
 # The same where the run has validations: inside one, and after the last one.
-WATCHED_OFTEN = ["validation 14", "end 1"]
+WATCHED_OFTEN = ["validation 14"]
 WATCHED_PLACES = [
     place if place in WATCHED_OFTEN else pytest.param(place, marks=pytest.mark.full)
     for place in [

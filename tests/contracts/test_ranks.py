@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ for name, task in vars(prunelit.tasks).items():
         globals()[name] = type(name, (task,), {"pictures": lambda *_: {}, "__module__": __name__})
 """
 
-Run = Callable[[int], Path]
+# The number of processes, and how many batch sizes each task takes.
+Run = Callable[[int, int], Path]
 
 
 @pytest.fixture(scope="module")
@@ -41,28 +43,34 @@ def run(
     save_config: Callable[..., Path],
     console: Callable[..., Any],
 ) -> Run:
-    """`run(devices)` returns the folder of the results of all tasks."""
-    rows_file = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", material)
-    tasks: list[dict[str, Any]] = []
+    """`run(devices, sizes)` returns the folder of the results of all tasks.
 
-    def add(task_class: type[Task], name: str, batch_size: int, **more: Any) -> None:
+    With one size, the tasks take the three of `BATCH_SIZES` in turn.
+    """
+    rows_file = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", material)
+
+    def task(task_class: type[Task], name: str, batch_size: int, **more: Any) -> dict[str, Any]:
         arguments = {**small_arguments(task_class, rows_file), **more}
         arguments |= {"batch_size": batch_size, "name": name}
         if "cache" in inspect.signature(task_class).parameters:
             arguments["cache"] = f"cache-{name}"  # or else one task would read another's
-        tasks.append({"class_path": f"undrawn.{task_class.__name__}", "init_args": arguments})
+        return {"class_path": f"undrawn.{task_class.__name__}", "init_args": arguments}
 
-    for task_class in TASKS:
-        for batch_size in BATCH_SIZES:
-            add(task_class, f"{task_class.__name__}-{batch_size}", batch_size)
     sampled = {"samples": 2, "temperature": 1.0, "stop": ["a", "e", "i", "("]}
-    add(Generation, "ends", 1, max_new_tokens=24, **sampled)
-    add(MultipleChoice, "shots", 2, few_shot={"count": 2}, template="{context}")
+    others = [
+        task(Generation, "ends", 1, max_new_tokens=24, **sampled),
+        task(MultipleChoice, "shots", 2, few_shot={"count": 2}, template="{context}"),
+    ]
 
-    def measure(devices: int) -> Path:
+    @cache
+    def measure(devices: int, sizes: int) -> Path:
         folder = tmp_path_factory.mktemp(f"ranks{devices}")
         config = make_config(folder)
-        config["data"]["tasks"] = tasks
+        config["data"]["tasks"] = others + [
+            task(task_class, f"{task_class.__name__}-{batch_size}", batch_size)
+            for place, task_class in enumerate(TASKS)
+            for batch_size in (BATCH_SIZES[place % 3 :] + BATCH_SIZES[: place % 3])[:sizes]
+        ]
         config["trainer"] |= {"devices": devices, "logger": False}
         config["trainer"] |= {"strategy": "ddp"} if devices > 1 else {}
         (folder / "undrawn.py").write_text(UNDRAWN)
@@ -75,15 +83,10 @@ def run(
     return measure
 
 
-@pytest.fixture(scope="module")
-def alone(run: Run) -> Path:
-    """The folder of the results on one process."""
-    return run(1)
-
-
-def test_there_is_something_to_share(alone: Path) -> None:
+def test_there_is_something_to_share(run: Run) -> None:
+    alone = run(1, 1)
     rows = read_results(alone / "results.jsonl")
-    assert len({row.task for row in rows}) == len(BATCH_SIZES) * len(TASKS) + 2
+    assert len({row.task for row in rows}) == len(TASKS) + 2
     # Batches of one prompt each take different numbers of decoding steps.
     lengths = [item["length"] for item in read_items(alone / "items" / "ends.parquet")]
     assert len(set(lengths)) > 5
@@ -99,9 +102,16 @@ def parts(row: Result) -> tuple[dict[str, Any], dict[str, float]]:
     return {key: value for key, value in fields.items() if key not in numbers}, numbers
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.full)])
-def test_results_do_not_depend_on_ranks(devices: int, alone: Path, run: Run) -> None:
-    folder = run(devices)
+@pytest.mark.parametrize(
+    ("devices", "sizes"),
+    [
+        (2, 1),
+        pytest.param(2, len(BATCH_SIZES), marks=pytest.mark.full),
+        pytest.param(3, len(BATCH_SIZES), marks=pytest.mark.full),
+    ],
+)
+def test_results_do_not_depend_on_ranks(devices: int, sizes: int, run: Run) -> None:
+    alone, folder = run(1, sizes), run(devices, sizes)
     one, several = (read_results(path / "results.jsonl") for path in (alone, folder))
     assert [parts(row)[0] for row in one] == [parts(row)[0] for row in several]
     summed = {f"{task.__name__}-{batch_size}" for task in STREAMED for batch_size in BATCH_SIZES}

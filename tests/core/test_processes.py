@@ -80,7 +80,7 @@ Recovery.losses = failing
     ("devices", "rank", "method", "error", "busy"),
     [
         pytest.param(3, 1, "step", "RuntimeError", 0, marks=pytest.mark.full),
-        (2, 1, "prepare", "InputError", 0),
+        pytest.param(2, 1, "prepare", "InputError", 0, marks=pytest.mark.full),
         pytest.param(2, 0, "check", "RuntimeError", 0, marks=pytest.mark.full),
         (2, 1, "step", "InputError", 100),
         (2, 0, "report", "InputError", 100),
