@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from prunelit import PruningReport, prune
 from prunelit.models.architecture import decoder_blocks, linear_modules
 from prunelit.pruners import BlockDrop, Neuron, Pruner, Quantize, SublayerDrop, Wanda
-from prunelit.pruning.masks import count_zeros
-from prunelit.pruning.report import BlockCost, TensorSparsity, block_prefix, count_left
+from prunelit.pruning.report import BlockCost, TensorSparsity, block_prefix, find_missing
 from prunelit.sparsity import Unstructured
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -90,7 +89,9 @@ def test_sparsity_of_every_tensor_of_a_dropped_sublayer_is_1(
         assert tensor.sparsity == float(gone), tensor
 
 
-@pytest.mark.parametrize("method", [lambda: Wanda(Unstructured(0.5)), lambda: SublayerDrop(1)])
+@pytest.mark.parametrize(
+    "method", [lambda: Wanda(Unstructured(0.5)), lambda: SublayerDrop(1), lambda: Neuron(0.25)]
+)
 def test_zeros_of_the_dense_model_are_not_removed(
     method: Callable[[], Pruner], model: PreTrainedModel, input_ids: Tensor
 ) -> None:
@@ -103,10 +104,14 @@ def test_zeros_of_the_dense_model_are_not_removed(
     if isinstance(method(), SublayerDrop):
         assert report.removed is not None
         (index,) = report.removed["attention"]
-        assert of[f"model.layers.{index}.self_attn.q_proj.weight"] == 0.75
+        assert of[f"model.layers.{index}.self_attn.q_proj.weight"] == 1  # all of it is gone
         assert of[f"model.layers.{index}.self_attn.k_proj.weight"] == 1
         assert of[f"model.layers.{index}.mlp.up_proj.weight"] == 0
-        assert report.sparsity == pytest.approx((3072 - 256) / 3 / 7680)
+        assert report.sparsity == pytest.approx(3072 / 3 / 7680)
+    elif isinstance(method(), Neuron):
+        assert of["model.layers.1.self_attn.q_proj.weight"] == 0
+        assert of["model.layers.1.mlp.up_proj.weight"] == 0.25
+        assert of["model.layers.1.mlp.down_proj.weight"] == 0.25
     else:
         # Wanda compares within a row, so a row of zeros loses nothing.
         assert of["model.layers.1.self_attn.q_proj.weight"] == 0.375
@@ -125,7 +130,7 @@ def test_rounding_removes_nothing(model: PreTrainedModel, input_ids: Tensor) -> 
 
 
 def test_a_later_round_adds_to_the_earlier_ones(model: PreTrainedModel, input_ids: Tensor) -> None:
-    dense = count_left(model, count_zeros(model), shrinks=True)
+    dense = find_missing(model, shrinks=True)
     first = prune(model, SublayerDrop(1), input_ids, shrink=False)
     second = prune(model, SublayerDrop(2), input_ids, shrink=False)
     assert second.sparsity == first.sparsity
@@ -201,7 +206,7 @@ def test_a_report_is_restored_from_its_plain_data(
 def test_zeros_are_counted_again_after_training(
     model: PreTrainedModel, input_ids: Tensor, wanda: Wanda
 ) -> None:
-    dense = count_left(model, count_zeros(model), shrinks=False)
+    dense = find_missing(model, shrinks=False)
     report = prune(model, wanda, input_ids)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.fill_(1.0)

@@ -24,9 +24,9 @@ from prunelit.files import check_space
 from prunelit.models.saving import check_writable, read_report, save_pretrained, weight_bytes
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
-from prunelit.pruning.masks import Masks, count_zeros
+from prunelit.pruning.masks import Masks
 from prunelit.pruning.prune import describe_batches
-from prunelit.pruning.report import count_left
+from prunelit.pruning.report import Missing, find_missing
 from prunelit.recipe import describe
 from prunelit.report.tables import pruning_table, show, size_sentence, sparsity_sentence
 from prunelit.schedule import OneShot, Schedule
@@ -81,7 +81,7 @@ class Pruning(Callback):
         self._recipe: dict[str, Any] | None = None
         self._processes = 1
         self._handles: list[RemovableHandle] = []
-        self._dense: dict[str, int] = {}  # weights of the dense model that are not 0
+        self._dense: dict[str, Missing] = {}  # what the dense model misses already
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the run, then prune the first round or load the pruned model that `fit` wrote."""
@@ -285,9 +285,9 @@ class Pruning(Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
     def _count(self, module: PairedLM) -> None:
-        """Count the weights of the dense model."""
+        """Count the zeros of the dense model, which are not removed."""
         assert module.model is not None
-        self._dense = count_left(module.model, count_zeros(module.model), shrinks=False)
+        self._dense = find_missing(module.model, shrinks=self.pruner.shrinks)
 
     def _recount(self, report: PruningReport, module: PairedLM) -> PruningReport:
         """Count what this round and those before it removed."""

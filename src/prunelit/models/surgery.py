@@ -12,6 +12,7 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import (
     KINDS,
     decoder_blocks,
+    linear_modules,
     oriented_weight,
     sublayers,
 )
@@ -52,6 +53,32 @@ def is_dropped(block: nn.Module, kind: str) -> bool:
     """Return True if weight and bias of the last linear map of a sublayer are all 0."""
     linear = block.get_submodule(sublayers(block)[kind].output)
     return not any(bool(parameter.any()) for parameter in linear.parameters())
+
+
+@torch.no_grad()
+def find_dropped(block: nn.Module) -> dict[str, Tensor]:
+    """Find the entries of a block's linear weights that `shrink_` takes out.
+
+    Returns:
+        By name of the linear map: all its entries if its sublayer is dropped; those of neurons
+        without output for a map of the MLP. Other maps are left out.
+    """
+    linears, parts = linear_modules(block), sublayers(block)
+    found = {}
+    for kind in KINDS:
+        if is_dropped(block, kind):
+            inside = tuple(f"{part}." for part in parts[kind].parts)
+            names = [name for name in linears if f"{name}.".startswith(inside)]
+            found |= {name: oriented_weight(linears[name]) for name in names}
+    mlp, alive = parts["mlp"], _alive(block)
+    if mlp.output not in found and not alive.all():
+        gone = ~alive
+        found[mlp.output] = oriented_weight(linears[mlp.output])[:, gone]
+        for name in mlp.inputs:
+            rows = neuron_rows(block, name, len(alive))[gone.cpu()].flatten()
+            weight = oriented_weight(linears[name])
+            found[name] = weight[rows.to(weight.device)]
+    return found
 
 
 def neuron_rows(block: nn.Module, name: str, width: int) -> Tensor:

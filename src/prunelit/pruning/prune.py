@@ -22,7 +22,7 @@ from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.masks import Masks, build_masks, count_zeros
 from prunelit.pruning.memory import PeakMemory
 from prunelit.pruning.offload import make_store
-from prunelit.pruning.report import BlockCost, PruningReport, count_left, count_weights
+from prunelit.pruning.report import BlockCost, PruningReport, count_weights, find_missing
 from prunelit.recipe import describe
 
 
@@ -87,7 +87,7 @@ def prune(
     rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     text = None if batches is None else RankText(batches[rank::world], _first_sequence(batches))
     before = count_zeros(model)
-    left = count_left(model, before, shrinks=pruner.shrinks)
+    missing = find_missing(model, shrinks=pruner.shrinks)
     memory = PeakMemory(offload_to or model.device)
     store = make_store(blocks, offload_to)
     costs: list[BlockCost] = []
@@ -103,7 +103,7 @@ def prune(
         model.train(was_training)
     zeros = count_zeros(model)
     # A method that only rounds weights, such as quantisation, removes none.
-    now = count_left(model, zeros, shrinks=pruner.shrinks) if pruner.sparsifies else left
+    now = find_missing(model, shrinks=pruner.shrinks) if pruner.sparsifies else missing
     report = PruningReport(
         recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
         blocks=_by_block(costs),
@@ -116,7 +116,7 @@ def prune(
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        **count_weights(model, left, now, zeros),
+        **count_weights(model, missing, now, zeros),
     )
     return report.shrink(model) if shrink else report
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.models.architecture import KINDS, decoder_blocks, linear_weights, sublayers
-from prunelit.models.surgery import count_stored, is_dropped, shrink_
+from prunelit.models.architecture import decoder_blocks, linear_weights
+from prunelit.models.surgery import count_stored, find_dropped, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
 from prunelit.report.tables import as_text, pruning_table
 
@@ -21,8 +22,8 @@ class TensorSparsity:
         shape: its shape in the dense model.
         size: number of its entries there.
         zeros: number of entries that are exactly 0, before dropped parts are taken out.
-        removed: number of entries that pruning set to 0 or dropped with their sublayer; entries
-            that were 0 before do not count. None is all zeros.
+        removed: number of entries that pruning set to 0, or dropped with their sublayer or neuron.
+            Other entries that were 0 before do not count. None is all zeros.
     """
 
     name: str
@@ -55,6 +56,25 @@ class BlockCost:
     index: int
     seconds: float
     peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Entries of a linear weight that do nothing.
+
+    Args:
+        dropped: number of entries in dropped sublayers and dropped neurons, which are taken out.
+        zeros: number of other entries that are exactly 0.
+    """
+
+    dropped: int
+    zeros: int
+
+    def beyond(self, earlier: "Missing") -> int:
+        """Count the entries that are missing now and were not before."""
+        # Zeros of before may be in a part that is dropped now, or filled by an update.
+        zeros = max(0, self.zeros - earlier.zeros)
+        return max(0, self.dropped - earlier.dropped) + zeros
 
 
 @dataclass
@@ -144,18 +164,17 @@ class PruningReport:
         ]
         return cls(**known)
 
-    def recount(self, model: PreTrainedModel, dense: Mapping[str, int]) -> "PruningReport":
+    def recount(self, model: PreTrainedModel, dense: Mapping[str, Missing]) -> "PruningReport":
         """Copy the report with the present zeros of `model`, which may have been trained.
 
         Args:
             model: the pruned model.
-            dense: `count_left` of the dense model.
+            dense: `find_missing` of the dense model.
         """
         if self.removed is not None:
             return self
-        zeros = count_zeros(model)
-        left = count_left(model, zeros, shrinks=self.shrinks)
-        return replace(self, **count_weights(model, dense, left, zeros))
+        missing = find_missing(model, shrinks=self.shrinks)
+        return replace(self, **count_weights(model, dense, missing, count_zeros(model)))
 
     def shrink(self, model: PreTrainedModel) -> "PruningReport":
         """Take the dropped parts out of `model`, in place; other methods leave it as it is.
@@ -176,47 +195,37 @@ def block_prefix(name: str) -> str:
     return ".".join(parts[: number + 1])
 
 
-def count_left(
-    model: PreTrainedModel, zeros: Mapping[str, int], *, shrinks: bool
-) -> dict[str, int]:
-    """Count the entries of each linear weight in the blocks that are left.
+def find_missing(model: PreTrainedModel, *, shrinks: bool) -> dict[str, Missing]:
+    """Count the missing entries of each linear weight in the blocks, by name of the parameter.
 
     Args:
-        model: with all its parts.
-        zeros: its `count_zeros`.
-        shrinks: nothing is left in a sublayer whose last linear map is 0.
-
-    Returns:
-        By name of the parameter: its entries that are not 0; 0 in a dropped sublayer.
+        model: with zeros in dropped parts.
+        shrinks: a sublayer whose last linear map is 0, and a neuron of the MLP without output, are
+            dropped.
     """
     prefix, blocks = decoder_blocks(model)
-    left = {}
+    missing = {}
     for index, block in enumerate(blocks):
-        dropped = tuple(
-            f"{part}."
-            for kind in KINDS
-            if shrinks and is_dropped(block, kind)
-            for part in sublayers(block)[kind].parts
-        )
+        dropped = find_dropped(block) if shrinks else {}
         for part, weight in linear_weights(block).items():
-            name = f"{prefix}.{index}.{part}.weight"
-            inside = f"{part}.".startswith(dropped) if dropped else False
-            left[name] = 0 if inside else weight.numel() - zeros[name]
-    return left
+            entries = dropped.get(part, weight[:0])
+            zeros = _zeros(weight) - _zeros(entries)
+            missing[f"{prefix}.{index}.{part}.weight"] = Missing(entries.numel(), zeros)
+    return missing
 
 
 def count_weights(
     model: PreTrainedModel,
-    before: Mapping[str, int],
-    after: Mapping[str, int],
+    before: Mapping[str, Missing],
+    after: Mapping[str, Missing],
     zeros: Mapping[str, int],
 ) -> dict[str, Any]:
     """Build the fields of a report about weights.
 
     Args:
         model: the pruned model, with all its parts.
-        before: `count_left` of the dense model.
-        after: `count_left` of the pruned model.
+        before: `find_missing` of the dense model.
+        after: `find_missing` of the pruned model.
         zeros: `count_zeros` of the pruned model.
     """
     parameters = dict(model.named_parameters())
@@ -228,8 +237,7 @@ def count_weights(
                 list(parameters[name].shape),
                 parameters[name].numel(),
                 zeros[name],
-                # An update may have filled a weight that was 0 in the dense model.
-                max(0, before[name] - after[name]),
+                after[name].beyond(before[name]),
             )
             for name in after
         ],
@@ -238,6 +246,10 @@ def count_weights(
         "zeros": sum(zeros.values()),
         **stored,
     }
+
+
+def _zeros(weight: Tensor) -> int:
+    return weight.numel() - int(weight.count_nonzero())
 
 
 def _sparsity(tensors: Sequence[TensorSparsity]) -> float:

@@ -126,8 +126,10 @@ def grouped_table(results: Sequence[Result], groups: str) -> Table:
 
 def pruning_table(report: dict[str, Any]) -> Table:
     """Build the table of achieved sparsity, seconds and peak memory, one line per block."""
+    title = f"{sparsity_sentence(report)}\n{size_sentence(report)}"
     table = Table(
-        title=f"{sparsity_sentence(report)}\n{size_sentence(report)}",
+        title=title,
+        min_width=max(map(len, title.splitlines())),  # a title is as wide as its table
         caption=f"peak memory: {report['peak_memory']}",
         title_justify="left",
         caption_justify="left",
