@@ -42,7 +42,8 @@ def convert_gguf(gguf: Path) -> Path:
         InputError: if the extra `gguf` is not installed or the file cannot be read.
     """
     status = gguf.stat()
-    digest = _digest(gguf, status.st_size, status.st_mtime_ns)
+    # The time of the last change of an inode cannot be set by a copy, unlike that of its content.
+    digest = _digest(gguf, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     target = cache_folder() / "gguf" / f"{gguf.stem}-{digest[:16]}"
     if target.is_dir():
         return target
@@ -61,8 +62,8 @@ def convert_gguf(gguf: Path) -> Path:
 
 
 @functools.cache
-def _digest(gguf: Path, size: int, modified: int) -> str:
-    """Hash the content; `size` and `modified` make the cache miss a file that changed."""
+def _digest(gguf: Path, state: tuple[int, ...]) -> str:
+    """Hash the content; `state` makes the cache of this process miss a file that changed."""
     digest = hashlib.sha256(f"{_CONVERSION}".encode())
     with gguf.open("rb") as file:
         while chunk := file.read(1 << 20):
