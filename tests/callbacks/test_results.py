@@ -50,7 +50,7 @@ def test_every_task_has_its_rows(rows: list[Result]) -> None:
     assert {row.n for row in rows if row.task in ("multiple_choice", "rollout")} == {7}
 
 
-def test_the_readings_of_a_triad_are_of_the_same_items(rows: list[Result]) -> None:
+def test_the_uses_of_a_triad_are_of_the_same_items(rows: list[Result]) -> None:
     tasks = ("multiple_choice", "retrieval", "rollout")
     assert len({row.details["rows_sha256"] for row in rows if row.task in tasks}) == 1
 
@@ -174,7 +174,7 @@ def lines(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_the_numbers_of_the_readings_are_those_of_the_rows(board: Path, rows: list[Result]) -> None:
+def test_the_numbers_of_the_uses_are_those_of_the_rows(board: Path, rows: list[Result]) -> None:
     found = lines(board / "figures" / "scores.csv")
     assert [(line["metric"], line["model"]) for line in found] == [
         *(("acc", "dense"), ("acc", "pruned"), ("mrr", "dense"), ("mrr", "pruned")),

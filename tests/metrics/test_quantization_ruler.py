@@ -26,22 +26,20 @@ def test_rungs_are_the_published_ones_from_fine_to_coarse() -> None:
 
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 def test_a_rung_is_nearest_to_itself(rung: Rung) -> None:
-    reading = place_on_ruler(rung.kl)
-    assert reading.rung == reading.below == rung
-    assert reading.between == (None if rung is RUNGS[-1] else 0)
+    place = place_on_ruler(rung.kl)
+    assert place.rung == place.below == rung
+    assert place.between == (None if rung is RUNGS[-1] else 0)
 
 
 def test_the_nearest_is_so_on_a_log_scale() -> None:
     # 0.25 is nearer to 0.10 than to 0.45 by difference, and nearer to 0.45 by ratio.
     assert abs(0.25 - RUNGS[5].kl) < abs(0.25 - RUNGS[6].kl)
-    reading = place_on_ruler(0.25)
-    assert reading.rung.name == "2-bit"
-    assert reading.below is not None
-    assert reading.above is not None
-    assert (reading.below.name, reading.above.name) == ("3-bit", "2-bit")
-    assert reading.between == pytest.approx(
-        math.log(0.25 / 0.101913) / math.log(0.445132 / 0.101913)
-    )
+    place = place_on_ruler(0.25)
+    assert place.rung.name == "2-bit"
+    assert place.below is not None
+    assert place.above is not None
+    assert (place.below.name, place.above.name) == ("3-bit", "2-bit")
+    assert place.between == pytest.approx(math.log(0.25 / 0.101913) / math.log(0.445132 / 0.101913))
     middle = math.sqrt(RUNGS[2].kl * RUNGS[3].kl)
     assert place_on_ruler(middle * 0.999).rung.name == "6-bit"
     assert place_on_ruler(middle * 1.001).rung.name == "5-bit"
@@ -58,11 +56,11 @@ def test_the_nearest_is_so_on_a_log_scale() -> None:
     ],
 )
 def test_beyond_the_ends(kl: float, nearest: str, below: str | None, above: str | None) -> None:
-    reading = place_on_ruler(kl)
-    assert reading.rung.name == nearest
-    assert (reading.below and reading.below.name) == below
-    assert (reading.above and reading.above.name) == above
-    assert reading.between is None
+    place = place_on_ruler(kl)
+    assert place.rung.name == nearest
+    assert (place.below and place.below.name) == below
+    assert (place.above and place.above.name) == above
+    assert place.between is None
 
 
 @pytest.mark.parametrize("kl", [-1e-6, math.nan])

@@ -27,7 +27,7 @@ def row(task: str, use: str, value: float = 0.5, **details: object) -> Result:
     return Result(task, "retained", "pair", value, 0.05, 40, own | details)
 
 
-def test_one_line_a_data_set_and_one_column_a_reading() -> None:
+def test_one_line_a_data_set_and_one_column_a_use() -> None:
     rows = [
         row("a", "multiple choice", 0.7),
         row("b", "generation", 0.18, primary="contains"),

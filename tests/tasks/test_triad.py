@@ -46,7 +46,7 @@ def of_file(tmp_path: Path) -> Callable[[Path], MultipleChoice]:
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=lambda path: path.stem)
-def test_every_shipped_file_gains_its_readings(
+def test_every_shipped_file_gains_its_uses(
     path: Path, of_file: Callable[[Path], MultipleChoice], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     task = of_file(path)

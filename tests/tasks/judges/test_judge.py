@@ -29,7 +29,7 @@ def _isolated() -> None:
         pytest.skip(str(error))
 
 
-def test_strict_and_flexible_readings_of_one_text() -> None:
+def test_strict_and_flexible_scores_of_one_text() -> None:
     judge = ExactMatch(
         {"strict": AfterMarker("####", first_number), "flexible": last_number},
         normalise=normalise_number,
