@@ -13,8 +13,15 @@ import prunelit.pruners
 import prunelit.tasks.formats
 import prunelit.tasks.judges
 from prunelit.errors import InputError
-from prunelit.pruners import Wanda
-from prunelit.recipe import describe, public_path
+from prunelit.pruners import Magnitude, Wanda
+from prunelit.recipe import (
+    describe,
+    find_differences,
+    public_path,
+    recipe_id,
+    tell_differences,
+)
+from prunelit.schedule import Linear
 from prunelit.sparsity import SemiStructured, Unstructured
 
 DESCRIBED = {
@@ -227,3 +234,35 @@ def test_no_recipe_names_a_file_of_a_room(room: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["CalibrationText", "RecoveryText"])
 def test_texts_are_public(name: str) -> None:
     assert public_path(getattr(prunelit, name)) == f"prunelit.{name}"
+
+
+def test_paths_do_not_count_and_hashes_of_all_weights_only_if_both_have_them() -> None:
+    one = {"model": {"source": "a", "version": {"w": "1"}, "full": None}}
+    two = {"model": {"source": "b", "version": {"w": "1"}, "full": {"w": "2"}}}
+    three = {"model": {"source": "b", "version": {"w": "1"}, "full": {"w": "3"}}}
+    assert find_differences(one, two) == {}
+    assert len({recipe_id(recipe) for recipe in (one, two, three)}) == 1
+    assert find_differences(two, three) == {"model.full.w": ("2", "3")}
+
+
+def test_differences_are_told_with_both_values() -> None:
+    one = {"pruner": describe(Wanda(Unstructured(0.3))), "schedule": None, "seed": 1}
+    two = {"pruner": describe(Wanda(Unstructured(0.5))), "schedule": describe(Linear(2))}
+    assert tell_differences(one, two) == (
+        "pruner.sparsity.ratio: 0.3 now, 0.5 there; schedule: nothing now, Linear there; "
+        "seed: 1 now, nothing there"
+    )
+    three = {"pruner": describe(Magnitude(Unstructured(0.3)))}
+    assert tell_differences(three, {"pruner": one["pruner"]}) == (
+        "pruner: Magnitude now, Wanda there"
+    )
+    assert tell_differences({}, None) == ""
+    assert tell_differences(dict.fromkeys("abcdef", 1), None).endswith("; and 2 more keys")
+    long, longer = "x" * 50, "x" * 51
+    assert tell_differences({"a": long}, {"a": longer}) == f"a: {long} now, {longer} there"
+
+
+def test_the_id_is_that_of_the_deciding_parts() -> None:
+    one = {"pruner": describe(Wanda(Unstructured(0.3)))}
+    assert recipe_id(one) == recipe_id(json.loads(json.dumps(one)))
+    assert recipe_id(one) != recipe_id({"pruner": describe(Wanda(Unstructured(0.5)))})

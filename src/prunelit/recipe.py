@@ -4,12 +4,22 @@ Internal: nothing here is public.
 """
 
 import functools
+import hashlib
 import inspect
+import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from prunelit.errors import InputError
+
+# Parts of a run's recipe that say where something was. Its content is in other parts.
+_PLACES = (("model", "source"), ("training", "text", "init_args", "path"))
+# The hashes of all weights, which only some runs compute.
+_ON_REQUEST = ("model", "full")
+_MOST_NAMED = 4
+_LONGEST_VALUE = 40
 
 
 def describe(value: Any) -> Any:
@@ -91,6 +101,108 @@ def public_path(target: Any) -> str:
         if owner is not None and not private and _attribute(package, outermost) is owner:
             return f"{package}.{path}"
     return f"{home}.{path}"
+
+
+def find_differences(mine: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+    """Find the keys in which two recipes differ. Paths do not count, as their content does.
+
+    Args:
+        mine: recipe of this run.
+        other: a recipe that was stored; None is an empty one.
+
+    Returns:
+        Both values of each such key; None for a key that a recipe lacks. The level `init_args` is
+        left out of the keys.
+
+    Example:
+        >>> from prunelit.recipe import find_differences
+        >>> find_differences({"pruner": {"ratio": 0.3}}, {"pruner": {"ratio": 0.5}})
+        {'pruner.ratio': (0.3, 0.5)}
+    """
+    pair = [json.loads(json.dumps(_deciding(recipe or {}))) for recipe in (mine, other)]
+    full = [_find(recipe, _ON_REQUEST) for recipe in (mine, other)]
+    found = dict(_differing("", *pair))
+    return found | dict(_differing("model.full", *full) if None not in full else ())
+
+
+def tell_differences(mine: Any, other: Any) -> str:
+    """Name the first keys in which two recipes differ, each with both values.
+
+    Args:
+        mine: recipe of this run.
+        other: a recipe that was stored; None is an empty one.
+
+    Example:
+        >>> from prunelit.recipe import tell_differences
+        >>> tell_differences({"pruner": {"ratio": 0.3}}, {"pruner": {"ratio": 0.5}})
+        'pruner.ratio: 0.3 now, 0.5 there'
+    """
+    found = find_differences(mine, other)
+    named = [f"{key}: {' now, '.join(_show(*values))} there" for key, values in found.items()]
+    more = len(named) - _MOST_NAMED
+    return "; ".join([*named[:_MOST_NAMED], *([f"and {more} more keys"] if more > 0 else [])])
+
+
+def recipe_id(recipe: Any) -> str:
+    """Return 8 hexadecimal digits that are equal for recipes without a difference.
+
+    Example:
+        >>> from prunelit.recipe import recipe_id
+        >>> recipe_id({"model": {"source": "here"}}) == recipe_id({"model": {"source": "there"}})
+        True
+    """
+    text = json.dumps(_deciding(recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _deciding(recipe: Any) -> Any:
+    """Leave out the parts of a recipe that decide nothing."""
+    for path in (*_PLACES, _ON_REQUEST):
+        recipe = _without(recipe, path)
+    return recipe
+
+
+def _without(value: Any, path: tuple[str, ...]) -> Any:
+    if not isinstance(value, Mapping) or path[0] not in value:
+        return value
+    rest = {key: item for key, item in value.items() if key != path[0]}
+    return rest if len(path) == 1 else {**rest, path[0]: _without(value[path[0]], path[1:])}
+
+
+def _find(value: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _differing(key: str, mine: Any, other: Any) -> list[tuple[str, tuple[Any, Any]]]:
+    if mine == other:
+        return []
+    both = isinstance(mine, dict) and isinstance(other, dict)
+    if not both or mine.get("class_path") != other.get("class_path"):
+        return [(key, (mine, other))]
+    return [
+        found
+        for name in dict.fromkeys([*mine, *other])
+        for found in _differing(
+            key if name == "init_args" else f"{key}.{name}".lstrip("."),
+            mine.get(name),
+            other.get(name),
+        )
+    ]
+
+
+def _show(mine: Any, other: Any) -> tuple[str, str]:
+    shown = _short(mine), _short(other)
+    return shown if shown[0] != shown[1] else (str(mine), str(other))
+
+
+def _short(value: Any) -> str:
+    """Show a value; an object of a recipe by its name."""
+    if isinstance(value, dict) and "class_path" in value:
+        return value["class_path"].rpartition(".")[2]
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def _attribute(module: str, name: str) -> Any:

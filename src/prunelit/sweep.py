@@ -20,7 +20,6 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 from prunelit.files import write_text
-from prunelit.models.saving import check_writable
 from prunelit.pruners import BlockDrop, SublayerDrop
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import check_text
@@ -111,12 +110,13 @@ class _Start(Callback):
             return
         _, module = require_prunelit(trainer, pl_module)
         module.check_run()
+        data: PruneData = trainer.datamodule  # type: ignore[attr-defined]
         for pruning in self._left.values():
-            check_writable(pruning.folder(trainer))
+            recipe = pruning.recipe(data, module)
+            pruning.check_output(pruning.find_folder(trainer, module, recipe), recipe)
         module.load()
         assert module.model is not None
         module.check_tasks()
-        data: PruneData = trainer.datamodule  # type: ignore[attr-defined]
         for name, pruning in self._left.items():
             try:
                 pruning.pruner.check(module.model)

@@ -134,7 +134,9 @@ def test_checkpoint_of_another_run_or_a_broken_one(
     assert list(last.parent.iterdir()) == [last]
     again = ("--config", configure(), "--ckpt_path", "last")
     ratio = ("--pruning.pruner.sparsity.ratio", "0.4")
-    assert "was written by a run with another recipe" in refused(*again, *ratio)
+    complaint = refused(*again, *ratio)
+    assert "was written by a run with another recipe" in complaint
+    assert "(pruner.sparsity.ratio: 0.4 now, 0.5 there)" in complaint
     last.write_bytes(last.read_bytes()[:5000])
     complaint = refused("--config", configure(), "--ckpt_path", str(last))
     assert "cannot be read" in complaint

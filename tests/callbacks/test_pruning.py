@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ def run(tmp_path: Path, material: Path) -> Run:
         ratio: float = 0.5,
         callback: type[Pruning] = Pruning,
         pruner: Pruner | None = None,
+        source: Path = material / "dense",
+        full_hash: bool = False,
         **arguments: Any,
     ) -> tuple[Pruning, PairedLM]:
         text = str(material / "text.jsonl")
         pruning = callback(pruner or Wanda(Unstructured(ratio)), **arguments)
-        module = PairedLM(str(material / "dense"))
+        module = PairedLM(str(source), full_hash=full_hash)
         calibration = CalibrationText(text, sequences=5, length=16, batch_size=2)
         data = PruneData(calibration, [Perplexity(text, length=20, limit=3)])
         trainer = PruneTrainer(
@@ -91,6 +94,9 @@ def test_fit_writes_what_it_pruned(run: Run, tmp_path: Path, material: Path) -> 
     written, _ = load_pretrained(str(tmp_path / "pruned"))
     assert all(w.equal(written.state_dict()[name]) for name, w in weights(module).items())
     report = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
+    hashes = report.pop("content")
+    assert hashes["model.safetensors"].startswith("sampled ")
+    assert hashes["tokenizer.json"].startswith("sha256 ")
     assert report == pruning.report
     recipe = report["recipe"]
     assert recipe["callback"] == {
@@ -179,12 +185,85 @@ def test_a_folder_without_a_recipe_is_not_taken(
     assert "was pruned by another recipe" in caplog.text
 
 
-def test_fit_replaces_an_older_pruned_model(run: Run, tmp_path: Path) -> None:
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_each_recipe_has_its_own_folder_and_validate_finds_it(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run("fit")
+    before = content(tmp_path / "pruned")
+    _, fitted = run("fit", ratio=0.25)
+    assert content(tmp_path / "pruned") == before
+    (other,) = tmp_path.glob("pruned-*")
+    assert json.loads((other / "pruning.json").read_text())["sparsity"] == 0.25
+    assert f"The pruned model is in {other}." in caplog.text
     run("fit", ratio=0.25)
-    report = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
-    assert report["sparsity"] == 0.25
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pruned"]
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "pruned", other])
+    for ratio, folder in ((0.25, other), (0.5, tmp_path / "pruned")):
+        caplog.clear()
+        _, again = run("validate", ratio=ratio)
+        assert f"Using the pruned model in {folder}: its recipe is this one" in caplog.text
+        assert same(again, fitted) == (ratio == 0.25)
+
+
+def test_a_chosen_folder_with_another_recipe_is_refused_with_both_values(
+    run: Run, tmp_path: Path
+) -> None:
+    run("fit", output=str(tmp_path / "mine"))
+    before = content(tmp_path)
+    with pytest.raises(InputError, match=r"pruner\.sparsity\.ratio: 0\.25 now, 0\.5 there"):
+        run("fit", ratio=0.25, output=str(tmp_path / "mine"))
+    assert content(tmp_path) == before
+
+
+def edit_weights(folder: Path) -> None:
+    """Change one value, and keep size and time of the file."""
+    path = folder / "model.safetensors"
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-3, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_mtime_ns == status.st_mtime_ns
+
+
+def edit_report(folder: Path) -> None:
+    path = folder / "pruning.json"
+    path.write_text(path.read_text().replace('"sparsity": 0.5', '"sparsity": 0.4', 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (edit_weights, "model.safetensors"),
+        (edit_report, "pruning.json"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter_config.json"),
+        (lambda folder: (folder / "masks.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}"), "masks"),
+    ],
+    ids=["weights", "report", "removed", "added", "masks"],
+)
+def test_a_pruned_model_that_was_changed_is_refused(
+    run: Run, tmp_path: Path, change: Callable[[Path], object], named: str
+) -> None:
+    run("fit")
+    change(tmp_path / "pruned")
+    before = content(tmp_path)
+    for stage in ("validate", "fit"):
+        with pytest.raises(InputError, match=f"was changed after it was written: {named}"):
+            run(stage)
+    assert content(tmp_path) == before
+
+
+def test_a_note_in_the_folder_of_the_pruned_model_is_no_change(run: Run, tmp_path: Path) -> None:
+    run("fit")
+    (tmp_path / "pruned" / "README.md").write_text("my best one")
+    pruning, _ = run("validate")
+    assert pruning.written == tmp_path / "pruned"
 
 
 def test_the_output_folder_can_be_chosen(run: Run, tmp_path: Path) -> None:
@@ -193,15 +272,16 @@ def test_the_output_folder_can_be_chosen(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "pruned").exists()
 
 
-def test_a_foreign_folder_is_refused_before_weights_are_read(run: Run, tmp_path: Path) -> None:
-    class Watching(Pruning):
-        def apply(self, *arguments: Any) -> Any:
-            raise AssertionError("pruning started")
+class Untouched(Pruning):
+    def apply(self, *arguments: Any) -> Any:
+        raise AssertionError("pruning started")
 
+
+def test_a_foreign_folder_is_refused_before_weights_are_read(run: Run, tmp_path: Path) -> None:
     (tmp_path / "pruned").mkdir()
     (tmp_path / "pruned" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match=r"exists and holds no pruning\.json"):
-        run("fit", callback=Watching)
+        run("fit", callback=Untouched)
     assert [path.name for path in (tmp_path / "pruned").iterdir()] == ["thesis.txt"]
 
 
@@ -256,17 +336,52 @@ def test_other_arguments_of_a_callback_are_another_recipe(run: Run, tmp_path: Pa
     assert other.report["recipe"] != pruning.report["recipe"]
 
 
-def test_other_dense_weights_at_the_same_path_are_another_recipe(
-    run: Run, material: Path, tmp_path: Path
+@pytest.fixture
+def dense(material: Path, tmp_path: Path) -> Path:
+    """A copy of the dense model to change."""
+    return Path(shutil.copytree(material / "dense", tmp_path / "dense"))
+
+
+def test_other_dense_weights_with_the_same_size_and_time_are_another_recipe(
+    run: Run, tmp_path: Path, dense: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written, _ = run("fit")
-    weights_file = material / "dense" / "model.safetensors"
-    status = weights_file.stat()
-    try:
-        os.utime(weights_file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-        again, _ = run("validate")
-    finally:
-        os.utime(weights_file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert written.report is not None
-    assert again.report is not None
-    assert again.report["recipe"] != written.report["recipe"]
+    run("fit", source=dense)
+    edit_weights(dense)
+    again, _ = run("validate", source=dense)
+    assert "another recipe (model.version.model.safetensors: sampled " in caplog.text
+    assert again.written is None
+
+
+def test_a_copy_of_the_dense_model_with_other_times_is_the_same_recipe(
+    run: Run, tmp_path: Path, dense: Path
+) -> None:
+    run("fit", source=dense)
+    moved = dense.rename(tmp_path / "moved")
+    for path in moved.iterdir():
+        os.utime(path, (1, 1))
+    again, _ = run("validate", source=moved)
+    assert again.written == tmp_path / "pruned"
+    # All weights are compared if both runs hashed them.
+    run("fit", source=moved, full_hash=True)
+    again, _ = run("validate", source=moved, full_hash=True)
+    assert again.written == tmp_path / "pruned"
+    (tmp_path / "moved" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(InputError):
+        run("validate", source=tmp_path / "moved")
+
+
+def test_the_source_as_output_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    run("fit")
+    base = tmp_path / "pruned"
+    (tmp_path / "link").symlink_to(base)
+    before = content(tmp_path)
+    places = {
+        base: (None, str(tmp_path / "link"), str(base / "again"), str(tmp_path)),
+        tmp_path / "link": (None, str(base)),
+    }
+    for source, outputs in places.items():
+        for output in outputs:
+            for stage in ("fit", "validate"):
+                with pytest.raises(InputError, match="apart from the model that is pruned"):
+                    run(stage, source=source, output=output, callback=Untouched)
+    assert content(tmp_path) == before

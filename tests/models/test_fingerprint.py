@@ -2,10 +2,13 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from prunelit.models.fingerprint import fingerprint
+from prunelit.errors import InputError
+from prunelit.models.fingerprint import fingerprint, fingerprint_files
 
 
 def test_a_copy_on_disk_is_the_same_model(
@@ -75,3 +78,71 @@ def test_the_attention_kernel_is_part_of_it(model: PreTrainedModel) -> None:
     model.set_attn_implementation("eager")
     assert model.config._attn_implementation == "eager"
     assert fingerprint(model) != before
+
+
+def test_a_change_of_any_tensor_of_any_shard_shows(model: PreTrainedModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    before = fingerprint_files(tmp_path)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    for shard in shards:
+        whole = shard.read_bytes()
+        for name in load_file(shard):
+            tensors = load_file(shard)
+            tensors[name].view(-1)[-1] += 1
+            save_file(tensors, shard, {"format": "pt"})
+            now = fingerprint_files(tmp_path)
+            assert [key for key in now if now[key] != before[key]] == [shard.name]
+        shard.write_bytes(whole)
+    assert fingerprint_files(tmp_path) == before
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_large_tensors_are_sampled_at_a_stride_or_hashed_whole(tmp_path: Path, form: str) -> None:
+    def save(value: torch.Tensor) -> None:
+        if form == "bin":
+            torch.save({"w": value}, tmp_path / "pytorch_model.bin")
+        else:
+            save_file({"w": value}, tmp_path / "model.safetensors")
+
+    weight = torch.zeros(1024, 1024)  # 4 MiB, a block every 65 KiB
+    save(weight)
+    sampled, full = fingerprint_files(tmp_path), fingerprint_files(tmp_path, full=True)
+    assert [value.split()[0] for value in (*sampled.values(), *full.values())] == [
+        *("sampled", "sha256")
+    ]
+    for place in ((0, 0), (-1, -1), (slice(None), 3)):
+        other = weight.clone()
+        other[place] += 1
+        save(other)
+        assert fingerprint_files(tmp_path) != sampled
+    weight[8, 8] = 1  # between two blocks
+    save(weight)
+    # The archive of torch has a checksum of every tensor.
+    assert (fingerprint_files(tmp_path) == sampled) == (form == "safetensors")
+    assert fingerprint_files(tmp_path, full=True) != full
+
+
+def test_a_tokenizer_file_counts_whole(folder: Path) -> None:
+    before = fingerprint_files(folder)
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    now = fingerprint_files(folder)
+    assert [key for key in now if now[key] != before[key]] == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        b"\2" + bytes(7) + b"[]",
+        b"\x0d" + bytes(7) + b'{"a": "text"}',
+        b"\x23" + bytes(7) + b'{"a": {"data_offsets": [0, 1e18]}} ',
+        b"\x23" + bytes(7) + b'{"a": {"data_offsets": [0, 9999]}} ',
+    ],
+)
+def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors' is no complete safetensors file"):
+        fingerprint_files(tmp_path)

@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from pathlib import Path
 
@@ -285,17 +286,30 @@ def test_config_reads_no_weights(folder: Path) -> None:
     assert load_config(str(folder)).hidden_size == 32
 
 
-def test_version_changes_with_the_weights_and_the_configuration(
-    folder: Path, model: PreTrainedModel
-) -> None:
+def test_version_changes_with_the_content_alone(folder: Path, model: PreTrainedModel) -> None:
     first = source_version(str(folder))
     (folder / "notes.txt").touch()
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
     assert source_version(str(folder)) == first
     model.model.norm.weight.data.mul_(2)
     model.save_pretrained(folder)
     second = source_version(str(folder))
+    assert {key for key in first if first[key] != second[key]} == {"model.safetensors"}
     edit_config(folder, rms_norm_eps=1e-5)
-    assert len({first, second, source_version(str(folder))}) == 3
+    third = source_version(str(folder))
+    assert {key for key in first if third[key] != second[key]} == {"config.json"}
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["beside", "alone"])
+def test_an_adapter_is_refused_by_every_reader(folder: Path, alone: bool) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    if alone:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+    for read in (load_config, load_tokenizer, load_pretrained, source_version):
+        with pytest.raises(InputError, match=r"holds an adapter.* merge it"):
+            read(str(folder))
 
 
 def test_distribution_that_is_not_installed() -> None:

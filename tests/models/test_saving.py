@@ -71,7 +71,10 @@ def test_tokenizer_and_report_are_in_the_folder(
     loaded = AutoTokenizer.from_pretrained(folder)
     assert loaded("hello")["input_ids"] == tokenizer("hello")["input_ids"]
     assert loaded.chat_template == tokenizer.chat_template
-    assert json.loads((folder / "pruning.json").read_text()) == report.as_dict()
+    written = json.loads((folder / "pruning.json").read_text())
+    names = {path.name for path in folder.iterdir()}
+    assert written.pop("content").keys() == names
+    assert written == report.as_dict()
     assert [path.name for path in folder.parent.iterdir()] == ["pruned"]
 
 

@@ -21,13 +21,20 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 from prunelit.files import check_space
-from prunelit.models.saving import check_writable, read_report, save_pretrained, weight_bytes
+from prunelit.models.saving import (
+    check_apart,
+    check_unchanged,
+    check_writable,
+    read_report,
+    save_pretrained,
+    weight_bytes,
+)
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
 from prunelit.pruning.masks import Masks
 from prunelit.pruning.prune import describe_batches
 from prunelit.pruning.report import Missing, find_missing
-from prunelit.recipe import describe
+from prunelit.recipe import describe, find_differences, recipe_id, tell_differences
 from prunelit.report.tables import pruning_table, show, size_sentence, sparsity_sentence
 from prunelit.schedule import OneShot, Schedule
 
@@ -37,7 +44,8 @@ class Pruning(Callback):
 
     `fit` prunes, trains if `trainer.max_epochs` is not 0, and writes the pruned model. `validate`
     uses the model that `fit` wrote if its recipe is the same. Otherwise it says so and prunes in
-    memory, or stops with an error if the recipe needs training.
+    memory, or stops with an error if the recipe needs training. A run with another recipe writes
+    `pruned-<id>` beside `pruned`; no pruned model is replaced by that of another recipe.
 
     Removed weights stay 0 in training, and a later round removes more. To continue a stopped run,
     use `--ckpt_path last`; it ends with the same model as a run without a stop.
@@ -47,7 +55,8 @@ class Pruning(Callback):
 
     Args:
         pruner: the method.
-        output: folder of the pruned model; None is `pruned` under `trainer.default_root_dir`.
+        output: folder of the pruned model, which must not hold one of another recipe; None is
+            `pruned` under `trainer.default_root_dir`, or `pruned-<id>` if another recipe is there.
         schedule: the rounds; None is one round.
         offload: keep waiting blocks in memory (if pruning runs on a GPU) or on disk (on the CPU),
             and load the dense reference after pruning. For one round without training.
@@ -76,6 +85,8 @@ class Pruning(Callback):
         self.report: dict[str, Any] | None = None
         self.always_writes = False  # True also writes in `validate`, as a sweep needs
         self.masks = Masks()
+        self.written: Path | None = None  # folder of the pruned model, if it is on disk
+        self._into = Path()
         self._rounds: list[dict[str, Any]] = []
         self._last: PruningReport | None = None
         self._recipe: dict[str, Any] | None = None
@@ -89,11 +100,11 @@ class Pruning(Callback):
             return
         data, module = require_prunelit(trainer, pl_module)
         module.check_run()
-        folder = self.folder(trainer)
         recipe = self._recipe = self.recipe(data, module)
+        folder = self._into = self.find_folder(trainer, module, recipe)
         self._processes = trainer.world_size
         if stage == "fit":
-            check_writable(folder)
+            self.check_output(folder, recipe)
             check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
             if trainer.ckpt_path is not None:  # the checkpoint holds the result of the first round
                 module.load()
@@ -118,7 +129,7 @@ class Pruning(Callback):
     def _check_space(self, trainer: Trainer, model: PreTrainedModel) -> None:
         """Refuse disks that cannot hold the weights; a smaller model needs less than is known."""
         size, folders = weight_bytes(model), checkpoint_folders(trainer)
-        needs = {} if self.pruner.shrinks else {str(self.folder(trainer)): size}
+        needs = {} if self.pruner.shrinks else {str(self._into): size}
         check_space(needs | dict.fromkeys(folders, size))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,11 +197,12 @@ class Pruning(Callback):
         """
         state = checkpoint["callbacks"].get(self.state_key)
         plain: dict[str, Any] = json.loads(state["json"]) if state else {}
-        mine = json.loads(json.dumps({"recipe": self._recipe, "processes": self._processes}))
-        if mine != {key: plain.get(key) for key in mine}:
+        mine = {**(self._recipe or {}), "processes": self._processes}
+        other = {**(plain.get("recipe") or {}), "processes": plain.get("processes")}
+        if find_differences(mine, other):
             raise InputError(
                 f"The checkpoint {str(trainer.ckpt_path)!r} was written by a run with another "
-                "recipe or another number of processes: use the configuration of that run, or "
+                f"recipe ({tell_differences(mine, other)}): use the configuration of that run, or "
                 "start again without `ckpt_path`."
             )
         assert isinstance(pl_module, PairedLM)
@@ -238,15 +250,25 @@ class Pruning(Callback):
     ) -> bool:
         """Load the model that `fit` wrote, if its recipe is the same."""
         report = read_report(folder)
-        same = report is not None and report.get("recipe") == recipe
+        same = report is not None and not find_differences(recipe, report.get("recipe"))
         # Ranks must agree even if they do not share a disk, since they prune together.
         if trainer.strategy.reduce_boolean_decision(same, all=True):
             assert report is not None
-            rank_zero_info(f"Using the pruned model in {folder}: its recipe is this one.")
+            compared = check_unchanged(folder, report)
+            del report["content"]
+            rank_zero_info(
+                f"Using the pruned model in {folder}: its recipe is this one. Its files and "
+                f"{compared} are as they were written."
+            )
             module.load(pruned_folder=folder)
-            self.report = report
+            self.report, self.written = report, folder
             return True
-        why = "holds no pruned model" if report is None else "was pruned by another recipe"
+        folder = self.folder(trainer)
+        report = read_report(folder)
+        why = "holds no pruned model"
+        if report is not None:
+            differences = tell_differences(recipe, report.get("recipe"))
+            why = f"was pruned by another recipe ({differences})"
         if module.trains:
             raise InputError(f"{folder} {why}, and this recipe needs training: run `prunelit fit`.")
         where, then = ("", "") if self.always_writes else (" in memory", "; `fit` would write it")
@@ -322,9 +344,10 @@ class Pruning(Callback):
             else:
                 show(pruning_table(self.report))
             if write:
-                folder = self.folder(trainer)
-                save_pretrained(module.model, module.tokenizer, folder, report)
-                rank_zero_info(f"The pruned model is in {folder}.")
+                hashed = module.weights.full_hash
+                save_pretrained(module.model, module.tokenizer, self._into, report, hashed)
+                rank_zero_info(f"The pruned model is in {self._into}.")
+                self.written = self._into
         trainer.strategy.barrier("prunelit-pruned")
 
     def recipe(self, data: PruneData, module: PairedLM) -> dict[str, Any]:
@@ -344,8 +367,40 @@ class Pruning(Callback):
         return recipe | {"training": module.training_recipe() | choosing}
 
     def folder(self, trainer: Trainer) -> Path:
-        """Return the folder of the pruned model."""
+        """Return the folder of the pruned model of the first recipe."""
         return Path(self.output or Path(trainer.default_root_dir) / "pruned")
+
+    def find_folder(self, trainer: Trainer, module: PairedLM, recipe: dict[str, Any]) -> Path:
+        """Return the folder of this recipe: another one if `folder` holds another recipe.
+
+        Raises:
+            InputError: if the model to prune is in the folder.
+        """
+        folder = self.folder(trainer)
+        check_apart(module.source, folder)
+        report = read_report(folder)
+        if report is None or not find_differences(recipe, report.get("recipe")):
+            return folder
+        if self.output is not None and not self.always_writes:
+            return folder
+        return folder.with_name(f"{folder.name}-{recipe_id(recipe)}")
+
+    def check_output(self, folder: Path, recipe: dict[str, Any]) -> None:
+        """Refuse a folder that this run could not write without a loss.
+
+        Raises:
+            InputError: if it holds other files, another recipe, or a pruned model that was changed.
+        """
+        check_writable(folder)
+        if (report := read_report(folder)) is None:
+            return
+        if find_differences(recipe, report.get("recipe")):
+            raise InputError(
+                f"{str(folder)!r} holds a model that was pruned by another recipe "
+                f"({tell_differences(recipe, report.get('recipe'))}): choose another "
+                "`pruning.output`, or move the folder away."
+            )
+        check_unchanged(folder, report)
 
     def _describe(self) -> dict[str, Any]:
         described = describe(self)

@@ -42,6 +42,8 @@ class PairedLM(LightningModule):
             weights.
         optimizer: None is AdamW with a learning rate of 1e-4 and no weight decay.
         lr_scheduler: stepped after every optimizer step; None keeps the learning rate.
+        full_hash: identify the weights of a folder by all of them, which takes a second or two
+            per GB; False takes a sample of every tensor.
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -69,11 +71,12 @@ class PairedLM(LightningModule):
         recovery: Recovery | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
+        full_hash: bool = False,
     ) -> None:
         super().__init__()
         self.source = source
         self.weights = Weights(
-            source, dtype, attn_implementation, trust_remote_code, revision, reference
+            source, dtype, attn_implementation, trust_remote_code, revision, reference, full_hash
         )
         self.recovery = recovery or Recovery()
         self.model: PreTrainedModel | None = None

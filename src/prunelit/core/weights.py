@@ -34,6 +34,7 @@ class Weights:
         trust_remote_code: run code that comes with the weights.
         revision: branch, tag or commit on the hub.
         reference: keep the dense model for comparison.
+        full_hash: identify the weights of a folder by all of them; False takes a sample.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Weights:
         trust_remote_code: bool = False,
         revision: str | None = None,
         reference: bool = True,
+        full_hash: bool = False,
     ) -> None:
         self.source = source
         self.reference = reference
+        self.full_hash = full_hash
         self.adapters: Adapters | None = None
         self._numerics: dict[str, Any] = {
             "dtype": dtype,
@@ -127,10 +130,21 @@ class Weights:
             self.adapters.merge()
             self.adapters = None
 
+    @cached_property
+    def _version(self) -> dict[str, Any]:
+        """Content of the source; computed once, as the weights are read once."""
+        return source_version(self.source, revision=self._revision, **self._code)
+
+    @cached_property
+    def _all_weights(self) -> dict[str, Any] | None:
+        if not self.full_hash:
+            return None
+        return source_version(self.source, revision=self._revision, **self._code, full=True)
+
     def recipe(self) -> dict[str, Any]:
         """Plain data that identifies the dense model and the numerics of its activations."""
-        version = source_version(self.source, revision=self._revision, **self._code)
-        return {"source": self.source, "version": version, **self._numerics}
+        identity = {"source": self.source, "version": self._version, "full": self._all_weights}
+        return {**identity, **self._numerics}
 
     def _read(self, source: str, revision: str | None) -> PreTrainedModel:
         return load_pretrained(source, revision=revision, **self._numerics, **self._code)[0]

@@ -2,10 +2,28 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+
+# Files of a model folder that decide what it computes and what its tokenizer does.
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_OTHERS = (
+    *("config.json", "generation_config.json", "adapter_config.json", "*.index.json", "*.py"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.jinja"),
+    *("vocab*", "merges.txt", "tekken.json", "*.model", "*.tiktoken"),
+    "additional_chat_templates/*.jinja",
+)
+# A tensor is read whole up to this number of bytes. From a larger one blocks are read.
+_WHOLE = 1 << 20
+_BLOCK = 4096
+_FEWEST_BLOCKS = 64
 
 # Entries of a configuration that do not change what the model computes.
 _IRRELEVANT = ("_name_or_path", "transformers_version")
@@ -35,3 +53,81 @@ def fingerprint(model: PreTrainedModel) -> str:
 def _content(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(torch.uint8).numpy().data
+
+
+def fingerprint_files(folder: str | Path, full: bool = False) -> dict[str, str]:
+    """Identify the files of a model folder by their content; a path or a time changes nothing.
+
+    Files without weights are hashed completely. Of a file with weights the names, shapes and types
+    are hashed, and of every tensor a sample: all of it up to 1 MiB, else at least 64 blocks of
+    4 KiB at equal distances, and one more for every further MiB. 15 GB take about a second. A
+    change of values between these blocks does not show.
+
+    Args:
+        folder: a folder in the form of transformers.
+        full: hash the weights completely, which takes a second or two per GB.
+
+    Returns:
+        For each file `sha256` or `sampled` and the hash, by its name.
+
+    Raises:
+        InputError: if a file cannot be read or is no file of weights.
+    """
+    folder = Path(folder)
+    found: dict[str, str] = {}
+    for patterns, whole in ((_OTHERS, True), (_WEIGHTS, full)):
+        for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+            if path.is_file():
+                try:
+                    found[str(path.relative_to(folder))] = _file(path, whole)
+                except OSError as error:
+                    raise InputError(f"{str(path)!r} cannot be read: {error}.") from error
+    return found
+
+
+def _file(path: Path, whole: bool) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if whole:
+            while chunk := file.read(_WHOLE):
+                digest.update(chunk)
+            return f"sha256 {digest.hexdigest()}"
+        digest.update(f"{size}".encode())
+        if path.suffix == ".safetensors":
+            header, ranges = _header(file, size, path)
+        else:  # the directory at the end of the archive has a checksum of every tensor
+            header, ranges = b"", [(0, size), (max(0, size - _WHOLE), size)]
+        digest.update(header)
+        for begin, end in ranges:
+            for place, length in _blocks(begin, end):
+                digest.update(os.pread(file.fileno(), length, place))
+    return f"sampled {digest.hexdigest()}"
+
+
+def _header(file: BinaryIO, size: int, path: Path) -> tuple[bytes, list[tuple[int, int]]]:
+    """Read the header of a safetensors file, and the bytes that each tensor has in the file."""
+    length = int.from_bytes(file.read(8), "little")
+    start = 8 + length
+    try:
+        if start > size:
+            raise ValueError("the header is longer than the file")
+        header = file.read(length)
+        entries = json.loads(header)
+        places = [entry["data_offsets"] for name, entry in entries.items() if name[:2] != "__"]
+        if not all(0 <= begin <= end <= size - start for begin, end in places):
+            raise ValueError("a tensor lies beyond its end")
+        return header, [(start + begin, start + end) for begin, end in sorted(places)]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{str(path)!r} is no complete safetensors file ({error}): copy or download it again."
+        ) from error
+
+
+def _blocks(begin: int, end: int) -> list[tuple[int, int]]:
+    """Return place and length of the blocks to read of one tensor."""
+    size = end - begin
+    if size <= _WHOLE:
+        return [(begin, size)]
+    count = max(_FEWEST_BLOCKS, size // _WHOLE)
+    return [(begin + k * (size - _BLOCK) // (count - 1), _BLOCK) for k in range(count)]

@@ -1,7 +1,6 @@
 """Load models and tokenizers from the hub, a folder or an installed distribution."""
 
 import difflib
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,10 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import GENERATION_CONFIG_NAME, logging
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.data.tokens import limit_ids, pad_token
 from prunelit.errors import InputError, first_line
+from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
 from prunelit.models.saving import read_report
@@ -30,6 +31,12 @@ from prunelit.models.surgery import Removed, find_missing_names, remove_sublayer
 _TELLING = (ImportError, OSError, RuntimeError, ValueError)
 # Begin and highest size of a file that git-lfs puts in the place of a large one.
 _POINTER, _POINTER_SIZE = b"version https://git-lfs", 1024
+# Transformers would attach the adapter, and its matrices would be pruned in place of the model's.
+_ADAPTER = (
+    "Expected a complete model but {source!r} holds an adapter ({file}): merge it with "
+    "`merge_and_unload()` of peft and save the result, or take the adapter's files away."
+)
+
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -163,6 +170,8 @@ def load_config(
         InputError: if there is none, or if it describes no model with layers.
     """
     folder = _resolve_source(source)
+    if is_hub_name(source) and find_adapter_config_file(source, revision=revision):
+        raise InputError(_ADAPTER.format(source=source, file=ADAPTER_CONFIG_NAME))
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, revision=revision
@@ -181,23 +190,26 @@ def load_config(
 
 
 def source_version(
-    source: str, *, trust_remote_code: bool = False, revision: str | None = None
-) -> str:
-    """Identify the content of `source` without reading its weights.
+    source: str, *, trust_remote_code: bool = False, revision: str | None = None, full: bool = False
+) -> dict[str, Any]:
+    """Identify the content of `source`; its path and its times change nothing.
 
-    On the hub it is the commit. For a folder it is a hash of the configuration and of the names,
-    sizes and modification times of the weight files.
+    Args:
+        source: see `load_pretrained`.
+        trust_remote_code: run code that comes with the weights.
+        revision: branch, tag or commit on the hub.
+        full: hash all weights of a folder, see `fingerprint_files`.
+
+    Returns:
+        The commit on the hub. Of a folder a hash of every file, and the parts that an earlier
+        pruning removed.
     """
     folder = _resolve_source(source)
     if is_hub_name(source):
         config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
-        return str(getattr(config, "_commit_hash", None))
-    digest = hashlib.sha256(Path(folder, "config.json").read_bytes())
-    for file in sorted(Path(folder).iterdir()):
-        if file.suffix in (".safetensors", ".bin"):
-            status = file.stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
+        return {"commit": config._commit_hash}
+    removed = (read_report(folder) or {}).get("removed")
+    return {**fingerprint_files(folder, full), **({"removed": removed} if removed else {})}
 
 
 def check_weights(model: PreTrainedModel, source: str) -> None:
@@ -299,6 +311,8 @@ def _resolve_source(source: str) -> str:
     path = local_path(source)
     if path.suffix == ".gguf":
         return str(convert_gguf(path))
+    if (path / ADAPTER_CONFIG_NAME).is_file():
+        raise InputError(_ADAPTER.format(source=source, file=ADAPTER_CONFIG_NAME))
     if not path.is_dir() or not (path / "config.json").is_file():
         raise InputError(
             f"Expected {source!r} to be a model folder with a config.json, or a .gguf file."

@@ -1,14 +1,18 @@
 """Write a pruned model as a folder that `from_pretrained` of transformers loads."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
 from prunelit.files import check_replaceable, is_replaceable, replace_folder
+from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
 REPORT_FILE = "pruning.json"
@@ -35,11 +39,37 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return sum(weight.nbytes for weight in model.parameters())
 
 
+def check_apart(source: str, folder: str | Path) -> None:
+    """Refuse an output folder that is the source of the model, holds it or lies in it.
+
+    Args:
+        source: of the model, see `prunelit.load_pretrained`; links are followed.
+        folder: output folder; it need not exist.
+
+    Raises:
+        InputError: naming both.
+    """
+    if is_hub_name(source):
+        return
+    read, written = local_path(source).resolve(), Path(folder).resolve()
+    one_in_other = any(
+        outer.exists() and inner.exists() and os.path.samefile(outer, inner)
+        for whole, outer in ((read, written), (written, read))
+        for inner in (whole, *whole.parents)
+    )
+    if one_in_other:
+        raise InputError(
+            f"Expected an output folder apart from the model that is pruned, {source!r}, but got "
+            f"{str(folder)!r}: choose another `trainer.default_root_dir` or `pruning.output`."
+        )
+
+
 def save_pretrained(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     report: Any,
+    full_hash: bool = False,
 ) -> None:
     """Write weights (safetensors), configuration, tokenizer and `pruning.json`.
 
@@ -48,16 +78,19 @@ def save_pretrained(
     weight of every pruned tensor.
 
     The files are written under a temporary name beside `folder` and renamed when complete. Only
-    then is an earlier pruned model replaced.
+    then is an earlier pruned model replaced. `pruning.json` holds hashes of all files, by which
+    `prunelit validate` notices a later change.
 
     Args:
         model: the pruned model; tied weights stay tied.
         tokenizer: its tokenizer.
         folder: output folder; its parents are created.
         report: the report that `prunelit.prune` returned.
+        full_hash: hash all weights, which takes a second or two per GB; False hashes a sample.
 
     Raises:
-        InputError: if `folder` exists and is not a pruned model.
+        InputError: if `folder` exists and is not a pruned model, or is the folder that the model
+            was loaded from.
 
     Example:
         >>> import tempfile
@@ -79,6 +112,8 @@ def save_pretrained(
     """
     folder = Path(folder)
     check_writable(folder)
+    if model.name_or_path and Path(model.name_or_path).exists():
+        check_apart(model.name_or_path, folder)
     with replace_folder(folder, size=weight_bytes(model)) as partial:
         plain = report.as_dict()
         if report.shrinks and report.removed is None:
@@ -91,6 +126,7 @@ def save_pretrained(
             save_file(report.masks.pack(), partial / MASKS_FILE)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        plain["content"] = _content(partial, plain, full_hash)
         text = json.dumps(plain, indent=2, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -108,3 +144,37 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{str(path)!r} is not valid JSON: {error}.") from error
+
+
+def check_unchanged(folder: str | Path, report: dict[str, Any]) -> str:
+    """Refuse a pruned model whose files are not those that were written.
+
+    Args:
+        folder: of the pruned model.
+        report: its `pruning.json`, see `read_report`.
+
+    Returns:
+        Words for how the weights were compared: `all weights` or `a sample of the weights`.
+
+    Raises:
+        InputError: naming the files that changed, came or went.
+    """
+    stored = report.get("content")
+    before = stored if isinstance(stored, dict) else {}
+    full = not any(str(value).startswith("sampled") for value in before.values())
+    now = _content(Path(folder), report, full)
+    if changed := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
+        raise InputError(
+            f"The pruned model in {str(folder)!r} was changed after it was written: "
+            f"{', '.join(changed)}. Put the files back, or move the folder away and run "
+            "`prunelit fit`."
+        )
+    return "all weights" if full else "a sample of the weights"
+
+
+def _content(folder: Path, report: dict[str, Any], full: bool) -> dict[str, str]:
+    """Hash every file of a pruned model; of `pruning.json` all but these hashes."""
+    rest = {key: value for key, value in report.items() if key != "content"}
+    text = json.dumps(rest, sort_keys=True, allow_nan=False)
+    own = {REPORT_FILE: f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"}
+    return fingerprint_files(folder, full) | own
