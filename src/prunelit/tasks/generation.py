@@ -133,11 +133,28 @@ brother. How many stamps do the three have together?'
         rows = {"format": self.format, "columns": self.columns, "questions": self.questions}
         load = partial(read_examples, **rows)
         self._examples = load(self.path, self.split, self.limit, subset=self.subset)
+        self._check_solutions()
         self.contexts = [example.context for example in self._examples]
         self._solved: list[list[Example | Question]] = [[] for _ in self._examples]
         if self.few_shot is not None:
             pool = load(**self.few_shot.source(self.path, self.subset))
             self._solved = self.few_shot.choose(pool, self._examples, attrgetter("context"))
+
+    def _check_solutions(self) -> None:
+        """Refuse a row on which no answer would be right, not even its own solution."""
+        if not isinstance(self.judge, ExactMatch):
+            return
+        for number, example in enumerate(self._examples):
+            texts = {example.solution, example.target}
+            if len(texts) == 2 and not any(
+                right for text in texts for right in self.judge.right(example, text).values()
+            ):
+                raise InputError(
+                    f"Row {number} of {self.path!r}: neither its solution nor its target "
+                    f"{example.target!r} is a right answer, since the judge finds "
+                    f"{self.judge.answers(example.solution)}. Correct the row, or choose another "
+                    "`extract` or `normalise`."
+                )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         size = super().prepare(tokenizer)

@@ -4,8 +4,16 @@ from typing import Any
 import pytest
 
 from prunelit import InputError
+from prunelit.tasks import Generation
 from prunelit.tasks.formats import gsm8k, humaneval, lambada
 from prunelit.tasks.formats.base import read_examples
+from prunelit.tasks.judges import (
+    AfterMarker,
+    ExactMatch,
+    first_number,
+    last_number,
+    normalise_number,
+)
 from prunelit.tasks.questions import Example
 
 
@@ -14,6 +22,43 @@ def test_gsm8k() -> None:
     assert gsm8k(row) == Example("How many?", "1,000", "3 * 4 = 12\nso 1,000.\n#### 1,000")
     with pytest.raises(InputError, match="expected an answer after `####` but got 'twelve'"):
         gsm8k({"question": "How many?", "answer": "twelve"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "target"),
+    [
+        *[
+            (text, text)
+            for text in ("10,000", "-5", "2.50", "5.", "50%", "\u22125", "1/2", "1.5e3")
+        ],
+        *[("5 apples", "5"), ("72 km/h", "72"), ("5 (five)", "5"), ("$5 each", "$5")],
+        *[("3½ Liter", "3 1/2"), ("१२ सेब", "12"), ("2,50 EUR", "2,50"), ("5kg", "5")],
+    ],
+)
+def test_the_solution_of_gsm8k_is_right_by_both_readings(answer: str, target: str) -> None:
+    example = gsm8k({"question": "How many?", "answer": f"It is 3 and more.\n#### {answer}"})
+    assert example.target == target
+    judge = ExactMatch(
+        {"strict": AfterMarker("####", first_number), "flexible": last_number},
+        normalise=normalise_number,
+    )
+    assert judge.right(example, example.solution) == {"strict": True, "flexible": True}
+
+
+@pytest.mark.parametrize("answer", ["5 of 10", "10:30", "5 m2", "42\nand 7 more", "3, 4"])
+def test_an_answer_of_several_numbers_is_refused(answer: str) -> None:
+    with pytest.raises(InputError, match=r"expected one number|expected the solution to end"):
+        gsm8k({"question": "How many?", "answer": f"#### {answer}"})
+
+
+def test_a_row_whose_own_solution_is_wrong_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "How many?", "answer": "so #### five"}\n', encoding="utf-8")
+    judge = ExactMatch({"x": last_number}, normalise=normalise_number)
+    with pytest.raises(InputError, match="neither its solution nor its target"):
+        Generation(str(path), format=gsm8k, judge=judge).read()
+    text = ExactMatch({"x": AfterMarker("####")})
+    Generation(str(path), format=gsm8k, judge=text).read()
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+# ruff: noqa: RUF001 - digits and signs of other scripts are the point of these tests
+import time
+
 import pytest
 
 from prunelit.tasks.judges.answers import (
@@ -37,6 +40,9 @@ def test_first_line(text: str, expected: str | None) -> None:
         ("don't go", "don't"),
         ("— well", "well"),
         ("été", "été"),
+        ("«हिन्दी»", "हिन्दी"),
+        ("C++, too", "C++"),
+        ("-5.", "-5"),
         ("...", None),
         ("", None),
     ],
@@ -179,3 +185,182 @@ def test_a_target_without_words_has_to_be_there_verbatim() -> None:
     assert not contains("", "+")
     assert not contains("- -", "+")
     assert not contains("the answer is plus", " + ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "expected"),
+    [
+        ("The capital is Beijing.", "Beijing", True),
+        ("答案是北京。", "北京", True),
+        ("答案是北京。", "南京", False),
+        ("เมืองหลวงคือกรุงเทพ", "กรุงเทพ", True),
+        ("กินดี", "ด", False),
+        ("東京タワーです", "タワー", True),
+        ("ទីក្រុងភ្នំពេញ", "ភ្នំពេញ", True),
+        ("រាជ", "រ", False),
+        ("ရန်ကုန်မြို့", "ရန်ကုန်", True),
+        ("ལྷ་སའི་གནས", "ལྷ་ས", True),
+        ("ນະຄອນວຽງຈັນ", "ວຽງຈັນ", True),
+        ("서울입니다", "서울", True),
+        ("부산입니다", "서울", False),
+        ("第１２問", "12", True),
+        ("第３-５页", "5", True),
+        ("答案是-5", "5", False),
+        ("答案是−5", "-5", True),
+        ("The answer is -5.", "5", False),
+        ("The answer is 5.", "-5", False),
+        ("The answer is –5.", "-5", True),
+        ("pages 3–5", "5", True),
+        ("3-2", "-2", False),
+        ("It is 2.5 m.", "5", False),
+        ("It is 2.5 m.", "2", False),
+        ("It is 2,5 m.", "5", False),
+        ("It is 2,5 m.", "2.5", True),
+        ("1,2,3", "2", True),
+        ("About 1,000 people", "1", False),
+        ("About 1,000 people", "1000", True),
+        ("It is 1000.", "1,000", True),
+        ("1.234,50 EUR", "1234.5", True),
+        ("12,34,567 rupees", "1234567", True),
+        ("5'000 francs", "5000", True),
+        ("1{,}234", "1234", True),
+        ("It costs $5.", "5", True),
+        ("It is $-5.", "-5", True),
+        ("It leaves at 10:30.", "30", False),
+        ("It leaves at 10:30.", "10:30", True),
+        ("in version 1.2.3", "2", False),
+        ("on 10/12/2024", "12", False),
+        ("It was written in C++.", "C#", False),
+        ("It was written in C#.", "C", False),
+        ("It was written in C++.", "C++", True),
+        ("in F♯", "f#", True),
+        ("Notepad++", "notepad", False),
+        ("1+1=2", "2", True),
+        ("grade A-.", "A", False),
+        ("I use .NET", "net", False),
+        ("**C++**", "C++", True),
+        ("_Paris_", "Paris", True),
+        ("It is 3.14.", "3.14", True),
+        ("1984", "1984", True),
+        ("١٢٫٥", "12.5", True),
+        ("10² m", "102", False),
+        ("10² m", "100", True),
+        ("5×10³ m", "5000", True),
+        ("1½ hours", "1", False),
+        ("1½ hours", "1.5", True),
+        ("2 1/2 cups", "2.5", True),
+        ("open 24/7", "7", False),
+        ("H₂O", "H2O", True),
+        ("IPv6", "6", False),
+        ("zero\u200bwidth", "zerowidth", True),
+        ("हिन्दी", "हिन्द", False),
+    ],
+)
+def test_contains_by_numbers_and_by_characters(answer: str, target: str, expected: bool) -> None:
+    assert contains(answer, target) is expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "expected"),
+    [
+        ("दिल", "दाल", False),
+        ("की", "का", False),
+        ("ดี", "ดู", False),
+        ("ກິ", "ກີ", False),
+        ("กา", "กำ", False),
+        ("দিন", "দান", False),
+        ("தமிழ்", "தமிழ", False),
+        ("दिल्ली", "दिल्ली", True),
+        ("Delhi", "delhi", True),
+        ("éx", "e\u0301x", True),
+        ("ﾄｳｷｮｳ", "トウキョウ", True),
+        ("-5", "5", False),
+        ("2.5", "2 5", False),
+        ("2.50", "5/2", True),
+        ("C++", "C#", False),
+        ("O+", "O−", False),
+        ("1/2", "1 2", False),
+        ("Yes.", "yes", True),
+        ("+", "+", True),
+        ("+", "-", False),
+        ("😀 ", "😀", True),
+    ],
+)
+def test_different_words_stay_different(answer: str, target: str, expected: bool) -> None:
+    assert exact_match(answer, target, normalise) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is 1,234.50.", "1234.5"),
+        ("-$5", "-5"),
+        ("(-3)", "-3"),
+        ("\\boxed{42}", "42"),
+        ("the 3rd", "3"),
+        ("so it is \u22125", "-5"),
+        ("so it is –5", "-5"),
+        ("1.5e3", "1500"),
+        ("1.5E-3", "0.0015"),
+        ("3 × 10^2", "300"),
+        ("1,23,456", "123456"),
+        ("1\u202f200", "1200"),
+        ("1\u00a0234\u00a0567", "1234567"),
+        ("1.234.567", "1234567"),
+        ("0,125", "0.125"),
+        ("१२", "12"),
+        ("３７", "37"),
+        ("١٬٢٣٤٫٥", "1234.5"),
+        ("72 clips, altogether.", "72"),
+        ("= 2/3", "2/3"),
+        ("6/4", "1.5"),
+        ("= 1½", "1.5"),
+        ("10%", "10"),
+        ("€ 7", "7"),
+        ("3,4,5.5", "5.5"),
+        ("1/0", "0"),
+        ("at 10:30", "30"),
+    ],
+)
+def test_numbers_are_numbers(text: str, expected: str) -> None:
+    number = last_number(text)
+    assert number is not None
+    assert normalise_number(number) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,",
+        "1,2",
+        "11,",
+        "1/",
+        "1.",
+        "9",
+        "-",
+        "$",
+        "+",
+        "a+",
+        "_",
+        "1 1/2 ",
+        "1^",
+        "{,}",
+        "กี",
+        "១្ក",
+    ],
+)
+def test_time_grows_with_the_length_only(text: str) -> None:
+    seconds = []
+    for length in (1500, 6000):
+        begin = time.process_time()
+        contains(text * length, "5")
+        last_number(text * length)
+        normalise_number(text * length)
+        first_word(text * length)
+        seconds.append(time.process_time() - begin)
+    assert seconds[1] < 10 * seconds[0] + 0.05  # 4 times, not 16 times
+
+
+def test_a_huge_exponent_stays_a_text() -> None:
+    assert normalise_number("1e999999999") == "1e999999999"
+    assert normalise_number("9" * 5000) == "9" * 5000

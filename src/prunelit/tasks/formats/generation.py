@@ -8,7 +8,14 @@ from typing import Any
 
 from prunelit.errors import InputError
 from prunelit.tasks.formats.base import reads_columns, require_text
-from prunelit.tasks.judges.answers import AfterMarker, first_word
+from prunelit.tasks.judges.answers import (
+    AfterMarker,
+    first_number,
+    first_word,
+    last_number,
+    normalise_number,
+)
+from prunelit.tasks.judges.words import find_numbers
 from prunelit.tasks.questions import Example
 
 
@@ -16,18 +23,41 @@ from prunelit.tasks.questions import Example
 def gsm8k(row: dict[str, Any]) -> Example:
     """GSM8K (Cobbe et al. 2021, arXiv:2110.14168): the answer follows `####`.
 
-    The calculator annotations `<<...>>` are removed from the solution.
+    The calculator annotations `<<...>>` are removed from the solution. A unit after a number, as in
+    `#### 5 apples`, is removed from target and solution. A row is refused if its solution ends in
+    another number than the target.
 
     Example:
         >>> from prunelit.tasks.formats import gsm8k
         >>> gsm8k({"question": "3 * 4?", "answer": "It is <<3*4=12>>12. #### 12"})
         Example(context='3 * 4?', target='12', solution='It is 12. #### 12')
     """
-    solution = require_text(row, "answer")
+    solution = re.sub(r"<<[^<>]*>>", "", require_text(row, "answer"))
     answer = AfterMarker("####")(solution)
     if answer is None:
         raise InputError(f"expected an answer after `####` but got {solution!r}")
-    return Example(require_text(row, "question"), answer, re.sub(r"<<.*?>>", "", solution))
+    number = first_number(answer)
+    if number is None or not _begins_with_number(answer):
+        return Example(require_text(row, "question"), answer, solution)
+    if normalise_number(answer) != normalise_number(number):
+        if len(find_numbers(answer)) > 1:
+            raise InputError(f"expected one number after `####` but got {answer!r}")
+        before, marker, after = solution.partition("####")
+        solution = before + marker + after.replace(answer, number, 1)
+        answer = number
+    last = last_number(solution)
+    if last is None or normalise_number(last) != normalise_number(answer):
+        raise InputError(
+            f"expected the solution to end with its answer {answer!r} but its last number is "
+            f"{last!r}"
+        )
+    return Example(require_text(row, "question"), answer, solution)
+
+
+def _begins_with_number(answer: str) -> bool:
+    """True if no letter stands before the first digit."""
+    first = next((c for c in answer if c.isalpha() or c.isnumeric()), "")
+    return first.isnumeric()
 
 
 @reads_columns("text")

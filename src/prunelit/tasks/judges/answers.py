@@ -5,18 +5,14 @@ YAML names it by its import path, your own function included.
 """
 
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
+
+from prunelit.tasks.judges.words import find_numbers, read_number, split_words, trim_word
 
 Extract = Callable[[str], str | None]
 Normalise = Callable[[str], str]
 
-# A minus sign after a letter, digit or bracket is subtraction or a hyphen, not part of a number.
-_NUMBER = re.compile(
-    r"(?:(?<![\w)\]])-)?\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-)
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -56,26 +52,29 @@ def first_line(text: str) -> str | None:
 def first_word(text: str) -> str | None:
     """Return the first word, without punctuation around it.
 
+    The sign of a number stays, and so do the signs of words like C++.
+
     Example:
         >>> from prunelit.tasks.judges import first_word
         >>> first_word('"Paris," he said')
         'Paris'
     """
-    return next((word for part in text.split() if (word := _bare(part))), None)
+    return next((word for part in text.split() if (word := trim_word(part))), None)
 
 
 def first_number(text: str) -> str | None:
     """Return the first number.
 
-    It may have a sign, a dollar sign, thousands separators and decimals.
+    It may have a sign, a currency, separators of thousands, decimals, an exponent or a fraction
+    bar, and digits of any script. A minus sign after a letter, digit or bracket is subtraction or a
+    hyphen, not part of a number.
 
     Example:
         >>> from prunelit.tasks.judges import first_number
         >>> first_number("He paid $1,200.50 for 3 of them.")
         '$1,200.50'
     """
-    found = _NUMBER.search(text)
-    return found[0] if found else None
+    return next(iter(find_numbers(text)), None)
 
 
 def last_number(text: str) -> str | None:
@@ -86,8 +85,7 @@ def last_number(text: str) -> str | None:
         >>> last_number("3 * 4 = 12.")
         '12'
     """
-    found = _NUMBER.findall(text)
-    return found[-1] if found else None
+    return next(reversed(find_numbers(text)), None)
 
 
 def code_block(text: str) -> str | None:
@@ -126,42 +124,50 @@ class AfterMarker:
 
 
 def normalise(text: str) -> str:
-    """Convert to lower case, remove punctuation and collapse whitespace.
+    """Convert to lower case, remove punctuation and put one space between words.
+
+    A letter keeps its combining signs. A number keeps its sign and is written in one way. The words
+    C, C++ and C# stay different. In scripts without spaces, and in Hangul, whose words carry
+    particles, every character is a word. A currency or percent sign is removed.
 
     Example:
         >>> from prunelit.tasks.judges import normalise
-        >>> normalise("The  Answer: Paris!")
-        'the answer paris'
+        >>> normalise("The  Answer: Paris!"), normalise("-1,200.50"), normalise("東京")
+        ('the answer paris', '-1200.5', '東 京')
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]", " ", text).split())
+    return " ".join(split_words(text))
 
 
 def normalise_number(text: str) -> str:
     """Convert every spelling of a number to the same string; strip any other text.
 
+    A percent sign counts as a unit and is removed.
+
     Example:
         >>> from prunelit.tasks.judges import normalise_number
-        >>> [normalise_number(text) for text in ("$1,200.00", "+1200", " none ")]
-        ['1200', '1200', 'none']
+        >>> texts = ("$1,200.00", "+1200", "1.2e3", "1/2", "\u22120.5", " none ")
+        >>> [normalise_number(text) for text in texts]
+        ['1200', '1200', '1200', '0.5', '-0.5', 'none']
     """
-    plain = text.strip().replace(",", "").replace("$", "")
-    if not re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)", plain):
-        return text.strip()
-    value = Decimal(plain)
-    digits = f"{value:f}"
-    return "0" if value == 0 else digits.rstrip("0").rstrip(".") if "." in digits else digits
+    number = read_number(text)
+    return text.strip() if number is None else number
 
 
 def exact_match(answer: str | None, target: str, normalised: Normalise) -> bool:
     """Return True if answer and target are equal, and not empty, after normalising.
+
+    If nothing is left of the target, they are compared as they are, without spaces at their ends.
 
     Args:
         answer: found in the text of a model; None is never right.
         target: the right answer.
         normalised: applied to both.
     """
-    return answer is not None and normalised(answer) == normalised(target) != ""
+    if answer is None:
+        return False
+    if (words := normalised(target)) == "":
+        return answer.strip() == target.strip() != ""
+    return normalised(answer) == words
 
 
 def contains(answer: str, target: str) -> bool:
@@ -172,7 +178,3 @@ def contains(answer: str, target: str) -> bool:
     if not (words := normalise(target)):
         return target.strip() in answer
     return f" {words} " in f" {normalise(answer)} "
-
-
-def _bare(word: str) -> str:
-    return re.sub(r"^\W+|\W+$", "", word)

@@ -1,0 +1,187 @@
+"""Split a text into words and numbers, by the properties of Unicode.
+
+Every function takes time in proportion to the length of the text: digits and their separators are
+found as one run, and the run is read or split afterwards.
+"""
+
+import unicodedata
+from fractions import Fraction
+
+import regex
+
+# Scripts without spaces, and Hangul, whose words carry particles: each character is a word.
+_SCRIPTS = (
+    *("Han", "Hira", "Kana", "Bopo", "Yiii", "Hang", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"),
+    *("Bali", "Java", "Cham", "Lana", "Tale", "Talu", "Tavt"),
+)
+_ALONE = "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS)
+_WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_ALONE}]]"
+# Signs of Khmer and Burmese that put the next letter below.
+_STACK = "\u17d2\u1039"
+_CHARACTER = rf"[[\p{{L}}\p{{N}}]&&[{_ALONE}]](?:[{_STACK}]\p{{L}}|\p{{M}})*+"
+_POWER = r"\{?(?P<power>[+-]?[0-9]{1,3}+)\}?"
+_NUMBER = (
+    # A minus sign after a word, digit or bracket is subtraction or a hyphen.
+    rf"(?P<sign>(?:(?<!{_WORD}|[)\]}}])-)?+(?:\p{{Sc}}\ ?+-?+)?+)"
+    r"(?P<run>[0-9]++(?:[.,:/][0-9]++)*+|(?<![.\w])\.[0-9]++)"
+    rf"(?:[eE]{_POWER}(?!{_WORD})|\ ?(?:[xX\u00d7*\u00b7\u22c5]|\\times)\ ?10\^{_POWER}"
+    rf"|(?P<of>\^){_POWER}"
+    r"|\ (?P<above>[0-9]{1,3}+)/(?P<below>[0-9]{1,3}+)(?![0-9/.,]))?"
+)
+_FIND = regex.compile(_NUMBER, regex.VERSION1)
+_ONLY = regex.compile(rf"\+?{_NUMBER}\.?\ ?[\p{{Sc}}%]?\.?", regex.VERSION1)
+_TOKEN = regex.compile(
+    rf"{_NUMBER}|{_CHARACTER}"
+    # .NET, C++ and C# are no punctuated net and c; A- is another grade than A.
+    rf"|(?:(?<=^|\s)\.(?=\p{{L}}))?{_WORD}(?:_*+{_WORD})*+"
+    rf"(?:[+#]++(?!\w)|(?<=(?<!\w)\w{{1,2}})-(?=[\s.,;:!?)]|$))?",
+    regex.VERSION1,
+)
+_SEPARATOR = regex.compile(
+    r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019_\u066c]|\{,\}|\\,)(?=\d{3}(?!\d))"
+)
+_INVISIBLE = regex.compile(r"[\p{Cf}\ufe00-\ufe0f]")
+_SAME = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\u02d7\u2796\ufe63\uff0d", "-")
+    | {"\u2044": "/", "\u2215": "/", "\u066b": ".", "\u066a": "%", "♯": "#"}
+)
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, with numbers in one spelling.
+
+    Digits that are no number, such as 10:30 or 1.2.3, are one word.
+    """
+    words: list[str] = []
+    for found in _TOKEN.finditer(unicodedata.normalize("NFKC", _plain(text).casefold())):
+        if found["run"] is None:
+            words.append(found[0])
+        else:
+            words += [value or part for part, value in _parts(found, " ,")]
+    return words
+
+
+def find_numbers(text: str) -> list[str]:
+    """Return the numbers of a text as they are written, with sign and currency."""
+    numbers: list[str] = []
+    for found in _FIND.finditer(_plain(text)):
+        for part, value in _parts(found, " ,/:^"):
+            # The numbers of an outline or a version, such as 1.2.3, are taken apart.
+            numbers += [part] if value is not None else part.split(".")
+    return numbers
+
+
+def read_number(text: str) -> str | None:
+    """Return a number in one spelling; None if the text is anything else than one number."""
+    found = _ONLY.fullmatch(_plain(text).strip())
+    return None if found is None else _value(found)
+
+
+def trim_word(text: str) -> str:
+    """Return a text without the punctuation at its ends.
+
+    The minus sign of a number stays, and `+` and `#` after a word.
+    """
+    inside = [n for n, c in enumerate(text) if c == "_" or unicodedata.category(c)[0] in "LMN"]
+    if not inside:
+        return ""
+    start, end = inside[0], inside[-1] + 1
+    if start and text[start].isdecimal() and text[start - 1].translate(_SAME) == "-":
+        start -= 1
+    while text[end : end + 1] in ("+", "#"):
+        end += 1
+    return text[start:end]
+
+
+def _plain(text: str) -> str:
+    """Return a text with one sort of digits, minus signs and separators."""
+    text = _SEPARATOR.sub(",", text)
+    if text.isascii():
+        return text
+    parts: list[str] = []
+    before = ""
+    for character in _INVISIBLE.sub("", text):
+        if character.isdecimal():
+            parts.append(str(unicodedata.decimal(character)))
+        else:
+            if before.isdecimal() and character not in "\u2044\u2215":
+                # A power, an index or a fraction after a number is no further digit of it.
+                kind = unicodedata.decomposition(character).partition(">")[0]
+                between = " " if character.isnumeric() else ""
+                parts.append({"<super": "^", "<sub": "_"}.get(kind, between))
+            parts.append(character)
+        before = character
+    return unicodedata.normalize("NFKC", "".join(parts)).translate(_SAME)
+
+
+def _parts(found: regex.Match[str], separators: str) -> list[tuple[str, str | None]]:
+    """Return a number and its value; if it is none, the parts between separators and theirs."""
+    if (value := _value(found)) is not None:
+        return [(found[0], value)]
+    parts = regex.split(f"[{regex.escape(separators)}]", found[0])
+    return [(part, read_number(part)) for part in parts if regex.search("[0-9]", part)]
+
+
+def _value(found: regex.Match[str]) -> str | None:
+    """Return the value of a number in one spelling; None if it is no number."""
+    run, power = found["run"], int(found["power"] or 0)
+    if found["of"]:
+        if run != "10":
+            return None
+        run = "1"
+    if found["above"] or "/" in run:
+        digits = _fraction(run, found["above"], found["below"])
+    else:
+        digits = _read_digits(run, power)
+    return f"-{digits}" if digits and digits != "0" and "-" in found["sign"] else digits
+
+
+def _read_digits(run: str, power: int) -> str | None:
+    """Return digits with separators, times 10 to a power, in one spelling; None if no number."""
+    if not run.replace(",", "").replace(".", "").isdecimal():
+        return None
+    for point, comma in (".,", ",."):
+        whole, _, part = run.partition(point)
+        first, *groups = whole.split(comma)
+        if part and not part.isdecimal():
+            continue
+        # A comma is that of decimals only where it cannot separate thousands.
+        if point == "," and not (groups or len(part) in (1, 2) or first == "0" or not part):
+            continue
+        if point == "," and not part and len(groups) < 2:
+            continue
+        sizes = [len(group) for group in groups]
+        thousands = len(first) <= 3 and set(sizes) == {3}
+        lakhs = point == "." and len(first) <= 2 and sizes[-1:] == [3] and set(sizes[:-1]) == {2}
+        if not groups or (first[:1] not in ("", "0") and (thousands or lakhs)):
+            return _decimal(first + "".join(groups), part, power)
+    return None
+
+
+def _fraction(run: str, above: str | None, below: str | None) -> str | None:
+    """Return a fraction, or a whole number and a proper fraction, as a decimal if it ends."""
+    whole = "0"
+    if above is None or below is None:
+        above, below = run.split("/", 1)
+    else:
+        whole = run
+    numbers = [regex.sub(",", "", part) for part in (whole, above, below)]
+    if not all(part.isdecimal() and len(part) < 16 for part in numbers):
+        return None
+    first, second, third = map(int, numbers)
+    if third == 0 or (whole is run and second >= third):
+        return None
+    value = first + Fraction(second, third)
+    places = next((n for n in range(50) if 10**n % value.denominator == 0), None)
+    if places is None:
+        return f"{value.numerator}/{value.denominator}"
+    return _decimal(str(value.numerator * 10**places // value.denominator), "", -places)
+
+
+def _decimal(whole: str, part: str, power: int) -> str:
+    """Return digits before and after the point, times 10 to a power, without idle zeros."""
+    digits, point = whole + part, len(whole) + power
+    digits = "0" * -point + digits + "0" * (point - len(digits))
+    point = max(point, 0)
+    before, after = digits[:point].lstrip("0") or "0", digits[point:].rstrip("0")
+    return f"{before}.{after}" if after else before
