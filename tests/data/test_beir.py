@@ -1,6 +1,8 @@
 """Collections in every supported form, and errors for broken ones."""
 
+import csv
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +91,15 @@ def check(found: Collection) -> None:
                 [{"query-id": q, "corpus-id": d, "score": s} for q, d, s in QRELS]
             ),
         },
+        # An empty last line, and the byte order mark of other programs.
+        {"qrels___test__tsv": TABLE + "\n  \n"},
+        {"qrels___test__tsv": "\ufeff" + TABLE.replace("\n", "\r\n")},
+        {"qrels___test__tsv": "", "qrels___test__csv": TABLE.replace("\t", ",")},
+        {
+            "corpus__jsonl": "",
+            "corpus__tsv": "_id\ttitle\ttext\nd1\tSnow\tIt is white.\nd2\t\tBees make honey.\n"
+            "007\tParis\t\nd4\t\tWater is wet.\n",
+        },
         # The judgements of the asked split win over a table without one.
         {"qrels__tsv": "query-id\tcorpus-id\tscore\nq1\td2\t1\n"},
         # More columns, in another order, and the metadata of BEIR.
@@ -101,7 +112,10 @@ def check(found: Collection) -> None:
             ),
         },
     ],
-    ids=["plain", "one-table", "one-table-gz", "gz", "jsonl", "split-first", "more"],
+    ids=[
+        *("plain", "one-table", "one-table-gz", "gz", "jsonl", "empty-line", "byte-order-mark"),
+        *("csv", "corpus-tsv", "split-first", "more"),
+    ],
 )
 def test_folders(write: Write, files: dict[str, str]) -> None:
     check(load(write(**files)))
@@ -142,6 +156,24 @@ def test_numbers_as_ids_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: known[name])
     assert load_collection("org/ids", split="test").grades == [{1: 1}]
+
+
+def test_ids_with_quotes_and_tabs_are_read_as_a_csv_writer_wrote_them(write: Write) -> None:
+    names = ['7" single', '"Heroes"', "a\tb", "a,b", "two\nlines"]
+    for ending, delimiter in (("tsv", "\t"), ("csv", ",")):
+        text = io.StringIO()
+        writer = csv.writer(text, delimiter=delimiter)
+        writer.writerow(["query-id", "corpus-id", "score"])
+        writer.writerows([name, name, 1] for name in names)
+        files = {
+            "corpus__jsonl": lines([{"_id": name, "text": "x"} for name in names]),
+            "queries__jsonl": lines([{"_id": name, "text": "y"} for name in names]),
+            "qrels___test__tsv": "",
+            f"qrels___{ending}__{ending}": text.getvalue(),
+        }
+        found = load_collection(str(write(**files)), split=ending)
+        assert found.query_ids == names
+        assert found.grades == [{number: 1} for number in range(len(names))]
 
 
 def test_qrels_elsewhere(write: Write, tmp_path: Path) -> None:
@@ -194,11 +226,32 @@ def test_the_hash_is_that_of_the_content(write: Write) -> None:
             {"queries__jsonl": lines([{"_id": "q1", "text": 3}])},
             "'q1'.* `text` must be a string",
         ),
-        ({"qrels___test__tsv": "q1\td1\t1\n"}, "Expected a first line with .'query-id'"),
-        ({"qrels___test__tsv": TABLE + "q1\td1\n"}, "Row 5 .*expected 3 cells.* but got 'q1.*d1'"),
+        (
+            {"qrels___test__tsv": "q1\td1\t1\n"},
+            r"Expected rows with .*'query-id'.* in .*test.tsv' but its columns are \['q1', 'd1'",
+        ),
+        (
+            {"qrels___test__tsv": TABLE + "q1\td1\n"},
+            "test.tsv': expected 3 cells .*, separated by '\\\\t', but line 7 has 2",
+        ),
+        (
+            {"qrels___test__tsv": TABLE + 'q1\t"d1\t1\n'},
+            "test.tsv': CSV parse error in line 7: unexpected end of data",
+        ),
+        (
+            {"qrels___test__tsv": TABLE + "q1\td1\t2\n"},
+            "Row 5 .*'q1' and the document 'd1' the score 2 but an earlier row gives them 1",
+        ),
+        (
+            {"corpus__jsonl": lines([{"_id": None, "text": "x"}])},
+            "Row 0 .*a text or a whole number as `_id` but got None",
+        ),
         ({"qrels___test__tsv": TABLE + "q1\td2\t0.5\n"}, "Row 5 .*a whole number .* '0.5'"),
         ({"qrels___test__tsv": TABLE + "q1\td2\tyes\n"}, "Row 5 .*a whole number .* 'yes'"),
-        ({"qrels___test__tsv": TABLE.replace("q", "x")}, "Expected a first line with"),
+        (
+            {"qrels___test__tsv": TABLE.replace("q", "x")},
+            r"Expected rows with \['query-id'\] in .*test.tsv' but its columns are \['xuery-id'",
+        ),
         (
             {"qrels___test__tsv": "query-id\tcorpus-id\tscore\nz\td1\t1\n"},
             "No query of .* Are the qrels of another collection",

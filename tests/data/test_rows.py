@@ -1,3 +1,4 @@
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_limit_and_split(tmp_path: Path) -> None:
     assert numbers(limit=99) == list(range(10))
     assert numbers(split="train[:70%]") == list(range(7))
     assert numbers(split="train[70%:]", limit=2) == [7, 8]
+    assert numbers(split="train[:20%]+train[-1:]") == [0, 1, 9]
 
 
 def test_shipped_rows() -> None:
@@ -76,6 +78,19 @@ def test_missing_column_lists_those_there_are(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rows\.jsonl' does not exist"):
         load_rows(str(tmp_path / "rows.jsonl"), columns=["text"])
+
+
+def test_neither_a_folder_nor_a_data_set_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "collection").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError,
+        match=r"^No rows could be read from 'colection': there is no file or folder of this name "
+        r"\(similar: 'collection'\), and as a data set on the hub: \S.*\.$",
+    ):
+        load_rows("colection", columns=["text"])
 
 
 def test_unknown_kind_of_file(tmp_path: Path) -> None:
@@ -112,16 +127,21 @@ def test_empty_file(tmp_path: Path, name: str) -> None:
 
 def test_empty_split(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl")
-    with pytest.raises(InputError, match=r"rows\.jsonl': .*train\[:0\]"):
+    with pytest.raises(InputError, match=r"rows\.jsonl' \(split 'train\[:0\]'\) holds no rows"):
         load_rows(path, columns=["text"], split="train[:0]")
-    with pytest.raises(InputError, match=r"\(split 'train'\) holds no rows"):
+
+
+def test_a_limit_of_no_rows_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl")
+    with pytest.raises(InputError, match="Expected `limit` of at least 1 but got 0"):
         load_rows(path, columns=["text"], limit=0)
 
 
 def test_unknown_split(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl")
-    with pytest.raises(InputError, match="test"):
-        load_rows(path, columns=["text"], split="test")
+    for split in ("test", "train[", "train[:150%]"):
+        with pytest.raises(InputError, match=r"Expected a split of .*rows\.jsonl' such as `train`"):
+            load_rows(path, columns=["text"], split=split)
 
 
 def test_hash_depends_on_content_and_order_only(tmp_path: Path) -> None:
@@ -136,6 +156,7 @@ def test_hash_depends_on_content_and_order_only(tmp_path: Path) -> None:
     assert hash_rows(rows) != hash_rows(rows[::-1])
     assert hash_rows(rows) != hash_rows([*rows[:-1], {**rows[-1], "number": 10}])
     assert hash_rows([1, 23]) != hash_rows([12, 3])
+    assert hash_rows([datetime.date(2024, 1, 1)]) == hash_rows(["2024-01-01"])
 
 
 def test_texts_are_one_column(tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("folder/text.jsonl.gz", False),
         ("folder/notes.text", False),
         ("model.gguf", False),
+        ("rows.csv", False),
+        ("data/rows.tsv", False),
+        ("data/rows.xlsx", False),
+        ("exp[3]/rows", False),
+        ("my data", False),
+        ("collection/", False),
         ("pypi:dist/file", False),
         ("prunelit:facts.jsonl", False),
     ],
@@ -64,6 +70,33 @@ def test_local_path_of_a_file_and_of_the_home_folder(
 def test_missing_path_is_named() -> None:
     with pytest.raises(InputError, match=r"'/no/such/file\.jsonl' does not exist"):
         local_path("/no/such/file.jsonl")
+
+
+def test_a_typo_shows_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "collection").mkdir()
+    (tmp_path / "collection" / "rows.jsonl").touch()
+    for wrong, right in (
+        ("colection", "collection"),
+        ("colection/rows.jsonl", "collection"),
+        ("collection/row.jsonl", "collection/rows.jsonl"),
+    ):
+        with pytest.raises(InputError) as caught:
+            local_path(str(tmp_path / wrong))
+        assert str(caught.value).endswith(f"does not exist (similar: '{tmp_path / right}').")
+
+
+@pytest.mark.parametrize(
+    "source", ["/a\0b", "~nobody-has-this-name/x", "/" + "x" * 300, "/etc/passwd/x"]
+)
+def test_impossible_paths(source: str) -> None:
+    with pytest.raises(InputError, match=r"does not exist|cannot be read: File name too long"):
+        local_path(source)
+
+
+def test_every_part_of_a_split_is_that_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    path = str(tmp_path / "rows.jsonl")
+    assert split_of(path, "test[:10%]+dev[20:30]") == "train[:10%]+train[20:30]"
 
 
 def test_file_inside_a_distribution_is_found_without_importing_it(distribution: Path) -> None:

@@ -1,6 +1,5 @@
 """Read retrieval collections in BEIR format: corpus, queries and judgements (qrels)."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from prunelit.data.rows import hash_rows, load_rows
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
 
-_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-_TABLES = (".tsv", ".tsv.gz", *_ENDINGS)
+_KINDS = (".jsonl", ".json", ".parquet", ".tsv", ".csv")
+_ENDINGS = tuple(kind + packed for kind in _KINDS for packed in ("", ".gz"))
 _JUDGEMENT = ["query-id", "corpus-id", "score"]
 
 
@@ -53,12 +52,14 @@ def load_collection(
 ) -> Collection:
     """Read a collection.
 
-    A folder has three files, gzipped or not:
+    A folder has three files of rows, gzipped or not:
 
-    * `corpus` (json, jsonl or parquet) with the columns `_id`, `text` and optionally `title`;
-    * `queries` (json, jsonl or parquet) with the columns `_id` and `text`;
-    * `qrels/<split>` or `qrels` (tsv with a header, json, jsonl or parquet) with the columns
-      `query-id`, `corpus-id` and `score`.
+    * `corpus` with the columns `_id`, `text` and optionally `title`;
+    * `queries` with the columns `_id` and `text`;
+    * `qrels/<split>` or `qrels` with the columns `query-id`, `corpus-id` and `score`.
+
+    Each is a jsonl, json, parquet, tsv or csv file; the first line of a tsv or csv file has the
+    names of the columns, and its cells are quoted as CSV writers do.
 
     A data set on the hub has them as the configurations `corpus`, `queries` and `default`, as those
     of MTEB do.
@@ -95,7 +96,7 @@ def load_collection(
             )
         documents = _texts(str(_find(folder, ["corpus"], _ENDINGS)))
         queries = _texts(str(_find(folder, ["queries"], _ENDINGS)))
-        source = qrels or str(_find(folder, [f"qrels/{split}", "qrels"], _TABLES))
+        source = qrels or str(_find(folder, [f"qrels/{split}", "qrels"], _ENDINGS))
         name = None
     judged = _judgements(source, split, name)
     asked = {query: judged[query] for query in queries if query in judged}
@@ -143,7 +144,7 @@ def _texts(path: str, name: str | None = None, split: str = "train") -> dict[str
     )
     texts: dict[str, str] = {}
     for number, row in enumerate(rows):
-        identifier, title = str(row["_id"]), row.get("title") or ""
+        identifier, title = _identifier(row, "_id", number, path), row.get("title") or ""
         if not isinstance(row["text"], str) or not isinstance(title, str):
             raise InputError(
                 f"Row {number} (id {identifier!r}) of {path!r}: `text` must be a string."
@@ -156,50 +157,44 @@ def _texts(path: str, name: str | None = None, split: str = "train") -> dict[str
 
 def _judgements(path: str, split: str, name: str | None) -> dict[str, dict[str, int]]:
     """Read for each query id the grades of its relevant documents by id."""
-    if is_hub_name(path):
-        rows = load_rows(path, columns=_JUDGEMENT, split=split, name=name)
-    elif any(suffix == ".tsv" for suffix in Path(path).suffixes):
-        rows = _table(path)
-    else:
-        rows = load_rows(path, columns=_JUDGEMENT)
+    split = split if is_hub_name(path) else "train"
     judged: dict[str, dict[str, int]] = {}
-    for number, row in enumerate(rows):
-        query, document, score = (row[column] for column in _JUDGEMENT)
-        if (grade := _whole(score)) is None:
+    for number, row in enumerate(load_rows(path, columns=_JUDGEMENT, split=split, name=name)):
+        query, document = (_identifier(row, key, number, path) for key in _JUDGEMENT[:2])
+        if (grade := _whole(row["score"])) is None:
             raise InputError(
-                f"Row {number} of {path!r}: expected a whole number as `score` but got {score!r}."
+                f"Row {number} of {path!r}: expected a whole number as `score` but got "
+                f"{row['score']!r}."
             )
-        if grade > 0:
-            judged.setdefault(str(query), {})[str(document)] = grade
-    return judged
+        if (first := judged.setdefault(query, {}).setdefault(document, grade)) != grade:
+            raise InputError(
+                f"Row {number} of {path!r} gives the query {query!r} and the document "
+                f"{document!r} the score {grade} but an earlier row gives them {first}."
+            )
+    relevant = {query: {d: g for d, g in row.items() if g > 0} for query, row in judged.items()}
+    return {query: row for query, row in relevant.items() if row}
+
+
+def _identifier(row: dict[str, Any], column: str, number: int, path: str) -> str:
+    """Return an id as text. A date or a fraction may be another id's other form."""
+    value = row[column]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(
+            f"Row {number} of {path!r}: expected a text or a whole number as `{column}` but got "
+            f"{value!r:.60}."
+        )
+    return str(value)
 
 
 def _whole(score: Any) -> int | None:
     """Convert 1, 1.0 or "1" to an integer; None if it is no whole number."""
+    if (isinstance(score, str) and not score.strip().isascii()) or "_" in str(score):
+        return None
     try:
         value = float(score)
     except (TypeError, ValueError):
         return None
     return int(value) if value.is_integer() else None
-
-
-def _table(path: str) -> list[dict[str, Any]]:
-    """Read a tsv file. Cells stay strings, since an id may be 007."""
-    lines = [row["text"].strip() for row in load_rows(path, columns=["text"])]
-    reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    header = list(reader.fieldnames or [])
-    if not set(_JUDGEMENT) <= set(header):
-        raise InputError(f"Expected a first line with {_JUDGEMENT} in {path!r} but got {header}.")
-    rows: list[dict[Any, Any]] = []
-    for number, row in enumerate(reader):
-        # `DictReader` puts surplus cells under the key None, and None into missing ones.
-        if None in row or None in row.values():
-            raise InputError(
-                f"Row {number} of {path!r}: expected {len(header)} cells, separated by tabs, but "
-                f"got {lines[number + 1]!r}."
-            )
-        rows.append(row)
-    return rows
 
 
 def _fewer(

