@@ -91,11 +91,52 @@ def test_every_cut_of_the_file_is_survived(tmp_path: Path) -> None:
         assert Journals(other, 0).open("task", RECIPE) == 3
 
 
-def test_a_file_of_another_recipe_under_this_name_is_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"items": [2', b'"items": [9'),  # the values of other items
+        (b"AAAA", b"AAAB"),
+        (b'"shape": [2, 2]', b'"shape": [4, 1]'),
+        (b'{"items"', b'{"other"'),
+        (b'{"items"', b"null"),
+        (b"values", b"v\xff\xfees"),
+    ],
+)
+def test_a_damaged_batch_is_measured_again_with_a_sentence(
+    old: bytes, new: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for first in (0, 2, 4):
+        measured(tmp_path, [first, first + 1])
+    (path,) = tmp_path.iterdir()
+    lines = path.read_bytes().split(b"\n")
+    assert old in lines[2]
+    lines[2] = lines[2].replace(old, new, 1)
+    path.write_bytes(b"\n".join(lines))
+    with caplog.at_level("INFO"):
+        assert measured(tmp_path, [2, 3])
+    assert f"1 of 3 batches in {path} are damaged or cut off" in caplog.text
+    assert not measured(tmp_path, [0, 1])
+    assert not measured(tmp_path, [4, 5])
+
+
+def test_a_line_of_another_recipe_is_not_taken(tmp_path: Path) -> None:
+    for folder, model in (("a", "a"), ("b", "b")):
+        measured(tmp_path / folder, [0], RECIPE | {"model": model})
+    (one,), (other,) = ((tmp_path / folder).iterdir() for folder in "ab")
+    head, forged = one.read_bytes().split(b"\n")[0], other.read_bytes().split(b"\n")[1]
+    one.write_bytes(head + b"\n" + forged)
+    assert measured(tmp_path / "a", [0], RECIPE | {"model": "a"})
+
+
+def test_a_file_of_another_recipe_under_this_name_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     measured(tmp_path, [0])
     (path,) = tmp_path.iterdir()
     path.write_text(path.read_text(encoding="utf-8").replace('"a"', '"b"'), encoding="utf-8")
-    assert measured(tmp_path, [0])
+    with caplog.at_level("INFO"):
+        assert measured(tmp_path, [0])
+    assert f"The first line of {path} is damaged" in caplog.text
 
 
 def test_what_is_finished_is_removed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ Internal: a run with the same settings and the same folder resumes by itself.
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Journals:
 
     The first line of a file is the recipe of its values; another recipe has another file. Values
     are read back bit for bit. An interrupted evaluation therefore ends with the same numbers as an
-    uninterrupted one, on any number of ranks.
+    uninterrupted one, on any number of ranks. Each further line begins with its checksum; a batch
+    whose line is damaged or cut off is measured again.
 
     Args:
         folder: of the files; created with the first batch.
@@ -59,11 +60,19 @@ class Journals:
         self._keys[task] = hashlib.sha256(self._recipes[task].encode()).hexdigest()[:16]
         self._known[task] = {}
         for path in self._files(task):
-            head, *lines = path.read_text(encoding="utf-8").split("\n")
-            if head == self._recipes[task]:
-                self._known[task] |= dict(_whole(lines))
-            elif path.name.endswith(f"-{self._rank}.jsonl"):
-                path.unlink()  # cut off in its first line
+            head, *lines = path.read_bytes().split(b"\n")
+            if head == self._recipes[task].encode():
+                found = [self._read(task, line) for line in lines if line]
+                if bad := found.count(None):
+                    rank_zero_info(
+                        f"{bad} of {len(found)} batches in {path} are damaged or cut off: they are "
+                        "measured again."
+                    )
+                self._known[task] |= dict(filter(None, found))
+                continue
+            rank_zero_info(f"The first line of {path} is damaged: its batches are measured again.")
+            if path.name.endswith(f"-{self._rank}.jsonl"):
+                path.unlink()
         return len(self._known[task])
 
     def values(self, task: str, indices: Tensor, measure: Callable[[], Values]) -> Values:
@@ -80,7 +89,8 @@ class Journals:
         if items in self._known[task]:
             return _unpacked(self._known[task][items])
         values = measure()
-        self._append(task, json.dumps({"items": items, "values": _packed(values)}))
+        line = json.dumps({"items": items, "values": _packed(values)})
+        self._append(task, f"{self._checksum(task, line)} {line}")
         return values
 
     def remove(self) -> None:
@@ -90,6 +100,16 @@ class Journals:
                 path.unlink(missing_ok=True)
         if self._rank == 0 and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
+
+    def _checksum(self, task: str, line: str) -> str:
+        return hashlib.sha256(f"{self._keys[task]} {line}".encode()).hexdigest()[:16]
+
+    def _read(self, task: str, content: bytes) -> tuple[tuple[int, ...], str] | None:
+        """Read the items and the line of a batch; None if its checksum is another one."""
+        checksum, _, line = content.decode(errors="replace").partition(" ")
+        if checksum != self._checksum(task, line):
+            return None
+        return tuple(json.loads(line)["items"]), line
 
     def _files(self, task: str) -> list[Path]:
         begin = f"{task}-{self._keys[task]}-"
@@ -131,15 +151,6 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
         if recipe is not None and (known := journals.open(name, {**run, **recipe})):
             rank_zero_info(f"The task {name!r} continues: {known} batches are measured already.")
     return journals
-
-
-def _whole(lines: list[str]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Yield the items and the line of every complete batch."""
-    for line in lines:
-        try:
-            yield tuple(json.loads(line)["items"]), line
-        except json.JSONDecodeError:  # cut off
-            continue
 
 
 def _packed(values: Values) -> dict[str, Any]:

@@ -11,15 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from prunelit.callbacks.checkpoints import LastCheckpoint, checkpoint_folders
+from prunelit.callbacks.checkpoints import (
+    LastCheckpoint,
+    check_checkpoint,
+    checkpoint_folders,
+    last_checkpoints,
+)
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
 from prunelit.core.private_api import child_processes, leave_signals
 from prunelit.core.signals import Stopped, stop_on_signals
-from prunelit.errors import InputError, first_line
 from prunelit.files import check_folder, explain_full, make_folder
 from prunelit.pruners.base import Pruner
 from prunelit.sweep import sweep
@@ -72,7 +75,13 @@ class PruneTrainer(Trainer):
         """
         check_trainer(self)
         if ckpt_path not in (None, "last"):
-            _check_checkpoint(str(ckpt_path))
+            check_checkpoint(ckpt_path)
+        elif ckpt_path == "last" and self.is_global_zero:
+            for path in last_checkpoints(self):
+                check_checkpoint(path)
+        for callback in self.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.starts_anew = ckpt_path is None
         with self._stoppable(self._after_fit):
             super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
         if self.state.finished:
@@ -151,18 +160,6 @@ class PruneTrainer(Trainer):
             check_folder(folder)
 
     def _after_fit(self) -> str:
-        paths = [c.path for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
-        if written := [path for path in paths if path.is_file()]:
+        if written := last_checkpoints(self):
             return f"Continue from {written[0]} with `--ckpt_path last`."
         return "No checkpoint is written yet: start the same command again."
-
-
-def _check_checkpoint(path: str) -> None:
-    if not Path(path).is_file():
-        raise InputError(
-            f"Expected `ckpt_path` to be a checkpoint or `last` but there is no file {path!r}."
-        )
-    try:
-        torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except Exception as error:
-        raise InputError(f"The checkpoint {path!r} cannot be read: {first_line(error)}") from error

@@ -137,9 +137,49 @@ def test_checkpoint_of_another_run_or_a_broken_one(
     complaint = refused(*again, *ratio)
     assert "was written by a run with another recipe" in complaint
     assert "(pruner.sparsity.ratio: 0.4 now, 0.5 there)" in complaint
-    last.write_bytes(last.read_bytes()[:5000])
-    complaint = refused("--config", configure(), "--ckpt_path", str(last))
-    assert "cannot be read" in complaint
+    whole = last.read_bytes()
+    middle = len(whole) // 2
+    for damaged, reason in (
+        (whole[:5000], "is damaged and cannot be read"),
+        (whole[:middle] + bytes(64) + whole[middle + 64 :], "is damaged: its part '"),
+        (b"", "is damaged and cannot be read"),
+    ):
+        last.write_bytes(damaged)
+        for path in ("last", str(last)):
+            complaint = refused("--config", configure(), "--ckpt_path", path)
+            assert f"The checkpoint {str(last)!r} {reason}" in complaint
+            assert "or remove it and start without `ckpt_path`" in complaint
+    torch.save({"state_dict": {}}, last)
+    complaint = refused("--config", configure(), "--ckpt_path", "last")
+    assert "it lacks ['callbacks', 'epoch', 'global_step', 'loops']" in complaint
+
+
+def test_a_checkpoint_of_unfinished_work_is_not_overwritten(
+    cli: Callable[..., None],
+    configure: Callable[..., str],
+    refused: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved: list[int] = []
+
+    def stop(*_: object) -> None:
+        saved.append(0)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "on_train_epoch_start", stop, raising=False)
+        with pytest.raises(SystemExit):
+            cli("fit", "--config", configure())
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    complaint = refused("--config", configure())
+    assert f"{str(last)!r} is the checkpoint of a training that did not finish" in complaint
+    assert "continue it with `--ckpt_path last`, or remove the file" in complaint
+    assert last.read_bytes() == before
+    cli("fit", "--config", configure(), "--ckpt_path", "last")
+    cli("fit", "--config", configure())  # its work is in the pruned model now
 
 
 def test_steps_between_checkpoints() -> None:

@@ -305,6 +305,20 @@ def test_second_call_converts_nothing(
     assert convert_gguf(moved) == first
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checksums.json"])
+def test_a_damaged_copy_is_converted_anew(
+    name: str, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = convert_gguf(file)
+    content = (folder / name).read_bytes()
+    middle = len(content) // 2
+    (folder / name).write_bytes(content[:middle] + b"\xff" * 4 + content[middle + 4 :])
+    with caplog.at_level("INFO"):
+        assert convert_gguf(file) == folder
+    assert f"The converted copy in {folder} is damaged." in caplog.text
+    assert (folder / name).read_bytes() == content
+
+
 def test_changed_file_is_converted_anew(file: Path, tmp_path: Path) -> None:
     first = convert_gguf(file)
     data = bytearray(file.read_bytes())

@@ -4,6 +4,7 @@ An evaluation that stopped resumes from `prunelit/resume.py`.
 """
 
 import signal
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from prunelit.core.datamodule import PruneData
 from prunelit.core.private_api import optimizer_stepped, validation_follows
 from prunelit.core.signals import Stopped, finish_first, requested
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
 from prunelit.files import replace_file
 from prunelit.recipe import describe
 
@@ -75,6 +76,7 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
             enable_version_counter=False,
         )
         self.every_n_train_steps = every_n_train_steps
+        self.starts_anew = False  # True in `PruneTrainer.fit` without `ckpt_path`
         self._due = False
 
     @property
@@ -179,8 +181,19 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
                 f"`BestCheckpoint` never measured {self.monitor!r} after the last round of "
                 "pruning, so no pruned model was written: validate more often, or train longer."
             )
+        check_checkpoint(self.best_model_path)
         saved = torch.load(self.best_model_path, weights_only=True, map_location="cpu")
         return saved["state_dict"]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state of a checkpoint; the best weights must be there.
+
+        Raises:
+            InputError: if they are not, or are damaged.
+        """
+        super().load_state_dict(state_dict)
+        if self.best_model_path:
+            check_checkpoint(self.best_model_path)
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -281,6 +294,52 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
                 f"`{type(callback).__name__}` would never see a validation: `val_check_interval` "
                 f"is {interval} batches and training has {batches}."
             )
+
+
+def last_checkpoints(trainer: Trainer, to_overwrite: bool = False) -> list[Path]:
+    """List the files of `LastCheckpoint` that exist.
+
+    Args:
+        trainer: of the run.
+        to_overwrite: only those that a training which starts anew will overwrite.
+    """
+    every = [c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+    chosen = [c for c in every if (c.starts_anew and trainer.max_epochs != 0) or not to_overwrite]
+    return [callback.path for callback in chosen if callback.path.is_file()]
+
+
+def check_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Refuse a checkpoint that is missing, damaged or of another kind; compares every checksum.
+
+    Returns:
+        The checkpoint; its tensors have shapes but no values.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"Expected a checkpoint, or `last`, but there is no file {str(path)!r}.")
+    then = "continue from another one, or remove it and start without `ckpt_path`."
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"The checkpoint {str(path)!r} is damaged and cannot be read "
+            f"({first_line(error)}): {then}"
+        ) from error
+    if damaged is not None:
+        raise InputError(
+            f"The checkpoint {str(path)!r} is damaged: its part {damaged!r} is not what was "
+            f"written: {then}"
+        )
+    keys = {"state_dict", "callbacks", "loops", "epoch", "global_step"}
+    if not isinstance(content, dict) or (keys := keys - content.keys()):
+        raise InputError(
+            f"{str(path)!r} is no checkpoint of a training, since it lacks {sorted(keys)}: {then}"
+        )
+    return content
 
 
 def checkpoint_folders(trainer: Trainer) -> list[str]:

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from prunelit.callbacks.checkpoints import (
     BestCheckpoint,
+    check_checkpoint,
     checkpoint_folders,
+    last_checkpoints,
     selection_recipe,
 )
 from prunelit.callbacks.rounds import check_rounds, require_prunelit
@@ -106,6 +108,7 @@ class Pruning(Callback):
         if stage == "fit":
             self.check_output(folder, recipe)
             check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
+            self._check_unfinished(trainer, folder)
             if trainer.ckpt_path is not None:  # the checkpoint holds the result of the first round
                 module.load()
                 self._count(module)
@@ -125,6 +128,17 @@ class Pruning(Callback):
         self._round(trainer, module, data)
         if not module.trains:
             self._finish(trainer, module, write=stage == "fit" or self.always_writes)
+
+    def _check_unfinished(self, trainer: Trainer, folder: Path) -> None:
+        """Refuse to overwrite the checkpoint of a training whose model is not in `folder`."""
+        for path in last_checkpoints(trainer, to_overwrite=True):
+            state = check_checkpoint(path)["callbacks"].get(self.state_key, {})
+            recipe = json.loads(state.get("json", "{}")).get("recipe")
+            if recipe is None or recipe != (read_report(folder) or {}).get("recipe"):
+                raise InputError(
+                    f"{str(path)!r} is the checkpoint of a training that did not finish: continue "
+                    "it with `--ckpt_path last`, or remove the file to start anew."
+                )
 
     def _check_space(self, trainer: Trainer, model: PreTrainedModel) -> None:
         """Refuse disks that cannot hold the weights; a smaller model needs less than is known."""

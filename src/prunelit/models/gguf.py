@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import importlib.util
+import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from prunelit.files import replace_folder
 from prunelit.models.gguf_header import GGUFHeader
 
 # Part of the cache key. Raise it if the conversion writes other bytes.
-_CONVERSION = 2
+_CONVERSION = 3
+_CHECKSUMS = "checksums.json"
 
 
 def cache_folder() -> Path:
@@ -30,7 +33,8 @@ def convert_gguf(gguf: Path) -> Path:
     """Convert a GGUF file to float32 safetensors with its tokenizer, unless the cache has it.
 
     The first call takes about 20 s for 135M parameters. If two processes start at once, one of them
-    converts and the other waits. The folder gets its final name only when it is complete.
+    converts and the other waits. The folder gets its final name only when it is complete. Checksums
+    of its files show if one was damaged; then the file is converted anew.
 
     Args:
         gguf: the file.
@@ -45,7 +49,7 @@ def convert_gguf(gguf: Path) -> Path:
     # The time of the last change of an inode cannot be set by a copy, unlike that of its content.
     digest = _digest(gguf, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     target = cache_folder() / "gguf" / f"{gguf.stem}-{digest[:16]}"
-    if target.is_dir():
+    if _is_whole(target):
         return target
     missing = [name for name in ("gguf", "accelerate") if not importlib.util.find_spec(name)]
     if missing:
@@ -55,7 +59,9 @@ def convert_gguf(gguf: Path) -> Path:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if not target.is_dir():
+        if not _is_whole(target):
+            if target.is_dir():
+                rank_zero_info(f"The converted copy in {target} is damaged.")
             rank_zero_info(f"Converting {gguf.name} to safetensors in {target} (once).")
             _convert(gguf, target)
     return target
@@ -69,6 +75,31 @@ def _digest(gguf: Path, state: tuple[int, ...]) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return True if a converted folder exists with the bytes that were written."""
+    try:
+        written = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+        return isinstance(written, dict) and written == _checksums(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    paths = sorted(path for path in folder.iterdir() if path.name != _CHECKSUMS)
+    status = {path: path.stat() for path in paths}
+    return {p.name: _checksum(p, s.st_size, s.st_mtime_ns) for p, s in status.items()}
+
+
+@functools.cache
+def _checksum(path: Path, size: int, modified: int) -> int:
+    """Read a file once a process; `size` and `modified` make the cache miss a later change."""
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -100,3 +131,5 @@ def _convert(gguf: Path, target: Path) -> None:
         plain.generation_config = model.generation_config
         plain.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        text = json.dumps(_checksums(partial))
+        (partial / _CHECKSUMS).write_text(text, encoding="utf-8")
