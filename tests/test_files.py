@@ -19,6 +19,7 @@ from prunelit.files import (
     check_space,
     is_replaceable,
     make_folder,
+    only_writer,
     replace_file,
     replace_folder,
     write_text,
@@ -209,6 +210,22 @@ def test_paths_on_one_disk_share_its_space(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no room for '.*a' and '.*b': \d+\.\d .B are needed and"):
         check_space({str(tmp_path / "a"): half, str(tmp_path / "b"): half})
     check_space({str(tmp_path / "a"): 1})
+
+
+def test_two_writers_of_one_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "pruned"
+    with only_writer(path):
+        assert is_replaceable(path)
+        with pytest.raises(InputError, match=r"Another run is writing '.*pruned': wait"):
+            only_writer(path).__enter__()
+        with only_writer(tmp_path / "run" / "other"):
+            pass
+    with only_writer(path):  # the first one has ended
+        assert names(path.parent) == [".pruned.lock"]
+    assert names(path.parent) == []
+    (path.parent / ".pruned.lock").touch()  # left by a run that was killed
+    with only_writer(path):
+        pass
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from prunelit.callbacks import Pruning
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
+from prunelit.errors import InputError
+from prunelit.files import only_writer
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import Perplexity
@@ -82,3 +84,21 @@ def test_the_first_line_of_a_docstring_is_the_help(method: str) -> None:
     text = getattr(PruneTrainer, method).__doc__
     assert text != getattr(Trainer, method).__doc__
     assert text.splitlines()[0].endswith(".")
+
+
+def test_what_another_run_writes_is_refused_before_any_work(
+    run: tuple[PruneTrainer, PairedLM, PruneData], tmp_path: Path
+) -> None:
+    trainer, module, data = run
+    # A lock holds between processes and between files that one process has opened.
+    with (
+        only_writer(tmp_path / "pruned"),
+        pytest.raises(InputError, match="Another run is writing"),
+    ):
+        trainer.fit(module, datamodule=data)
+    assert module.model is None
+    with (
+        only_writer(tmp_path / "sweep"),
+        pytest.raises(InputError, match=r"Another run is writing '.*sweep'"),
+    ):
+        trainer.sweep(module, data, variants={"a": Wanda(Unstructured(0.5))})

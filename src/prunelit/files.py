@@ -15,14 +15,20 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from prunelit.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIXED = (errno.EBUSY, errno.EXDEV)  # a mount point, a folder of a container's image
 # Names inside a folder that is replaced in its place, and one that new disks have.
-_PARTIAL, _OLD, _DISK = ".partial", ".old", "lost+found"
+_PARTIAL, _OLD, _LOCK, _DISK = ".partial", ".old", ".lock", "lost+found"
 
 
 @contextmanager
@@ -116,7 +122,7 @@ def _swap(partial: Path, folder: Path, old: Path) -> bool:
 
 def _refill(partial: Path, folder: Path, old: Path) -> None:
     """Move the old files away and the new ones in; an error moves the old ones back."""
-    ours = {partial, old, folder / _DISK}
+    ours = {partial, old, folder / _LOCK, folder / _DISK}
     old.mkdir()
     try:
         for path in set(folder.iterdir()) - ours:
@@ -132,13 +138,57 @@ def _refill(partial: Path, folder: Path, old: Path) -> None:
         raise
 
 
+@contextmanager
+def only_writer(path: str | Path) -> Iterator[None]:
+    """Refuse a file or folder that another run is writing.
+
+    A hidden file beside it is locked. The lock ends with the process, and the file is removed.
+    Without support of the system or the file system, nothing is locked.
+
+    Raises:
+        InputError: naming the path.
+    """
+    real = Path(os.path.realpath(path))
+    lock = real / _LOCK if _is_fixed(real) else real.with_name(f".{real.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file = _locked(lock)
+    if file is None:
+        raise InputError(
+            f"Another run is writing {str(path)!r}: wait for its end, or choose another folder."
+        )
+    with file:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> BinaryIO | None:
+    """Open and lock a file; None if another process holds it."""
+    while True:
+        file = path.open("ab")
+        if fcntl is None:
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # such as a network file system without locks
+            return file
+        # A run that has just ended may have removed the file after it was opened here.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()
+
+
 def is_replaceable(folder: str | Path) -> bool:
     """Return True if a folder is absent, empty, or left by a process killed in `replace_folder`."""
     folder = Path(os.path.realpath(folder))
     if not folder.exists():
         return True
     names = set(os.listdir(folder)) if folder.is_dir() else {""}
-    return not names - {_DISK} or bool(names & {_PARTIAL, _OLD})
+    return not names - {_LOCK, _DISK} or bool(names & {_PARTIAL, _OLD})
 
 
 def check_replaceable(folder: str | Path) -> None:

@@ -7,7 +7,7 @@ Internal: the public name, `PruneTrainer`, is in `prunelit`.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from prunelit.callbacks.checkpoints import (
     checkpoint_folders,
     last_checkpoints,
 )
+from prunelit.callbacks.pruning import Pruning
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
-from prunelit.core.private_api import child_processes, leave_signals
+from prunelit.core.private_api import child_processes, claim_version, leave_signals
 from prunelit.core.signals import Stopped, stop_on_signals
-from prunelit.files import check_folder, explain_full, make_folder
+from prunelit.files import check_folder, explain_full, make_folder, only_writer
 from prunelit.pruners.base import Pruner
-from prunelit.sweep import sweep
+from prunelit.sweep import sweep, sweep_folder
 
 _SAME_COMMAND = (
     "The same command continues: pruned models that are written, and measured batches of "
@@ -51,7 +52,7 @@ class PruneTrainer(Trainer):
         0
     """
 
-    _nested = False  # True inside `_stoppable`
+    _within, _nested = False, False  # True inside `_alone` and inside `_stoppable`
 
     def fit(  # type: ignore[override]
         self,
@@ -82,11 +83,13 @@ class PruneTrainer(Trainer):
         for callback in self.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 callback.starts_anew = ckpt_path is None
-        with self._stoppable(self._after_fit):
-            super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
-        if self.state.finished:
-            with self._stoppable(lambda: _VALIDATE):
-                self.validate(model, datamodule=datamodule)
+        outputs = [c.folder(self) for c in self.callbacks if isinstance(c, Pruning)]  # type: ignore[attr-defined]
+        with self._alone(*outputs, *self._checkpoints()):
+            with self._stoppable(self._after_fit):
+                super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+            if self.state.finished:
+                with self._stoppable(lambda: _VALIDATE):
+                    self.validate(model, datamodule=datamodule)
 
     def validate(  # type: ignore[override]
         self,
@@ -101,7 +104,7 @@ class PruneTrainer(Trainer):
             InputError: naming a setting that does not fit.
         """
         check_trainer(self)
-        with self._stoppable(lambda: _SAME_COMMAND):
+        with self._alone(), self._stoppable(lambda: _SAME_COMMAND):
             return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
 
     def sweep(
@@ -122,19 +125,41 @@ class PruneTrainer(Trainer):
             InputError: naming the variant or the setting that does not fit.
         """
         check_trainer(self)
-        with self._stoppable(lambda: _SAME_COMMAND):
+        folders = {Path(self.default_root_dir) / "sweep", sweep_folder(self) / "sweep"}
+        with self._alone(*folders, logs=False), self._stoppable(lambda: _SAME_COMMAND):
             sweep(self, model, datamodule, variants)
 
     @contextmanager
+    def _alone(self, *paths: Path, logs: bool = True) -> Iterator[None]:
+        """Give this run a `version_N` of its own; refuse paths that another run is writing."""
+        if self._within or not self.is_global_zero:
+            yield
+            return
+        self._check_folders()
+        with ExitStack() as stack:
+            for path in paths:
+                stack.enter_context(only_writer(path))
+            for logger in self.loggers if logs else ():
+                if (claimed := claim_version(logger)) is not None:
+                    stack.callback(_remove_if_empty, claimed)
+                elif logger.log_dir:
+                    stack.enter_context(only_writer(logger.log_dir))
+            self._within = True
+            stack.callback(setattr, self, "_within", False)
+            yield
+
+    def _checkpoints(self) -> list[Path]:
+        every = [c for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+        return [callback.path for callback in every if self.max_epochs != 0]
+
+    @contextmanager
     def _stoppable(self, how_to_go_on: Callable[[], str]) -> Iterator[None]:
-        """Check the folders. End a run that a signal or a full disk stops with a sentence.
+        """End a run that a signal or a full disk stops with a sentence.
 
         A nested one only lets errors through.
         """
         leave_signals(self)
         nested, self._nested = self._nested, True
-        if not nested:
-            self._check_folders()
         with stop_on_signals(), explain_full(self.default_root_dir):
             try:
                 yield
@@ -163,3 +188,8 @@ class PruneTrainer(Trainer):
         if written := last_checkpoints(self):
             return f"Continue from {written[0]} with `--ckpt_path last`."
         return "No checkpoint is written yet: start the same command again."
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 import prunelit
@@ -25,6 +27,7 @@ import prunelit.core.private_api as private_api
 from prunelit.core.private_api import (
     HookedCLI,
     child_processes,
+    claim_version,
     leave_signals,
     optimizer_stepped,
     replace_lists,
@@ -92,6 +95,17 @@ def test_started_processes_are_those_of_the_launcher() -> None:
     launcher.procs = [process]  # type: ignore[union-attr]
     assert child_processes(trainer) == [process]
     process.wait()
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+def test_loggers_that_start_together_have_folders_of_their_own(kind: Any, tmp_path: Path) -> None:
+    loggers = [kind(tmp_path, name="board") for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(claim_version, loggers))
+    assert {folder and folder.name for folder in folders} == {"version_0", "version_1"}
+    assert {logger.version for logger in loggers} == {0, 1}, changed("`Logger._version`")
+    assert claim_version(loggers[0]) is None
+    assert claim_version(kind(tmp_path, name="board", version="only")) is None
 
 
 class Handlers(Callback):

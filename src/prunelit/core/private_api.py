@@ -7,11 +7,13 @@ Internal: nothing here is public.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 try:
     from jsonargparse._typehints import ActionTypeHint
@@ -40,6 +42,27 @@ def validation_follows(trainer: Trainer) -> bool:
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def claim_version(logger: Logger) -> Path | None:
+    """Make the next free `version_N` of a logger, which no other run then takes.
+
+    Returns:
+        The folder; None for a logger that has a version, or that writes no such folders.
+    """
+    if not isinstance(logger, TensorBoardLogger | CSVLogger) or logger._version is not None:
+        return None
+    number = logger.version
+    assert isinstance(number, int)
+    while True:
+        logger._version = number
+        folder = Path(logger.log_dir)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
 
 
 class _NoSignals(_SignalConnector):
