@@ -108,7 +108,7 @@ class Pruning(Callback):
         if stage == "fit":
             self.check_output(folder, recipe)
             check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
-            self._check_unfinished(trainer, folder)
+            self._check_unfinished(trainer, module)
             if trainer.ckpt_path is not None:  # the checkpoint holds the result of the first round
                 module.load()
                 self._count(module)
@@ -129,12 +129,14 @@ class Pruning(Callback):
         if not module.trains:
             self._finish(trainer, module, write=stage == "fit" or self.always_writes)
 
-    def _check_unfinished(self, trainer: Trainer, folder: Path) -> None:
-        """Refuse to overwrite the checkpoint of a training whose model is not in `folder`."""
+    def _check_unfinished(self, trainer: Trainer, module: PairedLM) -> None:
+        """Refuse to overwrite the checkpoint of a training that wrote no pruned model."""
         for path in last_checkpoints(trainer, to_overwrite=True):
             state = check_checkpoint(path)["callbacks"].get(self.state_key, {})
             recipe = json.loads(state.get("json", "{}")).get("recipe")
-            if recipe is None or recipe != (read_report(folder) or {}).get("recipe"):
+            folder = self.find_folder(trainer, module, recipe) if recipe else None
+            report = read_report(folder) if folder else None
+            if report is None or find_differences(recipe, report.get("recipe")):
                 raise InputError(
                     f"{str(path)!r} is the checkpoint of a training that did not finish: continue "
                     "it with `--ckpt_path last`, or remove the file to start anew."
