@@ -133,8 +133,8 @@ def main() -> None:
     rollouts: dict[str, Any] = {**prompts, "max_new_tokens": options.new_tokens}
     windows: dict[str, Any] = {"limit": options.windows, "batch_size": options.windows}
     tasks = [
-        Deviation(TEXT, split="train[75%:]", **windows),
-        Distribution(TEXT, split="train[75%:]", floor=False, **windows),
+        Deviation(TEXT, split="train[75%:]", documents="lines", **windows),
+        Distribution(TEXT, split="train[75%:]", documents="lines", floor=False, **windows),
         Subspace(FACTS, **prompts),
         Transitions(FACTS, tokens=2, **rollouts),
         Trajectory(FACTS, **rollouts),

@@ -49,7 +49,7 @@ trainer = prunelit.PruneTrainer(
     callbacks=[Pruning(Wanda(Unstructured(0.5))), Results()],
 )
 data = prunelit.PruneData(
-    prunelit.CalibrationText(TEXT, sequences=4, length=128),
+    prunelit.CalibrationText(TEXT, sequences=4, length=128, documents="lines"),
     tasks=[MultipleChoice(path), Retrieval(path), Generation(path, max_new_tokens=16)],
 )
 trainer.validate(prunelit.PairedLM(MODEL), data)

@@ -37,7 +37,9 @@ class PowerWanda(LinearPruner):
 
 def read_text(split: str) -> list:
     """Four sequences of 128 tokens, as batches."""
-    data = prunelit.PruneData(prunelit.CalibrationText(TEXT, split, sequences=4, length=128))
+    data = prunelit.PruneData(
+        prunelit.CalibrationText(TEXT, split, sequences=4, length=128, documents="lines")
+    )
     data.prepare(tokenizer)
     return data.calibration_batches()
 

@@ -21,7 +21,9 @@ SPACES = ("embedding", "logit", "probability")
 
 def read_text(split: str) -> list:
     """Four sequences of 128 tokens, as batches."""
-    data = prunelit.PruneData(prunelit.CalibrationText(TEXT, split, sequences=4, length=128))
+    data = prunelit.PruneData(
+        prunelit.CalibrationText(TEXT, split, sequences=4, length=128, documents="lines")
+    )
     data.prepare(tokenizer)
     return data.calibration_batches()
 

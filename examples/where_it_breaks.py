@@ -30,7 +30,7 @@ trainer = prunelit.PruneTrainer(
     callbacks=[Pruning(Wanda(Unstructured(0.4))), Results()],
 )
 data = prunelit.PruneData(
-    prunelit.CalibrationText(TEXT, sequences=4, length=128),
+    prunelit.CalibrationText(TEXT, sequences=4, length=128, documents="lines"),
     tasks=[Trajectory("prunelit:facts.jsonl", limit=12, max_new_tokens=12)],
 )
 trainer.validate(prunelit.PairedLM(MODEL), data)

@@ -205,3 +205,19 @@ def test_a_copy_has_the_same_rows(tmp_path: Path, copy: Callable[[str, str], Any
     path = write(tmp_path / "rows.jsonl", ["a"])
     copy(path, str(tmp_path / "copy.jsonl"))
     assert texts_of(tmp_path / "copy.jsonl") == ["a"]
+
+
+def test_a_text_file_is_one_document_or_divided(tmp_path: Path) -> None:
+    path = write(tmp_path / "book.txt", ["One long", "sentence.", "", " ", "The next.", "", ""])
+    found = {
+        rule: load_texts(path, column="text", split="train", documents=rule)
+        for rule in ("whole", "lines", "paragraphs")
+    }
+    assert found["whole"] == ["One long\nsentence.\n\n \nThe next.\n\n"]
+    assert found["paragraphs"] == ["One long\nsentence.", "The next."]
+    assert found["lines"] == ["One long", "sentence.", "", " ", "The next.", "", ""]
+    assert load_texts(path, column="text", split="train[:2]") == ["One long\nsentence."]
+    with pytest.raises(InputError, match="Expected `documents` to be one of whole, lines, para"):
+        load_texts(path, column="text", split="train", documents="pages")  # type: ignore[arg-type]
+    rows = write(tmp_path / "rows.jsonl", ["a", "b"])
+    assert load_texts(rows, column="text", split="train") == ["a", "b"]

@@ -80,3 +80,17 @@ def test_too_little_text_says_how_much_there_was(
 ) -> None:
     with pytest.raises(InputError, match=r"one window of 100 tokens .* hold only 61"):
         prepared(tokenizer, material / "text.jsonl", split="train[:1]", length=100)
+
+
+def test_details_name_the_text_rule_and_wrapped_text_is_read_as_it_is(
+    tmp_path: Path, material: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("A wrapped\nsentence of a book.\n")
+    whole = prepared(tokenizer, path, length=18)
+    assert tokenizer.decode(whole.collate([0])["input_ids"][0]) == "A wrapped\nsentence"
+    lines = prepared(tokenizer, path, length=18, documents="lines")
+    assert tokenizer.decode(lines.collate([0])["input_ids"][0]) == "A wrapped\n\nsentenc"
+    rows = prepared(tokenizer, material / "text.jsonl", length=18)
+    rules = [task.details(17)["text_rule"] for task in (whole, lines, rows)]
+    assert rules == ["whole", "lines", "rows"]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from prunelit.data.rows import Documents
+
 
 @dataclass
 class CalibrationText:
@@ -18,6 +20,7 @@ class CalibrationText:
         batch_size: sequences per forward pass.
         seed: of the order of the documents.
         bos: begin every sequence with a BOS token. None does what the tokenizer does for a text.
+        documents: how a text file is divided, see `prunelit.data.load_texts`.
 
     Example:
         >>> from prunelit import CalibrationText
@@ -34,3 +37,4 @@ class CalibrationText:
     batch_size: int = 8
     seed: int = 0
     bos: bool | None = None
+    documents: Documents = "whole"

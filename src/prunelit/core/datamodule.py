@@ -92,7 +92,10 @@ class PruneData(LightningDataModule):
         for name, source in (("calibration", self.calibration), ("recovery", self.recovery)):
             if source is not None:
                 self._documents[name] = load_texts(
-                    source.path, column=source.column, split=source.split
+                    source.path,
+                    column=source.column,
+                    split=source.split,
+                    documents=source.documents,
                 )
         for task in self.tasks.values():
             task.read()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prunelit.data.batches import Batch
+from prunelit.data.rows import Documents
 
 
 @dataclass
@@ -25,6 +26,7 @@ class RecoveryText:
             left out.
         seed: of the order of the documents, and of the order of the sequences in each epoch.
         bos: begin every sequence with a BOS token. None does what the tokenizer does for a text.
+        documents: how a text file is divided, see `prunelit.data.load_texts`.
 
     Example:
         >>> from prunelit import RecoveryText
@@ -41,6 +43,7 @@ class RecoveryText:
     batch_size: int = 4
     seed: int = 0
     bos: bool | None = None
+    documents: Documents = "whole"
 
 
 class EpochBatches:

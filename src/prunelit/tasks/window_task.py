@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.data.rows import hash_rows, load_texts
+from prunelit.data.rows import Documents, hash_rows, load_texts, text_rule
 from prunelit.data.tokens import name_tokens, window_start, windows
 from prunelit.tasks.row_task import RowTask
 
@@ -13,13 +13,15 @@ from prunelit.tasks.row_task import RowTask
 class WindowTask(RowTask):
     """A task whose items are non-overlapping token windows of a text.
 
-    The documents are joined by an empty line.
+    The documents are joined by an empty line. A text file is one document, as it is in the file;
+    `documents` divides it.
 
     Args:
         column: column of the text.
         length: L, number of tokens per window, at least 2, the BOS token included.
         limit: number of windows; None reads all.
         bos: begin every window with a BOS token. None does what the tokenizer does for a text.
+        documents: how a text file is divided, see `prunelit.data.load_texts`.
         kwargs: options of `RowTask`.
     """
 
@@ -29,15 +31,19 @@ class WindowTask(RowTask):
         length: int = 512,
         limit: int | None = None,
         bos: bool | None = None,
+        documents: Documents = "whole",
         **kwargs: Any,
     ) -> None:
         super().__init__(limit=limit, **kwargs)
         self.column = column
         self.length = length
         self.bos = bos
+        self.documents: Documents = documents
 
     def read(self) -> None:
-        self._documents = load_texts(self.path, column=self.column, split=self.split)
+        self._documents = load_texts(
+            self.path, column=self.column, split=self.split, documents=self.documents
+        )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         self._start = name_tokens(tokenizer, window_start(tokenizer, self.bos, self.length))
@@ -55,6 +61,7 @@ class WindowTask(RowTask):
         return {
             "path": self.path,
             "split": self.split,
+            "text_rule": text_rule(self.path, self.documents),
             "text_sha256": hash_rows(self._documents),
             "length": self.length,
             "bos": self._start,
