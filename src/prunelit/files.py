@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -289,6 +289,28 @@ def _existing(path: str | Path) -> Path:
     """Return the real path, or its first parent that exists."""
     real = Path(os.path.realpath(path))
     return next(place for place in (real, *real.parents) if place.exists())
+
+
+def keep_earlier(folder: str | Path, names: Iterable[str]) -> Path | None:
+    """Move files and folders to `earlier_N` in their folder, so that new ones replace nothing.
+
+    Args:
+        folder: of the files.
+        names: of the files and folders to move; those that do not exist are left out.
+
+    Returns:
+        The folder `earlier_N`, or None if there was nothing to move.
+    """
+    folder = Path(folder)
+    if not (found := [folder / name for name in names if (folder / name).exists()]):
+        return None
+    number = 1
+    while (target := folder / f"earlier_{number}").exists():
+        number += 1
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    return target
 
 
 def write_text(path: str | Path, text: str) -> None:

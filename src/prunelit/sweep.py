@@ -19,7 +19,7 @@ from prunelit.callbacks.tensorboard import write_pictures
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
-from prunelit.files import write_text
+from prunelit.files import keep_earlier, write_text
 from prunelit.pruners import BlockDrop, SublayerDrop
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import check_text
@@ -27,9 +27,17 @@ from prunelit.report.curves import Curve, as_csv, write_picture
 from prunelit.report.overview import overview
 from prunelit.report.results import Result
 from prunelit.report.tables import markdown_table, show
-from prunelit.report.variants import Variant, variants_cells, variants_numbers, variants_table
+from prunelit.report.variants import (
+    Variant,
+    format_variants,
+    read_variants,
+    same_dense,
+    variants_cells,
+    variants_numbers,
+    variants_table,
+)
 
-OVERVIEW, FIGURES = "overview", "figures"
+OVERVIEW, FIGURES, VARIANTS = "overview", "figures", "variants.json"
 
 _KINDS = {
     "attention": "attention sublayers",
@@ -85,7 +93,8 @@ def sweep(
         # Also after a later variant has failed.
         if trainer.is_global_zero and variants:
             overview_logger = _version(trainer, logger, OVERVIEW) if logger else None
-            _write(variants, sweep_folder(trainer), overview_logger)
+            shown = _with_earlier(variants, sweep_folder(trainer))
+            _write(shown, sweep_folder(trainer), overview_logger)
             if missing := [name for name in pruners if name not in {v.name for v in variants}]:
                 rank_zero_info(f"Not in the figures: {', '.join(missing)} (failed or not started).")
 
@@ -209,12 +218,35 @@ def _dropped(pruner: Pruner) -> tuple[str, int] | None:
     return None
 
 
+def _with_earlier(variants: Sequence[Variant], folder: Path) -> list[Variant]:
+    """Add the variants of earlier sweeps; those of other tasks or models are kept aside.
+
+    Args:
+        variants: of this sweep.
+        folder: of all variants.
+    """
+    path = folder / FIGURES / VARIANTS
+    if not path.is_file():
+        return list(variants)
+    earlier = read_variants(path)
+    if not earlier or not same_dense(variants[0], earlier[0]):
+        kept = keep_earlier(folder, (FIGURES,))
+        rank_zero_info(f"Figures of another model or of other tasks are now in {kept}.")
+        return list(variants)
+    new = {variant.name: variant for variant in variants}
+    merged = {variant.name: new.get(variant.name, variant) for variant in earlier} | new
+    if added := [name for name in merged if name not in new]:
+        rank_zero_info(f"Also in the figures, from earlier sweeps: {', '.join(added)}.")
+    return list(merged.values())
+
+
 def _write(variants: Sequence[Variant], folder: Path, logger: TensorBoardLogger | None) -> None:
     """Write the table and the figures of all variants; one process calls it."""
     pictures, missing = overview(variants)
     for name, picture in pictures.items():
         write_picture(picture, folder / FIGURES, name)
     write_text(folder / FIGURES / "variants.csv", as_csv(variants_numbers(variants)))
+    write_text(folder / FIGURES / VARIANTS, format_variants(variants))
     if logger is not None:
         write_pictures(logger.experiment, pictures)
         cells = [

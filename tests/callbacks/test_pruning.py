@@ -13,12 +13,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 
 from prunelit import InputError, load_pretrained, prune
-from prunelit.callbacks import Pruning
+from prunelit.callbacks import Pruning, Results
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.pruners import BlockDrop, Neuron, Pruner, SublayerDrop, Wanda
 from prunelit.recipe import describe
+from prunelit.report.results import read_results
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import Perplexity
 from prunelit.trainer import PruneTrainer
@@ -41,6 +42,7 @@ def run(tmp_path: Path, material: Path) -> Run:
         pruner: Pruner | None = None,
         source: Path = material / "dense",
         full_hash: bool = False,
+        results: bool = False,
         **arguments: Any,
     ) -> tuple[Pruning, PairedLM]:
         text = str(material / "text.jsonl")
@@ -50,7 +52,7 @@ def run(tmp_path: Path, material: Path) -> Run:
         data = PruneData(calibration, [Perplexity(text, length=20, limit=3)])
         trainer = PruneTrainer(
             accelerator="cpu",
-            callbacks=[pruning],
+            callbacks=[pruning, *([Results()] if results else [])],
             default_root_dir=tmp_path,
             enable_model_summary=False,
             enable_progress_bar=False,
@@ -385,3 +387,23 @@ def test_the_source_as_output_is_refused_before_any_work(run: Run, tmp_path: Pat
                 with pytest.raises(InputError, match="apart from the model that is pruned"):
                     run(stage, source=source, output=output, callback=Untouched)
     assert content(tmp_path) == before
+
+
+def test_results_name_the_recipe_and_the_pruned_model_and_replace_no_others(
+    run: Run, tmp_path: Path
+) -> None:
+    run("fit", results=True)
+    first = read_results(tmp_path / "results.jsonl")
+    assert {row.pruned for row in first} == {str(tmp_path / "pruned")}
+    run("validate", results=True)  # the same results
+    assert not list(tmp_path.glob("earlier_*"))
+    for ratio, kept in ((0.25, 1), (0.3, 2)):
+        before = content(tmp_path / "figures")
+        run("validate", results=True, ratio=ratio)
+        (row, *_) = read_results(tmp_path / "results.jsonl")
+        assert row.pruned is None
+        assert row.recipe != first[0].recipe
+        earlier = tmp_path / f"earlier_{kept}"
+        assert sorted(content(earlier / "figures").values()) == sorted(before.values())
+    again = read_results(tmp_path / "earlier_1" / "results.jsonl")
+    assert [(row.recipe, row.pruned) for row in again] == [(r.recipe, r.pruned) for r in first]

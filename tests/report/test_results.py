@@ -36,6 +36,8 @@ def test_a_row_is_one_json_object_a_line(tmp_path: Path) -> None:
         "standard_error": 0.03,
         "n": 45,
         "details": {"path": "東京.jsonl", "seed": 0},
+        "recipe": None,
+        "pruned": None,
     }
     assert "東京" in lines[0]
     assert len(lines) == 2

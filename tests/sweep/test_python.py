@@ -156,3 +156,31 @@ def test_the_trainers_own_results_callback_is_used(tmp_path: Path, material: Pat
     trainer.sweep(PairedLM(str(material / "dense")), data, variants={"one": SublayerDrop(1)})
     assert seen == [tmp_path / "one"]
     assert results.folder is None
+
+
+def test_a_sweep_of_other_variants_adds_to_the_figures(
+    table: Table,
+    start: Callable[..., tuple[PruneTrainer, PairedLM]],
+    tmp_path: Path,
+    material: Path,
+) -> None:
+    text = str(material / "text.jsonl")
+    one, two, three = (Magnitude(Unstructured(ratio)) for ratio in (0.25, 0.5, 0.75))
+    start({"one": one, "two": two})
+    start({"three": three})
+    start({"two": Magnitude(Unstructured(0.6))})
+    # The earlier pruned model and results of the variant are there too.
+    old = read_results(tmp_path / "two" / "earlier_1" / "results.jsonl")
+    new = read_results(tmp_path / "two" / "results.jsonl")
+    folders = {name: Path(rows[0].pruned or "") for name, rows in {"old": old, "new": new}.items()}
+    assert folders["old"] == tmp_path / "two" / "pruned"
+    assert folders["new"].name == f"pruned-{new[0].recipe}"
+    assert all((folder / "model.safetensors").is_file() for folder in folders.values())
+    names = [line["variant"] for line in table(tmp_path / "figures" / "variants.csv")]
+    assert list(dict.fromkeys(names)) == ["dense", "one", "two", "three"]
+    before = (tmp_path / "figures" / "variants.csv").read_bytes()
+    # Other tasks cannot be compared with it.
+    start({"four": one}, [Perplexity(text, length=20, limit=2)])
+    names = [line["variant"] for line in table(tmp_path / "figures" / "variants.csv")]
+    assert list(dict.fromkeys(names)) == ["dense", "four"]
+    assert (tmp_path / "earlier_1" / "figures" / "variants.csv").read_bytes() == before

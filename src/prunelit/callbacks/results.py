@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from prunelit.callbacks.tensorboard import (
 )
 from prunelit.core.module import PairedLM
 from prunelit.errors import first_line
-from prunelit.files import write_text
+from prunelit.files import keep_earlier, write_text
+from prunelit.recipe import recipe_id
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers, write_picture
 from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
-from prunelit.report.results import Result, scalar_name, write_results
+from prunelit.report.results import Result, format_results, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, retained_cells
 from prunelit.report.tables import results_table, show
 from prunelit.report.task_report import TaskReport
@@ -40,8 +42,8 @@ class Results(Callback):
     to every run.
 
     `results.jsonl` is in the logger's folder, or in `trainer.default_root_dir` if there is no
-    logger. The folder `figures/` beside it has each figure as PNG and its numbers as CSV; the
-    curves of a task are in `<task>_curves.csv`.
+    logger. Other results that are there are moved to `earlier_N`. The folder `figures/` beside it
+    has each figure as PNG and its numbers as CSV; the curves of a task are in `<task>_curves.csv`.
 
     Example:
         >>> from prunelit import PruneTrainer
@@ -77,13 +79,11 @@ class Results(Callback):
         reports, folder = evaluation.reports, self._into
         if not reports:
             return
-        write_results(pl_module.results, folder / "results.jsonl")
+        callback = next((c for c in trainer.callbacks if isinstance(c, Pruning)), None)  # type: ignore[attr-defined]
+        pruning = callback.report if callback else None
+        self._write_results(pl_module.results, callback)
         if evaluation.failed:
             rank_zero_info(f"Results of the other tasks: {folder / 'results.jsonl'}")
-        pruning = next(
-            (c.report for c in trainer.callbacks if isinstance(c, Pruning)),  # type: ignore[attr-defined]
-            None,
-        )
         for name, report in reports.items():
             write_items(report.items, folder / "items" / f"{name}.parquet")
         self.curves = {name: list(report.curves) for name, report in reports.items()}
@@ -118,6 +118,20 @@ class Results(Callback):
         if cells := retained_cells(pl_module.results):
             show(headline_table(cells))
         self._written = None
+
+    def _write_results(self, results: Sequence[Result], callback: Pruning | None) -> None:
+        """Write the results with their recipe; other results that are there are kept."""
+        if callback is not None and callback.report is not None:
+            origin = {
+                "recipe": recipe_id(callback.report["recipe"]),
+                "pruned": str(callback.written) if callback.written else None,
+            }
+            results = [replace(result, **origin) for result in results]
+        path, text = self._into / "results.jsonl", format_results(results)
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            kept = keep_earlier(self._into, ("items", "figures", "results.jsonl"))
+            rank_zero_info(f"Other results were here; they are now in {kept}.")
+        write_results(results, path)
 
     def _pictures(
         self,

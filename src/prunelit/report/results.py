@@ -24,6 +24,8 @@ class Result:
         n: number of items.
         details: options and hashes that two comparable results have in common, such as the hash of
             the data, the template and the seed.
+        recipe: id of the recipe that pruned the model; None if nothing pruned it.
+        pruned: folder of the pruned model; None if it was pruned in memory.
     """
 
     task: str
@@ -33,6 +35,9 @@ class Result:
     standard_error: float
     n: int
     details: dict[str, Any] = field(default_factory=dict)
+    # Two equal numbers are equal, wherever their models are.
+    recipe: str | None = field(default=None, compare=False, repr=False)
+    pruned: str | None = field(default=None, compare=False, repr=False)
 
 
 def scalar_name(result: Result) -> str:
@@ -41,15 +46,20 @@ def scalar_name(result: Result) -> str:
     return f"val/{result.task}/{result.metric}{suffix}"
 
 
-def write_results(results: Sequence[Result], path: str | Path) -> None:
-    """Write one line of JSON per result. NaN and infinity become null."""
+def format_results(results: Sequence[Result]) -> str:
+    """Format one line of JSON per result. NaN and infinity become null."""
     lines = []
     for result in results:
         data = asdict(result)
         for key in ("value", "standard_error"):
             data[key] = data[key] if math.isfinite(data[key]) else None
         lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(path, "".join(lines))
+    return "".join(lines)
+
+
+def write_results(results: Sequence[Result], path: str | Path) -> None:
+    """Write one line of JSON per result, see `format_results`."""
+    write_text(path, format_results(results))
 
 
 def read_results(path: str | Path) -> list[Result]:

@@ -1,8 +1,11 @@
 """Variants: several prunings of one model, and the table that compares them."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -45,6 +48,56 @@ class Variant:
             if (result.task, result.metric) == (task, metric)
         }
         return next((found[model] for model in models if model in found), None)
+
+
+def format_variants(variants: Sequence[Variant]) -> str:
+    """Format variants as JSON that `read_variants` reads; NaN and infinity are Python's."""
+    return json.dumps([asdict(variant) for variant in variants], default=_plain)
+
+
+def read_variants(path: str | Path) -> list[Variant] | None:
+    """Read what `format_variants` made; None if the file does not hold such variants."""
+    try:
+        return [_variant(data) for data in json.loads(Path(path).read_text(encoding="utf-8"))]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def same_dense(one: Variant, other: Variant) -> bool:
+    """Return True if both variants were compared with the same dense model on the same tasks."""
+    mine, others = _dense(one), _dense(other)
+    return (
+        bool(mine)
+        and mine.keys() == others.keys()
+        and all(
+            a.n == b.n
+            and json.loads(json.dumps(a.details)) == json.loads(json.dumps(b.details))
+            and math.isclose(a.value, b.value, rel_tol=1e-4, abs_tol=1e-6)
+            for a, b in ((mine[key], others[key]) for key in mine)
+        )
+    )
+
+
+def _dense(variant: Variant) -> dict[tuple[str, str], Result]:
+    return {
+        (result.task, result.metric): result
+        for result in variant.results
+        if result.model == "dense" and math.isfinite(result.value)
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else list(value)
+
+
+def _variant(data: dict[str, Any]) -> Variant:
+    curves = {task: [Curve(**c) for c in curves] for task, curves in data["curves"].items()}
+    results = [Result(**result) for result in data["results"]]
+    pairs = {
+        key: None if data[key] is None else tuple(data[key])
+        for key in ("dropped", "dense_size", "size")
+    }
+    return Variant(**{**data, "curves": curves, "results": results, **pairs})
 
 
 def main_scores(variants: Sequence[Variant]) -> dict[tuple[str, str], bool]:
