@@ -296,3 +296,42 @@ def test_a_choice_without_tokens_of_its_own_is_refused(
     )
     with pytest.raises(InputError, match="row 'x' adds no token to the prompt"):
         task.prepare(tokenizer)
+
+
+def test_a_text_that_occurs_twice_counts_once(tmp_path: Path, pair: ModelPair) -> None:
+    rows = [
+        {"id": str(n), "context": "Capital?", "choices": ["b", "a", "c", "a"], "label": label}
+        for n, label in enumerate([1, 3])
+    ]
+    for scoring, template in (("continuation", "{context}"), ("letter", "{context}{choices}")):
+        path = write(tmp_path / f"{scoring}.jsonl", rows)
+        task, table = run(MultipleChoice(path, template=template, scoring=scoring), pair)
+        for metric in (*task._accuracies(), "brier"):
+            first, second = table[f"pruned/{metric}"].tolist()
+            assert first == second
+        assert table["pruned/log_likelihood"][0, 3] == -math.inf
+
+
+def test_fixed_answers_have_the_most_frequent_as_floor(tmp_path: Path, pair: ModelPair) -> None:
+    labels = [0] * 8 + [1] * 3 + [2]
+    rows = [
+        {"id": str(n), "context": f"Text {n}?", "choices": ["no", "yes", "so"], "label": label}
+        for n, label in enumerate(labels)
+    ]
+    task, table = run(MultipleChoice(write(tmp_path / "r.jsonl", rows), primary="acc_norm"), pair)
+    always = torch.tensor([[0.0, -90.0, -90.0]] * 12, dtype=torch.float64)
+    table._columns["pruned/log_likelihood"] = always
+    table._columns["dense/log_likelihood"] = always.clone().fill_diagonal_(-99)
+    table._columns["pruned/acc_norm"] = torch.tensor([float(label == 0) for label in labels])
+    with pytest.warns(UserWarning, match="The pruned model chooses 'no' for each of the 12"):
+        results = task.report(table).results
+    found = {(row.metric, row.model): row for row in results}
+    pruned = found["acc_norm", "pruned"]
+    assert pruned.details["chance"] == pytest.approx(8 / 12) == pytest.approx(pruned.value)
+    assert found["balanced_acc_norm", "pruned"].value == pytest.approx(1 / 3)
+    assert found["chosen/no", "pruned"].value == 1
+    assert [found[f"acc_norm/{c}", "pruned"].value for c in ("no", "yes", "so")] == [1, 0, 0]
+    assert found["acc_norm/yes", "pruned"].n == 3
+    scores = {metric: row.details["score"] for (metric, _), row in found.items()}
+    assert {scores[name] for name in ("agreement", "mcnemar_p", "retained")} == {"acc_norm"}
+    assert {scores[name] for name in ("acc", "brier", "calibration_error")} == {"acc"}

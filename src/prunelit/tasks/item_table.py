@@ -120,7 +120,8 @@ class ItemTable:
     ) -> list[Result]:
         """Results of dense, pruned and their difference (pruned minus dense), item by item.
 
-        Columns are named `dense/<metric>` and `pruned/<metric>`.
+        Columns are named `dense/<metric>` and `pruned/<metric>`. The details of a result name the
+        `score` that it stands for: the metric itself, unless `details` name another.
         """
         results = []
         for metric in metrics:
@@ -129,7 +130,8 @@ class ItemTable:
                 values["difference"] = values["pruned"] - values["dense"]
             for model, column in values.items():
                 value, error = mean(column)
-                results.append(Result(task, metric, model, value, error, self.size, dict(details)))
+                named = {"score": metric, **details}
+                results.append(Result(task, metric, model, value, error, self.size, named))
         return results
 
     def pair_results(
@@ -137,7 +139,9 @@ class ItemTable:
     ) -> list[Result]:
         """Results for quantities of both models together, where these were measured."""
         return [
-            Result(task, metric, "pair", *mean(self[metric]), self.size, dict(details))
+            Result(
+                task, metric, "pair", *mean(self[metric]), self.size, {"score": metric, **details}
+            )
             for metric in metrics
             if metric in self
         ]

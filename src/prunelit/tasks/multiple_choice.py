@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,7 +43,9 @@ class MultipleChoice(QuestionTask):
       (Holtzman et al. 2021, arXiv:2104.08315).
 
     The softmax of the log-likelihoods over the choices gives `brier` (from 0 to 2) and
-    `calibration_error` in 15 bins.
+    `calibration_error` in 15 bins. They stand for `acc` whatever is `primary`, since only the
+    log-likelihood itself gives probabilities. `score` in the details of a result names the accuracy
+    that it stands for.
 
     Metrics of both models, by the `primary` accuracy:
 
@@ -50,7 +53,12 @@ class MultipleChoice(QuestionTask):
     * `to_wrong` and `to_right`: the shares of questions that flip;
     * `mcnemar_p`: p-value of McNemar's exact test that both flips are equally frequent;
     * `retained`: the accuracy above chance, pruned over dense. Chance is the mean of 1 / number of
-      choices.
+      different choices.
+
+    If all questions have the same choices, as in a classifier, chance is the share of the most
+    frequent answer. `balanced_<primary>` is then the mean accuracy over the right answers, and each
+    answer has its own accuracy and the share of questions for which it is chosen. A warning says if
+    a model always chooses the same answer. A choice that occurs twice in a question counts once.
 
     If questions have a group, the primary accuracy of each group is given too.
 
@@ -143,7 +151,8 @@ class MultipleChoice(QuestionTask):
             self.longest = max(self.longest, self._free.longest)
         # Divisors of the accuracies, 1 at choices that a question does not have.
         shape = (len(names), max(len(question.choices) for question in self._questions))
-        self._label = torch.tensor([question.label for question in self._questions])
+        # A text that occurs twice is one choice, so that any copy may be the label.
+        self._label = torch.tensor([q.choices.index(q.answer) for q in self._questions])
         self._bytes = torch.ones(shape, dtype=torch.float64)
         self._tokens = torch.ones(shape, dtype=torch.float64)
         for row, question in enumerate(self._questions):
@@ -195,20 +204,73 @@ class MultipleChoice(QuestionTask):
             values |= answer_flips(chosen["dense"], chosen["pruned"], self._label)
         derived = ItemTable(table.size)
         derived.assign(torch.arange(table.size), values)
-        results = derived.paired_results(self.name, [*metrics, "calibration_error"], details)
-        results += derived.pair_results(self.name, list(FLIPS), details)
+        results = derived.paired_results(self.name, self._accuracies(), details)
+        raw, own = {**details, "score": "acc"}, {**details, "score": self.primary}
+        results += derived.paired_results(self.name, ["brier", "calibration_error"], raw)
+        results += derived.pair_results(self.name, list(FLIPS), own)
         if len(chosen) == 2:
             flips = [int(values[name].sum()) for name in FLIPS[1:]]
             counts = {"flips_to_wrong": flips[0], "flips_to_right": flips[1]}
             p = mcnemar(*flips)
             results.append(
-                Result(
-                    self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**details, **counts}
-                )
+                Result(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**own, **counts})
             )
-        chance = torch.tensor([1 / len(question.choices) for question in self._questions])
-        results += retained_results(self.name, values, chance, details)
+        results += retained_results(self.name, values, self._chance(), details)
+        results += self._class_results(values, chosen, details)
         return TaskReport([*results, *self._group_results(derived, details)])
+
+    def _classes(self) -> list[str]:
+        """Return the right answers if all questions have the same choices, else nothing."""
+        if len(self._questions) < 2 or len({frozenset(q.choices) for q in self._questions}) > 1:
+            return []
+        return sorted({question.answer for question in self._questions})
+
+    def _chance(self) -> Tensor:
+        """Return the expected score of the best guess without the question, (n,)."""
+        answers = [question.answer for question in self._questions]
+        if self._classes():
+            most = max(sorted(set(answers)), key=answers.count)
+            return torch.tensor([answer == most for answer in answers], dtype=torch.float64)
+        sizes = [len(set(question.choices)) for question in self._questions]
+        return 1 / torch.tensor(sizes, dtype=torch.float64)
+
+    def _class_results(
+        self, values: dict[str, Tensor], chosen: dict[str, Tensor], details: dict[str, Any]
+    ) -> list[Result]:
+        """Return balanced accuracy, and for each right answer its accuracy and how often chosen."""
+        classes = self._classes()
+        if len(classes) < 2:
+            return []
+        details = {**details, "score": self.primary}
+        size = len(self._questions)
+        answers = [question.answer for question in self._questions]
+        weight = torch.tensor([size / (len(classes) * answers.count(a)) for a in answers])
+        table = ItemTable(size)
+        names: dict[str, list[str]] = {}
+        columns: dict[str, Tensor] = {}
+        for name, indices in chosen.items():
+            pairs = zip(self._questions, indices.tolist(), strict=True)
+            names[name] = [question.choices[index] for question, index in pairs]
+            columns[f"{name}/balanced_{self.primary}"] = values[f"{name}/{self.primary}"] * weight
+            for text in classes:
+                own = torch.tensor([one == text for one in names[name]], dtype=torch.float64)
+                columns[f"{name}/chosen/{text}"] = own
+            if size >= 10 and len(set(names[name])) == 1:
+                rank_zero_warn(
+                    f"The {name} model chooses {names[name][0]!r} for each of the {size} questions "
+                    f"of {self.name!r}: its accuracy is the share of this answer."
+                )
+        table.assign(torch.arange(size), columns)
+        metrics = [f"balanced_{self.primary}", *(f"chosen/{text}" for text in classes)]
+        results = table.paired_results(self.name, metrics, details)
+        for text in classes:
+            indices = [index for index, answer in enumerate(answers) if answer == text]
+            part = ItemTable(len(indices))
+            metric = f"{self.primary}/{text}"
+            own = {f"{n}/{metric}": values[f"{n}/{self.primary}"][indices] for n in chosen}
+            part.assign(torch.arange(len(indices)), own)
+            results += part.paired_results(self.name, [metric], {**details, "class": text})
+        return results
 
     def _group_results(self, table: ItemTable, details: dict[str, Any]) -> list[Result]:
         """Return the primary accuracy of each group of questions."""
@@ -225,7 +287,8 @@ class MultipleChoice(QuestionTask):
                 for name in table.models(self.primary)
             }
             part.assign(torch.arange(len(indices)), own)
-            results += part.paired_results(self.name, [metric], {**details, "group": group})
+            own_details = {**details, "score": self.primary, "group": group}
+            results += part.paired_results(self.name, [metric], own_details)
         return results
 
     def _accuracies(self) -> list[str]:
@@ -255,7 +318,10 @@ class MultipleChoice(QuestionTask):
         counts = [len(self._questions[index].choices) for index in batch["questions"]]
         table = torch.full((len(counts), self._bytes.shape[1]), -torch.inf, dtype=torch.float64)
         for row, own in enumerate(scores.split(counts)):
-            table[row, : len(own)] = own
+            choices = self._questions[batch["questions"][row]].choices
+            for choice, score in zip(choices, own, strict=True):
+                first = choices.index(choice)
+                table[row, first] = torch.maximum(table[row, first], score)
         return table
 
     def _details(self) -> dict[str, Any]:
@@ -267,7 +333,7 @@ class MultipleChoice(QuestionTask):
             "scoring": self.scoring,
             "bos": self._start,
             **score_details("multiple choice", self.primary),
-            "chance": sum(1 / len(q.choices) for q in questions) / len(questions),
+            "chance": self._chance().mean().item(),
         }
         if self.few_shot is not None:
             details |= self.few_shot.details(self._examples)

@@ -50,6 +50,7 @@ def retained_results(
     found = estimate_retained(dense.numpy(), pruned.numpy(), level.numpy())
     interval = None if math.isnan(found.low) else [found.low, found.high]
     own = {
+        "score": metric,
         "dense": dense.mean().item(),
         "pruned": pruned.mean().item(),
         "chance": level.mean().item(),
