@@ -10,7 +10,6 @@ Example:
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,7 +66,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("prunelit")
+        from importlib.metadata import version
+
+        return version("prunelit")
     if name not in _HOME:
         raise AttributeError(f"module 'prunelit' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

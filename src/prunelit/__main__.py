@@ -2,9 +2,8 @@
 
 import os
 import sys
-from importlib.metadata import version
 
-from prunelit.core.signals import Stopped, stop_on_signals
+# Other modules are imported when the working folder no longer hides those of libraries.
 
 HELP = """\
 usage: prunelit [-h] [--version] {fit,validate,sweep} --config FILE [options]
@@ -21,16 +20,41 @@ configuration of a run: that of the file, changed by the options after it.
 """
 
 
+def put_working_folder_last() -> None:
+    """Let the folder of the call hold a user's own classes, without hiding modules of libraries.
+
+    `python -m` puts it first, and then a file such as `random.py` in it replaces that module.
+    """
+    folder = os.getcwd()
+    sys.path[:] = [*(entry for entry in sys.path if entry not in ("", folder)), folder]
+
+
+def check_ranks() -> None:
+    """Refuse ranks that are no numbers, which libraries read when they are imported."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK"):
+        if not os.environ.get(name, "0").isdecimal():
+            print(
+                f"prunelit: error: Expected the variable {name} as a whole number but got "
+                f"{os.environ[name]!r}: unset it.",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+
+
 def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
     if arguments in ([], ["-h"], ["--help"]):
         print(HELP, end="")
     elif arguments == ["--version"]:
+        from importlib.metadata import version
+
         print(f"prunelit {version('prunelit')}")
     else:
-        # Lets a configuration name a user's own classes in the folder of the call.
-        sys.path.insert(0, os.getcwd())
+        put_working_folder_last()
+        check_ranks()
+        from prunelit.core.signals import Stopped, stop_on_signals
+
         with stop_on_signals():  # from here on, since loading torch takes seconds
             try:
                 from prunelit.cli import main as run

@@ -3,15 +3,19 @@
 Internal: the command and its options are public, the classes are not.
 """
 
+import inspect
 import logging
 import os
+import pkgutil
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jsonargparse import ActionYesNo
+import yaml
+from jsonargparse import ActionYesNo, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
@@ -22,7 +26,13 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.core.private_api import HookedCLI, replace_lists
 from prunelit.core.processes import end_together
-from prunelit.errors import InputError
+from prunelit.errors import (
+    InputError,
+    as_refusal,
+    check_seed,
+    name_origin,
+    name_own_code,
+)
 from prunelit.files import make_folder
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
@@ -37,6 +47,11 @@ _BESIDE_THE_POINT = (
     "Checkpoint directory .* exists and is not empty",
 )
 
+_LONGEST_SENTENCE = 320  # characters
+_MOST_VALUES = 1_000_000  # of a YAML with its aliases written out
+_PLAIN = (int, float, str, bool, "int", "float", "str", "bool")
+_jsonargparse_yaml = get_loader("yaml")
+
 
 class OneSentenceParser(LightningArgumentParser):
     """A parser that reports an error in one sentence, without the usage of every option."""
@@ -47,8 +62,22 @@ class OneSentenceParser(LightningArgumentParser):
         if ex is not None and (reason := _innermost(ex)) is not ex:
             key = re.match(r'Parser key "[^"]*"[^:]*:', sentence)
             sentence = f"{key[0] if key else ''} {reason}"
-        print(f"prunelit: error: {' '.join(sentence.split())}", file=sys.stderr)
+        if abstract := re.search(r"([\w.]+) is abstract", sentence):
+            missing = sorted(pkgutil.resolve_name(abstract[1]).__abstractmethods__)
+            sentence += f": it lacks {', '.join(missing)}. Define them in the class."
+        sentence = _own_code(ex) or sentence
+        if len(sentence := " ".join(sentence.split())) > _LONGEST_SENTENCE:
+            sentence = f"{sentence[:_LONGEST_SENTENCE]} ..."
+        sentence += _for_another_subcommand(sentence)
+        print(f"prunelit: error: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration file, and name it if it cannot be read."""
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{str(path)!r} is not UTF-8 text: save it as UTF-8.") from error
 
 
 class SaveConfig(SaveConfigCallback):
@@ -95,11 +124,22 @@ class PruneLitCLI(HookedCLI):
             parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
         replace_lists(parser, "data.tasks")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and refuse a seed that is too large."""
+        super().parse_arguments(parser, args)
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if not isinstance(seed, bool):
+            check_seed("seed_everything", seed)
+
     def instantiate_classes(self) -> None:
         """Build the objects of the configuration; an error of a constructor is an InputError."""
+        _check_null(self.config[self.config["subcommand"]].as_dict())
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
+            cause = error.__cause__
+            if cause is not None and not isinstance(cause, ValueError) and _own_code(cause):
+                raise
             raise InputError(" ".join(str(_innermost(error)).split())) from error
 
     def run_subcommand(self, run: Callable[[], None]) -> None:
@@ -126,7 +166,12 @@ class PruneLitCLI(HookedCLI):
             plugins = config.get("plugins") or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
             config["plugins"] = [*plugins, WholeFileCheckpointIO()]
-        return self.build_trainer(config, callbacks)
+        try:
+            return self.build_trainer(config, callbacks)
+        except TypeError as error:  # such as devices that are no number
+            if _own_code(error):
+                raise
+            raise InputError(f"The Trainer refuses its settings: {error}") from error
 
 
 def run(args: list[str] | None = None) -> PruneLitCLI:
@@ -157,11 +202,111 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for message in _BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message=message)
+    set_loader("yaml", load_yaml, (yaml.YAMLError,))
     try:
         run(args)
-    except InputError as error:
-        print(f"prunelit: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:  # noqa: BLE001 - each ends in a sentence
+        refusal = as_refusal(error)
+        if refusal is None and isinstance(error, MisconfigurationException):
+            refusal = " ".join(str(error).split())
+        print(
+            f"prunelit: error: {refusal or _own_code(error) or name_origin(error)}", file=sys.stderr
+        )
+        if refusal is None:
+            traceback.print_exc()
+        sys.exit(1 if refusal is None else 2)
+
+
+def load_yaml(text: str) -> Any:
+    """Load YAML as jsonargparse does, but refuse aliases that repeat without end.
+
+    Raises:
+        InputError: if aliases form a circle, or stand for more than a million values.
+        yaml.YAMLError: if the text is not valid.
+    """
+    try:
+        if "*" in text and "&" in text:
+            _count_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})
+        return _jsonargparse_yaml(text)
+    except RecursionError:
+        raise InputError(f"The YAML that begins with {text[:40]!r} is nested too deeply.") from None
+    except ValueError as error:  # such as a date that does not exist
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _count_nodes(node: yaml.Node | None, known: dict[int, int | None]) -> int:
+    """Count the values of a YAML node, those behind its aliases each time."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) in known:
+        if (count := known[id(node)]) is None:
+            raise InputError(
+                f"An alias in line {node.start_mark.line + 1} of the YAML stands for a value that "
+                "contains it: write the value out."
+            )
+        return count
+    known[id(node)] = None
+    children = [part for child in node.value for part in _parts(child)]
+    count = 1 + sum(_count_nodes(child, known) for child in children)
+    if count > _MOST_VALUES:
+        raise InputError(
+            f"The aliases in line {node.start_mark.line + 1} of the YAML stand for more than "
+            f"{_MOST_VALUES} values: write fewer."
+        )
+    known[id(node)] = count
+    return count
+
+
+def _parts(child: Any) -> tuple[yaml.Node, ...]:
+    return child if isinstance(child, tuple) else (child,)
+
+
+def _for_another_subcommand(sentence: str) -> str:
+    """Say which subcommand a configuration is for, if it has a key that this one lacks."""
+    if not re.search(r"not accept|not expected|unrecognized|unexpected", sentence, re.IGNORECASE):
+        return ""
+    if re.search(r"\bvariants\b", sentence):
+        return " `variants` belongs to `prunelit sweep`: run that, or use a configuration of `fit`."
+    if re.search(r"\bpruning\b", sentence):
+        return (
+            " `pruning` belongs to `prunelit fit` and `prunelit validate`: run one of them, or "
+            "give `variants`."
+        )
+    return ""
+
+
+def _own_code(error: BaseException | None) -> str | None:
+    """Name the user's file that raised an error or its cause; None if none did."""
+    while error is not None:
+        if own := name_own_code(error):
+            return own
+        error = error.__cause__
+    return None
+
+
+def _check_null(config: Any) -> None:
+    """Refuse null for an option of a class that does not take None; jsonargparse allows it.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if isinstance(config, list):
+        for item in config:
+            _check_null(item)
+    if not isinstance(config, dict):
+        return
+    arguments = config.get("init_args")
+    if isinstance(path := config.get("class_path"), str) and isinstance(arguments, dict):
+        parameters = inspect.signature(pkgutil.resolve_name(path)).parameters
+        for name, value in arguments.items():
+            kind = parameters[name].annotation if name in parameters else None
+            if value is None and kind in _PLAIN:
+                raise InputError(
+                    f"Expected `{name}` of {path} as {getattr(kind, '__name__', kind)} but got "
+                    "null: give a value, or leave it out for its default."
+                )
+    for value in config.values():
+        _check_null(value)
 
 
 def _innermost(error: BaseException) -> BaseException:

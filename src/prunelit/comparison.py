@@ -8,11 +8,18 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.data.batches import Batch, as_batches, longest
+from prunelit.data.batches import Batch, as_batches, check_ids, longest
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.buffers import Buffers
 from prunelit.metrics.spaces.deviation import check_not_nan, deviations
-from prunelit.models.architecture import check_length, check_unembedding, final_hidden, unembed
+from prunelit.models.architecture import (
+    check_length,
+    check_model,
+    check_unembedding,
+    embedded_tokens,
+    final_hidden,
+    unembed,
+)
 
 __all__ = ["compare"]
 
@@ -63,7 +70,11 @@ def compare(
         >>> result["kl_dense_pruned"], result["top1_agreement"], result["n"]
         (0.0, 1.0, 12)
     """
+    for model in (dense, pruned):
+        check_model(model)
     batches = as_batches(inputs, batch_size)
+    for model in (dense, pruned):
+        check_ids(batches, embedded_tokens(model))
     totals: dict[str, float] = {}
     n = 0
     with _evaluating(dense, pruned):

@@ -4,7 +4,12 @@ Internal: the public name, `InputError`, is in `prunelit`.
 """
 
 import difflib
+import os
+import sysconfig
+import traceback
 from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -44,3 +49,65 @@ def check_positive(name: str, value: float) -> None:
     """
     if not value > 0:
         raise InputError(f"Expected `{name}` above 0 but got {value}.")
+
+
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Refuse an option that is no whole number from `least` to `most`.
+
+    Raises:
+        InputError: naming the option.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        kind = "" if whole else "a whole number "
+        raise InputError(f"Expected `{name}` {kind}{span} but got {value!r}.")
+
+
+def check_seed(name: str, value: Any) -> None:
+    """Refuse a seed that a random number generator does not take.
+
+    Raises:
+        InputError: naming the option.
+    """
+    check_whole(name, value, 0, 2**32 - 1)
+
+
+def as_refusal(error: BaseException) -> str | None:
+    """Return the sentence of an error that the user can correct; None for any other error.
+
+    These are an `InputError`, and a file or folder that the system refuses.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        if error.filename is None:
+            return f"The system refused to read or write: {error.strerror}. Free it and run again."
+        return (
+            f"{str(error.filename)!r} cannot be used: {error.strerror}. Check this path, its "
+            "permissions and the space on its disk."
+        )
+    return None
+
+
+def name_origin(error: BaseException) -> str:
+    """Say in one sentence if the code of the user or a bug of prunelit raised an error."""
+    own = name_own_code(error)
+    found = f"{type(error).__name__}: {first_line(error)}"
+    return own or f"This is a bug of prunelit. Please report it with these lines: {found}"
+
+
+def name_own_code(error: BaseException) -> str | None:
+    """Say which file of the user raised an error; None if none did."""
+    found = f"{type(error).__name__}: {first_line(error)}"
+    libraries = [Path(__file__).parent, *map(Path, sysconfig.get_paths().values())]
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        path = Path(frame.f_code.co_filename)
+        inside = any(library in path.parents for library in libraries)
+        if path.suffix == ".py" and not inside:
+            owner = frame.f_locals.get("self")
+            name = frame.f_code.co_name
+            if owner is not None:
+                name = f"{type(owner).__qualname__}.{name}"
+            return f"Your own `{name}` in {os.path.relpath(path)}, line {line}, raised {found}"
+    return None

@@ -8,13 +8,14 @@ All other options are options of `lm_eval`. In Python, call `register()` before
 
 import functools
 import importlib
+import inspect
 import os
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, as_refusal, near_names
 from prunelit.models.loading import DType, load_pretrained
 
 __all__ = ["register"]
@@ -51,7 +52,7 @@ def register() -> type:
 
         def __init__(
             self,
-            source: str,
+            source: str | None = None,
             device: str | None = None,
             dtype: DType = "auto",
             attn_implementation: str | None = None,
@@ -60,11 +61,23 @@ def register() -> type:
             batch_size: int | str = 1,
             **options: Any,
         ) -> None:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if source is None:
+                raise InputError("Expected `source` in --model_args: --model_args source=FOLDER.")
+            if dtype not in (known := get_args(DType)):
+                raise InputError(f"Expected `dtype` as one of {known} but got {dtype!r}.")
+            _check_options(harness.HFLM, options)
+            if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
                 raise InputError(
                     "Expected a single process, since lm-evaluation-harness cannot distribute a "
                     "model that it did not load: start it without `accelerate` or `torchrun`."
                 )
+            gpu = torch.cuda.is_available()
+            try:
+                place = torch.device(device or ("cuda" if gpu else "cpu"))
+            except RuntimeError as error:
+                raise InputError(
+                    f"Expected `device` as cpu or cuda:NUMBER but got {device!r}."
+                ) from error
             model, tokenizer = load_pretrained(
                 source,
                 dtype=dtype,
@@ -72,8 +85,6 @@ def register() -> type:
                 trust_remote_code=trust_remote_code,
                 revision=revision,
             )
-            gpu = torch.cuda.is_available()
-            place = torch.device(device or ("cuda" if gpu else "cpu"))
             if place.type == "cuda" and not gpu:
                 print("prunelit: no GPU found, using the CPU", file=sys.stderr)
                 place = torch.device("cpu")
@@ -101,9 +112,26 @@ def main() -> None:
     try:
         register()
         _harness("lm_eval.__main__").cli_evaluate()
-    except InputError as error:
-        print(f"prunelit: error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        if (refusal := as_refusal(error)) is None:
+            raise
+        print(f"prunelit: error: {refusal}", file=sys.stderr)
         sys.exit(2)
+
+
+def _check_options(harness_class: type, options: dict[str, Any]) -> None:
+    """Refuse arguments that the harness's class would swallow.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    known = set(inspect.signature(harness_class.__init__).parameters) - {"self", "kwargs"}
+    known -= {"pretrained", "tokenizer"}
+    if unknown := sorted(set(options) - known - {"max_batch_size"}):
+        raise InputError(
+            f"The model `prunelit` has no argument {unknown[0]!r}: did you mean one of "
+            f"{near_names(unknown[0], sorted(known | {'source', 'dtype', 'device'}))}?"
+        )
 
 
 def _harness(name: str) -> Any:

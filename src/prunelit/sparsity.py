@@ -96,8 +96,8 @@ class Unstructured(Sparsity):
         ratio: Ratio,  # type: ignore[valid-type]
         within: Within | None = None,
     ) -> None:
-        if not 0 <= ratio < 1:
-            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio!r}.")
         if within not in (None, "row", "matrix", "model"):
             raise InputError(f"Expected `within` row, matrix or model but got {within!r}.")
         self.ratio = float(ratio)

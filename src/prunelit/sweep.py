@@ -145,10 +145,12 @@ def _check(
     if not pruners:
         raise InputError("Expected at least one pruner in `variants` but got none.")
     for name, pruner in pruners.items():
-        if not re.fullmatch(r"\w[\w.+=-]*", name) or name in (OVERVIEW, FIGURES):
+        plain = isinstance(name, str) and re.fullmatch(r"\w[\w.+=-]{0,149}", name)
+        if not plain or name in (OVERVIEW, FIGURES):
             raise InputError(
                 f"Expected names in `variants` of letters, digits and `_.+=-`, since each names a "
-                f"folder, and other than {OVERVIEW} and {FIGURES}, but got {name!r}."
+                f"folder, and other than {OVERVIEW} and {FIGURES}, but got {name!r}: put "
+                "numbers in quotes."
             )
         if not isinstance(pruner, Pruner):
             raise InputError(

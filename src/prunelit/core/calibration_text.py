@@ -1,8 +1,11 @@
 """The text that pruning is calibrated on."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from prunelit.data.rows import Documents
+from prunelit.data.sources import as_source
+from prunelit.errors import check_seed, check_whole
 
 
 @dataclass
@@ -38,3 +41,21 @@ class CalibrationText:
     seed: int = 0
     bos: bool | None = None
     documents: Documents = "whole"
+
+    def __post_init__(self) -> None:
+        check_text(self)
+
+
+def check_text(text: Any) -> None:
+    """Refuse numbers that no text has.
+
+    Args:
+        text: a `CalibrationText` or a `RecoveryText`.
+
+    Raises:
+        InputError: naming the option.
+    """
+    text.path = as_source(text.path)
+    for name in ("sequences", "length", "batch_size"):
+        check_whole(name, getattr(text, name), 1)
+    check_seed("seed", text.seed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunelit.core.calibration_text import check_text
 from prunelit.data.batches import Batch
 from prunelit.data.rows import Documents
 
@@ -44,6 +45,9 @@ class RecoveryText:
     seed: int = 0
     bos: bool | None = None
     documents: Documents = "whole"
+
+    def __post_init__(self) -> None:
+        check_text(self)
 
 
 class EpochBatches:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_whole
 
 Batch = dict[str, Tensor]
 
@@ -29,13 +29,35 @@ def as_batches(inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]], size: i
         >>> [tuple(batch["input_ids"].shape) for batch in batches]
         [(2, 4), (1, 4)]
     """
-    if size < 1:
-        raise InputError(f"Expected `batch_size` of at least 1 but got {size}.")
+    check_whole("batch_size", size, 1)
+    if isinstance(inputs, str) or not isinstance(inputs, Iterable):
+        raise InputError(
+            f"Expected token ids as a tensor, or an iterable of batches, but got {inputs!r}."
+        )
     pieces = inputs.split(size) if isinstance(inputs, Tensor) and inputs.numel() else inputs
     batches = [_as_batch(piece) for piece in pieces]
     if not sum(int(batch["attention_mask"].sum()) for batch in batches):
         raise InputError("Expected at least one token but the input holds none.")
     return batches
+
+
+def check_ids(batches: list[Batch], rows: int) -> None:
+    """Refuse token ids that the model does not embed.
+
+    Args:
+        batches: of `as_batches`.
+        rows: number of tokens that the model embeds.
+
+    Raises:
+        InputError: naming the id.
+    """
+    for number, batch in enumerate(batches):
+        ids = batch["input_ids"]
+        if wrong := ids[(ids < 0) | (ids >= rows)].tolist():
+            raise InputError(
+                f"Expected token ids from 0 to {rows - 1}, the tokens that the model embeds, but "
+                f"batch {number} has {wrong[0]}: use the model's own tokenizer."
+            )
 
 
 def longest(batches: list[Batch]) -> int:
@@ -50,6 +72,10 @@ def _as_batch(piece: Tensor | Mapping[str, Tensor]) -> Batch:
             f"{type(piece).__name__}. Put a single batch in a list."
         )
     batch = {"input_ids": piece} if isinstance(piece, Tensor) else dict(piece)
+    if not all(isinstance(value, Tensor) for value in batch.values()):
+        raise InputError(
+            f"Expected a batch of tensors but got {[type(v).__name__ for v in batch.values()]}."
+        )
     unknown = sorted(set(batch) - {"input_ids", "attention_mask"})
     if unknown or "input_ids" not in batch:
         raise InputError(

@@ -17,8 +17,22 @@ _FILE_SUFFIXES = {*KINDS, ".arrow", ".bin", ".bz2", ".gguf", ".gz", ".ndjson", "
 _FILE_SUFFIXES |= {".safetensors", ".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"}
 
 
+def as_source(source: str | os.PathLike[str]) -> str:
+    """Return a path or a name of a source as text.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if isinstance(source, str) and source:
+        return source
+    if isinstance(source, os.PathLike) and isinstance(path := os.fspath(source), str):
+        return path if os.path.isabs(path) else os.path.join(".", path)
+    raise InputError(f"Expected a path or a name on the hub but got {source!r}.")
+
+
 def is_hub_name(source: str) -> bool:
     """Return True if `source` is a name on the Hugging Face hub (`name` or `org/name`)."""
+    source = as_source(source)
     if source.startswith((PYPI, SHIPPED, ".")) or os.path.exists(source):
         return False
     return bool(_HUB_NAME.fullmatch(source)) and Path(source).suffix not in _FILE_SUFFIXES
@@ -49,6 +63,7 @@ def local_path(source: str) -> Path:
         >>> local_path("prunelit:facts.jsonl").name
         'facts.jsonl'
     """
+    source = as_source(source)
     if source.startswith(PYPI):
         return _inside_distribution(source)
     if source.startswith(SHIPPED):

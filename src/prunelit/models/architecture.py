@@ -14,6 +14,24 @@ from prunelit.errors import InputError
 KINDS = ("attention", "mlp")
 
 
+def check_model(model: object) -> None:
+    """Refuse an object that is no model of transformers.
+
+    Raises:
+        InputError: naming its type.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            f"Expected a model of transformers, such as `load_pretrained` returns, but got a "
+            f"{type(model).__name__}."
+        )
+
+
+def embedded_tokens(model: PreTrainedModel) -> int:
+    """Count the tokens that the model embeds."""
+    return model.get_input_embeddings().get_parameter("weight").shape[0]
+
+
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Find the name and the list of the decoder blocks.
 

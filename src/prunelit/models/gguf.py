@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,17 @@ _CHECKSUMS = "checksums.json"
 
 def cache_folder() -> Path:
     """Return the cache folder: `PRUNELIT_CACHE`, or else the user's cache directory."""
-    return Path(os.environ.get("PRUNELIT_CACHE") or platformdirs.user_cache_dir("prunelit"))
+    folder = Path(os.environ.get("PRUNELIT_CACHE") or platformdirs.user_cache_dir("prunelit"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"The cache {str(folder)!r} cannot be written: {error.strerror}. Set the variable "
+            "PRUNELIT_CACHE to a folder that can."
+        ) from error
+    return folder
 
 
 def convert_gguf(gguf: Path) -> Path:

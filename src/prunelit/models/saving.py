@@ -141,9 +141,24 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} is not valid JSON: {error}.") from error
+    removed = report.get("removed", {}) if isinstance(report, dict) else None
+    if not isinstance(removed, dict) or not set(removed) <= set(Removed().as_dict()):
+        raise InputError(
+            f"{str(path)!r} is not as prunelit writes it: prune again, or restore the file."
+        )
+    for key, value in removed.items():
+        numbers = value if isinstance(value, list) else [value]
+        whole = all(type(number) is int and number >= 0 for number in numbers)
+        expected = int | None if key == "intermediate_size" else list
+        if not isinstance(value, expected) or not (whole or value is None):
+            raise InputError(
+                f"Expected indices of blocks as `removed.{key}` in {str(path)!r} but got "
+                f"{value!r}: prune again, or restore the file."
+            )
+    return report
 
 
 def check_unchanged(folder: str | Path, report: dict[str, Any]) -> str:

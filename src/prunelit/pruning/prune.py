@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.data.batches import Batch, as_batches, longest
-from prunelit.models.architecture import check_length, decoder_blocks
+from prunelit.data.batches import Batch, as_batches, check_ids, longest
+from prunelit.errors import InputError
+from prunelit.models.architecture import check_length, check_model, decoder_blocks, embedded_tokens
 from prunelit.models.loading import check_weights
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
@@ -78,8 +79,12 @@ def prune(
         >>> report.sparsity
         0.5
     """
+    check_model(model)
+    if not isinstance(pruner, Pruner):
+        raise InputError(f"Expected a Pruner of `prunelit.pruners` but got {pruner!r}.")
     batches = None if inputs is None else as_batches(inputs, batch_size)
     if batches is not None:
+        check_ids(batches, embedded_tokens(model))
         check_length(model.config, longest(batches), "a calibration sequence")
     pruner.check(model)
     check_weights(model, type(model).__name__)

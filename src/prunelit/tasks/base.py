@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_whole
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, Streamed
+
+_LONGEST_NAME = 150  # bytes; files add their own words, and systems allow 255
 
 
 class Task(ABC):
@@ -53,10 +55,14 @@ class Task(ABC):
     longest = 0  # number of tokens of the longest sequence; `prepare` sets it
 
     def __init__(self, name: str, batch_size: int) -> None:
-        if not name or "/" in name:
+        if not isinstance(name, str) or not name or "/" in name:
             raise InputError(f"Expected a non-empty task name without '/' but got {name!r}.")
-        if batch_size < 1:
-            raise InputError(f"Expected `batch_size` of at least 1 but got {batch_size}.")
+        if len(name.encode()) > _LONGEST_NAME or not name.isprintable() or name in (".", ".."):
+            raise InputError(
+                f"Expected a task name of at most {_LONGEST_NAME} bytes that can name a file but "
+                f"got {name[:40]!r} with {len(name.encode())} bytes: give a shorter `name`."
+            )
+        check_whole("batch_size", batch_size, 1)
         self.name = name
         self.batch_size = batch_size
 

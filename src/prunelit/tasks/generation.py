@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows
 from prunelit.data.tokens import decode
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_seed
 from prunelit.metrics.first_divergence import find_first_divergence
 from prunelit.metrics.pass_at_k import estimate_pass_at_k
 from prunelit.metrics.repetition import ROLLOUT_MEASURES, rollout_measures
@@ -120,6 +120,7 @@ brother. How many stamps do the three have together?'
         self.delimiter = delimiter
         self.samples = samples
         self.temperature = temperature
+        check_seed("seed", seed)
         self.seed = seed
         self.stop, self.pass_at = stop or [], pass_at or []
 

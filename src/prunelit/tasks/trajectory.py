@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.comparison import token_deviations
+from prunelit.errors import check_seed
 from prunelit.metrics.survival import Survival, forecast_survival, kaplan_meier, keep_probability
 from prunelit.metrics.validity import NEAR, Validity, measure_quantity_validity
 from prunelit.models.architecture import final_hidden
@@ -94,6 +95,7 @@ class Trajectory(PromptTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
+        check_seed("seed", seed)
         Sampling(seed, (), temperature)  # raises an error for invalid values
         self.temperature = temperature
         self.sample, self.seed = sample, seed
