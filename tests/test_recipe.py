@@ -1,12 +1,16 @@
 import functools
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 import prunelit.callbacks
 import prunelit.pruners
@@ -23,6 +27,8 @@ from prunelit.recipe import (
 )
 from prunelit.schedule import Linear
 from prunelit.sparsity import SemiStructured, Unstructured
+from prunelit.tasks.formats.base import read_examples
+from prunelit.tasks.judges import AfterMarker, ExactMatch, Execution
 
 DESCRIBED = {
     "class_path": "prunelit.pruners.Wanda",
@@ -266,3 +272,24 @@ def test_the_id_is_that_of_the_deciding_parts() -> None:
     one = {"pruner": describe(Wanda(Unstructured(0.3)))}
     assert recipe_id(one) == recipe_id(json.loads(json.dumps(one)))
     assert recipe_id(one) != recipe_id({"pruner": describe(Wanda(Unstructured(0.5)))})
+
+
+@pytest.mark.parametrize("function", [os.system, eval, subprocess.getoutput, torch.load, yaml.load])
+def test_a_function_of_another_library_is_never_called_with_a_text(function: Any) -> None:
+    for refused in (
+        lambda: ExactMatch(normalise=function),
+        lambda: ExactMatch({"acc": function}),
+        lambda: Execution(extract=function),
+        lambda: AfterMarker("####", function),
+        lambda: read_examples("prunelit:facts.jsonl", "train", format=function),
+    ):
+        with pytest.raises(InputError, match=r"a function of prunelit or of a file of your own"):
+            refused()
+
+
+def test_functions_of_ones_own_and_methods_of_str_are_taken() -> None:
+    ExactMatch({"acc": _own}, normalise=str.lower)
+
+
+def _own(text: str) -> str:
+    return text

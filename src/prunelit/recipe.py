@@ -9,7 +9,9 @@ import inspect
 import json
 import os
 import sys
+import sysconfig
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from prunelit.errors import InputError
@@ -71,6 +73,39 @@ def describe(value: Any) -> Any:
             )
         arguments[name] = describe(vars(value)[name])
     return {"class_path": public_path(cls), "init_args": arguments}
+
+
+def check_own(name: str, function: Any) -> None:
+    """Refuse a function that is neither prunelit's nor from a file of the user.
+
+    A configuration names functions that are called with the text of a model. A function such as
+    `os.system` would run it.
+
+    Args:
+        name: of the option, for the error.
+        function: a function, or an object that can be called. Methods of `str` are allowed.
+
+    Raises:
+        InputError: naming the function and the option.
+    """
+    if getattr(function, "__objclass__", None) is str:
+        return
+    module = str(getattr(function, "__module__", None) or "builtins")
+    top = module.partition(".")[0]
+    if top in ("prunelit", "__main__"):
+        return
+    called = getattr(function, "__qualname__", type(function).__qualname__)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    installed = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    # A module without a file is a notebook or a built-in one, which is in the list.
+    if top in sys.stdlib_module_names or (
+        file is not None
+        and any(Path(file).resolve().is_relative_to(Path(path).resolve()) for path in installed)
+    ):
+        raise InputError(
+            f"Expected `{name}` to be a function of prunelit or of a file of your own but got "
+            f"'{module}.{called}': write a function that calls it."
+        )
 
 
 def public_path(target: Any) -> str:

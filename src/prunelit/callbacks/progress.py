@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.markup import escape
 
 
 class TaskProgressBar(RichProgressBar):
@@ -36,5 +37,6 @@ class TaskProgressBar(RichProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Show the name of the task that the batch belongs to."""
-        self._task_name = list(trainer.datamodule.tasks)[dataloader_idx]  # type: ignore[attr-defined]
+        name = list(trainer.datamodule.tasks)[dataloader_idx]  # type: ignore[attr-defined]
+        self._task_name = escape(name)  # rich would read `[red]` as a colour
         super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)

@@ -13,6 +13,9 @@ from prunelit.files import replace_file, write_text
 
 DPI = 150
 
+# A cell that begins with one of these is a formula in a spreadsheet.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 
 @dataclass
 class Curve:
@@ -55,12 +58,25 @@ class Picture:
 
 
 def as_csv(numbers: Mapping[str, Sequence[object]]) -> str:
-    """Format columns of equal length as comma-separated values with a header line."""
+    """Format columns of equal length as comma-separated values with a header line.
+
+    A text that begins as a formula does gets an apostrophe before it. Numbers stay numbers.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(numbers)
-    writer.writerows(zip(*numbers.values(), strict=True))
+    writer.writerow([_plain(name) for name in numbers])
+    for row in zip(*numbers.values(), strict=True):
+        writer.writerow([_plain(value) for value in row])
     return text.getvalue()
+
+
+def _plain(value: object) -> object:
+    """Put an apostrophe before a text that a spreadsheet would run as a formula."""
+    if not isinstance(value, str):
+        return value
+    # `csv` quotes a text for its line feed, but not for a carriage return.
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if value.startswith(_FORMULA) else text
 
 
 def write_picture(picture: Picture, folder: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,10 +24,10 @@ def show(table: Table, console: Console | None = None) -> None:
         table: the table.
         console: where to print; None is stdout.
     """
-    console = console or Console()
-    needed = Console(width=10_000).measure(table).maximum
+    console = console or Console(markup=False, emoji=False)
+    needed = Console(markup=False, emoji=False, width=10_000).measure(table).maximum
     if not console.is_terminal:
-        Console(width=max(120, needed)).print(table)
+        Console(markup=False, emoji=False, width=max(120, needed)).print(table)
     elif needed <= console.width:
         console.print(table)
     else:
@@ -68,7 +69,7 @@ def _paragraphs(table: Table, width: int) -> Iterator[str]:
 
 def as_text(table: Table) -> str:
     """Format a table as plain text of at most 100 characters per line."""
-    console = Console(width=100, file=io.StringIO())
+    console = Console(markup=False, emoji=False, width=100, file=io.StringIO())
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -165,11 +166,20 @@ def size_sentence(report: dict[str, Any]) -> str:
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     """Format rows with the same keys as a Markdown table, which TensorBoard renders."""
     keys = list(rows[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
+    lines = ["| " + " | ".join(map(_literal, keys)) + " |", "|" + " --- |" * len(keys)]
     for row in rows:
-        cells = [row[key].replace("|", "\\|").replace("\n", "<br>") for key in keys]
+        cells = [_literal(row[key]) for key in keys]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _literal(text: str) -> str:
+    """Write every character that means something in Markdown or HTML as an entity.
+
+    A page would otherwise load the image that a model's text names.
+    """
+    marked = re.sub(r"[^\w\s.,;:'\"?=+/%$-]", lambda found: f"&#{ord(found[0])};", text)
+    return "<br>".join(marked.splitlines())
 
 
 def _cell(result: Result | None, *, signed: bool = False) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from prunelit.data.rows import load_rows
 from prunelit.data.sources import split_of
 from prunelit.errors import InputError, first_line
+from prunelit.recipe import check_own
 from prunelit.tasks.questions import Example, GroupedQuestion, Question, check_question
 
 Format = Callable[[dict[str, Any]], Question | Example]
@@ -203,6 +204,8 @@ def _read(
     format: Format | None,
     columns: Mapping[str, str] | None,
 ) -> list[Asked]:
+    if format is not None:
+        check_own("format", format)
     fields = _FIELDS[kind]
     if columns is not None:
         fields.check_columns(columns)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prunelit.recipe import check_own
 from prunelit.tasks.judges.words import find_numbers, read_number, split_words, trim_word
 
 Extract = Callable[[str], str | None]
@@ -116,6 +117,9 @@ class AfterMarker:
 
     marker: str
     then: Extract = first_line
+
+    def __post_init__(self) -> None:
+        check_own("then", self.then)
 
     def __call__(self, text: str) -> str | None:
         """Return the answer, or None if there is no marker or no answer after it."""

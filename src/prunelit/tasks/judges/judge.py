@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.errors import InputError
-from prunelit.recipe import describe
+from prunelit.recipe import check_own, describe
 from prunelit.tasks.judges.answers import (
     Extract,
     Normalise,
@@ -106,6 +106,9 @@ class ExactMatch(Judge):
         contains: bool = False,
     ) -> None:
         self.extract = extract or {"exact_match": whole}
+        check_own("normalise", normalise)
+        for found in self.extract.values():
+            check_own("extract", found)
         self.normalise = normalise
         self.contains = contains
         if contains and "contains" in self.extract:
@@ -159,6 +162,7 @@ class Execution(Judge):
         extract: Extract = verbatim,
         limits: Limits | None = None,
     ) -> None:
+        check_own("extract", extract)
         self.allowed = False
         self.extract = extract
         self.limits = limits or Limits()

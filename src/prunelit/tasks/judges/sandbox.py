@@ -142,7 +142,9 @@ def run_program(code: str, limits: Limits | None = None) -> Outcome:
             start_new_session=True,
         ) as process:
             try:
-                source = f"{code}\nprint({token!r}, flush=True)\n".encode(errors="replace")
+                # The token has a line of its own, also after output without a final newline.
+                last = f"print({chr(10) + token!r}, flush=True)"
+                source = f"{code}\n{last}\n".encode(errors="replace")
                 _, complaint = process.communicate(source, timeout=limits.seconds)
                 timed_out = False
             except subprocess.TimeoutExpired:
@@ -157,7 +159,7 @@ def run_program(code: str, limits: Limits | None = None) -> Outcome:
         _refuse(complaint.decode(errors="replace"))
     # Only a line that equals the token counts: a traceback may quote the line that prints it.
     finished = not timed_out and token in output.splitlines()
-    return Outcome(finished, timed_out, output.replace(f"{token}\n", ""))
+    return Outcome(finished, timed_out, output.replace(f"\n{token}\n", ""))
 
 
 def _interpreter() -> tuple[str, list[str]]:

@@ -52,6 +52,11 @@ def test_a_program_that_does_not_reach_its_end_has_not_finished(code: str) -> No
 
 
 @isolated
+def test_output_without_a_final_newline_ends_well() -> None:
+    assert run("print('yes', end='')") == Outcome(finished=True, timed_out=False, output="yes")
+
+
+@isolated
 def test_programs_are_the_same_each_time() -> None:
     code = "print(hash('a'), list({'a', 'b', 'c', 'd'}))"
     assert len({run(code).output for _ in range(3)}) == 1
