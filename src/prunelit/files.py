@@ -150,6 +150,8 @@ def only_writer(path: str | Path) -> Iterator[None]:
     """
     real = Path(os.path.realpath(path))
     lock = real / _LOCK if _is_fixed(real) else real.with_name(f".{real.name}.lock")
+    check_folder(lock.parent)
+    created = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(lock)
     if file is None:
@@ -161,6 +163,15 @@ def only_writer(path: str | Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            _remove_empty(created)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, up to the first one that holds something."""
+    for folder in folders:
+        if not folder.is_dir() or any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def _locked(path: Path) -> BinaryIO | None:
