@@ -19,6 +19,6 @@ elif (($#)); then
 fi
 echo "test: the examples in docstrings and the fast tests" >&2
 .venv/bin/pytest "${parallel[@]}" -m "not model and not distributed and not full"
-# One after the other: a test of these uses two cores or much memory.
+# After the fast ones: a test of these uses several processes or much memory.
 echo "test: the tests with the real model or two processes" >&2
-.venv/bin/pytest -m "(model or distributed) and not full"
+.venv/bin/pytest "${parallel[@]}" -m "(model or distributed) and not full"
