@@ -113,7 +113,8 @@ def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names: dict[str, Any] = {"__name__": "page"}
     exec(compile(block, "page", "exec"), names)
     if "save_pretrained" in block:
-        assert names["report"].sparsity == pytest.approx(0.5)
+        # The dense model has a few zeros already; they do not count.
+        assert 0.499 < names["report"].sparsity < 0.5
         assert 0.5 < names["result"]["embedding_cosine"] < 1
         assert read_report(tmp_path / "my-pruned-model") is not None
 

@@ -291,7 +291,7 @@ def test_equal_tokens_end_together_whatever_the_pruned_configuration_says(
     [
         ({"temperature": 0}, "Expected `temperature` above 0 but got 0"),
         ({"temperature": -1.0, "sample": True}, "Expected `temperature` above 0 but got -1.0"),
-        ({"seed": -1}, "Expected `seed` of at least 0 but got -1"),
+        ({"seed": -1}, "Expected `seed` from 0 to 4294967295 but got -1"),
         ({"max_new_tokens": 0}, "Expected `max_new_tokens` of at least 1 but got 0"),
         ({"batch_size": 0}, "Expected `batch_size` of at least 1 but got 0"),
     ],

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import GENERATION_CONFIG_NAME, logging
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, extract_commit_hash, logging
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from prunelit.data.sources import is_hub_name, local_path
@@ -206,8 +206,9 @@ def source_version(
     """
     folder = _resolve_source(source)
     if is_hub_name(source):
-        config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
-        return {"commit": config._commit_hash}
+        load_config(source, trust_remote_code=trust_remote_code, revision=revision)
+        file = cached_file(source, "config.json", revision=revision)
+        return {"commit": extract_commit_hash(file, None)}
     removed = (read_report(folder) or {}).get("removed")
     return {**fingerprint_files(folder, full), **({"removed": removed} if removed else {})}
 
