@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file, extract_commit_hash, logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from prunelit.data.sources import is_hub_name, local_path
