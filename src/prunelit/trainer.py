@@ -14,9 +14,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from prunelit.callbacks.checkpoints import (
-    LastCheckpoint,
     check_checkpoint,
     checkpoint_folders,
+    last_callbacks,
     last_checkpoints,
 )
 from prunelit.callbacks.pruning import Pruning
@@ -80,9 +80,8 @@ class PruneTrainer(Trainer):
         elif ckpt_path == "last" and self.is_global_zero:
             for path in last_checkpoints(self):
                 check_checkpoint(path)
-        for callback in self.checkpoint_callbacks:
-            if isinstance(callback, LastCheckpoint):
-                callback.starts_anew = ckpt_path is None
+        for callback in last_callbacks(self):
+            callback.starts_anew = ckpt_path is None
         outputs = [c.folder(self) for c in self.callbacks if isinstance(c, Pruning)]  # type: ignore[attr-defined]
         with self._alone(*outputs, *self._checkpoints()):
             with self._stoppable(self._after_fit):
@@ -149,8 +148,7 @@ class PruneTrainer(Trainer):
             yield
 
     def _checkpoints(self) -> list[Path]:
-        every = [c for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
-        return [callback.path for callback in every if self.max_epochs != 0]
+        return [callback.path for callback in last_callbacks(self) if self.max_epochs != 0]
 
     @contextmanager
     def _stoppable(self, how_to_go_on: Callable[[], str]) -> Iterator[None]:

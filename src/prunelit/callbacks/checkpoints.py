@@ -296,6 +296,11 @@ def check_watchers(trainer: Trainer, data: PruneData) -> None:
             )
 
 
+def last_callbacks(trainer: Trainer) -> list[LastCheckpoint]:
+    """List the callbacks of a run that write its last checkpoint."""
+    return [c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+
+
 def last_checkpoints(trainer: Trainer, to_overwrite: bool = False) -> list[Path]:
     """List the files of `LastCheckpoint` that exist.
 
@@ -303,9 +308,12 @@ def last_checkpoints(trainer: Trainer, to_overwrite: bool = False) -> list[Path]
         trainer: of the run.
         to_overwrite: only those that a training which starts anew will overwrite.
     """
-    every = [c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
-    chosen = [c for c in every if (c.starts_anew and trainer.max_epochs != 0) or not to_overwrite]
-    return [callback.path for callback in chosen if callback.path.is_file()]
+    trains = trainer.max_epochs != 0
+    return [
+        callback.path
+        for callback in last_callbacks(trainer)
+        if callback.path.is_file() and ((callback.starts_anew and trains) or not to_overwrite)
+    ]
 
 
 def check_checkpoint(path: str | Path) -> dict[str, Any]:

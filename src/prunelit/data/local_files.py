@@ -106,11 +106,8 @@ def _explained(file: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"No rows could be read from {str(file)!r}: {error}.") from error
-    except OSError as error:
-        reason = error.strerror or first_line(error).rstrip(".")
-        raise InputError(f"No rows could be read from {str(file)!r}: {reason}.") from error
-    except (EOFError, ValueError, zlib.error, pyarrow.ArrowException) as error:
-        reason = first_line(error).rstrip(".")
+    except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or first_line(error).rstrip(".")
         raise InputError(f"No rows could be read from {str(file)!r}: {reason}.") from error
 
 

@@ -24,15 +24,20 @@ def show(table: Table, console: Console | None = None) -> None:
         table: the table.
         console: where to print; None is stdout.
     """
-    console = console or Console(markup=False, emoji=False)
-    needed = Console(markup=False, emoji=False, width=10_000).measure(table).maximum
+    console = console or _console()
+    needed = _console(width=10_000).measure(table).maximum
     if not console.is_terminal:
-        Console(markup=False, emoji=False, width=max(120, needed)).print(table)
+        _console(width=max(120, needed)).print(table)
     elif needed <= console.width:
         console.print(table)
     else:
         text = "\n".join([str(table.title), *_paragraphs(table, console.width)])
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _console(**options: Any) -> Console:
+    """Make a console that shows a text as it is: `[red]` and `:smile:` mean nothing."""
+    return Console(markup=False, emoji=False, **options)
 
 
 def _paragraphs(table: Table, width: int) -> Iterator[str]:
@@ -69,7 +74,7 @@ def _paragraphs(table: Table, width: int) -> Iterator[str]:
 
 def as_text(table: Table) -> str:
     """Format a table as plain text of at most 100 characters per line."""
-    console = Console(markup=False, emoji=False, width=100, file=io.StringIO())
+    console = _console(width=100, file=io.StringIO())
     with console.capture() as capture:
         console.print(table)
     return capture.get()
