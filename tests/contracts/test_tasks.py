@@ -12,8 +12,10 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.report.quantities import find_quantity
 from prunelit.report.results import Result
 from prunelit.tasks import ItemTable, ModelPair, Task, TaskReport
+from prunelit.tasks.window_task import WindowTask
 
 from .small import TASKS, small_arguments, write_rows
 
@@ -125,6 +127,15 @@ def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: ModelP
         assert hashes, row
         assert all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes), row
         assert "bos" in row.details, row
+        assert ("text_rule" in row.details) == issubclass(task_class, WindowTask), row
+        # A number says what it stands for, and why it has no error bar.
+        assert row.details["score"], row
+        if (quantity := find_quantity(row.metric)) is not None:
+            assert row.details["space"] == quantity.space, row
+            assert row.details.get("direction", "") == quantity.direction, row
+            assert quantity.direction or not quantity.name.startswith("kl"), row
+        known_reason = row.details.get("no_error_bar") not in (None, "the task gives none")
+        assert known_reason == math.isnan(row.standard_error), row
         assert json.loads(json.dumps(row.details)) == row.details
 
 

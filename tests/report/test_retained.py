@@ -62,12 +62,14 @@ def test_parts_of_a_data_set_are_told_apart() -> None:
 
 def test_no_interval_and_no_lead_are_said() -> None:
     rows = [
-        row("a", "multiple choice", interval_95=None),
-        row("a", "retrieval", math.nan, interval_95=None),
+        row("a", "multiple choice", interval_95=None, no_error_bar="a single item"),
+        row("a", "retrieval", math.nan, interval_95=None, no_error_bar="no lead at all"),
     ]
     ((_, choice, retrieval, _),) = texts(headline_table(retained_cells(rows)))
     assert choice.startswith("0.50\n")
+    assert choice.endswith("\nno interval: a single item")
     assert retrieval.startswith("no lead\n")
+    assert retrieval.endswith("\nno interval: no lead at all")
     picture = headline_picture(retained_cells(rows))
     assert [math.isnan(low) for low in picture.numbers["low"]] == [True, True]
 

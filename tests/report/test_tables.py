@@ -9,6 +9,8 @@ from rich.table import Table
 
 from prunelit.report.results import Result
 from prunelit.report.tables import (
+    class_rows,
+    class_tables,
     grouped_table,
     markdown_table,
     pruning_table,
@@ -153,3 +155,38 @@ def test_the_title_names_what_is_compared() -> None:
     text = io.StringIO()
     Console(file=text, width=120).print(results_table([Result("t", "m", "pair", 1.0, 0.1, 3)]))
     assert "Dense against pruned (value ± standard error)" in text.getvalue()
+
+
+def test_a_missing_error_bar_has_its_reason() -> None:
+    rows = [
+        Result("t", "acc", "pruned", 0.5, 0.1, 9),
+        Result("t", "mcnemar_p", "pair", 0.5, math.nan, 9, {"no_error_bar": "a p-value"}),
+        Result("u", "nll", "dense", 0.5, math.nan, 1, {"no_error_bar": "a single item"}),
+        Result("u", "nll", "pruned", 0.5, math.nan, 1, {"no_error_bar": "a single item"}),
+    ]
+    caption = results_table(rows).caption
+    assert caption == "without ±: mcnemar_p (a p-value); nll (a single item)"
+    assert results_table(rows[:1]).caption is None
+
+
+def test_fixed_answers_have_a_line_each_in_a_table_of_their_own() -> None:
+    def row(metric: str, model: str, value: float, n: int, text: str) -> Result:
+        return Result("t", metric, model, value, 0.1, n, {"score": "acc", "class": text})
+
+    rows = [
+        Result("t", "acc", "pruned", 0.5, 0.1, 9),
+        *(row("chosen/yes", model, 0.75, 9, "yes") for model in ("dense", "pruned", "difference")),
+        *(row("acc/yes", model, 0.25, 4, "yes") for model in ("dense", "pruned", "difference")),
+        row("chosen/no", "dense", 0.25, 9, "no"),
+        row("chosen/no", "pruned", 0.0, 9, "no"),
+    ]
+    assert cells(results_table(rows)) == [["t", "acc", "", "0.5 ± 0.1", "", "9"]]
+    (first, second) = class_rows(rows)["t"]
+    assert list(first) == [
+        *("answer", "n", "acc dense", "acc pruned", "chosen dense", "chosen pruned")
+    ]
+    assert list(first.values()) == ["yes", "4", *["0.25 ± 0.1"] * 2, *["0.75 ± 0.1"] * 2]
+    assert list(second.values()) == ["no", "0", "", "", "0.25 ± 0.1", "0 ± 0.1"]
+    (table,) = class_tables(rows)
+    assert cells(table) == [list(first.values()), list(second.values())]
+    assert class_tables(rows[:1]) == []

@@ -1,5 +1,6 @@
 """The report of a task: parts that are cheap, and parts that only the writer of files asks for."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from prunelit.callbacks import Results
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
+from prunelit.report.results import Result
 from prunelit.tasks import ItemTable, Perplexity, TaskReport
 from prunelit.trainer import PruneTrainer
 
@@ -55,3 +57,36 @@ def test_a_report_of_results_alone_has_no_other_parts() -> None:
     report = TaskReport([])
     assert report.table is None
     assert not [*report.curves, *report.pictures, *report.texts, *report.items]
+
+
+def test_every_result_says_what_it_stands_for() -> None:
+    metrics = {
+        "acc": {},
+        "chosen/yes": {"score": "acc"},
+        "teacher_forced/kl_pruned_dense": {},
+        "subspace_logit_cosine": {},
+    }
+    given = [Result("t", name, "pair", 0.5, 0.1, 9, own) for name, own in metrics.items()]
+    assert [one.details for one in TaskReport(given).results] == [
+        {"score": "acc"},
+        {"score": "acc"},
+        {"score": "kl_pruned_dense", "space": "probability", "direction": "pruned_dense"},
+        {"score": "subspace_logit_cosine", "space": "logit"},
+    ]
+    assert metrics["acc"] == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "own", "reason"),
+    [
+        (0.5, 1, {}, "a single item"),
+        (math.inf, 9, {}, "the value is not finite"),
+        (0.5, 9, {}, "the task gives none"),
+        (0.5, 9, {"no_error_bar": "a p-value"}, "a p-value"),
+    ],
+)
+def test_a_result_without_an_error_bar_says_why(
+    value: float, n: int, own: dict[str, Any], reason: str
+) -> None:
+    (row,) = TaskReport([Result("t", "x", "pair", value, math.nan, n, own)]).results
+    assert row.details["no_error_bar"] == reason

@@ -1,6 +1,7 @@
 """`Generation` with its defaults, from models that write exactly the text of a test."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,10 +126,37 @@ def test_a_yes_or_no_is_also_guessed(tmp_path: Path, tokenizer: PreTrainedTokeni
     table = ItemTable(task.prepare(tokenizer))
     for batch in task.batches(table.size, 0, 1):
         table.assign(batch["indices"], task.step(pair, batch))
-    (row,) = (row for row in task.report(table).results if row.metric == "retained")
-    # 3 of 4 right before, 1 after, 2 by chance.
-    assert row.details["chance"] == 0.5
-    assert row.value == pytest.approx((0.25 - 0.5) / (0.75 - 0.5))
+    found = {(row.metric, row.model): row for row in task.report(table).results}
+    row = found["retained", "pair"]
+    # The dense model always says yes, which is right for 3 of 4: it has no lead.
+    assert [row.details[name] for name in ("dense", "pruned", "chance")] == [0.75, 0.25, 0.75]
+    assert math.isnan(row.value)
+    assert row.details["no_error_bar"] == "the dense model is not above chance"
+    assert [found["balanced_contains", model].value for model in ("dense", "pruned")] == [0.5, 0.5]
+    assert [found["chosen/yes", model].value for model in ("dense", "pruned")] == [1, 0]
+    assert found["contains/no", "pruned"].value == 1
+
+
+def test_few_different_targets_are_fixed_answers(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"{n}?", "mood": "bad" if n < 4 else "nice"} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pair = ModelPair(writer(tokenizer, "bad"), writer(tokenizer, "nice"), tokenizer)
+    columns = {"context": "text", "target": "mood"}
+    task = Generation(str(path), columns=columns, max_new_tokens=4)
+    task.read()
+    table = ItemTable(task.prepare(tokenizer))
+    for batch in task.batches(table.size, 0, 1):
+        table.assign(batch["indices"], task.step(pair, batch))
+    with pytest.warns(UserWarning, match=r"model chooses '\w+' for each of the 12 items"):
+        results = task.report(table).results
+    found = {(row.metric, row.model): row for row in results}
+    assert found["contains", "dense"].value == found["contains", "dense"].details["chance"] == 2 / 3
+    assert found["contains/bad", "pruned"].value == 1
+    assert found["contains/nice", "pruned"].value == 0
+    assert found["chosen/bad", "difference"].value == 1
 
 
 def test_the_question_itself_is_no_worked_example(

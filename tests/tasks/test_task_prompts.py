@@ -61,3 +61,15 @@ def test_prompts(tmp_path: Path, name: str) -> None:
     assert requests == EXPECTED[name]["requests"]
     assert [question.label for question in task._questions] == EXPECTED[name]["labels"]
     assert len(requests) == len(ROWS[name])
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_acc_norm_divides_by_the_length_that_the_harness_counts(tmp_path: Path, name: str) -> None:
+    task = load(name, write(tmp_path, name), **({} if name != "mmlu" else {"few_shot": None}))
+    if task.scoring != "continuation":
+        return
+    task.read()
+    own = [[len(choice) for choice in question.choices] for question in task._questions]
+    # The harness counts its request without its delimiter, one space.
+    requests = EXPECTED[name]["requests"]
+    assert own == [[len(rest) - 1 for _, rest in of_row] for of_row in requests]

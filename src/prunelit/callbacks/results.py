@@ -31,7 +31,7 @@ from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
 from prunelit.report.results import Result, format_results, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, retained_cells
-from prunelit.report.tables import results_table, show
+from prunelit.report.tables import class_rows, class_tables, results_table, show
 from prunelit.report.task_report import TaskReport
 
 
@@ -99,6 +99,7 @@ class Results(Callback):
             if isinstance(logger, TensorBoardLogger):
                 write_pictures(logger.experiment, pictures)
                 write_texts(logger.experiment, texts)
+                write_texts(logger.experiment, class_rows(pl_module.results), "classes")
                 write_curves(logger.experiment, self.curves)
                 self._log_hyperparameters(logger, pl_module, pruning)
         self._tables = printed_tables(reports.values())
@@ -169,11 +170,14 @@ class Results(Callback):
 
 
 def printed_tables(reports: Iterable[TaskReport]) -> list[Table]:
-    """Build one table of all tasks that have no table of their own, then add those own tables."""
+    """Build one table of all tasks that have no table of their own, then add those own tables.
+
+    Tasks with fixed answers have one more, a line for each answer.
+    """
     reports = list(reports)
     results = [result for report in reports if report.table is None for result in report.results]
     own = [report.table for report in reports if report.table is not None]
-    return [*([results_table(results)] if results else []), *own]
+    return [*([results_table(results)] if results else []), *class_tables(results), *own]
 
 
 def flatten(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,11 +24,13 @@ def write_pictures(writer: SummaryWriter, pictures: Mapping[str, Picture]) -> No
         writer.add_figure(name, picture.figure, close=False)
 
 
-def write_texts(writer: SummaryWriter, texts: Mapping[str, Sequence[dict[str, str]]]) -> None:
-    """Write the texts of each task as a table."""
+def write_texts(
+    writer: SummaryWriter, texts: Mapping[str, Sequence[dict[str, str]]], name: str = "texts"
+) -> None:
+    """Write the texts of each task as a table under `val/<task>/<name>`."""
     for task, rows in texts.items():
         if rows:
-            writer.add_text(f"val/{task}/texts", markdown_table(rows))
+            writer.add_text(f"val/{task}/{name}", markdown_table(rows))
 
 
 def write_curves(writer: SummaryWriter, curves: Mapping[str, Sequence[Curve]]) -> None:

@@ -20,12 +20,14 @@ class Retained:
         low: lower end of the interval. NaN if the dense model is not significantly above chance.
         high: upper end; NaN likewise.
         standard_error: standard deviation of the value over the resamples; NaN likewise.
+        reason: why there is no interval; None if there is one.
     """
 
     value: float
     low: float
     high: float
     standard_error: float
+    reason: str | None = None
 
 
 def estimate_retained(
@@ -68,8 +70,15 @@ def estimate_retained(
         chosen = rng.integers(n, size=(_CHUNK, n))
         parts.append((lead[chosen].mean(1), own[chosen].mean(1)))
     leads, owns = (np.concatenate(part) for part in zip(*parts, strict=True))
-    if math.isnan(value) or n < 2 or (leads <= 0).mean() > _TAIL:
-        return Retained(value, math.nan, math.nan, math.nan)
+    reason = None
+    if math.isnan(value):
+        reason = "the dense model is not above chance"
+    elif n < 2:
+        reason = "a single item"
+    elif (leads <= 0).mean() > _TAIL:
+        reason = "the dense model is not significantly above chance"
+    if reason is not None:
+        return Retained(value, math.nan, math.nan, math.nan, reason)
     ratios = owns[leads > 0] / leads[leads > 0]
     low, high = np.quantile(ratios, [_TAIL, 1 - _TAIL])
     return Retained(value, float(low), float(high), float(ratios.std(ddof=1)))

@@ -92,7 +92,8 @@ def distribution_table(results: Sequence[Result]) -> Table:
     lines = distribution_lines(results)
     table = Table(
         title=f"{results[0].task}: dense against pruned, and the noise floor of the dense model",
-        caption="KL in nats; ± standard error over windows (in brackets: over tokens)",
+        caption="KL in nats; ± standard error over windows (in brackets: over tokens); "
+        "extremes, quantiles, the root mean square and the rung have no error bar",
         title_justify="left",
         caption_justify="left",
     )

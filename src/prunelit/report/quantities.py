@@ -21,6 +21,7 @@ class Quantity:
         unit: of its values; empty for a number without a unit.
         unchanged: its value for two equal models, 1 or 0.
         estimated: a second-order estimate of it exists, under its name and `_estimate`.
+        direction: of a divergence: `dense_pruned` if the dense model gives the weights.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Quantity:
     unit: str = ""
     unchanged: int = 0
     estimated: bool = False
+    direction: str = ""
 
 
 _NATS, _LOGITS = "nats", "logit units"
@@ -41,8 +43,10 @@ _RECORDS = [
     Quantity("logit_std_p", "logit", "logit_std", _LOGITS),
     Quantity("logit_std_top5", "logit", "logit_std", _LOGITS),
     Quantity("logit_std_top10", "logit", "logit_std", _LOGITS),
-    Quantity("kl_dense_pruned", "probability", "kl", _NATS, estimated=True),
-    Quantity("kl_pruned_dense", "probability", "kl", _NATS, estimated=True),
+    *(
+        Quantity(f"kl_{way}", "probability", "kl", _NATS, estimated=True, direction=way)
+        for way in ("dense_pruned", "pruned_dense")
+    ),
     Quantity("js", "probability", "js", _NATS),
     Quantity("top1_agreement", "probability", "top tokens", unchanged=1),
     Quantity("top5_overlap", "probability", "top tokens", unchanged=1),
@@ -57,6 +61,7 @@ QUANTITIES |= {
         quantity.family + (ESTIMATE if quantity.unchanged else ""),
         quantity.unit,
         quantity.unchanged,
+        direction=quantity.direction,
     )
     for quantity in _RECORDS
     if quantity.estimated
@@ -68,12 +73,12 @@ def find_quantity(tag: str) -> Quantity | None:
 
     Args:
         tag: name of a quantity, after the way in which it was measured:
-            `teacher_forced/kl_dense_pruned`.
+            `teacher_forced/kl_dense_pruned`, or `subspace_kl_dense_pruned`.
 
     Returns:
         The record; None for a name that is no quantity.
     """
-    return QUANTITIES.get(tag.rpartition("/")[2])
+    return QUANTITIES.get(tag.rpartition("/")[2].removeprefix("subspace_"))
 
 
 def unchanged_value(tag: str) -> int:

@@ -23,7 +23,7 @@ class Result:
         standard_error: standard error of the value over items; NaN if there is none.
         n: number of items.
         details: options and hashes that two comparable results have in common, such as the hash of
-            the data, the template and the seed.
+            the data, the template and the seed. `TaskReport` adds what the number stands for.
         recipe: id of the recipe that pruned the model; None if nothing pruned it.
         pruned: folder of the pruned model; None if it was pruned in memory.
     """

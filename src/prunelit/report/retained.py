@@ -52,8 +52,8 @@ def headline_table(cells: Cells) -> Table:
     table = Table(
         title="Retained score: (pruned - chance) / (dense - chance) "
         "[95% interval, paired bootstrap over items]",
-        caption="second line: metric, dense → pruned, items; no interval: dense model not "
-        "significantly above chance; open answers: chance = 0",
+        caption="second line: metric, dense → pruned, items; chance of open answers: 0; of fixed "
+        "answers: the share of the most frequent one",
         title_justify="left",
         caption_justify="left",
         show_lines=True,
@@ -138,7 +138,7 @@ def headline_picture(cells: Cells) -> Picture:
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
         "Retained score: (pruned - chance) / (dense - chance)\n(whiskers: 95%, paired bootstrap "
-        "over items; pale: dense model not significantly above chance)",
+        "over items; pale: no interval, the table says why)",
         fontsize=10,
     )
     return Picture(figure, numbers)
@@ -154,4 +154,5 @@ def _cell(result: Result) -> str:
     value = "no lead" if math.isnan(result.value) else f"{result.value:.2f}"
     interval = own["interval_95"]
     text = f"{value} [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else value
-    return f"{text}\n{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={result.n}"
+    text += f"\n{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={result.n}"
+    return text if interval else f"{text}\nno interval: {own['no_error_bar']}"

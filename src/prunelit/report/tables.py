@@ -13,6 +13,7 @@ from rich.table import Table
 from prunelit.report.results import Result
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
+_CLASS = "class"  # in the details of a result of one fixed answer
 
 
 def show(table: Table, console: Console | None = None) -> None:
@@ -81,8 +82,18 @@ def as_text(table: Table) -> str:
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """Build the table of dense, pruned and difference with standard errors, one line per metric."""
-    table = Table(title="Dense against pruned (value ± standard error)", title_justify="left")
+    """Build the table of dense, pruned and difference with standard errors, one line per metric.
+
+    Results of a single fixed answer are left out, see `class_rows`. The caption says why a metric
+    has no standard error.
+    """
+    results = [result for result in results if _CLASS not in result.details]
+    table = Table(
+        title="Dense against pruned (value ± standard error)",
+        caption=_without_error(results),
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("task")
     table.add_column("metric")
     for name in ("dense", "pruned", "difference", "n"):
@@ -104,6 +115,64 @@ def results_table(results: Sequence[Result]) -> Table:
         )
         last = task
     return table
+
+
+def class_rows(results: Sequence[Result]) -> dict[str, list[dict[str, str]]]:
+    """Build for each task with fixed answers one line per answer.
+
+    It holds the number of items whose right answer it is, the score of both models on these items,
+    and the share of all items for which each model gives this answer.
+
+    Args:
+        results: of a run.
+    """
+    lines: dict[str, dict[str, dict[str, Result]]] = {}
+    for result in results:
+        if (text := result.details.get(_CLASS)) is not None:
+            kind = "chosen" if result.metric == f"chosen/{text}" else result.details["score"]
+            of_task = lines.setdefault(result.task, {})
+            of_task.setdefault(text, {})[f"{kind} {result.model}"] = result
+    rows: dict[str, list[dict[str, str]]] = {}
+    for task, of_task in lines.items():
+        names = dict.fromkeys(name for line in of_task.values() for name in line)
+        names = sorted(name for name in names if not name.endswith(" difference"))
+        names.sort(key=lambda name: name.startswith("chosen "))
+        for text, line in of_task.items():
+            right = [one.n for name, one in line.items() if not name.startswith("chosen ")]
+            cells = {name: _cell(line.get(name)) for name in names}
+            rows.setdefault(task, []).append({"answer": text, "n": str(max(right, default=0))})
+            rows[task][-1] |= cells
+    return rows
+
+
+def class_tables(results: Sequence[Result]) -> list[Table]:
+    """Build the tables to print from `class_rows`."""
+    tables = []
+    for task, rows in class_rows(results).items():
+        table = Table(
+            title=f"{task}: fixed answers (value ± standard error)",
+            caption="n: items with this right answer; chosen: share of all items that get it",
+            title_justify="left",
+            caption_justify="left",
+        )
+        for place, name in enumerate(rows[0]):
+            table.add_column(name, justify="right" if place else "left")
+        for row in rows:
+            table.add_row(*row.values())
+        tables.append(table)
+    return tables
+
+
+def _without_error(results: Sequence[Result]) -> str | None:
+    """Say which metrics have no standard error, and why; None if all have one."""
+    reasons: dict[str, dict[str, None]] = {}
+    for result in results:
+        if math.isnan(result.standard_error) and "no_error_bar" in result.details:
+            reasons.setdefault(result.details["no_error_bar"], {})[result.metric] = None
+    if not reasons:
+        return None
+    texts = [f"{', '.join(metrics)} ({reason})" for reason, metrics in reasons.items()]
+    return f"without ±: {'; '.join(texts)}"
 
 
 def grouped_table(results: Sequence[Result], groups: str) -> Table:

@@ -1,12 +1,14 @@
 """The report of one task: results, table, curves, figures, texts and items."""
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
 
 from prunelit.report.curves import Curve, Picture
+from prunelit.report.quantities import find_quantity
 from prunelit.report.results import Result
 
 
@@ -20,7 +22,9 @@ class TaskReport:
     no figure is drawn between two training epochs, and items are written one by one.
 
     Args:
-        results: the measured numbers.
+        results: the measured numbers. The details of each name its `score`; of a quantity in one of
+            the three spaces the `space`, and of a KL the `direction`. If there is no standard
+            error, `no_error_bar` says why. Details that the task gives are kept.
         table: table of these results. It is printed in place of their lines in the table of all
             results. None prints those lines.
         curves: quantities over blocks or decoding steps.
@@ -36,6 +40,8 @@ class TaskReport:
         >>> report = TaskReport([Result("sums", "acc", "pruned", 0.0, 0.0, 1)], texts=texts())
         >>> report.results[0].value, list(report.texts), list(report.items)
         (0.0, [{'prompt': '2 + 2 =', 'pruned': '5'}], [])
+        >>> report.results[0].details
+        {'score': 'acc'}
     """
 
     results: list[Result]
@@ -44,3 +50,25 @@ class TaskReport:
     pictures: Iterable[tuple[str, Picture]] = ()
     texts: Iterable[dict[str, str]] = ()
     items: Iterable[dict[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        self.results = [_explained(result) for result in self.results]
+
+
+def _explained(result: Result) -> Result:
+    """Add to the details what a number stands for, and why it has no error bar."""
+    score = result.details.get("score", result.metric.rpartition("/")[2])
+    own = {"score": score}
+    if (quantity := find_quantity(score)) is not None:
+        own["space"] = quantity.space
+        if quantity.direction:
+            own["direction"] = quantity.direction
+    if math.isnan(result.standard_error):
+        own["no_error_bar"] = _reason(result)
+    return replace(result, details={**own, **result.details})
+
+
+def _reason(result: Result) -> str:
+    if result.n < 2:
+        return "a single item"
+    return "the task gives none" if math.isfinite(result.value) else "the value is not finite"

@@ -41,6 +41,7 @@ _MEANS = (
 )
 _SKETCHED = (*_MEANS, "delta_nll")
 _POINTS = 99  # of a curve
+_EXTREME = "an extreme of the tokens"
 # Prefixes of the results that compare the dense model with itself.
 _BATCH = "floor_batch/"
 FLOORS = (_BATCH, "floor_bfloat16/", "floor_float32/")
@@ -187,19 +188,24 @@ class Distribution(WindowTask):
             value, error = float(sketch.mean), float(sketch.standard_error)
             results.append(result(name, value, error, standard_error_tokens=tokens))
             if name == "kl_dense_pruned":
-                results.append(result(f"{name}_max", float(kl.highest)))
-                results += [result(f"{name}_q{p:g}", q) for p, q in _quantiles(kl, KL_PERCENT)]
-            if name == "delta_p":
-                results.append(result(f"{name}_rms", float(delta.rms)))
-                results.append(result(f"{name}_max", float(delta.highest)))
                 results += [
-                    result(f"{name}_q{p:g}", q) for p, q in _quantiles(delta, DELTA_PERCENT)
+                    result(metric, value, score=name, no_error_bar=reason)
+                    for metric, value, reason in _spread(name, kl, KL_PERCENT)
                 ]
-                results.append(result(f"{name}_min", float(delta.lowest)))
+            if name == "delta_p":
+                results += [
+                    result(metric, value, score=name, no_error_bar=reason)
+                    for metric, value, reason in [
+                        (f"{name}_rms", float(delta.rms), "a root mean square of the tokens"),
+                        *_spread(name, delta, DELTA_PERCENT),
+                        (f"{name}_min", float(delta.lowest), _EXTREME),
+                    ]
+                ]
         value = _exp(float(ratio.mean))
         tokens = _or_none(value * float(ratio.token_error))
         error = value * float(ratio.standard_error)
-        results.append(result("perplexity_ratio", value, error, standard_error_tokens=tokens))
+        own_score = {"score": "delta_nll", "standard_error_tokens": tokens}
+        results.append(result("perplexity_ratio", value, error, **own_score))
         placement = place_on_ruler(float(kl.mean))
         ruler = {
             "rung": placement.rung.name,
@@ -207,6 +213,8 @@ class Distribution(WindowTask):
             "above": placement.above and placement.above.name,
             "between": placement.between,
             "ruler": SOURCE,
+            "score": "kl_dense_pruned",
+            "no_error_bar": "a rung of the ruler",
         }
         return [*results, result("ruler_kl", placement.rung.kl, **ruler)]
 
@@ -273,9 +281,14 @@ def _recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return copy.deepcopy(model, memo)
 
 
-def _quantiles(sketch: Sketch, percent: Sequence[float]) -> list[tuple[float, float]]:
+def _spread(name: str, sketch: Sketch, percent: Sequence[float]) -> list[tuple[str, float, str]]:
+    """Return the maximum and the quantiles: name, value, and why there is no error bar."""
     found = sketch.quantiles([share / 100 for share in percent])[:, 0].tolist()
-    return list(zip(percent, found, strict=True))
+    quantiles = [
+        (f"{name}_q{share:g}", value, "a quantile of the tokens")
+        for share, value in zip(percent, found, strict=True)
+    ]
+    return [(f"{name}_max", float(sketch.highest), _EXTREME), *quantiles]
 
 
 def _shares(tokens: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Generation: let the models answer the prompts of a data set, and judge the answers."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -25,11 +26,12 @@ from prunelit.report.task_report import TaskReport
 from prunelit.tasks.formats.base import read_examples
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.judges.judge import ExactMatch, Judge
+from prunelit.tasks.labels import Labels
 from prunelit.tasks.prompt_task import PromptTask
 from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.question_task import QuestionTask
-from prunelit.tasks.questions import Example, Question, guess_chance
+from prunelit.tasks.questions import Example, Question
 from prunelit.tasks.retention import retained_results, score_details
 
 _SHOWN = 100  # prompts in the text table
@@ -51,8 +53,13 @@ class Generation(QuestionTask, PromptTask):
     * `first_divergence`: the step (from 0) of the first token that differs; the whole length if
       none does;
     * `diverged`: the share of rollouts that differ;
-    * `retained`: the judge's `primary` metric, pruned over dense, both above chance. Chance is 0,
-      or 1 / number of choices if all questions have the same choices.
+    * `retained`: the judge's `primary` metric, pruned over dense, both above chance. Chance is 0
+      for open answers, and for fixed answers the share of the most frequent one.
+
+    Answers are fixed if all questions have the same choices, or if there are few different targets,
+    see `prunelit.tasks.labels.Labels`. `balanced_<primary>` is then the mean over the right
+    answers. Each answer has its own score and the share of texts that give it; a text that gives
+    several answers counts for each. A warning says if a model always gives the same answer.
 
     In sampling every prompt has its own noise. Both models use the same noise, and it depends on
     neither batch nor rank.
@@ -135,6 +142,7 @@ brother. How many stamps do the three have together?'
         load = partial(read_examples, **rows)
         self._examples = load(self.path, self.split, self.limit, subset=self.subset)
         self._check_solutions()
+        self._labels = Labels(self._examples)
         self.contexts = [example.context for example in self._examples]
         self._solved: list[list[Example | Question]] = [[] for _ in self._examples]
         if self.few_shot is not None:
@@ -194,9 +202,10 @@ brother. How many stamps do the three have together?'
             columns: dict[str, list[float]] = {}
             for number, (row, ended) in enumerate(zip(tokens, rolled.ended.tolist(), strict=True)):
                 index = indices[number // self.samples]
-                right = self.judge.right(self._examples[index], self.rollout_text(index, row))
+                text = self.rollout_text(index, row)
                 for metric, value in {
-                    **right,
+                    **self.judge.right(self._examples[index], text),
+                    **self._given(self._examples[index], text),
                     **rollout_measures(row[row >= 0].tolist(), ended),
                 }.items():
                     columns.setdefault(metric, []).append(float(value))
@@ -233,8 +242,25 @@ brother. How many stamps do the three have together?'
         means.assign(torch.arange(table.size), columns)
         details = self.details()
         results = means.paired_results(self.name, metrics, details)
-        results += retained_results(self.name, columns, details["chance"], details)
+        chance = self._labels.constant_scores()
+        results += retained_results(self.name, columns, chance, details)
+        if self.judge.primary is not None:
+            results += self._labels.results(self.name, self.judge.primary, columns, details)
         return results + means.pair_results(self.name, ["first_divergence", "diverged"], details)
+
+    def _given(self, example: Example | Question, text: str) -> dict[str, bool]:
+        """Return for each fixed answer if the text gives it."""
+        primary = self.judge.primary
+        if primary is None:
+            return {}
+        given = {}
+        for label in self._labels.texts:
+            if isinstance(example, Question):
+                other = replace(example, label=example.choices.index(label))
+            else:
+                other = replace(example, target=label, solution=label)
+            given[f"chosen/{label}"] = self.judge.right(other, text)[primary]
+        return given
 
     def _text_rows(self, table: ItemTable) -> Iterator[dict[str, str]]:
         """Yield prompt, target and the texts of both models for the first prompts."""
@@ -288,7 +314,7 @@ brother. How many stamps do the three have together?'
             "questions": self.questions,
             **self.judge.details(),
             **score_details("generation", self.judge.primary),
-            "chance": guess_chance(self._examples),
+            "chance": self._labels.constant_scores().mean().item(),
             **({} if self.few_shot is None else self.few_shot.details(self._solved)),
             "delimiter": self.delimiter,
             "stop": self.stop,

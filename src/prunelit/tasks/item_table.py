@@ -120,8 +120,7 @@ class ItemTable:
     ) -> list[Result]:
         """Results of dense, pruned and their difference (pruned minus dense), item by item.
 
-        Columns are named `dense/<metric>` and `pruned/<metric>`. The details of a result name the
-        `score` that it stands for: the metric itself, unless `details` name another.
+        Columns are named `dense/<metric>` and `pruned/<metric>`.
         """
         results = []
         for metric in metrics:
@@ -130,8 +129,7 @@ class ItemTable:
                 values["difference"] = values["pruned"] - values["dense"]
             for model, column in values.items():
                 value, error = mean(column)
-                named = {"score": metric, **details}
-                results.append(Result(task, metric, model, value, error, self.size, named))
+                results.append(Result(task, metric, model, value, error, self.size, details))
         return results
 
     def pair_results(
@@ -139,9 +137,7 @@ class ItemTable:
     ) -> list[Result]:
         """Results for quantities of both models together, where these were measured."""
         return [
-            Result(
-                task, metric, "pair", *mean(self[metric]), self.size, {"score": metric, **details}
-            )
+            Result(task, metric, "pair", *mean(self[metric]), self.size, details)
             for metric in metrics
             if metric in self
         ]

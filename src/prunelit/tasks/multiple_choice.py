@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +20,7 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable
+from prunelit.tasks.labels import Labels
 from prunelit.tasks.prompting.choices import Prompt, Scoring
 from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.plans import build_plan
@@ -127,6 +127,7 @@ class MultipleChoice(QuestionTask):
         if self.primary not in (known := self._accuracies()):
             raise InputError(f"Expected `primary` to be one of {known} but got {self.primary!r}.")
         self._questions = self.read_questions()
+        self._labels = Labels(self._questions)
         self._texts = [self._prompt.texts(question) for question in self._questions]
         self._preambles = [self._prompt.preamble(question) for question in self._questions]
         if self.few_shot is not None:
@@ -210,67 +211,38 @@ class MultipleChoice(QuestionTask):
         results += derived.pair_results(self.name, list(FLIPS), own)
         if len(chosen) == 2:
             flips = [int(values[name].sum()) for name in FLIPS[1:]]
-            counts = {"flips_to_wrong": flips[0], "flips_to_right": flips[1]}
+            counts = {
+                "flips_to_wrong": flips[0],
+                "flips_to_right": flips[1],
+                "no_error_bar": "a p-value",
+            }
             p = mcnemar(*flips)
             results.append(
                 Result(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**own, **counts})
             )
         results += retained_results(self.name, values, self._chance(), details)
-        results += self._class_results(values, chosen, details)
+        results += self._label_results(values, chosen, details)
         return TaskReport([*results, *self._group_results(derived, details)])
-
-    def _classes(self) -> list[str]:
-        """Return the right answers if all questions have the same choices, else nothing."""
-        if len(self._questions) < 2 or len({frozenset(q.choices) for q in self._questions}) > 1:
-            return []
-        return sorted({question.answer for question in self._questions})
 
     def _chance(self) -> Tensor:
         """Return the expected score of the best guess without the question, (n,)."""
-        answers = [question.answer for question in self._questions]
-        if self._classes():
-            most = max(sorted(set(answers)), key=answers.count)
-            return torch.tensor([answer == most for answer in answers], dtype=torch.float64)
+        if self._labels:
+            return self._labels.constant_scores()
         sizes = [len(set(question.choices)) for question in self._questions]
         return 1 / torch.tensor(sizes, dtype=torch.float64)
 
-    def _class_results(
+    def _label_results(
         self, values: dict[str, Tensor], chosen: dict[str, Tensor], details: dict[str, Any]
     ) -> list[Result]:
-        """Return balanced accuracy, and for each right answer its accuracy and how often chosen."""
-        classes = self._classes()
-        if len(classes) < 2:
-            return []
-        details = {**details, "score": self.primary}
-        size = len(self._questions)
-        answers = [question.answer for question in self._questions]
-        weight = torch.tensor([size / (len(classes) * answers.count(a)) for a in answers])
-        table = ItemTable(size)
-        names: dict[str, list[str]] = {}
-        columns: dict[str, Tensor] = {}
+        """Return the results of each answer if all questions have the same choices."""
+        columns = dict(values)
         for name, indices in chosen.items():
             pairs = zip(self._questions, indices.tolist(), strict=True)
-            names[name] = [question.choices[index] for question, index in pairs]
-            columns[f"{name}/balanced_{self.primary}"] = values[f"{name}/{self.primary}"] * weight
-            for text in classes:
-                own = torch.tensor([one == text for one in names[name]], dtype=torch.float64)
-                columns[f"{name}/chosen/{text}"] = own
-            if size >= 10 and len(set(names[name])) == 1:
-                rank_zero_warn(
-                    f"The {name} model chooses {names[name][0]!r} for each of the {size} questions "
-                    f"of {self.name!r}: its accuracy is the share of this answer."
-                )
-        table.assign(torch.arange(size), columns)
-        metrics = [f"balanced_{self.primary}", *(f"chosen/{text}" for text in classes)]
-        results = table.paired_results(self.name, metrics, details)
-        for text in classes:
-            indices = [index for index, answer in enumerate(answers) if answer == text]
-            part = ItemTable(len(indices))
-            metric = f"{self.primary}/{text}"
-            own = {f"{n}/{metric}": values[f"{n}/{self.primary}"][indices] for n in chosen}
-            part.assign(torch.arange(len(indices)), own)
-            results += part.paired_results(self.name, [metric], {**details, "class": text})
-        return results
+            given = [question.choices[index] for question, index in pairs]
+            for text in self._labels.texts:
+                column = torch.tensor([one == text for one in given], dtype=torch.float64)
+                columns[f"{name}/chosen/{text}"] = column
+        return self._labels.results(self.name, self.primary, columns, details)
 
     def _group_results(self, table: ItemTable, details: dict[str, Any]) -> list[Result]:
         """Return the primary accuracy of each group of questions."""

@@ -1,6 +1,5 @@
 """Questions with choices, and examples with an open answer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunelit.errors import InputError
@@ -82,19 +81,6 @@ class Example:
 def get_group(asked: Question | Example) -> str | None:
     """Return the group of a `GroupedQuestion`, and None for anything else."""
     return asked.group if isinstance(asked, GroupedQuestion) else None
-
-
-def guess_chance(asked: Sequence[Question | Example]) -> float:
-    """Return the score of a model that guesses an answer in generation.
-
-    It is 1 / number of choices if two or more questions all have the same choices, such as yes and
-    no: a model that names one of them is right that often. Otherwise the answer is open, and it
-    is 0.
-    """
-    if len(asked) < 2 or not all(isinstance(one, Question) for one in asked):
-        return 0.0
-    choices = {frozenset(one.choices) for one in asked if isinstance(one, Question)}
-    return 1 / len(choices.pop()) if len(choices) == 1 else 0.0
 
 
 def check_question(question: Question, *, empty_choices: bool = False) -> None:

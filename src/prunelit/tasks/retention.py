@@ -57,5 +57,7 @@ def retained_results(
         "interval_95": interval,
         "resamples": RESAMPLES,
     }
+    if found.reason is not None:
+        own["no_error_bar"] = found.reason
     value, error = found.value, found.standard_error
     return [Result(task, "retained", "pair", value, error, len(dense), {**details, **own})]

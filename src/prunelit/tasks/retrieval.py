@@ -15,6 +15,7 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
+from prunelit.tasks.labels import Labels
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.retention import retained_results, score_details
@@ -31,7 +32,8 @@ class Retrieval(QuestionTask, EmbeddingTask):
     al. 2023, arXiv:2307.16645), since mean pooling is near chance on small chat models.
 
     Metrics are `mrr` (mean reciprocal rank), `recall@k` and `ndcg@10`. `chance_mrr` is the expected
-    reciprocal rank in a random order.
+    reciprocal rank in a random order. If all questions have the same choices, it is the one in the
+    order of how often a choice is right.
 
     Args:
         query_template: with the field `{text}`.
@@ -115,12 +117,22 @@ class Retrieval(QuestionTask, EmbeddingTask):
             "centre": self.centre,
             "documents": size,
             **score_details("retrieval", "mrr"),
-            "chance_mrr": sum(1 / rank for rank in range(1, size + 1)) / size,
+            "chance_mrr": self._chance().mean().item(),
         }
         metrics = ["mrr", *(f"recall@{k}" for k in self.recall_at), "ndcg@10"]
         results = values.paired_results(self.name, metrics, details)
-        retained = retained_results(self.name, columns, details["chance_mrr"], details)
+        retained = retained_results(self.name, columns, self._chance(), details)
         return TaskReport([*results, *retained])
+
+    def _chance(self) -> Tensor:
+        """Return the expected reciprocal rank without reading the question, (Q,)."""
+        size = len(self.documents)
+        if labels := Labels(self._questions):
+            order = sorted(self.documents, key=labels.answers.count, reverse=True)
+            ranks = [order.index(answer) + 1 for answer in labels.answers]
+            return 1 / torch.tensor(ranks, dtype=torch.float64)
+        mean = sum(1 / rank for rank in range(1, size + 1)) / size
+        return torch.full((len(self._questions),), mean, dtype=torch.float64)
 
     def _measure(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Rank the documents for each query.

@@ -135,12 +135,12 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         if len(found) == 2:
             (dense, without_dense), (pruned, without_pruned) = found["dense"], found["pruned"]
             found["difference"] = pruned - dense, without_pruned - without_dense
-        results = [
-            Result(
-                self.name, "spearman", name, value, jackknife_error(without), table.size, details
-            )
-            for name, (value, without) in found.items()
-        ]
+        results = []
+        for name, (value, without) in found.items():
+            error, own = jackknife_error(without), dict(details)
+            if math.isnan(error):
+                own["no_error_bar"] = "undefined without some of the pairs"
+            results.append(Result(self.name, "spearman", name, value, error, table.size, own))
         results += table.pair_results(self.name, ["embedding_cosine"], details)
         return TaskReport(results)
 

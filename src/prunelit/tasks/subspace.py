@@ -37,6 +37,7 @@ from prunelit.report.subspace import (
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.formats.base import read_questions
 from prunelit.tasks.item_table import ItemTable, mean
+from prunelit.tasks.labels import Labels
 from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.questions import Question
 from prunelit.tasks.retention import score_details
@@ -173,7 +174,11 @@ class Subspace(RowTask):
         self._shown = [numbers.index(number) for number in wanted]
         self.longest = max(len(item.context) for item in self._items)
         self._widest = max(len(item.options) for item in self._items)
-        self._chance = sum(1 / len(item.options) for item in self._items) / len(self._items)
+        labels = Labels([item.question for item in self._items])
+        guesses = [1 / len(item.options) for item in self._items]
+        self._chance = (
+            labels.constant_scores().mean().item() if labels else sum(guesses) / len(guesses)
+        )
         return len(self._items)
 
     def _add(self, number: int, question: Question) -> None:

@@ -170,7 +170,10 @@ class Trajectory(PromptTask):
         for metric, value in _pooled(table, np.arange(n)).items():
             spread = np.std([other[metric] for other in others], ddof=1)
             error = float(spread) if n > 1 else math.nan
-            results.append(Result(self.name, metric, "pair", value, error, n, details))
+            own = dict(details)
+            if n > 1 and math.isnan(error):
+                own["no_error_bar"] = f"undefined in some of {_RESAMPLES} resamples of the prompts"
+            results.append(Result(self.name, metric, "pair", value, error, n, own))
         return results
 
     def _curves(self, table: ItemTable) -> Iterator[Curve]:

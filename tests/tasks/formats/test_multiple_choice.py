@@ -88,7 +88,7 @@ HUB: list[tuple[Format, dict[str, Any], Question]] = [
             "idx": 0,
             "label": 0,
         },
-        Question("", "The ground was wet because", ["it had rained.", "he slept."], 0),
+        Question("", "The ground was wet because", [" it had rained.", " he slept."], 0),
     ),
     (
         formats.copa,
@@ -100,7 +100,7 @@ HUB: list[tuple[Format, dict[str, Any], Question]] = [
             "idx": 1,
             "label": 1,
         },
-        Question("", "He fell therefore", ["he sang.", "he cried."], 1),
+        Question("", "He fell therefore", [" he sang.", " he cried."], 1),
     ),
     (
         formats.mmlu,

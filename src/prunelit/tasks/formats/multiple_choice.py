@@ -123,16 +123,18 @@ def boolq(row: dict[str, Any]) -> Question:
 def copa(row: dict[str, Any]) -> Question:
     """COPA (Roemmele et al. 2011) as in SuperGLUE; premise and choice form one sentence.
 
+    A choice begins with a space, which counts in `acc_norm`, as in lm-evaluation-harness 0.4.13.
+
     Example:
         >>> from prunelit.tasks.formats import copa
         >>> row = {"premise": "The ground was wet.", "question": "cause", "label": 0}
         >>> question = copa({**row, "choice1": "It had rained.", "choice2": "He slept."})
         >>> question.context, question.answer
-        ('The ground was wet because', 'it had rained.')
+        ('The ground was wet because', ' it had rained.')
     """
     word = {"cause": "because", "effect": "therefore"}[row["question"]]
     premise = row["premise"].strip()[:-1]  # without its full stop
-    choices = [choice[0].lower() + choice[1:] for choice in (row["choice1"], row["choice2"])]
+    choices = [f" {text[0].lower()}{text[1:]}" for text in (row["choice1"], row["choice2"])]
     return Question("", f"{premise} {word}", choices, row["label"])
 
 
