@@ -1,12 +1,17 @@
 """Tiny models of every family, a tiny tokenizer, and folders that hold both."""
 
+import multiprocessing
 import os
+import runpy
 import shutil
+import socket
 import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 # Tests must not wait for a hub that cannot be reached. The libraries read this at import.
@@ -277,10 +282,10 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def console() -> Callable[..., subprocess.CompletedProcess[str]]:
+def console() -> Callable[..., CompletedProcess[str]]:
     """`console(folder, *arguments)` runs `prunelit *arguments` in `folder`, as a new process."""
 
-    def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(folder: Path, *arguments: str) -> CompletedProcess[str]:
         command = [sys.executable, "-m", "prunelit", *arguments]
         return subprocess.run(
             command,
@@ -296,16 +301,65 @@ def console() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CompletedProcess[str]]:
+    """As `console`, but the process need not import the libraries, which takes seconds.
+
+    It is a fork of one that did. With `ranks`, as many start as torchrun would start them; the
+    status is that of the first. A test of the launcher or of what happens at the start needs
+    `console`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["prunelit.cli", "prunelit.tasks.collection_retrieval"])
+    script = Path(__file__).parent / "material" / "forked_console.py"
+    streams = [tmp_path_factory.mktemp("streams") / name for name in ("stdout", "stderr")]
+
+    def start(folder: Path, arguments: tuple[str, ...], more: dict[str, str]) -> BaseProcess:
+        names = {
+            "FOLDER": str(folder),
+            "ARGUMENTS": arguments,
+            "ENVIRONMENT": {**os.environ, **more},
+            "STREAMS": [str(stream) for stream in streams],
+        }
+        process = context.Process(target=runpy.run_path, args=(str(script), names))
+        process.start()
+        return process
+
+    def run(folder: Path, *arguments: str, ranks: int = 1) -> CompletedProcess[str]:
+        for stream in streams:
+            stream.write_text("")
+        environments: list[dict[str, str]] = [{}]
+        if ranks > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = str(free.getsockname()[1])
+            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+            environments = [{**group, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        processes = [start(folder, arguments, more) for more in environments]
+        for process in processes:
+            process.join(300)
+        late = [process for process in processes if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
+        if late:
+            raise TimeoutError(f"prunelit {' '.join(arguments)} takes more than 300 seconds.")
+        output = [stream.read_text() for stream in streams]
+        return CompletedProcess(arguments, processes[0].exitcode or 0, *output)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def fitted(
     tmp_path_factory: pytest.TempPathFactory,
     make_config: MakeConfig,
     save_config: Callable[..., Path],
-    console: Callable[..., subprocess.CompletedProcess[str]],
+    forked: Callable[..., CompletedProcess[str]],
 ) -> Path:
     """The read-only folder of one `prunelit fit`, with its `stdout` and `stderr`."""
     folder = tmp_path_factory.mktemp("fitted")
     save_config(folder, make_config(folder))
-    done = console(folder, "fit", "--config", "config.yaml")
+    done = forked(folder, "fit", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)

@@ -110,14 +110,14 @@ def test_the_configuration_of_a_run_lies_beside_its_results(fitted: Path) -> Non
 
 
 def test_validate_with_the_same_yaml_uses_the_folder(
-    fitted: Path, tmp_path: Path, material: Path, console: Callable[..., Any]
+    fitted: Path, tmp_path: Path, material: Path, forked: Callable[..., Any]
 ) -> None:
     # A copy, since other tests read the results of `fit`; a recipe holds no path but the model's.
     text = (fitted / "config.yaml").read_text().replace(f"{fitted}/run", f"{tmp_path}/run")
     (tmp_path / "config.yaml").write_text(text)
     folder = fitted / "run" / "pruned"
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    done = console(tmp_path, "validate", "--config", "config.yaml", "--pruning.output", str(folder))
+    done = forked(tmp_path, "validate", "--config", "config.yaml", "--pruning.output", str(folder))
     assert done.returncode == 0, done.stderr
     assert f"Using the pruned model in {folder}: its recipe is this one." in done.stderr
     assert "Achieved sparsity" not in done.stdout

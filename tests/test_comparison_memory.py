@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from prunelit import compare
 
-# Prints by how many bytes comparing 8 x 512 tokens raises the high-water mark of the process.
+# Prints by how many bytes comparing 4 x 512 tokens raises the high-water mark of the process.
 MEASURE = """
 import copy, resource
 import torch
@@ -24,11 +24,11 @@ dense.config.num_hidden_layers = 3
 pruned = copy.deepcopy(dense)
 for layer in pruned.model.layers:
     layer.mlp.down_proj.weight.data.mul_(0.9)
-ids = torch.randint(10, 40000, (8, 512), generator=torch.Generator().manual_seed(0))
+ids = torch.randint(10, 40000, (4, 512), generator=torch.Generator().manual_seed(0))
 compare(dense, pruned, ids[:1, :16])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 result = compare(dense, pruned, ids)
-assert result["n"] == 4096 and result["kl_dense_pruned"] > 0
+assert result["n"] == 2048 and result["kl_dense_pruned"] > 0
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
@@ -73,5 +73,5 @@ def test_peak_memory_on_the_real_model() -> None:
         [sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True, timeout=900
     )
     grown = int(done.stdout.splitlines()[-1])
-    one_tensor_of_logits = 8 * 512 * 49152 * 4
+    one_tensor_of_logits = 4 * 512 * 49152 * 4
     assert grown < one_tensor_of_logits / 2

@@ -81,6 +81,7 @@ def test_only_one_rank_speaks(two_ranks: Path) -> None:
     assert (two_ranks / "stderr").read_text().count("The pruned model is in") == 1
 
 
+@pytest.mark.full
 def test_an_error_ends_both_ranks_with_one_sentence(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
@@ -101,7 +102,7 @@ def test_rounds_and_recovery(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     config = make_config(tmp_path)
     config["data"]["tasks"] = config["data"]["tasks"][1:2]
@@ -112,7 +113,7 @@ def test_rounds_and_recovery(
     config["model"]["recovery"] = {"kl": 1.0}
     config["trainer"]["max_epochs"] = 2
     save_config(tmp_path, config)
-    done = console(tmp_path, "fit", "--config", "config.yaml", *DDP)
+    done = forked(tmp_path, "fit", "--config", "config.yaml", *DDP, ranks=2)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "pruned" / "pruning.json").read_text())
     # Nine sequences are two whole batches of two for each of two ranks.

@@ -76,11 +76,11 @@ def outcome(folder: Path) -> tuple[Any, Any]:
 
 
 def killed(
-    folder: Path, console: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    folder: Path, forked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> list[list[int]]:
     with monkeypatch.context() as patch:
         patch.setenv("DIE", "1")
-        done = console(folder, "validate", "--config", "config.yaml")
+        done = forked(folder, "validate", "--config", "config.yaml")
     assert done.returncode == -9, done.stderr
     assert not (folder / "run" / "board" / "only" / "results.jsonl").exists()
     assert len(list((folder / "run" / "unfinished").iterdir())) == 1
@@ -88,18 +88,18 @@ def killed(
 
 
 def test_it_goes_on_and_ends_with_the_same_bits(
-    prepare: Prepare, console: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    prepare: Prepare, forked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepare("whole")
-    done = console(whole, "validate", "--config", "config.yaml")
+    done = forked(whole, "validate", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     assert len(batches(whole)) == 4
     assert not (whole / "run" / "unfinished").exists()
 
     folder = prepare("killed")
-    before = killed(folder, console, monkeypatch)
+    before = killed(folder, forked, monkeypatch)
     assert len(before) == 2
-    done = console(folder, "validate", "--config", "config.yaml")
+    done = forked(folder, "validate", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     assert "The task 'generation' continues: 2 batches are measured already." in done.stderr
     # Each batch was measured once.
@@ -109,12 +109,12 @@ def test_it_goes_on_and_ends_with_the_same_bits(
 
 
 def test_another_model_begins_anew(
-    prepare: Prepare, console: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    prepare: Prepare, forked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = prepare("killed")
-    killed(folder, console, monkeypatch)
+    killed(folder, forked, monkeypatch)
     ratio = ("--pruning.pruner.sparsity.ratio", "0.4")
-    done = console(folder, "validate", "--config", "config.yaml", *ratio)
+    done = forked(folder, "validate", "--config", "config.yaml", *ratio)
     assert done.returncode == 0, done.stderr
     assert "goes on" not in done.stderr
     assert len(batches(folder)) == 2 + 4
@@ -123,13 +123,16 @@ def test_another_model_begins_anew(
 @pytest.mark.distributed
 @pytest.mark.full
 def test_two_ranks_go_on_where_one_stopped(
-    prepare: Prepare, console: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    prepare: Prepare,
+    console: Callable[..., Any],
+    forked: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = prepare("whole")
     done = console(whole, "validate", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     folder = prepare("killed")
-    killed(folder, console, monkeypatch)
+    killed(folder, forked, monkeypatch)
     done = console(folder, "validate", "--config", "config.yaml", *DDP)
     assert done.returncode == 0, done.stderr
     assert sorted(batches(folder)) == sorted(batches(whole))

@@ -57,7 +57,7 @@ def test_plugins(
     material: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[[Path, dict[str, Any]], Path],
-    console: Callable[..., subprocess.CompletedProcess[str]],
+    forked: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     config = make_config(plugins)
     config["data"]["tasks"] = [
@@ -69,7 +69,7 @@ def test_plugins(
     alarm = {"metric": "confidence", "level": 1}
     config["trainer"]["callbacks"] = [{"class_path": "my_alarm.Alarm", "init_args": alarm}]
     path = save_config(plugins, config)
-    ran = console(
+    ran = forked(
         plugins,
         *("fit", "--config", str(path), "--pruning", "my_callback.TwoSteps"),
         *("--pruning.pruner", "my_pruner.SquaredWanda", "--pruning.pruner.sparsity.ratio", "0.25"),

@@ -108,10 +108,10 @@ def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> 
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: Any, prepare: Callable[..., None], console: Run) -> Path:
+def uninterrupted(tmp_path_factory: Any, prepare: Callable[..., None], forked: Run) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
     prepare(folder)
-    done = console(folder, "fit", "--config", "config.yaml", "--ckpt_path", "last")
+    done = forked(folder, "fit", "--config", "config.yaml", "--ckpt_path", "last")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -134,12 +134,12 @@ def assert_same(folder: Path, expected: Path) -> None:
     assert rounds[0] == rounds[1]
 
 
-def die_and_go_on(folder: Path, console: Run) -> None:
+def die_and_go_on(folder: Path, forked: Run) -> None:
     command = ("fit", "--config", "config.yaml", "--ckpt_path", "last")
-    first = console(folder, *command)
+    first = forked(folder, *command)
     assert first.returncode == -signal.SIGKILL, first.stderr
     assert not (folder / "run" / "pruned").exists()
-    second = console(folder, *command)
+    second = forked(folder, *command)
     assert second.returncode == 0, second.stderr
 
 
@@ -148,13 +148,13 @@ def test_killed_and_taken_up_is_bitwise_the_same(
     place: str,
     tmp_path: Path,
     prepare: Callable[..., None],
-    console: Run,
+    forked: Run,
     uninterrupted: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prepare(tmp_path)
     monkeypatch.setenv("DIE_AT", place)
-    die_and_go_on(tmp_path, console)
+    die_and_go_on(tmp_path, forked)
     assert_same(tmp_path, uninterrupted)
 
 
@@ -173,7 +173,7 @@ def test_a_signal_waits_for_a_checkpoint(
     step: int,
     tmp_path: Path,
     prepare: Callable[..., None],
-    console: Run,
+    forked: Run,
     uninterrupted: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -181,7 +181,7 @@ def test_a_signal_waits_for_a_checkpoint(
     monkeypatch.setenv("DIE_AT", place)
     monkeypatch.setenv("DIE_BY", name)
     command = ("fit", "--config", "config.yaml", "--ckpt_path", "last")
-    first = console(tmp_path, *command)
+    first = forked(tmp_path, *command)
     assert first.returncode == 128 + signal.Signals[name], first.stderr
     assert f"prunelit: {name}. The run ends when this step has its checkpoint" in first.stderr
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -189,7 +189,7 @@ def test_a_signal_waits_for_a_checkpoint(
     assert sentence in first.stderr
     assert "Traceback" not in first.stderr
     assert torch.load(last, weights_only=True)["global_step"] == step
-    second = console(tmp_path, *command)
+    second = forked(tmp_path, *command)
     assert second.returncode == 0, second.stderr
     assert_same(tmp_path, uninterrupted)
 
@@ -197,7 +197,7 @@ def test_a_signal_waits_for_a_checkpoint(
 def test_killed_when_training_is_over_and_an_older_model_moved_away(
     tmp_path: Path,
     prepare: Callable[..., None],
-    console: Run,
+    forked: Run,
     uninterrupted: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -206,15 +206,15 @@ def test_killed_when_training_is_over_and_an_older_model_moved_away(
     shutil.copytree(uninterrupted / "run" / "pruned", older)
     (older / "leftover").touch()
     monkeypatch.setenv("DIE_AT", "rename")
-    die_and_go_on(tmp_path, console)
+    die_and_go_on(tmp_path, forked)
     assert_same(tmp_path, uninterrupted)
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: Any, prepare: Callable[..., None], console: Run) -> Path:
+def watched(tmp_path_factory: Any, prepare: Callable[..., None], forked: Run) -> Path:
     folder = tmp_path_factory.mktemp("watched")
     prepare(folder, every_n_train_steps=1, watched=True)
-    done = console(folder, "fit", "--config", "config.yaml", "--ckpt_path", "last")
+    done = forked(folder, "fit", "--config", "config.yaml", "--ckpt_path", "last")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -224,13 +224,13 @@ def test_what_watches_validations_goes_on_too(
     place: str,
     tmp_path: Path,
     prepare: Callable[..., None],
-    console: Run,
+    forked: Run,
     watched: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prepare(tmp_path, every_n_train_steps=1, watched=True)
     monkeypatch.setenv("DIE_AT", place)
-    die_and_go_on(tmp_path, console)
+    die_and_go_on(tmp_path, forked)
     assert_same(tmp_path, watched)
     states = [
         torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)

@@ -213,7 +213,7 @@ def test_a_task_that_cannot_be_summed_up_takes_no_other_with_it(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     (tmp_path / "unsound.py").write_text(UNSOUND)
     config = make_config(tmp_path)
@@ -222,7 +222,7 @@ def test_a_task_that_cannot_be_summed_up_takes_no_other_with_it(
     unsound = {"class_path": "unsound.Unsound", "init_args": {"path": path, "max_new_tokens": 2}}
     config["data"]["tasks"] = [unsound, perplexity]
     save_config(tmp_path, config)
-    done = console(tmp_path, "validate", "--config", "config.yaml")
+    done = forked(tmp_path, "validate", "--config", "config.yaml")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("These items cannot be summed up.")
     (file,) = tmp_path.rglob("results.jsonl")
@@ -237,7 +237,7 @@ def test_a_task_that_cannot_be_summed_up_ends_training(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     (tmp_path / "unsound.py").write_text(UNSOUND)
     config = make_config(tmp_path)
@@ -252,6 +252,6 @@ def test_a_task_that_cannot_be_summed_up_ends_training(
     watched = {"class_path": stopping, "init_args": {"monitor": "val/generation/contains_pruned"}}
     config["trainer"] |= {"max_epochs": 1, "val_check_interval": 0.5, "callbacks": [watched]}
     save_config(tmp_path, config)
-    done = console(tmp_path, "fit", "--config", "config.yaml")
+    done = forked(tmp_path, "fit", "--config", "config.yaml")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "prunelit: error: These items cannot be summed up."

@@ -41,7 +41,7 @@ def run(
     material: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> Run:
     """`run(devices, sizes)` returns the folder of the results of all tasks.
 
@@ -75,7 +75,7 @@ def run(
         config["trainer"] |= {"strategy": "ddp"} if devices > 1 else {}
         (folder / "undrawn.py").write_text(UNDRAWN)
         save_config(folder, config)
-        done = console(folder, "validate", "--config", "config.yaml")
+        done = forked(folder, "validate", "--config", "config.yaml", ranks=devices)
         assert done.returncode == 0, done.stderr
         assert devices == 1 or f"Starting with {devices} processes" in done.stderr
         return folder / "run"

@@ -83,7 +83,7 @@ Recovery.losses = failing
         pytest.param(2, 1, "prepare", "InputError", 0, marks=pytest.mark.full),
         pytest.param(2, 0, "check", "RuntimeError", 0, marks=pytest.mark.full),
         (2, 1, "step", "InputError", 100),
-        (2, 0, "report", "InputError", 100),
+        pytest.param(2, 0, "report", "InputError", 100, marks=pytest.mark.full),
     ],
 )
 def test_an_error_on_one_rank_ends_all(
@@ -176,6 +176,7 @@ for task in (Failing(path, -1, "report", "InputError", 0), Perplexity(path, leng
 
 
 @pytest.mark.distributed
+@pytest.mark.full
 def test_a_script_may_go_on_after_an_error_on_all_ranks(tmp_path: Path, material: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -79,11 +79,11 @@ def swept(
     tmp_path_factory: pytest.TempPathFactory,
     make_sweep: Callable[[Path], Config],
     save: Save,
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> Path:
     """The folder of one `prunelit sweep`, to read only; `stdout` and `stderr` lie in it too."""
     folder = tmp_path_factory.mktemp("swept")
-    done = console(folder, "sweep", "--config", save(folder, make_sweep(folder)))
+    done = forked(folder, "sweep", "--config", save(folder, make_sweep(folder)))
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)

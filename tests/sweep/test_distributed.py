@@ -31,11 +31,11 @@ def test_two_processes_find_what_one_finds(
     swept: Path,
     tmp_path: Path,
     make_sweep: Callable[[Path], Config],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     options = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     path = save(tmp_path, make_sweep(tmp_path))
-    done = console(tmp_path, "sweep", "--config", path, *options)
+    done = forked(tmp_path, "sweep", "--config", path, *options, ranks=2)
     assert done.returncode == 0, done.stderr
     assert "Starting with 2 processes" in done.stderr
     assert done.stdout.count("Variants (value ± standard error)") == 1

@@ -84,14 +84,14 @@ def test_the_headline_is_the_last_thing_printed(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., subprocess.CompletedProcess[str]],
+    forked: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     config = make_config(tmp_path)
     config["data"]["tasks"] = [
         task for task in config["data"]["tasks"] if task["class_path"].endswith("MultipleChoice")
     ]
     save_config(tmp_path, config)
-    done = console(tmp_path, "validate", "--config", "config.yaml", "--data.triad", "true")
+    done = forked(tmp_path, "validate", "--config", "config.yaml", "--data.triad", "true")
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("results.jsonl")
     rows = [row for row in read_results(path) if row.metric == "retained"]
