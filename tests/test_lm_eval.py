@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from datasets.exceptions import DatasetNotFoundError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit
@@ -208,6 +209,32 @@ def test_without_the_harness_the_extra_is_named(
         prunelit.lm_eval.main()
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith("prunelit: error: lm-evaluation-harness needs")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub."), "Dataset 'a/b' doesn't"),
+        (ConnectionError("Couldn't reach 'a/b' on the Hub"), "Couldn't reach 'a/b' on the Hub."),
+    ],
+)
+def test_a_data_set_of_the_harness_that_the_hub_does_not_give(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    words: str,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(prunelit.lm_eval, "register", fail)
+    with pytest.raises(SystemExit) as left:
+        prunelit.lm_eval.main()
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"prunelit: error: The harness cannot read a data set from the hub: {words}"
+    )
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import torch
 
+from prunelit.data.hub import hub_reason
 from prunelit.errors import InputError, as_refusal, near_names
 from prunelit.models.loading import DType, load_pretrained
 
@@ -112,8 +113,14 @@ def main() -> None:
     try:
         register()
         _harness("lm_eval.__main__").cli_evaluate()
-    except (InputError, OSError) as error:
-        if (refusal := as_refusal(error)) is None:
+    except Exception as error:
+        refusal = as_refusal(error)
+        if refusal is None and (reason := hub_reason(error)):
+            refusal = (
+                f"The harness cannot read a data set from the hub: {reason}. Check its name and "
+                "the network, and run `hf auth login` if it is gated or private."
+            )
+        if refusal is None:
             raise
         print(f"prunelit: error: {refusal}", file=sys.stderr)
         sys.exit(2)

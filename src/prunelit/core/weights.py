@@ -14,6 +14,7 @@ from prunelit.models.loading import (
     load_config,
     load_pretrained,
     load_tokenizer,
+    pin_revision,
     read_removed,
     source_version,
 )
@@ -61,16 +62,21 @@ class Weights:
         self._dense: PreTrainedModel | None = None
 
     @cached_property
+    def _commit(self) -> str | None:
+        """Commit of a model on the hub, resolved once: the branch may move on between two reads."""
+        return pin_revision(self.source, self._revision)
+
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the model; reads no weights."""
-        tokenizer = load_tokenizer(self.source, revision=self._revision, **self._code)
+        tokenizer = load_tokenizer(self.source, revision=self._commit, **self._code)
         config = self.load_config().get_text_config(decoder=True)
         check_vocabulary(tokenizer, config.vocab_size, self.source)
         return tokenizer
 
     def load_config(self) -> PreTrainedConfig:
         """Read the configuration of the model, without its weights."""
-        return load_config(self.source, revision=self._revision, **self._code)
+        return load_config(self.source, revision=self._commit, **self._code)
 
     @property
     def pair(self) -> ModelPair:
@@ -100,7 +106,7 @@ class Weights:
         elif self._dense is not None:
             pruned, removed = copy.deepcopy(self._dense).requires_grad_(True), []
         else:
-            pruned, removed = self._read(self.source, revision=self._revision), []
+            pruned, removed = self._read(self.source, revision=self._commit), []
             check_unembedding(pruned)
         self._pair = ModelPair(pruned, None, self.tokenizer, removed)
         if reference:
@@ -113,7 +119,7 @@ class Weights:
         """Read the dense model if the run keeps one and has not read it yet."""
         if self.reference:
             if self._dense is None:
-                self._dense = self._read(self.source, revision=self._revision)
+                self._dense = self._read(self.source, revision=self._commit)
             self.pair.dense = self._dense.requires_grad_(False)
 
     def discard_pruned(self) -> None:
@@ -133,13 +139,13 @@ class Weights:
     @cached_property
     def _version(self) -> dict[str, Any]:
         """Content of the source; computed once, as the weights are read once."""
-        return source_version(self.source, revision=self._revision, **self._code)
+        return source_version(self.source, revision=self._commit, **self._code)
 
     @cached_property
     def _all_weights(self) -> dict[str, Any] | None:
         if not self.full_hash:
             return None
-        return source_version(self.source, revision=self._revision, **self._code, full=True)
+        return source_version(self.source, revision=self._commit, **self._code, full=True)
 
     def recipe(self) -> dict[str, Any]:
         """Plain data that identifies the dense model and the numerics of its activations."""

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 
 import datasets
 
-from prunelit.data.local_files import Table, file_kind, open_table
-from prunelit.data.sources import is_hub_name, local_path, similar_paths
+from prunelit.data.hub_rows import open_hub_table
+from prunelit.data.local_files import file_kind, open_table
+from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError, first_line
 
 Documents = Literal["whole", "lines", "paragraphs"]
@@ -26,10 +27,11 @@ def load_rows(
     """Read some columns of all rows.
 
     Args:
-        path: data set on the hub; local json, jsonl, parquet, csv, tsv or text file (one row per
-            line, column `text`), gzipped or not; `pypi:DIST/PATH`, a file inside an installed
-            distribution; or `prunelit:FILE`, a file that prunelit ships. A path is literal: `*`,
-            `?` and `[` are letters of a name. A local file is read anew each time.
+        path: data set on the hub, `org/name` or `org/name@revision`; local json, jsonl, parquet,
+            csv, tsv or text file (one row per line, column `text`), gzipped or not;
+            `pypi:DIST/PATH`, a file inside an installed distribution; or `prunelit:FILE`, a file
+            that prunelit ships. A path is literal: `*`, `?` and `[` are letters of a name. A local
+            file is read anew each time.
         columns: names of the columns; or a function that chooses them from the names that the data
             set has.
         split: of the hub data set. A local file has the one split `train`, which can be sliced:
@@ -53,7 +55,7 @@ def load_rows(
         keep = None if callable(columns) else columns
         table = open_table(local_path(path), keep=keep)
     else:
-        table = _open_hub(path, name, split)
+        table = open_hub_table(path, name, split)
     wanted = list(columns(table.names) if callable(columns) else columns)
     if table.names and (missing := sorted(set(wanted) - set(table.names))):
         raise InputError(
@@ -122,21 +124,6 @@ def hash_rows(rows: Sequence[Any]) -> str:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode())
         digest.update(b"\n")
     return digest.hexdigest()
-
-
-def _open_hub(path: str, name: str | None, split: str) -> Table:
-    try:
-        data = datasets.load_dataset(path, name, split=split)
-    except Exception as error:  # datasets raises its own, pyarrow's, zlib's and the hub's types
-        # `datasets` wraps the error of the parser, which describes the problem in the file.
-        reason = first_line(error.__cause__ or error).rstrip(".")
-        raise InputError(
-            f"No rows could be read from {path!r}: there is no file or folder of this name"
-            f"{similar_paths(path)}, and as a data set on the hub: {reason}."
-        ) from error
-    return Table(
-        data.column_names, lambda wanted: [dict(row) for row in data.select_columns(list(wanted))]
-    )
 
 
 def _slice(rows: list[dict[str, Any]], path: str, split: str) -> list[dict[str, Any]]:

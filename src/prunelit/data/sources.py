@@ -12,7 +12,7 @@ from prunelit.errors import InputError
 
 PYPI = "pypi:"
 SHIPPED = "prunelit:"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", re.ASCII)
 _FILE_SUFFIXES = {*KINDS, ".arrow", ".bin", ".bz2", ".gguf", ".gz", ".ndjson", ".pt"}
 _FILE_SUFFIXES |= {".safetensors", ".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"}
 
@@ -31,11 +31,23 @@ def as_source(source: str | os.PathLike[str]) -> str:
 
 
 def is_hub_name(source: str) -> bool:
-    """Return True if `source` is a name on the Hugging Face hub (`name` or `org/name`)."""
+    """Return True if `source` is a name on the Hugging Face hub, perhaps with `@revision`."""
     source = as_source(source)
     if source.startswith((PYPI, SHIPPED, ".")) or os.path.exists(source):
         return False
     return bool(_HUB_NAME.fullmatch(source)) and Path(source).suffix not in _FILE_SUFFIXES
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """Split a name on the hub into repository and revision.
+
+    Example:
+        >>> from prunelit.data.sources import split_revision
+        >>> split_revision("allenai/ai2_arc@refs/pr/3"), split_revision("allenai/ai2_arc")
+        (('allenai/ai2_arc', 'refs/pr/3'), ('allenai/ai2_arc', None))
+    """
+    name, _, revision = source.partition("@")
+    return name, revision or None
 
 
 def subset_of(source: str, subset: str | None) -> str | None:

@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import GENERATION_CONFIG_NAME, logging
-from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
-from prunelit.data.sources import is_hub_name, local_path
+from prunelit.data.hub import explain, is_cache_alone, resolve_commit
+from prunelit.data.sources import is_hub_name, local_path, split_revision
 from prunelit.data.tokens import limit_ids, pad_token
 from prunelit.errors import InputError, first_line
 from prunelit.models.fingerprint import fingerprint_files
@@ -80,10 +80,13 @@ def load_pretrained(
         >>> model.dtype, tokenizer.padding_side
         (torch.float32, 'left')
     """
-    folder = _resolve_source(source)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    load_config(source, **options)
-    tokenizer = load_tokenizer(source, **options)
+    folder, options = _locate(source, revision)
+    same: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "revision": options.get("revision"),
+    }
+    load_config(source, **same)
+    tokenizer = load_tokenizer(source, **same)
     removed = read_removed(folder)
     # For removed sublayers, transformers makes new weights and prints a long warning.
     quiet = _errors_only if removed.attention or removed.mlp else nullcontext
@@ -94,13 +97,14 @@ def load_pretrained(
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 output_loading_info=True,
+                trust_remote_code=trust_remote_code,
                 **options,
             )
         model, info = loaded
         if Path(folder, GENERATION_CONFIG_NAME).is_file():  # transformers ignores a damaged one
             GenerationConfig.from_pretrained(folder)
     except Exception as error:
-        raise _refuse("model", source, error) from error
+        raise _refuse("model", source, error, revision) from error
     expected = find_missing_names(model, removed)
     if missing := sorted(set(info["missing_keys"]) - expected):
         raise InputError(
@@ -144,13 +148,13 @@ def load_tokenizer(
         >>> tokenizer.pad_token, tokenizer.padding_side
         ('<end>', 'left')
     """
-    folder = _resolve_source(source)
+    folder, options = _locate(source, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, revision=revision
+            folder, trust_remote_code=trust_remote_code, **options
         )
     except Exception as error:
-        raise _refuse("tokenizer", source, error) from error
+        raise _refuse("tokenizer", source, error, revision) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(
@@ -170,15 +174,11 @@ def load_config(
     Raises:
         InputError: if there is none, or if it describes no model with layers.
     """
-    folder = _resolve_source(source)
-    if is_hub_name(source) and find_adapter_config_file(source, revision=revision):
-        raise InputError(_ADAPTER.format(source=source, file=ADAPTER_CONFIG_NAME))
+    folder, options = _locate(source, revision)
     try:
-        config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, revision=revision
-        )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
     except Exception as error:
-        raise _refuse("configuration", source, error) from error
+        raise _refuse("configuration", source, error, revision) from error
     text = config.get_text_config(decoder=True)
     for name in ("num_hidden_layers", "vocab_size"):
         value = getattr(text, name, None)
@@ -188,6 +188,22 @@ def load_config(
                 f"{value}: use the configuration of the model."
             )
     return config
+
+
+def pin_revision(source: str, revision: str | None = None) -> str | None:
+    """Return the commit that a revision of a model on the hub stands for now; None for a folder.
+
+    Configuration, tokenizer and weights that are read at a commit belong together, even if the
+    branch moves on between two reads.
+
+    Args:
+        source: see `load_pretrained`.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        InputError: if there is no such model or revision, or if it is an adapter.
+    """
+    return _locate(source, revision)[1].get("revision")
 
 
 def source_version(
@@ -205,11 +221,11 @@ def source_version(
         The commit on the hub. Of a folder a hash of every file, and the parts that an earlier
         pruning removed.
     """
-    folder = _resolve_source(source)
-    if is_hub_name(source):
-        load_config(source, trust_remote_code=trust_remote_code, revision=revision)
-        file = cached_file(source, "config.json", revision=revision)
-        return {"commit": extract_commit_hash(file, None)}
+    folder, options = _locate(source, revision)
+    if options:
+        commit = options["revision"]
+        load_config(source, trust_remote_code=trust_remote_code, revision=commit)
+        return {"commit": commit}
     removed = (read_report(folder) or {}).get("removed")
     return {**fingerprint_files(folder, full), **({"removed": removed} if removed else {})}
 
@@ -267,7 +283,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int, source: 
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
 
 
-def _refuse(what: str, source: str, error: Exception) -> InputError:
+def _refuse(what: str, source: str, error: Exception, revision: str | None = None) -> InputError:
     """Return the error of a source that a library cannot read.
 
     A damaged file can raise any exception in these libraries.
@@ -277,8 +293,8 @@ def _refuse(what: str, source: str, error: Exception) -> InputError:
         near = difflib.get_close_matches(folder.name, _names(folder.parent), n=1)
         hint = f" Is the folder {str(folder.parent / near[0])!r} meant?" if near else ""
         return InputError(
-            f"No {what} could be loaded from {source!r}, which is no folder; the hub says: "
-            f"{first_line(error)}{hint}"
+            f"No {what} could be loaded from {source!r}, which is no folder; on the hub: "
+            f"{explain(error, source, 'model', revision)}.{hint}"
         )
     reason = first_line(error) if isinstance(error, _TELLING) else _with_type(error)
     return InputError(f"No {what} could be loaded from {source!r}: {reason}")
@@ -306,13 +322,18 @@ def _check_pointers(folder: Path) -> None:
                     )
 
 
-def _resolve_source(source: str) -> str:
-    """Return a hub name as it is, and everything else as a local folder."""
+def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """Return what transformers reads `source` from, a folder or a name, and the options of both.
+
+    For a name on the hub the options are its commit, and if the cache alone is read.
+    """
     if is_hub_name(source):
-        return source
+        commit = _find_commit(source, revision)
+        local = is_cache_alone(source, "model", commit)
+        return source, {"revision": commit, "local_files_only": local}
     path = local_path(source)
     if path.suffix == ".gguf":
-        return str(convert_gguf(path))
+        return str(convert_gguf(path)), {}
     if (path / ADAPTER_CONFIG_NAME).is_file():
         raise InputError(_ADAPTER.format(source=source, file=ADAPTER_CONFIG_NAME))
     if not path.is_dir() or not (path / "config.json").is_file():
@@ -320,4 +341,23 @@ def _resolve_source(source: str) -> str:
             f"Expected {source!r} to be a model folder with a config.json, or a .gguf file."
         )
     _check_pointers(path)
-    return str(path)
+    return str(path), {}
+
+
+def _find_commit(source: str, revision: str | None) -> str:
+    """Return the commit of a complete model on the hub."""
+    name, other = split_revision(source)
+    if other is not None:
+        raise InputError(
+            f"Expected a model without a revision but got {source!r}: give {name!r} as the source "
+            f"and {other!r} as `revision`."
+        )
+    try:
+        commit = resolve_commit(source, "model", revision)
+        local = is_cache_alone(source, "model", commit)
+        adapter = find_adapter_config_file(source, revision=commit, local_files_only=local)
+    except Exception as error:  # the hub's own types, and those of its transport
+        raise _refuse("model", source, error, revision) from error
+    if adapter:
+        raise InputError(_ADAPTER.format(source=source, file=ADAPTER_CONFIG_NAME))
+    return commit

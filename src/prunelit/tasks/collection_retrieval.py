@@ -135,7 +135,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
     def read(self) -> None:
         self._templates = TextTemplate(self.query_template), TextTemplate(self.document_template)
         self._collection = load_collection(
-            self.path,
+            self.pinned,
             split=self.split,
             qrels=self.qrels,
             limit=self.limit,
@@ -233,8 +233,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             for own, others in zip(grades, missing, strict=True)
         ]
         return {
-            "path": self.path,
-            "split": self.split,
+            **self.source_details(),
             "collection_sha256": self._collection.hash(),
             "query_template": self.query_template,
             "document_template": self.document_template,

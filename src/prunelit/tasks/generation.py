@@ -140,13 +140,13 @@ brother. How many stamps do the three have together?'
         self.judge.details()  # refuses a judge that cannot be saved, before any work
         rows = {"format": self.format, "columns": self.columns, "questions": self.questions}
         load = partial(read_examples, **rows)
-        self._examples = load(self.path, self.split, self.limit, subset=self.subset)
+        self._examples = load(self.pinned, self.split, self.limit, subset=self.subset)
         self._check_solutions()
         self._labels = Labels(self._examples)
         self.contexts = [example.context for example in self._examples]
         self._solved: list[list[Example | Question]] = [[] for _ in self._examples]
         if self.few_shot is not None:
-            pool = load(**self.few_shot.source(self.path, self.subset))
+            pool = load(**self.few_shot.source(self.pinned, self.subset))
             self._solved = self.few_shot.choose(pool, self._examples, attrgetter("context"))
 
     def _check_solutions(self) -> None:

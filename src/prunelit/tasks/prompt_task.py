@@ -103,7 +103,7 @@ class PromptTask(RowTask):
 
     def read(self) -> None:
         check_template(self.template, "context")
-        rows = load_rows(self.path, columns=[self.column], split=self.split, limit=self.limit)
+        rows = load_rows(self.pinned, columns=[self.column], split=self.split, limit=self.limit)
         self.contexts = [row[self.column] for row in rows]
         for number, context in enumerate(self.contexts):
             if not isinstance(context, str) or not context.strip():
@@ -133,8 +133,7 @@ class PromptTask(RowTask):
     def details(self) -> dict[str, Any]:
         """Return the options and hashes that two comparable results have in common."""
         return {
-            "path": self.path,
-            "split": self.split,
+            **self.source_details(),
             "prompts_sha256": hash_rows(self.contexts),
             "template": self.template,
             "chat": self.chat,

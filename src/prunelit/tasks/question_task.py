@@ -41,7 +41,7 @@ class QuestionTask(RowTask):
             InputError: naming the first row that is not a question.
         """
         return read_questions(
-            self.path,
+            self.pinned,
             self.split,
             self.limit,
             subset=self.subset,
@@ -55,14 +55,13 @@ class QuestionTask(RowTask):
         Raises:
             InputError: naming the first row that is not a question.
         """
-        source = few_shot.source(self.path, self.subset)
+        source = few_shot.source(self.pinned, self.subset)
         return read_questions(**source, format=self.format, columns=self.columns)
 
     def row_details(self, asked: Sequence[Question | Example]) -> dict[str, Any]:
-        """Return path, split and subset, and a hash of the rows' content."""
+        """Return path, split, commit and subset, and a hash of the rows' content."""
         return {
-            "path": self.path,
-            "split": self.split,
+            **self.source_details(),
             "subset": subset_of(self.path, self.subset),
             "rows_sha256": hash_rows([vars(one) for one in asked]),
         }

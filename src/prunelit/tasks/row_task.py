@@ -1,7 +1,9 @@
 """Base of the tasks that read the rows of a data set."""
 
+from functools import cached_property
 from typing import Any
 
+from prunelit.data.hub_rows import commit_of, pin
 from prunelit.tasks.base import Task
 
 
@@ -22,3 +24,12 @@ class RowTask(Task):
         self.path = path
         self.split = split
         self.limit = limit
+
+    @cached_property
+    def pinned(self) -> str:
+        """The path to read; a data set on the hub has its commit behind an @."""
+        return pin(self.path)
+
+    def source_details(self) -> dict[str, Any]:
+        """Return path and split, and the commit of a data set on the hub."""
+        return {"path": self.path, "split": self.split, **commit_of(self.pinned)}

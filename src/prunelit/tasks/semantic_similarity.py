@@ -73,7 +73,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         columns = [self.first, self.second, self.score]
         split = split_of(self.path, self.split)
         rows = load_rows(
-            self.path, columns=columns, split=split, name=self.subset, limit=self.limit
+            self.pinned, columns=columns, split=split, name=self.subset, limit=self.limit
         )
         for number, row in enumerate(rows):
             for column in (self.first, self.second):
@@ -147,8 +147,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
     def details(self) -> dict[str, Any]:
         """Return the options and hashes that two comparable results have in common."""
         return {
-            "path": self.path,
-            "split": self.split,
+            **self.source_details(),
             "pairs_sha256": hash_rows(self._rows),
             "template": self.template,
             **self.embedding_details(),

@@ -141,7 +141,7 @@ class Subspace(RowTask):
     def read(self) -> None:
         letters = self.options == "letters"
         check_template(self.template, "context", *(["choices"] if letters else []))
-        self._questions = read_questions(self.path, self.split, self.limit)
+        self._questions = read_questions(self.pinned, self.split, self.limit)
         most = max(len(question.choices) for question in self._questions)
         if letters and most > len(LETTERS):
             raise InputError(
@@ -246,8 +246,7 @@ class Subspace(RowTask):
 
     def _results(self, table: ItemTable) -> list[Result]:
         details = {
-            "path": self.path,
-            "split": self.split,
+            **self.source_details(),
             "rows_sha256": hash_rows([vars(question) for question in self._questions]),
             "options": self.options,
             "template": self.template,

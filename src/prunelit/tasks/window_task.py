@@ -42,7 +42,7 @@ class WindowTask(RowTask):
 
     def read(self) -> None:
         self._documents = load_texts(
-            self.path, column=self.column, split=self.split, documents=self.documents
+            self.pinned, column=self.column, split=self.split, documents=self.documents
         )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -59,8 +59,7 @@ class WindowTask(RowTask):
     def details(self, tokens_a_window: int) -> dict[str, Any]:
         """Return the options and hashes that two comparable results have in common."""
         return {
-            "path": self.path,
-            "split": self.split,
+            **self.source_details(),
             "text_rule": text_rule(self.path, self.documents),
             "text_sha256": hash_rows(self._documents),
             "length": self.length,
