@@ -4,9 +4,11 @@ import functools
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,6 +237,51 @@ def test_a_data_set_of_the_harness_that_the_hub_does_not_give(
     assert line.startswith(
         f"prunelit: error: The harness cannot read a data set from the hub: {words}"
     )
+
+
+def test_the_working_folder_hides_no_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as `python -m` sets it
+    for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "prunelit.lm_eval")
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("prunelit.lm_eval", run_name="__main__")
+    assert capsys.readouterr().err.startswith("prunelit: error: lm-evaluation-harness needs")
+    assert sys.path[-1] == str(tmp_path)
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({}, "Expected `source` in --model_args"),
+        ({"dtype": "float8"}, "Expected `dtype` as one of .* but got 'float8'"),
+        ({"device": "gpu"}, "Expected `device` as cpu or cuda:NUMBER but got 'gpu'"),
+        ({"device": 7.5}, "Expected `device` as cpu or cuda:NUMBER but got 7.5"),
+        ({"max_lenght": 3}, "has no argument 'max_lenght': did you mean one of max_length"),
+        ({"batch_size": "many"}, "Expected `batch_size`"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    arguments: dict[str, Any], reason: str, material: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class HFLM:
+        """The harness's class as far as its arguments; the harness is an extra."""
+
+        def __init__(self, pretrained, max_length=None, batch_size=1, **kwargs) -> None:
+            raise AssertionError("wrong arguments must not come here")
+
+    parts = {"lm_eval.models.huggingface": {"HFLM": HFLM}}
+    parts["lm_eval.api.registry"] = {"register_model": lambda name: lambda cls: cls}
+    monkeypatch.setattr(prunelit.lm_eval, "_harness", lambda name: SimpleNamespace(**parts[name]))
+    known = prunelit.lm_eval.register.__wrapped__()
+    source = {"source": str(material / "dense")} if arguments else {}
+    with pytest.raises(InputError, match=reason):
+        known(**{**source, **arguments})
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

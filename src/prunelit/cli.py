@@ -9,7 +9,6 @@ import os
 import pkgutil
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -25,14 +24,8 @@ from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.core.private_api import HookedCLI, replace_lists
-from prunelit.core.processes import end_together
-from prunelit.errors import (
-    InputError,
-    as_refusal,
-    check_seed,
-    name_origin,
-    name_own_code,
-)
+from prunelit.core.processes import end_together, misconfiguration
+from prunelit.errors import InputError, check_seed, explain, name_own_code, shorten
 from prunelit.files import make_folder
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
@@ -47,7 +40,6 @@ _BESIDE_THE_POINT = (
     "Checkpoint directory .* exists and is not empty",
 )
 
-_LONGEST_SENTENCE = 320  # characters
 _MOST_VALUES = 1_000_000  # of a YAML with its aliases written out
 _PLAIN = (int, float, str, bool, "int", "float", "str", "bool")
 _jsonargparse_yaml = get_loader("yaml")
@@ -65,11 +57,9 @@ class OneSentenceParser(LightningArgumentParser):
         if abstract := re.search(r"([\w.]+) is abstract", sentence):
             missing = sorted(pkgutil.resolve_name(abstract[1]).__abstractmethods__)
             sentence += f": it lacks {', '.join(missing)}. Define them in the class."
-        sentence = _own_code(ex) or sentence
-        if len(sentence := " ".join(sentence.split())) > _LONGEST_SENTENCE:
-            sentence = f"{sentence[:_LONGEST_SENTENCE]} ..."
+        sentence = name_own_code(ex) or sentence
         sentence += _for_another_subcommand(sentence)
-        print(f"prunelit: error: {sentence}", file=sys.stderr)
+        print(f"prunelit: error: {shorten(sentence)}", file=sys.stderr)
         sys.exit(2)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +128,7 @@ class PruneLitCLI(HookedCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             cause = error.__cause__
-            if cause is not None and not isinstance(cause, ValueError) and _own_code(cause):
+            if cause is not None and not isinstance(cause, ValueError) and name_own_code(cause):
                 raise
             raise InputError(" ".join(str(_innermost(error)).split())) from error
 
@@ -169,7 +159,7 @@ class PruneLitCLI(HookedCLI):
         try:
             return self.build_trainer(config, callbacks)
         except TypeError as error:  # such as devices that are no number
-            if _own_code(error):
+            if name_own_code(error):
                 raise
             raise InputError(f"The Trainer refuses its settings: {error}") from error
 
@@ -206,26 +196,21 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(args)
     except Exception as error:  # noqa: BLE001 - each ends in a sentence
-        refusal = as_refusal(error)
-        if refusal is None and isinstance(error, MisconfigurationException):
-            refusal = " ".join(str(error).split())
-        print(
-            f"prunelit: error: {refusal or _own_code(error) or name_origin(error)}", file=sys.stderr
-        )
-        if refusal is None:
-            traceback.print_exc()
-        sys.exit(1 if refusal is None else 2)
+        text, status = explain(error, misconfiguration(error))
+        print(text, file=sys.stderr)
+        sys.exit(status)
 
 
 def load_yaml(text: str) -> Any:
-    """Load YAML as jsonargparse does, but refuse aliases that repeat without end.
+    """Load YAML as jsonargparse does, but refuse what it takes for something else without a word.
 
     Raises:
-        InputError: if aliases form a circle, or stand for more than a million values.
+        InputError: if a key is given twice, or if aliases form a circle or stand for more than a
+            million values.
         yaml.YAMLError: if the text is not valid.
     """
     try:
-        if "*" in text and "&" in text:
+        if ":" in text or "&" in text:
             _count_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})
         return _jsonargparse_yaml(text)
     except RecursionError:
@@ -246,6 +231,8 @@ def _count_nodes(node: yaml.Node | None, known: dict[int, int | None]) -> int:
             )
         return count
     known[id(node)] = None
+    if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
     children = [part for child in node.value for part in _parts(child)]
     count = 1 + sum(_count_nodes(child, known) for child in children)
     if count > _MOST_VALUES:
@@ -255,6 +242,16 @@ def _count_nodes(node: yaml.Node | None, known: dict[int, int | None]) -> int:
         )
     known[id(node)] = count
     return count
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    known: dict[str, yaml.Node] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and (first := known.setdefault(key.value, key)) != key:
+            raise InputError(
+                f"The key {key.value!r} is given twice in the YAML, in line "
+                f"{first.start_mark.line + 1} and in line {key.start_mark.line + 1}: keep one."
+            )
 
 
 def _parts(child: Any) -> tuple[yaml.Node, ...]:
@@ -275,15 +272,6 @@ def _for_another_subcommand(sentence: str) -> str:
     return ""
 
 
-def _own_code(error: BaseException | None) -> str | None:
-    """Name the user's file that raised an error or its cause; None if none did."""
-    while error is not None:
-        if own := name_own_code(error):
-            return own
-        error = error.__cause__
-    return None
-
-
 def _check_null(config: Any) -> None:
     """Refuse null for an option of a class that does not take None; jsonargparse allows it.
 
@@ -297,16 +285,30 @@ def _check_null(config: Any) -> None:
         return
     arguments = config.get("init_args")
     if isinstance(path := config.get("class_path"), str) and isinstance(arguments, dict):
-        parameters = inspect.signature(pkgutil.resolve_name(path)).parameters
+        kinds = _annotations(pkgutil.resolve_name(path))
         for name, value in arguments.items():
-            kind = parameters[name].annotation if name in parameters else None
-            if value is None and kind in _PLAIN:
+            if value is None and (kind := kinds.get(name)) in _PLAIN:
                 raise InputError(
                     f"Expected `{name}` of {path} as {getattr(kind, '__name__', kind)} but got "
                     "null: give a value, or leave it out for its default."
                 )
     for value in config.values():
         _check_null(value)
+
+
+def _annotations(target: Any) -> dict[str, Any]:
+    """Return the annotations of a class's arguments, those that it passes on to a base included."""
+    functions = (
+        [vars(base).get("__init__") for base in reversed(inspect.getmro(target))]
+        if (inspect.isclass(target))
+        else [target]
+    )
+    return {
+        name: parameter.annotation
+        for function in functions
+        if inspect.isfunction(function)
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
 
 
 def _innermost(error: BaseException) -> BaseException:

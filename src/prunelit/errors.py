@@ -11,6 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+_LONGEST = 390  # characters of a sentence
+
 
 class InputError(ValueError):
     """A mistake that the user can correct: in a file, a key, a name, a shape or a weight.
@@ -34,6 +36,14 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def shorten(sentence: str) -> str:
+    """Put a sentence in one line, without the middle of one that quotes a long value."""
+    sentence = " ".join(sentence.split())
+    if len(sentence) <= _LONGEST:
+        return sentence
+    return f"{sentence[: _LONGEST * 2 // 3]} ... {sentence[-_LONGEST // 3 :]}"
 
 
 def near_names(word: str, names: Collection[str]) -> str:
@@ -90,6 +100,19 @@ def as_refusal(error: BaseException) -> str | None:
     return None
 
 
+def explain(error: BaseException, refusal: str | None = None) -> tuple[str, int]:
+    """Return the lines for stderr of an error that ends a run, and the exit status.
+
+    Args:
+        error: has a traceback in these lines if it is not a mistake that the user can correct.
+        refusal: the sentence of an error that `as_refusal` does not know.
+    """
+    if (refusal := as_refusal(error) or refusal) is not None:
+        return f"prunelit: error: {shorten(refusal)}", 2
+    lines = "".join(traceback.format_exception(error)).rstrip()
+    return f"prunelit: error: {name_origin(error)}\n{lines}", 1
+
+
 def name_origin(error: BaseException) -> str:
     """Say in one sentence if the code of the user or a bug of prunelit raised an error."""
     own = name_own_code(error)
@@ -97,8 +120,16 @@ def name_origin(error: BaseException) -> str:
     return own or f"This is a bug of prunelit. Please report it with these lines: {found}"
 
 
-def name_own_code(error: BaseException) -> str | None:
-    """Say which file of the user raised an error; None if none did."""
+def name_own_code(error: BaseException | None) -> str | None:
+    """Say which file of the user raised an error, or the one that caused it; None if none did."""
+    while error is not None:
+        if own := _own_frame(error):
+            return own
+        error = error.__cause__
+    return None
+
+
+def _own_frame(error: BaseException) -> str | None:
     found = f"{type(error).__name__}: {first_line(error)}"
     libraries = [Path(__file__).parent, *map(Path, sysconfig.get_paths().values())]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):

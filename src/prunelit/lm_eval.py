@@ -6,10 +6,16 @@ All other options are options of `lm_eval`. In Python, call `register()` before
 `lm_eval.simple_evaluate(model="prunelit", model_args={"source": ...}, ...)`.
 """
 
+from prunelit.startup import put_working_folder_last
+
+if __name__ == "__main__":  # before the libraries, whose modules a file there could hide
+    put_working_folder_last()
+
 import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 from typing import Any, get_args
 
@@ -67,6 +73,11 @@ def register() -> type:
             if dtype not in (known := get_args(DType)):
                 raise InputError(f"Expected `dtype` as one of {known} but got {dtype!r}.")
             _check_options(harness.HFLM, options)
+            if not re.fullmatch(r"[1-9]\d*|auto(:\d+)?", str(batch_size)):
+                raise InputError(
+                    f"Expected `batch_size` as a whole number, auto or auto:N but got "
+                    f"{batch_size!r}."
+                )
             if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
                 raise InputError(
                     "Expected a single process, since lm-evaluation-harness cannot distribute a "
@@ -75,7 +86,7 @@ def register() -> type:
             gpu = torch.cuda.is_available()
             try:
                 place = torch.device(device or ("cuda" if gpu else "cpu"))
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:
                 raise InputError(
                     f"Expected `device` as cpu or cuda:NUMBER but got {device!r}."
                 ) from error

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-import prunelit.__main__
 from prunelit import InputError, compare, load_tokenizer, prune
 from prunelit.data import load_rows
 from prunelit.pruners import Magnitude, Wanda
 from prunelit.sparsity import Unstructured
+from prunelit.startup import put_working_folder_last
 
 Refuse = Callable[..., str]
 Config = dict[str, Any]
@@ -38,8 +38,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"model: &a\n  source: *a\n", "a value that contains it"),
         (b"data: &a\n  tasks: [*a]\n", "a value that contains it"),
         (BOMB.encode(), "stand for more than"),
+        (b"model:\n  source: a\n  source: b\n", "'source' is given twice in the YAML, in line 2"),
+        (b"model: {source: a, source: b}\n", "'source' is given twice in the YAML, in line 1"),
     ],
-    ids=["latin-1", "utf-16", "circle", "circle-in-a-list", "bomb"],
+    ids=["latin-1", "utf-16", "circle", "circle-in-a-list", "bomb", "twice", "twice-in-a-line"],
 )
 def test_yaml(
     tmp_path: Path, cli: Callable[..., None], capfd: Any, content: bytes, reason: str
@@ -72,9 +74,15 @@ def test_options(refuse: Refuse, options: tuple[str, str], reason: str) -> None:
         (lambda c: c["data"]["calibration"], "length", None, "Expected `length` a whole number"),
         (lambda c: c["data"]["calibration"], "seed", 2**70, "Expected `seed` from 0"),
         (first_task, "length", None, "Expected `length` of prunelit.tasks.Deviation as int"),
+        (
+            lambda c: c["data"]["tasks"][1]["init_args"],
+            "length",
+            None,
+            "Expected `length` of prunelit.tasks.Perplexity as int",
+        ),
         (first_task, "name", "x" * 300, "with 300 bytes: give a shorter `name`"),
     ],
-    ids=["null", "seed", "null-in-a-task", "long-name"],
+    ids=["null", "seed", "null-in-a-task", "null-for-a-base", "long-name"],
 )
 def test_values(
     refuse: Refuse, config: Config, place: Callable, key: str, value: Any, reason: str
@@ -195,7 +203,7 @@ def test_a_rank_that_is_no_number(monkeypatch: pytest.MonkeyPatch, cli: Any, cap
 
 def test_the_working_folder_is_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [os.getcwd(), "elsewhere"])
-    prunelit.__main__.put_working_folder_last()
+    put_working_folder_last()
     assert sys.path == ["elsewhere", os.getcwd()]
 
 

@@ -119,6 +119,7 @@ def test_an_error_on_one_rank_ends_all(
         [] if error == "InputError" else [f"[rank{rank}]: Traceback (most recent call last):"]
     )
     assert tracebacks == expected
+    assert ("This is a bug" in done.stderr or "Your own" in done.stderr) == bool(expected)
     assert not list(tmp_path.rglob("results.jsonl"))
 
 

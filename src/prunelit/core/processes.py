@@ -13,11 +13,12 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from prunelit.core.private_api import child_processes
 from prunelit.core.signals import Stopped
-from prunelit.errors import InputError
+from prunelit.errors import explain
 
 # Seconds to wait for another process: after an error until the first one has ended, and after a run
 # until all have ended.
@@ -79,17 +80,19 @@ def barrier(trainer: Trainer, failed: bool) -> None:
         trainer.strategy.barrier()
 
 
+def misconfiguration(error: BaseException) -> str | None:
+    """Return the sentence of a setting that Lightning refuses; None for any other error."""
+    found = isinstance(error, MisconfigurationException)
+    return " ".join(str(error).split()) if found else None
+
+
 def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:
     """Print the error, end the child processes and this process."""
     place = _collective(error)
-    status = 1
-    if isinstance(error, InputError):
-        text, status = f"prunelit: error: {error}", 2
-    elif place is not None:
+    text, status = explain(error, misconfiguration(error))
+    if place is not None:
         reason = " ".join(str(error).split())  # NCCL gives the reason on a later line
         text = f"prunelit: error: A collective call failed at {place}: {reason}"
-    else:
-        text = "".join(traceback.format_exception(error)).rstrip()
     text = "".join(f"[rank{rank}]: {line}\n" for line in text.splitlines())
     with suppress(OSError):  # a closed pipe
         sys.stdout.flush()
