@@ -18,6 +18,11 @@ from prunelit.tasks.judges.answers import (
 from prunelit.tasks.judges.words import find_numbers
 from prunelit.tasks.questions import Example
 
+# A sign apart from its number, and a unit that multiplies it.
+_UNCLEAR = re.compile(
+    r"^[-\u2212\u2013]\s|\d\s?(?:[kKM]|bn|hundred|thousand|million|billion|dozen|lakh|crore)\b"
+)
+
 
 @reads_columns("question", "answer")
 def gsm8k(row: dict[str, Any]) -> Example:
@@ -40,7 +45,7 @@ def gsm8k(row: dict[str, Any]) -> Example:
     if number is None or not _begins_with_number(answer):
         return Example(require_text(row, "question"), answer, solution)
     if normalise_number(answer) != normalise_number(number):
-        if len(find_numbers(answer)) > 1:
+        if len(find_numbers(answer)) > 1 or _UNCLEAR.search(answer):
             raise InputError(f"expected one number after `####` but got {answer!r}")
         before, marker, after = solution.partition("####")
         solution = before + marker + after.replace(answer, number, 1)

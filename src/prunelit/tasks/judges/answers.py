@@ -9,7 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prunelit.recipe import check_own
-from prunelit.tasks.judges.words import find_numbers, read_number, split_words, trim_word
+from prunelit.tasks.judges.words import (
+    drop_points,
+    find_numbers,
+    read_number,
+    split_signs,
+    split_words,
+    trim_word,
+)
 
 Extract = Callable[[str], str | None]
 Normalise = Callable[[str], str]
@@ -132,7 +139,8 @@ def normalise(text: str) -> str:
 
     A letter keeps its combining signs. A number keeps its sign and is written in one way. The words
     C, C++ and C# stay different. In scripts without spaces, and in Hangul, whose words carry
-    particles, every character is a word. A currency or percent sign is removed.
+    particles, every character is a word. A currency or percent sign is removed. Dates, times and
+    versions are one word.
 
     Example:
         >>> from prunelit.tasks.judges import normalise
@@ -169,8 +177,9 @@ def exact_match(answer: str | None, target: str, normalised: Normalise) -> bool:
     """
     if answer is None:
         return False
+    answer, target = drop_points(answer, target)
     if (words := normalised(target)) == "":
-        return answer.strip() == target.strip() != ""
+        return split_signs(answer.strip(), target) == split_signs(target.strip(), target) != []
     return normalised(answer) == words
 
 
@@ -179,6 +188,9 @@ def contains(answer: str, target: str) -> bool:
 
     A target without letters and digits would be empty then, so it is searched as it is.
     """
+    answer, target = drop_points(answer, target)
     if not (words := normalise(target)):
-        return target.strip() in answer
+        signs, wanted = split_signs(answer, target), split_signs(target.strip(), target)
+        size = len(wanted)
+        return any(signs[n : n + size] == wanted for n in range(len(signs) - size + 1))
     return f" {words} " in f" {normalise(answer)} "

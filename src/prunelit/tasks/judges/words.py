@@ -15,7 +15,9 @@ _SCRIPTS = (
     *("Bali", "Java", "Cham", "Lana", "Tale", "Talu", "Tavt"),
 )
 _ALONE = "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS)
-_WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_ALONE}]]"
+# A mark of all scripts, such as an accent, belongs to words too.
+_OWN_MARKS = "".join(rf"\p{{sc={script}}}" for script in _SCRIPTS)
+_WORD = rf"[[[\p{{L}}\p{{N}}]--[{_ALONE}]][\p{{M}}--[{_OWN_MARKS}]]]"
 # Signs of Khmer and Burmese that put the next letter below.
 _STACK = "\u17d2\u1039"
 _CHARACTER = rf"[[\p{{L}}\p{{N}}]&&[{_ALONE}]](?:[{_STACK}]\p{{L}}|\p{{M}})*+"
@@ -31,16 +33,40 @@ _NUMBER = (
 _FIND = regex.compile(_NUMBER, regex.VERSION1)
 _ONLY = regex.compile(rf"\+?{_NUMBER}\.?\ ?[\p{{Sc}}%]?\.?", regex.VERSION1)
 _TOKEN = regex.compile(
-    rf"{_NUMBER}|{_CHARACTER}"
+    # A date is one word, and so are letters with decimals, such as llama3.1.
+    rf"(?<![\w-])[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?![\w-])"
+    rf"|{_NUMBER}|{_CHARACTER}"
     # .NET, C++ and C# are no punctuated net and c; A- is another grade than A.
     rf"|(?:(?<=^|\s)\.(?=\p{{L}}))?{_WORD}(?:_*+{_WORD})*+"
+    rf"(?:(?<=[0-9])(?:\.[0-9]++|,[0-9]{{3}}(?![0-9])))*+"
     rf"(?:[+#]++(?!\w)|(?<=(?<!\w)\w{{1,2}})-(?=[\s.,;:!?)]|$))?",
     regex.VERSION1,
 )
 _SEPARATOR = regex.compile(
     r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019_\u066c]|\{,\}|\\,)(?=\d{3}(?!\d))"
 )
-_INVISIBLE = regex.compile(r"[\p{Cf}\ufe00-\ufe0f]")
+# The Arabic tatweel only makes a word longer.
+_INVISIBLE = regex.compile(r"[\p{Cf}\ufe00-\ufe0f\u0640]")
+# Vowel points of Hebrew and Arabic and the stress of Cyrillic, which most texts leave out.
+_POINTS = regex.compile(
+    r"[[\p{sc=Hebr}&&\p{Mn}]\u064b-\u0652\u0656-\u065f\u0670]|(?<=\p{sc=Cyrl})\u0301",
+    regex.VERSION1,
+)
+_TONES = regex.compile(r"\p{Emoji_Modifier}")
+_STYLE = regex.compile(r"[\ufe0e\ufe0f]")  # as a text or as a picture
+_FRACTION = regex.compile(r"(\w?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_CODES = "USD|US|EUR|GBP|JPY|CNY|RMB|INR|Rs|CHF|CAD|AUD|NZD|HKD|SGD|KRW|BRL|MXN|ZAR|SEK|NOK|DKK|PLN"
+_SPELLINGS = (
+    # A currency, a number sign and the v of a version are words of their own.
+    (regex.compile(rf"(?<!\w)(?:(?i:{_CODES})|№|[vV](?=\d+\.\d))\.?+(?=\d)"), r"\g<0> "),
+    (regex.compile(r"(?<==\s?)([-\u2212])\s+(?=[\d\p{Sc}])"), r"\1"),
+    (regex.compile(r"(?<=\p{L})\^(?:(\d+)|\{(\d+)\})"), r"\1\2"),
+)
+# Spaces between thousands: before 000, with decimals, with a currency, or more than once.
+_SPACED = regex.compile(
+    r"(?<![\d.,] ?|[\p{L}_])[1-9]\d{0,2}(?:(?: \d{3}){2,}| 000"
+    r"|(?: \d{3})+(?=[.,]\d{1,2}(?!\d)|\ ?\p{Sc})|(?<=\p{Sc}\ ?\d{1,3})(?: \d{3})+)(?! ?\d)"
+)
 _SAME = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\u02d7\u2796\ufe63\uff0d", "-")
     | {"\u2044": "/", "\u2215": "/", "\u066b": ".", "\u066a": "%", "♯": "#"}
@@ -53,7 +79,9 @@ def split_words(text: str) -> list[str]:
     Digits that are no number, such as 10:30 or 1.2.3, are one word.
     """
     words: list[str] = []
-    for found in _TOKEN.finditer(unicodedata.normalize("NFKC", _plain(text).casefold())):
+    # The capital I with a dot of Turkish becomes an i with a second dot.
+    folded = _plain(text).casefold().replace("i\u0307", "i")
+    for found in _TOKEN.finditer(unicodedata.normalize("NFKC", folded)):
         if found["run"] is None:
             words.append(found[0])
         else:
@@ -65,7 +93,7 @@ def find_numbers(text: str) -> list[str]:
     """Return the numbers of a text as they are written, with sign and currency."""
     numbers: list[str] = []
     for found in _FIND.finditer(_plain(text)):
-        for part, value in _parts(found, " ,/:^"):
+        for part, value in _parts(found, " ,/:^{}"):
             # The numbers of an outline or a version, such as 1.2.3, are taken apart.
             numbers += [part] if value is not None else part.split(".")
     return numbers
@@ -93,9 +121,33 @@ def trim_word(text: str) -> str:
     return text[start:end]
 
 
+def drop_points(answer: str, target: str) -> tuple[str, str]:
+    """Remove vowel points and stress, see `_POINTS`, unless both texts have some."""
+    texts = unicodedata.normalize("NFC", answer), unicodedata.normalize("NFC", target)
+    if all(map(_POINTS.search, texts)):
+        return texts
+    return _POINTS.sub("", texts[0]), _POINTS.sub("", texts[1])
+
+
+def split_signs(text: str, like: str) -> list[str]:
+    """Return the signs of a text as they are seen: an emoji of several characters is one.
+
+    Args:
+        text: the text.
+        like: the target. If it has no tone of skin, those of the text do not count.
+    """
+    text = _STYLE.sub("", text)
+    if not _TONES.search(like):
+        text = _TONES.sub("", text)
+    return regex.findall(r"\X", text)
+
+
 def _plain(text: str) -> str:
     """Return a text with one sort of digits, minus signs and separators."""
-    text = _SEPARATOR.sub(",", text)
+    text = _FRACTION.sub(lambda found: f"{found[1]} {found[2]}/{found[3]}".lstrip(), text)
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    text = _SPACED.sub(lambda found: found[0].replace(" ", ""), _SEPARATOR.sub(",", text))
     if text.isascii():
         return text
     parts: list[str] = []
