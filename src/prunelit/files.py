@@ -25,10 +25,18 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_LFS = b"version https://git-lfs"
+POINTER = "a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIXED = (errno.EBUSY, errno.EXDEV)  # a mount point, a folder of a container's image
 # Names inside a folder that is replaced in its place, and one that new disks have.
 _PARTIAL, _OLD, _LOCK, _DISK = ".partial", ".old", ".lock", "lost+found"
+
+
+def is_pointer(path: str | Path) -> bool:
+    """Return True if git-lfs left a pointer in the place of a file that it did not download."""
+    with open(path, "rb") as file:
+        return file.read(len(_LFS)) == _LFS
 
 
 @contextmanager

@@ -115,6 +115,7 @@ def test_large_files_may_change_their_columns(tmp_path: Path) -> None:
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 GOOD = b'{"text": "a"}\n'
+POINTER = "it is a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder"
 
 
 @pytest.mark.parametrize(
@@ -136,9 +137,21 @@ GOOD = b'{"text": "a"}\n'
         ("a.csv", b'text,b\n"x\ny,z\n', "CSV parse error in line 3: unexpected end of data"),
         ("a.csv", b"text,text\nx,y\n", "need different names but are .'text', 'text'"),
         ("a.txt", "naïve\n".encode("latin-1"), "line 1 is not UTF-8"),
-        ("a.jsonl", LFS, "a pointer of git-lfs, not the data: run `git lfs pull`"),
-        ("a.parquet", LFS, "a pointer of git-lfs, not the data: run `git lfs pull`"),
-        ("a.jsonl.gz", LFS, "a pointer of git-lfs, not the data: run `git lfs pull`"),
+        (
+            "a.jsonl",
+            LFS,
+            POINTER,
+        ),
+        (
+            "a.parquet",
+            LFS,
+            POINTER,
+        ),
+        (
+            "a.jsonl.gz",
+            LFS,
+            POINTER,
+        ),
         ("a.jsonl.gz", gzip.compress(GOOD * 999, mtime=0)[:-9], "end-of-stream"),
         ("a.jsonl.gz", gzip.compress(GOOD * 99, mtime=0)[:20] + b"x" * 40, "rror|invalid"),
         ("a.parquet", b"PAR1" + b"\xff" * 60 + b"PAR1", r"\S"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from prunelit.data.rows import hash_rows, load_rows, load_texts
+from prunelit.data.rows import hash_rows, load_rows, load_texts, name_row
 from prunelit.errors import InputError
 
 ROWS = [{"text": f"row {i}", "number": i, "words": ["a", "b"]} for i in range(10)]
@@ -139,9 +139,27 @@ def test_a_limit_of_no_rows_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_split(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl")
-    for split in ("test", "train[", "train[:150%]"):
+    for split in ("", "[:10%]", "train[", "train[:150%]"):
         with pytest.raises(InputError, match=r"Expected a split of .*rows\.jsonl' such as `train`"):
             load_rows(path, columns=["text"], split=split)
+
+
+def test_a_local_file_is_one_split_whatever_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl")
+    every = load_texts(path, column="text", split="train")
+    for name in ("test", "validation", "test-clean", "dev.2", " test "):
+        assert load_texts(path, column="text", split=name) == every
+        assert load_texts(path, column="text", split=f"{name}[40%:60%]") == every[4:6]
+    assert load_texts(path, column="text", split="train[:2]+test[8:]") == every[:2] + every[8:]
+
+
+def test_a_row_is_named_by_its_number_id_and_split() -> None:
+    assert name_row("a\nb.csv", 0) == r"row 0 of 'a\nb.csv'"
+    assert (
+        name_row("a.csv", 3, split="train[5:]", id=7)
+        == "row 3 (id 7) of 'a.csv' (split 'train[5:]')"
+    )
+    assert len(name_row("a.csv", 3, id="x" * 999)) < 100
 
 
 def test_hash_depends_on_content_and_order_only(tmp_path: Path) -> None:

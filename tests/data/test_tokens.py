@@ -1,8 +1,10 @@
 import logging
+import random
+from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -11,6 +13,7 @@ from prunelit.data.tokens import (
     decode,
     encode,
     encode_all,
+    encode_start,
     encode_text,
     limit_ids,
     pack,
@@ -34,6 +37,35 @@ def test_pack_cuts_every_document_of_the_drawn_order(tokenizer: PreTrainedTokeni
     assert text.endswith("<end>")
     reshaped = pack(DOCUMENTS, tokenizer, sequences=total // 6, length=6, seed=0)
     assert reshaped.flatten().tolist() == packed[0, : total // 6 * 6].tolist()
+
+
+def test_a_long_text_is_read_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["the", "there", "then", "rain", "rainbow", "and", "sand", "\u6771\u4eac", "e\u0301"]
+    text = " ".join(random.Random(0).choices(words, k=30_000))
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))  # tokens may reach over spaces
+    trainer = trainers.BpeTrainer(vocab_size=100, special_tokens=["<unk>"], show_progress=False)
+    inner.train_from_iterator([text[:3000]], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    whole = encode(tokenizer, text)
+    read: list[int] = []
+    call = PreTrainedTokenizerFast.__call__
+
+    def count(self: PreTrainedTokenizerFast, texts: list[str], **options: Any) -> Any:
+        read.extend(map(len, texts))
+        return call(self, texts, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", count)
+    for wanted in (1, 10, 100, 500):
+        read.clear()
+        assert encode_start(tokenizer, text, wanted)[:wanted] == whole[:wanted]
+        assert sum(read) < len(text) / 2
+    for wanted in (None, len(whole), 2 * len(whole)):
+        assert encode_start(tokenizer, text, wanted) == whole
+    for documents in ([text], [text[:700], text[700:]]):
+        every = windows(documents, tokenizer, length=20, limit=None)
+        read.clear()
+        assert windows(documents, tokenizer, length=20, limit=3).equal(every[:3])
+        assert sum(read) < len(text) / 2
 
 
 def test_pack_is_drawn_by_the_seed_alone(tokenizer: PreTrainedTokenizerFast) -> None:

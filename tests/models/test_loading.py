@@ -167,6 +167,13 @@ def test_pointer_of_git_lfs(folder: Path, name: str) -> None:
             load(str(folder))
 
 
+@pytest.mark.parametrize("name", ["model.gguf", "MODEL.GGUF"])
+def test_a_gguf_file_that_is_a_pointer(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    with pytest.raises(InputError, match=rf"{name}' is a pointer of git-lfs.*git lfs pull"):
+        load_config(str(tmp_path / name))
+
+
 def test_misspelt_folder_names_the_one_that_is_there(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

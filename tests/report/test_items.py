@@ -32,6 +32,16 @@ def test_many_rows_are_streamed(tmp_path: Path) -> None:
     assert found == list(rows())
 
 
+@pytest.mark.parametrize("name", ["ratio=0.5", "item=7", "a[1]*?", "b::c", "a b%20#", "~", "x://y"])
+def test_the_name_of_a_folder_is_no_column(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / name / "task.parquet", f"{name}/task=1.parquet"):
+        write_items([{"item": 3}], path)
+        assert read_items(path) == [{"item": 3}]
+
+
 def test_no_rows_write_no_file(tmp_path: Path) -> None:
     write_items([], tmp_path / "items" / "task.parquet")
     assert not any(tmp_path.iterdir())

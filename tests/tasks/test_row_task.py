@@ -1,13 +1,17 @@
 """Options that several tasks share are declared once, and every task has them."""
 
+from typing import Any
+
 import pytest
 from jsonargparse import ArgumentParser
 
+from prunelit import InputError
 from prunelit.recipe import describe
 from prunelit.tasks import (
     CollectionRetrieval,
     Generation,
     MultipleChoice,
+    Perplexity,
     Retrieval,
     SemanticSimilarity,
     Task,
@@ -55,6 +59,13 @@ def test_a_recipe_has_the_options_of_the_bases() -> None:
     assert arguments["path"] == "rows.jsonl"
     assert (arguments["split"], arguments["subset"]) == ("test", "easy")
     assert (arguments["pooling"], arguments["skip"], arguments["layer"]) == ("mean", 1, None)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, True, "3"])
+@pytest.mark.parametrize("task", [MultipleChoice, CollectionRetrieval, Perplexity])
+def test_a_limit_is_a_number_of_rows(task: type[Task], limit: Any) -> None:
+    with pytest.raises(InputError, match=r"Expected `limit` .*of at least 1 but got"):
+        task("rows.jsonl", limit=limit)  # type: ignore[call-arg, arg-type]
 
 
 def test_an_unknown_option_is_an_error() -> None:

@@ -1,5 +1,6 @@
 """Spearman's correlation of cosines against one text at a time in NumPy and SciPy."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,26 @@ def test_rows_are_checked(
     path = write(tmp_path / "bad.jsonl", [*rows[:2], {**rows[2], **change}])
     with pytest.raises(InputError, match=message):
         SemanticSimilarity(str(path)).read()
+
+
+def test_scores_of_a_csv_file_are_numbers(
+    tmp_path: Path, pair: ModelPair, path: Path, rows: list[dict[str, Any]]
+) -> None:
+    table = tmp_path / "rows.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    found = run(table, pair)
+    assert [(row.metric, row.value) for row in found] == [
+        (row.metric, row.value) for row in run(path, pair)
+    ]
+    with table.open("a") as file:
+        file.write('ice,red,"4,5"\n')
+    with pytest.raises(
+        InputError, match=r"Row 11 of .*csv': `score` must be a number but is '4,5'"
+    ):
+        SemanticSimilarity(str(table)).read()
 
 
 def test_scores_that_are_texts_or_constant_are_refused(

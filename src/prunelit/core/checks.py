@@ -68,7 +68,8 @@ def check_data(data: PruneData, config: PreTrainedConfig, reference: bool) -> No
     if data.calibration is not None:
         check_length(config, data.calibration.length, "a calibration sequence")
     for name, task in data.tasks.items():
-        check_length(config, task.longest, f"the longest sequence of the task {name!r}")
+        item = f", {task.longest_name}," if task.longest_name else ""
+        check_length(config, task.longest, f"the longest sequence of the task {name!r}{item}")
 
 
 def check_training(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunelit.data.cells import as_whole
 from prunelit.data.rows import hash_rows, load_rows
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
@@ -157,11 +158,10 @@ def _texts(path: str, name: str | None = None, split: str = "train") -> dict[str
 
 def _judgements(path: str, split: str, name: str | None) -> dict[str, dict[str, int]]:
     """Read for each query id the grades of its relevant documents by id."""
-    split = split if is_hub_name(path) else "train"
     judged: dict[str, dict[str, int]] = {}
     for number, row in enumerate(load_rows(path, columns=_JUDGEMENT, split=split, name=name)):
         query, document = (_identifier(row, key, number, path) for key in _JUDGEMENT[:2])
-        if (grade := _whole(row["score"])) is None:
+        if (grade := as_whole(row["score"])) is None:
             raise InputError(
                 f"Row {number} of {path!r}: expected a whole number as `score` but got "
                 f"{row['score']!r}."
@@ -184,17 +184,6 @@ def _identifier(row: dict[str, Any], column: str, number: int, path: str) -> str
             f"{value!r:.60}."
         )
     return str(value)
-
-
-def _whole(score: Any) -> int | None:
-    """Convert 1, 1.0 or "1" to an integer; None if it is no whole number."""
-    if (isinstance(score, str) and not score.strip().isascii()) or "_" in str(score):
-        return None
-    try:
-        value = float(score)
-    except (TypeError, ValueError):
-        return None
-    return int(value) if value.is_integer() else None
 
 
 def _fewer(

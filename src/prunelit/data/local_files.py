@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from prunelit.errors import InputError, first_line
+from prunelit.files import POINTER, is_pointer
 
 Kind = Literal["json", "parquet", "csv", "tsv", "text"]
 Row = dict[str, Any]
@@ -34,7 +35,6 @@ KINDS: dict[str, Kind] = {
     ".utf8": "text",
 }
 _LARGEST_CELL = 2**31 - 1
-_LFS = b"version https://git-lfs"
 
 
 @dataclass
@@ -56,12 +56,12 @@ def file_kind(path: str | Path) -> Kind:
     Raises:
         InputError: if the ending is not known; it lists the known ones.
     """
-    name = Path(path).name
+    name = Path(path).name.lower()
     kind = KINDS.get(Path(name.removesuffix(".gz")).suffix)
     if kind is None:
         raise InputError(
             f"Expected a file ending in {', '.join(KINDS)} (or one of these with .gz) but got "
-            f"{name!r}."
+            f"{Path(path).name!r}."
         )
     return kind
 
@@ -113,13 +113,13 @@ def _explained(file: Path) -> Iterator[None]:
 
 def _open(file: Path) -> BinaryIO:
     """Open a file for reading; the content tells if it is gzipped."""
+    if is_pointer(file):
+        raise InputError(f"it is {POINTER}")
     with file.open("rb") as stream:
-        start = stream.read(len(_LFS))
+        start = stream.read(2)
     if not start:
         raise InputError("it is empty")
-    if start == _LFS:
-        raise InputError("it is a pointer of git-lfs, not the data: run `git lfs pull`")
-    return gzip.open(file) if start[:2] == b"\x1f\x8b" else file.open("rb")  # type: ignore[return-value]
+    return gzip.open(file) if start == b"\x1f\x8b" else file.open("rb")  # type: ignore[return-value]
 
 
 def _lines(stream: BinaryIO) -> Iterator[str]:

@@ -10,7 +10,7 @@ import datasets
 
 from prunelit.data.hub_rows import open_hub_table
 from prunelit.data.local_files import file_kind, open_table
-from prunelit.data.sources import is_hub_name, local_path
+from prunelit.data.sources import is_hub_name, local_path, split_of
 from prunelit.errors import InputError, first_line
 
 Documents = Literal["whole", "lines", "paragraphs"]
@@ -34,8 +34,8 @@ def load_rows(
             file is read anew each time.
         columns: names of the columns; or a function that chooses them from the names that the data
             set has.
-        split: of the hub data set. A local file has the one split `train`, which can be sliced:
-            `train[:80%]`.
+        split: of the hub data set. A local file is one split, whatever its name, and can be sliced:
+            `train[:80%]` and `test[:80%]` are its first 80%.
         name: of the configuration on the hub.
         limit: number of rows; None reads all.
 
@@ -91,9 +91,8 @@ def load_texts(path: str, *, column: str, split: str, documents: Documents = "wh
     rows = load_rows(path, columns=[column], split=split)
     for number, row in enumerate(rows):
         if not isinstance(row[column], str):
-            raise InputError(
-                f"Row {number} of {path!r}: `{column}` must be a string but is {row[column]!r:.60}."
-            )
+            problem = f"`{column}` must be a string but is {row[column]!r:.60}"
+            raise refuse_row(path, number, problem, split=split)
     texts = [row[column] for row in rows]
     if rule == "whole":
         return ["\n".join(texts)]
@@ -117,6 +116,32 @@ def text_rule(path: str, documents: Documents) -> str:
     return "rows" if is_hub_name(path) or file_kind(path) != "text" else documents
 
 
+def name_row(path: str, number: int, *, split: str = "train", id: Any = None) -> str:
+    """Name a row in a message.
+
+    Args:
+        path: see `load_rows`.
+        number: of the row, counted from 0 in its split.
+        split: see `load_rows`; named unless it is `train`.
+        id: of the row, if it has one.
+
+    Example:
+        >>> from prunelit.data.rows import name_row
+        >>> name_row("rows.jsonl", 3, split="train[:50%]", id="b")
+        "row 3 (id 'b') of 'rows.jsonl' (split 'train[:50%]')"
+    """
+    own = "" if id is None else f" (id {id!r:.60})"
+    part = "" if split == "train" else f" (split {split!r})"
+    return f"row {number}{own} of {path!r}{part}"
+
+
+def refuse_row(
+    path: str, number: int, problem: str, *, split: str = "train", id: Any = None
+) -> InputError:
+    """Return the error of a row; see `name_row`."""
+    return InputError(f"R{name_row(path, number, split=split, id=id)[1:]}: {problem}.")
+
+
 def hash_rows(rows: Sequence[Any]) -> str:
     """Return the SHA-256 of rows as JSON. It does not depend on the file that they came from."""
     digest = hashlib.sha256()
@@ -128,7 +153,8 @@ def hash_rows(rows: Sequence[Any]) -> str:
 
 def _slice(rows: list[dict[str, Any]], path: str, split: str) -> list[dict[str, Any]]:
     try:
-        parts = datasets.ReadInstruction.from_spec(split).to_absolute({"train": len(rows)})
+        known = datasets.ReadInstruction.from_spec(split_of(path, split))
+        parts = known.to_absolute({"train": len(rows)})
     except ValueError as error:
         raise InputError(
             f"Expected a split of the local file {path!r} such as `train` or `train[:80%]` but got "

@@ -35,7 +35,7 @@ def is_hub_name(source: str) -> bool:
     source = as_source(source)
     if source.startswith((PYPI, SHIPPED, ".")) or os.path.exists(source):
         return False
-    return bool(_HUB_NAME.fullmatch(source)) and Path(source).suffix not in _FILE_SUFFIXES
+    return bool(_HUB_NAME.fullmatch(source)) and Path(source).suffix.lower() not in _FILE_SUFFIXES
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
@@ -57,7 +57,7 @@ def subset_of(source: str, subset: str | None) -> str | None:
 
 def split_of(source: str, split: str) -> str:
     """Return the split to read: for a local file `train` instead of its name; slices are kept."""
-    return split if is_hub_name(source) else re.sub(r"(^|\+)\s*\w+", r"\1train", split)
+    return split if is_hub_name(source) else re.sub(r"(^|\+)[^[+]+", r"\1train", split)
 
 
 def local_path(source: str) -> Path:

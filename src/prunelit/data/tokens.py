@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError, first_line
 
+# Characters that are read at least, so that the end of what is read is far from a wanted token.
+_READ = 10_000
 # Attribute of a tokenizer: see `limit_ids`.
 _ROWS = "_prunelit_rows"
 
@@ -57,7 +59,7 @@ def pack(
     for index in order.tolist():
         if len(ids) >= needed:
             break
-        ids.extend(encode(tokenizer, documents[int(index)]))
+        ids.extend(encode_start(tokenizer, documents[int(index)], needed - len(ids)))
         ids.extend(end)
     if len(ids) < needed:
         raise InputError(
@@ -99,7 +101,8 @@ def windows(
         raise InputError(f"Expected `limit` of at least 1 but got {limit}.")
     start = window_start(tokenizer, bos, length)
     new = length - len(start)  # tokens of the text per window
-    ids = torch.tensor(encode(tokenizer, separator.join(documents)), dtype=torch.int64)
+    wanted = None if limit is None else limit * new
+    ids = torch.tensor(encode_start(tokenizer, separator.join(documents), wanted))
     count = len(ids) // new
     if count == 0:
         raise InputError(
@@ -143,6 +146,22 @@ def _begin_each(start: Sequence[int], rows: Tensor) -> Tensor:
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return token ids without special tokens, and without a warning about long texts."""
     return encode_all(tokenizer, [text])[0]
+
+
+def encode_start(tokenizer: PreTrainedTokenizerBase, text: str, count: int | None) -> list[int]:
+    """Return the first tokens of a text, at least `count` of them if it has as many.
+
+    The text is read up to a place where reading twice as far changes none of these tokens. With
+    None all of it is read.
+    """
+    size = max(_READ, 8 * (count or len(text)))  # characters; a token has four on average
+    before = None
+    while 2 * size < len(text):
+        ids = encode(tokenizer, text[:size])[:count]
+        if len(ids) == count and ids == before:
+            return ids
+        size, before = 2 * size, ids
+    return encode(tokenizer, text)
 
 
 def encode_all(

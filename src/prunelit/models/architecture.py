@@ -68,7 +68,8 @@ def check_length(config: PreTrainedConfig, length: int, what: str) -> None:
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise InputError(
-            f"Expected at most {limit} tokens, the model's positions, but {what} has {length}."
+            f"Expected at most {limit} tokens, the model's positions, but {what} has {length}: "
+            "shorten it, or take a model with more positions."
         )
 
 

@@ -22,6 +22,7 @@ from prunelit.data.hub import explain, is_cache_alone, resolve_commit
 from prunelit.data.sources import is_hub_name, local_path, split_revision
 from prunelit.data.tokens import limit_ids, pad_token
 from prunelit.errors import InputError, first_line
+from prunelit.files import POINTER, is_pointer
 from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
@@ -30,8 +31,6 @@ from prunelit.models.surgery import Removed, find_missing_names, remove_sublayer
 
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
 _TELLING = (ImportError, OSError, RuntimeError, ValueError)
-# Begin and highest size of a file that git-lfs puts in the place of a large one.
-_POINTER, _POINTER_SIZE = b"version https://git-lfs", 1024
 # Transformers would attach the adapter, and its matrices would be pruned in place of the model's.
 _ADAPTER = (
     "Expected a complete model but {source!r} holds an adapter ({file}): merge it with "
@@ -313,13 +312,8 @@ def _names(folder: Path) -> list[str]:
 def _check_pointers(folder: Path) -> None:
     """Refuse a clone of a repository without its large files."""
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.stat().st_size < _POINTER_SIZE:
-            with file.open("rb") as opened:
-                if opened.read(len(_POINTER)) == _POINTER:
-                    raise InputError(
-                        f"{str(file)!r} is a pointer of git-lfs, not the file itself: run "
-                        "`git lfs pull` in its folder."
-                    )
+        if file.is_file() and is_pointer(file):
+            raise InputError(f"{str(file)!r} is {POINTER}.")
 
 
 def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
@@ -332,7 +326,9 @@ def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         local = is_cache_alone(source, "model", commit)
         return source, {"revision": commit, "local_files_only": local}
     path = local_path(source)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
+        if path.is_file() and is_pointer(path):
+            raise InputError(f"{source!r} is {POINTER}.")
         return str(convert_gguf(path)), {}
     if (path / ADAPTER_CONFIG_NAME).is_file():
         raise InputError(_ADAPTER.format(source=source, file=ADAPTER_CONFIG_NAME))

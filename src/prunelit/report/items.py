@@ -32,7 +32,12 @@ def write_items(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
     schema = pa.schema(
         [f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in table.schema]
     )
-    with replace_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+    # An open file: a path would be tried as a URI, and read with columns of "key=value" folders.
+    with (
+        replace_file(path) as partial,
+        partial.open("wb") as file,
+        pq.ParquetWriter(file, schema) as writer,
+    ):
         while first:
             writer.write_table(pa.Table.from_pylist(first, schema=schema))
             first = list(islice(rows, _AT_A_TIME))
@@ -53,4 +58,5 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
         ...     read_items(f"{folder}/facts.parquet")
         [{'id': 'a', 'dense': 1.0}]
     """
-    return pq.read_table(path).to_pylist()
+    with Path(path).open("rb") as file:
+        return pq.ParquetFile(file).read().to_pylist()

@@ -1,7 +1,7 @@
 """The base class of all tasks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class Task(ABC):
 
     needs_reference = False
     longest = 0  # number of tokens of the longest sequence; `prepare` sets it
+    longest_name = ""  # of the item with this sequence; `note_longest` sets both
 
     def __init__(self, name: str, batch_size: int) -> None:
         if not isinstance(name, str) or not name or "/" in name:
@@ -87,6 +88,17 @@ class Task(ABC):
         Returns:
             The number of items.
         """
+
+    def note_longest(self, lengths: Iterable[int], name: Callable[[int], str]) -> None:
+        """Set `longest`, and remember which item it is: a model with fewer positions refuses it.
+
+        Args:
+            lengths: number of tokens of each item's longest sequence.
+            name: names an item by its number, such as "row 3 of 'rows.jsonl'".
+        """
+        every = list(lengths)
+        self.longest = max(every)
+        self.longest_name = name(every.index(self.longest))
 
     def check(self, model: PreTrainedModel) -> None:  # noqa: B027 - most tasks take any model
         """Raise an error if the task cannot measure a model.

@@ -157,9 +157,18 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             template.check(tokenizer, self.length)
         self._tokenizer = tokenizer
         self._cache = EmbeddingCache(self.cache or default_folder())
-        texts = range(len(self._texts)) if self.length is None else ()
-        self.longest = self.length or max(len(self._tokens(item)) for item in texts)
+        if self.length is None:
+            every = range(len(self._texts))
+            self.note_longest((len(self._tokens(item)) for item in every), self._name_item)
+        else:
+            self.longest = self.length
         return len(self._texts)
+
+    def _name_item(self, item: int) -> str:
+        if item < self._queries:
+            return f"the query {self._collection.query_ids[item]!r} of {self.path!r}"
+        document = self._collection.document_ids[item - self._queries]
+        return f"the document {document!r} of {self.path!r}"
 
     def chunks(self, size: int) -> list[list[int]]:
         """Group queries, then documents, each by similar length; no batch has both."""

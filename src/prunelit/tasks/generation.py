@@ -158,11 +158,11 @@ brother. How many stamps do the three have together?'
             if len(texts) == 2 and not any(
                 right for text in texts for right in self.judge.right(example, text).values()
             ):
-                raise InputError(
-                    f"Row {number} of {self.path!r}: neither its solution nor its target "
-                    f"{example.target!r} is a right answer, since the judge finds "
-                    f"{self.judge.answers(example.solution)}. Correct the row, or choose another "
-                    "`extract` or `normalise`."
+                raise self.refuse_row(
+                    number,
+                    f"neither its solution nor its target {example.target!r} is a right answer, "
+                    f"since the judge finds {self.judge.answers(example.solution)}. Correct the "
+                    "row, or choose another `extract` or `normalise`",
                 )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -170,6 +170,9 @@ brother. How many stamps do the three have together?'
         self._prompts = [decode(tokenizer, tokens) for tokens in self._tokens]
         self._prefix = self._tokens[0][: shared_prefix_length(self._tokens)]
         return size
+
+    def name_item(self, index: int) -> str:
+        return self.name_row(index, getattr(self._examples[index], "id", None))
 
     def chunks(self, size: int) -> list[list[int]]:
         """Group prompts of similar length; the longest come first, so that they fail first."""

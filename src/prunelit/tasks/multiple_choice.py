@@ -144,12 +144,13 @@ class MultipleChoice(QuestionTask):
         self._start = name_tokens(tokenizer, special_tokens(tokenizer).before)
         names = [question.id for question in self._questions]
         self._plan = build_plan(tokenizer, pad_id, names, self._preambles, self._texts)
-        self.longest = self._plan.longest
+        lengths = self._plan.lengths
         if self.unconditional is not None:
             free = [[("", rest) for _, rest in own] for own in self._texts]
             before = [self.unconditional] * len(free)
             self._free = build_plan(tokenizer, pad_id, names, before, free)
-            self.longest = max(self.longest, self._free.longest)
+            lengths = list(map(max, lengths, self._free.lengths))
+        self.note_longest(lengths, lambda row: self.name_row(row, names[row]))
         # Divisors of the accuracies, 1 at choices that a question does not have.
         shape = (len(names), max(len(question.choices) for question in self._questions))
         # A text that occurs twice is one choice, so that any copy may be the label.

@@ -107,9 +107,7 @@ class PromptTask(RowTask):
         self.contexts = [row[self.column] for row in rows]
         for number, context in enumerate(self.contexts):
             if not isinstance(context, str) or not context.strip():
-                raise InputError(
-                    f"Row {number} of {self.path!r}: `{self.column}` must be a non-empty string."
-                )
+                raise self.refuse_row(number, f"`{self.column}` must be a non-empty string")
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         if self.chat:
@@ -119,12 +117,20 @@ class PromptTask(RowTask):
         tokens = encode if self.chat else encode_text
         self._tokens = [tokens(tokenizer, self._prompt(n)) for n in range(len(self.contexts))]
         if empty := [number for number, ids in enumerate(self._tokens) if not ids]:
-            raise InputError(
-                f"Row {empty[0]} of {self.path!r} gives a prompt without a token: change the "
-                "`template`, or set `chat: false` if the chat template leaves the message out."
+            raise self.refuse_row(
+                empty[0],
+                "it gives a prompt without a token: change the `template`, or set `chat: false` if "
+                "the chat template leaves the message out",
             )
-        self.longest = max(map(len, self._tokens)) + self.max_new_tokens
+        self.note_longest(
+            (len(ids) + self.max_new_tokens for ids in self._tokens),
+            lambda item: f"{self.name_item(item)} with {self.max_new_tokens} new tokens",
+        )
         return len(self._tokens)
+
+    def name_item(self, index: int) -> str:
+        """Name the row of a prompt in a message."""
+        return self.name_row(index)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         tokens = [self._tokens[index] for index in indices]

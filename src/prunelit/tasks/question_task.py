@@ -17,8 +17,9 @@ class QuestionTask(RowTask):
     Args:
         subset: configuration of a data set on the hub.
         format: converts a row to a question, see `prunelit.tasks.formats`.
-        columns: in place of a format, the data set's names of `context`, `choices` and `label`; for
-            `Generation` without `questions`, of `context` and `target`.
+        columns: in place of a format, the data set's names of `context`, `choices` (a list if each
+            has its own column) and `label`; for `Generation` without `questions`, of `context` and
+            `target`.
         kwargs: options of the other bases.
     """
 
@@ -26,7 +27,7 @@ class QuestionTask(RowTask):
         self,
         subset: str | None = None,
         format: Format | None = None,
-        columns: dict[str, str] | None = None,
+        columns: dict[str, list[str] | str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -84,7 +84,7 @@ def get_group(asked: Question | Example) -> str | None:
 
 
 def check_question(question: Question, *, empty_choices: bool = False) -> None:
-    """Refuse a question that is not valid.
+    """Refuse a question whose texts are not valid; `settle_labels` of the formats checks its label.
 
     Args:
         question: may hold values of any type, as they were found in a file.
@@ -93,7 +93,7 @@ def check_question(question: Question, *, empty_choices: bool = False) -> None:
     Raises:
         InputError: if a field has another form than `Question` says. It does not name the row.
     """
-    context, choices, label = question.context, question.choices, question.label
+    context, choices = question.context, question.choices
     if not isinstance(context, str) or not context.strip():
         raise InputError("`context` must be a non-empty string")
     if (
@@ -102,5 +102,3 @@ def check_question(question: Question, *, empty_choices: bool = False) -> None:
         or not all(isinstance(text, str) and (empty_choices or text.strip()) for text in choices)
     ):
         raise InputError("`choices` must be a list of at least two non-empty strings")
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(choices):
-        raise InputError(f"expected `label` in [0, {len(choices)}) but got {label!r}")

@@ -88,8 +88,16 @@ class Retrieval(QuestionTask, EmbeddingTask):
             for template, texts in zip(self._templates, (queries, self.documents), strict=True)
             for text in texts
         ]
-        self.longest = max(map(len, self._tokens))
+        self.note_longest(map(len, self._tokens), self._name_item)
         return len(self._tokens)
+
+    def _name_item(self, item: int) -> str:
+        """Name a query by its row, and a document by the first row that has it."""
+        if (place := item - len(self._questions)) < 0:
+            return self.name_row(item, self._questions[item].id)
+        text = self.documents[place]
+        row = next(n for n, question in enumerate(self._questions) if text in question.choices)
+        return f"the choice {text!r:.40} of {self.name_row(row, self._questions[row].id)}"
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         return dict(pad([self._tokens[index] for index in indices], pad_token(self._tokenizer)))

@@ -4,6 +4,8 @@ from functools import cached_property
 from typing import Any
 
 from prunelit.data.hub_rows import commit_of, pin
+from prunelit.data.rows import name_row, refuse_row
+from prunelit.errors import InputError, check_whole
 from prunelit.tasks.base import Task
 
 
@@ -21,6 +23,8 @@ class RowTask(Task):
         self, path: str, split: str = "train", limit: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if limit is not None:
+            check_whole("limit", limit, 1)
         self.path = path
         self.split = split
         self.limit = limit
@@ -33,3 +37,11 @@ class RowTask(Task):
     def source_details(self) -> dict[str, Any]:
         """Return path and split, and the commit of a data set on the hub."""
         return {"path": self.path, "split": self.split, **commit_of(self.pinned)}
+
+    def name_row(self, number: int, id: str | None = None) -> str:
+        """Name a row in a message, see `prunelit.data.rows.name_row`."""
+        return name_row(self.path, number, split=self.split, id=id)
+
+    def refuse_row(self, number: int, problem: str, id: str | None = None) -> InputError:
+        """Return the error of a row."""
+        return refuse_row(self.path, number, problem, split=self.split, id=id)

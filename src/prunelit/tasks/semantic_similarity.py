@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prunelit.data.cells import as_number
 from prunelit.data.rows import hash_rows, load_rows
-from prunelit.data.sources import split_of
 from prunelit.data.tokens import pad, pad_token
 from prunelit.errors import InputError
 from prunelit.metrics.correlation import jackknife_error, spearman
@@ -71,21 +71,20 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
     def read(self) -> None:
         self._template = TextTemplate(self.template)
         columns = [self.first, self.second, self.score]
-        split = split_of(self.path, self.split)
         rows = load_rows(
-            self.pinned, columns=columns, split=split, name=self.subset, limit=self.limit
+            self.pinned, columns=columns, split=self.split, name=self.subset, limit=self.limit
         )
         for number, row in enumerate(rows):
             for column in (self.first, self.second):
                 if not isinstance(row[column], str):
-                    raise InputError(f"Row {number} of {self.path!r}: `{column}` must be a string.")
-            value = row[self.score]
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"Row {number} of {self.path!r}: `{self.score}` must be a number.")
+                    raise self.refuse_row(number, f"`{column}` must be a string")
+            value = as_number(row[self.score])
+            if value is None:
+                problem = f"`{self.score}` must be a number but is {row[self.score]!r:.60}"
+                raise self.refuse_row(number, problem)
             if not math.isfinite(value):
-                raise InputError(
-                    f"Row {number} of {self.path!r}: `{self.score}` must be finite but is {value}."
-                )
+                raise self.refuse_row(number, f"`{self.score}` must be finite but is {value}")
+            row[self.score] = value
         self._rows = [[row[column] for column in columns] for row in rows]
         self._scores = torch.tensor([row[2] for row in self._rows], dtype=torch.float64)
         if len(self._scores.unique()) < 2 or len(rows) < 3:
@@ -101,7 +100,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
             [self._template.tokens(tokenizer, text, self.length) for text in row[:2]]
             for row in self._rows
         ]
-        self.longest = max(len(ids) for both in self._tokens for ids in both)
+        self.note_longest((max(map(len, both)) for both in self._tokens), self.name_row)
         return len(self._rows)
 
     def chunks(self, size: int) -> list[list[int]]:

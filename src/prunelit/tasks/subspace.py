@@ -172,7 +172,10 @@ class Subspace(RowTask):
                 f"{lost}, where two options have the same one: show other rows."
             )
         self._shown = [numbers.index(number) for number in wanted]
-        self.longest = max(len(item.context) for item in self._items)
+        self.note_longest(
+            (len(item.context) for item in self._items),
+            lambda item: self.name_row(numbers[item], self._questions[numbers[item]].id),
+        )
         self._widest = max(len(item.options) for item in self._items)
         labels = Labels([item.question for item in self._items])
         guesses = [1 / len(item.options) for item in self._items]
@@ -195,8 +198,9 @@ class Subspace(RowTask):
         common = len(list(takewhile(lambda ids: len(set(ids)) == 1, zip(*wholes, strict=False))))
         if common <= len(special_tokens(self._tokenizer).before):
             raise InputError(
-                f"Expected a prompt with the same tokens before every answer but in row {number} "
-                f"(id {question.id!r}) the first token differs: use another `template`."
+                "Expected a prompt with the same tokens before every answer but in "
+                f"{self.name_row(number, question.id)} the first token differs: use another "
+                "`template`."
             )
         tokens = {tuple(whole[common : common + 1]) for whole in wholes}
         if len(tokens) < len(wholes) or () in tokens:

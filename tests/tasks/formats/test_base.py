@@ -1,5 +1,7 @@
 """Questions and examples from rows of any data set, and the rows that are refused."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,10 +71,96 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], problem: str
         read_questions(path, "train", None)
 
 
-@pytest.mark.parametrize("label", ["1", 1.0, True])
+@pytest.mark.parametrize("label", [True, 0.5, [1], "one"])
 def test_a_label_of_another_type_is_refused(tmp_path: Path, label: object) -> None:
     with pytest.raises(InputError, match=r"Row 0 .*expected `label` in \[0, 2\)"):
         read_questions(write(tmp_path, {**PLAIN, "label": label}), "train", None)
+
+
+@pytest.mark.parametrize("label", [1, 1.0, "1.0", "B", "b"])
+def test_a_label_is_an_index_or_a_letter(tmp_path: Path, label: object) -> None:
+    path = write(tmp_path, {**PLAIN, "label": label})
+    (found,) = read_questions(path, "train")
+    assert (found.label, found.answer) == (1, "2")
+    columns = {name: name for name in ("context", "choices", "label")}
+    assert read_questions(path, "train", columns=columns) == [
+        Question("0", "1 + 1 =", ["1", "2"], 1)
+    ]
+
+
+def test_a_row_without_an_id_gets_its_number(tmp_path: Path) -> None:
+    rows = [{**PLAIN, "id": None}, {**PLAIN, "id": 0}, {**PLAIN, "id": " "}, {**PLAIN, "id": "x"}]
+    path = write(tmp_path, *(rows[n] for n in (1, 0, 2, 3)))
+    assert [question.id for question in read_questions(path, "train")] == ["0", "1", "2", "x"]
+    bare = {key: value for key, value in ARC.items() if key != "id"}
+    path = write(tmp_path, *({**bare, "id": name} for name in (None, 0, "q")))
+    with pytest.warns(UserWarning, match="'0'"):  # the number of the first row, and an id
+        found = read_questions(path, "train", format=arc)
+    assert [question.id for question in found] == ["0", "0", "q"]
+    with pytest.raises(InputError, match=r"^Row 1 of '.*': expected `label`"):
+        read_questions(write(tmp_path, PLAIN, {**PLAIN, "id": None, "label": 9}), "train")
+
+
+def test_an_id_of_several_rows_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, *({**PLAIN, "id": name} for name in ("a", "b", "a", "c", "c")))
+    with pytest.warns(UserWarning, match=r"^2 ids of '.*' are not unique: the rows 0 and 2 .* 'a'"):
+        assert len(read_questions(path, "train")) == 5
+
+
+CSV = {
+    "list": "id,context,choices,label\n"
+    '007,Which?,"[""oak"", ""it\'s, elm""]",1\n'
+    "8,\"Two\nlines?\",\"['oak', 'fir', 'ash']\",0\n",
+    "columns": "id,context,A,B,C,label\n"
+    '007,Which?,oak,"it\'s, elm",,B\n'
+    '8,"Two\nlines?",oak,fir,ash,A\n',
+}
+EXPECTED = [
+    Question("007", "Which?", ["oak", "it's, elm"], 1),
+    Question("8", "Two\nlines?", ["oak", "fir", "ash"], 0),
+]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "CSV"])
+@pytest.mark.parametrize("form", list(CSV))
+def test_tables_of_questions(tmp_path: Path, form: str, ending: str) -> None:
+    text = io.StringIO()
+    delimiter = "\t" if ending == "tsv" else ","
+    csv.writer(text, delimiter=delimiter).writerows(csv.reader(io.StringIO(CSV[form], newline="")))
+    path = tmp_path / f"rows.{ending}"
+    path.write_text(text.getvalue(), newline="")
+    names: dict[str, str | list[str]] = {n: n for n in ("id", "context", "choices", "label")}
+    if form == "list":
+        assert read_questions(str(path), "test") == EXPECTED
+    else:
+        names["choices"] = ["A", "B", "C"]
+    assert read_questions(str(path), "test", columns=names) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("q,a,b,c,label\nx,oak,,fir,0\n", r"Row 0 of .*`choices` must be a list of at least two"),
+        ("q,a,b,c,label\nx,oak,elm,,0\nx,oak,elm,,C\n", r"Row 1 of .* from A to B or .* got 'C'"),
+        ("q,a,b,c,label\nx,oak,elm,,0\nx,oak,elm,,first\n", r"Row 1 of .* but got 'first'"),
+        ("q,a,b,label\nx,oak,elm,0\n", r"Expected rows with \['c'\] in .* but its columns are"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, table: str, message: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(table)
+    columns: Any = {"context": "q", "choices": ["a", "b", "c"], "label": "label"}
+    with pytest.raises(InputError, match=message):
+        read_questions(str(path), "train", columns=columns)
+
+
+@pytest.mark.parametrize(("field", "names"), [("context", ["q", "r"]), ("choices", ["a"])])
+def test_only_choices_have_several_columns(field: str, names: list[str]) -> None:
+    columns: Any = {"context": "q", "choices": "o", "label": "l", field: names}
+    with pytest.raises(
+        InputError, match=rf"one column for `{field}`, or at least two for `choices`"
+    ):
+        read_questions("rows.jsonl", "train", columns=columns)
 
 
 def test_choices_that_are_one_text_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Rows in the forms of the hub, written by hand, and what is made of them."""
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,24 @@ def test_rows_of_the_hub(
     assert set(format.columns) <= set(row)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("format", "row", "question"), HUB)
+@pytest.mark.parametrize("as_text", [json.dumps, str])
+def test_rows_of_the_hub_in_a_csv_file(
+    tmp_path: Path,
+    format: Format,
+    row: dict[str, Any],
+    question: Question,
+    as_text: Callable[[Any], str],
+) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow({k: v if isinstance(v, str) else as_text(v) for k, v in row.items()})
+    (found,) = read_questions(str(path), "validation", format=format)
+    assert vars(found) == {**vars(question), "id": question.id or "0"}
+
+
 def test_hellaswag_cleans_in_the_published_order() -> None:
     # Spaces at the ends go first, then marks, so that a mark at the beginning leaves its space; two
     # spaces become one.
@@ -180,8 +200,8 @@ def test_a_benchmark_is_taken_as_it_is(tmp_path: Path) -> None:
         ),
         (
             formats.mmlu,
-            {"answer": "B"},
-            r"Row 0 of .*: expected `label` in \[0, 2\) but got 'B'",
+            {"answer": "E"},
+            r"Row 0 of .*: expected `label` in \[0, 2\), .* but got 'E'",
         ),
     ],
 )

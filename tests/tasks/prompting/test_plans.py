@@ -42,7 +42,8 @@ def test_questions_after_one_text_share_its_root(tokenizer: PreTrainedTokenizerF
     assert [read(tokenizer, own, index) for index in range(5)] == [
         *(f"{LONG}b?", "Another.c?", f"{LONG}d?", "Short.e?", "Short.f?")
     ]
-    assert own.longest == len(f"{LONG}b?ye")
+    begins = [f"{LONG}b", "Another.c", f"{LONG}d", "Short.e", "Short.f"]
+    assert own.lengths == [len(f"{text}?ye") for text in begins]
 
 
 def test_a_root_reaches_as_far_as_the_prompts_agree(tokenizer: PreTrainedTokenizerFast) -> None:

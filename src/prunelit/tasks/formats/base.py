@@ -5,20 +5,26 @@ A format is a function that takes a row, as the data set stores it, and returns 
 `format: my_formats.riddles`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from prunelit.data.rows import load_rows
-from prunelit.data.sources import split_of
+from lightning.pytorch.utilities import rank_zero_warn
+
+from prunelit.data.cells import as_parsed
+from prunelit.data.rows import load_rows, refuse_row
 from prunelit.errors import InputError, first_line
 from prunelit.recipe import check_own
+from prunelit.tasks.formats.labels import merge_choices, settle_labels
 from prunelit.tasks.questions import Example, GroupedQuestion, Question, check_question
 
 Format = Callable[[dict[str, Any]], Question | Example]
 AnyFormat = TypeVar("AnyFormat", bound=Format)
 Asked = TypeVar("Asked", Question, Example)
+# The data set's names of the fields; several for the choices if each has its own column.
+Columns = Mapping[str, str | list[str]]
 
 
 def reads_columns(*columns: str) -> Callable[[AnyFormat], AnyFormat]:
@@ -56,12 +62,16 @@ def read_questions(
     *,
     subset: str | None = None,
     format: Format | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
 ) -> list[Question]:
     """Read multiple-choice questions from the hub or from a local file.
 
-    Rows with the columns `id`, `context`, `choices` and `label` (index of the right choice) need no
-    format; it is ignored if one is given. They may have a column `group`.
+    Rows with the columns `id`, `context`, `choices` and `label` need no format; it is ignored if
+    one is given. They may have a column `group`. A row without an id gets its number, from 0.
+
+    A label is the index of the right choice, its letter (A is the first), or its text. All texts of
+    a file are read in one of these ways. In a CSV file the choices are a list as JSON or Python
+    writes it, or each has its own column.
 
     Args:
         path: see `prunelit.data.load_rows`.
@@ -71,7 +81,8 @@ def read_questions(
         subset: configuration of the hub data set.
         format: converts any other row; decorated with `reads_columns`.
         columns: in place of a format, the data set's names of `context`, `choices`, `label` and, if
-            it has them, `id` and `group`.
+            it has them, `id` and `group`. `choices` may be a list of columns, one per choice; empty
+            cells at its end are no choices.
 
     Raises:
         InputError: if a column is missing or a row is not a valid question; names the row.
@@ -92,7 +103,7 @@ def read_examples(
     *,
     subset: str | None = None,
     format: Format | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     questions: bool = False,
 ) -> list[Example] | list[Question]:
     """Read examples for generation from the hub or from a local file.
@@ -151,9 +162,15 @@ class _Fields:
     own: tuple[str, ...] | None
     build: Callable[[dict[str, Any]], Question | Example]
 
-    def check_columns(self, columns: Mapping[str, str]) -> None:
+    def check_columns(self, columns: Columns) -> None:
         """Refuse `columns` that lack a required field or have an unknown one."""
         if set(self.required) <= set(columns) <= {*self.required, *self.optional}:
+            for field, names in columns.items():
+                if not isinstance(names, str) and (field != "choices" or len(names) < 2):
+                    raise InputError(
+                        f"Expected one column for `{field}`, or at least two for `choices`, in "
+                        f"`columns` but got {names!r}."
+                    )
             return
         optional = f" and perhaps {list(self.optional)}" if self.optional else ""
         raise InputError(
@@ -172,8 +189,8 @@ class _Fields:
 
 
 def _build_question(row: dict[str, Any]) -> Question:
-    question = Question(str(row.get("id", "")), row["context"], row["choices"], row["label"])
-    check_question(question)
+    question = Question(row.get("id"), row["context"], row["choices"], row["label"])  # type: ignore[arg-type]
+    _finish(question)
     if "group" not in row:
         return question
     return GroupedQuestion(**vars(question), group=require_text(row, "group"))
@@ -202,7 +219,7 @@ def _read(
     limit: int | None,
     subset: str | None,
     format: Format | None,
-    columns: Mapping[str, str] | None,
+    columns: Columns | None,
 ) -> list[Asked]:
     if format is not None:
         check_own("format", format)
@@ -212,29 +229,59 @@ def _read(
 
     def choose(names: Sequence[str]) -> Sequence[str]:
         if columns is not None:
-            return list(columns.values())
+            lists = [[name] if isinstance(name, str) else name for name in columns.values()]
+            return list(dict.fromkeys(name for own in lists for name in own))
         if format is not None and not fields.match(names):
             return _columns(format)
         return fields.plain(names)
 
-    rows = load_rows(path, columns=choose, split=split_of(path, split), name=subset, limit=limit)
+    def refuse(number: int, problem: str) -> InputError:
+        column = "id" if columns is None else columns.get("id")
+        row_id = rows[number].get(column) if isinstance(column, str) else None
+        return refuse_row(path, number, problem, split=split, id=row_id)
+
+    rows = load_rows(path, columns=choose, split=split, name=subset, limit=limit)
     convert: Callable[[dict[str, Any]], Any] = fields.build
     if columns is None and format is not None and not fields.match(rows[0]):
         convert = partial(_convert, kind, format)
     asked: list[Asked] = []
     for number, row in enumerate(rows):
         if columns is not None:
-            row = {field: row[name] for field, name in columns.items()}
+            row = {field: _take(row, names) for field, names in columns.items()}
         try:
             one = convert(row)
         except InputError as error:
-            name = f"{number} (id {row['id']!r})" if "id" in row else str(number)
-            raise InputError(f"Row {name} of {path!r}: {error}.") from error
+            raise refuse(number, str(error)) from error
         asked.append(one)
-    for number, one in enumerate(asked):
-        if isinstance(one, Question):
-            one.id = one.id or str(number)
+    questions = [one for one in asked if isinstance(one, Question)]
+    if questions:
+        settle_labels(questions, refuse)
+        _name(questions, path)
     return asked
+
+
+def _take(row: dict[str, Any], names: str | list[str]) -> Any:
+    """Return the value of one column, or of several, without empty ones at their end."""
+    if isinstance(names, str):
+        return row[names]
+    values = [row[name] for name in names]
+    while values and values[-1] in (None, ""):
+        values.pop()
+    return values
+
+
+def _name(questions: Sequence[Question], path: str) -> None:
+    """Give questions without an id their number, and warn of an id that several have."""
+    for number, one in enumerate(questions):
+        text = "" if one.id is None else str(one.id)
+        one.id = text if text.strip() else str(number)
+    counts = Counter(one.id for one in questions)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        numbers = [number for number, one in enumerate(questions) if one.id == repeated[0]]
+        rank_zero_warn(
+            f"{len(repeated)} ids of {path!r} are not unique: the rows {numbers[0]} and "
+            f"{numbers[1]} are both {repeated[0]!r}. Is a question there twice?"
+        )
 
 
 def _convert(kind: type[Asked], format: Format, row: dict[str, Any]) -> Asked:
@@ -244,7 +291,7 @@ def _convert(kind: type[Asked], format: Format, row: dict[str, Any]) -> Asked:
         raise
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"the format {_name(format)!r} fails on it ({type(error).__name__}: "
+            f"the format {_format_name(format)!r} fails on it ({type(error).__name__}: "
             f"{first_line(error)})"
         ) from error
     if not isinstance(one, kind):
@@ -252,23 +299,30 @@ def _convert(kind: type[Asked], format: Format, row: dict[str, Any]) -> Asked:
         if isinstance(one, Question):
             hint = ": set `questions: true` if its rows are multiple-choice questions"
         raise InputError(
-            f"expected the format {_name(format)!r} to return a `{kind.__name__}` but it returned "
-            f"a `{type(one).__name__}`{hint}"
+            f"expected the format {_format_name(format)!r} to return a `{kind.__name__}` but it "
+            f"returned a `{type(one).__name__}`{hint}"
         )
     if isinstance(one, Question):
         # Published benchmarks have questions with an empty choice; they are kept.
-        check_question(one, empty_choices=True)
+        _finish(one, empty_choices=True)
     return one
+
+
+def _finish(question: Question, *, empty_choices: bool = False) -> None:
+    """Read the list of choices from a text, check it, and give equal choices one text."""
+    question.choices = as_parsed(question.choices)
+    check_question(question, empty_choices=empty_choices)
+    question.choices = merge_choices(question.choices)
 
 
 def _columns(format: Format) -> Sequence[str]:
     if not hasattr(format, "columns"):
         raise InputError(
-            f"Expected the format {_name(format)!r} to declare its columns: decorate it with "
-            "`prunelit.tasks.formats.reads_columns`."
+            f"Expected the format {_format_name(format)!r} to declare its columns: decorate it "
+            "with `prunelit.tasks.formats.reads_columns`."
         )
     return format.columns  # type: ignore[attr-defined]
 
 
-def _name(format: Format) -> str:
+def _format_name(format: Format) -> str:
     return getattr(format, "__name__", type(format).__name__)

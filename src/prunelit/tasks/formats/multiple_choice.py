@@ -6,6 +6,7 @@ Column names are those of the data set on the hub.
 import re
 from typing import Any
 
+from prunelit.data.cells import as_parsed
 from prunelit.tasks.formats.base import reads_columns
 from prunelit.tasks.questions import GroupedQuestion, Question
 
@@ -21,7 +22,7 @@ def arc(row: dict[str, Any]) -> Question:
         >>> arc(row)
         Question(id='1', context='What floats?', choices=['a stone', 'a cork'], label=1)
     """
-    choices = row["choices"]
+    choices = as_parsed(row["choices"])
     label = choices["label"].index(row["answerKey"].strip())
     return Question(row["id"], row["question"], choices["text"], label)
 
@@ -69,7 +70,7 @@ def hellaswag(row: dict[str, Any]) -> Question:
         ('Pans: Soak it. Then', 'use soap.')
     """
     context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    choices = [_without_marks(ending) for ending in row["endings"]]
+    choices = [_without_marks(ending) for ending in as_parsed(row["endings"])]
     return Question("", _without_marks(context), choices, int(row["label"]))
 
 
@@ -161,5 +162,5 @@ def truthfulqa_mc1(row: dict[str, Any]) -> Question:
         >>> truthfulqa_mc1({"question": "Is the Earth flat?", "mc1_targets": targets})
         Question(id='', context='Is the Earth flat?', choices=['yes', 'no'], label=1)
     """
-    targets = row["mc1_targets"]
+    targets = as_parsed(row["mc1_targets"])
     return Question("", row["question"], targets["choices"], targets["labels"].index(1))

@@ -26,14 +26,14 @@ class Plan:
         roots: common prefixes of questions; the first is empty.
         root_of: for each question the number of its root.
         branches: for each question its tokens after the root.
-        longest: number of tokens of the longest sequence.
+        lengths: for each question the number of tokens of its longest sequence.
     """
 
     pad_id: int
     roots: list[list[int]] = field(default_factory=lambda: [[]])
     root_of: list[int] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
-    longest: int = 0
+    lengths: list[int] = field(default_factory=list)
 
     def chunks(self, size: int, tokens: int) -> list[list[int]]:
         """Group questions of one root and of similar length, the longest first.
@@ -84,6 +84,7 @@ def build_plan(
         InputError: naming the first question with a choice that adds no token to its prompt.
     """
     result = Plan(pad_id, root_of=[0] * len(texts))
+    result.lengths = [0] * len(texts)
     branches: dict[int, Branch] = {}
     alike: dict[str, list[int]] = {}
     for index, text in enumerate(preambles):
@@ -101,7 +102,7 @@ def build_plan(
         for index, own in requests.items():
             branches[index] = build_branch(own, cut)
             result.root_of[index] = len(result.roots) - 1 if cut else 0
-        result.longest = max(result.longest, *(len(c) + len(k) - 1 for c, k in every))
+            result.lengths[index] = max(len(c) + len(k) - 1 for c, k in own)
     result.branches = [branches[index] for index in range(len(texts))]
     return result
 
