@@ -21,8 +21,8 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.pruners import Pruner, Wanda
 from prunelit.pruning.blockwise import RankText, prune_blocks
-from prunelit.pruning.memory import PeakMemory
 from prunelit.pruning.offload import BlockStore
+from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -18,8 +18,8 @@ from prunelit.models.architecture import (
 )
 from prunelit.pruners import Probe, Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
-from prunelit.pruning.memory import PeakMemory
 from prunelit.pruning.offload import BlockStore
+from prunelit.pruning.peak_memory import PeakMemory
 
 MakeModel = Callable[..., PreTrainedModel]
 Batch = dict[str, Tensor]

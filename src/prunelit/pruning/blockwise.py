@@ -15,8 +15,8 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.replay import Form, Stream, capture, check_replay
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruning.hooks import Feed, Trial
-from prunelit.pruning.memory import PeakMemory
 from prunelit.pruning.offload import BlockStore
+from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.report import BlockCost
 
 

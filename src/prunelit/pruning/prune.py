@@ -21,8 +21,8 @@ from prunelit.models.loading import check_weights
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.masks import Masks, build_masks, count_zeros
-from prunelit.pruning.memory import PeakMemory
 from prunelit.pruning.offload import make_store
+from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.report import BlockCost, PruningReport, count_weights, find_missing
 from prunelit.recipe import describe
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunelit.pruning.memory import PeakMemory
+from prunelit.pruning.peak_memory import PeakMemory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is the independent source")
