@@ -35,7 +35,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The programs that would have been run, all of which end well."""
     found: list[str] = []
 
-    def run(program: str, limits: Any) -> Outcome:
+    def run(program: str, *_: Any) -> Outcome:
         found.append(program)
         return Outcome(True, False, "")
 

@@ -151,19 +151,10 @@ brother. How many stamps do the three have together?'
 
     def _check_solutions(self) -> None:
         """Refuse a row on which no answer would be right, not even its own solution."""
-        if not isinstance(self.judge, ExactMatch):
-            return
         for number, example in enumerate(self._examples):
-            texts = {example.solution, example.target}
-            if len(texts) == 2 and not any(
-                right for text in texts for right in self.judge.right(example, text).values()
-            ):
-                raise self.refuse_row(
-                    number,
-                    f"neither its solution nor its target {example.target!r} is a right answer, "
-                    f"since the judge finds {self.judge.answers(example.solution)}. Correct the "
-                    "row, or choose another `extract` or `normalise`",
-                )
+            fault = self.judge.find_fault(example)
+            if fault:
+                raise self.refuse_row(number, fault)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
         size = super().prepare(tokenizer)

@@ -14,7 +14,7 @@ from prunelit.tasks.judges import jail
 def start(plan: dict[str, Any]) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-I", "-S", jail.__file__, json.dumps(plan)]
     return subprocess.run(
-        command, input=b"open('witness', 'w')", capture_output=True, timeout=60, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
     )
 
 
@@ -24,7 +24,9 @@ def test_what_cannot_be_built_is_said_and_nothing_runs(tmp_path: Path) -> None:
         "root": str(tmp_path / "missing"),
         "paths": [],
         "python": sys.executable,
+        "files": {"program.py": "open('witness', 'w')"},
         "scratch": 1 << 20,
+        "calls": "",
         "limits": {},
     }
     done = start(plan)

@@ -106,6 +106,16 @@ def test_code_that_is_not_found_is_wrong() -> None:
     assert judge.right(PROGRAM, "return 1, I think") == {"passed": False}
 
 
+def test_tests_that_cannot_be_read_without_the_program_are_refused() -> None:
+    judge = allowed(Execution())
+    assert judge.find_fault(PROGRAM) is None
+    for target in ("    return one\nassert one() == 1\n", "assert (", "\0"):
+        fault = judge.find_fault(Example(PROGRAM.context, target, PROGRAM.solution))
+        assert fault is not None
+        assert fault.startswith("expected a target of Python code")
+    assert Execution().find_fault(Example("", "1 1", "")) is None
+
+
 @pytest.mark.usefixtures("_isolated")
 def test_programs_run_between_context_and_tests() -> None:
     judge = allowed(Execution())

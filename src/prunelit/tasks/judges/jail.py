@@ -3,9 +3,9 @@
 The script runs in a bare interpreter and imports the standard library only. The program gets its
 own namespaces for files, network, processes and shared memory. Its root folder holds Python and the
 system's libraries, read-only, and a small empty folder to work in. It has no capabilities, and no
-environment variable except a fixed hash seed. Its limits are hard. The limit on processes is 0, so
-that it can start neither processes nor threads. If the kernel refuses any of this, the script ends
-before the program starts.
+environment variable except the fixed ones of `ENVIRONMENT`. Its limits are hard. A filter lets it
+make only the system calls of `system_calls.py`: it starts some threads and no process. If the
+kernel refuses any of this, the script ends before the program starts.
 
 There are three processes. The first is this script, which is killed with its parent. The second is
 its child, the first process of the namespace. It is killed with the script, and its end kills
@@ -17,6 +17,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -28,8 +29,14 @@ NOSUID, NODEV, NOEXEC = 0x2, 0x4, 0x8
 BIND, RECURSIVE, PRIVATE = 0x1000, 0x4000, 0x40000
 DETACH = 2
 MOUNT_SETATTR, THIS_FOLDER, ALL_BELOW, READ_ONLY = 442, -100, 0x8000, 0x1
-DEATH_SIGNAL, NO_NEW_PRIVILEGES = 1, 38
-NOBODY = 65534
+DEATH_SIGNAL, NO_NEW_PRIVILEGES, FILTER_CALLS, BY_PROGRAM = 1, 38, 22, 2
+# Users that systemd gives to services for a time. With one of its own, the threads of a program are
+# counted alone.
+PASSING_USERS = range(61184, 65520)
+# A hash seed keeps the order of sets of strings. Threads share one heap: a second one is large.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+
+NOTHING = ctypes.c_ulong(0)
 
 FAILED = 125  # exit status if the program could not be isolated
 
@@ -91,8 +98,10 @@ def enter_namespaces() -> None:
                 file.write(text)
 
 
-def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: int) -> None:
-    """Build the root folder from `paths` of the machine, the program, and the folder `/work`.
+def build_root(
+    root: str, paths: list[str], files: dict[str, str], scratch: int, owner: int
+) -> None:
+    """Build the root folder from `paths` of the machine, `files`, and the folder `/work`.
 
     It lies one level below the root of its file system. There the kernel refuses to create a user
     namespace, in which the program would get capabilities again.
@@ -100,7 +109,7 @@ def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: in
     Args:
         root: an empty folder.
         paths: absolute paths, mounted at the same place. The target of a link has its own entry.
-        code: of the program.
+        files: texts of new files by their path, relative to the root folder.
         scratch: capacity of `/work` in bytes.
         owner: user and group of `/work`.
     """
@@ -119,9 +128,10 @@ def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: in
             with open(inside, "xb"):
                 pass
         mount(path, inside, None, BIND | RECURSIVE)
-    with open(f"{top}/program.py", "xb") as file:
-        file.write(code)
-    os.chmod(f"{top}/program.py", 0o444)
+    for path, text in files.items():
+        os.makedirs(os.path.dirname(f"{top}/{path}"), exist_ok=True)
+        with open(f"{top}/{path}", "x", encoding="utf-8") as file:
+            file.write(text)
     os.mkdir(f"{top}/work")
     os.chdir(root)
     call("pivot_root", ".", ".")
@@ -134,25 +144,27 @@ def build_root(root: str, paths: list[str], code: bytes, scratch: int, owner: in
     mount("none", "/work", "tmpfs", NOSUID | NODEV | NOEXEC, options)
 
 
-def confine(limits: dict[str, int]) -> None:
-    """Drop all privileges and set limits that cannot be raised again."""
+def confine(limits: dict[str, int], owner: int, calls: bytes) -> None:
+    """Drop all privileges, set limits that cannot be raised again, and filter system calls."""
     os.chdir("/work")
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(owner, owner, owner)
+        os.setresuid(owner, owner, owner)
     for name, value in limits.items():
         resource.setrlimit(getattr(resource, name), (value, value))
     control(NO_NEW_PRIVILEGES, 1)
+    instructions = ctypes.create_string_buffer(calls, len(calls))
+    program = struct.pack("HP", len(calls) // 8, ctypes.addressof(instructions))
+    call("prctl", FILTER_CALLS, ctypes.c_ulong(BY_PROGRAM), program, NOTHING, NOTHING)
 
 
-def run(python: str, limits: dict[str, int]) -> NoReturn:
+def run(python: str, limits: dict[str, int], owner: int, calls: bytes) -> NoReturn:
     """Replace this process by the program; its stderr goes to its stdout."""
-    confine(limits)
+    confine(limits, owner, calls)
     os.dup2(1, 2)
-    # `-I` would ignore the hash seed, which keeps the order of sets of strings fixed.
-    command = [python, "-S", "-s", "-B", "/program.py"]
-    os.execve(python, command, {"PYTHONHASHSEED": "0"})
+    # `-I` would ignore the hash seed.
+    os.execve(python, [python, "-S", "-s", "-B", "/program.py"], ENVIRONMENT)
 
 
 def fork_and_wait(child: Callable[[], int]) -> int:
@@ -172,17 +184,17 @@ def fork_and_wait(child: Callable[[], int]) -> int:
 
 
 def main() -> int:
-    """Read the plan from the first argument and the program from stdin; see `sandbox.py`."""
+    """Follow the plan in the first argument; see `sandbox.py`."""
     plan = json.loads(sys.argv[1])
-    code = sys.stdin.buffer.read()
-    owner = os.geteuid() or NOBODY
+    calls = bytes.fromhex(plan["calls"])
+    owner = os.geteuid() or PASSING_USERS[int.from_bytes(os.urandom(4), "big") % len(PASSING_USERS)]
     enter_namespaces()
     control(DEATH_SIGNAL, signal.SIGKILL)
 
     def first_process() -> int:
         control(DEATH_SIGNAL, signal.SIGKILL)
-        build_root(plan["root"], plan["paths"], code, plan["scratch"], owner)
-        return fork_and_wait(lambda: run(plan["python"], plan["limits"]))
+        build_root(plan["root"], plan["paths"], plan["files"], plan["scratch"], owner)
+        return fork_and_wait(lambda: run(plan["python"], plan["limits"], owner, calls))
 
     return fork_and_wait(first_process)
 

@@ -1,5 +1,6 @@
 """Judges: decide if the text of a model is right."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from prunelit.tasks.judges.answers import (
     verbatim,
     whole,
 )
+from prunelit.tasks.judges.helpers import find_helpers
 from prunelit.tasks.judges.sandbox import Limits, check_isolation, run_program
 from prunelit.tasks.questions import Example, Question
 
@@ -74,6 +76,14 @@ class Judge(ABC):
             InputError: if something that the judge needs is missing.
         """
 
+    def find_fault(self, example: Example | Question) -> str | None:
+        """Return why no text can be right for this example; None if one can.
+
+        Args:
+            example: a question that will be asked.
+        """
+        return None
+
     def details(self) -> dict[str, Any]:
         """Return the options that two comparable results have in common."""
         return {"judge": describe(self)}
@@ -125,6 +135,16 @@ class ExactMatch(Judge):
     def primary(self) -> str | None:
         return "contains" if self.contains else super().primary
 
+    def find_fault(self, example: Example | Question) -> str | None:
+        texts = {example.solution, example.target}
+        if len(texts) < 2 or any(any(self.right(example, text).values()) for text in texts):
+            return None
+        return (
+            f"neither its solution nor its target {example.target!r} is a right answer, since the "
+            f"judge finds {self.answers(example.solution)}. Correct the row, or choose another "
+            "`extract` or `normalise`"
+        )
+
     def answers(self, text: str) -> dict[str, str | None]:
         found = {name: extract(text) for name, extract in self.extract.items()}
         return found | {"contains": whole(text)} if self.contains else found
@@ -142,9 +162,11 @@ class ExactMatch(Judge):
 class Execution(Judge):
     """Runs the program of a model; it is right if the program passes its tests.
 
-    The program consists of the example's context, the code of the model and the example's target.
-    It runs in the sandbox of `sandbox.py`, and only after `allow`, which no option of a task calls.
-    Without it nothing is judged, and the programs are saved only.
+    The program consists of the example's context and the code of the model. The example's target is
+    the code of the tests, which runs in another interpreter, see `run_program` in `sandbox.py`.
+    Imports and complete functions of the context are the tests' own, so that a program cannot
+    replace them. Programs run in the sandbox, and only after `allow`, which no option of a task
+    calls. Without it nothing is judged, and the programs are saved only.
 
     Args:
         extract: finds the code in the text; the answer is wrong if there is none.
@@ -180,11 +202,27 @@ class Execution(Judge):
         code = self.extract(text)
         if code is None:
             return {"passed": False}
-        program = f"{example.context}{code}\n{example.target}"
-        return {"passed": run_program(program, self.limits).finished}
+        solution = "" if example.solution == example.target else example.solution
+        helpers = find_helpers(example.context, solution)
+        program = f"{example.context}{code}\n"
+        return {"passed": run_program(program, self.limits, example.target, helpers).finished}
 
     def allow(self) -> None:
         self.allowed = True
+
+    def find_fault(self, example: Example | Question) -> str | None:
+        if not self.allowed:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of old escapes in strings
+                compile(example.target, "<tests>", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            return (
+                "expected a target of Python code that can be read without the program, but found "
+                f"{error}. Correct the row"
+            )
+        return None
 
     def details(self) -> dict[str, Any]:
         return {**super().details(), "executed": self.allowed}

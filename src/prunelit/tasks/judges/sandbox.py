@@ -4,48 +4,63 @@ import json
 import math
 import os
 import platform
-import secrets
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import SHUT_WR, socket, socketpair
+from typing import IO, Any
 
 from prunelit.errors import InputError
 from prunelit.tasks.judges import jail
+from prunelit.tasks.judges.helpers import Helpers
+from prunelit.tasks.judges.inside.tests import PASSED
+from prunelit.tasks.judges.system_calls import can_filter, filter_calls
 
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
+_INSIDE = Path(jail.__file__).parent / "inside"
 
 # Every action of the probe must fail. Otherwise the kernel does not isolate the program.
 _PROBE = """
-import ctypes, os, socket
+import ctypes, os, resource, socket
+libc = ctypes.CDLL(None, use_errno=True)
 def refused(action):
     try:
         action()
     except OSError:
         return True
+def denied(call, *arguments):
+    return getattr(libc, call)(*arguments) < 0 and ctypes.get_errno() == 1
 assert os.listdir() == [], "the folder is not empty"
 assert refused(lambda: os.fork() or os._exit(1)), "a process was started"
+assert resource.getrlimit(resource.RLIMIT_NPROC)[1] == {threads}, "threads have no limit"
 assert refused(lambda: open("/program.py", "a")), "a file was opened for writing"
-assert refused(lambda: socket.create_connection(("127.0.0.1", 9), 1)), "a network was there"
-assert refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("1.1.1.1", 9)))
+for family in range(64):
+    assert refused(lambda: socket.socket(family, socket.SOCK_DGRAM)), "a socket was made"
+assert refused(socket.if_nameindex), "a network was there"
 assert refused(lambda: os.listdir("/proc")), "other processes can be seen"
-assert ctypes.CDLL(None).unshare(0x10000000), "a user namespace was made"
+assert denied("unshare", 0x10000000), "a user namespace was made"
+assert denied("personality", 0xFFFFFFFF), "system calls are not filtered"
 """
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a program.
+    """Limits of a program, and of its tests, which have a process of their own.
 
     Args:
         cpu_seconds: of processor time.
         seconds: of wall-clock time, including the start of the interpreter.
         memory: bytes of address space.
-        file: bytes of its largest file, and of its output.
+        file: bytes of its largest file. Of its output this much is kept.
         folder: bytes of all its files.
         open_files: at the same time.
+        threads: at the same time, the two processes that hold the sandbox included.
 
     Raises:
         InputError: if a limit is not positive.
@@ -62,6 +77,7 @@ class Limits:
     file: int = 1 << 20
     folder: int = 1 << 24
     open_files: int = 64
+    threads: int = 64
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -74,10 +90,10 @@ class Outcome:
     """Result of running a program.
 
     Args:
-        finished: it ran to its last line. A program that is made to deceive can read its own source
-            and pretend this.
+        finished: it ran to its last line, and so did its tests. Without tests, a program that is
+            made to deceive can pretend this.
         timed_out: it was killed because of `Limits.seconds`.
-        output: its stdout and stderr.
+        output: stdout and stderr of the program and of its tests.
     """
 
     finished: bool
@@ -91,75 +107,140 @@ def check_isolation() -> None:
     Raises:
         InputError: if the machine cannot isolate a program; it says why.
     """
-    outcome = run_program(_PROBE)
+    limits = Limits()
+    outcome = run_program(_PROBE.format(threads=limits.threads), limits)
     if not outcome.finished:
         lines = outcome.output.strip().splitlines()
         _refuse(lines[-1] if lines else "the probe gave no output")
 
 
-def run_program(code: str, limits: Limits | None = None) -> Outcome:
-    """Run Python code in an isolated process, see `prunelit.tasks.judges.jail`.
+def run_program(
+    code: str, limits: Limits | None = None, tests: str = "", helpers: Helpers | None = None
+) -> Outcome:
+    """Run Python code and its tests, each in an isolated process, see `prunelit.tasks.judges.jail`.
 
     The program can import the standard library, but no installed package, and it sees no file of
-    the user. System V shared memory has no limit. Only code that calls the C library can allocate
-    it, and it is freed when the program ends.
+    the user. The tests run in another interpreter, which calls the functions of the program over a
+    socket. Results come as plain values: None, numbers, strings, bytes, dates, and the containers
+    of the standard library. The tests see all other objects by reference. An object answers
+    for itself, by its methods and operators, only if the tests name it or its class; otherwise it
+    can be called, iterated and read. It never equals a plain value.
+
+    Changes of an argument come back with the result of the call. The container in a result or in an
+    attribute is a copy.
 
     Args:
         code: of the program.
-        limits: of the program; None takes the defaults.
+        limits: of the program, and of its tests; None takes the defaults.
+        tests: Python code that uses names of the program, and passes if it runs to its end.
+        helpers: names that the tests do not take from the program.
 
     Raises:
         InputError: if the machine cannot isolate the program, which is not run then.
     """
     if sys.platform != "linux":
         _refuse(f"{platform.system()} has no namespaces")
-    limits = limits or Limits()
-    python, paths = _interpreter()
-    # The exit status is not enough: a program that exits before its tests has the status 0 too.
-    token = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="prunelit-") as root, tempfile.TemporaryFile() as out:
-        plan = {
-            "root": root,
-            "paths": paths,
-            "python": python,
-            "scratch": limits.folder,
-            "limits": {
-                "RLIMIT_AS": limits.memory,
-                "RLIMIT_CORE": 0,
-                "RLIMIT_CPU": limits.cpu_seconds,
-                "RLIMIT_FSIZE": limits.file,
-                "RLIMIT_NOFILE": limits.open_files,
-                "RLIMIT_NPROC": 0,
-            },
-        }
-        with subprocess.Popen(
-            [python, "-I", "-S", "-B", str(jail.__file__), json.dumps(plan)],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=subprocess.PIPE,
-            cwd="/",
-            env={},
-            start_new_session=True,
-        ) as process:
-            try:
-                # The token has a line of its own, also after output without a final newline.
-                last = f"print({chr(10) + token!r}, flush=True)"
-                source = f"{code}\n{last}\n".encode(errors="replace")
-                _, complaint = process.communicate(source, timeout=limits.seconds)
-                timed_out = False
-            except subprocess.TimeoutExpired:
-                complaint, timed_out = b"", True
-            finally:
-                # The program dies with this process, whatever it does to survive.
-                with suppress(ProcessLookupError):
-                    process.kill()
-        out.seek(0)
-        output = out.read().decode(errors="replace")
+    if not can_filter():
+        _refuse(f"the system calls of {platform.machine()} are not known")
+    limits, helpers = limits or Limits(), helpers or Helpers()
+    work = {"program": code, "tests": tests, **vars(helpers)}
+    until = time.monotonic() + limits.seconds
+    with ExitStack() as stack:
+        root = stack.enter_context(tempfile.TemporaryDirectory(prefix="prunelit-"))
+        reader, writer = map(stack.enter_context, map(open, os.pipe(), ("rb", "wb")))
+        output = stack.enter_context(ThreadPoolExecutor(1)).submit(_keep, reader, limits.file)
+        for end in (*(talk := socketpair()), *(control := socketpair())):
+            stack.enter_context(end)
+        plan = _plan(root, limits)
+        ours, theirs = control
+        number = theirs.fileno()
+        processes = [
+            stack.enter_context(_start(plan, main, end, writer, passed))
+            for main, end, passed in (
+                ("program.main()", talk[0], ()),
+                (f"tests.main({number})", talk[1], (number,)),
+            )
+        ]
+        for end in (*talk, theirs, writer):
+            end.close()
+        answer = _ask(ours, json.dumps(work).encode(), until)
+        for process in processes:
+            process.kill()  # all of its namespace dies with it, whatever it does to survive
+        complaint = b"".join(process.stderr.read() for process in processes if process.stderr)
+        text = output.result().decode(errors="replace")
     if complaint:
         _refuse(complaint.decode(errors="replace"))
-    # Only a line that equals the token counts: a traceback may quote the line that prints it.
-    finished = not timed_out and token in output.splitlines()
-    return Outcome(finished, timed_out, output.replace(f"\n{token}\n", ""))
+    return Outcome(answer == PASSED, answer is None, text)
+
+
+def _plan(root: str, limits: Limits) -> dict[str, Any]:
+    """Return the plan of a jail, see `jail.main`; `files` still needs what to run."""
+    python, paths = _interpreter()
+    return {
+        "root": root,
+        "paths": paths,
+        "python": python,
+        "files": {
+            f"prunelit/tasks/judges/inside/{path.name}": path.read_text(encoding="utf-8")
+            for path in _INSIDE.glob("[!_]*.py")
+        },
+        "scratch": limits.folder,
+        "calls": filter_calls(platform.machine()).hex(),
+        "limits": {
+            "RLIMIT_AS": limits.memory,
+            "RLIMIT_CORE": 0,
+            "RLIMIT_CPU": limits.cpu_seconds,
+            "RLIMIT_FSIZE": limits.file,
+            "RLIMIT_NOFILE": limits.open_files,
+            "RLIMIT_NPROC": limits.threads,
+        },
+    }
+
+
+@contextmanager
+def _start(
+    plan: dict[str, Any], main: str, talk: socket, output: IO[bytes], passed: tuple[int, ...]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start one interpreter; its stdin is its end of the talk, its stderr complains of the jail."""
+    module, _, _ = main.partition(".")
+    start = f"from prunelit.tasks.judges.inside import {module}\n{main}\n"
+    plan = {**plan, "files": {**plan["files"], "program.py": start}}
+    with subprocess.Popen(
+        [plan["python"], "-I", "-S", "-B", str(jail.__file__), json.dumps(plan)],
+        stdin=talk.fileno(),
+        stdout=output,
+        stderr=subprocess.PIPE,
+        pass_fds=passed,
+        cwd="/",
+        env={},
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _ask(control: socket, work: bytes, until: float) -> bytes | None:
+    """Send what to run; return the verdict, b"" if it ended without one, None if time is over."""
+    try:
+        control.settimeout(max(until - time.monotonic(), 1e-3))
+        control.sendall(work)
+        control.shutdown(SHUT_WR)
+        control.settimeout(max(until - time.monotonic(), 1e-3))
+        return control.recv(len(PASSED))
+    except TimeoutError:
+        return None
+    except (BrokenPipeError, ConnectionResetError):  # the jail has complained
+        return b""
+
+
+def _keep(file: IO[bytes], size: int) -> bytes:
+    """Read a file to its end; return its first `size` bytes."""
+    kept = bytearray()
+    while data := os.read(file.fileno(), 1 << 16):
+        kept += data[: size - len(kept)]
+    return bytes(kept)
 
 
 def _interpreter() -> tuple[str, list[str]]:

@@ -159,7 +159,7 @@ def test_a_writer_of_files_fills_no_disk() -> None:
 
 @isolated
 def test_endless_output_is_cut() -> None:
-    outcome = run("while True: print('x' * 1000)", Limits(cpu_seconds=5, file=10_000))
+    outcome = run("while True: print('x' * 1000)", Limits(cpu_seconds=1, file=10_000))
     assert not outcome.finished
     assert len(outcome.output) <= 10_000
 
@@ -201,7 +201,7 @@ def test_the_users_files_cannot_be_read() -> None:
             assert refused(lambda: open(path, "rb").read()), path
         for path in ({str(Path.cwd())!r}, "/home", "/proc", "/sys", "/var", "/etc/ssl"):
             assert refused(lambda: os.listdir(path)), path
-        assert set(os.environ) <= {{"PYTHONHASHSEED", "LC_CTYPE"}}, os.environ
+        assert set(os.environ) <= {{"PYTHONHASHSEED", "MALLOC_ARENA_MAX", "LC_CTYPE"}}, os.environ
         os.chdir("/")
         for _ in range(50):
             os.chdir("..")
@@ -222,7 +222,11 @@ def test_there_is_no_network() -> None:
         for address in ("127.0.0.1", "1.1.1.1"):
             assert refused(lambda: socket.create_connection((address, 80), 1)), address
         assert refused(lambda: socket.getaddrinfo("pypi.org", 443))
-        assert [name for _, name in socket.if_nameindex()] == ["lo"]
+        assert refused(socket.if_nameindex)
+        # A network namespace does not cover all kinds of sockets, such as AF_VSOCK and AF_NETLINK.
+        for family in range(64):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
+                assert refused(lambda: socket.socket(family, kind)), (family, kind)
         """
     )
     assert outcome.finished, outcome.output

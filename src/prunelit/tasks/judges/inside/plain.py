@@ -1,0 +1,162 @@
+"""Values as plain data, which can be read without running any code of the sender.
+
+A value is JSON. None, booleans, strings, finite and other floats and most integers stand for
+themselves; a list says what it is by its first item. An object of a class that is not known here is
+not sent: both interpreters number such objects, see `peer.py`.
+"""
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+# How to fill an empty container with the items that were sent, pairs for dictionaries.
+_FILL: dict[type, Callable[[Any, Any], None]] = {
+    list: list.extend,
+    dict: dict.update,
+    set: set.update,
+    bytearray: bytearray.extend,
+    deque: deque.extend,
+    OrderedDict: OrderedDict.update,
+    Counter: dict.update,
+    defaultdict: dict.update,
+}
+_FROZEN: dict[type, Callable[[Any], Any]] = {tuple: tuple, frozenset: frozenset}
+_VIEWS: dict[type, Callable[[Any], Any]] = {
+    type({}.keys()): lambda items: dict.fromkeys(items).keys(),
+    type({}.items()): lambda items: dict(items).items(),
+    type({}.values()): lambda items: dict(enumerate(items)).values(),
+}
+_MAKERS = {kind.__name__: make for kind, make in (_FROZEN | _VIEWS).items()}
+_CONTAINERS = {kind.__name__: kind for kind in _FILL}
+
+# Classes by their full name, and the arguments that make an equal object.
+_MADE: dict[str, Callable[[Any], list[Any]]] = {
+    "builtins.complex": lambda value: [value.real, value.imag],
+    "builtins.bytes": lambda value: [list(value)],
+    "builtins.range": lambda value: [value.start, value.stop, value.step],
+    "builtins.slice": lambda value: [value.start, value.stop, value.step],
+    "fractions.Fraction": lambda value: [value.numerator, value.denominator],
+    "decimal.Decimal": lambda value: [str(value)],
+    "datetime.timedelta": lambda value: [value.days, value.seconds, value.microseconds],
+    "datetime.timezone": lambda value: list(value.__getinitargs__()),
+    "datetime.date": lambda value: [value.year, value.month, value.day],
+    "datetime.time": lambda value: [
+        *(value.hour, value.minute, value.second, value.microsecond, value.tzinfo)
+    ],
+    "datetime.datetime": lambda value: [
+        *(value.year, value.month, value.day),
+        *(value.hour, value.minute, value.second, value.microsecond, value.tzinfo),
+    ],
+}
+
+# A subclass of these, such as an `IntEnum` or a named tuple, is sent as the value that it holds.
+_BASES: dict[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+    list: lambda value: [*list.__iter__(value)],
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+    set: lambda value: set(set.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+}
+_CONSTANTS: dict[str, Any] = {"Ellipsis": ..., "NotImplemented": NotImplemented} | {
+    kind.__name__: kind
+    for kind in (
+        *(type(None), bool, int, float, complex, str, bytes, bytearray),
+        *(list, tuple, dict, set, frozenset, range),
+    )
+}
+
+
+def held(value: Any) -> Any:
+    """Return the plain value that an object holds, by its class; or the object itself."""
+    base = next((base for base in type(value).__mro__ if base in _BASES), None)
+    return _BASES[base](value) if base else value
+
+
+class Exchange:
+    """A call and its answer. A container that occurs in both stays the same one, changed in place.
+
+    Args:
+        pack_object: makes data of an object that has no plain value.
+        unpack_object: the reverse.
+        is_object: says of a class that its objects are never sent as plain values.
+    """
+
+    def __init__(
+        self,
+        pack_object: Callable[[Any, Callable[[Any], Any]], Any],
+        unpack_object: Callable[[Any, Callable[[Any], Any]], Any],
+        is_object: Callable[[type], bool],
+    ) -> None:
+        self.pack_object, self.unpack_object = pack_object, unpack_object
+        self.is_object = is_object
+        self.containers: list[Any] = []
+
+    def pack(self, value: Any) -> Any:
+        """Return a value as JSON."""
+        numbers = {id(container): number for number, container in enumerate(self.containers)}
+        sent: set[int] = set()
+
+        def pack(value: Any) -> Any:
+            kind = type(value)
+            if value is None or kind in (bool, str, float):
+                return value
+            if kind is int:  # JSON limits the digits
+                return value if abs(value) < 1 << 60 else ["int", hex(value)]
+            if kind in _FILL:
+                number = numbers.setdefault(id(value), len(numbers))
+                if number in sent:
+                    return ["same", number]
+                sent.add(number)
+                if number == len(self.containers):
+                    self.containers.append(value)
+                items = kind.items(value) if issubclass(kind, dict) else value
+                return [kind.__name__, number, [pack(item) for item in items]]
+            if kind in _FROZEN or kind in _VIEWS:
+                return [kind.__name__, [pack(item) for item in value]]
+            name = f"{kind.__module__}.{kind.__qualname__}"
+            if name in _MADE:
+                return ["made", name, [pack(part) for part in _MADE[name](value)]]
+            if not self.is_object(kind) and (plain := held(value)) is not value:
+                return pack(plain)
+            for constant, known in _CONSTANTS.items():
+                if value is known:
+                    return ["constant", constant]
+            return self.pack_object(value, pack)
+
+        return pack(value)
+
+    def unpack(self, data: Any) -> Any:
+        """Return the value of JSON."""
+        if not isinstance(data, list):
+            return data
+        match data:
+            case ["int", digits]:
+                return int(digits, 16)
+            case ["constant", name]:
+                return _CONSTANTS[name]
+            case ["same", number]:
+                return self.containers[number]
+            case ["made", name, parts] if name in _MADE:
+                module, kind = name.split(".")
+                return getattr(import_module(module), kind)(*map(self.unpack, parts))
+            case [kind, items] if kind in _MAKERS:
+                return _MAKERS[kind]([self.unpack(item) for item in items])
+            case [kind, number, items] if kind in _CONTAINERS:
+                return self._fill(_CONTAINERS[kind], number, items)
+        return self.unpack_object(data, self.unpack)
+
+    def _fill(self, kind: type, number: int, items: list[Any]) -> Any:
+        """Fill a new container, or the one that has this number already."""
+        if number == len(self.containers):
+            self.containers.append(kind())
+        container = self.containers[number]
+        if type(container) is not kind:
+            raise TypeError(f"container {number} was a {type(container).__name__}")
+        values = [self.unpack(item) for item in items]
+        container.clear()
+        _FILL[kind](container, values)
+        return container

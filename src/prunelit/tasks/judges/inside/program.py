@@ -1,0 +1,73 @@
+"""The interpreter of the program: it runs the program, then does what the tests ask for."""
+
+import io
+import os
+import sys
+import traceback
+from types import ModuleType
+from typing import Any, NoReturn
+
+from prunelit.tasks.judges.inside.peer import Peer
+from prunelit.tasks.judges.inside.plain import held
+
+
+class Printed(io.RawIOBase):
+    """Output that the tests print, so that they can catch it."""
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__()
+        self._peer = peer
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._peer.send(["print", bytes(data).decode(errors="replace")])
+        return len(data)
+
+
+class Program(Peer):
+    """The end of the program. Its tests may do everything with its objects.
+
+    Args:
+        socket: see `Peer`.
+    """
+
+    def __init__(self, socket: int) -> None:
+        super().__init__(socket)
+        self.module = ModuleType("__main__")
+        sys.modules["__main__"] = self.module
+        self.output = io.TextIOWrapper(io.BufferedWriter(Printed(self)), "utf-8", "replace")
+        sys.stdin, sys.stdout = io.StringIO(), self.output
+
+    def flush(self) -> None:
+        if not self.output.closed:
+            self.output.flush()
+
+    def ended(self) -> NoReturn:
+        os._exit(0)
+
+    def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        match method:
+            case "load":
+                return self.load(*args)
+            case "look up":
+                return vars(self.module)[args[0]]
+            case "held":
+                return held(target)
+            case "__getattr__":
+                return getattr(target, args[0])
+        return getattr(type(target), method)(target, *args, **kwargs)
+
+    def load(self, code: str) -> None:
+        """Run the program itself."""
+        try:
+            exec(compile(code.encode(errors="replace"), "<program>", "exec"), vars(self.module))
+        except BaseException:
+            traceback.print_exc()
+            raise
+
+
+def main() -> None:
+    """Answer until the tests have ended."""
+    Program(0).answer()
