@@ -13,6 +13,7 @@ import pytest
 
 from prunelit import InputError
 from prunelit.data.beir import Collection, load_collection
+from prunelit.data.local_files import Table
 
 CORPUS = [
     {"_id": "d1", "title": "Snow", "text": "It is white."},
@@ -127,6 +128,18 @@ def test_titles_may_be_missing(write: Write) -> None:
     assert found.documents == ["It is white.", "Bees make honey.", "Paris", "Water is wet."]
 
 
+def give_hub(
+    monkeypatch: pytest.MonkeyPatch, find: Callable[[str, str | None, str], datasets.Dataset]
+) -> None:
+    """Let `find` stand for the hub; `tests/hub/` runs its clients."""
+
+    def open_hub_table(path: str, subset: str | None, split: str) -> Table:
+        data = find(path, subset, split)
+        return Table(data.column_names, lambda wanted: data.select_columns(list(wanted)).to_list())
+
+    monkeypatch.setattr("prunelit.data.rows.open_hub_table", open_hub_table)
+
+
 @pytest.mark.parametrize("qrels", [None, "BeIR/tiny-qrels"])
 def test_the_hub(monkeypatch: pytest.MonkeyPatch, qrels: str | None) -> None:
     judged = {"query-id": [], "corpus-id": [], "score": []}  # type: ignore[var-annotated]
@@ -140,9 +153,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, qrels: str | None) -> None:
             judged
         ),
     }
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda path, name, split: known[path, name, split]
-    )
+    give_hub(monkeypatch, lambda path, subset, split: known[path, subset, split])
     check(load_collection("BeIR/tiny", split="test", qrels=qrels))
 
 
@@ -154,7 +165,7 @@ def test_numbers_as_ids_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         "queries": datasets.Dataset.from_list([{"_id": "1", "text": "c"}]),
         "default": datasets.Dataset.from_list([{"query-id": 1, "corpus-id": 4, "score": 1}]),
     }
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: known[name])
+    give_hub(monkeypatch, lambda path, subset, split: known[subset])
     assert load_collection("org/ids", split="test").grades == [{1: 1}]
 
 

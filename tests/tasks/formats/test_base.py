@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from prunelit import InputError
+from prunelit.data.local_files import Table
 from prunelit.tasks.formats import arc, gsm8k, piqa, reads_columns
 from prunelit.tasks.formats.base import Format, read_examples, read_questions
 from prunelit.tasks.questions import Example, GroupedQuestion, Question
@@ -202,11 +202,11 @@ def test_a_data_set_on_the_hub_is_asked_for_subset_and_split(
 ) -> None:
     asked: list[Sequence[Any]] = []
 
-    def load(path: str, name: str | None, *, split: str) -> datasets.Dataset:
-        asked.append((path, name, split))
-        return datasets.Dataset.from_list([ARC])
+    def load(path: str, subset: str | None, split: str) -> Table:
+        asked.append((path, subset, split))
+        return Table(list(ARC), lambda wanted: [{name: ARC[name] for name in wanted}])
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("prunelit.data.rows.open_hub_table", load)
     read_questions("allenai/ai2_arc", "test", subset="ARC-Easy", format=arc)
     assert asked == [("allenai/ai2_arc", "ARC-Easy", "test")]
 
