@@ -1,6 +1,7 @@
 """Two processes against one: the same masks, the same results."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,77 @@ def test_processes_that_python_spawns(
     done = console(tmp_path, "validate", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     assert {row.task for row in results(tmp_path)} == {"perplexity"}
+
+
+SIGNALLING = """
+import os, signal
+from lightning.pytorch import Callback
+from prunelit.pruners import Wanda
+from prunelit.tasks import Perplexity
+
+def signalled(place):
+    rank, name, where = os.environ["SIGNALLED"].split()
+    if os.environ.get("LOCAL_RANK", "0") == rank and place == where:
+        os.kill(os.getpid(), signal.Signals[name])
+
+class Pruned(Wanda):
+    def prune_block(self, block, probes):
+        super().prune_block(block, probes)
+        signalled("pruning")
+
+class Measured(Perplexity):
+    def step(self, pair, batch):
+        signalled("measuring")
+        return super().step(pair, batch)
+
+class Trained(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2:
+            signalled("training")
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "name", "place"),
+    [
+        (1, "SIGTERM", "measuring"),
+        (1, "SIGUSR1", "training"),
+        pytest.param(0, "SIGTERM", "training", marks=pytest.mark.full),
+        pytest.param(0, "SIGUSR1", "measuring", marks=pytest.mark.full),
+        pytest.param(0, "SIGTERM", "pruning", marks=pytest.mark.full),
+        pytest.param(1, "SIGTERM", "pruning", marks=pytest.mark.full),
+    ],
+)
+def test_a_signal_to_one_of_two_processes_ends_both_with_its_sentence(
+    rank: int,
+    name: str,
+    place: str,
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    console: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "signalling.py").write_text(SIGNALLING)
+    config = make_config(tmp_path)
+    text = config["data"]["calibration"]["path"]
+    options = {"path": text, "length": 20, "limit": 4, "batch_size": 1}
+    config["data"]["tasks"] = [{"class_path": "signalling.Measured", "init_args": options}]
+    config["pruning"]["init_args"]["pruner"]["class_path"] = "signalling.Pruned"
+    if place == "training":
+        config["data"]["recovery"] = {"path": text, "sequences": 9, "length": 16, "batch_size": 1}
+        config["trainer"] |= {"max_epochs": 1, "callbacks": [{"class_path": "signalling.Trained"}]}
+    save_config(tmp_path, config)
+    monkeypatch.setenv("SIGNALLED", f"{rank} {name} {place}")
+    done = console(tmp_path, "fit", "--config", "config.yaml", *DDP)
+    how = {
+        "pruning": "No checkpoint is written yet: start the same command again.",
+        "training": f"Continue from {tmp_path}/run/checkpoints/last.ckpt with `--ckpt_path last`.",
+        "measuring": "The pruned model is written: `prunelit validate` with the same options",
+    }
+    # In training all ranks stop at the same step; the first one does not know the signal's name.
+    shown = "SIGTERM" if place == "training" and rank else name
+    assert done.returncode == 128 + signal.Signals[shown], done.stderr
+    assert done.stderr.count(f"prunelit: Stopped by {shown}. {how[place]}") == 1, done.stderr
+    assert done.stderr.count("Stopped by") == 1
+    assert "Traceback" not in done.stderr

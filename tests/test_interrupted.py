@@ -116,7 +116,11 @@ def test_another_model_begins_anew(
     ratio = ("--pruning.pruner.sparsity.ratio", "0.4")
     done = forked(folder, "validate", "--config", "config.yaml", *ratio)
     assert done.returncode == 0, done.stderr
-    assert "goes on" not in done.stderr
+    assert "continues: " not in done.stderr
+    (journal,) = (folder / "run" / "unfinished").iterdir()
+    assert f"{journal} holds batches that were measured with other settings (models.pruned: " in (
+        done.stderr
+    )
     assert len(batches(folder)) == 2 + 4
 
 

@@ -173,3 +173,35 @@ def test_values_that_cannot_be_written_down_are_an_error(tmp_path: Path) -> None
     journals.open("task", RECIPE)
     with pytest.raises(AssertionError, match="only tensors"):
         journals.values("task", torch.tensor([0]), lambda: {"sketch": object()})
+
+
+def test_files_of_other_settings_are_named_with_what_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert measured(tmp_path, [0], RECIPE | {"batch_size": 2})
+    other = Journals(tmp_path, 0)
+    other.open("gone", RECIPE)
+    other.values("gone", torch.tensor([0]), Measuring())
+    other.open("a-b", RECIPE | {"batch_size": 2})
+    other.values("a-b", torch.tensor([0]), Measuring())
+    (damaged,) = tmp_path.glob("a-b-*")
+    damaged.write_bytes(b"x" + damaged.read_bytes())
+    (tmp_path / "note.txt").touch()
+    assert measured(tmp_path, [0], RECIPE | {"batch_size": 4})
+    before = sorted(tmp_path.iterdir())
+    journals = Journals(tmp_path, 0)
+    for task in ("task", "a-b"):
+        journals.open(task, RECIPE | {"batch_size": 4})
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        journals.tell_others()
+    (damage, gone, told) = caplog.messages
+    (path,) = [path for path in tmp_path.glob("task-*") if str(path) in told]
+    assert told == (
+        f"{path} holds batches that were measured with other settings (batch_size: 4 now, 2 "
+        "there), and this run does not use it: a run with those settings continues from it, or "
+        "remove it."
+    )
+    assert "(this run measures no batches of 'gone' that could be continued)" in gone
+    assert "(its first line is damaged)" in damage
+    assert sorted(tmp_path.iterdir()) == before

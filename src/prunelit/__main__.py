@@ -41,6 +41,7 @@ def main() -> None:
 
                 run()
             except Stopped as stop:
+                stop.pass_on()
                 stop.tell("Start the same command again.")
                 raise
 

@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -18,15 +19,17 @@ from jsonargparse import ActionYesNo, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
+from prunelit.callbacks.results import OUTCOME
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.core.private_api import HookedCLI, replace_lists
 from prunelit.core.processes import end_together, misconfiguration
 from prunelit.errors import InputError, check_seed, explain, name_own_code, shorten
-from prunelit.files import make_folder
+from prunelit.files import keep_earlier, make_folder, write_text
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
@@ -71,20 +74,26 @@ class OneSentenceParser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write the configuration to the folder of the run, or to the folder of all variants."""
+    """Write the configuration to the folder of the run, or to the folder of all variants.
+
+    Another configuration that is there is moved to `earlier_N`, and with it the results of its run.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the folder; on every rank, as Lightning shares the logger's folder between them."""
+        self._sweeps = "variants" in self.config
+        logged = trainer.log_dir or trainer.default_root_dir
+        self._folder = sweep_folder(trainer) if self._sweeps else Path(logged)
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration of a sweep on rank 0, and replace an earlier file."""
-        if not self.save_to_log_dir:
-            path = sweep_folder(trainer) / self.config_filename
-            make_folder(path.parent)
-            self.parser.save(
-                self.config,
-                str(path),
-                skip_none=False,
-                overwrite=self.overwrite,
-                multifile=self.multifile,
-            )
+        """Write the file on rank 0."""
+        path = make_folder(self._folder) / self.config_filename
+        text = self.parser.dump(self.config, skip_none=False)
+        if path.is_file() and _settings(path.read_text(encoding="utf-8")) != _settings(text):
+            kept = keep_earlier(path.parent, (path.name, *(() if self._sweeps else OUTCOME)))
+            rank_zero_info(f"Files of another configuration were here; they are now in {kept}.")
+        write_text(path, text)
 
 
 class PruneLitCLI(HookedCLI):
@@ -145,8 +154,6 @@ class PruneLitCLI(HookedCLI):
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TaskProgressBar())
         callbacks.append(Results())  # last, to print when the progress bar is gone
-        if self.subcommand == "sweep":
-            self.save_config_kwargs["save_to_log_dir"] = False
         if config.get("max_epochs") != 0 and config.get("enable_checkpointing") is not False:
             given = config.get("callbacks") or []
             given = [*(given if isinstance(given, list) else [given]), *callbacks]
@@ -179,8 +186,7 @@ def run(args: list[str] | None = None) -> PruneLitCLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,
-        # A logger with a fixed version overwrites the files of the last run; so does this file.
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"save_to_log_dir": False},  # `SaveConfig` finds the folder
         parser_class=OneSentenceParser,
         args=args,
     )
@@ -217,6 +223,17 @@ def load_yaml(text: str) -> Any:
         raise InputError(f"The YAML that begins with {text[:40]!r} is nested too deeply.") from None
     except ValueError as error:  # such as a date that does not exist
         raise yaml.YAMLError(str(error)) from error
+
+
+def _settings(text: str) -> Any:
+    """Read a configuration that was saved; its checkpoint to continue from is no setting."""
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    if isinstance(settings, dict):
+        settings.pop("ckpt_path", None)
+    return settings
 
 
 def _count_nodes(node: yaml.Node | None, known: dict[int, int | None]) -> int:

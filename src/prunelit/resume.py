@@ -8,6 +8,7 @@ Internal: a run with the same settings and the same folder resumes by itself.
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from torch import Tensor
 from prunelit.files import make_folder
 from prunelit.models.fingerprint import fingerprint
 from prunelit.models.model_pair import ModelPair
+from prunelit.recipe import tell_differences
 from prunelit.tasks.base import Task
 
 Values = Mapping[str, Any]
+
+_NAME = re.compile(r"(?P<task>.+)-(?P<key>[0-9a-f]{16})-\d+\.jsonl")
 
 
 class Journals:
@@ -74,6 +78,29 @@ class Journals:
             if path.name.endswith(f"-{self._rank}.jsonl"):
                 path.unlink()
         return len(self._known[task])
+
+    def tell_others(self) -> None:
+        """Say which files hold batches that were measured with other settings."""
+        for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            name = _NAME.fullmatch(path.name)
+            if name and name["key"] != self._keys.get(name["task"]):
+                rank_zero_info(
+                    f"{path} holds batches that were measured with other settings "
+                    f"({self._difference(path, name['task'])}), and this run does not use it: a "
+                    "run with those settings continues from it, or remove it."
+                )
+
+    def _difference(self, path: Path, task: str) -> str:
+        if task not in self._recipes:
+            return f"this run measures no batches of {task!r} that could be continued"
+        with path.open("rb") as file:
+            head = file.readline()
+        try:
+            other = json.loads(head)["recipe"]
+        except (ValueError, TypeError, KeyError):
+            return "its first line is damaged"
+        mine = json.loads(self._recipes[task])["recipe"]
+        return tell_differences(mine, other) or "its name was changed"
 
     def values(self, task: str, indices: Tensor, measure: Callable[[], Values]) -> Values:
         """Return the values of a batch: from the journal, or else measured and appended to it.
@@ -138,7 +165,10 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
     """
     journals = Journals(Path(trainer.default_root_dir) / "unfinished", trainer.global_rank)
     recipes = {name: task.recipe() for name, task in tasks.items()}
-    if trainer.state.fn != "validate" or not any(recipes.values()):
+    if trainer.state.fn != "validate":
+        return journals
+    if not any(recipes.values()):
+        journals.tell_others()
         return journals
     run = {
         "models": {name: fingerprint(model) for name, model in pair.models().items()},
@@ -150,6 +180,7 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
     for name, recipe in recipes.items():
         if recipe is not None and (known := journals.open(name, {**run, **recipe})):
             rank_zero_info(f"The task {name!r} continues: {known} batches are measured already.")
+    journals.tell_others()
     return journals
 
 

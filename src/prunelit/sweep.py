@@ -4,14 +4,16 @@ Internal: the public name is `PruneTrainer.sweep` in `prunelit`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from prunelit.callbacks.pruned_folder import check_output
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import Results
 from prunelit.callbacks.rounds import require_prunelit
@@ -24,7 +26,7 @@ from prunelit.pruners import BlockDrop, SublayerDrop
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import check_text
 from prunelit.report.curves import Curve, as_csv, write_picture
-from prunelit.report.overview import overview
+from prunelit.report.overview import ALL_FIGURES, overview
 from prunelit.report.results import Result
 from prunelit.report.tables import markdown_table, show
 from prunelit.report.variants import (
@@ -81,20 +83,19 @@ def sweep(
             rank_zero_info(f"Variant {place + 1} of {len(pruners)}: {name}.")
             pruning = prunings.pop(name)  # frees its masks after the variant
             trainer.callbacks = [start, pruning, *others, results]  # type: ignore[attr-defined]
-            trainer.loggers = [_version(trainer, logger, name)] if logger else []
+            trainer.loggers = [_version(logger, name)] if logger else []
             results.folder = None if logger else sweep_folder(trainer) / name
             module.discard_pruned()
             reset_seed()  # so that no variant depends on those before it
-            trainer.validate(module, datamodule=data, verbose=False)
+            with _events_of_one(trainer, results):
+                trainer.validate(module, datamodule=data, verbose=False)
             variants.append(_variant(name, module.results, results.curves, pruning))
     finally:
         trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
         results.folder, results.brief = None, False
         # Also after a later variant has failed.
         if trainer.is_global_zero and variants:
-            overview_logger = _version(trainer, logger, OVERVIEW) if logger else None
-            shown = _with_earlier(variants, sweep_folder(trainer))
-            _write(shown, sweep_folder(trainer), overview_logger)
+            _write(variants, sweep_folder(trainer), logger)
             if missing := [name for name in pruners if name not in {v.name for v in variants}]:
                 rank_zero_info(f"Not in the figures: {', '.join(missing)} (failed or not started).")
 
@@ -122,7 +123,7 @@ class _Start(Callback):
         data: PruneData = trainer.datamodule  # type: ignore[attr-defined]
         for pruning in self._left.values():
             recipe = pruning.recipe(data, module)
-            pruning.check_output(pruning.find_folder(trainer, module, recipe), recipe)
+            check_output(pruning.find_folder(trainer, module, recipe), recipe)
         module.load()
         assert module.model is not None
         module.check_tasks()
@@ -189,15 +190,29 @@ def _pruning(trainer: Trainer, name: str, pruner: Pruner) -> Pruning:
     return pruning
 
 
-def _version(trainer: Trainer, logger: TensorBoardLogger, version: str) -> TensorBoardLogger:
-    """Return a logger in the variant's folder, and delete the curves of an earlier sweep there."""
-    own = TensorBoardLogger(
+def _version(logger: TensorBoardLogger, version: str) -> TensorBoardLogger:
+    return TensorBoardLogger(
         logger.save_dir, logger.name, version, default_hp_metric=False, sub_dir=logger.sub_dir
     )
+
+
+@contextmanager
+def _events_of_one(trainer: Trainer, results: Results) -> Iterator[None]:
+    """Let the folder of a variant have the curves of one sweep: others would be drawn over them."""
+    earlier = [path for logger in trainer.loggers for path in _events(logger)]
+    yield
     if trainer.is_global_zero:
-        for old in Path(own.log_dir).glob("events.out.tfevents.*"):
-            old.unlink()
-    return own
+        _clear(earlier, results.kept)
+
+
+def _events(logger: Logger) -> list[Path]:
+    return sorted(Path(logger.log_dir or "").glob("events.out.tfevents.*"))
+
+
+def _clear(events: Sequence[Path], kept: Path | None) -> None:
+    """Move events to the folder that has the results of their sweep; delete those of the same."""
+    for path in events:
+        path.unlink() if kept is None else path.rename(kept / path.name)
 
 
 def _variant(
@@ -220,36 +235,56 @@ def _dropped(pruner: Pruner) -> tuple[str, int] | None:
     return None
 
 
-def _with_earlier(variants: Sequence[Variant], folder: Path) -> list[Variant]:
-    """Add the variants of earlier sweeps; those of other tasks or models are kept aside.
+def _with_earlier(variants: Sequence[Variant], folder: Path) -> tuple[list[Variant], str]:
+    """Add the variants of earlier sweeps, if they can be compared.
 
     Args:
         variants: of this sweep.
         folder: of all variants.
+
+    Returns:
+        All variants, and words for what the figures there have and the new ones will not.
     """
     path = folder / FIGURES / VARIANTS
     if not path.is_file():
-        return list(variants)
+        return list(variants), ""
     earlier = read_variants(path)
     if not earlier or not same_dense(variants[0], earlier[0]):
-        kept = keep_earlier(folder, (FIGURES,))
-        rank_zero_info(f"Figures of another model or of other tasks are now in {kept}.")
-        return list(variants)
+        return list(variants), "another model or other tasks"
     new = {variant.name: variant for variant in variants}
     merged = {variant.name: new.get(variant.name, variant) for variant in earlier} | new
     if added := [name for name in merged if name not in new]:
         rank_zero_info(f"Also in the figures, from earlier sweeps: {', '.join(added)}.")
-    return list(merged.values())
+    replaced = [
+        old.name for old in earlier if format_variants([old]) != format_variants([merged[old.name]])
+    ]
+    return list(merged.values()), f"other results of {', '.join(replaced)}" if replaced else ""
+
+
+def _keep_figures(folder: Path, lost: str, pictures: Iterable[str]) -> Path | None:
+    """Keep the figures of earlier sweeps aside, if the new ones do not show all that they show."""
+    drawn = {f"{name}{suffix}" for name in pictures for suffix in (".png", ".csv")}
+    figures = [path for name in ALL_FIGURES for path in (folder / FIGURES).glob(f"{name}*")]
+    undrawn = sorted(path.name for path in figures if path.name not in drawn)
+    if not (lost or undrawn):
+        return None
+    kept = keep_earlier(folder, (FIGURES,))
+    rank_zero_info(f"Figures of {lost or ', '.join(undrawn)} are now in {kept}.")
+    return kept
 
 
 def _write(variants: Sequence[Variant], folder: Path, logger: TensorBoardLogger | None) -> None:
     """Write the table and the figures of all variants; one process calls it."""
+    variants, lost = _with_earlier(variants, folder)
     pictures, missing = overview(variants)
+    kept = _keep_figures(folder, lost, pictures)
     for name, picture in pictures.items():
         write_picture(picture, folder / FIGURES, name)
     write_text(folder / FIGURES / "variants.csv", as_csv(variants_numbers(variants)))
     write_text(folder / FIGURES / VARIANTS, format_variants(variants))
     if logger is not None:
+        logger = _version(logger, OVERVIEW)
+        _clear(_events(logger), kept)
         write_pictures(logger.experiment, pictures)
         cells = [
             {heading.replace("\n", " "): cell for heading, cell in line.items()}

@@ -6,24 +6,29 @@ An interrupted run resumes in two places: `callbacks/checkpoints.py` restores a 
 Internal: the public name, `PruneTrainer`, is in `prunelit`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
 from prunelit.callbacks.checkpoints import (
-    check_checkpoint,
     checkpoint_folders,
     last_callbacks,
     last_checkpoints,
+    read_checkpoint,
 )
-from prunelit.callbacks.pruning import Pruning
+from prunelit.callbacks.results import RESULTS, Results
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
-from prunelit.core.private_api import child_processes, claim_version, leave_signals
-from prunelit.core.signals import Stopped, stop_on_signals
+from prunelit.core.private_api import (
+    ResumingTrainer,
+    child_processes,
+    claim_version,
+    leave_signals,
+)
+from prunelit.core.signals import Stopped, launching, stop_on_signals
 from prunelit.files import check_folder, explain_full, make_folder, only_writer
 from prunelit.pruners.base import Pruner
 from prunelit.sweep import sweep, sweep_folder
@@ -36,7 +41,7 @@ _SAME_COMMAND = (
 _VALIDATE = "The pruned model is written: `prunelit validate` with the same options compares it."
 
 
-class PruneTrainer(Trainer):
+class PruneTrainer(ResumingTrainer):
     """A `lightning.Trainer` with the three runs of prunelit; its arguments are Lightning's.
 
     Each run checks the settings before it starts other processes.
@@ -52,7 +57,7 @@ class PruneTrainer(Trainer):
         0
     """
 
-    _within, _nested = False, False  # True inside `_alone` and inside `_stoppable`
+    _inside = False  # True while a run of this Trainer goes on
 
     def fit(  # type: ignore[override]
         self,
@@ -76,19 +81,18 @@ class PruneTrainer(Trainer):
         """
         check_trainer(self)
         if ckpt_path not in (None, "last"):
-            check_checkpoint(ckpt_path)
+            read_checkpoint(ckpt_path, checksums=True)
         elif ckpt_path == "last" and self.is_global_zero:
             for path in last_checkpoints(self):
-                check_checkpoint(path)
+                read_checkpoint(path, checksums=True)
         for callback in last_callbacks(self):
             callback.starts_anew = ckpt_path is None
-        outputs = [c.folder(self) for c in self.callbacks if isinstance(c, Pruning)]  # type: ignore[attr-defined]
-        with self._alone(*outputs, *self._checkpoints()):
-            with self._stoppable(self._after_fit):
-                super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
-            if self.state.finished:
-                with self._stoppable(lambda: _VALIDATE):
-                    self.validate(model, datamodule=datamodule)
+        own = [callback.path for callback in last_callbacks(self) if self.max_epochs != 0]
+        finished = False
+        with self._one_run(lambda: _VALIDATE if finished else self._after_fit(), *own):
+            super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+            if finished := self.state.finished:
+                self.validate(model, datamodule=datamodule)
 
     def validate(  # type: ignore[override]
         self,
@@ -103,7 +107,7 @@ class PruneTrainer(Trainer):
             InputError: naming a setting that does not fit.
         """
         check_trainer(self)
-        with self._alone(), self._stoppable(lambda: _SAME_COMMAND):
+        with self._one_run(lambda: _SAME_COMMAND):
             return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
 
     def sweep(
@@ -125,52 +129,59 @@ class PruneTrainer(Trainer):
         """
         check_trainer(self)
         folders = {Path(self.default_root_dir) / "sweep", sweep_folder(self) / "sweep"}
-        with self._alone(*folders, logs=False), self._stoppable(lambda: _SAME_COMMAND):
+        with self._one_run(lambda: _SAME_COMMAND, *folders, logs=False):
             sweep(self, model, datamodule, variants)
 
     @contextmanager
-    def _alone(self, *paths: Path, logs: bool = True) -> Iterator[None]:
-        """Give this run a `version_N` of its own; refuse paths that another run is writing."""
-        if self._within or not self.is_global_zero:
+    def _one_run(
+        self, how_to_go_on: Callable[[], str], *paths: Path, logs: bool = True
+    ) -> Iterator[None]:
+        """Give a run folders of its own; a signal or a full disk ends it with a sentence.
+
+        A run inside another one, such as the validation of `fit`, is a part of it.
+
+        Args:
+            how_to_go_on: gives the sentence after a signal.
+            paths: of files and folders that only one run may write.
+            logs: give the loggers folders that no other run writes.
+        """
+        if self._inside:
             yield
             return
-        self._check_folders()
-        with ExitStack() as stack:
-            for path in paths:
-                stack.enter_context(only_writer(path))
-            for logger in self.loggers if logs else ():
-                if (claimed := claim_version(logger)) is not None:
-                    stack.callback(_remove_if_empty, claimed)
-                elif logger.log_dir:
-                    stack.enter_context(only_writer(logger.log_dir))
-            self._within = True
-            stack.callback(setattr, self, "_within", False)
-            yield
-
-    def _checkpoints(self) -> list[Path]:
-        return [callback.path for callback in last_callbacks(self) if self.max_epochs != 0]
-
-    @contextmanager
-    def _stoppable(self, how_to_go_on: Callable[[], str]) -> Iterator[None]:
-        """End a run that a signal or a full disk stops with a sentence.
-
-        A nested one only lets errors through.
-        """
         leave_signals(self)
-        nested, self._nested = self._nested, True
-        with stop_on_signals(), explain_full(self.default_root_dir):
+        with ExitStack() as stack:
+            stack.enter_context(stop_on_signals())
+            stack.enter_context(explain_full(self.default_root_dir))
+            self._inside = True
+            stack.callback(setattr, self, "_inside", False)
             try:
+                if self.local_rank == 0:
+                    stack.enter_context(launching())
+                if self.is_global_zero:
+                    self._claim(stack, paths, logs)
                 yield
             except Stopped as stop:
-                if not nested:
-                    for child in child_processes(self):
-                        child.kill()
-                    if self.is_global_zero:
-                        stop.tell(how_to_go_on())
-                    stop.told = True  # the first process tells
+                for child in child_processes(self):
+                    child.kill()
+                if self.is_global_zero:
+                    stop.tell(how_to_go_on())
+                stop.pass_on()
+                stop.told = True  # the first process tells
                 raise
-            finally:
-                self._nested = nested
+
+    def _claim(self, stack: ExitStack, paths: Iterable[Path], logs: bool) -> None:
+        """Make the next `version_N` of each logger; refuse paths that another run is writing."""
+        self._check_folders()
+        for path in paths:
+            stack.enter_context(only_writer(path))
+        for logger in self.loggers if logs else ():
+            if (claimed := claim_version(logger)) is not None:
+                stack.callback(_remove_if_empty, claimed)
+            elif logger.log_dir:
+                stack.enter_context(only_writer(logger.log_dir))
+        results = [c for c in self.callbacks if isinstance(c, Results)]  # type: ignore[attr-defined]
+        if logs and results and not self.loggers:
+            stack.enter_context(only_writer(Path(self.default_root_dir) / RESULTS))
 
     def _check_folders(self) -> None:
         """Refuse folders that cannot be written, and give links that lead nowhere their folder."""

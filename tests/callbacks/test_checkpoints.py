@@ -5,8 +5,10 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from prunelit.callbacks.checkpoints import LastCheckpoint, WholeFileCheckpointIO
+from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 
 
@@ -27,100 +29,6 @@ def test_failure_while_a_checkpoint_is_written_leaves_the_one_before(
     io.save_checkpoint({"step": 3}, path)
     assert torch.load(path) == {"step": 3}
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_best_weights_after_the_last_round_are_written(
-    cli: Callable[..., None],
-    configure: Callable[..., str],
-    linear_weights: Callable[[], dict[str, torch.Tensor]],
-    scalars: Callable[[], Any],
-    tmp_path: Path,
-) -> None:
-    def change(config: dict[str, Any]) -> None:
-        config["trainer"]["max_epochs"] = 6
-        folder = str(tmp_path / "run" / "checkpoints")
-        config["model"]["lr_scheduler"] = {  # gets worse in the end
-            "class_path": "torch.optim.lr_scheduler.ExponentialLR",
-            "init_args": {"gamma": 1.15},
-        }
-        best = {"dirpath": folder, "monitor": "val/perplexity/nll"}
-        config["trainer"]["callbacks"] = [
-            {"class_path": "prunelit.callbacks.BestCheckpoint", "init_args": best},
-        ]
-
-    cli("fit", "--config", configure(change))
-    losses = [event.value for event in scalars().Scalars("val/perplexity/nll")]
-    final = losses[-1]  # of the model that was written
-    later = losses[2:6]
-    assert min(later) < later[-1]
-    assert final == pytest.approx(min(later), abs=1e-6)
-    for weight in linear_weights().values():
-        assert int((weight == 0).sum()) == weight.numel() // 2
-
-
-def test_early_stopping_waits_for_the_last_round(
-    cli: Callable[..., None],
-    configure: Callable[..., str],
-    rounds: Callable[[], list[dict[str, Any]]],
-    linear_weights: Callable[[], dict[str, torch.Tensor]],
-    scalars: Callable[[], Any],
-    tmp_path: Path,
-) -> None:
-    def change(config: dict[str, Any]) -> None:
-        config["trainer"]["max_epochs"] = 9
-        stopping = {"monitor": "val/perplexity/nll", "patience": 1, "min_delta": 100.0}
-        config["trainer"]["callbacks"] = [
-            {"class_path": "prunelit.callbacks.EarlyStopping", "init_args": stopping},
-        ]
-
-    cli("fit", "--config", configure(change))
-    assert [entry["epoch"] for entry in rounds()] == [0, 1, 2]
-    # The first validation after the last round sets the mark, the next one is no better.
-    assert len(scalars().Scalars("train/loss")) == 6 * 4
-    before = linear_weights()
-    shutil.rmtree(tmp_path / "run" / "pruned")
-    cli("fit", "--config", configure(change), "--ckpt_path", "last")
-    assert len(scalars().Scalars("train/loss")) == 6 * 4
-    for name, weight in linear_weights().items():
-        assert weight.equal(before[name]), name
-
-
-@pytest.mark.parametrize("name", ["BestCheckpoint", "EarlyStopping"])
-def test_a_metric_that_is_not_measured(
-    cli: Callable[..., None],
-    configure: Callable[..., str],
-    refused: Callable[..., str],
-    scalars: Callable[[], Any],
-    tmp_path: Path,
-    name: str,
-) -> None:
-    def change(config: dict[str, Any]) -> None:
-        arguments = {"monitor": "val/perplexity/nill"}
-        if name == "BestCheckpoint":
-            arguments["dirpath"] = str(tmp_path / "run" / "checkpoints")
-        config["trainer"]["callbacks"] = [
-            {"class_path": f"prunelit.callbacks.{name}", "init_args": arguments},
-        ]
-
-    complaint = refused("--config", configure(change))
-    assert f"'val/perplexity/nill' of `{name}` is not measured by this run" in complaint
-    assert "val/perplexity/nll" in complaint
-    assert len(scalars().Scalars("train/loss")) == 6  # two rounds before the last one
-
-
-def test_best_weights_that_no_validation_measured(
-    configure: Callable[..., str], refused: Callable[..., str], tmp_path: Path
-) -> None:
-    def change(config: dict[str, Any]) -> None:
-        config["trainer"]["check_val_every_n_epoch"] = 2  # after the second of three rounds
-        best = {"dirpath": str(tmp_path / "checkpoints"), "monitor": "val/perplexity/nll"}
-        config["trainer"]["callbacks"] = [
-            {"class_path": "prunelit.callbacks.BestCheckpoint", "init_args": best},
-        ]
-
-    complaint = refused("--config", configure(change))
-    assert "never measured 'val/perplexity/nll' after the last round" in complaint
-    assert not (tmp_path / "run" / "pruned").exists()
 
 
 def test_checkpoint_of_another_run_or_a_broken_one(
@@ -187,52 +95,6 @@ def test_steps_between_checkpoints() -> None:
         LastCheckpoint("checkpoints", every_n_train_steps=0)
 
 
-@pytest.mark.parametrize(
-    ("watchers", "trainer", "message"),
-    [
-        (["EarlyStopping"], {}, "with a task of ['perplexity'] but got 'val/perplexty/nll'"),
-        (["BestCheckpoint", "BestCheckpoint"], {}, "Expected one `BestCheckpoint`"),
-        (
-            ["BestCheckpoint"],
-            {"check_val_every_n_epoch": None, "val_check_interval": 1000},
-            "`BestCheckpoint` would never see a validation",
-        ),
-        (
-            ["BestCheckpoint"],
-            {"check_val_every_n_epoch": None, "val_check_interval": 10, "limit_train_batches": 3},
-            "`val_check_interval` is 10 batches and training has 9",
-        ),
-        (
-            ["BestCheckpoint"],
-            {"check_val_every_n_epoch": None, "val_check_interval": 8, "max_steps": 7},
-            "`val_check_interval` is 8 batches and training has 7",
-        ),
-    ],
-)
-def test_watchers_that_would_see_nothing(
-    watchers: list[str],
-    trainer: dict[str, Any],
-    message: str,
-    configure: Callable[..., str],
-    refused: Callable[..., str],
-    tmp_path: Path,
-) -> None:
-    def change(config: dict[str, Any]) -> None:
-        config["trainer"] |= trainer
-        monitor = "val/perplexty/nll" if watchers == ["EarlyStopping"] else "val/perplexity/nll"
-        config["trainer"]["callbacks"] = [
-            {
-                "class_path": f"prunelit.callbacks.{name}",
-                "init_args": {"monitor": monitor}
-                | ({"dirpath": str(tmp_path / str(i))} if name == "BestCheckpoint" else {})
-                | ({"mode": "max"} if i else {}),
-            }
-            for i, name in enumerate(watchers)
-        ]
-
-    assert message in refused("--config", configure(change))
-
-
 def test_what_changes_training_changes_the_recipe(
     cli: Callable[..., None],
     configure: Callable[..., str],
@@ -258,3 +120,32 @@ def test_training_would_undo_rounding(
         arguments["pruner"] = {"class_path": "prunelit.pruners.Quantize"}
 
     assert "`trainer.max_epochs` 0 with Quantize" in refused("--config", configure(change))
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_a_checkpoint_of_another_model_is_refused_before_its_weights_are_loaded(
+    pruned: bool,
+    cli: Callable[..., None],
+    configure: Callable[..., str],
+    refused: Callable[..., str],
+    make_model: Callable[..., PreTrainedModel],
+    material: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["trainer"]["max_epochs"] = 1
+        config["pruning"]["init_args"]["schedule"] = None
+        if not pruned:
+            del config["pruning"]
+
+    cli("fit", "--config", configure(change))
+    other = tmp_path / "other"
+    shutil.copytree(material / "dense", other)
+    make_model("qwen3").save_pretrained(other)
+    again = ("--config", configure(change), "--ckpt_path", "last", "--model.source", str(other))
+    if pruned:
+        monkeypatch.setattr(PairedLM, "load", None)
+        assert "another recipe (model.version.config.json: " in refused(*again)
+    else:
+        assert "is of another model: 'model.model." in refused(*again)

@@ -17,6 +17,7 @@ from prunelit.callbacks import Pruning, Results
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
+from prunelit.files import only_writer
 from prunelit.pruners import BlockDrop, Neuron, Pruner, SublayerDrop, Wanda
 from prunelit.recipe import describe
 from prunelit.report.results import read_results
@@ -208,6 +209,10 @@ def test_each_recipe_has_its_own_folder_and_validate_finds_it(
         _, again = run("validate", ratio=ratio)
         assert f"Using the pruned model in {folder}: its recipe is this one" in caplog.text
         assert same(again, fitted) == (ratio == 0.25)
+    shutil.rmtree(tmp_path / "pruned")
+    for stage in ("validate", "fit"):
+        pruning, _ = run(stage, ratio=0.25)
+        assert pruning.written == other
 
 
 def test_a_chosen_folder_with_another_recipe_is_refused_with_both_values(
@@ -407,3 +412,25 @@ def test_results_name_the_recipe_and_the_pruned_model_and_replace_no_others(
         assert sorted(content(earlier / "figures").values()) == sorted(before.values())
     again = read_results(tmp_path / "earlier_1" / "results.jsonl")
     assert [(row.recipe, row.pruned) for row in again] == [(r.recipe, r.pruned) for r in first]
+
+
+def test_the_folder_that_a_run_writes_is_its_own(run: Run, tmp_path: Path) -> None:
+    run("fit")
+    (first,) = tmp_path.iterdir()
+    with only_writer(first):  # another run prunes by the recipe of `pruned`
+        pruning, _ = run("fit", ratio=0.25)
+        with pytest.raises(InputError, match=f"Another run is writing '{first}'"):
+            run("fit")
+    second = pruning.written
+    assert second is not None
+    assert second != first
+    with only_writer(second), pytest.raises(InputError, match=f"is writing '{second}'"):
+        run("fit", ratio=0.25)
+    run("fit", ratio=0.25)
+    assert sorted(tmp_path.iterdir()) == sorted([first, second])
+
+
+def test_results_without_a_logger_have_one_writer(run: Run, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "results.jsonl"), pytest.raises(InputError, match="is writing '"):
+        run("validate", results=True, callback=Untouched)
+    run("validate", results=True)

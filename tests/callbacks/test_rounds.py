@@ -1,12 +1,16 @@
 """Rounds of pruning with recovery between them, as the command line runs them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from safetensors.torch import load_file
+
+from prunelit.callbacks import Pruning
 
 Cli = Callable[..., None]
 
@@ -142,3 +146,56 @@ def test_what_cannot_work_is_refused(
     complaint = refused("--config", configure(), *option, *fewer)
     assert any(part in complaint for part in message.split("|")), complaint
     assert not (tmp_path / "run" / "pruned").exists()
+
+
+@pytest.mark.parametrize(
+    ("every", "stop", "before"), [(4, 5, [1]), (None, 8, [1, 2])], ids=["steps", "epochs"]
+)
+def test_a_run_that_goes_on_prunes_no_round_of_its_checkpoint_again(
+    every: int | None,
+    stop: int,
+    before: list[int],
+    cli: Cli,
+    configure: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        arguments = {"dirpath": str(tmp_path / "last"), "every_n_train_steps": every}
+        last = {"class_path": "prunelit.callbacks.LastCheckpoint", "init_args": arguments}
+        config["trainer"]["callbacks"] = [last]
+
+    done: list[int] = []
+    apply = Pruning.apply
+
+    def note(self: Pruning, *arguments: Any) -> Any:
+        done.append(len(self._rounds) + 1)
+        return apply(self, *arguments)
+
+    def content() -> dict[str, bytes]:
+        folder = tmp_path / "run" / "pruned"
+        return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+    monkeypatch.setattr(Pruning, "apply", note)
+    cli("fit", "--config", configure(change))
+    assert done == [1, 2, 3]
+    whole = content()
+    assert len(whole) == 2  # weights and masks
+    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(tmp_path / "last")
+    done.clear()
+
+    def die(_: Any, trainer: Trainer, *__: Any) -> None:
+        if trainer.global_step == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pruning, "on_train_batch_end", die)
+        with pytest.raises(SystemExit):
+            cli("fit", "--config", configure(change))
+    assert done == before
+    assert not content()
+    done.clear()
+    cli("fit", "--config", configure(change), "--ckpt_path", "last")
+    assert done == [2, 3]
+    assert content() == whole

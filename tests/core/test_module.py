@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,3 +163,27 @@ def test_tasks_of_other_data_are_checked_too(
     for data in (first, second):
         make_trainer().validate(module, datamodule=data, verbose=False)
     assert {row.task for row in module.results} == {"transitions"}
+
+
+def test_a_source_is_a_path_or_a_name(
+    material: Path, model: torch.nn.Module, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    assert PairedLM(material / "dense").source == str(material / "dense")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="on the hub but got a LlamaForCausalLM: save it and"):
+        PairedLM(model)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", ["shape", "name"])
+def test_a_checkpoint_of_another_model_is_refused(module: PairedLM, change: str) -> None:
+    module.load()
+    trainer = SimpleNamespace(ckpt_path="last.ckpt")
+    module._trainer = trainer  # type: ignore[assignment]
+    state = dict(module.state_dict())
+    module.on_load_checkpoint({"state_dict": state})
+    name = "model.model.layers.1.mlp.up_proj.weight"
+    weight = state.pop(name)
+    if change == "shape":
+        state[name] = weight[1:]
+    there = {"shape": r"\[47, 32\]", "name": "absent"}[change]
+    with pytest.raises(InputError, match=rf"{name}' is \[48, 32\] here and {there} there"):
+        module.on_load_checkpoint({"state_dict": state})

@@ -64,6 +64,7 @@ METHODS = {
     f"{CLI}_prepare_subcommand_parser": ["klass", "subcommand", "kwargs"],
     f"{CLI}_run_subcommand": ["subcommand"],
     f"{SIGNALS}register_signal_handlers": [],
+    "lightning.pytorch.trainer.trainer:Trainer._run": ["model", "ckpt_path", "weights_only"],
 }
 
 

@@ -1,11 +1,15 @@
 """Adapters train the weights that are left, and merging changes no result."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from prunelit import prune
+from prunelit import prune, save_pretrained
 from prunelit.errors import InputError
 from prunelit.pruners import Wanda
 from prunelit.pruning.lora import Adapters, LoRA
@@ -82,3 +86,32 @@ def test_modules_that_the_model_lacks(model: PreTrainedModel) -> None:
 def test_settings_that_mean_nothing() -> None:
     with pytest.raises(InputError, match=r"`lora\.rank` of at least 1"):
         LoRA(rank=0)
+
+
+@pytest.mark.parametrize("form", ["model", "attached", "merged in place"])
+def test_a_model_with_an_adapter_is_neither_pruned_nor_saved(
+    form: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    input_ids: Tensor,
+    tmp_path: Path,
+) -> None:
+    report = prune(model, Wanda(Unstructured(0.5)), input_ids)
+    adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules=TARGETS))
+    if form == "merged in place":
+        adapted.merge_adapter()
+    given = adapted if form == "model" else model
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    refused = "is a Linear of peft|is a PeftModel of peft"
+    with pytest.raises(InputError, match=f"({refused}).*: merge the adapter"):
+        prune(given, Wanda(Unstructured(0.5)), input_ids)
+    # Transformers would write the adapter alone.
+    with pytest.raises(InputError, match=f"({refused}).*: merge the adapter"):
+        save_pretrained(given, tokenizer, tmp_path / "pruned", report)
+    assert all(value.equal(before[name]) for name, value in given.state_dict().items())
+    assert not list(tmp_path.iterdir())
+    if form == "merged in place":
+        adapted.unmerge_adapter()
+    merged = adapted.merge_and_unload()
+    report = prune(merged, Wanda(Unstructured(0.5)), input_ids)
+    save_pretrained(merged, tokenizer, tmp_path / "pruned", report)

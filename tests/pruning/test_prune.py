@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.utils.parametrizations
+import torch.nn.utils.prune
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -192,3 +194,59 @@ def test_sequences_longer_than_the_positions_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"at most 128 tokens.*calibration sequence has 129"):
         prune(model, wanda, torch.ones(2, 129, dtype=torch.int64))
+
+
+def quantised(model: PreTrainedModel) -> None:
+    linear = torch.nn.Linear
+    torch.ao.quantization.quantize_dynamic(model, {linear}, torch.qint8, inplace=True)
+
+
+def one_of_bytes(model: PreTrainedModel) -> None:
+    linear = model.model.layers[0].mlp.up_proj
+    linear.weight = torch.nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
+
+
+def marked(model: PreTrainedModel) -> None:
+    model.is_quantized = True  # as the quantisers of transformers do
+
+
+def with_a_tensor_of_its_own(model: PreTrainedModel) -> None:
+    class Packed(torch.Tensor): ...
+
+    linear = model.model.layers[0].mlp.up_proj
+    linear.weight = torch.nn.Parameter(linear.weight.detach().as_subclass(Packed), False)
+
+
+def masked(model: PreTrainedModel) -> None:
+    torch.nn.utils.prune.l1_unstructured(model.model.layers[0].mlp.up_proj, "weight", 0.5)
+
+
+def parametrised(model: PreTrainedModel) -> None:
+    torch.nn.utils.parametrizations.orthogonal(model.model.layers[0].mlp.up_proj)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (quantised, r"'model\.layers\.0\.self_attn\.q_proj' is quantised or sharded"),
+        (one_of_bytes, r"'model\.layers\.0\.mlp\.up_proj' is quantised or sharded \(Linear\)"),
+        (marked, r"is quantised or sharded"),
+        (with_a_tensor_of_its_own, r"up_proj' is quantised or sharded"),
+        (masked, r"the weight of 'model\.layers\.0\.mlp\.up_proj' as a parameter but it is comp"),
+        (parametrised, r"the weight of 'model\.layers\.0\.mlp\.up_proj' as a parameter but it is"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_refused_before_any_work(
+    change: Callable[[PreTrainedModel], None],
+    named: str,
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    wanda: Wanda,
+) -> None:
+    change(model)
+    before = model.model.layers[1].input_layernorm.weight.clone()
+    with pytest.raises(InputError, match=named):
+        prune(model, wanda, input_ids)
+    assert before.equal(model.model.layers[1].input_layernorm.weight)

@@ -178,9 +178,11 @@ def test_a_sweep_of_other_variants_adds_to_the_figures(
     assert all((folder / "model.safetensors").is_file() for folder in folders.values())
     names = [line["variant"] for line in table(tmp_path / "figures" / "variants.csv")]
     assert list(dict.fromkeys(names)) == ["dense", "one", "two", "three"]
+    earlier = table(tmp_path / "earlier_1" / "figures" / "variants.csv")
+    assert {line["sparsity"] for line in earlier if line["variant"] == "two"} == {"0.5"}
     before = (tmp_path / "figures" / "variants.csv").read_bytes()
     # Other tasks cannot be compared with it.
     start({"four": one}, [Perplexity(text, length=20, limit=2)])
     names = [line["variant"] for line in table(tmp_path / "figures" / "variants.csv")]
     assert list(dict.fromkeys(names)) == ["dense", "four"]
-    assert (tmp_path / "earlier_1" / "figures" / "variants.csv").read_bytes() == before
+    assert (tmp_path / "earlier_2" / "figures" / "variants.csv").read_bytes() == before

@@ -180,7 +180,9 @@ def test_a_second_sweep_uses_what_is_there(
     files = [path for name in config["variants"] for path in (tmp_path / "run" / name).rglob("*")]
     before = {path: path.stat().st_mtime_ns for path in files}
     first = {name: str(results(tmp_path, name)) for name in config["variants"]}
-    old_events = list((tmp_path / "run" / "board").rglob("events.out.tfevents.*"))
+    board = tmp_path / "run" / "board"
+    old_events = list(board.rglob("events.out.tfevents.*"))
+    old = {name: (board / name).read_bytes() for name in ("config.yaml", "figures/variants.csv")}
     capfd.readouterr()
     caplog.clear()
     config["variants"]["wanda"]["init_args"]["sparsity"]["init_args"]["ratio"] = 0.25
@@ -204,6 +206,37 @@ def test_a_second_sweep_uses_what_is_there(
     # With curves of both runs in one folder TensorBoard would show every step twice.
     assert old_events
     assert not any(path.exists() for path in old_events)
+    # Those of other results are kept with them.
+    kept = {str(path.parent.relative_to(board)) for path in board.rglob("earlier_*/events*")}
+    assert kept == {"wanda/earlier_1", "earlier_2"}
+    assert (board / "earlier_1" / "config.yaml").read_bytes() == old["config.yaml"]
+    assert (board / "earlier_2" / "figures" / "variants.csv").read_bytes() == (
+        old["figures/variants.csv"]
+    )
+    assert f"Files of another configuration were here; they are now in {board}/earlier_1." in said
+    assert f"Figures of other results of wanda are now in {board}/earlier_2." in said
+    saved = yaml.safe_load((board / "config.yaml").read_text())["variants"]["wanda"]
+    assert saved["init_args"]["sparsity"]["init_args"]["ratio"] == 0.25
+
+
+def test_figures_that_a_sweep_does_not_draw_are_kept_aside(
+    run: Callable[..., None], config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config["trainer"]["logger"] = False
+    run()
+    folder = tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+    assert "spaces_by_variant.png" in before
+    assert "score_by_dropped.png" not in before
+    (folder / "figures" / "score_by_dropped.png").write_bytes(b"of a sweep with questions")
+    (folder / "figures" / "my own.png").touch()
+    config["variants"] = {"attention_1": config["variants"]["attention_1"]}
+    run()
+    assert f"Figures of score_by_dropped.png are now in {folder}/earlier_2." in caplog.text
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == set(before)
+    kept = folder / "earlier_2" / "figures"
+    assert {path.name for path in kept.iterdir()} == {*before, "score_by_dropped.png", "my own.png"}
 
 
 def test_without_a_logger_results_lie_with_the_models(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from prunelit.callbacks.checkpoints import (
-    BestCheckpoint,
-    check_checkpoint,
-    checkpoint_folders,
-    last_checkpoints,
-    selection_recipe,
-)
+from prunelit.callbacks.checkpoints import checkpoint_folders, last_checkpoints, read_checkpoint
+from prunelit.callbacks.pruned_folder import check_output, find_folder, read_own, tell_other
 from prunelit.callbacks.rounds import check_rounds, require_prunelit
+from prunelit.callbacks.watchers import BestCheckpoint, selection_recipe
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
-from prunelit.files import check_space
-from prunelit.models.saving import (
-    check_apart,
-    check_unchanged,
-    check_writable,
-    read_report,
-    save_pretrained,
-    weight_bytes,
-)
+from prunelit.files import check_space, only_writer
+from prunelit.models.saving import check_unchanged, save_pretrained, weight_bytes
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
 from prunelit.pruning.masks import Masks
 from prunelit.pruning.prune import describe_batches
 from prunelit.pruning.report import Missing, find_missing
-from prunelit.recipe import describe, find_differences, recipe_id, tell_differences
+from prunelit.recipe import describe, find_differences, tell_differences
 from prunelit.report.tables import pruning_table, show, size_sentence, sparsity_sentence
 from prunelit.schedule import OneShot, Schedule
 
@@ -89,6 +79,7 @@ class Pruning(Callback):
         self.masks = Masks()
         self.written: Path | None = None  # folder of the pruned model, if it is on disk
         self._into = Path()
+        self._lock = ExitStack()  # held until the folder is written
         self._rounds: list[dict[str, Any]] = []
         self._last: PruningReport | None = None
         self._recipe: dict[str, Any] | None = None
@@ -106,15 +97,19 @@ class Pruning(Callback):
         folder = self._into = self.find_folder(trainer, module, recipe)
         self._processes = trainer.world_size
         if stage == "fit":
-            self.check_output(folder, recipe)
+            self._claim(trainer)
+            check_output(folder, recipe)
             check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
             self._check_unfinished(trainer, module)
             if trainer.ckpt_path is not None:  # the checkpoint holds the result of the first round
+                self._check_saved(read_checkpoint(trainer.ckpt_path), trainer.ckpt_path)
                 module.load()
                 self._count(module)
                 return
         elif self._load_pruned(trainer, module, folder, recipe):
             return
+        elif self.always_writes:
+            self._claim(trainer)
         # All checks come before the first round, also those of a later round.
         module.load(reference=not self.offload)
         self._count(module)
@@ -129,18 +124,48 @@ class Pruning(Callback):
         if not module.trains:
             self._finish(trainer, module, write=stage == "fit" or self.always_writes)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let other runs write the folder."""
+        self._lock.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let other runs write the folder."""
+        self._lock.close()
+
+    def _claim(self, trainer: Trainer) -> None:
+        """Refuse a folder that another run is writing, and keep other runs away."""
+        if trainer.is_global_zero:
+            self._lock.enter_context(only_writer(self._into))
+
     def _check_unfinished(self, trainer: Trainer, module: PairedLM) -> None:
         """Refuse to overwrite the checkpoint of a training that wrote no pruned model."""
         for path in last_checkpoints(trainer, to_overwrite=True):
-            state = check_checkpoint(path)["callbacks"].get(self.state_key, {})
-            recipe = json.loads(state.get("json", "{}")).get("recipe")
-            folder = self.find_folder(trainer, module, recipe) if recipe else None
-            report = read_report(folder) if folder else None
-            if report is None or find_differences(recipe, report.get("recipe")):
+            recipe = self._saved(read_checkpoint(path)).get("recipe") or {}
+            if read_own(self.find_folder(trainer, module, recipe), recipe) is None:
                 raise InputError(
                     f"{str(path)!r} is the checkpoint of a training that did not finish: continue "
                     "it with `--ckpt_path last`, or remove the file to start anew."
                 )
+
+    def _saved(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Return the plain part of this callback's state in a checkpoint; empty without one."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        return json.loads(state["json"]) if state else {}
+
+    def _check_saved(self, checkpoint: dict[str, Any], path: Any) -> dict[str, Any]:
+        """Return what `_saved` does; refuse the checkpoint of another run."""
+        saved = self._saved(checkpoint)
+        mine = {**(self._recipe or {}), "processes": self._processes}
+        other = {**(saved.get("recipe") or {}), "processes": saved.get("processes")}
+        if find_differences(mine, other):
+            raise InputError(
+                f"The checkpoint {str(path)!r} was written by a run with another recipe "
+                f"({tell_differences(mine, other)}): use the configuration of that run, or start "
+                "again without `ckpt_path`."
+            )
+        return saved
 
     def _check_space(self, trainer: Trainer, model: PreTrainedModel) -> None:
         """Refuse disks that cannot hold the weights; a smaller model needs less than is known."""
@@ -211,16 +236,8 @@ class Pruning(Callback):
         Raises:
             InputError: if the checkpoint belongs to another run.
         """
-        state = checkpoint["callbacks"].get(self.state_key)
-        plain: dict[str, Any] = json.loads(state["json"]) if state else {}
-        mine = {**(self._recipe or {}), "processes": self._processes}
-        other = {**(plain.get("recipe") or {}), "processes": plain.get("processes")}
-        if find_differences(mine, other):
-            raise InputError(
-                f"The checkpoint {str(trainer.ckpt_path)!r} was written by a run with another "
-                f"recipe ({tell_differences(mine, other)}): use the configuration of that run, or "
-                "start again without `ckpt_path`."
-            )
+        plain = self._check_saved(checkpoint, trainer.ckpt_path)
+        state = checkpoint["callbacks"][self.state_key]
         assert isinstance(pl_module, PairedLM)
         assert pl_module.model is not None
         self._rounds = plain["rounds"]
@@ -265,10 +282,9 @@ class Pruning(Callback):
         self, trainer: Trainer, module: PairedLM, folder: Path, recipe: dict[str, Any]
     ) -> bool:
         """Load the model that `fit` wrote, if its recipe is the same."""
-        report = read_report(folder)
-        same = report is not None and not find_differences(recipe, report.get("recipe"))
+        report = read_own(folder, recipe)
         # Ranks must agree even if they do not share a disk, since they prune together.
-        if trainer.strategy.reduce_boolean_decision(same, all=True):
+        if trainer.strategy.reduce_boolean_decision(report is not None, all=True):
             assert report is not None
             compared = check_unchanged(folder, report)
             del report["content"]
@@ -280,11 +296,7 @@ class Pruning(Callback):
             self.report, self.written = report, folder
             return True
         folder = self.folder(trainer)
-        report = read_report(folder)
-        why = "holds no pruned model"
-        if report is not None:
-            differences = tell_differences(recipe, report.get("recipe"))
-            why = f"was pruned by another recipe ({differences})"
+        why = tell_other(folder, recipe)
         if module.trains:
             raise InputError(f"{folder} {why}, and this recipe needs training: run `prunelit fit`.")
         where, then = ("", "") if self.always_writes else (" in memory", "; `fit` would write it")
@@ -364,6 +376,7 @@ class Pruning(Callback):
                 save_pretrained(module.model, module.tokenizer, self._into, report, hashed)
                 rank_zero_info(f"The pruned model is in {self._into}.")
                 self.written = self._into
+            self._lock.close()
         trainer.strategy.barrier("prunelit-pruned")
 
     def recipe(self, data: PruneData, module: PairedLM) -> dict[str, Any]:
@@ -392,31 +405,8 @@ class Pruning(Callback):
         Raises:
             InputError: if the model to prune is in the folder.
         """
-        folder = self.folder(trainer)
-        check_apart(module.source, folder)
-        report = read_report(folder)
-        if report is None or not find_differences(recipe, report.get("recipe")):
-            return folder
-        if self.output is not None and not self.always_writes:
-            return folder
-        return folder.with_name(f"{folder.name}-{recipe_id(recipe)}")
-
-    def check_output(self, folder: Path, recipe: dict[str, Any]) -> None:
-        """Refuse a folder that this run could not write without a loss.
-
-        Raises:
-            InputError: if it holds other files, another recipe, or a pruned model that was changed.
-        """
-        check_writable(folder)
-        if (report := read_report(folder)) is None:
-            return
-        if find_differences(recipe, report.get("recipe")):
-            raise InputError(
-                f"{str(folder)!r} holds a model that was pruned by another recipe "
-                f"({tell_differences(recipe, report.get('recipe'))}): choose another "
-                "`pruning.output`, or move the folder away."
-            )
-        check_unchanged(folder, report)
+        chosen = self.output is not None and not self.always_writes
+        return find_folder(self.folder(trainer), recipe, module.source, chosen=chosen)
 
     def _describe(self) -> dict[str, Any]:
         described = describe(self)

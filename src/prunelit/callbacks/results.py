@@ -34,6 +34,10 @@ from prunelit.report.retained import headline_picture, headline_table, retained_
 from prunelit.report.tables import class_rows, class_tables, results_table, show
 from prunelit.report.task_report import TaskReport
 
+RESULTS = "results.jsonl"
+# Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
+OUTCOME = (RESULTS, "items", "figures", "hparams.yaml")
+
 
 class Results(Callback):
     """Print and save the results of a validation: dense, pruned and their difference.
@@ -42,7 +46,8 @@ class Results(Callback):
     to every run.
 
     `results.jsonl` is in the logger's folder, or in `trainer.default_root_dir` if there is no
-    logger. Other results that are there are moved to `earlier_N`. The folder `figures/` beside it
+    logger. Other results that are there are moved to `earlier_N` with their items, figures and
+    `hparams.yaml`. The folder `figures/` beside it
     has each figure as PNG and its numbers as CSV; the curves of a task are in `<task>_curves.csv`.
 
     Example:
@@ -57,6 +62,7 @@ class Results(Callback):
     def __init__(self) -> None:
         self.folder: Path | None = None  # for the files; None is the folder in the docstring
         self.brief = False  # True prints only the last table, as a sweep needs
+        self.kept: Path | None = None  # folder `earlier_N` of other results, of the last validation
         self.curves: dict[str, list[Curve]] = {}  # by the task's name; empty on other ranks than 0
         self._tables: list[Table] = []  # to print
         self._into = Path()
@@ -64,6 +70,7 @@ class Results(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder; on every rank, as Lightning shares the logger's folder between them."""
+        self.kept = None
         self._into = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,7 +90,7 @@ class Results(Callback):
         pruning = callback.report if callback else None
         self._write_results(pl_module.results, callback)
         if evaluation.failed:
-            rank_zero_info(f"Results of the other tasks: {folder / 'results.jsonl'}")
+            rank_zero_info(f"Results of the other tasks: {folder / RESULTS}")
         for name, report in reports.items():
             write_items(report.items, folder / "items" / f"{name}.parquet")
         self.curves = {name: list(report.curves) for name, report in reports.items()}
@@ -103,7 +110,7 @@ class Results(Callback):
                 write_curves(logger.experiment, self.curves)
                 self._log_hyperparameters(logger, pl_module, pruning)
         self._tables = printed_tables(reports.values())
-        self._written = folder / "results.jsonl"
+        self._written = folder / RESULTS
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the tables, after the progress bar has left the screen."""
@@ -128,10 +135,10 @@ class Results(Callback):
                 "pruned": str(callback.written) if callback.written else None,
             }
             results = [replace(result, **origin) for result in results]
-        path, text = self._into / "results.jsonl", format_results(results)
+        path, text = self._into / RESULTS, format_results(results)
         if path.is_file() and path.read_text(encoding="utf-8") != text:
-            kept = keep_earlier(self._into, ("items", "figures", "results.jsonl"))
-            rank_zero_info(f"Other results were here; they are now in {kept}.")
+            self.kept = keep_earlier(self._into, OUTCOME)
+            rank_zero_info(f"Other results were here; they are now in {self.kept}.")
         write_results(results, path)
 
     def _pictures(

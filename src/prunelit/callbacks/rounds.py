@@ -4,7 +4,7 @@ import math
 
 from lightning.pytorch import LightningModule, Trainer
 
-from prunelit.callbacks.checkpoints import batches_per_epoch, check_watchers
+from prunelit.callbacks.watchers import batches_per_epoch, check_watchers
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.core.checks import check_data, check_trainer, check_training
@@ -16,6 +16,7 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.evaluation import Evaluation
 from prunelit.core.processes import barrier
 from prunelit.core.weights import Weights
+from prunelit.data.sources import as_source
 from prunelit.errors import InputError
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
@@ -74,7 +75,12 @@ class PairedLM(LightningModule):
         full_hash: bool = False,
     ) -> None:
         super().__init__()
-        self.source = source
+        if isinstance(source, nn.Module):
+            raise InputError(
+                f"Expected `source` as a path or a name on the hub but got a "
+                f"{type(source).__name__}: save it and give its folder, or use `prunelit.prune`."
+            )
+        source = self.source = as_source(source)
         self.weights = Weights(
             source, dtype, attn_implementation, trust_remote_code, revision, reference, full_hash
         )
@@ -186,6 +192,23 @@ class PairedLM(LightningModule):
             return optimizer
         scheduler = {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model, which has other weights.
+
+        Raises:
+            InputError: naming the first weight that differs, with both shapes.
+        """
+        states = self.state_dict(), checkpoint["state_dict"]
+        mine, other = ({key: list(w.shape) for key, w in state.items()} for state in states)
+        differing = [key for key in {**mine, **other} if mine.get(key) != other.get(key)]
+        if differing:
+            key = differing[0]
+            raise InputError(
+                f"The checkpoint {str(self.trainer.ckpt_path)!r} is of another model: {key!r} is "
+                f"{mine.get(key, 'absent')} here and {other.get(key, 'absent')} there. Start again "
+                "without `ckpt_path`, or use the model of that run."
+            )
 
     def on_train_start(self) -> None:
         """Move the dense model to the device, since Lightning moves submodules only."""

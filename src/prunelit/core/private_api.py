@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -63,6 +63,16 @@ def claim_version(logger: Logger) -> Path | None:
             number += 1
         else:
             return folder
+
+
+class ResumingTrainer(Trainer):
+    """A Trainer whose `ckpt_path` is known when the callbacks are set up, and not only later."""
+
+    def _run(
+        self, model: LightningModule, ckpt_path: Any = None, weights_only: bool | None = None
+    ) -> Any:
+        self._checkpoint_connector._ckpt_path = ckpt_path
+        return super()._run(model, ckpt_path=ckpt_path, weights_only=weights_only)
 
 
 class _NoSignals(_SignalConnector):

@@ -17,6 +17,8 @@ from typing import Any
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # Windows lacks the last two
 _REPEATED = 1.0  # seconds; systemd, srun and a terminal signal a process and its parent at once
+_LAUNCHER = "PRUNELIT_LAUNCHER"  # variable with the process that Lightning's ranks are started by
+_PATIENCE = 2.0  # seconds that this process waits until that one ends it
 
 
 class Stopped(SystemExit):
@@ -24,15 +26,19 @@ class Stopped(SystemExit):
 
     Args:
         number: of the signal.
+        everywhere: True if every rank stops at the same place.
 
     Attributes:
+        number: of the signal.
         name: of the signal.
         status: of the process.
         told: True if the user has read how to go on.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, everywhere: bool = False) -> None:
+        self.number = number
         self.status = 128 + number
+        self.everywhere = everywhere
         super().__init__(self.status)
         self.name = signal.Signals(number).name
         self.told = False
@@ -42,6 +48,29 @@ class Stopped(SystemExit):
         if not self.told:
             self.told = True
             print(f"prunelit: Stopped by {self.name}. {how_to_go_on}", file=sys.stderr)
+
+    def pass_on(self) -> None:
+        """Let the process that started this rank end all ranks, by the same signal.
+
+        Lightning kills that process without a word when a rank ends before it does.
+        """
+        launcher = os.getppid()
+        started = os.environ.get(_LAUNCHER) == str(launcher)
+        if started and os.environ.get("LOCAL_RANK", "0") != "0":
+            self.told = True
+            if not self.everywhere:
+                os.kill(launcher, self.number)
+            time.sleep(_PATIENCE)
+
+
+@contextmanager
+def launching() -> Iterator[None]:
+    """Tell the ranks that this process starts in the block which process it is."""
+    os.environ[_LAUNCHER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(_LAUNCHER, None)
 
 
 class _Request:

@@ -12,6 +12,7 @@ from prunelit.errors import InputError
 
 # The sublayers of a block.
 KINDS = ("attention", "mlp")
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_model(model: object) -> None:
@@ -21,10 +22,62 @@ def check_model(model: object) -> None:
         InputError: naming its type.
     """
     if not isinstance(model, PreTrainedModel):
+        if isinstance(model, nn.Module):
+            check_merged(model)
         raise InputError(
             f"Expected a model of transformers, such as `load_pretrained` returns, but got a "
             f"{type(model).__name__}."
         )
+
+
+def check_merged(model: nn.Module) -> None:
+    """Refuse adapters of peft, attached or merged in place: the weights are not those of the model.
+
+    Raises:
+        InputError: naming the module.
+    """
+    for name, module in model.named_modules():
+        if _is_from("peft", module):
+            raise InputError(
+                f"Expected a model without adapters but its module {name or 'itself'!r} is a "
+                f"{type(module).__name__} of peft: merge the adapter with `merge_and_unload()`."
+            )
+
+
+def check_plain(model: PreTrainedModel) -> None:
+    """Refuse a model whose linear weights in the blocks are no plain numbers that can be pruned.
+
+    Raises:
+        InputError: naming the module that has an adapter, is quantised, or computes its weight.
+    """
+    check_merged(model)
+    prefix, blocks = decoder_blocks(model)
+    for name, module in blocks.named_modules(prefix=prefix):
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        linear = isinstance(module, nn.Linear | Conv1D)
+        if linear and weight is None:
+            raise InputError(
+                f"Expected the weight of {name!r} as a parameter but it is computed from others: "
+                "make it permanent, as with `torch.nn.utils.prune.remove` or "
+                "`torch.nn.utils.parametrize.remove_parametrizations`."
+            )
+        plain = (
+            not linear
+            or weight is None
+            or (
+                (type(weight) is nn.Parameter and type(weight.data) is Tensor)
+                and weight.dtype in _FLOATS
+            )
+        )
+        if not plain or _is_from("torch.ao", module) or getattr(model, "is_quantized", False):
+            raise InputError(
+                f"Expected plain weights in floating point but {name!r} is quantised or sharded "
+                f"({type(module).__name__}): load the model without that, or `dequantize()` it."
+            )
+
+
+def _is_from(package: str, module: nn.Module) -> bool:
+    return any(f"{cls.__module__}.".startswith(f"{package}.") for cls in type(module).__mro__)
 
 
 def embedded_tokens(model: PreTrainedModel) -> int:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
 from prunelit.files import check_replaceable, is_replaceable, replace_folder
+from prunelit.models.architecture import check_merged
 from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
@@ -90,7 +91,7 @@ def save_pretrained(
 
     Raises:
         InputError: if `folder` exists and is not a pruned model, or is the folder that the model
-            was loaded from.
+            was loaded from; if the model has an adapter.
 
     Example:
         >>> import tempfile
@@ -111,6 +112,7 @@ def save_pretrained(
         ['config.json', ..., 'masks.safetensors', 'model.safetensors', 'pruning.json', ...]
     """
     folder = Path(folder)
+    check_merged(model)  # transformers would write the adapter alone
     check_writable(folder)
     if model.name_or_path and Path(model.name_or_path).exists():
         check_apart(model.name_or_path, folder)

@@ -13,7 +13,12 @@ from transformers import PreTrainedModel
 from prunelit.activations import Probe, Statistic
 from prunelit.allocation import Allocation, allocate, check_allocation
 from prunelit.errors import InputError, near_names
-from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.models.architecture import (
+    check_plain,
+    decoder_blocks,
+    linear_modules,
+    oriented_weight,
+)
 from prunelit.models.finite import all_finite
 from prunelit.models.surgery import check_whole
 from prunelit.sparsity import Sparsity, Within
@@ -58,6 +63,7 @@ class Pruner(ABC):
         Raises:
             InputError: names the option that does not fit, or the part that the model lacks.
         """
+        check_plain(model)
         if self.shrinks:
             check_whole(model)
 

@@ -16,7 +16,13 @@ from transformers import PreTrainedModel
 
 from prunelit.data.batches import Batch, as_batches, check_ids, longest
 from prunelit.errors import InputError
-from prunelit.models.architecture import check_length, check_model, decoder_blocks, embedded_tokens
+from prunelit.models.architecture import (
+    check_length,
+    check_model,
+    check_plain,
+    decoder_blocks,
+    embedded_tokens,
+)
 from prunelit.models.loading import check_weights
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
@@ -80,6 +86,7 @@ def prune(
         0.5
     """
     check_model(model)
+    check_plain(model)
     if not isinstance(pruner, Pruner):
         raise InputError(f"Expected a Pruner of `prunelit.pruners` but got {pruner!r}.")
     batches = None if inputs is None else as_batches(inputs, batch_size)

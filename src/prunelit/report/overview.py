@@ -19,6 +19,7 @@ from prunelit.report.style import SPACES, draw
 from prunelit.report.variants import Variant, main_scores
 
 PERTURBATIONS, SCORES, COSINES = "perturbations", "score_by_dropped", "spaces_by_variant"
+ALL_FIGURES = (PERTURBATIONS, SCORES, COSINES)  # the beginnings of their names
 
 # The curves of a perturbation along a rollout, with label and unit.
 _FOLLOWED = {

@@ -1,0 +1,62 @@
+"""The folder of a pruned model: which one a recipe has, and what it holds."""
+
+from pathlib import Path
+from typing import Any
+
+from prunelit.errors import InputError
+from prunelit.models.saving import check_apart, check_unchanged, check_writable, read_report
+from prunelit.recipe import find_differences, recipe_id, tell_differences
+
+
+def find_folder(first: Path, recipe: dict[str, Any], source: str, *, chosen: bool = False) -> Path:
+    """Return the folder of a recipe: another one if the first holds another recipe.
+
+    Args:
+        first: folder of the first recipe.
+        recipe: of the run.
+        source: of the model to prune.
+        chosen: True if only `first` will do.
+
+    Raises:
+        InputError: if the model to prune is in the folder.
+    """
+    check_apart(source, first)
+    if chosen or read_own(first, recipe) is not None:
+        return first
+    own = first.with_name(f"{first.name}-{recipe_id(recipe)}")
+    # The first folder may have been moved away since.
+    if read_report(first) is None and read_own(own, recipe) is None:
+        return first
+    return own
+
+
+def read_own(folder: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the report of a folder; None if it holds no model that this recipe pruned."""
+    report = read_report(folder)
+    if report is None or find_differences(recipe, report.get("recipe")):
+        return None
+    return report
+
+
+def tell_other(folder: Path, recipe: dict[str, Any]) -> str:
+    """Say why `read_own` gives None."""
+    if (report := read_report(folder)) is None:
+        return "holds no pruned model"
+    return f"was pruned by another recipe ({tell_differences(recipe, report.get('recipe'))})"
+
+
+def check_output(folder: Path, recipe: dict[str, Any]) -> None:
+    """Refuse a folder that a run could not write without a loss.
+
+    Raises:
+        InputError: if it holds other files, another recipe, or a pruned model that was changed.
+    """
+    check_writable(folder)
+    if read_report(folder) is None:
+        return
+    if (report := read_own(folder, recipe)) is None:
+        raise InputError(
+            f"{str(folder)!r} {tell_other(folder, recipe)}: choose another `pruning.output`, or "
+            "move the folder away."
+        )
+    check_unchanged(folder, report)
