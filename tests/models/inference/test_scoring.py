@@ -79,3 +79,14 @@ def test_logits_that_are_not_numbers_are_refused(make_model: MakeModel) -> None:
     model = make_model("llama")
     with pytest.raises(InputError, match="LlamaForCausalLM gives NaN"):
         log_likelihoods(model, torch.full((2, 32), torch.nan), torch.tensor([1, 2]))
+
+
+def test_the_exact_sum_over_a_large_vocabulary_is_in_float64(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = 4 * torch.randn(8, 50_000, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(scoring, "unembed", lambda _, hidden: logits[: len(hidden)])
+    targets = torch.arange(8)
+    expected = log_softmax(logits.double().numpy(), axis=-1)[targets, targets]
+    found = log_likelihoods(model, torch.zeros(8, 32), targets, exact=True)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-7)
