@@ -235,7 +235,11 @@ def test_the_hash_is_that_of_the_content(write: Write) -> None:
         ),
         (
             {"queries__jsonl": lines([{"_id": "q1", "text": 3}])},
-            "'q1'.* `text` must be a string",
+            "'q1'.* `text` must be a string but is 3",
+        ),
+        (
+            {"corpus__jsonl": lines([{"_id": "d1", "title": 3, "text": "x"}])},
+            "Row 0 .id 'd1'. of .* `title` must be a string but is 3",
         ),
         (
             {"qrels___test__tsv": "q1\td1\t1\n"},

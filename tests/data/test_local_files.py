@@ -49,6 +49,10 @@ def texts_of(path: str | Path) -> list[str]:
         ("exp[3]/rows", ["exp3/rows"]),
         ("{a,b}", ["a", "b"]),
         ("**/rows", ["x/rows"]),
+        ("ratio=0.5/rows", ["rows"]),
+        ("a::b/50%20#c d", ["b/50 #c d"]),
+        ("$HOME/line\nbreak ", ["line"]),
+        ("e\u0301", ["\u00e9"]),
     ],
 )
 def test_a_path_is_literal(tmp_path: Path, ending: str, name: str, neighbours: list[str]) -> None:
@@ -69,6 +73,19 @@ def test_content_decides_not_size_and_time(tmp_path: Path, ending: str) -> None:
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert path.stat().st_mtime_ns == state.st_mtime_ns
     assert texts_of(path) == ["other", "same"]
+
+
+def test_a_link_and_a_file_that_took_the_place_of_another(tmp_path: Path) -> None:
+    for name, text in (("a", "first"), ("b", "other")):
+        write(tmp_path / f"{name}.jsonl", [text])
+        os.utime(tmp_path / f"{name}.jsonl", ns=(1, 1))
+    link = tmp_path / "rows.jsonl"
+    for name, text in (("a", "first"), ("b", "other"), ("a", "first")):
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"{name}.jsonl")
+        assert texts_of(link) == [text]
+    os.replace(tmp_path / "b.jsonl", tmp_path / "a.jsonl")
+    assert texts_of(link) == ["other"]
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
@@ -136,6 +153,12 @@ POINTER = "it is a pointer of git-lfs, not the file itself: run `git lfs pull` i
         ("a.csv", b"text,b\nx\n", "expected 2 cells .*, separated by ',', but line 2 has 1"),
         ("a.csv", b'text,b\n"x\ny,z\n', "CSV parse error in line 3: unexpected end of data"),
         ("a.csv", b"text,text\nx,y\n", "need different names but are .'text', 'text'"),
+        ("a.csv", b"text,b\rx,y\r", "line 1: it holds a carriage return without quotes: save it"),
+        ("a.jsonl", GOOD + b'{"text": "a", "text": "b"}', "line 2: the key 'text' is given twice"),
+        ("a.jsonl", b'{"text": "a", "m": {"k": 1, "k": 1}}', "line 1: the key 'k' is given twice"),
+        ("a.jsonl", b'{"text": "a"},\n' + GOOD, "line 1: Extra data"),
+        ("a.jsonl", b'{"text": "a",}\n', "line 1: "),
+        ("a.jsonl", b'{"text": "a"}{"text": "b"}\n', "line 1: Extra data"),
         ("a.txt", "naïve\n".encode("latin-1"), "line 1 is not UTF-8"),
         (
             "a.jsonl",
@@ -204,6 +227,23 @@ def test_cells_of_csv_are_texts(tmp_path: Path) -> None:
         {"id": "007", "text": 'one "two", three\nfour'},
         {"id": "2024-01-01", "text": long},
     ]
+
+
+def test_lines_of_empty_cells_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('text,b\na,1\n\n , \n,\n"b\n\n",\n,2\n,\n', newline="")
+    assert texts_of(path) == ["a", "b\n\n", ""]
+    (tmp_path / "one.csv").write_text('text\na\n\n""\nb\n')
+    assert texts_of(tmp_path / "one.csv") == ["a", "", "b"]
+
+
+def test_columns_of_parquet_with_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
+    with pytest.raises(InputError, match=r"its columns need different names but are \['text', 'te"):
+        texts_of(path)
+    pq.write_table(pa.table({"text.b": ["b"], "text": ["a"]}), path)
+    assert texts_of(path) == ["a"]
 
 
 def test_values_of_parquet_keep_their_type(tmp_path: Path) -> None:

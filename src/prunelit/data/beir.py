@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelit.data.cells import as_whole
-from prunelit.data.rows import hash_rows, load_rows
+from prunelit.data.rows import hash_rows, load_rows, refuse_row
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
 
@@ -146,10 +146,10 @@ def _texts(path: str, name: str | None = None, split: str = "train") -> dict[str
     texts: dict[str, str] = {}
     for number, row in enumerate(rows):
         identifier, title = _identifier(row, "_id", number, path), row.get("title") or ""
-        if not isinstance(row["text"], str) or not isinstance(title, str):
-            raise InputError(
-                f"Row {number} (id {identifier!r}) of {path!r}: `text` must be a string."
-            )
+        for column, value in (("text", row["text"]), ("title", title)):
+            if not isinstance(value, str):
+                problem = f"`{column}` must be a string but is {value!r:.60}"
+                raise refuse_row(path, number, problem, id=identifier)
         if identifier in texts:
             raise InputError(f"Row {number} of {path!r} has the same id {identifier!r} as another.")
         texts[identifier] = f"{title} {row['text']}".strip()

@@ -162,7 +162,7 @@ def _read_list(text: str, first: int) -> Iterator[Row]:
 def _parse(text: str, first: int) -> Any:
     """Parse JSON whose first line has the number `first` in the file."""
     try:
-        value = json.loads(text.rstrip())
+        value = json.loads(text.rstrip(), object_pairs_hook=_unique)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # an escape may be half a character
     except json.JSONDecodeError as error:
@@ -178,6 +178,16 @@ def _parse(text: str, first: int) -> Any:
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values; `json` would take the last value of a key."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is given twice")
+    return found
+
+
 def _as_row(value: Any, place: str) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"expected an object {{...}} {place} but got a {type(value).__name__}")
@@ -190,10 +200,10 @@ def _read_csv(stream: BinaryIO, names: dict[str, None], delimiter: str = ",") ->
     try:
         header = next(reader, [])
         names.update(dict.fromkeys(header))
-        if len(names) < len(header):
-            raise InputError(f"the columns of its first line need different names but are {header}")
+        _check_names(header)
         for cells in reader:
-            if not cells or (len(header) > 1 and len(cells) == 1 and not cells[0].strip()):
+            # Spreadsheets leave lines of empty cells; a single column may hold an empty text.
+            if not cells or (len(header) > 1 and not any(cell.strip() for cell in cells)):
                 continue
             if len(cells) != len(header):
                 raise InputError(
@@ -202,9 +212,17 @@ def _read_csv(stream: BinaryIO, names: dict[str, None], delimiter: str = ",") ->
                 )
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise InputError(f"CSV parse error in line {reader.line_num}: {error}") from None
+        reason = str(error)
+        if "new-line character" in reason:  # Python's advice is for programmers
+            reason = "it holds a carriage return without quotes: save it with usual line ends"
+        raise InputError(f"CSV parse error in line {reader.line_num}: {reason}") from None
     finally:
         csv.field_size_limit(old)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise InputError(f"its columns need different names but are {list(names)}")
 
 
 def _read_tsv(stream: BinaryIO, names: dict[str, None]) -> Iterator[Row]:
@@ -229,6 +247,7 @@ def _parquet(file: Path) -> Table:
     # `ParquetFile` takes no columns from the names of folders ("seed=1"), as `read_table` does.
     with _open(file) as stream:
         names = pyarrow.parquet.ParquetFile(stream).schema_arrow.names
+    _check_names(names)
 
     def take(wanted: Sequence[str]) -> list[Row]:
         with _explained(file), _open(file) as stream:

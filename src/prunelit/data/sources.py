@@ -13,7 +13,7 @@ from prunelit.errors import InputError
 PYPI = "pypi:"
 SHIPPED = "prunelit:"
 _HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?", re.ASCII)
-_FILE_SUFFIXES = {*KINDS, ".arrow", ".bin", ".bz2", ".gguf", ".gz", ".ndjson", ".pt"}
+_FILE_SUFFIXES = {*KINDS, ".arrow", ".bin", ".bz2", ".gguf", ".gz", ".jsonlines", ".ndjson", ".pt"}
 _FILE_SUFFIXES |= {".safetensors", ".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"}
 
 

@@ -143,6 +143,7 @@ def test_tables_of_questions(tmp_path: Path, form: str, ending: str) -> None:
         ("q,a,b,c,label\nx,oak,,fir,0\n", r"Row 0 of .*`choices` must be a list of at least two"),
         ("q,a,b,c,label\nx,oak,elm,,0\nx,oak,elm,,C\n", r"Row 1 of .* from A to B or .* got 'C'"),
         ("q,a,b,c,label\nx,oak,elm,,0\nx,oak,elm,,first\n", r"Row 1 of .* but got 'first'"),
+        ("q,a,b,c,label\n,oak,elm,,0\n", r"Row 0 .*`context` .* .`context` is .* column 'q'"),
         ("q,a,b,label\nx,oak,elm,0\n", r"Expected rows with \['c'\] in .* but its columns are"),
     ],
 )

@@ -238,6 +238,9 @@ def _read(
     def refuse(number: int, problem: str) -> InputError:
         column = "id" if columns is None else columns.get("id")
         row_id = rows[number].get(column) if isinstance(column, str) else None
+        for field, names in (columns or {}).items():
+            if f"`{field}`" in problem and field != names:
+                problem = f"{problem} (`{field}` is read from the column {names!r})"
         return refuse_row(path, number, problem, split=split, id=row_id)
 
     rows = load_rows(path, columns=choose, split=split, name=subset, limit=limit)
