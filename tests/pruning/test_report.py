@@ -119,6 +119,24 @@ def test_zeros_of_the_dense_model_are_not_removed(
         assert of["model.layers.1.mlp.down_proj.weight"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("method", "share"),
+    [
+        (lambda: SublayerDrop(2, "mlp"), 2 * 4608 / 3 / 7680),
+        (lambda: BlockDrop(2, consecutive=True), 2 / 3),
+        # Ten neurons of which six had no output: they did nothing.
+        (lambda: Neuron(10 / 48), 4 / 48 * 4608 / 7680),
+    ],
+)
+def test_neurons_that_had_no_output_count_in_a_dropped_part_only(
+    method: Callable[[], Pruner], share: float, model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.down_proj.weight[:, ::8] = 0
+    assert prune(model, method(), input_ids).sparsity == pytest.approx(share)
+
+
 def test_rounding_removes_nothing(model: PreTrainedModel, input_ids: Tensor) -> None:
     with torch.no_grad():
         for block in model.model.layers:

@@ -65,16 +65,20 @@ class Missing:
     Args:
         dropped: number of entries in dropped sublayers and dropped neurons, which are taken out.
         zeros: number of other entries that are exactly 0.
+        whole: the whole sublayer is dropped.
     """
 
     dropped: int
     zeros: int
+    whole: bool = False
 
     def beyond(self, earlier: "Missing") -> int:
         """Count the entries that are missing now and were not before."""
         # Zeros of before may be in a part that is dropped now, or filled by an update.
         zeros = max(0, self.zeros - earlier.zeros)
-        return max(0, self.dropped - earlier.dropped) + zeros
+        # A sublayer is dropped with the neurons that had no output before.
+        dropped = earlier.dropped if self.whole == earlier.whole else 0
+        return max(0, self.dropped - dropped) + zeros
 
 
 @dataclass
@@ -210,7 +214,9 @@ def find_missing(model: PreTrainedModel, *, shrinks: bool) -> dict[str, Missing]
         for part, weight in linear_weights(block).items():
             entries = dropped.get(part, weight[:0])
             zeros = _zeros(weight) - _zeros(entries)
-            missing[f"{prefix}.{index}.{part}.weight"] = Missing(entries.numel(), zeros)
+            missing[f"{prefix}.{index}.{part}.weight"] = Missing(
+                entries.numel(), zeros, whole=entries.numel() == weight.numel()
+            )
     return missing
 
 
