@@ -45,6 +45,7 @@ def test_a_revision_gives_its_own_rows(ask: Ask, commits: dict[str, str]) -> Non
     assert words(ask, "tiny/words@main", split="train[1:]") == ["newer"]
 
 
+@pytest.mark.full
 def test_a_branch_that_moves_is_read_anew(ask: Ask, hub: Hub, commits: dict[str, str]) -> None:
     assert words(ask, "tiny/words") == ["new", "newer"]
     files = {PARQUET: parquet(texts("newest"))}
@@ -142,6 +143,7 @@ def test_texts_that_look_like_dates_are_refused_where_the_library_makes_times_of
     assert words(ask, "tiny/dates") == ["when", "when"]
 
 
+@pytest.mark.full
 def test_texts_in_parquet_stay_texts(ask: Ask, hub: Hub) -> None:
     rows = [{"text": "2024-01-01", "day": datetime.date(2024, 1, 1)}]
     hub.add("datasets", "tiny/days").commit({PARQUET: parquet(rows)}, "main")

@@ -70,7 +70,7 @@ def test_offline_with_a_filled_cache(ask: Ask, hub: Hub, commits: dict[str, str]
     assert "HF_HUB_OFFLINE is set, and it is not in the cache at the revision 'v2'" in sentence
 
 
-@pytest.mark.parametrize("fault", ["silent", "status"])
+@pytest.mark.parametrize("fault", ["silent", pytest.param("status", marks=pytest.mark.full)])
 def test_a_hub_without_an_answer_is_said_and_the_commit_named(
     ask: Ask, hub: Hub, commits: dict[str, str], fault: str
 ) -> None:
@@ -83,9 +83,11 @@ def test_a_hub_without_an_answer_is_said_and_the_commit_named(
     assert f"'tiny/llama' is read from the cache, as it was at the commit {commits['main']}" in said
 
 
-def refused(ask: Ask, *arguments: Any, **options: Any) -> str:
+def refused(
+    ask: Ask, *arguments: Any, readers: tuple[str, ...] = ("config", "model"), **options: Any
+) -> str:
     """The one sentence with which every reader refuses."""
-    sentences = [ask(reader, *arguments, **options).sentence for reader in READERS]
+    sentences = [ask(reader, *arguments, **options).sentence for reader in readers]
     assert len({sentence.partition("on the hub: ")[2] for sentence in sentences}) == 1
     assert all(repr(arguments[0]) in sentence for sentence in sentences)
     return sentences[-1]
@@ -99,7 +101,7 @@ def test_a_missing_repository(ask: Ask, hub: Hub) -> None:
 
 def test_a_missing_revision_is_named(ask: Ask, hub: Hub, commits: dict[str, str]) -> None:
     for revision in ("v9", "0" * 40):
-        sentence = refused(ask, "tiny/llama", revision)
+        sentence = refused(ask, "tiny/llama", revision, readers=READERS)
         assert f"it has no revision {revision!r}; name a branch, tag or commit" in sentence
     assert "give 'tiny/llama' as the source and 'v1' as `revision`" in (
         ask("model", "tiny/llama@v1").sentence
@@ -165,7 +167,9 @@ def test_a_cut_connection_loses_nothing(ask: Ask, hub: Hub, commits: dict[str, s
     assert not any("resolve" in path and "tokenizer.json" in path for path in hub.asked)
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["beside", "alone"])
+@pytest.mark.parametrize(
+    "alone", [pytest.param(False, marks=pytest.mark.full), True], ids=["beside", "alone"]
+)
 def test_an_adapter_is_refused_by_every_reader(
     ask: Ask, hub: Hub, model_files: ModelFiles, alone: bool
 ) -> None:
