@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import huggingface_hub
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -106,7 +107,8 @@ def _run(case: dict[str, Any]) -> None:
 
 
 def _import_lazy_parts() -> None:
-    """Read a tiny model, so that the forks need not import what transformers imports late."""
+    """Read a tiny model, so that the forks need not import what libraries import late."""
+    fsspec.get_filesystem_class("https")
     with tempfile.TemporaryDirectory() as folder:
         shapes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
         config = LlamaConfig(vocab_size=8, num_hidden_layers=1, **shapes)
