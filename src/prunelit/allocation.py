@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelit.activations import Probe, SquaredNorm
+from prunelit.arguments import Checked
 from prunelit.errors import InputError, near_names
 from prunelit.models.architecture import oriented_weight
 from prunelit.sparsity import Sparsity, Unstructured, count_removed
@@ -18,7 +19,7 @@ __all__ = ["OWL", "Allocation", "LinearDepth"]
 Linears = dict[str, nn.Module]
 
 
-class Allocation(ABC):
+class Allocation(Checked, ABC):
     """Differences of the ratio from block to block.
 
     Example:

@@ -8,6 +8,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunelit.arguments import checked
 from prunelit.data.batches import Batch, as_batches, check_ids, longest
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.buffers import Buffers
@@ -29,6 +30,7 @@ CPU_CHUNK, ACCELERATOR_CHUNK = 128, 512
 
 
 @torch.no_grad()
+@checked
 def compare(
     dense: PreTrainedModel,
     pruned: PreTrainedModel,

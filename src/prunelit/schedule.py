@@ -4,12 +4,13 @@ from abc import ABC, abstractmethod
 
 from jsonargparse.typing import PositiveInt
 
+from prunelit.arguments import Checked
 from prunelit.errors import InputError
 
 __all__ = ["Cubic", "Linear", "OneShot", "Schedule"]
 
 
-class Schedule(ABC):
+class Schedule(Checked, ABC):
     """Rounds of pruning: the first before training, the others between epochs or optimizer steps.
 
     Args:

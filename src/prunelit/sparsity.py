@@ -10,6 +10,7 @@ import torch
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from torch import Tensor
 
+from prunelit.arguments import Checked
 from prunelit.errors import InputError
 
 __all__ = ["SemiStructured", "Sparsity", "Unstructured"]
@@ -19,7 +20,7 @@ Within = Literal["row", "matrix", "model"]
 _Self = TypeVar("_Self", bound="Sparsity")
 
 
-class Sparsity(ABC):
+class Sparsity(Checked, ABC):
     """Number of weights to remove from a matrix, and the groups in which they compete.
 
     Example:
@@ -44,9 +45,7 @@ class Sparsity(ABC):
             (O, I) bool, True keeps. Of equal scores, the one in the lower column is removed.
         """
 
-    def check(  # noqa: B027 - most shapes suit most methods
-        self, shape: tuple[int, int], name: str
-    ) -> None:
+    def check(self, shape: tuple[int, int], name: str) -> None:
         """Refuse a weight of this shape before any heavy work.
 
         Raises:

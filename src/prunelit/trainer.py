@@ -27,9 +27,11 @@ from prunelit.core.private_api import (
     child_processes,
     claim_version,
     leave_signals,
+    restores_checkpoint,
 )
 from prunelit.core.signals import Stopped, launching, stop_on_signals
-from prunelit.files import check_folder, explain_full, make_folder, only_writer
+from prunelit.errors import InputError, first_line
+from prunelit.files import check_folder, explain_full, is_full, make_folder, only_writer
 from prunelit.pruners.base import Pruner
 from prunelit.sweep import sweep, sweep_folder
 
@@ -90,7 +92,8 @@ class PruneTrainer(ResumingTrainer):
         own = [callback.path for callback in last_callbacks(self) if self.max_epochs != 0]
         finished = False
         with self._one_run(lambda: _VALIDATE if finished else self._after_fit(), *own):
-            super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
+            with _restoring(ckpt_path):
+                super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
             if finished := self.state.finished:
                 self.validate(model, datamodule=datamodule)
 
@@ -202,3 +205,20 @@ class PruneTrainer(ResumingTrainer):
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+@contextmanager
+def _restoring(ckpt_path: str | None) -> Iterator[None]:
+    """Name the checkpoint in an error of restoring it, whose content can be of any form."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if ckpt_path is None or not restores_checkpoint(error) or is_full(error):
+            raise
+        raise InputError(
+            f"The checkpoint {ckpt_path!r} cannot be restored ({type(error).__name__}: "
+            f"{first_line(error)}): continue from another one, or remove it and start without "
+            "`ckpt_path`."
+        ) from error

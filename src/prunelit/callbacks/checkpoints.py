@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
+from prunelit.arguments import checked
 from prunelit.core.private_api import optimizer_stepped, validation_follows
 from prunelit.core.signals import Stopped, finish_first, requested
 from prunelit.errors import InputError, first_line
@@ -40,6 +41,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
+@checked
 class LastCheckpoint(callbacks.ModelCheckpoint):
     """Keep `last.ckpt`, from which `--ckpt_path last` continues a run.
 
@@ -187,11 +189,14 @@ def read_checkpoint(path: str | Path, *, checksums: bool = False) -> dict[str, A
             f"The checkpoint {str(path)!r} is damaged: its part {damaged!r} is not what was "
             f"written: {then}"
         )
-    keys = {"state_dict", "callbacks", "loops", "epoch", "global_step"}
+    kinds = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
+    keys = set(kinds)
     if not isinstance(content, dict) or (keys := keys - content.keys()):
         raise InputError(
             f"{str(path)!r} is no checkpoint of a training, since it lacks {sorted(keys)}: {then}"
         )
+    if other := sorted(key for key in kinds if not isinstance(content[key], kinds[key])):
+        raise InputError(f"The checkpoint {str(path)!r} holds no valid {', '.join(other)}: {then}")
     return content
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import checkpoint_folders, last_checkpoints, read_checkpoint
 from prunelit.callbacks.pruned_folder import check_output, find_folder, read_own, tell_other
 from prunelit.callbacks.rounds import check_rounds, require_prunelit
@@ -31,6 +32,7 @@ from prunelit.report.tables import pruning_table, show, size_sentence, sparsity_
 from prunelit.schedule import OneShot, Schedule
 
 
+@checked
 class Pruning(Callback):
     """Prune the model at the start of a run, and in later rounds while it recovers.
 

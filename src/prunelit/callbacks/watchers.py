@@ -5,12 +5,14 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
+from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import read_checkpoint
 from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.recipe import describe
 
 
+@checked
 class BestCheckpoint(callbacks.ModelCheckpoint):
     """Keep `best.ckpt`, the best weights after the last round; `fit` writes them at the end.
 
@@ -69,6 +71,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             read_checkpoint(self.best_model_path, checksums=True)
 
 
+@checked
 class EarlyStopping(callbacks.EarlyStopping):
     """Stop recovery if a metric no longer improves; validations before the last round do not count.
 

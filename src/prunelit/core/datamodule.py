@@ -6,6 +6,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prunelit.arguments import checked
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.recovery_text import EpochBatches, RecoveryText
 from prunelit.data.batches import Batch, as_batches
@@ -17,6 +18,7 @@ from prunelit.tasks.base import RankBatches, Task
 from prunelit.tasks.triad import triad_tasks
 
 
+@checked
 class PruneData(LightningDataModule):
     """The data of a run: text to calibrate on, text to train on, and the tasks.
 

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.arguments import checked
 from prunelit.core.checks import check_data, check_trainer, check_training
 from prunelit.core.datamodule import PruneData
 from prunelit.core.evaluation import Evaluation
@@ -26,6 +27,7 @@ from prunelit.report.results import Result, scalar_name
 from prunelit.tasks.base import Task
 
 
+@checked
 class PairedLM(LightningModule):
     """A causal language model to prune, and the dense model it is compared with.
 

@@ -6,6 +6,7 @@ and `pyproject.toml` allows the releases that pass.
 Internal: nothing here is public.
 """
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
@@ -87,6 +88,15 @@ def leave_signals(trainer: Trainer) -> None:
     inside the handler. Under SLURM, its handler of SIGUSR1 writes a checkpoint within a step.
     """
     trainer._signal_connector = _NoSignals(trainer)
+
+
+def restores_checkpoint(error: BaseException) -> bool:
+    """Return True if an error came up while Lightning restored a checkpoint."""
+    return any(
+        Path(frame.f_code.co_filename).stem == "checkpoint_connector"
+        and frame.f_code.co_name.startswith(("restore", "_restore", "resume"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 class _WholeList(ActionTypeHint):

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import datasets
 
+from prunelit.arguments import checked
 from prunelit.data.hub_rows import open_hub_table
 from prunelit.data.local_files import file_kind, open_table
 from prunelit.data.sources import is_hub_name, local_path, split_of
@@ -16,6 +17,7 @@ from prunelit.errors import InputError, first_line
 Documents = Literal["whole", "lines", "paragraphs"]
 
 
+@checked
 def load_rows(
     path: str,
     *,
@@ -68,6 +70,7 @@ def load_rows(
     return rows
 
 
+@checked
 def load_texts(path: str, *, column: str, split: str, documents: Documents = "whole") -> list[str]:
     """Read the documents of a text: one column of strings, or a text file.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 
 # The sublayers of a block.
@@ -140,6 +141,7 @@ def linear_weights(block: nn.Module) -> dict[str, Tensor]:
     return {name: linear.get_parameter("weight") for name, linear in linear_modules(block).items()}
 
 
+@checked
 def oriented_weight(linear: nn.Module) -> Tensor:
     """View the weight of a linear map as (O, I).
 

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
+from prunelit.arguments import checked
 from prunelit.data.hub import explain, is_cache_alone, resolve_commit
 from prunelit.data.sources import is_hub_name, local_path, split_revision
 from prunelit.data.tokens import limit_ids, pad_token
@@ -40,6 +41,7 @@ _ADAPTER = (
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+@checked
 def load_pretrained(
     source: str,
     *,
@@ -110,6 +112,7 @@ def load_pretrained(
             f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first is {missing[0]!r}."
         )
+    _check_ends(model, source)
     model = remove_sublayers(model, removed)
     check_weights(model, source)
     embedded = model.get_input_embeddings().get_parameter("weight").shape[0]
@@ -117,6 +120,7 @@ def load_pretrained(
     return model.eval(), tokenizer
 
 
+@checked
 def load_tokenizer(
     source: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
@@ -238,6 +242,22 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not all_finite(tensor):
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
+
+
+def _check_ends(model: PreTrainedModel, source: str) -> None:
+    """Refuse special tokens of generation that are no token ids.
+
+    Raises:
+        InputError: naming the key.
+    """
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(model.generation_config, name, None)
+        for number in value if isinstance(value, list) else [value]:
+            if not (number is None or (type(number) is int and number >= 0)):
+                raise InputError(
+                    f"Expected `{name}` as a token id, or a list of them, in the config.json or "
+                    f"generation_config.json of {source!r} but got {value!r:.40}."
+                )
 
 
 def read_removed(folder: str) -> Removed:

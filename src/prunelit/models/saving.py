@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.arguments import checked
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
 from prunelit.files import check_replaceable, is_replaceable, replace_folder
@@ -65,6 +66,7 @@ def check_apart(source: str, folder: str | Path) -> None:
         )
 
 
+@checked
 def save_pretrained(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -112,6 +114,8 @@ def save_pretrained(
         ['config.json', ..., 'masks.safetensors', 'model.safetensors', 'pruning.json', ...]
     """
     folder = Path(folder)
+    if not hasattr(report, "as_dict"):
+        raise InputError(f"Expected the report of `prunelit.prune` but got {report!r:.60}.")
     check_merged(model)  # transformers would write the adapter alone
     check_writable(folder)
     if model.name_or_path and Path(model.name_or_path).exists():

@@ -4,11 +4,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules
 
 
 @torch.no_grad()
+@checked
 def to_semi_structured(model: PreTrainedModel) -> int:
     """Compress every 2:4 weight of the blocks, in place, for inference.
 

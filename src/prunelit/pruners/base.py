@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from prunelit.activations import Probe, Statistic
 from prunelit.allocation import Allocation, allocate, check_allocation
+from prunelit.arguments import Checked
 from prunelit.errors import InputError, near_names
 from prunelit.models.architecture import (
     check_plain,
@@ -28,7 +29,7 @@ __all__ = ["LinearPruner", "Probe", "Pruner"]
 _Self = TypeVar("_Self", bound="Pruner")
 
 
-class Pruner(ABC):
+class Pruner(Checked, ABC):
     """A pruning method.
 
     Store every constructor argument as an attribute of the same name: prunelit reads them to save
@@ -132,7 +133,7 @@ class Pruner(ABC):
             probes: the probes of `watch`, filled with all tokens of all ranks.
         """
 
-    def finish(self, model: PreTrainedModel) -> None:  # noqa: B027 - most methods need no last word
+    def finish(self, model: PreTrainedModel) -> None:
         """Finish the whole model; called once, after the last block."""
 
 

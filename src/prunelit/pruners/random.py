@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.activations import Statistic
+from prunelit.errors import check_seed
 from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.sparsity import Sparsity
 
@@ -38,6 +39,7 @@ class Random(LinearPruner):
         **options: Any,
     ) -> None:
         super().__init__(sparsity, **options)
+        check_seed("seed", seed)
         self.seed = seed
         self._generator = torch.Generator()
 

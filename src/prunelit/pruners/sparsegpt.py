@@ -70,7 +70,7 @@ class SparseGPT(LinearPruner):
                 f"{type(sparsity).__name__}: SparseGPT chooses in blocks of columns."
             )
         group = sparsity.group if isinstance(sparsity, SemiStructured) else 1
-        if damping <= 0 or block_size < 1 or block_size % group:
+        if damping <= 0 or not 1 <= block_size < 2**31 or block_size % group:
             raise InputError(
                 f"Expected `damping` > 0 and `block_size` a multiple of {group} but got "
                 f"{damping} and {block_size}."

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunelit.arguments import checked
 from prunelit.data.batches import Batch, as_batches, check_ids, longest
 from prunelit.errors import InputError
 from prunelit.models.architecture import (
@@ -34,6 +35,7 @@ from prunelit.recipe import describe
 
 
 @torch.no_grad()
+@checked
 def prune(
     model: PreTrainedModel,
     pruner: Pruner,

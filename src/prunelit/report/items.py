@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prunelit.arguments import checked
+from prunelit.errors import InputError
 from prunelit.files import replace_file
 
 _AT_A_TIME = 1000  # rows held in memory
@@ -43,11 +45,15 @@ def write_items(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
             first = list(islice(rows, _AT_A_TIME))
 
 
+@checked
 def read_items(path: str | Path) -> list[dict[str, Any]]:
     """Read the items of a task: one dictionary per row of its table.
 
     Args:
         path: `items/<task>.parquet` in the folder of a run.
+
+    Raises:
+        InputError: if there is no such file.
 
     Example:
         >>> import tempfile
@@ -58,5 +64,7 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
         ...     read_items(f"{folder}/facts.parquet")
         [{'id': 'a', 'dense': 1.0}]
     """
+    if not Path(path).is_file():
+        raise InputError(f"Expected a file of items but {str(path)!r} does not exist.")
     with Path(path).open("rb") as file:
         return pq.ParquetFile(file).read().to_pylist()

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunelit.arguments import checked
+from prunelit.errors import InputError
 from prunelit.files import write_text
 
 
@@ -62,11 +64,15 @@ def write_results(results: Sequence[Result], path: str | Path) -> None:
     write_text(path, format_results(results))
 
 
+@checked
 def read_results(path: str | Path) -> list[Result]:
     """Read the results of a run. The value null becomes NaN.
 
     Args:
         path: `results.jsonl` in the folder of a run.
+
+    Raises:
+        InputError: if there is no such file.
 
     Example:
         >>> import pathlib, tempfile
@@ -81,6 +87,8 @@ def read_results(path: str | Path) -> list[Result]:
         ...     read_results(path)
         [Result(task='facts', metric='acc', model='dense', value=0.5, standard_error=nan, ...)]
     """
+    if not Path(path).is_file():
+        raise InputError(f"Expected results of a run but {str(path)!r} does not exist.")
     results = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         data = json.loads(line)

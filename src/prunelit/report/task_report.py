@@ -7,11 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
+from prunelit.arguments import checked
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.quantities import find_quantity
 from prunelit.report.results import Result
 
 
+@checked
 @dataclass
 class TaskReport:
     """The results of one task, with table, curves, figures, texts and items.

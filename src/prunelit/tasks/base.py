@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.arguments import Checked
 from prunelit.errors import InputError, check_whole
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
@@ -16,7 +17,7 @@ from prunelit.tasks.item_table import ItemTable, Streamed
 _LONGEST_NAME = 150  # bytes; files add their own words, and systems allow 255
 
 
-class Task(ABC):
+class Task(Checked, ABC):
     """A measurement of the dense and the pruned model on the same items.
 
     A task turns its data into items, measures them batch by batch, and summarises them. It needs no
@@ -67,7 +68,7 @@ class Task(ABC):
         self.name = name
         self.batch_size = batch_size
 
-    def allow_code_execution(self) -> None:  # noqa: B027 - most tasks run no code
+    def allow_code_execution(self) -> None:
         """Allow the task to run code that a model generated.
 
         It is called before `read`, and only if the user allows it.
@@ -100,7 +101,7 @@ class Task(ABC):
         self.longest = max(every)
         self.longest_name = name(every.index(self.longest))
 
-    def check(self, model: PreTrainedModel) -> None:  # noqa: B027 - most tasks take any model
+    def check(self, model: PreTrainedModel) -> None:
         """Raise an error if the task cannot measure a model.
 
         It is called once, before any expensive work.

@@ -117,10 +117,9 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         )
         if min(recall_at, default=1) < 1:
             raise InputError(f"Expected `recall_at` of at least 1 but got {list(recall_at)}.")
-        if depth < max(10, *recall_at):
+        if depth < (least := max([10, *recall_at])):
             raise InputError(
-                f"Expected `depth` of at least {max(10, *recall_at)}, which the metrics need, but "
-                f"got {depth}."
+                f"Expected `depth` of at least {least}, which the metrics need, but got {depth}."
             )
         self.qrels = qrels
         self.query_template = query_template

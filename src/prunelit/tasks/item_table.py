@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prunelit.arguments import checked
+from prunelit.errors import check_whole
 from prunelit.metrics.sketch import Sketch
 from prunelit.report.results import Result
 
@@ -25,6 +27,7 @@ class Streamed:
     values: Tensor
 
 
+@checked
 class ItemTable:
     """One slot an item and column. Each item is measured by exactly one rank.
 
@@ -46,6 +49,7 @@ class ItemTable:
     """
 
     def __init__(self, size: int) -> None:
+        check_whole("size", size, 0)
         self.size = size
         self.sketches: dict[str, Sketch] = {}
         self._columns: dict[str, Tensor] = {}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prunelit.arguments import checked
 from prunelit.recipe import check_own
 from prunelit.tasks.judges.words import (
     drop_points,
@@ -24,6 +25,7 @@ Normalise = Callable[[str], str]
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
+@checked
 def whole(text: str) -> str:
     """Return the whole text without whitespace at its ends.
 
@@ -35,6 +37,7 @@ def whole(text: str) -> str:
     return text.strip()
 
 
+@checked
 def verbatim(text: str) -> str:
     """Return the text unchanged, indentation included.
 
@@ -46,6 +49,7 @@ def verbatim(text: str) -> str:
     return text
 
 
+@checked
 def first_line(text: str) -> str | None:
     r"""Return the first line that is not empty.
 
@@ -57,6 +61,7 @@ def first_line(text: str) -> str | None:
     return next((line.strip() for line in text.splitlines() if line.strip()), None)
 
 
+@checked
 def first_word(text: str) -> str | None:
     """Return the first word, without punctuation around it.
 
@@ -70,6 +75,7 @@ def first_word(text: str) -> str | None:
     return next((word for part in text.split() if (word := trim_word(part))), None)
 
 
+@checked
 def first_number(text: str) -> str | None:
     """Return the first number.
 
@@ -85,6 +91,7 @@ def first_number(text: str) -> str | None:
     return next(iter(find_numbers(text)), None)
 
 
+@checked
 def last_number(text: str) -> str | None:
     """Return the last number, see `first_number`.
 
@@ -96,6 +103,7 @@ def last_number(text: str) -> str | None:
     return next(reversed(find_numbers(text)), None)
 
 
+@checked
 def code_block(text: str) -> str | None:
     r"""Return the code in the first fenced block, up to the end of the text if it is not closed.
 
@@ -108,6 +116,7 @@ def code_block(text: str) -> str | None:
     return found[1] if found else None
 
 
+@checked
 @dataclass(frozen=True)
 class AfterMarker:
     """Find the answer after the first occurrence of a marker.
@@ -134,6 +143,7 @@ class AfterMarker:
         return self.then(rest) if found else None
 
 
+@checked
 def normalise(text: str) -> str:
     """Convert to lower case, remove punctuation and put one space between words.
 
@@ -150,6 +160,7 @@ def normalise(text: str) -> str:
     return " ".join(split_words(text))
 
 
+@checked
 def normalise_number(text: str) -> str:
     """Convert every spelling of a number to the same string; strip any other text.
 

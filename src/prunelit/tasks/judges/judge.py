@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from prunelit.arguments import Checked
 from prunelit.errors import InputError
 from prunelit.recipe import check_own, describe
 from prunelit.tasks.judges.answers import (
@@ -23,7 +24,7 @@ from prunelit.tasks.judges.sandbox import Limits, check_isolation, run_program
 from prunelit.tasks.questions import Example, Question
 
 
-class Judge(ABC):
+class Judge(Checked, ABC):
     """Decides if the text of a model is right, by one or more metrics.
 
     Store every constructor argument as an attribute of the same name; prunelit reads them to save
@@ -66,10 +67,10 @@ class Judge(ABC):
             text: of the model.
         """
 
-    def allow(self) -> None:  # noqa: B027 - most run nothing
+    def allow(self) -> None:
         """Allow the judge to run programs that a model wrote, before `check`."""
 
-    def check(self) -> None:  # noqa: B027 - most need nothing
+    def check(self) -> None:
         """Refuse a machine that cannot judge, before any model is loaded.
 
         Raises:

@@ -16,6 +16,7 @@ from pathlib import Path
 from socket import SHUT_WR, socket, socketpair
 from typing import IO, Any
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.tasks.judges import jail
 from prunelit.tasks.judges.helpers import Helpers
@@ -49,6 +50,7 @@ assert denied("personality", 0xFFFFFFFF), "system calls are not filtered"
 """
 
 
+@checked
 @dataclass(frozen=True)
 class Limits:
     """Limits of a program, and of its tests, which have a process of their own.

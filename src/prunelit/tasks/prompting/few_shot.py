@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from prunelit.arguments import checked
 from prunelit.data.rows import hash_rows
 from prunelit.errors import InputError
 from prunelit.tasks.questions import Example, Question, get_group
@@ -14,6 +15,7 @@ Asked = TypeVar("Asked", bound=Question | Example)
 Key = Callable[[Asked], Hashable]
 
 
+@checked
 @dataclass
 class FewShot:
     """Solved examples before every question.

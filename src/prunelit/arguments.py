@@ -1,0 +1,128 @@
+"""Check the arguments of public classes and functions against their annotations.
+
+The command line checks the values of a YAML in the same way before an object is built.
+
+Internal: nothing here is public.
+"""
+
+import collections.abc
+import functools
+import inspect
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, Union
+
+from prunelit.errors import InputError
+
+Called = TypeVar("Called", bound=Callable[..., Any])
+
+# Arguments that may be a `pathlib.Path` where their annotation says `str`.
+_PATHS = ("path", "source", "qrels", "cache", "output", "dirpath", "folder")
+_LISTS = (list, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
+
+
+class Checked:
+    """Base of classes of prunelit whose constructors refuse arguments of another type."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the arguments of a constructor; a user's own class checks as it likes."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls) and cls.__module__.partition(".")[0] == "prunelit":
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
+
+def checked(called: Called) -> Called:
+    """Return a function that refuses arguments of another type than their annotation.
+
+    Args:
+        called: a function, or the constructor of a class; of a class its own constructor is
+            replaced, and the class is returned.
+
+    Raises:
+        InputError: from the function returned; names the argument.
+    """
+    if inspect.isclass(called):
+        called.__init__ = checked(called.__init__)  # type: ignore[misc]
+        return called
+
+    @functools.wraps(called)
+    def check(*args: Any, **kwargs: Any) -> Any:
+        signature, hints = _annotations(called)
+        bound = signature.bind(*args, **kwargs)  # raises the TypeError of a wrong call
+        for name, value in bound.arguments.items():
+            if name in hints and not _fits(value, hints[name], name):
+                constructs = "self" in bound.arguments
+                owner = type(args[0]) if constructs else called
+                raise (constructs and _own_refusal(called, args, kwargs)) or InputError(
+                    f"Expected `{name}` of {owner.__name__} as {_show(hints[name])} but got "
+                    f"{value!r:.60}."
+                )
+        return called(*args, **kwargs)
+
+    return typing.cast("Called", check)
+
+
+@functools.cache
+def _annotations(called: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
+    signature = inspect.signature(called)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    plain = {name for name, p in signature.parameters.items() if p.kind not in variadic}
+    hints = typing.get_type_hints(called)
+    return signature, {name: hint for name, hint in hints.items() if name in plain}
+
+
+def _fits(value: Any, kind: Any, name: str) -> bool:
+    """Return True if a value is of a type; True also for types that are not understood."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one, name) for one in inner)
+    if origin is Literal:
+        return any(value is one or (type(value) is type(one) and value == one) for one in inner)
+    if origin in _LISTS:
+        if isinstance(value, str | bytes) or not isinstance(value, origin):
+            return False
+        sized = isinstance(value, list | tuple)
+        return not sized or all(_fits(item, inner[0], "") for item in value)
+    if origin in (dict, collections.abc.Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(key, inner[0], "") and _fits(item, inner[1], "") for key, item in value.items()
+        )
+    if origin is collections.abc.Callable or kind is collections.abc.Callable:
+        return callable(value)
+    if kind in (None, types.NoneType):
+        return value is None
+    if not isinstance(kind, type) or origin is not None or kind in (object, Any):
+        return True
+    if issubclass(kind, bool):
+        return isinstance(value, bool)
+    for number, accepted in ((int, numbers.Integral), (float, numbers.Real)):
+        if issubclass(kind, number):
+            return isinstance(value, accepted) and not isinstance(value, bool)
+    if kind is str and name in _PATHS:
+        return isinstance(value, str | os.PathLike)
+    return isinstance(value, kind)
+
+
+def _own_refusal(called: Callable[..., Any], args: Any, kwargs: Any) -> InputError | None:
+    """Return the error of a constructor that looks at the value itself, and so can say more."""
+    try:
+        called(*args, **kwargs)
+    except InputError as error:
+        return error
+    except Exception:  # noqa: BLE001 - it does not look at the type
+        return None
+    return None
+
+
+def _show(kind: Any) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_show, inner))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if kind is types.NoneType:
+        return "None"
+    return kind.__name__ if isinstance(kind, type) and not inner else str(kind)
