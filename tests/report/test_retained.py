@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 from rich.table import Table
 
@@ -58,6 +59,23 @@ def test_parts_of_a_data_set_are_told_apart() -> None:
         row("c", "retrieval", subset="ARC-Easy"),
     ]
     assert list(retained_cells(rows)) == ["facts, train", "facts, test", "facts ARC-Easy"]
+
+
+def test_no_data_set_is_lost_by_its_name() -> None:
+    rows = [
+        row("a", "retrieval", path="one/rows.jsonl"),
+        row("b", "retrieval", path="two/rows.jsonl"),
+        replace(row("c", "retrieval", path="two/rows.jsonl"), n=9),
+        row("d", "retrieval", path="x a", subset="b"),
+        row("e", "retrieval", path="x", subset="a b"),
+    ]
+    assert list(retained_cells(rows)) == [
+        "one/rows.jsonl, test, 40 items",
+        "two/rows.jsonl, test, 40 items",
+        "rows.jsonl, test, 9 items",
+        "'x a', 'b', 'test', 40 items",
+        "'x', 'a b', 'test', 40 items",
+    ]
 
 
 def test_no_interval_and_no_lead_are_said() -> None:

@@ -32,15 +32,26 @@ def retained_cells(results: Sequence[Result]) -> Cells:
             own = result.details
             key = (own["path"], own.get("subset"), own["split"], result.n)
             groups.setdefault(key, {}).setdefault(own["use"], []).append(result)
-    names = [
-        re.split("[/:]", path)[-1] + (f" {subset}" if subset else "") for path, subset, *_ in groups
+    names = [_names(*key) for key in groups]
+    # Of each data set the shortest name that no other one has.
+    chosen = [
+        next(name for length, name in enumerate(own) if [n[length] for n in names].count(name) == 1)
+        for own in names
     ]
-    # If a name occurs twice, the split is added to it.
-    split = {key: f"{name}, {key[2]}" for key, name in zip(groups, names, strict=True)}
-    return {
-        (split[key] if names.count(name) > 1 else name): found
-        for (key, found), name in zip(groups.items(), names, strict=True)
-    }
+    return dict(zip(chosen, groups.values(), strict=True))
+
+
+def _names(path: str, subset: str | None, split: str, n: int) -> list[str]:
+    """Return the names of a data set, from the shortest to one that tells it from any other."""
+    part = f" {subset}" if subset else ""
+    short = re.split("[/:]", path)[-1] + part
+    return [
+        short,
+        f"{short}, {split}",
+        f"{short}, {split}, {n} items",
+        f"{path}{part}, {split}, {n} items",
+        f"{path!r}, {subset!r}, {split!r}, {n} items",
+    ]
 
 
 def headline_table(cells: Cells) -> Table:
