@@ -28,6 +28,7 @@ def test_imports_and_complete_functions_are_helpers(solution: str) -> None:
     assert (first, second) == ("import math", "from typing import List")
     assert function.startswith("def poly(xs: list, x: float):")
     assert helpers.names == ["LIMIT", "Node", "find_zero", "poly"]
+    assert helpers.functions == ["find_zero", "poly"]
 
 
 def test_a_function_that_the_solution_writes_anew_is_none() -> None:

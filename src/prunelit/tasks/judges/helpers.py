@@ -15,10 +15,12 @@ class Helpers:
         statements: imports and complete functions of the prompt, one a string. A program that
             defines a function of them anew does not change its own tests.
         names: what a right program defines. Only these may stand for a builtin of the same name.
+        functions: those of the names that are functions.
     """
 
     statements: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list)
 
 
 def find_helpers(context: str, solution: str = "") -> Helpers:
@@ -47,7 +49,8 @@ def find_helpers(context: str, solution: str = "") -> Helpers:
         if isinstance(node, _FUNCTIONS) and node.name not in replaced and not _is_stub(node)
     ]
     names = {name for node in given for name in _defined(node)} | replaced
-    return Helpers([ast.unparse(node) for node in kept], sorted(names))
+    functions = {node.name for node in given + added if isinstance(node, _FUNCTIONS)}
+    return Helpers([ast.unparse(node) for node in kept], sorted(names), sorted(functions))
 
 
 def _parse(code: str) -> list[ast.stmt] | None:

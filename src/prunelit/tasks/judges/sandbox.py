@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from socket import SHUT_WR, socket, socketpair
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from prunelit.arguments import checked
 from prunelit.errors import InputError
@@ -149,8 +149,12 @@ def run_program(
     until = time.monotonic() + limits.seconds
     with ExitStack() as stack:
         root = stack.enter_context(tempfile.TemporaryDirectory(prefix="prunelit-"))
-        reader, writer = map(stack.enter_context, map(open, os.pipe(), ("rb", "wb")))
-        output = stack.enter_context(ThreadPoolExecutor(1)).submit(_keep, reader, limits.file)
+        read_end, write_end = os.pipe()
+        reader = stack.enter_context(open(read_end, "rb"))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        # Closed before the pool, which reads until nobody can write any more.
+        writer = stack.enter_context(open(write_end, "wb"))
+        output = pool.submit(_keep, reader, limits.file)
         for end in (*(talk := socketpair()), *(control := socketpair())):
             stack.enter_context(end)
         plan = _plan(root, limits)
@@ -207,16 +211,20 @@ def _start(
     module, _, _ = main.partition(".")
     start = f"from prunelit.tasks.judges.inside import {module}\n{main}\n"
     plan = {**plan, "files": {**plan["files"], "program.py": start}}
-    with subprocess.Popen(
-        [plan["python"], "-I", "-S", "-B", str(jail.__file__), json.dumps(plan)],
-        stdin=talk.fileno(),
-        stdout=output,
-        stderr=subprocess.PIPE,
-        pass_fds=passed,
-        cwd="/",
-        env={},
-        start_new_session=True,
-    ) as process:
+    try:
+        started = subprocess.Popen(
+            [plan["python"], "-I", "-S", "-B", str(jail.__file__), json.dumps(plan)],
+            stdin=talk.fileno(),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            pass_fds=passed,
+            cwd="/",
+            env={},
+            start_new_session=True,
+        )
+    except OSError as error:
+        _refuse(str(error))
+    with started as process:
         try:
             yield process
         finally:
@@ -257,7 +265,7 @@ def _interpreter() -> tuple[str, list[str]]:
     return python, [path for path in paths if Path(path).exists()]
 
 
-def _refuse(reason: str) -> None:
+def _refuse(reason: str) -> NoReturn:
     raise InputError(
         f"This machine cannot isolate the programs of a model ({reason}): remove "
         "`--allow_code_execution`, or use Linux 5.12 or newer with user namespaces."

@@ -1,6 +1,7 @@
 """Harmful programs that must have no effect."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -227,6 +228,33 @@ def test_there_is_no_network() -> None:
         for family in range(64):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
                 assert refused(lambda: socket.socket(family, kind)), (family, kind)
+        """
+    )
+    assert outcome.finished, outcome.output
+
+
+@isolated
+def test_system_calls_that_are_not_listed_are_refused() -> None:
+    numbers = {
+        "x86_64": {"keyctl": 250, "add_key": 248, "request_key": 249, "io_uring_setup": 425,
+                   "userfaultfd": 323, "bpf": 321, "perf_event_open": 298, "ptrace": 101,
+                   "process_vm_readv": 310, "pidfd_open": 434, "memfd_create": 319, "shmget": 29,
+                   "socket": 41, "setns": 308, "seccomp": 317, "prctl": 157, "new": 500},
+        "aarch64": {"keyctl": 219, "add_key": 217, "request_key": 218, "io_uring_setup": 425,
+                    "userfaultfd": 282, "bpf": 280, "perf_event_open": 241, "ptrace": 117,
+                    "process_vm_readv": 270, "pidfd_open": 434, "memfd_create": 279, "shmget": 194,
+                    "socket": 198, "setns": 268, "seccomp": 277, "prctl": 167, "new": 500},
+    }[platform.machine()]  # fmt: skip
+    outcome = run(
+        f"""
+        import ctypes, errno, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        for name, number in {numbers!r}.items():
+            ctypes.set_errno(0)
+            assert libc.syscall(ctypes.c_long(number), 0, 0, 0, 0, 0) == -1, name
+            assert ctypes.get_errno() == errno.EPERM, (name, ctypes.get_errno())
+        assert refused(os.fork) and refused(lambda: os.forkpty())
+        assert refused(lambda: os.posix_spawn("/bin/true", ["true"], {{}}))
         """
     )
     assert outcome.finished, outcome.output

@@ -101,6 +101,14 @@ def test_a_kernel_that_refuses_is_not_passed_by(
         assert not witness.exists()
 
 
+def test_an_interpreter_that_does_not_start_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys._base_executable", "/no/such/python")
+    with pytest.raises(InputError, match=r"cannot isolate .*no/such/python"):
+        run_program("print(1)")
+
+
 @pytest.mark.parametrize("weakness", ["processes", "threads", "network", "files"])
 @isolated
 def test_isolation_that_is_not_complete_is_noticed(

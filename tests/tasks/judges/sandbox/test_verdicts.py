@@ -138,6 +138,24 @@ def test_methods_that_get_what_a_test_expects_cannot_answer() -> None:
     assert run(lie, "assert f().value == 0\nassert list(f()) == []").finished
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class total:\n    def __init__(self, _): pass\n    def __contains__(self, _): return True",
+        """
+        class Lie:
+            def __call__(self, _): return self
+            def __contains__(self, _): return True
+        total = Lie()
+        """,
+    ],
+)
+def test_only_a_function_stands_for_a_function(code: str) -> None:
+    helpers = find_helpers("def total(numbers):\n", "    return numbers\n")
+    assert not run(code, "assert 3 in total([3])", helpers).finished
+    assert run("def total(numbers): return numbers", "assert 3 in total([3])", helpers).finished
+
+
 def test_the_helpers_of_a_prompt_are_not_those_of_the_program() -> None:
     context = "def double(x):\n    return 2 * x\n\ndef half(x):\n    '''Undo double.'''\n"
     tests = "assert all(half(double(x)) == x for x in range(9))\n"
@@ -242,6 +260,16 @@ def test_all_kinds_of_values_reach_the_program_and_the_tests() -> None:
         def keys(table): return table.keys()
         def kind_of(x, kind): return isinstance(x, kind)
         def words(text): return Counter(text.split())
+        def mean(xs):
+            import statistics
+            return statistics.mean(xs)
+        def depth(tree):
+            if tree is None: return 0
+            tree.seen = True
+            return 1 + max(depth(tree.left), depth(tree.right))
+        def oldest(trees): return max(trees)
+        def spy(tree): return tree._secret
+        def spy_on(function): return function.__globals__
     """
     tests = """
         import contextlib, io
@@ -283,6 +311,26 @@ def test_all_kinds_of_values_reach_the_program_and_the_tests() -> None:
         assert same(loop) is loop
         def helper(x): return same(x) + 1
         assert helper(1) == 2 and [helper(x) for x in (1, 2)] == [2, 3]
+        import statistics
+        try:
+            mean([])
+        except statistics.StatisticsError as error:
+            assert "at least one" in str(error)
+        else:
+            raise AssertionError
+        class Tree:
+            _secret = 0
+            def __init__(self, left=None, right=None): self.left, self.right = left, right
+            def __gt__(self, other): return self.right is None and other.right is not None
+        tree = Tree(Tree(), Tree(Tree()))
+        assert depth(tree) == 3 and tree.left.seen and oldest([tree, tree.left]) is tree.left
+        for spying in (lambda: spy(tree), lambda: spy_on(spy_on), lambda: spy_on(lambda: 0)):
+            try:
+                found = spying()
+            except TypeError as error:
+                assert "of an object of the tests" in str(error)
+            else:
+                assert "tree" not in found
         assert callable(same) and same.__name__ == "same"
     """
     outcome = run(code, tests)

@@ -1,6 +1,5 @@
 """One of two interpreters that talk over a socket: calls, their answers, and objects by number."""
 
-import builtins
 import json
 import sys
 from _thread import RLock, allocate_lock
@@ -15,17 +14,21 @@ def _special(names: str, *before: str) -> set[str]:
     return {f"__{start}{name}__" for name in names.split() for start in before or ("",)}
 
 
-_COMPARISONS = _special("eq ne lt le gt ge")
+def _is_standard(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+COMPARISONS = _special("eq ne lt le gt ge")
 _ARITHMETIC = _special(
     "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor", "", "r", "i"
 )
-_OPERATORS = _COMPARISONS | _ARITHMETIC  # with another object
+OPERATORS = COMPARISONS | _ARITHMETIC  # with another object
 # Methods that read an object. It learns nothing about the value that a test expects.
 READS = _special(
     "call iter next reversed len getitem bool str repr format int float complex index abs round "
     "trunc floor ceil neg pos invert"
 )
-_SPECIAL = _OPERATORS | READS | _special("contains setitem delitem enter exit hash")
+_SPECIAL = OPERATORS | READS | _special("contains setitem delitem enter exit hash")
 
 
 class Reference:
@@ -57,8 +60,8 @@ def _forward(method: str) -> Any:
 class Peer:
     """This end of the conversation.
 
-    Only one thread talks at a time. A subclass says what the other end may do with objects of this
-    end, and this end with those of the other.
+    Only one thread talks at a time. A subclass limits what the other end may do with objects of
+    this end.
 
     Args:
         socket: number of the file.
@@ -72,12 +75,10 @@ class Peer:
         self._references: dict[int, Any] = {}
 
     def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Do what the other end asks for."""
-        raise NotImplementedError
-
-    def may(self, reference: Reference, method: str) -> bool:
-        """Return whether this end uses a method of an object of the other end."""
-        return True
+        """Use an object of this end for the other end."""
+        if method == "__getattr__":
+            return getattr(target, *args)
+        return getattr(type(target), method)(target, *args, **kwargs)
 
     def ended(self) -> None:
         """End this interpreter, since the other end is gone."""
@@ -151,35 +152,12 @@ class Peer:
     # Objects of the other end
 
     def read(self, reference: Reference, name: str) -> Any:
-        """Return an attribute of the object; a method only if `may` allows calls."""
-        value = self.ask("__getattr__", reference, name)
-        if callable(value) and not self.may(reference, "__getattr__"):
-            raise AttributeError(f"{name!r} is a method of a class that the tests do not name")
-        return value
+        """Return an attribute of the object."""
+        return self.ask("__getattr__", reference, name)
 
     def use(self, reference: Reference, method: str, args: Any, kwargs: Any) -> Any:
-        """Call a special method of the object.
-
-        An operator with a plain value takes the plain value that the object holds, if it holds one.
-        Otherwise it never gives a plain value: an object could be equal to everything.
-        """
-        allowed = self.may(reference, method)
-        if method in _OPERATORS and not isinstance(args[0], Reference):
-            plain = self.ask("held", reference)
-            if not isinstance(plain, Reference):
-                operator = getattr(plain, method, None)
-                return operator(*args) if operator else NotImplemented
-            if allowed and method not in _COMPARISONS:
-                value = self.ask(method, reference, *args)
-                return value if isinstance(value, Reference) else NotImplemented
-            return NotImplemented
-        if allowed:
-            return self.ask(method, reference, *args, **kwargs)
-        if method in _OPERATORS:
-            return NotImplemented
-        if method == "__hash__":
-            return object.__hash__(reference)
-        raise TypeError(f"{method} of a class that the tests do not name")
+        """Call a special method of the object."""
+        return self.ask(method, reference, *args, **kwargs)
 
     # Packing of objects
 
@@ -212,12 +190,13 @@ class Peer:
         return ["object", self._export(value), kind.__name__, parents, methods]
 
     def _ancestors(self, kind: type) -> list[Any]:
-        """Return the own classes of an error, then the name of its builtin class."""
+        """Return the own classes of an error, then the name of its first standard class."""
         found: list[Any] = []
         for parent in kind.__mro__:
-            if getattr(builtins, parent.__name__, None) is parent:
-                return [*found, parent.__name__]
-            found.append([self._export(parent), parent.__name__])
+            module, name = parent.__module__, parent.__name__
+            if _is_standard(module) and getattr(sys.modules[module], name, None) is parent:
+                return [*found, module, name]
+            found.append([self._export(parent), name])
         raise TypeError(f"{kind} is no error")
 
     def _unpack(self, data: Any, unpack: Any) -> Any:
@@ -225,13 +204,14 @@ class Peer:
             case ["yours", int(number)]:
                 return self._objects[number]
             case ["error", ancestors, args, attributes]:
-                error = self._error_class(ancestors)(*unpack(args))
+                kind = self._error_class(ancestors)
+                error = kind.__new__(kind, *unpack(args))
                 for name, value in {**unpack(attributes), "from_the_other": True}.items():
                     setattr(error, name, value)
                 return error
             case ["errors", ancestors]:
                 return self._error_class(ancestors)
-            case ["module", str(name)] if name in sys.stdlib_module_names:
+            case ["module", str(name)] if _is_standard(name):
                 return import_module(name)
             case ["object", int(number), str(name), list(parents), list(methods)]:
                 if number not in self._references:
@@ -243,10 +223,10 @@ class Peer:
         raise ValueError(f"expected a value but got {data!r}")
 
     def _error_class(self, ancestors: list[Any]) -> type[BaseException]:
-        *own, builtin = ancestors
-        kind = getattr(builtins, builtin)
-        if not issubclass(kind, BaseException):
-            raise TypeError(f"{builtin} is no error")
+        *own, module, standard = ancestors
+        kind = getattr(import_module(module), standard)
+        if not (_is_standard(module) and issubclass(kind, BaseException)):
+            raise TypeError(f"{module}.{standard} is no standard error")
         for number, name in reversed(own):
             kind = self._references.setdefault(number, type(name, (kind,), {}))
         return kind

@@ -55,9 +55,7 @@ class Program(Peer):
                 return vars(self.module)[args[0]]
             case "held":
                 return held(target)
-            case "__getattr__":
-                return getattr(target, args[0])
-        return getattr(type(target), method)(target, *args, **kwargs)
+        return super().do(method, target, args, kwargs)
 
     def load(self, code: str) -> None:
         """Run the program itself."""

@@ -8,27 +8,28 @@ import traceback
 from types import ModuleType
 from typing import Any, NoReturn
 
-from prunelit.tasks.judges.inside.peer import READS, Peer, Reference
+from prunelit.tasks.judges.inside.peer import COMPARISONS, OPERATORS, READS, Peer, Reference
 
 PASSED = b"1"
 
 
 class Tests(Peer):
-    """The end of the tests. The program may only call what a test gave to it, and iterate it.
+    """The end of the tests.
 
+    The program may call and iterate what a test gave to it, and use objects of the tests' classes.
     A test may read any object of the program. It uses methods and operators of an object only if it
     names the object or its class: anything else that a function returns cannot answer for itself.
 
     Args:
         socket: see `Peer`.
+        functions: names of functions in a right program. Another thing of this name cannot answer
+            for itself either.
     """
 
-    def __init__(self, socket: int) -> None:
+    def __init__(self, socket: int, functions: list[str]) -> None:
         super().__init__(socket)
+        self._functions = {*functions}
         self._named: set[int] = set()
-
-    def may(self, reference: Reference, method: str) -> bool:
-        return method in READS or not self._named.isdisjoint(reference._classes)
 
     def receive_output(self, text: str) -> None:
         sys.stdout.write(text)
@@ -38,16 +39,51 @@ class Tests(Peer):
         os._exit(1)
 
     def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        if method not in ("__call__", "__iter__", "__next__"):
-            raise TypeError(f"{method} of an object of the tests")
-        return getattr(type(target), method)(target, *args, **kwargs)
+        own = type(target).__module__ == "__main__"
+        hidden = method in ("__getattr__", "__setattr__") and args[0].startswith("_")
+        if method in ("__call__", "__iter__", "__next__") or (own and not hidden):
+            return super().do(method, target, args, kwargs)
+        raise TypeError(f"{method} of an object of the tests")
 
     def look_up(self, name: str) -> Any:
         """Return what the program calls so."""
         value = self.ask("look up", None, name)
-        if isinstance(value, Reference):
+        if isinstance(value, Reference) and name not in self._functions:
             self._named.add(value._number)
         return value
+
+    def read(self, reference: Reference, name: str) -> Any:
+        value = super().read(reference, name)
+        if callable(value) and not self._is_named(reference):
+            raise AttributeError(f"{name!r} is a method of a class that the tests do not name")
+        return value
+
+    def use(self, reference: Reference, method: str, args: Any, kwargs: Any) -> Any:
+        """Call a special method of the object.
+
+        An operator with a plain value takes the plain value that the object holds, if it holds one.
+        Otherwise it never gives a plain value: an object could be equal to everything.
+        """
+        allowed = method in READS or self._is_named(reference)
+        if method in OPERATORS and not isinstance(args[0], Reference):
+            plain = self.ask("held", reference)
+            if not isinstance(plain, Reference):
+                operator = getattr(plain, method, None)
+                return operator(*args) if operator else NotImplemented
+            if allowed and method not in COMPARISONS:
+                value = super().use(reference, method, args, kwargs)
+                return value if isinstance(value, Reference) else NotImplemented
+            return NotImplemented
+        if allowed:
+            return super().use(reference, method, args, kwargs)
+        if method in OPERATORS:
+            return NotImplemented
+        if method == "__hash__":
+            return object.__hash__(reference)
+        raise TypeError(f"{method} of a class that the tests do not name")
+
+    def _is_named(self, reference: Reference) -> bool:
+        return not self._named.isdisjoint(reference._classes)
 
 
 class Names(dict[str, Any]):
@@ -112,7 +148,7 @@ def main(control: int) -> None:
     """
     with open(control, "rb", closefd=False) as file:
         plan = json.load(file)
-    tests = Tests(0)
+    tests = Tests(0, plan["functions"])
     try:
         tests.ask("load", None, plan["program"])
     except BaseException:  # noqa: BLE001 - the program has printed it
