@@ -1,5 +1,7 @@
 """Options that several tasks share are declared once, and every task has them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,12 @@ from prunelit.tasks import (
 ROWS = {"path", "split", "limit", "batch_size", "name"}
 QUESTIONS = ROWS | {"subset", "format", "columns"}
 EMBEDDINGS = {"pooling", "skip", "layer", "length"}
+ROWS_OF: dict[type[Task], str] = {
+    Perplexity: "_documents",
+    Trajectory: "contexts",
+    MultipleChoice: "_questions",
+    SemanticSimilarity: "_rows",
+}
 PROMPTS = {"template", "chat", "max_new_tokens"}
 
 
@@ -66,6 +74,24 @@ def test_a_recipe_has_the_options_of_the_bases() -> None:
 def test_a_limit_is_a_number_of_rows(task: type[Task], limit: Any) -> None:
     with pytest.raises(InputError, match=r"Expected `limit` .*of at least 1 but got"):
         task("rows.jsonl", limit=limit)  # type: ignore[call-arg, arg-type]
+
+
+@pytest.mark.parametrize("kind", [Perplexity, Trajectory, MultipleChoice, SemanticSimilarity])
+def test_a_local_file_is_one_split_in_every_task(tmp_path: Path, kind: Any) -> None:
+    rows = [
+        {"id": n, "text": "a", "context": f"c{n}", "choices": ["x", "y"], "label": 0}
+        | {"sentence1": "a", "sentence2": f"b{n}", "score": n}
+        for n in range(8)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = []
+    for split in ("train[4:]", "test[4:]", "dev-clean[50%:]"):
+        task = kind(str(path), split=split)
+        task.read()
+        read.append(task.__dict__[ROWS_OF[kind]])
+    assert len(read[0]) == 4
+    assert read[0] == read[1] == read[2]
 
 
 def test_an_unknown_option_is_an_error() -> None:
