@@ -1,9 +1,16 @@
 """Models by their names on the hub: revisions, refusals and the cache."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit import load_pretrained, prune, save_pretrained
+from prunelit.models.fingerprint import fingerprint
+from prunelit.pruners import SublayerDrop
 
 from .server import TOKEN, Files, Hub
 
@@ -180,3 +187,24 @@ def test_an_adapter_is_refused_by_every_reader(
         sentence = ask(reader, "tiny/adapter").sentence
         assert "but 'tiny/adapter' holds an adapter (adapter_config.json): merge it" in sentence
     assert not any("safetensors" in path for path in hub.asked)
+
+
+def test_a_pruned_model_keeps_its_removed_parts(
+    ask: Ask, hub: Hub, tmp_path: Path, model: PreTrainedModel, tokenizer: Any, input_ids: Tensor
+) -> None:
+    report = prune(model, SublayerDrop(1, "mlp"), input_ids, progress=False)
+    save_pretrained(model, tokenizer, tmp_path / "pruned", report)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "pruned").iterdir()}
+    hub.add("models", "tiny/pruned").commit(files, "main")
+    expected = fingerprint(load_pretrained(str(tmp_path / "pruned"), dtype="float32")[0])
+    for offline in (False, True):
+        found = ask("weights", "tiny/pruned", offline=offline)
+        assert found.status == 0, found.value
+        assert found.value[:2] == [expected, expected]
+
+
+def test_a_token_that_no_header_can_hold(ask: Ask, hub: Hub, commits: dict[str, str]) -> None:
+    token = "hf_\u00e9"
+    for found in (ask("config", "tiny/llama", token=token), ask("rows", "a/b", [], token=token)):
+        assert "your token holds a letter that no token has; run `hf auth " in found.sentence
+        assert token not in found.value + found.err

@@ -33,6 +33,7 @@ _NO_ANSWER = (
 )
 # Neither the hub nor the cache has given it; `ConnectionError` is that of `datasets`.
 _NOT_THERE = (LocalEntryNotFoundError, RevisionResolutionError, ConnectionError)
+_LOGIN = "run `hf auth login` or set HF_TOKEN"
 # Words of `huggingface_hub` for a file that is shorter than the hub said.
 _SHORT = "Consistency check failed"
 
@@ -112,12 +113,14 @@ def hub_reason(error: BaseException) -> str | None:
 
 
 def _answer(error: BaseException, name: str, kind: Kind, revision: str | None) -> str | None:
-    """Explain an answer of the hub; None for any other error."""
+    """Explain an answer of the hub, or why it was not asked; None for any other error."""
+    if isinstance(error, UnicodeEncodeError):  # of the header that carries it
+        return "your token holds a letter that no token has; {_LOGIN} anew"
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     if not isinstance(error, HfHubHTTPError) or isinstance(error, EntryNotFoundError):
         return None
     if isinstance(error, GatedRepoError):
-        return f"it is gated; accept its terms at {page}, then run `hf auth login` or set HF_TOKEN"
+        return f"it is gated; accept its terms at {page}, then {_LOGIN}"
     if isinstance(error, RepositoryNotFoundError):
         what = "data set" if kind == "dataset" else "model"
         return (
@@ -125,12 +128,13 @@ def _answer(error: BaseException, name: str, kind: Kind, revision: str | None) -
             "`hf auth login` or set HF_TOKEN if it is private"
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"it has no revision {revision!r}; name a branch, tag or commit that {page} lists"
+        asked = revision or constants.DEFAULT_REVISION
+        return f"it has no revision {asked!r}; name a branch, tag or commit that {page} lists"
     if isinstance(error, DisabledRepoError):
         return f"it is disabled, see {page}; use another one"
     status = error.response.status_code
     if status in (401, 403):
-        return f"your token is refused (status {status}); run `hf auth login` or set HF_TOKEN anew"
+        return f"your token is refused (status {status}); {_LOGIN} anew"
     if status == 429:
         return "there were too many requests (status 429); wait a while and run again"
     if status >= 500:

@@ -6,6 +6,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +29,7 @@ from prunelit.files import POINTER, is_pointer
 from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
-from prunelit.models.saving import read_report
+from prunelit.models.saving import REPORT_FILE, read_report
 from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
 
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
@@ -88,7 +90,7 @@ def load_pretrained(
     }
     load_config(source, **same)
     tokenizer = load_tokenizer(source, **same)
-    removed = read_removed(folder)
+    removed = _removed_on_hub(source, revision, options) if options else read_removed(folder)
     # For removed sublayers, transformers makes new weights and prints a long warning.
     quiet = _errors_only if removed.attention or removed.mlp else nullcontext
     try:
@@ -262,8 +264,19 @@ def _check_ends(model: PreTrainedModel, source: str) -> None:
 
 def read_removed(folder: str) -> Removed:
     """Read the removed parts of a pruned model from its folder; nothing for any other folder."""
-    report = None if is_hub_name(folder) else read_report(folder)
-    return Removed(**(report or {}).get("removed", {}))
+    return Removed(**(read_report(folder) or {}).get("removed", {}))
+
+
+def _removed_on_hub(source: str, revision: str | None, options: dict[str, Any]) -> Removed:
+    """Read the removed parts of a model on the hub, which may be a pruned one."""
+    try:
+        file = hf_hub_download(source, REPORT_FILE, **options)
+    except Exception as error:
+        alone = options["local_files_only"] and isinstance(error, LocalEntryNotFoundError)
+        if alone or isinstance(error, RemoteEntryNotFoundError):
+            return Removed()
+        raise _refuse("model", source, error, revision) from error
+    return read_removed(str(Path(file).parent))
 
 
 @contextmanager
