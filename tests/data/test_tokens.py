@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -23,6 +23,7 @@ from prunelit.data.tokens import (
 )
 from prunelit.errors import InputError
 from prunelit.tasks.prompting.choices import tokenise
+from prunelit.tasks.prompting.text_template import TextTemplate
 
 DOCUMENTS = [letter * length for letter, length in zip("abcde", [3, 9, 1, 7, 5], strict=True)]
 
@@ -206,6 +207,49 @@ def test_special_tokens_are_those_of_the_tokenizer_with_any_vocabulary(
     assert encode_text(tokenizer, "x y") == [*before, 3, 4]
     assert special_tokens(tokenizer) == SpecialTokens(before, after)
     assert encode_text(tokenizer, "x y", closed=True) == tokenizer("x y")["input_ids"]
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("form", ["space before", "metaspace", "byte fallback"])
+@pytest.mark.parametrize("template", ["<s> $A", "$A </s>", "<s> $A </s>"])
+def test_texts_are_read_as_by_tokenizers_with_spaces_and_bytes_of_their_own(
+    form: str, template: str, padding_side: str
+) -> None:
+    bytes_, letters_ = [f"<0x{n:02X}>" for n in range(256)], "\u2581bcdexy.?:"
+    names = ["<s>", "</s>", *(sorted(pre_tokenizers.ByteLevel.alphabet()))]
+    if form != "space before":
+        names = ["<s>", "</s>", "<unk>", *bytes_, *letters_]
+    options = {} if form == "space before" else {"unk_token": "<unk>", "byte_fallback": True}
+    vocabulary = {name: n for n, name in enumerate(names)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], **options))
+    if form == "space before":
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    elif form == "metaspace":
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    else:
+        inner.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+    inner.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        padding_side=padding_side,
+    )
+    special = SpecialTokens([0] * template.startswith("<s>"), [1] * template.endswith("</s>"))
+    assert special_tokens(tokenizer) == special
+    for text in ("a", "be cd", "?", ""):
+        own = tokenizer(text)["input_ids"]
+        assert encode_text(tokenizer, text, closed=True) == own
+        assert encode_text(tokenizer, text) == own[: len(own) - len(special.after)]
+    # The end of a cut text stays the token that the tokenizer ends a text by.
+    cut = TextTemplate("b {text} c").tokens(tokenizer, "x" * 20, 12)
+    assert len(cut) == 12
+    assert cut[len(cut) - len(special.after) :] == special.after
 
 
 def test_special_tokens_that_cannot_be_told_from_the_text_are_refused() -> None:

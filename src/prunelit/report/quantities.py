@@ -53,6 +53,8 @@ _RECORDS = [
     Quantity("top10_overlap", "probability", "top tokens", unchanged=1),
 ]
 QUANTITIES = {quantity.name: quantity for quantity in _RECORDS}
+# One of each kind: tasks report them at every place, and judge their estimates.
+LEADING = (*(f"{space}_cosine" for space in _SPACES), "kl_dense_pruned")
 # An estimate of a cosine has a chart of its own; estimates of a KL share the chart of the KL.
 QUANTITIES |= {
     quantity.name + ESTIMATE: Quantity(

@@ -25,6 +25,7 @@ from prunelit.metrics.validity import NEAR, measure_quantity_validity
 from prunelit.models.architecture import final_hidden
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
+from prunelit.report.quantities import LEADING
 from prunelit.report.results import Result
 from prunelit.report.scatter import scatter_picture
 from prunelit.report.subspace import (
@@ -53,7 +54,7 @@ TEMPLATES: dict[Options, str] = {
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 QUANTITIES = ("embedding_cosine", "embedding_cosine_estimate", *SUBSPACE)  # of the full vocabulary
 _COMPARED = (*QUANTITIES, *(f"subspace_{name}" for name in SUBSPACE))
-_ESTIMATED = ("logit_cosine", "probability_cosine", "kl_dense_pruned")
+_JUDGED = tuple(name for name in LEADING if name in SUBSPACE)
 _SCORES = ("acc", "option_mass", "log_likelihood_right", "log_likelihood_wrong")
 
 
@@ -288,7 +289,7 @@ class Subspace(RowTask):
             name: measure_quantity_validity(
                 name, inside["logit_std_p"], inside[name], inside[f"{name}_estimate"]
             )
-            for name in _ESTIMATED
+            for name in _JUDGED
         }
         title = f"Second-order estimates on the options, one dot a question (n = {table.size})"
         yield "subspace_theory", scatter_picture(judged, NEAR, title)

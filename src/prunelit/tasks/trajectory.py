@@ -19,6 +19,7 @@ from prunelit.models.inference.generation import Sampling, rollout, stop_tokens
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.first_divergence import first_divergence_picture
+from prunelit.report.quantities import ESTIMATE, LEADING
 from prunelit.report.results import Result
 from prunelit.report.scatter import scatter_picture
 from prunelit.report.task_report import TaskReport
@@ -34,8 +35,7 @@ from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
 FORCED, FREE = "teacher_forced", "free_running"
 _DISTANCES = ("embedding", "logit", "probability")
-_ESTIMATED = (*(f"{space}_cosine" for space in _DISTANCES), "kl_dense_pruned")
-_REPORTED = (*_ESTIMATED, "kl_pruned_dense", "top1_agreement")
+_REPORTED = (*LEADING, "kl_pruned_dense", "top1_agreement")
 _SIZE = "logit_std_p"
 _RESAMPLES = 100
 
@@ -121,7 +121,7 @@ class Trajectory(PromptTask):
         hidden = _read(pair.dense, text)
         forced = self._compare(pair, hidden, _read(pair.pruned, text), text.steps, tokens)
         values: dict[str, Tensor | Streamed] = {"dense/tokens": tokens, "keep": forced.pop("keep")}
-        for quantity in (*_ESTIMATED, *(f"{name}_estimate" for name in _ESTIMATED), _SIZE):
+        for quantity in (*LEADING, *(name + ESTIMATE for name in LEADING), _SIZE):
             values[f"token/{quantity}"] = forced[quantity]
         values |= _streamed(FORCED, forced, _REPORTED)
         if not self.free_running:
@@ -194,7 +194,7 @@ class Trajectory(PromptTask):
     def _pictures(self, table: ItemTable) -> Iterator[tuple[str, Picture]]:
         curves = {curve.tag: curve for curve in self._curves(table)}
         everyone = np.arange(table.size)
-        judged = {quantity: _judge(table, everyone, quantity) for quantity in _ESTIMATED}
+        judged = {quantity: _judge(table, everyone, quantity) for quantity in LEADING}
         tokens = max(len(one.exact) for one in judged.values())
         of = f"up to {tokens} tokens of {table.size} prompts"
         title = f"Second-order estimates, teacher-forced, one dot a token (n = {of})"
@@ -307,7 +307,7 @@ def _pooled(table: ItemTable, prompts: np.ndarray) -> dict[str, float]:
         found["first_divergence_median"] = seen.median
         found["first_divergence_mean"] = seen.restricted_mean
         found["forecast_distance"] = float(np.abs(seen.survival - predicted.survival).max())
-    for quantity in _ESTIMATED:
+    for quantity in LEADING:
         judged = _judge(table, prompts, quantity)
         found[f"rank_correlation/{quantity}"] = judged.rank_correlation
         found[f"holds_to/{quantity}"] = judged.holds_to

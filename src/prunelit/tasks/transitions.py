@@ -16,6 +16,7 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.models.replay import apply_final_norm, capture
 from prunelit.models.sublayers import block_steps, counterfactual, find_layout
 from prunelit.report.curves import Curve, Picture
+from prunelit.report.quantities import LEADING
 from prunelit.report.results import Result
 from prunelit.report.tables import grouped_table
 from prunelit.report.task_report import TaskReport
@@ -25,7 +26,6 @@ from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
 VARIANTS, PHASES = ("local", "cumulative"), ("prompt", "decode")
 CHUNK = 64  # tokens unembedded at a time
-_REPORTED = ("embedding_cosine", "logit_cosine", "probability_cosine", "kl_dense_pruned")
 
 
 class Transitions(PromptTask):
@@ -124,7 +124,7 @@ class Transitions(PromptTask):
             name, _, quantity = key.rpartition("/")
             for phase, part in zip(PHASES, value.split(room, -1), strict=True):
                 streamed[f"{name}/{phase}/{quantity}"] = Streamed(part)
-                if quantity in _REPORTED:
+                if quantity in LEADING:
                     streamed[f"item/{name}/{phase}/{quantity}"] = part.flatten(1).nanmean(1)
         return streamed
 
