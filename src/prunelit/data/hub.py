@@ -115,7 +115,7 @@ def hub_reason(error: BaseException) -> str | None:
 def _answer(error: BaseException, name: str, kind: Kind, revision: str | None) -> str | None:
     """Explain an answer of the hub, or why it was not asked; None for any other error."""
     if isinstance(error, UnicodeEncodeError):  # of the header that carries it
-        return "your token holds a letter that no token has; {_LOGIN} anew"
+        return f"your token holds a letter that no token has; {_LOGIN} anew"
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     if not isinstance(error, HfHubHTTPError) or isinstance(error, EntryNotFoundError):
         return None
