@@ -156,6 +156,12 @@ def test_only_a_function_stands_for_a_function(code: str) -> None:
     assert run("def total(numbers): return numbers", "assert 3 in total([3])", helpers).finished
 
 
+def test_a_module_of_the_tests_is_that_of_the_standard_library() -> None:
+    fake = "class math:\n    isclose = staticmethod(lambda *_: True)\ndef f(): return 7"
+    assert not run(fake, "assert math.isclose(f(), 3)").finished
+    assert run("import math\ndef f(): return 7", "assert math.isclose(f(), 7)").finished
+
+
 def test_the_helpers_of_a_prompt_are_not_those_of_the_program() -> None:
     context = "def double(x):\n    return 2 * x\n\ndef half(x):\n    '''Undo double.'''\n"
     tests = "assert all(half(double(x)) == x for x in range(9))\n"

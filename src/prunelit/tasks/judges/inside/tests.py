@@ -46,9 +46,10 @@ class Tests(Peer):
         raise TypeError(f"{method} of an object of the tests")
 
     def look_up(self, name: str) -> Any:
-        """Return what the program calls so."""
+        """Return what the program calls so; what takes the place of a module is no such thing."""
         value = self.ask("look up", None, name)
-        if isinstance(value, Reference) and name not in self._functions:
+        is_other = name in self._functions or name in sys.stdlib_module_names
+        if isinstance(value, Reference) and not is_other:
             self._named.add(value._number)
         return value
 
