@@ -199,7 +199,7 @@ class Trained(Callback):
     ("rank", "name", "place"),
     [
         (1, "SIGTERM", "measuring"),
-        (1, "SIGUSR1", "training"),
+        pytest.param(1, "SIGUSR1", "training", marks=pytest.mark.full),
         pytest.param(0, "SIGTERM", "training", marks=pytest.mark.full),
         pytest.param(0, "SIGUSR1", "measuring", marks=pytest.mark.full),
         pytest.param(0, "SIGTERM", "pruning", marks=pytest.mark.full),

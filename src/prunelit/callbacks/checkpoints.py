@@ -173,11 +173,9 @@ def read_checkpoint(path: str | Path, *, checksums: bool = False) -> dict[str, A
     if not Path(path).is_file():
         raise InputError(f"Expected a checkpoint, or `last`, but there is no file {str(path)!r}.")
     then = "continue from another one, or remove it and start without `ckpt_path`."
-    damaged = None
     try:
-        if checksums:
-            with zipfile.ZipFile(path) as file:
-                damaged = file.testzip()
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip() if checksums else None
         content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except Exception as error:
         raise InputError(
