@@ -196,6 +196,12 @@ class PruneTrainer(ResumingTrainer):
                     make_folder(path)
             check_folder(folder)
 
+        for path in [callback.path for callback in last_callbacks(self)]:
+            if path.is_dir():
+                raise InputError(
+                    f"Expected a checkpoint at {str(path)!r} but found a folder: move it away."
+                )
+
     def _after_fit(self) -> str:
         if written := last_checkpoints(self):
             return f"Continue from {written[0]} with `--ckpt_path last`."

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +61,18 @@ def test_checkpoint_of_another_run_or_a_broken_one(
     torch.save({"state_dict": {}}, last)
     complaint = refused("--config", configure(), "--ckpt_path", "last")
     assert "it lacks ['callbacks', 'epoch', 'global_step', 'loops']" in complaint
+    saved = torch.load(BytesIO(whole), weights_only=True)
+    torch.save(saved | {"callbacks": []}, last)
+    complaint = refused("--config", configure(), "--ckpt_path", "last")
+    assert "holds no valid callbacks" in complaint
+    (key,) = [key for key in saved["callbacks"] if key.startswith("Pruning")]
+    saved["callbacks"][key]["json"] = "{"
+    torch.save(saved, last)
+    complaint = refused("--config", configure(), "--ckpt_path", "last")
+    assert f"{str(last)!r} is damaged: the state of `Pruning` in it cannot be read" in complaint
+    last.unlink()
+    last.mkdir()
+    assert f"checkpoint at {str(last)!r} but found a folder" in refused("--config", configure())
 
 
 def test_a_checkpoint_of_unfinished_work_is_not_overwritten(

@@ -144,21 +144,27 @@ class Pruning(Callback):
     def _check_unfinished(self, trainer: Trainer, module: PairedLM) -> None:
         """Refuse to overwrite the checkpoint of a training that wrote no pruned model."""
         for path in last_checkpoints(trainer, to_overwrite=True):
-            recipe = self._saved(read_checkpoint(path)).get("recipe") or {}
+            recipe = self._saved(read_checkpoint(path), path).get("recipe") or {}
             if read_own(self.find_folder(trainer, module, recipe), recipe) is None:
                 raise InputError(
                     f"{str(path)!r} is the checkpoint of a training that did not finish: continue "
                     "it with `--ckpt_path last`, or remove the file to start anew."
                 )
 
-    def _saved(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    def _saved(self, checkpoint: dict[str, Any], path: Any) -> dict[str, Any]:
         """Return the plain part of this callback's state in a checkpoint; empty without one."""
         state = checkpoint["callbacks"].get(self.state_key)
-        return json.loads(state["json"]) if state else {}
+        try:
+            return dict(json.loads(state["json"])) if state else {}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The checkpoint {str(path)!r} is damaged: the state of `Pruning` in it cannot be "
+                "read. Continue from another one, or remove it and start without `ckpt_path`."
+            ) from error
 
     def _check_saved(self, checkpoint: dict[str, Any], path: Any) -> dict[str, Any]:
         """Return what `_saved` does; refuse the checkpoint of another run."""
-        saved = self._saved(checkpoint)
+        saved = self._saved(checkpoint, path)
         mine = {**(self._recipe or {}), "processes": self._processes}
         other = {**(saved.get("recipe") or {}), "processes": saved.get("processes")}
         if find_differences(mine, other):
