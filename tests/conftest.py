@@ -50,6 +50,7 @@ torch.set_num_threads(1)
 collect_ignore = ["golden", "material"]
 
 VOCABULARY = 300
+FUZZ = 115  # spoiled files in every run: 5 of each kind
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -103,6 +104,13 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         eos_token_id=0,
     ),
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of `tests/bad_input/test_fuzz.py`."""
+    group = parser.getgroup("prunelit")
+    group.addoption("--fuzz", type=int, default=FUZZ, help="number of spoiled files to try")
+    group.addoption("--fuzz-case", type=int, action="append", help="number of the one to try")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -218,11 +218,14 @@ def load_yaml(text: str) -> Any:
     try:
         if ":" in text or "&" in text:
             _count_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})
-        return _jsonargparse_yaml(text)
+        loaded: Any = _jsonargparse_yaml(text)
+        if isinstance(loaded, dict | list):
+            _check_class_paths(loaded)
     except RecursionError:
         raise InputError(f"The YAML that begins with {text[:40]!r} is nested too deeply.") from None
     except ValueError as error:  # such as a date that does not exist
         raise yaml.YAMLError(str(error)) from error
+    return loaded
 
 
 def _settings(text: str) -> Any:
@@ -234,6 +237,15 @@ def _settings(text: str) -> Any:
     if isinstance(settings, dict):
         settings.pop("ckpt_path", None)
     return settings
+
+
+def _check_class_paths(loaded: Any) -> None:
+    """Refuse a `class_path` that is no text, for which jsonargparse has no sentence."""
+    if isinstance(loaded, dict) and not isinstance(path := loaded.get("class_path", ""), str):
+        raise yaml.YAMLError(f"Expected `class_path` as the path of a class but got {path!r:.60}.")
+    for value in loaded.values() if isinstance(loaded, dict) else loaded:
+        if isinstance(value, dict | list):
+            _check_class_paths(value)
 
 
 def _count_nodes(node: yaml.Node | None, known: dict[int, int | None]) -> int:

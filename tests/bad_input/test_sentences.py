@@ -39,9 +39,19 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"data: &a\n  tasks: [*a]\n", "a value that contains it"),
         (BOMB.encode(), "stand for more than"),
         (b"model:\n  source: a\n  source: b\n", "'source' is given twice in the YAML, in line 2"),
+        (b"data: {tasks: [{class_path: 0}]}\n", "Expected `class_path` as the path of a class"),
         (b"model: {source: a, source: b}\n", "'source' is given twice in the YAML, in line 1"),
     ],
-    ids=["latin-1", "utf-16", "circle", "circle-in-a-list", "bomb", "twice", "twice-in-a-line"],
+    ids=[
+        "latin-1",
+        "utf-16",
+        "circle",
+        "circle-in-a-list",
+        "bomb",
+        "twice",
+        "class",
+        "twice-in-a-line",
+    ],
 )
 def test_yaml(
     tmp_path: Path, cli: Callable[..., None], capfd: Any, content: bytes, reason: str

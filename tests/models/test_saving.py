@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from prunelit import PruningReport, load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
-from prunelit.models.saving import check_writable, read_report
+from prunelit.models.saving import check_unchanged, check_writable, read_report
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 
@@ -237,3 +237,20 @@ def test_files_of_a_killed_run_are_removed(
     save_pretrained(model, tokenizer, tmp_path / "pruned", report)
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
     assert not (tmp_path / "pruned" / "half.bin").exists()
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "null"])
+def test_a_report_that_was_edited_is_noticed(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    report: PruningReport,
+    tmp_path: Path,
+    value: str,
+) -> None:
+    save_pretrained(model, tokenizer, tmp_path / "pruned", report)
+    path = tmp_path / "pruned" / "pruning.json"
+    path.write_text(path.read_text().replace('"sparsity": ', f'"sparsity": {value}, "other": ', 1))
+    edited = read_report(tmp_path / "pruned")
+    assert edited is not None
+    with pytest.raises(InputError, match="was changed after it was written: pruning"):
+        check_unchanged(tmp_path / "pruned", edited)

@@ -186,8 +186,10 @@ def encode_all(
     except Exception as error:
         if len(texts) > 1:  # find the text
             return [encode_all(tokenizer, [text], special=special)[0] for text in texts]
+        half = any("\ud800" <= letter <= "\udfff" for letter in texts[0])
+        reason = "it holds half of a character" if half else first_line(error)
         raise InputError(
-            f"The tokenizer cannot read the text {texts[0][:60]!r}: {first_line(error)}"
+            f"The tokenizer cannot read the text {texts[0][:60]!r}: {reason}"
         ) from error
     encoded = [list(ids) for ids in found]
     for text, ids in zip(texts, encoded, strict=True):

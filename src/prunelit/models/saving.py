@@ -196,6 +196,6 @@ def check_unchanged(folder: str | Path, report: dict[str, Any]) -> str:
 def _content(folder: Path, report: dict[str, Any], full: bool) -> dict[str, str]:
     """Hash every file of a pruned model; of `pruning.json` all but these hashes."""
     rest = {key: value for key, value in report.items() if key != "content"}
-    text = json.dumps(rest, sort_keys=True, allow_nan=False)
+    text = json.dumps(rest, sort_keys=True)  # a file that was changed may hold NaN
     own = {REPORT_FILE: f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"}
     return fingerprint_files(folder, full) | own
