@@ -417,3 +417,13 @@ def test_two_processes_convert_once(file: Path, tmp_path: Path, qwen2: PreTraine
     assert [float(output) for output, _ in outputs] == [expected] * 2
     assert sum("Converting tiny.gguf" in errors for _, errors in outputs) == 1
     assert len(folders(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/prunelit"])
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / name))
+    with pytest.raises(InputError, match=f"{name}' cannot be written: .*PRUNELIT_CACHE"):
+        cache_folder()
