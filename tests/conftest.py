@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import signal
 import socket
 import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -50,7 +52,7 @@ torch.set_num_threads(1)
 collect_ignore = ["golden", "material"]
 
 VOCABULARY = 300
-FUZZ = 115  # spoiled files in every run: 5 of each kind
+FUZZ = 230  # spoiled files in every run: 10 of each kind
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -313,45 +315,56 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CompletedP
     """As `console`, but the process need not import the libraries, which takes seconds.
 
     It is a fork of one that did. With `ranks`, as many start as torchrun would start them; the
-    status is that of the first. A test of the launcher or of what happens at the start needs
-    `console`.
+    status is that of the first. `variables` are added to the environment. `limits` are seconds,
+    after which SIGALRM ends the process, and bytes that it may allocate; figures are then empty
+    files. A test of the launcher or of what happens at the start needs `console`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["prunelit.cli", "prunelit.tasks.collection_retrieval"])
+    modules = ["prunelit.cli", "prunelit.tasks.collection_retrieval"]
+    context.set_forkserver_preload([*modules, "transformers.models.llama.modeling_llama"])
     script = Path(__file__).parent / "material" / "forked_console.py"
     streams = [tmp_path_factory.mktemp("streams") / name for name in ("stdout", "stderr")]
 
-    def start(folder: Path, arguments: tuple[str, ...], more: dict[str, str]) -> BaseProcess:
-        names = {
-            "FOLDER": str(folder),
-            "ARGUMENTS": arguments,
-            "ENVIRONMENT": {**os.environ, **more},
-            "STREAMS": [str(stream) for stream in streams],
-        }
+    def start(names: dict[str, Any]) -> BaseProcess:
         process = context.Process(target=runpy.run_path, args=(str(script), names))
         process.start()
         return process
 
-    def run(folder: Path, *arguments: str, ranks: int = 1) -> CompletedProcess[str]:
+    def run(
+        folder: Path,
+        *arguments: str,
+        ranks: int = 1,
+        variables: dict[str, str] | None = None,
+        limits: tuple[int, int] | None = None,
+    ) -> CompletedProcess[str]:
         for stream in streams:
             stream.write_text("")
-        environments: list[dict[str, str]] = [{}]
+        names = {
+            "FOLDER": str(folder),
+            "ARGUMENTS": arguments,
+            "ENVIRONMENT": {**os.environ, **(variables or {})},
+            "STREAMS": [str(stream) for stream in streams],
+            "LIMITS": limits,
+        }
+        own: list[dict[str, str]] = [{}]
         if ranks > 1:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = str(free.getsockname()[1])
             group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-            environments = [{**group, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-        processes = [start(folder, arguments, more) for more in environments]
+            own = [{**group, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        environments = [{**names["ENVIRONMENT"], **more} for more in own]
+        processes = [start({**names, "ENVIRONMENT": each}) for each in environments]
         for process in processes:
             process.join(300)
         late = [process for process in processes if process.is_alive()]
-        for process in late:
-            process.kill()
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what it left running
             process.join()
         if late:
             raise TimeoutError(f"prunelit {' '.join(arguments)} takes more than 300 seconds.")
-        output = [stream.read_text() for stream in streams]
+        output = [stream.read_text(errors="replace") for stream in streams]
         return CompletedProcess(arguments, processes[0].exitcode or 0, *output)
 
     return run

@@ -45,8 +45,9 @@ def checked(called: Called) -> Called:
         InputError: from the function returned; names the argument.
     """
     if inspect.isclass(called):
-        called.__init__ = checked(called.__init__)  # type: ignore[misc]
-        return called
+        owner: Any = called
+        owner.__init__ = checked(owner.__init__)
+        return owner
 
     @functools.wraps(called)
     def check(*args: Any, **kwargs: Any) -> Any:

@@ -125,7 +125,7 @@ def full_run(folder: Path, run: Run) -> None:
 
 def saved_run(folder: Path, run: Run) -> None:
     full_run(folder, run)
-    text = run(folder, "fit", "--config", "config.yaml", "--print_config").out
+    text = run(folder, "fit", "--config", "config.yaml", "--print_config").stdout
     (folder / "config.yaml").write_text(text)
 
 
