@@ -13,12 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunelit.comparison import compare
     from prunelit.core.calibration_text import CalibrationText
     from prunelit.core.datamodule import PruneData
     from prunelit.core.module import PairedLM
     from prunelit.core.recovery_text import RecoveryText
     from prunelit.errors import InputError
+    from prunelit.models.comparison import compare
     from prunelit.models.loading import load_pretrained, load_tokenizer
     from prunelit.models.saving import save_pretrained
     from prunelit.models.semi_structured import to_semi_structured
@@ -53,7 +53,7 @@ _HOME = {
     "PruneTrainer": "prunelit.trainer",
     "PruningReport": "prunelit.pruning",
     "RecoveryText": "prunelit.core.recovery_text",
-    "compare": "prunelit.comparison",
+    "compare": "prunelit.models.comparison",
     "load_pretrained": "prunelit.models.loading",
     "load_tokenizer": "prunelit.models.loading",
     "prune": "prunelit.pruning",

@@ -2,7 +2,7 @@
 
 import sys
 
-from prunelit.startup import check_ranks, put_working_folder_last
+from prunelit.core.startup import check_ranks, put_working_folder_last
 
 # Other modules are imported when the working folder no longer hides those of libraries.
 

@@ -6,7 +6,7 @@ All other options are options of `lm_eval`. In Python, call `register()` before
 `lm_eval.simple_evaluate(model="prunelit", model_args={"source": ...}, ...)`.
 """
 
-from prunelit.startup import put_working_folder_last
+from prunelit.core.startup import put_working_folder_last
 
 if __name__ == "__main__":  # before the libraries, whose modules a file there could hide
     put_working_folder_last()

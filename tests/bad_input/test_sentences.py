@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from prunelit import InputError, compare, load_tokenizer, prune
+from prunelit.core.startup import put_working_folder_last
 from prunelit.data import load_rows
 from prunelit.pruners import Magnitude, Wanda
 from prunelit.sparsity import Unstructured
-from prunelit.startup import put_working_folder_last
 
 Refuse = Callable[..., str]
 Config = dict[str, Any]

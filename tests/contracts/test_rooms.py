@@ -48,6 +48,13 @@ def test_it_is_exported(room: str, member: type | FunctionType) -> None:
     assert sentence is None, sentence
 
 
+def test_a_reader_of_the_root_sees_it_at_a_glance() -> None:
+    rooms = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
+    files = [path.name for path in PACKAGE.glob("*.py")]
+    assert len(rooms) <= 9, rooms
+    assert len(files) <= 15, f"Move one of {sorted(files)} into a room."
+
+
 @every_member
 def test_it_is_complete(room: str, member: type | FunctionType) -> None:
     lacks = sorted(getattr(member, "__abstractmethods__", ()))

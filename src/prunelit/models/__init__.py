@@ -1,4 +1,4 @@
-"""Load, inspect, edit, run and save causal language models.
+"""Load, inspect, edit, run, compare and save causal language models.
 
 Blocks that wait to be pruned are offloaded by `pruning/offload.py`.
 

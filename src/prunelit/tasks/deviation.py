@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunelit.comparison import deviation_sums
 from prunelit.errors import check_positive
+from prunelit.models.comparison import deviation_sums
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunelit.comparison import token_deviations
 from prunelit.errors import InputError
 from prunelit.metrics.quantization_ruler import RUNGS, SOURCE, place_on_ruler
 from prunelit.metrics.sketch import Sketch
 from prunelit.metrics.spaces.probability import log_probability
 from prunelit.models.architecture import final_hidden
+from prunelit.models.comparison import token_deviations
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
 from prunelit.report.distribution import (

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.comparison import token_deviations
 from prunelit.data.rows import hash_rows
 from prunelit.data.tokens import (
     decode,
@@ -23,6 +22,7 @@ from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.subspace import SUBSPACE, score_options, subspace_deviations
 from prunelit.metrics.validity import NEAR, measure_quantity_validity
 from prunelit.models.architecture import final_hidden
+from prunelit.models.comparison import token_deviations
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
 from prunelit.report.quantities import LEADING

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.comparison import token_deviations
 from prunelit.errors import check_seed
 from prunelit.metrics.survival import Survival, forecast_survival, kaplan_meier, keep_probability
 from prunelit.metrics.validity import NEAR, Validity, measure_quantity_validity
 from prunelit.models.architecture import final_hidden
+from prunelit.models.comparison import token_deviations
 from prunelit.models.inference.generation import Sampling, rollout, stop_tokens
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Curve, Picture

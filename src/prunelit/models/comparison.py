@@ -22,8 +22,6 @@ from prunelit.models.architecture import (
     unembed,
 )
 
-__all__ = ["compare"]
-
 # Tokens per matrix product with the unembedding. A chunk bounds the memory of the (tokens, V)
 # logits and is large enough for a fast product. Accelerators are faster with larger chunks.
 CPU_CHUNK, ACCELERATOR_CHUNK = 128, 512

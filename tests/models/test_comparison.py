@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from prunelit import compare, prune
-from prunelit.comparison import deviation_sums, token_deviations
 from prunelit.errors import InputError
 from prunelit.models.architecture import final_hidden
+from prunelit.models.comparison import deviation_sums, token_deviations
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 
