@@ -15,6 +15,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
+from torch import nn
+
 from prunelit.errors import InputError
 
 Called = TypeVar("Called", bound=Callable[..., Any])
@@ -97,6 +99,8 @@ def _fits(value: Any, kind: Any, name: str) -> bool:
         return value is None
     if not isinstance(kind, type) or origin is not None or kind in (object, Any):
         return True
+    if issubclass(kind, nn.Module) and isinstance(value, nn.Module):
+        return True  # the function refuses another class of module, and says why
     if issubclass(kind, bool):
         return isinstance(value, bool)
     for number, accepted in ((int, numbers.Integral), (float, numbers.Real)):

@@ -270,6 +270,12 @@ def test_no_other_file_uses_a_private_attribute_of_a_library() -> None:
         for _, node in nodes
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
+    own |= {
+        name
+        for _, node in nodes
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__"
+        for name in ast.literal_eval(node.value)
+    }
     found = [
         f"{path}:{node.lineno} {ast.unparse(node)}"
         for path, node in nodes

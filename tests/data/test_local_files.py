@@ -270,7 +270,7 @@ def test_a_text_file_is_one_document_or_divided(tmp_path: Path) -> None:
     assert found["paragraphs"] == ["One long\nsentence.", "The next."]
     assert found["lines"] == ["One long", "sentence.", "", " ", "The next.", "", ""]
     assert load_texts(path, column="text", split="train[:2]") == ["One long\nsentence."]
-    with pytest.raises(InputError, match="Expected `documents` to be one of whole, lines, para"):
+    with pytest.raises(InputError, match="Expected `documents` of load_texts as 'whole' or"):
         load_texts(path, column="text", split="train", documents="pages")  # type: ignore[arg-type]
     rows = write(tmp_path / "rows.jsonl", ["a", "b"])
     assert load_texts(rows, column="text", split="train") == ["a", "b"]

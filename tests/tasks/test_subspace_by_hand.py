@@ -77,8 +77,8 @@ def test_the_space_before_an_option_is_that_of_the_template(
     subspace: Measure,
     prepare_subspace: Callable[..., Subspace],
 ) -> None:
-    row = {"id": "x", "context": "Ox?", "choices": ["Paris", "Rome"], "label": 0}
-    path = questions([row, row])
+    row = {"context": "Ox?", "choices": ["Paris", "Rome"], "label": 0}
+    path = questions([{**row, "id": name} for name in "xy"])
     task = prepare_subspace(path, words, template=template)
     prompt = words(template.format(context="Ox?"))["input_ids"]
     assert task._items[0].options == ids(words, tokens)
@@ -97,8 +97,8 @@ def test_one_option_alone_may_merge_with_the_prompt(
     subspace: Measure,
     prepare_subspace: Callable[..., Subspace],
 ) -> None:
-    row = {"id": "x", "context": "Ox?", "choices": ["4", "Paris"], "label": 0}
-    path = questions([row, row])
+    row = {"context": "Ox?", "choices": ["4", "Paris"], "label": 0}
+    path = questions([{**row, "id": name} for name in "xy"])
     task = prepare_subspace(path, words, template="{context} A: ")
     assert task._items[0].options == ids(words, ["Ġ", "ĠP"])
     rows, _, _ = subspace(path, words_pair, template="{context} A: ")

@@ -13,7 +13,7 @@ from prunelit.arguments import checked
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
 from prunelit.files import check_replaceable, is_replaceable, replace_folder
-from prunelit.models.architecture import check_merged
+from prunelit.models.architecture import check_merged, check_model
 from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
@@ -116,6 +116,7 @@ def save_pretrained(
     folder = Path(folder)
     if not hasattr(report, "as_dict"):
         raise InputError(f"Expected the report of `prunelit.prune` but got {report!r:.60}.")
+    check_model(model)
     check_merged(model)  # transformers would write the adapter alone
     check_writable(folder)
     if model.name_or_path and Path(model.name_or_path).exists():
