@@ -81,3 +81,9 @@ def test_keys_that_nothing_would_read_are_refused() -> None:
 def test_one_batch_or_text_or_lists_in_place_of_batches(inputs: object) -> None:
     with pytest.raises(InputError, match="Expected batches"):
         as_batches(inputs, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [[[0.0, -1e9]], [[1, -1]], [[0.5, 1.0]], [[float("nan"), 1.0]]])
+def test_a_mask_has_ones_and_zeros(values: list[list[float]]) -> None:
+    with pytest.raises(InputError, match="1 for tokens and 0 for padding"):
+        as_batches([{"input_ids": IDS[:1], "attention_mask": torch.tensor(values)}], 1)

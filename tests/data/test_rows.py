@@ -190,3 +190,11 @@ def test_a_row_without_text_is_named(tmp_path: Path) -> None:
     path.write_text('{"text": "a"}\n{"text": null}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"Row 1 of .*: `text` must be a string"):
         load_texts(str(path), column="text", split="train")
+
+
+def test_no_row_of_a_local_file_is_read_twice(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert len(load_rows(str(path), columns=["text"], split="train[:50%]+test[50%:]")) == 2
+    with pytest.raises(InputError, match=r"reads each row once but 'train\+test' reads some twice"):
+        load_rows(str(path), columns=["text"], split="train+test")

@@ -89,4 +89,9 @@ def _as_batch(piece: Tensor | Mapping[str, Tensor]) -> Batch:
             "Expected integer `input_ids` of shape (B, T) with `attention_mask` of the same shape "
             f"but got {tuple(ids.shape)} ({ids.dtype}) and {tuple(mask.shape)}."
         )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(
+            "Expected an `attention_mask` of 1 for tokens and 0 for padding but it has other "
+            "values: give the mask that the tokenizer returns."
+        )
     return {"input_ids": ids, "attention_mask": mask}

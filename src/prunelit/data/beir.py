@@ -12,6 +12,7 @@ from prunelit.errors import InputError
 
 _KINDS = (".jsonl", ".json", ".parquet", ".tsv", ".csv")
 _ENDINGS = tuple(kind + packed for kind in _KINDS for packed in ("", ".gz"))
+_HIGHEST = 10**6  # grade of relevance; that of TREC is at most 4
 _JUDGEMENT = ["query-id", "corpus-id", "score"]
 
 
@@ -161,10 +162,10 @@ def _judgements(path: str, split: str, name: str | None) -> dict[str, dict[str, 
     judged: dict[str, dict[str, int]] = {}
     for number, row in enumerate(load_rows(path, columns=_JUDGEMENT, split=split, name=name)):
         query, document = (_identifier(row, key, number, path) for key in _JUDGEMENT[:2])
-        if (grade := as_whole(row["score"])) is None:
+        if (grade := as_whole(row["score"])) is None or abs(grade) > _HIGHEST:
             raise InputError(
-                f"Row {number} of {path!r}: expected a whole number as `score` but got "
-                f"{row['score']!r}."
+                f"Row {number} of {path!r}: expected a whole number of at most {_HIGHEST} as "
+                f"`score` but got {row['score']!r}."
             )
         if (first := judged.setdefault(query, {}).setdefault(document, grade)) != grade:
             raise InputError(

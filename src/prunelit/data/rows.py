@@ -163,4 +163,10 @@ def _slice(rows: list[dict[str, Any]], path: str, split: str) -> list[dict[str, 
             f"Expected a split of the local file {path!r} such as `train` or `train[:80%]` but got "
             f"{split!r}: {first_line(error).rstrip('.')}."
         ) from error
-    return [row for part in parts for row in rows[part.from_ : part.to]]
+    read = [number for part in parts for number in range(len(rows))[part.from_ : part.to]]
+    if len(set(read)) < len(read):
+        raise InputError(
+            f"Expected a split of the local file {path!r} that reads each row once but {split!r} "
+            "reads some twice: a local file is one split, so name it once."
+        )
+    return [rows[number] for number in read]

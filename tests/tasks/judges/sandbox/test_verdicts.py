@@ -417,3 +417,42 @@ def test_unittest_judges_too() -> None:
     assert not run(SUM.replace("sum", "len"), tests).finished
     # A program cannot end the tests, and an exit of its own is not theirs.
     assert not run("total = exit = lambda n: __import__('sys').exit(0)", "total(1)").finished
+
+
+def test_an_error_of_the_program_holds_no_value() -> None:
+    code = """
+    import prunelit.tasks.judges.inside.program as inside
+    error = Exception()
+    error.__eq__ = lambda other: True
+    inside.held = lambda value: error
+    class Always:
+        def __eq__(self, other): return True
+    def total(numbers): return Always()
+    """
+    assert not run(code).finished
+
+
+def test_the_program_makes_no_class_of_the_tests() -> None:
+    tests = """
+    class Point:
+        pass
+    assert total(Point, 2) == 4
+    """
+    code = """
+    def total(kind, number):
+        return type(kind)("X", (int,), {"__eq__": lambda self, other: True})(0)
+    """
+    assert not run(code, tests=tests).finished
+
+
+@pytest.mark.parametrize("error", ["SkipTest", "case._ShouldStop"])
+def test_the_program_skips_no_test(error: str) -> None:
+    tests = """
+    import unittest
+    class Total(unittest.TestCase):
+        def test_total(self):
+            self.assertEqual(total([1, 2]), 3)
+    unittest.main()
+    """
+    code = f"import unittest\ndef total(numbers): raise unittest.{error}\n"
+    assert not run(code, tests=tests).finished

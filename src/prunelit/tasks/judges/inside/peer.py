@@ -224,6 +224,8 @@ class Peer:
 
     def _error_class(self, ancestors: list[Any]) -> type[BaseException]:
         *own, module, standard = ancestors
+        if module.partition(".")[0] == "unittest":  # such an error would skip or end the tests
+            module, standard = "builtins", "Exception"
         kind = getattr(import_module(module), standard)
         if not (_is_standard(module) and issubclass(kind, BaseException)):
             raise TypeError(f"{module}.{standard} is no standard error")

@@ -39,6 +39,8 @@ class Tests(Peer):
         os._exit(1)
 
     def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if isinstance(target, type) and issubclass(target, type):
+            raise TypeError("a class of the tests is made by the tests")
         own = type(target).__module__ == "__main__"
         hidden = method in ("__getattr__", "__setattr__") and args[0].startswith("_")
         if method in ("__call__", "__iter__", "__next__") or (own and not hidden):
@@ -68,9 +70,10 @@ class Tests(Peer):
         allowed = method in READS or self._is_named(reference)
         if method in OPERATORS and not isinstance(args[0], Reference):
             plain = self.ask("held", reference)
-            if not isinstance(plain, Reference):
-                operator = getattr(plain, method, None)
-                return operator(*args) if operator else NotImplemented
+            if not isinstance(plain, Reference | BaseException):
+                # That of its class: an attribute of the value may come from the program.
+                operator = getattr(type(plain), method, None)
+                return operator(plain, *args) if operator else NotImplemented
             if allowed and method not in COMPARISONS:
                 value = super().use(reference, method, args, kwargs)
                 return value if isinstance(value, Reference) else NotImplemented
