@@ -115,11 +115,10 @@ def try_case(number: int, workplace: Workplace, folder: Path) -> list[str]:
         file.write_bytes(mutation.content)
     before = all_files(folder)
     outcome = workplace.run(folder, *situation.command, variables=situation.variables)
-    found = [
-        *(check_success if outcome.returncode == 0 else check_refusal)(
-            situation, mutation, outcome, folder, file, usual
-        )
-    ]
+    if outcome.returncode == 0:
+        found = [*check_success(situation, mutation, outcome, folder, file, usual)]
+    else:
+        found = [*check_refusal(mutation, outcome, file)]
     if outcome.returncode != 0 and (new := all_files(folder) - before - {situation.leaves}):
         found.append(f"it left {sorted(new)[:4]}")
     if left := [path for path in all_files(folder) - before if _LEFT.search(path)]:
@@ -175,14 +174,7 @@ def check_success(
             yield f"{sizes} items, not {expected}"
 
 
-def check_refusal(
-    situation: Situation,
-    mutation: Mutation,
-    outcome: Outcome,
-    folder: Path,
-    file: Path,
-    usual: list[Any],
-) -> Iterator[str]:
+def check_refusal(mutation: Mutation, outcome: Outcome, file: Path) -> Iterator[str]:
     """Find what is wrong with a run that did not end with status 0."""
     if outcome.returncode == -14:
         yield "it did not end"

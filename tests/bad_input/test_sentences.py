@@ -1,7 +1,5 @@
 """Inputs that once ended in a traceback or without an end: each is one sentence before any work."""
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ import torch
 import yaml
 
 from prunelit import InputError, compare, load_tokenizer, prune
-from prunelit.core.startup import put_working_folder_last
 from prunelit.data import load_rows
 from prunelit.pruners import Magnitude, Wanda
 from prunelit.sparsity import Unstructured
@@ -201,20 +198,6 @@ def test_the_working_folder_hides_no_library(tmp_path: Path, console: Callable[.
     done = console(tmp_path, "fit", "--config", "nowhere.yaml")
     assert "this is not the library" not in done.stderr
     assert "nowhere.yaml" in done.stderr
-
-
-def test_a_rank_that_is_no_number(monkeypatch: pytest.MonkeyPatch, cli: Any, capfd: Any) -> None:
-    monkeypatch.setenv("RANK", "")
-    with pytest.raises(SystemExit) as left:
-        cli("fit")
-    assert left.value.code == 2
-    assert "Expected the variable RANK as a whole number" in capfd.readouterr().err
-
-
-def test_the_working_folder_is_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [os.getcwd(), "elsewhere"])
-    put_working_folder_last()
-    assert sys.path == ["elsewhere", os.getcwd()]
 
 
 # --- in Python

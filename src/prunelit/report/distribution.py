@@ -13,6 +13,7 @@ from rich.table import Table
 from prunelit.report.curves import Picture
 from prunelit.report.figures import PRUNED
 from prunelit.report.results import Result
+from prunelit.report.tables import lines_table
 
 # Heading of each column, by the prefix of its metrics.
 _COLUMNS = {
@@ -90,18 +91,12 @@ def distribution_table(results: Sequence[Result]) -> Table:
         results: results of one `Distribution` task.
     """
     lines = distribution_lines(results)
-    table = Table(
-        title=f"{results[0].task}: dense against pruned, and the noise floor of the dense model",
-        caption="KL in nats; ± standard error over windows (in brackets: over tokens); "
+    return lines_table(
+        f"{results[0].task}: dense against pruned, and the noise floor of the dense model",
+        "KL in nats; ± standard error over windows (in brackets: over tokens); "
         "extremes, quantiles, the root mean square and the rung have no error bar",
-        title_justify="left",
-        caption_justify="left",
+        lines,
     )
-    for place, name in enumerate(lines[0]):
-        table.add_column(name, justify="right" if place else "left")
-    for line in lines:
-        table.add_row(*line.values())
-    return table
 
 
 def distribution_picture(spreads: Sequence[Spread], rungs: Mapping[str, float]) -> Picture:

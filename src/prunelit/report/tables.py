@@ -4,7 +4,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -149,18 +149,20 @@ def class_tables(results: Sequence[Result]) -> list[Table]:
     """Build the tables to print from `class_rows`."""
     tables = []
     for task, rows in class_rows(results).items():
-        table = Table(
-            title=f"{task}: fixed answers (value ± standard error)",
-            caption="n: items with this right answer; chosen: share of all items that get it",
-            title_justify="left",
-            caption_justify="left",
-        )
-        for place, name in enumerate(rows[0]):
-            table.add_column(name, justify="right" if place else "left")
-        for row in rows:
-            table.add_row(*row.values())
-        tables.append(table)
+        title = f"{task}: fixed answers (value ± standard error)"
+        caption = "n: items with this right answer; chosen: share of all items that get it"
+        tables.append(lines_table(title, caption, rows))
     return tables
+
+
+def lines_table(title: str, caption: str, lines: Sequence[Mapping[str, str]]) -> Table:
+    """Build a table of lines that have the same columns; the first column names the line."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for place, name in enumerate(lines[0]):
+        table.add_column(name, justify="right" if place else "left")
+    for line in lines:
+        table.add_row(*line.values())
+    return table
 
 
 def _without_error(results: Sequence[Result]) -> str | None:
