@@ -1,14 +1,16 @@
 """Arguments checked against annotations."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
-from prunelit import InputError
+from prunelit import CalibrationText, InputError
 from prunelit.arguments import Checked, checked
-from prunelit.sparsity import Ratio
+from prunelit.sparsity import Ratio, Unstructured
 
 
 @checked
@@ -35,6 +37,8 @@ def call(
         {"path": Path("a"), "count": 2, "share": 2, "open": True, "kind": "a", "names": ["a"]},
         {"names": ("a",), "lines": iter("ab"), "table": {"a": 1}, "function": len, "ratio": 0.25},
         {"kind": None, "share": float("nan"), "anything": object()},
+        {"count": np.int64(2), "share": np.float32(0.5), "open": np.True_, "kind": np.str_("a")},
+        {"ratio": np.float32(0.5), "names": (np.str_("a"),), "table": {np.str_("a"): np.int8(1)}},
     ],
 )
 def test_right_arguments(right: dict[str, Any]) -> None:
@@ -62,6 +66,20 @@ def test_right_arguments(right: dict[str, Any]) -> None:
 def test_wrong_arguments(name: str, wrong: Any, expected: str) -> None:
     with pytest.raises(InputError, match=f"`{name}` of call as {expected}.* but got"):
         call(**{name: wrong})
+
+
+def test_numbers_of_numpy_become_those_of_python() -> None:
+    @checked
+    def give(one: int, several: list[float], table: dict[str, list[int]]) -> list[Any]:
+        return [one, *several, *table["a"]]
+
+    found = give(np.int64(1), [np.float32(0.5), 2], {"a": [np.uint8(3)]})  # type: ignore[arg-type]
+    assert found == [1, 0.5, 2, 3]
+    assert [type(value) for value in found] == [int, float, int, int]
+    same = [1.0, 2.0]
+    assert checked(lambda several: several)(same) is same
+    assert json.dumps(Unstructured(np.float32(0.5)).ratio) == "0.5"
+    assert CalibrationText("text.jsonl", sequences=np.int64(4)).sequences == 4  # type: ignore[arg-type]
 
 
 def test_a_wrong_call_is_a_type_error_as_for_any_function() -> None:

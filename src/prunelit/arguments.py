@@ -1,5 +1,7 @@
 """Check the arguments of public classes and functions against their annotations.
 
+Numbers of NumPy become those of Python here, so that nothing else has to know them.
+
 The command line checks the values of a YAML in the same way before an object is built.
 
 Internal: nothing here is public.
@@ -15,6 +17,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
+import numpy as np
 from torch import nn
 
 from prunelit.errors import InputError
@@ -55,15 +58,16 @@ def checked(called: Called) -> Called:
     def check(*args: Any, **kwargs: Any) -> Any:
         signature, hints = _annotations(called)
         bound = signature.bind(*args, **kwargs)  # raises the TypeError of a wrong call
-        for name, value in bound.arguments.items():
-            if name in hints and not _fits(value, hints[name], name):
+        for name in bound.arguments.keys() & hints.keys():
+            bound.arguments[name] = value = _as_python(bound.arguments[name])
+            if not _fits(value, hints[name], name):
                 constructs = "self" in bound.arguments
                 owner = type(args[0]) if constructs else called
-                raise (constructs and _own_refusal(called, args, kwargs)) or InputError(
+                raise (constructs and _own_refusal(called, bound)) or InputError(
                     f"Expected `{name}` of {owner.__name__} as {_show(hints[name])} but got "
                     f"{value!r:.60}."
                 )
-        return called(*args, **kwargs)
+        return called(*bound.args, **bound.kwargs)
 
     return typing.cast("Called", check)
 
@@ -77,6 +81,24 @@ def _annotations(called: Callable[..., Any]) -> tuple[inspect.Signature, dict[st
     return signature, {name: hint for name, hint in hints.items() if name in plain}
 
 
+def _as_python(value: Any) -> Any:
+    """Return a number or a text of NumPy as one of Python, also in lists and dictionaries."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple) and _holds_more(value):
+        return type(value)(map(_as_python, value))
+    if type(value) is dict and _holds_more([*value, *value.values()]):
+        return {_as_python(key): _as_python(item) for key, item in value.items()}
+    return value
+
+
+def _holds_more(values: Any) -> bool:
+    """Return True if a value may be, or hold, one of NumPy. Long lists have few types."""
+    return any(
+        issubclass(kind, np.generic | list | tuple | dict) for kind in set(map(type, values))
+    )
+
+
 def _fits(value: Any, kind: Any, name: str) -> bool:
     """Return True if a value is of a type; True also for types that are not understood."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -87,8 +109,10 @@ def _fits(value: Any, kind: Any, name: str) -> bool:
     if origin in _LISTS:
         if isinstance(value, str | bytes) or not isinstance(value, origin):
             return False
-        sized = isinstance(value, list | tuple)
-        return not sized or all(_fits(item, inner[0], "") for item in value)
+        items = value if isinstance(value, list | tuple) else ()
+        if isinstance(inner[0], type):
+            items = {type(item): item for item in items}.values()  # one of each type says it
+        return all(_fits(item, inner[0], "") for item in items)
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, Mapping) and all(
             _fits(key, inner[0], "") and _fits(item, inner[1], "") for key, item in value.items()
@@ -111,10 +135,10 @@ def _fits(value: Any, kind: Any, name: str) -> bool:
     return isinstance(value, kind)
 
 
-def _own_refusal(called: Callable[..., Any], args: Any, kwargs: Any) -> InputError | None:
+def _own_refusal(called: Callable[..., Any], bound: inspect.BoundArguments) -> InputError | None:
     """Return the error of a constructor that looks at the value itself, and so can say more."""
     try:
-        called(*args, **kwargs)
+        called(*bound.args, **bound.kwargs)
     except InputError as error:
         return error
     except Exception:  # noqa: BLE001 - it does not look at the type

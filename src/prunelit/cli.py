@@ -43,6 +43,9 @@ _BESIDE_THE_POINT = (
     "Checkpoint directory .* exists and is not empty",
 )
 
+# Lines of Lightning that do not either: products that it can log to, and a training of no epochs.
+_NO_NEWS = ("litlogger", "litmodels", "`Trainer.fit` stopped: `max_epochs=0` reached")
+
 _MOST_VALUES = 1_000_000  # of a YAML with its aliases written out
 _PLAIN = (int, float, str, bool, "int", "float", "str", "bool")
 _jsonargparse_yaml = get_loader("yaml")
@@ -194,8 +197,7 @@ def run(args: list[str] | None = None) -> PruneLitCLI:
 
 def main(args: list[str] | None = None) -> None:
     """Run; print an InputError as one sentence on stderr and exit with status 2."""
-    # Lightning prints advertisements of products that it can log to.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     for message in _BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message=message)
     set_loader("yaml", load_yaml, (yaml.YAMLError,))
@@ -347,5 +349,6 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _no_advertisement(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return False for a line of Lightning that does not apply to a run of prunelit."""
+    return not any(words in record.getMessage() for words in _NO_NEWS)

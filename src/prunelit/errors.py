@@ -4,6 +4,7 @@ Internal: the public name, `InputError`, is in `prunelit`.
 """
 
 import difflib
+import math
 import os
 import sysconfig
 import traceback
@@ -52,13 +53,14 @@ def near_names(word: str, names: Collection[str]) -> str:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Refuse an option that is not above 0.
+    """Refuse an option that is not above 0, or not finite.
 
     Raises:
         InputError: naming the option.
     """
-    if not value > 0:
-        raise InputError(f"Expected `{name}` above 0 but got {value}.")
+    if not 0 < value < math.inf:
+        kind = " and finite" if value > 0 else ""
+        raise InputError(f"Expected `{name}` above 0{kind} but got {value}.")
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from prunelit.data.batches import as_batches, longest
+from prunelit.data.batches import as_batches, check_ids, longest
 from prunelit.errors import InputError
 
 IDS = torch.arange(1, 15).view(7, 2)
@@ -63,11 +63,29 @@ def test_nothing_to_read(inputs: object) -> None:
         IDS.float(),
         [{"input_ids": IDS, "attention_mask": torch.ones(7, 3)}],
         [IDS.float()],
+        IDS.bool(),
+        IDS.to(torch.complex64),
     ],
 )
 def test_other_shapes_and_types_are_refused(inputs: object) -> None:
     with pytest.raises(InputError, match=r"integer `input_ids` of shape \(B, T\)"):
         as_batches(inputs, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_ids_of_every_whole_type_are_right(dtype: torch.dtype) -> None:
+    (batch,) = as_batches([{"input_ids": IDS.to(dtype), "attention_mask": torch.ones(7, 2)}], 1)
+    assert torch.equal(batch["input_ids"], IDS)
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+    check_ids([batch], 300)
+
+
+@pytest.mark.parametrize(
+    "ids", [IDS.to_sparse(), IDS.to("meta"), [IDS.to_sparse()], [{"input_ids": IDS.to("meta")}]]
+)
+def test_ids_that_are_not_stored_one_by_one_are_refused(ids: object) -> None:
+    with pytest.raises(InputError, match="a dense tensor of token ids but got one o"):
+        as_batches(ids, 2)  # type: ignore[arg-type]
 
 
 def test_keys_that_nothing_would_read_are_refused() -> None:

@@ -56,6 +56,9 @@ def test_numbers_that_are_not_finite(value: float) -> None:
         (r"['\d', 'b']", [r"\d", "b"]),  # Python warns of this escape
         ("{'text': ['a'], 'label': ['A']}", {"text": ["a"], "label": ["A"]}),
         *((text, text) for text in ("a, b", "(1, 2)", "12", "[a, b]", "[", "['a' 'b'", "")),
+        # A comma is missing, as in arrays of NumPy: Python would join the texts.
+        *((text, text) for text in ("['a', 'b' 'c']", "['a' 'b']", "{'a': ['b'\n 'c']}")),
+        ("['a',\n 'b']", ["a", "b"]),
         ("[" * 5000, "[" * 5000),
         ("{[]}", "{[]}"),
         ("[__import__('os')]", "[__import__('os')]"),

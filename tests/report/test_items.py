@@ -5,6 +5,7 @@ from typing import Any
 import datasets
 import pytest
 
+from prunelit import InputError
 from prunelit.report.items import read_items, write_items
 
 
@@ -60,3 +61,10 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         write_items(failing(), path)
     assert read_items(path) == [{"item": 7}]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "task.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"No items could be read from .*task.parquet"):
+        read_items(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prunelit import InputError
 from prunelit.report.results import Result, read_results, scalar_name, write_results
 
 ROWS = [
@@ -74,6 +75,35 @@ def test_the_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
         write_results(ROWS[:1], path)
         assert reader.read() == content
     assert read_results(path) == ROWS[:1]
+
+
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    rows = [Result("facts", "acc", "dense", 0.5, 0.1, 4, {"template": "a\u2028b"})]
+    write_results(rows, path)
+    assert read_results(path) == rows
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{}", "expected a key `task`"),
+        ('{"task": "a"', "delimiter"),
+        ("[1]", "expected a mapping"),
+        (b"\xff{}", "decode"),
+        ('{"value": "high"}', "`value`"),
+        ('{"n": 0.5}', "`n`"),
+        ('{"speed": 3}', "'speed' is unknown"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str | bytes, problem: str) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(ROWS[:1], path)
+    if isinstance(line, str) and line.startswith('{"') and line.endswith("}"):
+        line = json.dumps({**json.loads(path.read_text()), **json.loads(line)})
+    path.write_bytes(path.read_bytes() + (line if isinstance(line, bytes) else line.encode()))
+    with pytest.raises(InputError, match=rf"Line 2 of .*results.jsonl' is no result \(.*{problem}"):
+        read_results(path)
 
 
 def test_others_may_read_the_file(tmp_path: Path) -> None:

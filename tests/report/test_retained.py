@@ -4,6 +4,7 @@ import io
 import math
 from dataclasses import replace
 
+import pytest
 from rich.table import Table
 
 from prunelit.report.results import Result
@@ -79,17 +80,39 @@ def test_no_data_set_is_lost_by_its_name() -> None:
 
 
 def test_no_interval_and_no_lead_are_said() -> None:
+    single = row("a", "multiple choice", interval_95=None, no_error_bar="a single item")
     rows = [
-        row("a", "multiple choice", interval_95=None, no_error_bar="a single item"),
-        row("a", "retrieval", math.nan, interval_95=None, no_error_bar="no lead at all"),
+        replace(single, n=1),
+        replace(row("a", "retrieval", 1.0, interval_95=None, no_error_bar="no clear lead"), n=1),
     ]
-    ((_, choice, retrieval, _),) = texts(headline_table(retained_cells(rows)))
-    assert choice.startswith("0.50\n")
-    assert choice.endswith("\nno interval: a single item")
-    assert retrieval.startswith("no lead\n")
-    assert retrieval.endswith("\nno interval: no lead at all")
+    rows[1] = replace(rows[1], n=40, details={**rows[1].details, "path": "b"})
+    rows.append(row("a", "generation", math.nan, path="b", interval_95=None, no_error_bar="none"))
+    (_, choice, *_), (_, _, retrieval, generation) = texts(headline_table(retained_cells(rows)))
+    assert choice == "0.50\nacc 0.800 → 0.400, n=1\nno interval: a single item"
+    # A share of a lead that may be none is no number.
+    assert retrieval == "—\nacc 0.800 → 0.400, n=40\nno clear lead"
+    assert generation == "—\nacc 0.800 → 0.400, n=40\nnone"
     picture = headline_picture(retained_cells(rows))
-    assert [math.isnan(low) for low in picture.numbers["low"]] == [True, True]
+    assert [math.isnan(low) for low in picture.numbers["low"]] == [True] * 3
+    heights = [bar.get_height() for bar in picture.figure.axes[0].patches]
+    assert heights[0] == 0.5
+    assert all(map(math.isnan, heights[1:]))
+    labels = [text.get_text() for text in picture.figure.axes[0].texts]
+    assert [label.startswith("no lead over chance\n") for label in labels] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("answers", "caption"),
+    [
+        ([None], ""),
+        (["open", None], "; chance of open answers: 0"),
+        (["fixed"], "; chance of fixed answers: the share of the most frequent one"),
+    ],
+)
+def test_the_caption_speaks_of_what_is_shown(answers: list[str | None], caption: str) -> None:
+    rows = [row("a", "generation", answers=kind) for kind in answers]
+    found = headline_table(retained_cells(rows)).caption
+    assert found == f"second line: metric, dense → pruned, items{caption}"
 
 
 def test_the_figure_has_a_bar_a_reading_with_its_interval() -> None:

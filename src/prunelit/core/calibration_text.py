@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from prunelit.arguments import checked
 from prunelit.data.rows import Documents
 from prunelit.data.sources import as_source
 from prunelit.errors import check_seed, check_whole
 
 
+@checked
 @dataclass
 class CalibrationText:
     """Text that pruning is calibrated on.

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunelit.arguments import checked
 from prunelit.core.calibration_text import check_text
 from prunelit.data.batches import Batch
 from prunelit.data.rows import Documents
 
 
+@checked
 @dataclass
 class RecoveryText:
     """Text that a pruned model is trained on to recover; use other text for the tasks.

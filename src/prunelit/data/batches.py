@@ -34,7 +34,10 @@ def as_batches(inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]], size: i
         raise InputError(
             f"Expected token ids as a tensor, or an iterable of batches, but got {inputs!r}."
         )
-    pieces = inputs.split(size) if isinstance(inputs, Tensor) and inputs.numel() else inputs
+    pieces: Iterable[Tensor | Mapping[str, Tensor]] = inputs
+    if isinstance(inputs, Tensor):
+        _check_stored(inputs)
+        pieces = inputs.split(size) if inputs.numel() else inputs
     batches = [_as_batch(piece) for piece in pieces]
     if not sum(int(batch["attention_mask"].sum()) for batch in batches):
         raise InputError("Expected at least one token but the input holds none.")
@@ -81,10 +84,13 @@ def _as_batch(piece: Tensor | Mapping[str, Tensor]) -> Batch:
         raise InputError(
             f"Expected a batch with `input_ids` and `attention_mask` but got {sorted(batch)}."
         )
+    for value in batch.values():
+        _check_stored(value)
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
-    if ids.ndim != 2 or ids.shape != mask.shape or ids.is_floating_point():
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if ids.ndim != 2 or ids.shape != mask.shape or not whole:
         raise InputError(
             "Expected integer `input_ids` of shape (B, T) with `attention_mask` of the same shape "
             f"but got {tuple(ids.shape)} ({ids.dtype}) and {tuple(mask.shape)}."
@@ -94,4 +100,12 @@ def _as_batch(piece: Tensor | Mapping[str, Tensor]) -> Batch:
             "Expected an `attention_mask` of 1 for tokens and 0 for padding but it has other "
             "values: give the mask that the tokenizer returns."
         )
-    return {"input_ids": ids, "attention_mask": mask}
+    # A model embeds ids of 32 or 64 bits; in 8 bits, an id cannot be compared with the vocabulary.
+    return {"input_ids": ids.long(), "attention_mask": mask.real.long()}
+
+
+def _check_stored(tensor: Tensor) -> None:
+    """Refuse a tensor whose values are not stored one by one."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        kind = "on the meta device" if tensor.is_meta else f"of the layout {tensor.layout}"
+        raise InputError(f"Expected a dense tensor of token ids but got one {kind}: convert it.")

@@ -1,10 +1,13 @@
 """Read numbers and lists from values that may be texts, as all cells of a CSV file are."""
 
 import ast
+import io
 import json
 import re
+import tokenize
 import warnings
 from decimal import Decimal
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -37,7 +40,8 @@ def as_whole(value: Any) -> int | None:
 def as_parsed(value: Any) -> Any:
     """Return the list or mapping that a text holds, as JSON or Python writes it.
 
-    Any other value is returned as it is.
+    Any other value is returned as it is, also a list in which a comma between two texts is missing.
+    Python would join these texts.
 
     Example:
         >>> from prunelit.data.cells import as_parsed
@@ -46,11 +50,20 @@ def as_parsed(value: Any) -> Any:
     """
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, _as_python):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python warns of escapes such as "\d"
                 return parse(value.strip())
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
+    return value
+
+
+def _as_python(text: str) -> Any:
+    value = ast.literal_eval(text)
+    lines = io.StringIO(text).readline
+    kinds = [part.type for part in tokenize.generate_tokens(lines) if part.type != tokenize.NL]
+    if (tokenize.STRING, tokenize.STRING) in pairwise(kinds):
+        raise ValueError("two texts without a comma between them")
     return value

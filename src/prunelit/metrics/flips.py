@@ -3,9 +3,14 @@
 from scipy.stats import binomtest
 from torch import Tensor
 
+from prunelit.arguments import checked
+from prunelit.errors import check_whole
+from prunelit.metrics.checks import check_vectors
+
 FLIPS = ("agreement", "flips_to_wrong", "flips_to_right")
 
 
+@checked
 def answer_flips(dense: Tensor, pruned: Tensor, label: Tensor) -> dict[str, Tensor]:
     """Tell for each question if both models choose the same and if the answer flips.
 
@@ -27,6 +32,9 @@ def answer_flips(dense: Tensor, pruned: Tensor, label: Tensor) -> dict[str, Tens
     Returns:
         The columns `agreement`, `flips_to_wrong` and `flips_to_right`, each (n,) float64, 0 or 1.
 
+    Raises:
+        InputError: if they are no vectors of one length, or hold NaN.
+
     Example:
         >>> import torch
         >>> from prunelit.metrics import answer_flips
@@ -34,11 +42,13 @@ def answer_flips(dense: Tensor, pruned: Tensor, label: Tensor) -> dict[str, Tens
         >>> columns["flips_to_wrong"]
         tensor([0., 1.], dtype=torch.float64)
     """
+    check_vectors(dense=dense, pruned=pruned, label=label)
     before, after = dense == label, pruned == label
     values = (dense == pruned, before & ~after, ~before & after)
     return {name: value.double() for name, value in zip(FLIPS, values, strict=True)}
 
 
+@checked
 def mcnemar(to_wrong: int, to_right: int) -> float:
     """Two-sided p-value of McNemar's exact test that both flips are equally frequent.
 
@@ -55,10 +65,15 @@ def mcnemar(to_wrong: int, to_right: int) -> float:
     Returns:
         In (0, 1]; 1 if nothing flips.
 
+    Raises:
+        InputError: if a number is negative.
+
     Example:
         >>> from prunelit.metrics import mcnemar
         >>> mcnemar(to_wrong=5, to_right=0)
         0.0625
     """
+    check_whole("to_wrong", to_wrong, 0)
+    check_whole("to_right", to_right, 0)
     flips = to_wrong + to_right
     return float(binomtest(to_wrong, flips).pvalue) if flips else 1.0

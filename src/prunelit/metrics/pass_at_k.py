@@ -2,9 +2,11 @@
 
 from math import comb
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 
 
+@checked
 def estimate_pass_at_k(samples: int, right: int, k: int) -> float:
     """Estimate pass@k of one problem without bias, in [0, 1]; higher is better.
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 
 SOURCE = "llama.cpp, tools/perplexity/README.md at f364eb6f: Llama-3-8B on WikiText-2"
@@ -56,6 +57,7 @@ class Placement:
     between: float | None
 
 
+@checked
 def place_on_ruler(kl: float) -> Placement:
     """Find the quantised model whose KL is nearest to a mean KL(dense || pruned).
 

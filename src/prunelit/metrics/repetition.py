@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 
+from prunelit.arguments import checked
+from prunelit.errors import check_whole
 
+
+@checked
 def distinct(tokens: Sequence[int], n: int) -> float:
     """Share of different n-grams among all n-grams (distinct-n); 1 means no repetition.
 
@@ -19,11 +23,15 @@ def distinct(tokens: Sequence[int], n: int) -> float:
     Returns:
         In (0, 1]; 1 for a text that is shorter than n.
 
+    Raises:
+        InputError: if n is below 1.
+
     Example:
         >>> from prunelit.metrics import distinct
         >>> distinct([7, 7, 8, 7], n=1)
         0.5
     """
+    check_whole("n", n, 1)
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
@@ -31,6 +39,7 @@ def distinct(tokens: Sequence[int], n: int) -> float:
 ROLLOUT_MEASURES = ("repetition", "distinct_1", "distinct_2", "end_of_text", "length")
 
 
+@checked
 def repetition_rate(tokens: Sequence[int], n: int = 4) -> float:
     """Fraction of n-grams that repeat an earlier one; 0 means no repetition.
 
@@ -46,6 +55,9 @@ def repetition_rate(tokens: Sequence[int], n: int = 4) -> float:
 
     Returns:
         In [0, 1); 0 for fewer than two n-grams.
+
+    Raises:
+        InputError: if n is below 1.
 
     Example:
         >>> from prunelit.metrics import repetition_rate

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunelit.arguments import checked
+from prunelit.errors import InputError, check_seed
+from prunelit.metrics.checks import check_vectors
+
 RESAMPLES = 2000
 _CHUNK = 100  # resamples at a time
 _TAIL = 0.025
@@ -30,6 +34,7 @@ class Retained:
     reason: str | None = None
 
 
+@checked
 def estimate_retained(
     dense: np.ndarray, pruned: np.ndarray, chance: np.ndarray, seed: int = 0
 ) -> Retained:
@@ -51,6 +56,9 @@ def estimate_retained(
         chance: (n,), expected score of random guessing.
         seed: seed of the resampling.
 
+    Raises:
+        InputError: if they are no vectors of one length, hold NaN, or there is no item.
+
     Example:
         >>> import numpy as np
         >>> from prunelit.metrics import estimate_retained
@@ -61,7 +69,11 @@ def estimate_retained(
         >>> found.low < found.value < found.high
         True
     """
+    check_vectors(dense=dense, pruned=pruned, chance=chance)
+    check_seed("seed", seed)
     n = len(dense)
+    if not n:
+        raise InputError("Expected the score of at least one item but got none.")
     lead, own = dense - chance, pruned - chance
     value = float(own.mean() / lead.mean()) if lead.mean() > 0 else math.nan
     rng = np.random.default_rng(seed)

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
+import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics.functional.retrieval import (
@@ -14,6 +13,11 @@ from torchmetrics.functional.retrieval import (
     retrieval_recall,
     retrieval_reciprocal_rank,
 )
+
+from prunelit.arguments import checked
+from prunelit.errors import InputError, check_whole
+from prunelit.metrics.checks import check_numbers
+from prunelit.metrics.correlation import rank_correlation
 
 # Scores in memory at a time, float64: 32 MB, and a few times as much during a sort.
 _AT_A_TIME = 1 << 22
@@ -49,6 +53,7 @@ class RankedLists:
         self._scores, self.documents = scores.gather(1, order), numbers.gather(1, order)
 
 
+@checked
 def rank_documents(
     queries: Tensor,
     chunks: Chunks,
@@ -77,6 +82,9 @@ def rank_documents(
         (Q, L) int64, document numbers; L is the smaller of `depth` and the number of documents. An
         excluded document is replaced by -1 and stands last.
 
+    Raises:
+        InputError: if the shapes do not fit, an embedding is NaN, or there is no document.
+
     Example:
         >>> import torch
         >>> from prunelit.metrics import rank_documents
@@ -86,6 +94,14 @@ def rank_documents(
         >>> rank_documents(queries, chunks, depth=2, centre=False)
         tensor([[0, 2]])
     """
+    check_whole("depth", depth, 1)
+    if queries.ndim != 2 or (excluded is not None and len(excluded) != len(queries)):
+        raise InputError(
+            "Expected queries of shape (Q, D), and one excluded document for each, but got "
+            f"{tuple(queries.shape)} and {'none' if excluded is None else len(excluded)}."
+        )
+    check_numbers(queries=queries)
+    chunks = _checked_chunks(chunks, queries.shape[1])
     queries = queries.double()
     mean = torch.zeros(queries.shape[1], dtype=torch.float64)
     if centre:
@@ -107,10 +123,13 @@ def rank_documents(
             scores = queries[part] @ embeddings.T
             scores[out[part, None] == numbers] = -torch.inf
             lists.update(scores, numbers)
+    if not sum(lists.documents.shape[1] for _, lists in slices):
+        raise InputError("Expected at least one document in the chunks but got none.")
     ranked = torch.cat([lists.documents for _, lists in slices])
     return ranked.masked_fill(ranked == out[:, None], -1)
 
 
+@checked
 def list_metrics(
     ranked: Sequence[int],
     grades: Mapping[int, int],
@@ -136,24 +155,30 @@ def list_metrics(
         trec_eval; Järvelin and Kekäläinen 2002 for nDCG. Computed by torchmetrics.
 
     Args:
-        ranked: document numbers, the best first, at most `depth`.
-        grades: grade of every relevant document, at least 1.
+        ranked: document numbers, the best first, at most `depth`, without repetition.
+        grades: grade of every relevant document, at least 1 and below 2^63.
         depth: at least 10 and at least the largest of `recall_at`.
         recall_at: every k of `recall@k`.
         mrr_at: k of `mrr@k`.
         missing_grades: grades of relevant documents that are not in the corpus.
+
+    Raises:
+        InputError: if an argument is not as above, or no document is relevant.
 
     Example:
         >>> from prunelit.metrics import list_metrics
         >>> list_metrics([7, 3, 8], grades={3: 1}, depth=10, recall_at=[10])["mrr@10"]
         0.5
     """
+    _check_list(ranked, depth=depth, at=[10, mrr_at, *recall_at])
+    _check_grades([*grades.values(), *missing_grades])
     # Relevant documents that are not in the list stand after `depth`. They are not found, but they
     # count for the best possible list.
     target = torch.zeros(depth + len(grades) + len(missing_grades), dtype=torch.int64)
     target[: len(ranked)] = torch.tensor([grades.get(document, 0) for document in ranked])
     found = int((target > 0).sum())
-    rest = [grade for document, grade in grades.items() if document not in set(ranked)]
+    listed = set(ranked)
+    rest = [grade for document, grade in grades.items() if document not in listed]
     rest += missing_grades
     target[depth : depth + len(rest)] = torch.tensor(rest, dtype=torch.int64)
     # torchmetrics ignores documents with a score of 0 or less, so the last rank gets score 1.
@@ -203,6 +228,7 @@ def collection_metrics(
     return {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
 
 
+@checked
 def chance_ndcg(grades: Sequence[int], found: int, documents: int) -> float:
     """Expected nDCG@10 of a random order.
 
@@ -214,17 +240,25 @@ def chance_ndcg(grades: Sequence[int], found: int, documents: int) -> float:
         found: sum of the grades of the relevant documents in the corpus.
         documents: N, number of documents in the corpus.
 
+    Raises:
+        InputError: if no document is relevant, a grade is below 1, there is no document, or `found`
+            is more than the sum of the grades.
+
     Example:
         >>> from prunelit.metrics import chance_ndcg
         >>> chance_ndcg([1], found=1, documents=100)
         0.0454
     """
+    _check_grades(grades)
+    check_whole("documents", documents, 1)
+    check_whole("found", found, 0, sum(grades))
     discounts = [1 / math.log2(place + 2) for place in range(10)]
     best = sorted(grades, reverse=True)
     ideal = sum(grade * discount for grade, discount in zip(best, discounts, strict=False))
     return found / documents * sum(discounts[:documents]) / ideal
 
 
+@checked
 def list_agreement(one: Sequence[int], other: Sequence[int]) -> dict[str, float]:
     """Compare two ranked lists of one query; 1 means no change for both values.
 
@@ -238,25 +272,68 @@ def list_agreement(one: Sequence[int], other: Sequence[int]) -> dict[str, float]
         other: likewise, of the same length.
 
     Returns:
-        `rank_correlation` in [-1, 1] and `top10_overlap` in [0, 1]. Lists shorter than ten use
-        their own length.
+        `rank_correlation` in [-1, 1], NaN for one document, and `top10_overlap` in [0, 1]. Lists
+        shorter than ten use their own length.
+
+    Raises:
+        InputError: if the lists are empty, differ in length, or name a document twice.
 
     Example:
         >>> from prunelit.metrics import list_agreement
         >>> list_agreement([1, 2, 3, 4], [1, 3, 2, 4])
         {'rank_correlation': 0.8, 'top10_overlap': 1.0}
     """
+    if len(one) != len(other) or not one:
+        raise InputError(
+            f"Expected two lists of one length, at least 1, but got {len(one)} and {len(other)} "
+            "documents."
+        )
+    for row in (one, other):
+        _check_list(row, depth=len(row))
     documents = list(dict.fromkeys([*one, *other]))
     places = [{document: place for place, document in enumerate(row)} for row in (one, other)]
     first, second = (
         [place.get(document, len(place)) for document in documents] for place in places
     )
-    correlation: Any = spearmanr(first, second)
     top = min(10, len(one))
     return {
-        "rank_correlation": float(correlation.statistic),
+        "rank_correlation": rank_correlation(np.array(first), np.array(second)),
         "top10_overlap": len(set(one[:top]) & set(other[:top])) / top,
     }
+
+
+def _check_list(ranked: Sequence[int], *, depth: int, at: Sequence[int] = ()) -> None:
+    if len(set(ranked)) < len(ranked):
+        raise InputError("Expected a list that names each document once.")
+    if min(at, default=1) < 1 or depth < max(len(ranked), *at, 0):
+        raise InputError(
+            f"Expected at most `depth` documents, and metrics at ranks from 1 to `depth`, but "
+            f"`depth` is {depth}, the list has {len(ranked)} and the ranks are {[*at]}."
+        )
+
+
+def _check_grades(grades: Sequence[int]) -> None:
+    if not grades or min(grades) < 1 or max(grades) >= 2**63:
+        raise InputError(
+            "Expected grades of at least one relevant document, from 1 to below 2^63, but got "
+            f"{[*grades]!r:.60}."
+        )
+
+
+def _checked_chunks(chunks: Chunks, width: int) -> Chunks:
+    """Refuse chunks of another form while they are read."""
+
+    def read() -> Iterator[tuple[Tensor, Tensor]]:
+        for numbers, embeddings in chunks():
+            if embeddings.shape != (len(numbers), width):
+                raise InputError(
+                    f"Expected embeddings of shape ({len(numbers)}, {width}) in a chunk but got "
+                    f"{tuple(embeddings.shape)}."
+                )
+            check_numbers(embeddings=embeddings)
+            yield numbers, embeddings
+
+    return read
 
 
 def _merge_chunks(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prunelit.arguments import checked
+from prunelit.errors import InputError, check_whole
 from prunelit.report.quantities import unchanged_value
 
 # Bins of the histogram. Each reaches from its lower edge to 4% above it. A quantile is the middle
@@ -16,6 +18,7 @@ _GROWTH, _ONE, _ZERO = 1.04, 19_000, 37_200
 _WIDTH = 2 * _ZERO + 1
 
 
+@checked
 class Sketch:
     """Mean, standard error, extremes and quantiles of one quantity at each of P places.
 
@@ -27,6 +30,9 @@ class Sketch:
         places: P, number of places.
         near_one: resolve quantiles of 1 - x instead of x.
 
+    Raises:
+        InputError: if there is no place; of its methods, if the places or the shares do not fit.
+
     Example:
         >>> import torch
         >>> from prunelit.metrics import Sketch
@@ -37,6 +43,7 @@ class Sketch:
     """
 
     def __init__(self, places: int, near_one: bool = False) -> None:
+        check_whole("places", places, 1)
         self.near_one = near_one
         # Items; sums over items of their means and squares; tokens, and the same over them.
         self._sums = torch.zeros(6, places, dtype=torch.float64)
@@ -62,6 +69,10 @@ class Sketch:
         Args:
             values: (B, P, T), NaN where an item has no token. Infinite values count.
         """
+        if values.ndim != 3 or values.shape[1] != self.places:
+            raise InputError(
+                f"Expected values of shape (B, {self.places}, T) but got {tuple(values.shape)}."
+            )
         values = values.detach().double().cpu()
         there = ~values.isnan()
         counts = there.sum(-1)
@@ -88,6 +99,11 @@ class Sketch:
 
     def merge(self, other: "Sketch") -> None:
         """Add the values of another sketch of the same quantity and places."""
+        if (other.places, other.near_one) != (self.places, self.near_one):
+            raise InputError(
+                f"Expected a sketch of {self.places} places of the same quantity but got one of "
+                f"{other.places}."
+            )
         self._sums += other._sums
         self._lowest = torch.minimum(self._lowest, other._lowest)
         self._highest = torch.maximum(self._highest, other._highest)
@@ -143,6 +159,8 @@ class Sketch:
             (Q, P), each within 2% of the value of a token (of 1 - value for a quantity near 1); NaN
             without tokens.
         """
+        if not all(0 <= share <= 1 for share in shares):
+            raise InputError(f"Expected shares in [0, 1] but got {list(shares)}.")
         if not len(self._bins):
             return torch.full((len(shares), self.places), torch.nan, dtype=torch.float64)
         cumulative = self._counts.cumsum(0)

@@ -12,11 +12,14 @@ import torch
 from scipy.stats import CensoredData, ecdf
 from torch import Tensor
 
-from prunelit.errors import InputError, check_positive
+from prunelit.arguments import checked
+from prunelit.errors import InputError, check_positive, check_whole
+from prunelit.metrics.checks import check_ids, check_vectors
 from prunelit.metrics.spaces.buffers import rows_per_chunk
 from prunelit.metrics.spaces.vector_pair import check_shapes, widen
 
 
+@checked
 @torch.no_grad()
 def keep_probability(
     dense_logits: Tensor, pruned_logits: Tensor, tokens: Tensor, temperature: float = 1.0
@@ -44,7 +47,8 @@ def keep_probability(
         (N,) float64 in [0, 1]; 0 if the pruned model excludes the token. 1 means no change.
 
     Raises:
-        InputError: if the shapes differ or the temperature is not positive.
+        InputError: if the shapes differ, a token is no id in [0, V), or the temperature is not
+            positive.
 
     Example:
         >>> import torch
@@ -56,7 +60,15 @@ def keep_probability(
         tensor([1.], dtype=torch.float64)
     """
     check_shapes(dense_logits, pruned_logits)
+    if dense_logits.ndim != 2 or tokens.shape != dense_logits.shape[:1]:
+        raise InputError(
+            f"Expected logits of shape (N, V) and tokens of shape (N,) but got "
+            f"{tuple(dense_logits.shape)} and {tuple(tokens.shape)}."
+        )
+    check_ids("tokens", tokens, dense_logits.shape[1])
+    tokens = tokens.long()
     check_positive("temperature", temperature)
+    temperature = float(temperature)
     size = rows_per_chunk(dense_logits)
     parts = []
     for dense, pruned, token in zip(
@@ -99,6 +111,7 @@ class Survival:
         return float(diverged[0]) if len(diverged) else math.nan
 
 
+@checked
 def kaplan_meier(last: np.ndarray, diverged: np.ndarray, steps: int) -> Survival:
     """Estimate the survival from observed rollouts by the product-limit estimator.
 
@@ -119,7 +132,7 @@ def kaplan_meier(last: np.ndarray, diverged: np.ndarray, steps: int) -> Survival
         and at a survival of 0. The survival stays constant once no prompt is at risk.
 
     Raises:
-        InputError: if there is no prompt or a step is not in [0, S).
+        InputError: if there is no prompt, a step is not in [0, S), or the lengths differ.
 
     Example:
         >>> import numpy as np
@@ -130,7 +143,9 @@ def kaplan_meier(last: np.ndarray, diverged: np.ndarray, steps: int) -> Survival
         >>> found.median
         1.0
     """
-    last, diverged = np.asarray(last), np.asarray(diverged, dtype=bool)
+    check_whole("steps", steps, 1)
+    check_vectors(last=last, diverged=diverged)
+    diverged = diverged.astype(bool)
     if not len(last) or last.min() < 0 or last.max() >= steps:
         raise InputError(
             f"Expected at least one prompt and steps in [0, {steps}) but got the steps {last}."
@@ -147,6 +162,7 @@ def kaplan_meier(last: np.ndarray, diverged: np.ndarray, steps: int) -> Survival
     return Survival(survival, (last[:, None] >= x).sum(0), *ends)
 
 
+@checked
 def forecast_survival(keep: np.ndarray) -> Survival:
     """Forecast the survival from the agreement probabilities of single steps.
 
@@ -167,12 +183,21 @@ def forecast_survival(keep: np.ndarray) -> Survival:
     Returns:
         The survival, without a confidence interval.
 
+    Raises:
+        InputError: if there is no prompt, or a probability is not in [0, 1].
+
     Example:
         >>> import numpy as np
         >>> from prunelit.metrics import forecast_survival
         >>> forecast_survival(np.array([[1.0, 0.5], [0.5, np.nan]])).survival
         array([0.75 , 0.375])
     """
+    if keep.ndim != 2 or not len(keep):
+        raise InputError(
+            f"Expected `keep` of shape (n, S) with at least one prompt but got {keep.shape}."
+        )
+    if ((keep < 0) | (keep > 1)).any():
+        raise InputError("Expected probabilities in [0, 1] as `keep` but some are not.")
     there = ~np.isnan(keep)
     filled = np.where(there, keep, 1.0)
     before = np.cumprod(np.hstack([np.ones((len(keep), 1)), filled[:, :-1]]), 1)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
+from prunelit.arguments import checked
+from prunelit.errors import InputError
 from prunelit.report.quantities import unchanged_value
 
 NEAR = 0.1  # largest relative error of an estimate that counts as near
@@ -54,6 +56,7 @@ def measure_quantity_validity(
     return measure_validity(dz, exact, estimate)
 
 
+@checked
 def measure_validity(dz: np.ndarray, exact: np.ndarray, estimate: np.ndarray) -> Validity:
     """Compare estimates with exact values in bins of dz.
 
@@ -67,6 +70,9 @@ def measure_validity(dz: np.ndarray, exact: np.ndarray, estimate: np.ndarray) ->
         exact: (N,), 1 - cosine or KL.
         estimate: (N,), estimate of `exact`.
 
+    Raises:
+        InputError: if they are no vectors of one length.
+
     Example:
         >>> import numpy as np
         >>> from prunelit.metrics import measure_validity
@@ -75,7 +81,12 @@ def measure_validity(dz: np.ndarray, exact: np.ndarray, estimate: np.ndarray) ->
         >>> found.holds_to < 1.1  # the estimate is 10% off at dz = 1
         True
     """
-    there = np.isfinite(exact) & np.isfinite(estimate) & (exact > _ROUNDING)
+    if dz.ndim != 1 or not dz.shape == exact.shape == estimate.shape:
+        raise InputError(
+            "Expected vectors of one length as `dz`, `exact` and `estimate` but got shapes "
+            f"{dz.shape}, {exact.shape} and {estimate.shape}."
+        )
+    there = np.isfinite(dz) & np.isfinite(exact) & np.isfinite(estimate) & (exact > _ROUNDING)
     dz, exact, estimate = dz[there], exact[there], estimate[there]
     n = len(exact)
     correlation = math.nan

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prunelit.arguments import checked
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
 from prunelit.files import replace_file
 
 _AT_A_TIME = 1000  # rows held in memory
@@ -53,7 +53,7 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
         path: `items/<task>.parquet` in the folder of a run.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if there is no such file, or it cannot be read.
 
     Example:
         >>> import tempfile
@@ -66,5 +66,11 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     """
     if not Path(path).is_file():
         raise InputError(f"Expected a file of items but {str(path)!r} does not exist.")
-    with Path(path).open("rb") as file:
-        return pq.ParquetFile(file).read().to_pylist()
+    try:
+        with Path(path).open("rb") as file:
+            return pq.ParquetFile(file).read().to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"No items could be read from {str(path)!r} ({first_line(error)}): give a parquet file "
+            "that a run wrote."
+        ) from error

@@ -3,15 +3,16 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from prunelit.arguments import checked
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
 from prunelit.files import write_text
 
 
+@checked
 @dataclass
 class Result:
     """One measured number.
@@ -72,7 +73,7 @@ def read_results(path: str | Path) -> list[Result]:
         path: `results.jsonl` in the folder of a run.
 
     Raises:
-        InputError: if there is no such file.
+        InputError: if there is no such file, or a line holds no result; names the line.
 
     Example:
         >>> import pathlib, tempfile
@@ -90,9 +91,28 @@ def read_results(path: str | Path) -> list[Result]:
     if not Path(path).is_file():
         raise InputError(f"Expected results of a run but {str(path)!r} does not exist.")
     results = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        data = json.loads(line)
-        for key in ("value", "standard_error"):
-            data[key] = float("nan") if data[key] is None else data[key]
-        results.append(Result(**data))
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                results.append(_read_result(json.loads(line)))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise InputError(
+                    f"Line {number} of {str(path)!r} is no result ({first_line(error)}): give the "
+                    "`results.jsonl` that a run wrote."
+                ) from error
     return results
+
+
+def _read_result(data: Any) -> Result:
+    if not isinstance(data, dict):
+        raise ValueError("expected a mapping")
+    for key in ("task", "metric", "model", "value", "standard_error", "n"):
+        if key not in data:
+            raise ValueError(f"expected a key `{key}`")
+    if unknown := data.keys() - {one.name for one in fields(Result)}:
+        raise ValueError(f"the key {min(unknown)!r} is unknown")
+    for key in ("value", "standard_error"):
+        data[key] = float("nan") if data[key] is None else data[key]
+    return Result(**data)

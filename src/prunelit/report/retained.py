@@ -14,6 +14,9 @@ from prunelit.report.results import Result
 # The colour of each use. Multiple choice and retrieval have the colours of their spaces.
 _COLOURS = {"multiple choice": "#C44E52", "retrieval": "#4C72B0", "generation": "#8172B3"}
 
+# The scores that need a word: those of random guessing do not.
+_CHANCES = (("open", "0"), ("fixed", "the share of the most frequent one"))
+
 # The results `retained` by data set and use.
 Cells = dict[str, dict[str, list[Result]]]
 
@@ -60,11 +63,13 @@ def headline_table(cells: Cells) -> Table:
     Args:
         cells: see `retained_cells`.
     """
+    shown = [result for found in cells.values() for rows in found.values() for result in rows]
+    kinds = {result.details.get("answers") for result in shown}
+    chances = [f"chance of {kind} answers: {level}" for kind, level in _CHANCES if kind in kinds]
     table = Table(
         title="Retained score: (pruned - chance) / (dense - chance) "
         "[95% interval, paired bootstrap over items]",
-        caption="second line: metric, dense → pruned, items; chance of open answers: 0; of fixed "
-        "answers: the share of the most frequent one",
+        caption="; ".join(["second line: metric, dense → pruned, items", *chances]),
         title_justify="left",
         caption_justify="left",
         show_lines=True,
@@ -112,10 +117,11 @@ def headline_picture(cells: Cells) -> Picture:
                 column.append(value)
             x = place + (number - (len(bars) - 1) / 2) * width
             label = f"{result.task}\n{own['primary']}\n{own['dense']:.2f} → {own['pruned']:.2f}"
-            ends = np.array([[result.value - low], [high - result.value]]).clip(0)
+            value = result.value if _has_lead(result) else math.nan
+            ends = np.array([[value - low], [high - value]]).clip(0)
             axes.bar(
                 x,
-                result.value,
+                value,
                 width * 0.9,
                 yerr=None if math.isnan(low) else ends,
                 capsize=3,
@@ -124,11 +130,9 @@ def headline_picture(cells: Cells) -> Picture:
                 label=f"_{use}" if use in shown else use,
             )
             shown.add(use)
-            height = max(
-                0.0, np.nan_to_num(max(result.value, high if high == high else result.value))
-            )
+            height = max(0.0, np.nan_to_num(max(value, high if high == high else value)))
             top = max(top, height)
-            text = "no lead over chance" if math.isnan(result.value) else f"{result.value:.2f}"
+            text = "no lead over chance" if math.isnan(value) else f"{value:.2f}"
             axes.annotate(
                 f"{text}\n{label}",
                 (x, height),
@@ -149,7 +153,7 @@ def headline_picture(cells: Cells) -> Picture:
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
         "Retained score: (pruned - chance) / (dense - chance)\n(whiskers: 95%, paired bootstrap "
-        "over items; pale: no interval, the table says why)",
+        "over items; pale: a single item)",
         fontsize=10,
     )
     return Picture(figure, numbers)
@@ -162,8 +166,15 @@ def _heading(name: str, found: dict[str, list[Result]]) -> str:
 
 def _cell(result: Result) -> str:
     own = result.details
-    value = "no lead" if math.isnan(result.value) else f"{result.value:.2f}"
-    interval = own["interval_95"]
-    text = f"{value} [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else value
-    text += f"\n{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={result.n}"
-    return text if interval else f"{text}\nno interval: {own['no_error_bar']}"
+    scores = f"{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={result.n}"
+    if not _has_lead(result):
+        return f"—\n{scores}\n{own['no_error_bar']}"
+    if (interval := own["interval_95"]) is None:
+        return f"{result.value:.2f}\n{scores}\nno interval: {own['no_error_bar']}"
+    return f"{result.value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]\n{scores}"
+
+
+def _has_lead(result: Result) -> bool:
+    """Return False if the dense model is not clearly above chance: a share of nothing is none."""
+    without = result.details["interval_95"] is None and result.n > 1
+    return not (without or math.isnan(result.value))

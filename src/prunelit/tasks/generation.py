@@ -237,7 +237,7 @@ brother. How many stamps do the three have together?'
         details = self.details()
         results = means.paired_results(self.name, metrics, details)
         chance = self._labels.constant_scores()
-        results += retained_results(self.name, columns, chance, details)
+        results += retained_results(self.name, columns, chance, details, self._labels.kind)
         if self.judge.primary is not None:
             results += self._labels.results(self.name, self.judge.primary, columns, details)
         return results + means.pair_results(self.name, ["first_divergence", "diverged"], details)

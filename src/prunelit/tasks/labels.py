@@ -55,6 +55,11 @@ class Labels:
     def __bool__(self) -> bool:
         return bool(self.texts)
 
+    @property
+    def kind(self) -> str:
+        """`fixed` or `open`."""
+        return "fixed" if self else "open"
+
     def constant_scores(self) -> Tensor:
         """Return the scores, (n,), of a model that always gives the most frequent right answer.
 

@@ -221,7 +221,8 @@ class MultipleChoice(QuestionTask):
             results.append(
                 Result(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**own, **counts})
             )
-        results += retained_results(self.name, values, self._chance(), details)
+        answers = self._labels.kind if self._labels else None
+        results += retained_results(self.name, values, self._chance(), details, answers)
         results += self._label_results(values, chosen, details)
         return TaskReport([*results, *self._group_results(derived, details)])
 

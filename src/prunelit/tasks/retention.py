@@ -29,6 +29,7 @@ def retained_results(
     columns: Mapping[str, Tensor],
     chance: Tensor | float,
     details: dict[str, Any],
+    answers: str | None = None,
 ) -> list[Result]:
     """Compute the result `retained` of a task, see `prunelit.metrics.retained`.
 
@@ -37,6 +38,7 @@ def retained_results(
         columns: score of each item, (n,), in [0, 1], by `dense/<metric>` and `pruned/<metric>`.
         chance: expected score of random guessing, (n,) or one number for all items.
         details: details of the task's other results, including `score_details`.
+        answers: `open`, `fixed`, or None for those among which a guess is random.
 
     Returns:
         One result, with the scores of both models in its details; an empty list if the task has no
@@ -54,6 +56,7 @@ def retained_results(
         "dense": dense.mean().item(),
         "pruned": pruned.mean().item(),
         "chance": level.mean().item(),
+        "answers": answers,
         "interval_95": interval,
         "resamples": RESAMPLES,
     }

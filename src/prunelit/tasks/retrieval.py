@@ -129,7 +129,8 @@ class Retrieval(QuestionTask, EmbeddingTask):
         }
         metrics = ["mrr", *(f"recall@{k}" for k in self.recall_at), "ndcg@10"]
         results = values.paired_results(self.name, metrics, details)
-        retained = retained_results(self.name, columns, self._chance(), details)
+        answers = "fixed" if Labels(self._questions) else None
+        retained = retained_results(self.name, columns, self._chance(), details, answers)
         return TaskReport([*results, *retained])
 
     def _chance(self) -> Tensor:

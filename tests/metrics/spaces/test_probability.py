@@ -231,5 +231,6 @@ def test_other_directions_are_refused(make_logits) -> None:
     message = 'Expected `direction` "dense_pruned" or "pruned_dense" but got \'forward\''
     with pytest.raises(InputError, match=message):
         ProbabilityKL("forward")  # type: ignore[arg-type]
+    message = "Expected `direction` of kl as 'dense_pruned' or 'pruned_dense' but got 'forward'"
     with pytest.raises(InputError, match=message):
         kl(LogitPair(*make_logits()), "forward")  # type: ignore[arg-type]

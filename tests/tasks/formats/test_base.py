@@ -155,6 +155,12 @@ def test_tables_that_are_refused(tmp_path: Path, table: str, message: str) -> No
         read_questions(str(path), "train", columns=columns)
 
 
+def test_each_choice_has_its_own_column() -> None:
+    columns: Any = {"context": "q", "choices": ["a", "b", "a"], "label": "l"}
+    with pytest.raises(InputError, match="another column for each of the `choices`"):
+        read_questions("prunelit:facts.jsonl", "train", columns=columns)
+
+
 @pytest.mark.parametrize(("field", "names"), [("context", ["q", "r"]), ("choices", ["a"])])
 def test_only_choices_have_several_columns(field: str, names: list[str]) -> None:
     columns: Any = {"context": "q", "choices": "o", "label": "l", field: names}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.buffers import Buffers, rows_per_chunk
 from prunelit.metrics.spaces.embedding import embedding_pair
@@ -33,6 +34,7 @@ from prunelit.metrics.spaces.probability import (
 from prunelit.metrics.spaces.vector_pair import check_shapes
 
 
+@checked
 @torch.no_grad()
 def deviations(
     dense_hidden: Tensor,

@@ -7,6 +7,7 @@ for zero vectors.
 
 from torch import Tensor
 
+from prunelit.arguments import checked
 from prunelit.metrics.spaces.token_mean import TokenMean
 from prunelit.metrics.spaces.vector_pair import VectorPair
 
@@ -20,6 +21,7 @@ def embedding_pair(dense: Tensor, pruned: Tensor) -> VectorPair:
     return VectorPair(dense, pruned)
 
 
+@checked
 def embedding_cosine(dense: Tensor, pruned: Tensor) -> Tensor:
     """Cosine similarity of the embeddings, in [-1, 1]; 1 means no change of direction.
 
@@ -48,6 +50,7 @@ def embedding_cosine(dense: Tensor, pruned: Tensor) -> Tensor:
     return embedding_pair(dense, pruned).cosine
 
 
+@checked
 def embedding_parallel(dense: Tensor, pruned: Tensor) -> Tensor:
     """Length of the change along the dense embedding, relative to its norm; 0 means none.
 
@@ -76,6 +79,7 @@ def embedding_parallel(dense: Tensor, pruned: Tensor) -> Tensor:
     return embedding_pair(dense, pruned).parallel
 
 
+@checked
 def embedding_orthogonal(dense: Tensor, pruned: Tensor) -> Tensor:
     """Length of the change orthogonal to the dense embedding, relative to its norm; 0 means none.
 

@@ -8,11 +8,13 @@ import math
 
 from torch import Tensor
 
+from prunelit.arguments import checked
 from prunelit.metrics.spaces.logit_pair import LogitPair
 from prunelit.metrics.spaces.probability import Direction, check_direction
 from prunelit.metrics.spaces.vector_pair import VectorPair
 
 
+@checked
 def cosine_estimate(pair: VectorPair) -> Tensor:
     """Estimate the cosine of two vectors; 1 means no change.
 
@@ -38,6 +40,7 @@ def cosine_estimate(pair: VectorPair) -> Tensor:
     return 1 - pair.squared_orthogonal / 2
 
 
+@checked
 def probability_cosine_estimate(pair: LogitPair) -> Tensor:
     """Estimate the cosine of two next-token distributions; 1 means no change.
 
@@ -66,6 +69,7 @@ def probability_cosine_estimate(pair: LogitPair) -> Tensor:
     return 1 - _half_variance(mean, square, pair.dense_only)
 
 
+@checked
 def kl_estimate(pair: LogitPair, direction: Direction) -> Tensor:
     """Estimate a KL divergence; 0 means no change.
 

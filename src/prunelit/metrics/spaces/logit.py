@@ -6,11 +6,13 @@ temperature, except for `logit_std_p`, and leave out tokens that a model exclude
 
 from torch import Tensor
 
+from prunelit.arguments import checked
 from prunelit.metrics.spaces.estimates import kl_estimate
 from prunelit.metrics.spaces.logit_pair import LogitPair
 from prunelit.metrics.spaces.token_mean import TokenMean
 
 
+@checked
 def logit_cosine(pair: LogitPair) -> Tensor:
     """Cosine similarity of the logits, in [-1, 1]; 1 means no change of direction.
 
@@ -37,6 +39,7 @@ def logit_cosine(pair: LogitPair) -> Tensor:
     return pair.vectors.cosine
 
 
+@checked
 def logit_mse(pair: LogitPair) -> Tensor:
     """Mean squared difference of the logits; 0 means no change.
 
@@ -61,6 +64,7 @@ def logit_mse(pair: LogitPair) -> Tensor:
     return pair.vectors.squared_distance / pair.size
 
 
+@checked
 def logit_parallel(pair: LogitPair) -> Tensor:
     """Length of the change along the dense logits, relative to their norm; 0 means none.
 
@@ -85,6 +89,7 @@ def logit_parallel(pair: LogitPair) -> Tensor:
     return pair.vectors.parallel
 
 
+@checked
 def logit_orthogonal(pair: LogitPair) -> Tensor:
     """Length of the change orthogonal to the dense logits, relative to their norm; 0 means none.
 
@@ -109,6 +114,7 @@ def logit_orthogonal(pair: LogitPair) -> Tensor:
     return pair.vectors.orthogonal
 
 
+@checked
 def logit_std(pair: LogitPair) -> Tensor:
     """Standard deviation over the vocabulary of the change of the logits; 0 means no change.
 
@@ -138,6 +144,7 @@ def logit_std(pair: LogitPair) -> Tensor:
     return variance.clamp_min(0).sqrt()
 
 
+@checked
 def logit_std_p(pair: LogitPair) -> Tensor:
     """Standard deviation of the change of the logits under the dense distribution p.
 
@@ -164,6 +171,7 @@ def logit_std_p(pair: LogitPair) -> Tensor:
     return pair.temperature * (2 * kl_estimate(pair, "dense_pruned")).sqrt()
 
 
+@checked
 def logit_std_top(pair: LogitPair, k: int) -> Tensor:
     """Standard deviation of the change over the k highest dense logits; 0 means no change.
 

@@ -5,6 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.buffers import Buffers
 from prunelit.metrics.spaces.topk import top_indices
@@ -17,6 +18,7 @@ TOP = 10
 _FAR = 50.0
 
 
+@checked
 class LogitPair:
     """Logits of the dense and of the pruned model for every token.
 
@@ -59,7 +61,7 @@ class LogitPair:
         self._buffers = buffers
         self.dense = self._all.dense
         self.pruned = self._all.pruned
-        self.temperature = temperature
+        self.temperature = float(temperature)
 
     def restrict(self, token_ids: Tensor) -> "LogitPair":
         """Keep only the tokens of a subset; their probabilities are renormalised to sum to 1.
@@ -71,7 +73,7 @@ class LogitPair:
             InputError: if they are not a vector of distinct integers in [0, V).
         """
         check_subset(token_ids, self.dense.shape[-1])
-        ids = token_ids.to(self.dense.device)
+        ids = token_ids.to(self.dense.device).long()
         dense, pruned = (logits.index_select(-1, ids) for logits in (self.dense, self.pruned))
         return LogitPair(dense, pruned, self.temperature)
 
@@ -246,13 +248,15 @@ def check_subset(token_ids: Tensor, size: int) -> None:
     if (
         token_ids.ndim != 1
         or not len(token_ids)
-        or token_ids.dtype not in (torch.int64, torch.int32)
+        or token_ids.is_floating_point()
+        or token_ids.is_complex()
+        or token_ids.dtype == torch.bool
     ):
         raise InputError(
             "Expected a subset of token ids as a vector of integers, at least one, but got shape "
             f"{tuple(token_ids.shape)} and {token_ids.dtype}."
         )
-    low, high = (int(bound) for bound in token_ids.aminmax())
+    low, high = (int(bound) for bound in token_ids.long().aminmax())
     if low < 0 or high >= size:
         raise InputError(f"Expected token ids in [0, {size}) but got ids from {low} to {high}.")
     if len(token_ids.unique()) < len(token_ids):

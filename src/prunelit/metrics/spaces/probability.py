@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from prunelit.errors import InputError
+from prunelit.arguments import checked
+from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.buffers import rows_per_chunk
 from prunelit.metrics.spaces.logit_pair import LogitPair
 from prunelit.metrics.spaces.token_mean import TokenMean
@@ -20,6 +21,7 @@ from prunelit.metrics.spaces.vector_pair import widen
 Direction = Literal["dense_pruned", "pruned_dense"]
 
 
+@checked
 def probability_cosine(pair: LogitPair) -> Tensor:
     """Cosine similarity of the distributions, in [0, 1]; 1 means no change.
 
@@ -47,6 +49,7 @@ def probability_cosine(pair: LogitPair) -> Tensor:
     return (pair.dot(dense, pruned) / norm).clamp(max=1)
 
 
+@checked
 def kl(pair: LogitPair, direction: Direction) -> Tensor:
     """Kullback-Leibler divergence of the distributions, at least 0; 0 means no change.
 
@@ -86,6 +89,7 @@ def kl(pair: LogitPair, direction: Direction) -> Tensor:
     return value if alone is None else value.masked_fill(alone, math.inf)
 
 
+@checked
 def js(pair: LogitPair) -> Tensor:
     """Jensen-Shannon divergence of the distributions, in [0, log 2]; 0 means no change.
 
@@ -113,6 +117,7 @@ def js(pair: LogitPair) -> Tensor:
     return (both / 2 - pair.dot(pair.log_cosh, pair.mixture)).clamp_min(0) / 2
 
 
+@checked
 def top1_agreement(pair: LogitPair) -> Tensor:
     """1 if both models rank the same token first, else 0; 1 means no change.
 
@@ -137,6 +142,7 @@ def top1_agreement(pair: LogitPair) -> Tensor:
     return (pair.dense_top[..., 0] == pair.pruned_top[..., 0]).double()
 
 
+@checked
 def topk_overlap(pair: LogitPair, k: int) -> Tensor:
     """Share of the k most likely dense tokens that the pruned model has among its own k.
 
@@ -204,6 +210,7 @@ def check_direction(direction: str) -> None:
         )
 
 
+@checked
 class ProbabilityKL(TokenMean):
     """Mean of `kl` over tokens, in nats; 0 means no change, lower is better.
 
@@ -220,7 +227,7 @@ class ProbabilityKL(TokenMean):
         kwargs: see `torchmetrics.Metric`.
 
     Raises:
-        InputError: if the direction is another word.
+        InputError: if the direction is another word, or the temperature is not positive.
 
     Example:
         >>> import torch
@@ -241,6 +248,7 @@ class ProbabilityKL(TokenMean):
     ) -> None:
         super().__init__(**kwargs)
         check_direction(direction)
+        check_positive("temperature", temperature)
         self.direction: Direction = direction
         self.temperature = temperature
 
@@ -248,6 +256,7 @@ class ProbabilityKL(TokenMean):
         return kl(LogitPair(dense, pruned, self.temperature), self.direction)
 
 
+@checked
 class ProbabilityCosine(TokenMean):
     """Mean of `probability_cosine` over tokens, in [0, 1]; 1 means no change, higher is better.
 
@@ -277,6 +286,7 @@ class ProbabilityCosine(TokenMean):
 
     def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_positive("temperature", temperature)
         self.temperature = temperature
 
     def token_values(self, dense: Tensor, pruned: Tensor) -> Tensor:

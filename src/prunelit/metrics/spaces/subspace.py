@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.deviation import logit_deviations
 from prunelit.metrics.spaces.logit_pair import LogitPair
 from prunelit.metrics.spaces.probability import log_probability
 from prunelit.metrics.spaces.topk import top_indices
+from prunelit.metrics.spaces.vector_pair import check_shapes
 
 Subsets = Sequence[Sequence[int]]
 
@@ -28,6 +30,7 @@ SUBSPACE = (
 )
 
 
+@checked
 def subspace_deviations(
     dense: Tensor, pruned: Tensor, options: Subsets, *, temperature: float = 1.0
 ) -> dict[str, Tensor]:
@@ -51,7 +54,8 @@ def subspace_deviations(
         Name, one of `SUBSPACE`, to (N,) float64; divergences in nats.
 
     Raises:
-        InputError: if the token ids of a question are not distinct or not in [0, V).
+        InputError: if the shapes do not fit, there is no question, or the token ids of a question
+            are not distinct or not in [0, V).
 
     Example:
         >>> import torch
@@ -61,8 +65,16 @@ def subspace_deviations(
         >>> subspace_deviations(dense, pruned, options=[[0, 1], [1, 2]])["kl_dense_pruned"]
         tensor([0., 0.], dtype=torch.float64)
     """
+    check_shapes(dense, pruned)
+    if dense.ndim != 2 or not len(dense) or len(options) != len(dense):
+        raise InputError(
+            f"Expected logits of shape (N, V) and options of N questions, at least one, but got "
+            f"{tuple(dense.shape)} and {len(options)}."
+        )
     rows = []
     for z, z_pruned, ids in zip(dense, pruned, options, strict=True):
+        if not all(0 <= one < len(z) for one in ids):
+            raise InputError(f"Expected token ids in [0, {len(z)}) but got the options {[*ids]}.")
         found = logit_deviations(LogitPair(z, z_pruned, temperature).restrict(torch.tensor(ids)))
         rows.append(torch.stack([found[name] for name in SUBSPACE]))
     return dict(zip(SUBSPACE, torch.stack(rows).unbind(1), strict=True))

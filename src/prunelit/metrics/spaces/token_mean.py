@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.buffers import rows_per_chunk
 from prunelit.metrics.spaces.vector_pair import check_shapes
@@ -64,6 +65,7 @@ class TokenMean(Metric):
             (N,) values.
         """
 
+    @checked
     def update(self, dense: Tensor, pruned: Tensor, mask: Tensor | None = None) -> None:
         """Add tokens.
 

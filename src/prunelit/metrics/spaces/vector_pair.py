@@ -5,10 +5,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.buffers import Buffers
 
 
+@checked
 class VectorPair:
     """A vector of the dense model and one of the pruned model for every token.
 
@@ -26,7 +28,8 @@ class VectorPair:
         buffers: memory for intermediates of size N. Give it only if no gradient is needed.
 
     Raises:
-        InputError: if the shapes differ, there is no axis N, or the device has no float64.
+        InputError: if the shapes differ, there is no axis N or no entry, the numbers are complex,
+            or the device has no float64.
 
     Example:
         >>> import torch
@@ -144,10 +147,12 @@ def check_shapes(dense: Tensor, pruned: Tensor) -> None:
     """Refuse tensors that cannot be compared entry by entry.
 
     Raises:
-        InputError: if the shapes differ or there is no axis.
+        InputError: if the shapes differ, there is no axis or no entry, or the numbers are complex.
     """
-    if dense.shape != pruned.shape or dense.ndim == 0:
+    if dense.shape != pruned.shape or dense.ndim == 0 or dense.shape[-1] == 0:
         raise InputError(
             "Expected dense and pruned tensors of one shape (..., N) but got "
             f"{tuple(dense.shape)} and {tuple(pruned.shape)}."
         )
+    if dense.is_complex() or pruned.is_complex():
+        raise InputError(f"Expected real numbers but got {dense.dtype} and {pruned.dtype}.")

@@ -166,7 +166,14 @@ class _Fields:
         """Refuse `columns` that lack a required field or have an unknown one."""
         if set(self.required) <= set(columns) <= {*self.required, *self.optional}:
             for field, names in columns.items():
-                if not isinstance(names, str) and (field != "choices" or len(names) < 2):
+                if isinstance(names, str):
+                    continue
+                if len(set(names)) < len(names):
+                    raise InputError(
+                        f"Expected another column for each of the `{field}` in `columns` but got "
+                        f"{names!r}."
+                    )
+                if field != "choices" or len(names) < 2:
                     raise InputError(
                         f"Expected one column for `{field}`, or at least two for `choices`, in "
                         f"`columns` but got {names!r}."

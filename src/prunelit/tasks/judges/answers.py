@@ -80,8 +80,8 @@ def first_number(text: str) -> str | None:
     """Return the first number.
 
     It may have a sign, a currency, separators of thousands, decimals, an exponent or a fraction
-    bar, and digits of any script. A minus sign after a letter, digit or bracket is subtraction or a
-    hyphen, not part of a number.
+    bar, and digits of any script. A minus sign after a letter, digit, bracket or unit is
+    subtraction or a hyphen, not part of a number. The k of 5k is not read.
 
     Example:
         >>> from prunelit.tasks.judges import first_number
@@ -147,10 +147,10 @@ class AfterMarker:
 def normalise(text: str) -> str:
     """Convert to lower case, remove punctuation and put one space between words.
 
-    A letter keeps its combining signs. A number keeps its sign and is written in one way. The words
-    C, C++ and C# stay different. In scripts without spaces, and in Hangul, whose words carry
-    particles, every character is a word. A currency or percent sign is removed. Dates, times and
-    versions are one word.
+    A letter keeps its combining signs. A number keeps its sign and is written in one way; 5k and 5
+    thousand are 5000. The words C, C++ and C# stay different, R&D is one word, and U.S.A. is USA.
+    In scripts without spaces, and in Hangul, whose words carry particles, every character is a
+    word. A currency or percent sign is removed. Dates, times and versions are one word.
 
     Example:
         >>> from prunelit.tasks.judges import normalise

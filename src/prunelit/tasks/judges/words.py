@@ -18,23 +18,35 @@ _ALONE = "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS)
 # A mark of all scripts, such as an accent, belongs to words too.
 _OWN_MARKS = "".join(rf"\p{{sc={script}}}" for script in _SCRIPTS)
 _WORD = rf"[[[\p{{L}}\p{{N}}]--[{_ALONE}]][\p{{M}}--[{_OWN_MARKS}]]]"
+_LETTER = rf"[\p{{L}}--[{_ALONE}]]"
 # Signs of Khmer and Burmese that put the next letter below.
 _STACK = "\u17d2\u1039"
 _CHARACTER = rf"[[\p{{L}}\p{{N}}]&&[{_ALONE}]](?:[{_STACK}]\p{{L}}|\p{{M}})*+"
 _POWER = r"\{?(?P<power>[+-]?[0-9]{1,3}+)\}?"
+# A currency sign after a number belongs to that number; `$` also begins a formula in LaTeX.
+_CURRENCY_AFTER = r"(?<=[0-9])\p{Sc}|(?<=[0-9]\ )[\p{Sc}--$]"
+# After these a minus sign is subtraction, a hyphen or "to": a word, a unit, a closing bracket.
+_BEFORE_HYPHEN = (
+    rf"{_WORD}|[%‰°\p{{Pe}}]|{_CURRENCY_AFTER}|(?<=[0-9]\u2032?)[!'\"\u2019\u201d\u2032]|[0-9]-"
+)
 _NUMBER = (
-    # A minus sign after a word, digit or bracket is subtraction or a hyphen.
-    rf"(?P<sign>(?:(?<!{_WORD}|[)\]}}])-)?+(?:\p{{Sc}}\ ?+-?+)?+)"
+    rf"(?P<sign>(?:(?<!{_BEFORE_HYPHEN})-)?+(?:(?!{_CURRENCY_AFTER})\p{{Sc}}\ ?+-?+)?+)"
     r"(?P<run>[0-9]++(?:[.,:/][0-9]++)*+|(?<![.\w])\.[0-9]++)"
-    rf"(?:[eE]{_POWER}(?!{_WORD})|\ ?(?:[xX\u00d7*\u00b7\u22c5]|\\times)\ ?10\^{_POWER}"
-    rf"|(?P<of>\^){_POWER}"
-    r"|\ (?P<above>[0-9]{1,3}+)/(?P<below>[0-9]{1,3}+)(?![0-9/.,]))?"
+    rf"(?:[eE]{_POWER}(?!{_WORD})|\ ?(?:[xX\u00d7*\u00b7\u22c5]|\\times)\ ?10(?:\^|\*\*){_POWER}"
+    rf"|(?P<of>\^|\*\*){_POWER}"
+    # A whole number and a fraction: 1 1/2, and 1-1/2 where it is no term of a calculation.
+    r"|(?<!/[0-9]{1,3})(?P<joint>[\ -])(?P<above>[0-9]{1,3}+)/(?P<below>[0-9]{1,3}+)"
+    r"(?![0-9/]|[.,][0-9])(?!\ ?[=+*\u00d7\u00f7]))?"
 )
 _FIND = regex.compile(_NUMBER, regex.VERSION1)
 _ONLY = regex.compile(rf"\+?{_NUMBER}\.?\ ?[\p{{Sc}}%]?\.?", regex.VERSION1)
 _TOKEN = regex.compile(
     # A date is one word, and so are letters with decimals, such as llama3.1.
     rf"(?<![\w-])[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?![\w-])"
+    # A number in another word: 3rd, 1990s, 5x, 3D. R&D and AT&T are one word, US&UK is not.
+    rf"|(?:(?<!{_BEFORE_HYPHEN})-)?+(?<!{_WORD}|[.,:/])[0-9]++(?:,[0-9]{{3}})*+"
+    rf"(?:st|nd|rd|th|[bdxyz]|(?<=[0-9]{{3}}0)s)(?!{_WORD}|\ ?10(?:\^|\*\*))"
+    rf"|(?<![\w&])(?:{_LETTER}(?:&{_LETTER}{{1,2}})++|{_LETTER}{{2}}&{_LETTER})(?![\w&])"
     rf"|{_NUMBER}|{_CHARACTER}"
     # .NET, C++ and C# are no punctuated net and c; A- is another grade than A.
     rf"|(?:(?<=^|\s)\.(?=\p{{L}}))?{_WORD}(?:_*+{_WORD})*+"
@@ -54,14 +66,46 @@ _POINTS = regex.compile(
 )
 _TONES = regex.compile(r"\p{Emoji_Modifier}")
 _STYLE = regex.compile(r"[\ufe0e\ufe0f]")  # as a text or as a picture
-_FRACTION = regex.compile(r"(\w?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_TERM = r"\s*(?:\{\s*([+\-\u2212]?)\s*(\d[\d,]*)\s*\}|()(\d))"
+_FRACTION = regex.compile(
+    rf"(\w?)(?:(?<![\w)\]}}]\s?)([-\u2212])\s?)?\\(?:[cdt]|nice|s)?frac{_TERM}{_TERM}"
+)
 _CODES = "USD|US|EUR|GBP|JPY|CNY|RMB|INR|Rs|CHF|CAD|AUD|NZD|HKD|SGD|KRW|BRL|MXN|ZAR|SEK|NOK|DKK|PLN"
 _SPELLINGS = (
     # A currency, a number sign and the v of a version are words of their own.
     (regex.compile(rf"(?<!\w)(?:(?i:{_CODES})|№|[vV](?=\d+\.\d))\.?+(?=\d)"), r"\g<0> "),
     (regex.compile(r"(?<==\s?)([-\u2212])\s+(?=[\d\p{Sc}])"), r"\1"),
     (regex.compile(r"(?<=\p{L})\^(?:(\d+)|\{(\d+)\})"), r"\1\2"),
+    # The comma of a pair, such as (1,5), is that of no decimals.
+    (
+        regex.compile(
+            r"(?<=(?:[(\[]|(?<!\w)\{)\s?[-\u2212]?\d+),(?!\d{3}\D)"
+            r"(?=[-\u2212]?\d+\s?(?:\\right)?[)\]}])"
+        ),
+        ", ",
+    ),
 )
+_POWERS = dict.fromkeys(("k", "thousand"), 3) | {"lakh": 5, "crore": 7}
+_POWERS |= dict.fromkeys(("m", "mn", "million"), 6) | dict.fromkeys(("b", "bn", "billion"), 9)
+_POWERS |= dict.fromkeys(("tn", "trillion"), 12)
+# A number and the word or letter that multiplies it; 5m is a length.
+_MULTIPLE = regex.compile(
+    r"(?<![\w.,/:])(\d++(?:[.,]\d++)*+)"
+    r"(?:\ ?((?i:thousand|lakh|million|crore|billion|trillion))s?|([kKM]|[mbt]n"
+    r"|(?<=\p{Sc}\ ?[\d.,]+)B))(?!\w)"
+)
+# The day of a date may have an ending.
+_DAY = regex.compile(
+    r"(?i)((?<!\w)(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
+    r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?\ \d{1,2})(?:st|nd|rd|th)(?!\w)"
+)
+# Abbreviations: U.S.A., e.g., Ph.D., J. K. Rowling; J K Rowling only before a name. R & D.
+_ABBREVIATION = regex.compile(
+    r"(?<![\w.])(?:\p{Lu}\.(?:\ ?\p{Lu}\.)++(?!\w)|\p{Lu}(?:\ \p{Lu}(?!\w)){1,3}+(?=\ \p{Lu}\p{Ll})"
+    r"|(?:(?:Ph|\p{Lu})(?:\.\p{Lu}(?!\p{Ll}))++|\p{Ll}(?:\.\p{Ll})++)\.?(?!\w))"
+    r"|(?<![\w&])(?:\p{Lu}\ &\ \p{Lu}{1,2}|\p{Lu}{2}\ &\ \p{Lu})(?![\w&])"
+)
+_ROOT = regex.compile(r"(?:\\?sqrt|\u221a)\s?(?:\{(\d+)\}|\((\d+)\)|(\d+))")
 # Spaces between thousands: before 000, with decimals, with a currency, or more than once.
 _SPACED = regex.compile(
     r"(?<![\d.,] ?|[\p{L}_])[1-9]\d{0,2}(?:(?: \d{3}){2,}| 000"
@@ -76,11 +120,15 @@ _SAME = str.maketrans(
 def split_words(text: str) -> list[str]:
     """Return the words of a text in lower case, with numbers in one spelling.
 
-    Digits that are no number, such as 10:30 or 1.2.3, are one word.
+    Digits that are no number, such as 10:30 or 1.2.3, are one word, and so are abbreviations with
+    or without points. 5k is 5000.
     """
     words: list[str] = []
+    text = _ROOT.sub(lambda found: f"sqrt{found[1] or found[2] or found[3]}", _plain(text))
+    text = _ABBREVIATION.sub(lambda found: regex.sub("[. ]", "", found[0]), text)
+    text = _MULTIPLE.sub(_multiply, _DAY.sub(r"\1", text))
     # The capital I with a dot of Turkish becomes an i with a second dot.
-    folded = _plain(text).casefold().replace("i\u0307", "i")
+    folded = text.casefold().replace("i\u0307", "i")
     for found in _TOKEN.finditer(unicodedata.normalize("NFKC", folded)):
         if found["run"] is None:
             words.append(found[0])
@@ -93,7 +141,7 @@ def find_numbers(text: str) -> list[str]:
     """Return the numbers of a text as they are written, with sign and currency."""
     numbers: list[str] = []
     for found in _FIND.finditer(_plain(text)):
-        for part, value in _parts(found, " ,/:^{}"):
+        for part, value in _parts(found, " ,/:^*{}"):
             # The numbers of an outline or a version, such as 1.2.3, are taken apart.
             numbers += [part] if value is not None else part.split(".")
     return numbers
@@ -144,7 +192,7 @@ def split_signs(text: str, like: str) -> list[str]:
 
 def _plain(text: str) -> str:
     """Return a text with one sort of digits, minus signs and separators."""
-    text = _FRACTION.sub(lambda found: f"{found[1]} {found[2]}/{found[3]}".lstrip(), text)
+    text = _FRACTION.sub(_write_fraction, text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     text = _SPACED.sub(lambda found: found[0].replace(" ", ""), _SEPARATOR.sub(",", text))
@@ -166,10 +214,28 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFKC", "".join(parts)).translate(_SAME)
 
 
+def _write_fraction(found: regex.Match[str]) -> str:
+    """Return a fraction of LaTeX as 1/2, with one sign, apart from a whole number before it."""
+    before, minus, *terms = found.groups()
+    (sign, above, _, digit), (other, below, _, last) = terms[:4], terms[4:]
+    signs = [one for one in (minus, sign, other) if one and one != "+"]
+    return f"{before} {'-' * (len(signs) % 2)}{above or digit}/{below or last}".lstrip()
+
+
+def _multiply(found: regex.Match[str]) -> str:
+    """Return 5k and 5 thousand as 5e3."""
+    return f"{found[1]}e{_POWERS[(found[2] or found[3]).lower()]}"
+
+
 def _parts(found: regex.Match[str], separators: str) -> list[tuple[str, str | None]]:
     """Return a number and its value; if it is none, the parts between separators and theirs."""
     if (value := _value(found)) is not None:
         return [(found[0], value)]
+    if found["joint"]:
+        cut = found.start("joint") - found.start()
+        pieces = (found[0][:cut], found[0][cut + 1 :])
+        numbers = (number for piece in pieces for number in _FIND.finditer(piece))
+        return [pair for number in numbers for pair in _parts(number, separators)]
     parts = regex.split(f"[{regex.escape(separators)}]", found[0])
     return [(part, read_number(part)) for part in parts if regex.search("[0-9]", part)]
 
@@ -183,6 +249,8 @@ def _value(found: regex.Match[str]) -> str | None:
         run = "1"
     if found["above"] or "/" in run:
         digits = _fraction(run, found["above"], found["below"])
+        if found["joint"] == "-" and not run.strip("0"):
+            return None
     else:
         digits = _read_digits(run, power)
     return f"-{digits}" if digits and digits != "0" and "-" in found["sign"] else digits
