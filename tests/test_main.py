@@ -38,6 +38,20 @@ def test_neither_imports_torch(option: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["fti"], ["fit", "--config", "nowhere.yaml"]])
+def test_a_refusal_before_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys; sys.argv = ['prunelit', *sys.argv[1:]]\n"
+        "from prunelit.__main__ import main\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr.startswith("prunelit: error: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_help_costs_no_more_than_importing_lightnings_cli(
     tmp_path: Path, console: Callable[..., Any]
 ) -> None:

@@ -44,11 +44,15 @@ PYTHON = [
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> Path:
-    """Write the Python files that the pages show to one folder."""
+    """Write the files that the pages show to one folder."""
     for text in TEXTS.values():
-        for block in blocks(text, "python"):
-            if (name := re.match(r"# (\w+\.py)\n", block)) is not None:
-                (tmp_path / name[1]).write_text(block, encoding="utf-8")
+        named = re.findall(r"```(?:python|yaml)\n(# (\w+\.(?:py|yaml))\n.*?)```", text, re.DOTALL)
+        shown = re.findall(
+            r"^`(\w[\w/]*\.\w+)`[^\n]*:\n\n```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE
+        )
+        for name, block in [*((name, block) for block, name in named), *shown]:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(block, encoding="utf-8")
     return tmp_path
 
 
@@ -85,6 +89,21 @@ def test_plugins(
     assert found.keys() == {"dense", "pruned", "difference"}
     assert all(0 < found[model].value < 1 for model in ("dense", "pruned"))
     assert f"confidence/confidence of dense is {found['dense'].value:.2f}" in ran.stderr
+
+
+def test_own_data_runs_as_it_is_shown(
+    plugins: Path, material: Path, forked: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (plugins / "my_text.txt").write_text((material / "text.jsonl").read_text(encoding="utf-8"))
+    small = ("--data.calibration.sequences", "2", "--data.calibration.length", "16")
+    source = ("--model.source", str(material / "dense"))
+    ran = forked(plugins, "fit", "--config", "my_run.yaml", *source, *small)
+    assert ran.returncode == 0, ran.stderr
+    found = read_results(plugins / "runs" / "mine" / "results.jsonl")
+    sizes = {result.task: result.n for result in found}
+    assert sizes["multiple_choice"] == sizes["collection_retrieval"] == 2
+    assert sizes["retrieval"] == sizes["generation"] == 1
+    assert sizes["perplexity"] >= 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)

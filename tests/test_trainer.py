@@ -86,6 +86,22 @@ def test_the_first_line_of_a_docstring_is_the_help(method: str) -> None:
     assert text.splitlines()[0].endswith(".")
 
 
+def test_a_mistake_in_the_data_shows_before_another_run(
+    run: tuple[PruneTrainer, PairedLM, PruneData], tmp_path: Path
+) -> None:
+    trainer, module, _ = run
+    data = PruneData(tasks=[Perplexity("prunelit:facts.jsonl", column="contxt", length=8)])
+    with (
+        only_writer(tmp_path / "results.jsonl"),
+        only_writer(tmp_path / "sweep"),
+    ):
+        for start in (trainer.fit, trainer.validate):
+            with pytest.raises(InputError, match=r"has no column 'contxt' .similar: 'context'"):
+                start(module, datamodule=data)
+        with pytest.raises(InputError, match=r"has no column 'contxt' .similar: 'context'"):
+            trainer.sweep(module, data, variants={"a": Wanda(Unstructured(0.5))})
+
+
 def test_what_another_run_writes_is_refused_before_any_work(
     run: tuple[PruneTrainer, PairedLM, PruneData], tmp_path: Path
 ) -> None:
@@ -93,7 +109,7 @@ def test_what_another_run_writes_is_refused_before_any_work(
     # A lock holds between processes and between files that one process has opened.
     with (
         only_writer(tmp_path / "pruned"),
-        pytest.raises(InputError, match="Another run is writing"),
+        pytest.raises(InputError, match=r"Another run is writing .* `--trainer.default_root_dir`"),
     ):
         trainer.fit(module, datamodule=data)
     assert module.model is None

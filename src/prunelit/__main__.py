@@ -2,7 +2,7 @@
 
 import sys
 
-from prunelit.core.startup import check_ranks, put_working_folder_last
+from prunelit.core.startup import put_working_folder_last
 
 # Other modules are imported when the working folder no longer hides those of libraries.
 
@@ -32,7 +32,7 @@ def main() -> None:
         print(f"prunelit {version('prunelit')}")
     else:
         put_working_folder_last()
-        check_ranks()
+        _check(arguments)
         from prunelit.core.signals import Stopped, stop_on_signals
 
         with stop_on_signals():  # from here on, since loading torch takes seconds
@@ -44,6 +44,20 @@ def main() -> None:
                 stop.pass_on()
                 stop.tell("Start the same command again.")
                 raise
+
+
+def _check(arguments: list[str]) -> None:
+    """End a command that cannot be right, without importing torch."""
+    from prunelit.core.command import check_arguments, check_ranks
+    from prunelit.errors import explain
+
+    try:
+        check_ranks()
+        check_arguments(arguments)
+    except (ValueError, OSError) as error:
+        text, status = explain(error)
+        print(text, file=sys.stderr)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.callbacks.results import OUTCOME
+from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
+from prunelit.core.option_errors import rephrase
 from prunelit.core.private_api import HookedCLI, replace_lists
 from prunelit.core.processes import end_together, misconfiguration
 from prunelit.errors import InputError, check_seed, explain, name_own_code, shorten
 from prunelit.files import keep_earlier, make_folder, write_text
+from prunelit.recipe import public_path
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
@@ -46,7 +49,6 @@ _BESIDE_THE_POINT = (
 # Lines of Lightning that do not either: products that it can log to, and a training of no epochs.
 _NO_NEWS = ("litlogger", "litmodels", "`Trainer.fit` stopped: `max_epochs=0` reached")
 
-_MOST_VALUES = 1_000_000  # of a YAML with its aliases written out
 _PLAIN = (int, float, str, bool, "int", "float", "str", "bool")
 _jsonargparse_yaml = get_loader("yaml")
 
@@ -54,19 +56,31 @@ _jsonargparse_yaml = get_loader("yaml")
 class OneSentenceParser(LightningArgumentParser):
     """A parser that reports an error in one sentence, without the usage of every option."""
 
+    owner: str | None = None  # path of the class that takes the options
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Print the innermost reason of an error and exit with status 2."""
         sentence = str(message)
         if ex is not None and (reason := _innermost(ex)) is not ex:
             key = re.match(r'Parser key "[^"]*"[^:]*:', sentence)
             sentence = f"{key[0] if key else ''} {reason}"
-        if abstract := re.search(r"([\w.]+) is abstract", sentence):
-            missing = sorted(pkgutil.resolve_name(abstract[1]).__abstractmethods__)
-            sentence += f": it lacks {', '.join(missing)}. Define them in the class."
-        sentence = name_own_code(ex) or sentence
+        parser = getattr(ex, "subcommand_parser", self)
+        known = [*parser.get_defaults().keys()]
+        sentence = name_own_code(ex) or rephrase(
+            sentence, self.owner, known, config_paths(sys.argv[1:])
+        )
         sentence += _for_another_subcommand(sentence)
         print(f"prunelit: error: {shorten(sentence)}", file=sys.stderr)
         sys.exit(2)
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
+        """Add the arguments of a class, and remember the class if the parser is for it alone."""
+        if not args and "nested_key" not in kwargs:
+            self.owner = public_path(theclass)
+        return super().add_class_arguments(theclass, *args, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Parse a configuration file, and name it if it cannot be read."""
@@ -108,7 +122,9 @@ class PruneLitCLI(HookedCLI):
         # Data comes from the datamodule; `validate` reads the folder that `fit` wrote.
         given = {"model", "datamodule", "verbose", "weights_only"}
         given |= {"dataloaders", "train_dataloaders", "val_dataloaders"}
-        return {"fit": given, "validate": given | {"ckpt_path"}, "sweep": given}
+        every = {"fit": given, "validate": given | {"ckpt_path"}, "sweep": given}
+        # The options of a subcommand take half a second; only those of the chosen one are needed.
+        return {name: own for name, own in every.items() if name in sys.argv[1:2]} or every
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the option that allows programs written by the models to run."""
@@ -213,21 +229,19 @@ def load_yaml(text: str) -> Any:
     """Load YAML as jsonargparse does, but refuse what it takes for something else without a word.
 
     Raises:
-        InputError: if a key is given twice, or if aliases form a circle or stand for more than a
-            million values.
+        InputError: see `check_nodes`.
         yaml.YAMLError: if the text is not valid.
     """
     try:
         if ":" in text or "&" in text:
-            _count_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})
-        loaded: Any = _jsonargparse_yaml(text)
-        if isinstance(loaded, dict | list):
-            _check_class_paths(loaded)
+            check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
+        return _jsonargparse_yaml(text)
     except RecursionError:
         raise InputError(f"The YAML that begins with {text[:40]!r} is nested too deeply.") from None
+    except InputError:
+        raise
     except ValueError as error:  # such as a date that does not exist
         raise yaml.YAMLError(str(error)) from error
-    return loaded
 
 
 def _settings(text: str) -> Any:
@@ -241,61 +255,11 @@ def _settings(text: str) -> Any:
     return settings
 
 
-def _check_class_paths(loaded: Any) -> None:
-    """Refuse a `class_path` that is no text, for which jsonargparse has no sentence."""
-    if isinstance(loaded, dict) and not isinstance(path := loaded.get("class_path", ""), str):
-        raise yaml.YAMLError(f"Expected `class_path` as the path of a class but got {path!r:.60}.")
-    for value in loaded.values() if isinstance(loaded, dict) else loaded:
-        if isinstance(value, dict | list):
-            _check_class_paths(value)
-
-
-def _count_nodes(node: yaml.Node | None, known: dict[int, int | None]) -> int:
-    """Count the values of a YAML node, those behind its aliases each time."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) in known:
-        if (count := known[id(node)]) is None:
-            raise InputError(
-                f"An alias in line {node.start_mark.line + 1} of the YAML stands for a value that "
-                "contains it: write the value out."
-            )
-        return count
-    known[id(node)] = None
-    if isinstance(node, yaml.MappingNode):
-        _check_keys(node)
-    children = [part for child in node.value for part in _parts(child)]
-    count = 1 + sum(_count_nodes(child, known) for child in children)
-    if count > _MOST_VALUES:
-        raise InputError(
-            f"The aliases in line {node.start_mark.line + 1} of the YAML stand for more than "
-            f"{_MOST_VALUES} values: write fewer."
-        )
-    known[id(node)] = count
-    return count
-
-
-def _check_keys(node: yaml.MappingNode) -> None:
-    known: dict[str, yaml.Node] = {}
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and (first := known.setdefault(key.value, key)) != key:
-            raise InputError(
-                f"The key {key.value!r} is given twice in the YAML, in line "
-                f"{first.start_mark.line + 1} and in line {key.start_mark.line + 1}: keep one."
-            )
-
-
-def _parts(child: Any) -> tuple[yaml.Node, ...]:
-    return child if isinstance(child, tuple) else (child,)
-
-
 def _for_another_subcommand(sentence: str) -> str:
     """Say which subcommand a configuration is for, if it has a key that this one lacks."""
-    if not re.search(r"not accept|not expected|unrecognized|unexpected", sentence, re.IGNORECASE):
-        return ""
-    if re.search(r"\bvariants\b", sentence):
+    if "not accept `variants" in sentence:
         return " `variants` belongs to `prunelit sweep`: run that, or use a configuration of `fit`."
-    if re.search(r"\bpruning\b", sentence):
+    if "not accept `pruning`" in sentence:
         return (
             " `pruning` belongs to `prunelit fit` and `prunelit validate`: run one of them, or "
             "give `variants`."

@@ -47,9 +47,29 @@ def shorten(sentence: str) -> str:
     return f"{sentence[: _LONGEST * 2 // 3]} ... {sentence[-_LONGEST // 3 :]}"
 
 
+def close_names(word: str, names: Collection[str], cutoff: float = 0.6) -> list[str]:
+    """Return up to three names that are similar to `word`, the most similar first."""
+    return difflib.get_close_matches(word, names, n=3, cutoff=cutoff)
+
+
 def near_names(word: str, names: Collection[str]) -> str:
     """List the names that are most similar to `word`, or the first names if none is."""
-    return ", ".join(difflib.get_close_matches(word, names, n=3, cutoff=0.3) or [*names][:8])
+    return ", ".join(close_names(word, names, cutoff=0.3) or [*names][:8])
+
+
+def similar_paths(source: str) -> str:
+    """Return " (similar: ...)" if there are files or folders with a name like a missing one."""
+    path = Path(os.path.expanduser(source))
+    for missing in (path, *path.parents):
+        folder = missing.parent
+        if os.path.isdir(folder):
+            try:
+                near = close_names(missing.name, os.listdir(folder))
+            except OSError:  # a folder that may not be listed has no hints
+                near = []
+            found = ", ".join(repr(str(folder / one)) for one in near)
+            return f" (similar: {found})" if found else ""
+    return ""
 
 
 def check_positive(name: str, value: float) -> None:

@@ -164,7 +164,8 @@ def only_writer(path: str | Path) -> Iterator[None]:
     file = _locked(lock)
     if file is None:
         raise InputError(
-            f"Another run is writing {str(path)!r}: wait for its end, or choose another folder."
+            f"Another run is writing {str(path)!r}: wait for its end, or choose another folder by "
+            "`--trainer.default_root_dir`."
         )
     with file:
         try:

@@ -91,7 +91,7 @@ class PruneTrainer(ResumingTrainer):
             callback.starts_anew = ckpt_path is None
         own = [callback.path for callback in last_callbacks(self) if self.max_epochs != 0]
         finished = False
-        with self._one_run(lambda: _VALIDATE if finished else self._after_fit(), *own):
+        with self._one_run(lambda: _VALIDATE if finished else self._after_fit(), datamodule, *own):
             with _restoring(ckpt_path):
                 super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
             if finished := self.state.finished:
@@ -110,7 +110,7 @@ class PruneTrainer(ResumingTrainer):
             InputError: naming a setting that does not fit.
         """
         check_trainer(self)
-        with self._one_run(lambda: _SAME_COMMAND):
+        with self._one_run(lambda: _SAME_COMMAND, datamodule):
             return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
 
     def sweep(
@@ -132,12 +132,16 @@ class PruneTrainer(ResumingTrainer):
         """
         check_trainer(self)
         folders = {Path(self.default_root_dir) / "sweep", sweep_folder(self) / "sweep"}
-        with self._one_run(lambda: _SAME_COMMAND, *folders, logs=False):
+        with self._one_run(lambda: _SAME_COMMAND, datamodule, *folders, logs=False):
             sweep(self, model, datamodule, variants)
 
     @contextmanager
     def _one_run(
-        self, how_to_go_on: Callable[[], str], *paths: Path, logs: bool = True
+        self,
+        how_to_go_on: Callable[[], str],
+        data: PruneData | None,
+        *paths: Path,
+        logs: bool = True,
     ) -> Iterator[None]:
         """Give a run folders of its own; a signal or a full disk ends it with a sentence.
 
@@ -145,6 +149,7 @@ class PruneTrainer(ResumingTrainer):
 
         Args:
             how_to_go_on: gives the sentence after a signal.
+            data: is read before the folders are claimed, so that a mistake in it shows first.
             paths: of files and folders that only one run may write.
             logs: give the loggers folders that no other run writes.
         """
@@ -161,6 +166,9 @@ class PruneTrainer(ResumingTrainer):
                 if self.local_rank == 0:
                     stack.enter_context(launching())
                 if self.is_global_zero:
+                    self._check_folders()
+                    if isinstance(data, PruneData):
+                        data.read()
                     self._claim(stack, paths, logs)
                 yield
             except Stopped as stop:
@@ -174,7 +182,6 @@ class PruneTrainer(ResumingTrainer):
 
     def _claim(self, stack: ExitStack, paths: Iterable[Path], logs: bool) -> None:
         """Make the next `version_N` of each logger; refuse paths that another run is writing."""
-        self._check_folders()
         for path in paths:
             stack.enter_context(only_writer(path))
         for logger in self.loggers if logs else ():

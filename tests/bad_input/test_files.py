@@ -39,15 +39,18 @@ def test_missing_data_file(refuse: Refuse, config: Config, name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "No rows could be read from '{}': it is empty."),
+        (
+            "",
+            "No rows could be read from '{}': it is empty: put rows into it, or name another file.",
+        ),
         ('{"id": "a", "context": ', "No rows could be read from '{}': JSON parse error"),
         (
             '{"id": "a", "context": "x", "choices": ["y", "z"], "label": 2}',
-            "Row 0 (id 'a') of '{}': expected `label` in [0, 2) but got 2.",
+            "Row 0 (counted from 0, id 'a') of '{}': expected `label` in [0, 2) but got 2.",
         ),
         (
             '{"id": "a", "context": "x", "label": 0}',
-            "Expected rows with ['choices'] in '{}' but its columns are ['id', 'context', 'label']",
+            "'{}' has no column 'choices'. Its columns are 'id', 'context', 'label': name one",
         ),
     ],
     ids=["empty", "broken", "label", "column"],

@@ -1,6 +1,7 @@
 """Options, keys and classes that a user can get wrong."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +21,21 @@ def task(config: Config, number: int) -> Config:
 MULTIPLE_CHOICE = 2
 
 
-def test_missing_config_file(cli: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
+def test_missing_config_file(
+    cli: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nowehre.yaml").touch()
     with pytest.raises(SystemExit) as left:
         cli("fit", "--config", "nowhere.yaml")
     assert left.value.code == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("prunelit: error: ")
     assert "nowhere.yaml" in line
-    assert "does not exist" in line
+    assert "does not exist (similar: 'nowehre.yaml')" in line
 
 
 def test_unknown_subcommand(cli: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
@@ -40,22 +48,29 @@ def test_unknown_subcommand(cli: Callable[..., None], capfd: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("place", "key"),
+    ("place", "key", "near"),
     [
-        (lambda c: c["model"], "sorce"),
-        (lambda c: c["data"]["calibration"], "lenght"),
-        (lambda c: task(c, MULTIPLE_CHOICE), "tempate"),
-        (pruner, "sparcity"),
-        (lambda c: pruner(c)["sparsity"]["init_args"], "ration"),
-        (lambda c: c["trainer"], "acelerator"),
+        (lambda c: c["model"], "sorce", "model.source"),
+        (lambda c: c["data"], "calibraton", "data.calibration"),
+        (lambda c: c, "trainr", "trainer"),
+        (lambda c: c["data"]["calibration"], "lenght", "length"),
+        (lambda c: task(c, MULTIPLE_CHOICE), "tempate", "template"),
+        (pruner, "sparcity", "sparsity"),
+        (lambda c: pruner(c)["sparsity"]["init_args"], "ration", "ratio"),
+        (lambda c: c["trainer"], "acelerator", "trainer.accelerator"),
     ],
-    ids=["model", "calibration", "task", "pruner", "sparsity", "trainer"],
+    ids=["model", "data", "root", "calibration", "task", "pruner", "sparsity", "trainer"],
 )
-def test_wrong_key(refuse: Refuse, config: Config, place: Callable, key: str) -> None:
+def test_wrong_key(
+    refuse: Refuse, config: Config, tmp_path: Path, place: Callable, key: str, near: str
+) -> None:
     place(config)[key] = "x"
     sentence = refuse()
-    assert key in sentence
+    lines = (tmp_path / "config.yaml").read_text(encoding="utf-8").splitlines()
+    number = next(n for n, line in enumerate(lines, 1) if line.strip(" -").startswith(f"{key}:"))
+    assert f"{key}` (line {number} of '{tmp_path}/config.yaml')" in sentence
     assert "not accept" in sentence
+    assert near in sentence.partition("near names: ")[2]
 
 
 @pytest.mark.parametrize(
@@ -64,11 +79,12 @@ def test_wrong_key(refuse: Refuse, config: Config, place: Callable, key: str) ->
         (lambda c: c["data"]["calibration"], "length", "long", "int"),
         (lambda c: task(c, MULTIPLE_CHOICE), "limit", "many", "int"),
         (lambda c: c["model"], "dtype", "float8", "'auto', 'float32', 'bfloat16', 'float16'"),
+        (lambda c: c["model"], "dtype", "flaot32", "(similar: 'float32')"),
         (lambda c: c["model"], "reference", "perhaps", "bool"),
         (lambda c: task(c, MULTIPLE_CHOICE + 1), "pooling", "max", "'mean', 'last'"),
-        (lambda c: pruner(c)["sparsity"]["init_args"], "ratio", "half", "Ratio"),
+        (lambda c: pruner(c)["sparsity"]["init_args"], "ratio", "half", "as a number"),
     ],
-    ids=["int", "optional", "literal", "bool", "task-literal", "ratio"],
+    ids=["int", "optional", "literal", "similar", "bool", "task-literal", "ratio"],
 )
 def test_wrong_type(
     refuse: Refuse, config: Config, place: Callable, key: str, value: str, expected: str
@@ -76,6 +92,7 @@ def test_wrong_type(
     place(config)[key] = value
     sentence = refuse()
     assert key in sentence
+    assert " (line " in sentence
     assert value in sentence
     assert expected in sentence
 
@@ -91,12 +108,15 @@ def test_ratio_outside_its_interval(refuse: Refuse, ratio: str) -> None:
 @pytest.mark.parametrize(
     ("place", "path", "reason"),
     [
-        (lambda c: c["data"]["tasks"][0], "prunelit.tasks.Perplexty", "has no attribute"),
+        (lambda c: c["data"]["tasks"][0], "prunelit.tasks.Perplexty", "near names: Perplexity"),
+        (lambda c: c["data"]["tasks"][0], "prunelit.task.Perplexity", "near names: tasks"),
+        (lambda c: c["data"]["tasks"][0], "Perplexty", "near: prunelit.tasks.Perplexity"),
+        (lambda c: c["pruning"]["init_args"]["pruner"], "Wandda", "near: prunelit.pruners.Wanda"),
         (lambda c: c["pruning"], "nowhere.Pruning", "No module named 'nowhere'"),
         (lambda c: c["pruning"]["init_args"]["pruner"], "my.Method", "No module named 'my'"),
         (lambda c: pruner(c)["sparsity"], "prunelit.pruners.Wanda", "a subclass of Sparsity"),
     ],
-    ids=["task", "callback", "pruner", "wrong kind"],
+    ids=["task", "room", "short", "short pruner", "callback", "pruner", "wrong kind"],
 )
 def test_unknown_class_path(
     refuse: Refuse, config: Config, place: Callable, path: str, reason: str
@@ -105,6 +125,40 @@ def test_unknown_class_path(
     sentence = refuse()
     assert path in sentence
     assert reason in sentence
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda t: t.update(init_arg=t.pop("init_args")), "'init_arg' beside `class_path`"),
+        (lambda t: t.update(clas_path=t.pop("class_path")), "'clas_path' beside `init_args`"),
+        (lambda t: t.update(limit=3), "'limit' beside `class_path`: put options of the class"),
+        (lambda t: t.pop("class_path"), "as `class_path` and `init_args` of a Task"),
+    ],
+    ids=["init_args", "class_path", "outside", "no class"],
+)
+def test_a_class_with_a_wrong_key(
+    refuse: Refuse, config: Config, spoil: Callable, reason: str
+) -> None:
+    spoil(config["data"]["tasks"][0])
+    assert reason in refuse()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--modle.dtype", "auto"), "prunelit does not accept `modle`: near names: model"),
+        (("--model.dtyp=auto",), "prunelit does not accept `model.dtyp`: near names: model.dtype"),
+        (("--pruning.pruner.sparsity.ration", "0.3"), "`ration`: near names: ratio"),
+        (("--model.dtype", "float23"), "one of 'auto', 'float32', 'bfloat16', 'float16' but got"),
+        (("--model", "modle.yaml"), "'modle.yaml', given for `model`, does not exist"),
+        (("--pruning.pruner", "Wandda"), "near: prunelit.pruners.Wanda"),
+        (("more",), "but got 'more'"),
+    ],
+    ids=range(7),
+)
+def test_wrong_option(refuse: Refuse, options: tuple[str, ...], reason: str) -> None:
+    assert reason in refuse(*options)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"data: &a\n  tasks: [*a]\n", "a value that contains it"),
         (BOMB.encode(), "stand for more than"),
         (b"model:\n  source: a\n  source: b\n", "'source' is given twice in the YAML, in line 2"),
-        (b"data: {tasks: [{class_path: 0}]}\n", "Expected `class_path` as the path of a class"),
+        (
+            b"data: {tasks: [{class_path: 0}]}\n",
+            "expected `class_path` in line 1 of the YAML as the path of a class",
+        ),
         (b"model: {source: a, source: b}\n", "'source' is given twice in the YAML, in line 1"),
     ],
     ids=[

@@ -79,7 +79,7 @@ def test_sequences_longer_than_the_positions() -> None:
     with pytest.raises(InputError, match=r"16 tokens, .* sequence of the task 'perplexity' has 17"):
         check_data(data, CONFIG, reference=False)
     task.note_longest([9, 17, 17], lambda item: task.name_row(item, "x"))
-    named = r"of the task 'perplexity', row 1 \(id 'x'\) of 'text.jsonl', has 17: shorten it"
+    named = r"of the task 'perplexity', row 1 \(counted from 0, id 'x'\) of 'text.jsonl', has 17: "
     with pytest.raises(InputError, match=named):
         check_data(data, CONFIG, reference=False)
     data.calibration = CalibrationText("text.jsonl", length=18)

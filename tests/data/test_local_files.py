@@ -126,7 +126,9 @@ def test_large_files_may_change_their_columns(tmp_path: Path) -> None:
     rows = load_rows(str(path), columns=["id", "text"])
     assert (len(rows), rows[0]["id"], rows[-1]) == (2201, 1, {"id": "q7b", "text": "last"})
     assert load_rows(str(path), columns=["new"])[-2:] == [{"new": None}, {"new": True}]
-    with pytest.raises(InputError, match=r"Row 0 of .*`note` must be a string but is None"):
+    with pytest.raises(
+        InputError, match=r"Row 0 .counted from 0. of .*`note` must be a string but is None"
+    ):
         load_texts(str(path), column="note", split="train")
 
 
@@ -148,7 +150,7 @@ POINTER = "it is a pointer of git-lfs, not the file itself: run `git lfs pull` i
         ("a.jsonl", GOOD + b"[" * 500_000 + b"\n", "JSON parse error in line 2"),
         ("a.jsonl", GOOD + b'{"text": ' + b"9" * 5000 + b"}\n", "JSON parse error in line 2"),
         ("a.json", b'[{"text": "a"},\n{"text": }]', "JSON parse error in line 2"),
-        ("a.json", b'[{"text": "a"}, 3]', "as item 1 of the list but got a int"),
+        ("a.json", b'[{"text": "a"}, 3]', "as item 1 .counted from 0. of the list but got a int"),
         ("a.json", b'{\n"text": ["a"]\n}', "JSON parse error in line 1"),
         ("a.csv", b"text,b\nx\n", "expected 2 cells .*, separated by ',', but line 2 has 1"),
         ("a.csv", b'text,b\n"x\ny,z\n', "CSV parse error in line 3: unexpected end of data"),

@@ -39,7 +39,7 @@ def refused(
     ("change", "parts"),
     [
         (lambda c: c.update(variants={}), ["at least one pruner in `variants`"]),
-        (lambda c: c.pop("variants"), ["required: sweep.variants"]),
+        (lambda c: c.pop("variants"), ["Expected a value for `variants`: give it"]),
         (lambda c: c["variants"].update({"a/b": DROP}), ["each names a folder", "'a/b'"]),
         (lambda c: c["variants"].update({"..": DROP}), ["each names a folder", "'..'"]),
         (lambda c: c["variants"].update({"": DROP}), ["each names a folder", "''"]),
@@ -47,10 +47,10 @@ def refused(
         (lambda c: c["variants"].update({"figures": DROP}), ["got 'figures'"]),
         (lambda c: c["trainer"].update(max_epochs=1), ["`trainer.max_epochs` 0 but got 1"]),
         (lambda c: c["data"].update(tasks=[]), ["at least one task in `data.tasks`"]),
-        (lambda c: c.update(pruning=None), ["'pruning'", "not accept"]),
+        (lambda c: c.update(pruning=None), ["not accept `pruning`"]),
         (
             lambda c: c["variants"]["attention_1"].update(class_path="prunelit.sparsity.Cubic"),
-            ["variants", "prunelit.sparsity.Cubic", "has no attribute"],
+            ["variants", "prunelit.sparsity.Cubic", "has no 'Cubic'"],
         ),
         (
             lambda c: c["variants"].update(

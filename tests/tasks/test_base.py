@@ -74,9 +74,20 @@ def test_a_batch_is_collated_and_numbered() -> None:
     assert [batch["indices"].tolist() for batch in batches] == [[0, 1], [2]]
 
 
-@pytest.mark.parametrize("name", ["", "a/b"])
-def test_a_name_that_breaks_the_scalar_names_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="Expected a non-empty task name"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "Expected a non-empty task name without '/' but got ''"),
+        ("a/b", "Expected a non-empty task name without '/' but got 'a/b'"),
+        ("..", "without '/' but got '..': give a `name` that can name a file"),
+        ("a\nb", r"of printable characters but got 'a\\nb': give a `name` without line breaks"),
+        ("a\udcff", "of printable characters but got"),
+        ("é" * 76, "at most 150 bytes, as it names files, but got 'é*' with 152 bytes: give"),
+    ],
+    ids=range(6),
+)
+def test_a_name_that_cannot_name_a_file_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
         Doubling(name, 1)
 
 

@@ -51,15 +51,18 @@ def test_tasks_on_questions(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: Any, more: str
 ) -> None:
     path = lines(tmp_path / "rows.jsonl", QUESTIONS)
-    assert named(kind(path), tokenizer) == f"row 2 (id 'c') of {path!r}{more}"
+    assert named(kind(path), tokenizer) == f"row 2 (counted from 0, id 'c') of {path!r}{more}"
     task = kind(path, split="train[1:]")
-    assert named(task, tokenizer) == f"row 1 (id 'c') of {path!r} (split 'train[1:]'){more}"
+    assert (
+        named(task, tokenizer)
+        == f"row 1 (counted from 0, id 'c') of {path!r} (split 'train[1:]'){more}"
+    )
 
 
 def test_a_long_choice(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [*QUESTIONS[:2], {**QUESTIONS[3], "choices": ["oak", LONG]}]
     path = lines(tmp_path / "rows.jsonl", rows)
-    row = f"row 2 (id 'd') of {path!r}"
+    row = f"row 2 (counted from 0, id 'd') of {path!r}"
     assert named(MultipleChoice(path), tokenizer) == row
     text = repr(LONG)[:40]
     assert named(Retrieval(path), tokenizer) == f"the choice {text} of {row}"
@@ -69,7 +72,7 @@ def test_a_long_choice(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> No
 def test_tasks_on_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: Any) -> None:
     path = lines(tmp_path / "rows.jsonl", QUESTIONS)
     assert named(kind(path, max_new_tokens=5), tokenizer) == (
-        f"row 2 of {path!r} with 5 new tokens"
+        f"row 2 (counted from 0) of {path!r} with 5 new tokens"
     )
 
 
@@ -77,7 +80,10 @@ def test_pairs_of_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> N
     rows = [{"sentence1": "a", "sentence2": "b", "score": n} for n in range(4)]
     rows[1]["sentence2"] = LONG
     path = lines(tmp_path / "rows.jsonl", rows)
-    assert named(SemanticSimilarity(path, length=None), tokenizer) == f"row 1 of {path!r}"
+    assert (
+        named(SemanticSimilarity(path, length=None), tokenizer)
+        == f"row 1 (counted from 0) of {path!r}"
+    )
 
 
 @pytest.mark.parametrize(("file", "name"), [("corpus", "document 'd1'"), ("queries", "query 'q1'")])

@@ -109,8 +109,8 @@ def test_other_columns_and_a_limit(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sentence1": None}, "Row 2 of .*`sentence1` must be a string"),
-        ({"score": None}, "Row 2 of .*`score` must be a number"),
+        ({"sentence1": None}, "Row 2 .counted from 0. of .*`sentence1` must be a string"),
+        ({"score": None}, "Row 2 .counted from 0. of .*`score` must be a number"),
     ],
 )
 def test_rows_are_checked(
@@ -136,7 +136,8 @@ def test_scores_of_a_csv_file_are_numbers(
     with table.open("a") as file:
         file.write('ice,red,"4,5"\n')
     with pytest.raises(
-        InputError, match=r"Row 11 of .*csv': `score` must be a number but is '4,5'"
+        InputError,
+        match=r"Row 11 .counted from 0. of .*csv': `score` must be a number but is '4,5'",
     ):
         SemanticSimilarity(str(table)).read()
 
@@ -145,7 +146,7 @@ def test_scores_that_are_texts_or_constant_are_refused(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     words = write(tmp_path / "words.jsonl", [{**row, "score": "high"} for row in rows])
-    with pytest.raises(InputError, match=r"Row 0 of .*`score` must be a number"):
+    with pytest.raises(InputError, match=r"Row 0 .counted from 0. of .*`score` must be a number"):
         SemanticSimilarity(str(words)).read()
     constant = write(tmp_path / "constant.jsonl", [{**row, "score": 1.0} for row in rows])
     with pytest.raises(InputError, match="no correlation with a constant"):

@@ -221,7 +221,9 @@ def test_a_prompt_that_no_token_of_is_kept(
     module = "prunelit.tasks.subspace"
     monkeypatch.setattr(f"{module}.special_tokens", lambda _: SpecialTokens(lead, []))
     monkeypatch.setattr(f"{module}.encode_text", lambda _, text: [*lead, len(text)])
-    with pytest.raises(InputError, match=r"in row 0 \(id 'a'\) of .* the first token differs"):
+    with pytest.raises(
+        InputError, match=r"in row 0 \(counted from 0, id 'a'\) of .* the first token differs"
+    ):
         prepare_subspace(questions(), words)
 
 

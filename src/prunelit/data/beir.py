@@ -152,7 +152,8 @@ def _texts(path: str, name: str | None = None, split: str = "train") -> dict[str
                 problem = f"`{column}` must be a string but is {value!r:.60}"
                 raise refuse_row(path, number, problem, id=identifier)
         if identifier in texts:
-            raise InputError(f"Row {number} of {path!r} has the same id {identifier!r} as another.")
+            problem = "another row has the same id: give each its own"
+            raise refuse_row(path, number, problem, id=identifier)
         texts[identifier] = f"{title} {row['text']}".strip()
     return texts
 
@@ -163,15 +164,16 @@ def _judgements(path: str, split: str, name: str | None) -> dict[str, dict[str, 
     for number, row in enumerate(load_rows(path, columns=_JUDGEMENT, split=split, name=name)):
         query, document = (_identifier(row, key, number, path) for key in _JUDGEMENT[:2])
         if (grade := as_whole(row["score"])) is None or abs(grade) > _HIGHEST:
-            raise InputError(
-                f"Row {number} of {path!r}: expected a whole number of at most {_HIGHEST} as "
-                f"`score` but got {row['score']!r}."
+            problem = (
+                f"expected a whole number of at most {_HIGHEST} as `score` but got {row['score']!r}"
             )
+            raise refuse_row(path, number, problem)
         if (first := judged.setdefault(query, {}).setdefault(document, grade)) != grade:
-            raise InputError(
-                f"Row {number} of {path!r} gives the query {query!r} and the document "
-                f"{document!r} the score {grade} but an earlier row gives them {first}."
+            problem = (
+                f"it gives the query {query!r} and the document {document!r} the score {grade} but "
+                f"an earlier row gives them {first}: keep one"
             )
+            raise refuse_row(path, number, problem)
     relevant = {query: {d: g for d, g in row.items() if g > 0} for query, row in judged.items()}
     return {query: row for query, row in relevant.items() if row}
 
@@ -180,10 +182,8 @@ def _identifier(row: dict[str, Any], column: str, number: int, path: str) -> str
     """Return an id as text. A date or a fraction may be another id's other form."""
     value = row[column]
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(
-            f"Row {number} of {path!r}: expected a text or a whole number as `{column}` but got "
-            f"{value!r:.60}."
-        )
+        problem = f"expected a text or a whole number as `{column}` but got {value!r:.60}"
+        raise refuse_row(path, number, problem)
     return str(value)
 
 

@@ -146,7 +146,11 @@ def _silence(error: BaseException, name: str, kind: Kind, revision: str | None) 
     """Explain that there was no answer, or not all of it; None for any other error."""
     reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
     if isinstance(error, _NO_ANSWER):
-        return f"{constants.ENDPOINT} cannot be reached ({reason}); check the network and run again"
+        return (
+            f"{constants.ENDPOINT} cannot be reached ({reason}); check the network and run again, "
+            f"or name a local {'folder' if kind == 'model' else 'file'}; HF_HUB_OFFLINE=1 reads "
+            "the cache alone"
+        )
     if isinstance(error, httpx.TransportError) or _SHORT in str(error):
         return f"the connection broke off ({reason}); run again, complete files are kept"
     if not is_offline_mode() or not isinstance(error, _NOT_THERE):

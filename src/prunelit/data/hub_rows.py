@@ -11,8 +11,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from prunelit.data.hub import explain, resolve_commit
 from prunelit.data.local_files import Table
-from prunelit.data.sources import is_hub_name, similar_paths, split_revision
-from prunelit.errors import InputError
+from prunelit.data.sources import is_hub_name, split_revision
+from prunelit.errors import InputError, similar_paths
 
 
 def pin(path: str) -> str:

@@ -118,7 +118,7 @@ def _open(file: Path) -> BinaryIO:
     with file.open("rb") as stream:
         start = stream.read(2)
     if not start:
-        raise InputError("it is empty")
+        raise InputError("it is empty: put rows into it, or name another file")
     return gzip.open(file) if start == b"\x1f\x8b" else file.open("rb")  # type: ignore[return-value]
 
 
@@ -156,7 +156,11 @@ def _read_list(text: str, first: int) -> Iterator[Row]:
     items = _parse(text, first)
     texts = all(isinstance(item, str) for item in items)
     for number, item in enumerate(items):
-        yield {"text": item} if texts else _as_row(item, f"as item {number} of the list")
+        yield (
+            {"text": item}
+            if texts
+            else _as_row(item, f"as item {number} (counted from 0) of the list")
+        )
 
 
 def _parse(text: str, first: int) -> Any:

@@ -12,7 +12,7 @@ from prunelit.arguments import checked
 from prunelit.data.hub_rows import open_hub_table
 from prunelit.data.local_files import file_kind, open_table
 from prunelit.data.sources import is_hub_name, local_path, split_of
-from prunelit.errors import InputError, first_line
+from prunelit.errors import InputError, close_names, first_line
 
 Documents = Literal["whole", "lines", "paragraphs"]
 
@@ -60,13 +60,18 @@ def load_rows(
         table = open_hub_table(path, name, split)
     wanted = list(columns(table.names) if callable(columns) else columns)
     if table.names and (missing := sorted(set(wanted) - set(table.names))):
+        near = [name for one in missing for name in close_names(one, table.names)]
+        hint = f" (similar: {', '.join(map(repr, near))})" if near else ""
         raise InputError(
-            f"Expected rows with {missing} in {path!r} but its columns are {table.names}."
+            f"{path!r} has no column {', '.join(map(repr, missing))}{hint}. Its columns are "
+            f"{', '.join(map(repr, table.names))}: name one of them, or add the column to it."
         )
     rows = table.take(wanted)
     rows = (_slice(rows, path, split) if local else rows)[:limit]
     if not rows:
-        raise InputError(f"{path!r} (split {split!r}) holds no rows.")
+        raise InputError(
+            f"{path!r} (split {split!r}) holds no rows: give a file or a split that has some."
+        )
     return rows
 
 
@@ -131,11 +136,11 @@ def name_row(path: str, number: int, *, split: str = "train", id: Any = None) ->
     Example:
         >>> from prunelit.data.rows import name_row
         >>> name_row("rows.jsonl", 3, split="train[:50%]", id="b")
-        "row 3 (id 'b') of 'rows.jsonl' (split 'train[:50%]')"
+        "row 3 (counted from 0, id 'b') of 'rows.jsonl' (split 'train[:50%]')"
     """
-    own = "" if id is None else f" (id {id!r:.60})"
+    own = "" if id is None else f", id {id!r:.60}"
     part = "" if split == "train" else f" (split {split!r})"
-    return f"row {number}{own} of {path!r}{part}"
+    return f"row {number} (counted from 0{own}) of {path!r}{part}"
 
 
 def refuse_row(

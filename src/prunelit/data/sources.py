@@ -1,6 +1,5 @@
 """Find the local path of names such as `pypi:DIST/PATH` or `prunelit:FILE`."""
 
-import difflib
 import importlib.metadata
 import importlib.resources
 import os
@@ -8,7 +7,7 @@ import re
 from pathlib import Path
 
 from prunelit.data.local_files import KINDS
-from prunelit.errors import InputError
+from prunelit.errors import InputError, similar_paths
 
 PYPI = "pypi:"
 SHIPPED = "prunelit:"
@@ -96,21 +95,6 @@ def local_path(source: str) -> Path:
     except OSError as error:
         raise InputError(f"{source!r} cannot be read: {error.strerror}.") from None
     return path
-
-
-def similar_paths(source: str) -> str:
-    """Return " (similar: ...)" if there are files or folders with a name like a missing one."""
-    path = Path(os.path.expanduser(source))
-    for missing in (path, *path.parents):
-        folder = missing.parent
-        if os.path.isdir(folder):
-            try:
-                near = difflib.get_close_matches(missing.name, os.listdir(folder), n=3)
-            except OSError:  # a folder that may not be listed has no hints
-                near = []
-            found = ", ".join(repr(str(folder / one)) for one in near)
-            return f" (similar: {found})" if found else ""
-    return ""
 
 
 def _inside_distribution(source: str) -> Path:

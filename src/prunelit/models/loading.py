@@ -1,6 +1,5 @@
 """Load models and tokenizers from the hub, a folder or an installed distribution."""
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,7 +23,7 @@ from prunelit.arguments import checked
 from prunelit.data.hub import explain, is_cache_alone, resolve_commit
 from prunelit.data.sources import is_hub_name, local_path, split_revision
 from prunelit.data.tokens import limit_ids, pad_token
-from prunelit.errors import InputError, first_line
+from prunelit.errors import InputError, close_names, first_line
 from prunelit.files import POINTER, is_pointer
 from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.finite import all_finite
@@ -322,7 +321,7 @@ def _refuse(what: str, source: str, error: Exception, revision: str | None = Non
     """
     if is_hub_name(source):
         folder = Path(source)
-        near = difflib.get_close_matches(folder.name, _names(folder.parent), n=1)
+        near = close_names(folder.name, _names(folder.parent))
         hint = f" Is the folder {str(folder.parent / near[0])!r} meant?" if near else ""
         return InputError(
             f"No {what} could be loaded from {source!r}, which is no folder; on the hub: "

@@ -57,12 +57,20 @@ class Task(Checked, ABC):
     longest_name = ""  # of the item with this sequence; `note_longest` sets both
 
     def __init__(self, name: str, batch_size: int) -> None:
-        if not isinstance(name, str) or not name or "/" in name:
-            raise InputError(f"Expected a non-empty task name without '/' but got {name!r}.")
-        if len(name.encode()) > _LONGEST_NAME or not name.isprintable() or name in (".", ".."):
+        if not isinstance(name, str) or not name or "/" in name or name in (".", ".."):
             raise InputError(
-                f"Expected a task name of at most {_LONGEST_NAME} bytes that can name a file but "
-                f"got {name[:40]!r} with {len(name.encode())} bytes: give a shorter `name`."
+                f"Expected a non-empty task name without '/' but got {name!r:.60}: give a `name` "
+                "that can name a file."
+            )
+        if not name.isprintable():
+            raise InputError(
+                f"Expected a task name of printable characters but got {name!r:.60}: give a `name` "
+                "without line breaks, tabs and control characters."
+            )
+        if (size := len(name.encode())) > _LONGEST_NAME:
+            raise InputError(
+                f"Expected a task name of at most {_LONGEST_NAME} bytes, as it names files, but "
+                f"got {name[:40]!r} with {size} bytes: give a shorter `name`."
             )
         check_whole("batch_size", batch_size, 1)
         self.name = name

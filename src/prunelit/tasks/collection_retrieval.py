@@ -143,7 +143,10 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         self._texts = [*self._collection.queries, *self._collection.documents]
         self._queries = len(self._collection.queries)
         if len(self._collection.documents) < 3:
-            raise InputError(f"Expected at least 3 documents to rank in {self.path!r}.")
+            raise InputError(
+                f"Expected at least 3 documents to rank in {self.path!r} but got "
+                f"{len(self._collection.documents)}: add some, or raise `corpus_limit`."
+            )
         place = {name: number for number, name in enumerate(self._collection.document_ids)}
         self._excluded = [
             place.get(name, -1) if self.exclude_same_id else -1

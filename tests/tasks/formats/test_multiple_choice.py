@@ -175,33 +175,37 @@ def test_a_benchmark_is_taken_as_it_is(tmp_path: Path) -> None:
         (
             formats.arc,
             {"answerKey": "E"},
-            r"Row 0 \(id 'M_1'\) .*the format 'arc' fails on it \(ValueError: ",
+            r"Row 0 \(counted from 0, id 'M_1'\) .*the format 'arc' fails on it \(ValueError: ",
         ),
         (
             formats.piqa,
             {"label": -1},
-            r"Row 0 of .*: expected `label` in \[0, 2\) but got -1",
+            r"Row 0 .counted from 0. of .*: expected `label` in \[0, 2\) but got -1",
         ),
-        (formats.piqa, {"goal": ""}, r"Row 0 of .*: `context` must be a non-empty string"),
+        (
+            formats.piqa,
+            {"goal": ""},
+            r"Row 0 .counted from 0. of .*: `context` must be a non-empty string",
+        ),
         (
             formats.hellaswag,
             {"label": ""},
-            r"Row 0 of .*the format 'hellaswag' fails on it \(ValueError: ",
+            r"Row 0 .counted from 0. of .*the format 'hellaswag' fails on it \(ValueError: ",
         ),
         (
             formats.winogrande,
             {"answer": ""},
-            r"Row 0 of .*the format 'winogrande' fails on it \(ValueError: ",
+            r"Row 0 .counted from 0. of .*the format 'winogrande' fails on it \(ValueError: ",
         ),
         (
             formats.copa,
             {"question": "why"},
-            r"Row 0 of .*the format 'copa' fails on it \(KeyError: 'why'\)",
+            r"Row 0 .counted from 0. of .*the format 'copa' fails on it \(KeyError: 'why'\)",
         ),
         (
             formats.mmlu,
             {"answer": "E"},
-            r"Row 0 of .*: expected `label` in \[0, 2\), .* but got 'E'",
+            r"Row 0 .counted from 0. of .*: expected `label` in \[0, 2\), .* but got 'E'",
         ),
     ],
 )

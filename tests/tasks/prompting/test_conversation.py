@@ -35,7 +35,10 @@ def prepare(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Generation:
         ("{{ conversation }}", "gives the same text for all messages"),
         ("{% if false %}{{ messages }}{% endif %}", "gives the same text for all messages"),
         ("Hello!", "gives the same text for all messages"),
-        ("{{ messages[0].content[1:2] | replace('n', '') }}", "Row 0 of .* without a token"),
+        (
+            "{{ messages[0].content[1:2] | replace('n', '') }}",
+            "Row 0 .counted from 0. of .* without a token",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_filled_is_refused(

@@ -290,7 +290,7 @@ def _name(questions: Sequence[Question], path: str) -> None:
         numbers = [number for number, one in enumerate(questions) if one.id == repeated[0]]
         rank_zero_warn(
             f"{len(repeated)} ids of {path!r} are not unique: the rows {numbers[0]} and "
-            f"{numbers[1]} are both {repeated[0]!r}. Is a question there twice?"
+            f"{numbers[1]} (counted from 0) are both {repeated[0]!r}. Is a question there twice?"
         )
 
 
