@@ -205,6 +205,27 @@ def test_places_that_cannot_be_written_are_refused_and_nothing_is_made(tmp_path:
     assert names(tmp_path) == ["file", "loop"]
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a\0b", r"without a NUL character but got '.*a\\x00b"),
+        ("x" * 300, r"File name too long \('\.?x+\.\.\.'\)"),
+        ("x" * 250, r"File name too long \('\.x+\.\.\.'\)"),  # of the temporary name
+        ("b" * 300 + "/c", r"File name too long \('b+\.\.\.'\)"),
+        ("lat\udcff", r"whose path is UTF-8 text but got '.*\\udcff"),
+        ("loop/a", r"loop' is a link that leads to itself"),
+    ],
+)
+def test_names_that_cannot_be_written_are_refused_and_nothing_is_made(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for check in (check_replaceable, lambda path: only_writer(path).__enter__()):
+        with pytest.raises(InputError, match=reason):
+            check(f"{tmp_path}/{name}/pruned" if name == "lat\udcff" else f"{tmp_path}/{name}")
+    assert names(tmp_path) == ["loop"]
+
+
 def test_paths_on_one_disk_share_its_space(tmp_path: Path) -> None:
     half = shutil.disk_usage(tmp_path).total // 2 + 1
     with pytest.raises(InputError, match=r"no room for '.*a' and '.*b': \d+\.\d .B are needed and"):

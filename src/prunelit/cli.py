@@ -31,7 +31,7 @@ from prunelit.core.option_errors import rephrase
 from prunelit.core.private_api import HookedCLI, replace_lists
 from prunelit.core.processes import end_together, misconfiguration
 from prunelit.errors import InputError, check_seed, explain, name_own_code, shorten
-from prunelit.files import keep_earlier, make_folder, write_text
+from prunelit.files import is_text, keep_earlier, make_folder, write_text
 from prunelit.recipe import public_path
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
@@ -107,7 +107,7 @@ class SaveConfig(SaveConfigCallback):
         """Write the file on rank 0."""
         path = make_folder(self._folder) / self.config_filename
         text = self.parser.dump(self.config, skip_none=False)
-        if path.is_file() and _settings(path.read_text(encoding="utf-8")) != _settings(text):
+        if path.is_file() and _settings(path.read_bytes()) != _settings(text):
             kept = keep_earlier(path.parent, (path.name, *(() if self._sweeps else OUTCOME)))
             rank_zero_info(f"Files of another configuration were here; they are now in {kept}.")
         write_text(path, text)
@@ -192,6 +192,11 @@ class PruneLitCLI(HookedCLI):
 
 def run(args: list[str] | None = None) -> PruneLitCLI:
     """Parse the arguments and run; None takes the arguments of the process, which DDP passes on."""
+    for argument in sys.argv[1:] if args is None else args:
+        if not is_text(argument):
+            raise InputError(
+                f"Expected arguments in UTF-8 but got {argument!r}: rename the file or the folder."
+            )
     return PruneLitCLI(
         PairedLM,
         PruneData,
@@ -244,11 +249,11 @@ def load_yaml(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from error
 
 
-def _settings(text: str) -> Any:
+def _settings(text: str | bytes) -> Any:
     """Read a configuration that was saved; its checkpoint to continue from is no setting."""
     try:
         settings = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # of a file that was edited
         return None
     if isinstance(settings, dict):
         settings.pop("ckpt_path", None)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-_LONGEST = 390  # characters of a sentence
+_LONGEST = 375  # characters of a sentence
 
 
 class InputError(ValueError):

@@ -39,6 +39,33 @@ def is_pointer(path: str | Path) -> bool:
         return file.read(len(_LFS)) == _LFS
 
 
+def real_path(path: str | Path) -> Path:
+    """Follow all links of a path.
+
+    Raises:
+        InputError: if a link leads to itself, or the path holds a NUL character.
+    """
+    try:
+        real = Path(os.path.realpath(path))
+    except ValueError as error:
+        raise InputError(
+            f"Expected a path without a NUL character but got {str(path)!r}: give another name."
+        ) from error
+    for part in (real, *real.parents):
+        if os.path.islink(part):
+            raise InputError(f"{str(part)!r} is a link that leads to itself: remove it.")
+    return real
+
+
+def is_text(path: str) -> bool:
+    """Return True if UTF-8 can hold a path; Python keeps other bytes as single surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def replace_file(
     path: str | Path, *, shared: bool = False, size: int | None = None
@@ -57,7 +84,7 @@ def replace_file(
     Raises:
         InputError: if the disk is full.
     """
-    path = Path(os.path.realpath(path))
+    path = real_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{uuid4().hex[:8]}" if shared else ""
     partial = path.with_name(f".{path.stem}{own}.partial{path.suffix}")
@@ -87,7 +114,7 @@ def replace_folder(folder: str | Path, *, size: int | None = None) -> Iterator[P
     Raises:
         InputError: if the disk is full.
     """
-    folder = Path(os.path.realpath(folder))
+    folder = real_path(folder)
     if fixed := _is_fixed(folder):
         partial, old = folder / _PARTIAL, folder / _OLD
     else:
@@ -107,7 +134,8 @@ def replace_folder(folder: str | Path, *, size: int | None = None) -> Iterator[P
 
 
 def _is_fixed(folder: Path) -> bool:
-    return os.path.ismount(folder) or (folder.is_dir() and not os.access(folder.parent, os.W_OK))
+    below = os.path.isdir(folder) and not os.access(folder.parent, os.W_OK)
+    return os.path.ismount(folder) or below
 
 
 def _swap(partial: Path, folder: Path, old: Path) -> bool:
@@ -156,9 +184,9 @@ def only_writer(path: str | Path) -> Iterator[None]:
     Raises:
         InputError: naming the path.
     """
-    real = Path(os.path.realpath(path))
+    real = real_path(path)
     lock = real / _LOCK if _is_fixed(real) else real.with_name(f".{real.name}.lock")
-    check_folder(lock.parent)
+    check_folder(lock.parent, lock.name)
     created = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(lock)
@@ -204,10 +232,10 @@ def _locked(path: Path) -> BinaryIO | None:
 
 def is_replaceable(folder: str | Path) -> bool:
     """Return True if a folder is absent, empty, or left by a process killed in `replace_folder`."""
-    folder = Path(os.path.realpath(folder))
-    if not folder.exists():
+    real = real_path(folder)
+    if not os.path.exists(real):
         return True
-    names = set(os.listdir(folder)) if folder.is_dir() else {""}
+    names = set(os.listdir(real)) if real.is_dir() else {""}
     return not names - {_LOCK, _DISK} or bool(names & {_PARTIAL, _OLD})
 
 
@@ -217,32 +245,47 @@ def check_replaceable(folder: str | Path) -> None:
     Raises:
         InputError: naming the folder.
     """
-    real = Path(os.path.realpath(folder))
-    if real.is_symlink():
-        raise InputError(f"{str(folder)!r} is a link that leads to itself: remove it.")
-    check_folder(real if _is_fixed(real) else real.parent)
+    real = real_path(folder)
+    if _is_fixed(real):
+        check_folder(real)
+    else:
+        check_folder(real.parent, f".{real.name}.partial")
 
 
-def check_folder(folder: str | Path) -> None:
+def check_folder(folder: str | Path, name: str = "trial") -> None:
     """Refuse a folder that cannot be created or written, by a real write; creates nothing.
+
+    Args:
+        folder: it and its parents need not exist.
+        name: of a file that must be possible in it.
 
     Raises:
         InputError: naming the folder.
     """
-    place = _existing(folder)
+    real = real_path(folder)
+    if not is_text(f"{real}{name}"):  # results and tokenizers hold names as text
+        raise InputError(
+            f"Expected a folder whose path is UTF-8 text but got {str(folder)!r}: rename it, or "
+            "choose another one."
+        )
+    place = _existing(real)
     try:
         with tempfile.TemporaryDirectory(dir=place) as trial:
-            Path(trial, "trial").write_bytes(bytes(4096))
+            inner = Path(trial, real.relative_to(place))
+            inner.mkdir(parents=True, exist_ok=True)
+            (inner / name).write_bytes(bytes(4096))
     except OSError as error:
+        long = error.errno == errno.ENAMETOOLONG and error.filename
+        where = f"{Path(error.filename).name:.20}..." if long else str(place)
         raise InputError(
-            f"Nothing can be written into {str(folder)!r}: {error.strerror} ({str(place)!r}). "
+            f"Nothing can be written into {str(folder)!r}: {error.strerror} ({where!r}). "
             "Choose another folder, or change this one."
         ) from error
 
 
 def make_folder(folder: str | Path) -> Path:
     """Create a folder, or the target of a link that leads nowhere; return its real path."""
-    real = Path(os.path.realpath(folder))
+    real = real_path(folder)
     real.mkdir(parents=True, exist_ok=True)
     return real
 
@@ -307,8 +350,8 @@ def readable(size: int) -> str:
 
 def _existing(path: str | Path) -> Path:
     """Return the real path, or its first parent that exists."""
-    real = Path(os.path.realpath(path))
-    return next(place for place in (real, *real.parents) if place.exists())
+    real = real_path(path)
+    return next(place for place in (real, *real.parents) if os.path.exists(place))
 
 
 def keep_earlier(folder: str | Path, names: Iterable[str]) -> Path | None:

@@ -3,6 +3,7 @@
 Internal: the public name is `PruneTrainer.sweep` in `prunelit`.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -169,7 +170,7 @@ def _check(
             "remove it."
         )
     for path in (sweep_folder(trainer), *(sweep_folder(trainer) / name for name in pruners)):
-        if path.exists() and not path.is_dir():
+        if os.path.isfile(path):
             raise InputError(
                 f"Expected a folder for the results at {str(path)!r} but found a file: rename or "
                 "move the file."

@@ -6,6 +6,7 @@ An interrupted run resumes in two places: `callbacks/checkpoints.py` restores a 
 Internal: the public name, `PruneTrainer`, is in `prunelit`.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -198,7 +199,7 @@ class PruneTrainer(ResumingTrainer):
         logged = [logger.save_dir for logger in self.loggers if logger.save_dir]
         for folder in (self.default_root_dir, *logged, *checkpoint_folders(self)):
             for path in (Path(folder), *Path(folder).parents):
-                if path.is_symlink() and not path.exists():
+                if os.path.islink(path) and not os.path.exists(path):
                     check_folder(path)
                     make_folder(path)
             check_folder(folder)

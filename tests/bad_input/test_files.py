@@ -177,6 +177,24 @@ def test_output_folder_that_cannot_be_made(refuse: Refuse, tmp_path: Path) -> No
     assert f"Nothing can be written into '{tmp_path / 'file'}'" in sentence
 
 
+@pytest.mark.parametrize(
+    ("subcommand", "key", "name", "reason"),
+    [
+        ("fit", "pruning.output", "a\0b", "without a NUL character"),
+        ("validate", "trainer.default_root_dir", "a\0b", "without a NUL character"),
+        ("fit", "trainer.default_root_dir", "x" * 300, "File name too long"),
+        ("fit", "pruning.output", "\udcff", "arguments in UTF-8 but got"),
+        ("validate", "trainer.default_root_dir", "\udcff", "arguments in UTF-8 but"),
+        ("fit", "pruning.output", "loop", "link that leads to itself"),
+    ],
+)
+def test_names_that_cannot_be_written(
+    refuse: Refuse, tmp_path: Path, subcommand: str, key: str, name: str, reason: str
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert reason in refuse(f"--{key}", f"{tmp_path}/{name}", subcommand=subcommand)
+
+
 def test_pruning_json_that_is_broken(refuse: Refuse, tmp_path: Path) -> None:
     folder = tmp_path / "older"
     folder.mkdir()

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from io import BytesIO
@@ -66,6 +67,15 @@ def test_checkpoint_of_another_run_or_a_broken_one(
     complaint = refused("--config", configure(), "--ckpt_path", "last")
     assert "holds no valid callbacks" in complaint
     (key,) = [key for key in saved["callbacks"] if key.startswith("Pruning")]
+    state = saved["callbacks"][key]
+    plain = json.loads(state["json"])
+    for change in (
+        {"masks": {}},
+        {"json": json.dumps({**plain, "rounds": []})},
+    ):
+        torch.save(saved | {"callbacks": {**saved["callbacks"], key: {**state, **change}}}, last)
+        complaint = refused("--config", configure(), "--ckpt_path", "last")
+        assert f"in the checkpoint {str(last)!r} are not those that were written" in complaint
     saved["callbacks"][key]["json"] = "{"
     torch.save(saved, last)
     complaint = refused("--config", configure(), "--ckpt_path", "last")

@@ -319,6 +319,21 @@ def test_a_damaged_copy_is_converted_anew(
     assert (folder / name).read_bytes() == content
 
 
+def test_a_copy_that_was_changed_keeps_neither_size_nor_time_as_an_alibi(file: Path) -> None:
+    path = convert_gguf(file) / "model.safetensors"
+    content, before = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert convert_gguf(file) == path.parent
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["x" * 248, "\u6771" * 80, "lat\udcff"])
+def test_the_name_of_the_file_may_be_any(file: Path, name: str) -> None:
+    folder = convert_gguf(file.rename(file.with_name(f"{name}.gguf")))
+    assert load_pretrained(str(folder))[0].dtype == torch.float32
+
+
 def test_changed_file_is_converted_anew(file: Path, tmp_path: Path) -> None:
     first = convert_gguf(file)
     data = bytearray(file.read_bytes())

@@ -254,3 +254,48 @@ def test_a_report_that_was_edited_is_noticed(
     assert edited is not None
     with pytest.raises(InputError, match="was changed after it was written: pruning"):
         check_unchanged(tmp_path / "pruned", edited)
+
+
+def test_the_report_of_another_model_is_refused_before_anything_is_written(
+    make_model: MakeModel,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    report: PruningReport,
+    tmp_path: Path,
+) -> None:
+    for other in (make_model("gpt2"), make_model("llama", seed=1)):
+        with pytest.raises(InputError, match=r"The report is not that of this model: .*'"):
+            save_pretrained(other, tokenizer, tmp_path / "pruned", report)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.add_(1)
+    with pytest.raises(InputError, match=r"768 removed weights of 'model\.layers\.1.* are not 0"):
+        save_pretrained(model, tokenizer, tmp_path / "pruned", report)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_may_be_saved_in_another_dtype(
+    model: PreTrainedModel, tokenizer: Tokenizer, report: PruningReport, tmp_path: Path
+) -> None:
+    save_pretrained(model.half(), tokenizer, tmp_path / "pruned", report)
+    written = read_report(tmp_path / "pruned")
+    assert written is not None
+    assert written["stored_bytes"] == 2 * report.parameters
+    assert written["bytes"] == 4 * report.parameters
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 250, "lat\udcff", "loop"])
+def test_a_name_that_cannot_be_written_is_refused_before_work(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    report: PruningReport,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.setattr(model, "save_pretrained", lambda *_: pytest.fail("written"))
+    for parent in (tmp_path, "."):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InputError, match=r"NUL|too long|UTF-8|leads to itself"):
+            save_pretrained(model, tokenizer, f"{parent}/{name}", report)
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]

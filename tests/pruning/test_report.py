@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit import PruningReport, prune
+from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules
 from prunelit.pruners import BlockDrop, Neuron, Pruner, Quantize, SublayerDrop, Wanda
 from prunelit.pruning.report import BlockCost, TensorSparsity, block_prefix, find_missing
@@ -234,3 +236,73 @@ def test_zeros_are_counted_again_after_training(
     zeros = {tensor.name: tensor.zeros for tensor in again.tensors}
     assert zeros["model.layers.1.mlp.up_proj.weight"] == 0
     assert (again.recipe, again.blocks) == (report.recipe, report.blocks)
+
+
+DROPPED = [
+    lambda: SublayerDrop(1),
+    lambda: SublayerDrop(1, "mlp"),
+    lambda: BlockDrop(1),
+    lambda: Neuron(0.25),
+]
+
+
+@pytest.mark.parametrize(
+    "method", [*DROPPED, lambda: Wanda(Unstructured(0.5)), lambda: Quantize(4)]
+)
+@pytest.mark.parametrize("shrink", [True, False])
+def test_a_report_knows_its_model_and_its_copy_in_another_dtype(
+    method: Callable[[], Pruner], shrink: bool, model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    report = prune(model, method(), input_ids, shrink=shrink)
+    report.check(model)
+    report.check(model.to(torch.bfloat16))
+
+
+def test_a_report_knows_a_model_that_was_trained_under_its_masks(
+    model: PreTrainedModel, input_ids: Tensor, wanda: Wanda
+) -> None:
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, :3] = 0
+    report = prune(model, wanda, input_ids)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-3)
+    report.masks.apply_(model)
+    report.check(model)
+
+
+@pytest.mark.parametrize("method", DROPPED)
+def test_a_report_of_a_smaller_model_refuses_a_model_with_other_parts(
+    method: Callable[[], Pruner], make_model: MakeModel, input_ids: Tensor
+) -> None:
+    model = make_model("llama")
+    report = prune(model, method(), input_ids)
+    for other in DROPPED:
+        wrong = make_model("llama")
+        theirs = prune(wrong, other(), input_ids)
+        if theirs.removed != report.removed:
+            with pytest.raises(InputError, match="it has other parts than those that were left"):
+                report.check(wrong)
+    for wrong in (make_model("llama"), make_model("gpt2")):
+        with pytest.raises(InputError, match="it has other parts than those that were left"):
+            report.check(wrong)
+
+
+def test_an_older_report_is_refused(
+    model: PreTrainedModel, input_ids: Tensor, wanda: Wanda
+) -> None:
+    first = prune(model, wanda, input_ids)
+    second = prune(model, Wanda(Unstructured(0.75)), input_ids)
+    second.check(model)
+    with pytest.raises(InputError, match=r"'model\.layers\.0.*' has \d+ zeros, not \d+\. Give the"):
+        first.check(model)
+    third = prune(model, BlockDrop(1), input_ids)
+    third.check(model)
+    with pytest.raises(InputError, match=r"only the report has 'model\.layers\.2"):
+        second.check(model)
+
+
+@pytest.mark.parametrize("plain", [{}, {"tensors": 1}, {"tensors": [], "blocks": [{}]}, None])
+def test_other_data_is_no_report(plain: Any) -> None:
+    with pytest.raises(InputError, match=r"the data of a pruning report, .* other data \(\S"):
+        PruningReport.from_dict(plain)

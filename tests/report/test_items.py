@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import pytest
 
-from prunelit import InputError
+from prunelit.errors import InputError
 from prunelit.report.items import read_items, write_items
 
 
@@ -61,6 +61,22 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         write_items(failing(), path)
     assert read_items(path) == [{"item": 7}]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1, -20])
+def test_a_cut_table_is_named(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "task.parquet"
+    write_items([{"item": number} for number in range(9)], path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"No items could be read from '.*task\.parquet' \(\S"):
+        read_items(path)
+
+
+def test_a_folder_names_its_tables(tmp_path: Path) -> None:
+    write_items([{"item": 7}], tmp_path / "items" / "facts.parquet")
+    for folder in (tmp_path, tmp_path / "items"):
+        with pytest.raises(InputError, match=r"is a folder: give '.*/items/facts\.parquet'"):
+            read_items(folder)
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunelit import InputError
+from prunelit.errors import InputError
 from prunelit.report.results import Result, read_results, scalar_name, write_results
 
 ROWS = [
@@ -94,6 +94,9 @@ def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
         ('{"value": "high"}', "`value`"),
         ('{"n": 0.5}', "`n`"),
         ('{"speed": 3}', "'speed' is unknown"),
+        ('{"details": 3}', "`details`"),
+        ('{"task": 3}', "`task`"),
+        ("[" * 100_000, "recursion"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str | bytes, problem: str) -> None:
@@ -110,6 +113,18 @@ def test_others_may_read_the_file(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     write_results(ROWS, path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_folder_names_its_results(tmp_path: Path) -> None:
+    write_results(ROWS, tmp_path / "board" / "only" / "results.jsonl")
+    with pytest.raises(InputError, match=r"is a folder: give '.*/board/only/results\.jsonl'\."):
+        read_results(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is a folder: give a file of another folder"):
+        read_results(tmp_path / "empty")
+    for name in ("none.jsonl", "x" * 300, "a\0b"):
+        with pytest.raises(InputError, match=r"with results of a run but '.*' does not exist"):
+            read_results(f"{tmp_path}/{name}")
 
 
 @pytest.mark.parametrize(

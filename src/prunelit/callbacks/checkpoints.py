@@ -3,6 +3,7 @@
 An evaluation that stopped resumes from `prunelit/resume.py`.
 """
 
+import os
 import signal
 import zipfile
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def read_checkpoint(path: str | Path, *, checksums: bool = False) -> dict[str, A
     Raises:
         InputError: naming the file that is missing, damaged or of another kind.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"Expected a checkpoint, or `last`, but there is no file {str(path)!r}.")
     then = "continue from another one, or remove it and start without `ckpt_path`."
     try:

@@ -21,26 +21,29 @@ def find_folder(first: Path, recipe: dict[str, Any], source: str, *, chosen: boo
         InputError: if the model to prune is in the folder.
     """
     check_apart(source, first)
-    if chosen or read_own(first, recipe) is not None:
+    if chosen:
+        return first
+    report = read_report(first)
+    if report is not None and _fits(report, recipe):
         return first
     own = first.with_name(f"{first.name}-{recipe_id(recipe)}")
     # The first folder may have been moved away since.
-    if read_report(first) is None and read_own(own, recipe) is None:
-        return first
-    return own
+    return first if report is None and read_own(own, recipe) is None else own
 
 
 def read_own(folder: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """Read the report of a folder; None if it holds no model that this recipe pruned."""
     report = read_report(folder)
-    if report is None or find_differences(recipe, report.get("recipe")):
-        return None
-    return report
+    return report if report is not None and _fits(report, recipe) else None
 
 
-def tell_other(folder: Path, recipe: dict[str, Any]) -> str:
-    """Say why `read_own` gives None."""
-    if (report := read_report(folder)) is None:
+def _fits(report: dict[str, Any], recipe: dict[str, Any]) -> bool:
+    return not find_differences(recipe, report.get("recipe"))
+
+
+def tell_other(report: dict[str, Any] | None, recipe: dict[str, Any]) -> str:
+    """Say why a folder with this report, or without one, is not that of the recipe."""
+    if report is None:
         return "holds no pruned model"
     return f"was pruned by another recipe ({tell_differences(recipe, report.get('recipe'))})"
 
@@ -52,11 +55,11 @@ def check_output(folder: Path, recipe: dict[str, Any]) -> None:
         InputError: if it holds other files, another recipe, or a pruned model that was changed.
     """
     check_writable(folder)
-    if read_report(folder) is None:
+    if (report := read_report(folder)) is None:
         return
-    if (report := read_own(folder, recipe)) is None:
+    if not _fits(report, recipe):
         raise InputError(
-            f"{str(folder)!r} {tell_other(folder, recipe)}: choose another `pruning.output`, or "
+            f"{str(folder)!r} {tell_other(report, recipe)}: choose another `pruning.output`, or "
             "move the folder away."
         )
     check_unchanged(folder, report)

@@ -1,14 +1,17 @@
 """Callback that prunes a model before training, and in later rounds during recovery."""
 
 import dataclasses
+import hashlib
 import json
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -21,7 +24,12 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 from prunelit.files import check_space, only_writer
-from prunelit.models.saving import check_unchanged, save_pretrained, weight_bytes
+from prunelit.models.saving import (
+    check_unchanged,
+    read_report,
+    save_pretrained,
+    weight_bytes,
+)
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
 from prunelit.pruning.masks import Masks
@@ -234,7 +242,8 @@ class Pruning(Callback):
             "rounds": self._rounds,
             "report": self._last.as_dict(),
         }
-        return {"masks": self.masks.pack(), "json": json.dumps(plain)}
+        masks, text = self.masks.pack(), json.dumps(plain)
+        return {"masks": masks, "json": text, "sha256": _digest(masks, text)}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -242,10 +251,17 @@ class Pruning(Callback):
         """Restore the masks, the rounds and the report.
 
         Raises:
-            InputError: if the checkpoint belongs to another run.
+            InputError: if the checkpoint belongs to another run, or its masks, rounds or report
+                are not those that were written.
         """
         plain = self._check_saved(checkpoint, trainer.ckpt_path)
         state = checkpoint["callbacks"][self.state_key]
+        if state.get("sha256") != _digest(state["masks"], state["json"]):
+            raise InputError(
+                f"The masks or the rounds in the checkpoint {str(trainer.ckpt_path)!r} are not "
+                "those that were written: continue from another one, or remove it and start "
+                "without `ckpt_path`."
+            )
         assert isinstance(pl_module, PairedLM)
         assert pl_module.model is not None
         self._rounds = plain["rounds"]
@@ -304,7 +320,7 @@ class Pruning(Callback):
             self.report, self.written = report, folder
             return True
         folder = self.folder(trainer)
-        why = tell_other(folder, recipe)
+        why = tell_other(read_report(folder), recipe)
         if module.trains:
             raise InputError(f"{folder} {why}, and this recipe needs training: run `prunelit fit`.")
         where, then = ("", "") if self.always_writes else (" in memory", "; `fit` would write it")
@@ -422,3 +438,12 @@ class Pruning(Callback):
         elsewhere = ("pruner", "output", "offload")
         kept = {k: v for k, v in described["init_args"].items() if k not in elsewhere}
         return {**described, "init_args": kept}
+
+
+def _digest(masks: Mapping[str, Tensor], text: str) -> str:
+    """Hash the state of `Pruning` in a checkpoint."""
+    digest = hashlib.sha256(text.encode())
+    for name, bits in sorted(masks.items()):
+        digest.update(f"{name} {bits.numel()}".encode())
+        digest.update(bits.numpy().data)
+    return digest.hexdigest()

@@ -136,7 +136,7 @@ class Results(Callback):
             }
             results = [replace(result, **origin) for result in results]
         path, text = self._into / RESULTS, format_results(results)
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
+        if path.is_file() and path.read_bytes() != text.encode():
             self.kept = keep_earlier(self._into, OUTCOME)
             rank_zero_info(f"Other results were here; they are now in {self.kept}.")
         write_results(results, path)

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
 import zlib
 from pathlib import Path
@@ -56,10 +57,9 @@ def convert_gguf(gguf: Path) -> Path:
     Raises:
         InputError: if the extra `gguf` is not installed or the file cannot be read.
     """
-    status = gguf.stat()
-    # The time of the last change of an inode cannot be set by a copy, unlike that of its content.
-    digest = _digest(gguf, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    target = cache_folder() / "gguf" / f"{gguf.stem}-{digest[:16]}"
+    digest = _digest(gguf, _state(gguf.stat()))
+    name = re.sub(r"[^\w.-]", "_", gguf.stem, flags=re.ASCII)[:100]
+    target = cache_folder() / "gguf" / f"{name}-{digest[:16]}"
     if _is_whole(target):
         return target
     missing = [name for name in ("gguf", "accelerate") if not importlib.util.find_spec(name)]
@@ -100,12 +100,17 @@ def _is_whole(folder: Path) -> bool:
 def _checksums(folder: Path) -> dict[str, int]:
     paths = sorted(path for path in folder.iterdir() if path.name != _CHECKSUMS)
     status = {path: path.stat() for path in paths}
-    return {p.name: _checksum(p, s.st_size, s.st_mtime_ns) for p, s in status.items()}
+    return {p.name: _checksum(p, _state(s)) for p, s in status.items()}
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """Return what differs after a change of a file, even if its size and its time are set back."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @functools.cache
-def _checksum(path: Path, size: int, modified: int) -> int:
-    """Read a file once a process; `size` and `modified` make the cache miss a later change."""
+def _checksum(path: Path, state: tuple[int, ...]) -> int:
+    """Read a file once a process; `state` makes the cache miss a later change."""
     checksum = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

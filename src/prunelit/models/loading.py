@@ -1,12 +1,13 @@
 """Load models and tokenizers from the hub, a folder or an installed distribution."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import GENERATION_CONFIG_NAME, logging
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, logging
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from prunelit.arguments import checked
@@ -29,6 +30,7 @@ from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
 from prunelit.models.saving import REPORT_FILE, read_report
+from prunelit.models.stored_weights import find_cast
 from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
 
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
@@ -63,8 +65,9 @@ def load_pretrained(
         revision: branch, tag or commit on the hub.
 
     Raises:
-        InputError: if the source does not exist, if the checkpoint is truncated, lacks weights or
-            holds NaN or infinity, or if the tokenizer has more tokens than the model embeds.
+        InputError: if the source does not exist, if the checkpoint is truncated, lacks weights,
+            holds NaN or infinity, or integers in the place of weights, or if the tokenizer has more
+            tokens than the model embeds.
 
     Example:
         >>> import tempfile
@@ -87,7 +90,7 @@ def load_pretrained(
         "trust_remote_code": trust_remote_code,
         "revision": options.get("revision"),
     }
-    load_config(source, **same)
+    config = load_config(source, **same)
     tokenizer = load_tokenizer(source, **same)
     removed = _removed_on_hub(source, revision, options) if options else read_removed(folder)
     # For removed sublayers, transformers makes new weights and prints a long warning.
@@ -103,6 +106,9 @@ def load_pretrained(
                 **options,
             )
         model, info = loaded
+        stored = Path(folder)
+        if options:
+            stored = Path(hf_hub_download(source, CONFIG_NAME, **options)).parent
         if Path(folder, GENERATION_CONFIG_NAME).is_file():  # transformers ignores a damaged one
             GenerationConfig.from_pretrained(folder)
     except Exception as error:
@@ -113,6 +119,10 @@ def load_pretrained(
             f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first is {missing[0]!r}."
         )
+    surplus: set[str] = info["unexpected_keys"]
+    if getattr(config, "quantization_config", None) is None:
+        _check_types(find_cast(model, stored, surplus), model, source)
+    _tell_surplus(surplus, model, source)
     _check_ends(model, source)
     model = remove_sublayers(model, removed)
     check_weights(model, source)
@@ -243,6 +253,31 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not all_finite(tensor):
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
+
+
+def _check_types(cast: Mapping[str, str], model: PreTrainedModel, source: str) -> None:
+    """Refuse integers in the place of weights, see `find_cast`.
+
+    Raises:
+        InputError: naming the first such tensor.
+    """
+    for name, kind in sorted(cast.items()):
+        raise InputError(
+            f"The checkpoint {source!r} holds {len(cast)} weights of {type(model).__name__} that "
+            f"are no floating-point numbers, the first is {name!r} in {kind}, not {model.dtype}: "
+            "save them as numbers, or add their `quantization_config` to config.json."
+        )
+
+
+def _tell_surplus(names: Collection[str], model: PreTrainedModel, source: str) -> None:
+    """Say which tensors of a checkpoint the model leaves out."""
+    names = [name for name in names if not name.endswith(".masked_bias")]  # of old GPT models
+    if names:
+        first = ", ".join(map(repr, sorted(names)[:3]))
+        rank_zero_info(
+            f"{type(model).__name__} leaves out {len(names)} tensors of the checkpoint {source!r}, "
+            f"the first are {first}. If they belong to this model, correct its config.json."
+        )
 
 
 def _check_ends(model: PreTrainedModel, source: str) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit.arguments import checked
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
-from prunelit.files import check_replaceable, is_replaceable, replace_folder
+from prunelit.files import check_replaceable, is_replaceable, real_path, replace_folder
 from prunelit.models.architecture import check_merged, check_model
 from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
@@ -28,7 +28,7 @@ def check_writable(folder: str | Path) -> None:
         InputError: if `folder` exists and is not a pruned model, or if it cannot be written.
     """
     folder = Path(folder)
-    if not (folder / REPORT_FILE).is_file() and not is_replaceable(folder):
+    if not os.path.isfile(folder / REPORT_FILE) and not is_replaceable(folder):
         raise InputError(
             f"Expected a new folder, or a pruned model to replace, but {str(folder)!r} exists and "
             f"holds no {REPORT_FILE}: choose another output folder or remove it."
@@ -53,9 +53,9 @@ def check_apart(source: str, folder: str | Path) -> None:
     """
     if is_hub_name(source):
         return
-    read, written = local_path(source).resolve(), Path(folder).resolve()
+    read, written = real_path(local_path(source)), real_path(folder)
     one_in_other = any(
-        outer.exists() and inner.exists() and os.path.samefile(outer, inner)
+        os.path.exists(outer) and os.path.exists(inner) and os.path.samefile(outer, inner)
         for whole, outer in ((read, written), (written, read))
         for inner in (whole, *whole.parents)
     )
@@ -93,7 +93,7 @@ def save_pretrained(
 
     Raises:
         InputError: if `folder` exists and is not a pruned model, or is the folder that the model
-            was loaded from; if the model has an adapter.
+            was loaded from; if the model has an adapter, or is not the one of the report.
 
     Example:
         >>> import tempfile
@@ -114,15 +114,16 @@ def save_pretrained(
         ['config.json', ..., 'masks.safetensors', 'model.safetensors', 'pruning.json', ...]
     """
     folder = Path(folder)
-    if not hasattr(report, "as_dict"):
+    if not hasattr(report, "check"):
         raise InputError(f"Expected the report of `prunelit.prune` but got {report!r:.60}.")
     check_model(model)
     check_merged(model)  # transformers would write the adapter alone
     check_writable(folder)
-    if model.name_or_path and Path(model.name_or_path).exists():
+    if model.name_or_path and os.path.exists(model.name_or_path):
         check_apart(model.name_or_path, folder)
+    report.check(model)
     with replace_folder(folder, size=weight_bytes(model)) as partial:
-        plain = report.as_dict()
+        plain = report.as_dict() | count_stored(model)  # it may have another dtype now
         if report.shrinks and report.removed is None:
             model, removed = build_exported(model)
             plain["removed"] = removed.as_dict()
@@ -145,7 +146,7 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
         InputError: if the file is not valid JSON.
     """
     path = Path(folder) / REPORT_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         report = json.loads(path.read_text(encoding="utf-8"))

@@ -57,12 +57,19 @@ class Masks:
             parameter = model.get_parameter(name)
             parameter.mul_(self[name].to(parameter.device))
 
-    def check(self, model: nn.Module) -> None:
-        """Assert that all removed weights are exactly 0."""
+    def count_regrown(self, model: nn.Module) -> dict[str, int]:
+        """Count the removed weights that are not 0, by name of the parameters that have some."""
+        counts = {}
         for name in self:
             parameter = model.get_parameter(name).detach()
-            regrown = int((parameter != 0).logical_and_(~self[name].to(parameter.device)).sum())
-            assert regrown == 0, f"{regrown} removed weights of {name} are not 0."
+            regrown = (parameter != 0).logical_and_(~self[name].to(parameter.device))
+            counts[name] = int(regrown.sum())
+        return {name: count for name, count in counts.items() if count}
+
+    def check(self, model: nn.Module) -> None:
+        """Assert that all removed weights are exactly 0."""
+        for name, count in self.count_regrown(model).items():
+            raise AssertionError(f"{count} removed weights of {name} are not 0.")
 
     def hold(self, model: nn.Module, optimizers: Iterable[Optimizer]) -> list[RemovableHandle]:
         """Keep removed weights at 0 through optimizer steps, with any momentum and weight decay.

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import decoder_blocks, linear_weights
-from prunelit.models.surgery import count_stored, find_dropped, shrink_
+from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
 from prunelit.report.tables import as_text, pruning_table
 
@@ -157,16 +158,26 @@ class PruningReport:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "PruningReport":
-        """Build a report from the data of `as_dict`, without masks."""
-        known = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
-        known["tensors"] = [
-            TensorSparsity(t["name"], t["shape"], t["size"], t["zeros"], t.get("removed"))
-            for t in plain["tensors"]
-        ]
-        known["blocks"] = [
-            BlockCost(b["index"], b["seconds"], b["peak_bytes"]) for b in plain["blocks"]
-        ]
-        return cls(**known)
+        """Build a report from the data of `as_dict`, without masks.
+
+        Raises:
+            InputError: if a key is missing.
+        """
+        try:
+            known = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
+            known["tensors"] = [
+                TensorSparsity(t["name"], t["shape"], t["size"], t["zeros"], t.get("removed"))
+                for t in plain["tensors"]
+            ]
+            known["blocks"] = [
+                BlockCost(b["index"], b["seconds"], b["peak_bytes"]) for b in plain["blocks"]
+            ]
+            return cls(**known)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"Expected the data of a pruning report, as in pruning.json, but got other data "
+                f"({first_line(error)})."
+            ) from error
 
     def recount(self, model: PreTrainedModel, dense: Mapping[str, Missing]) -> "PruningReport":
         """Copy the report with the present zeros of `model`, which may have been trained.
@@ -180,6 +191,49 @@ class PruningReport:
         missing = find_missing(model, shrinks=self.shrinks)
         return replace(self, **count_weights(model, dense, missing, count_zeros(model)))
 
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse a model that is not the one of this report, as far as its weights show.
+
+        A model that was trained since then, or has another dtype, is the same one.
+
+        Raises:
+            InputError: naming the first tensor that differs.
+        """
+        removed = Removed(**(self.removed or {}))
+        prefix, blocks = decoder_blocks(model)
+        count = len(blocks) + len(removed.blocks)
+        kept = [index for index in range(count) if index not in removed.blocks]
+        present = {
+            f"{prefix}.{old}.{part}.weight": list(block.get_parameter(f"{part}.weight").shape)
+            for old, block in zip(kept, blocks, strict=False)
+            for part in linear_weights(block)
+        }
+        reported = {tensor.name: tensor for tensor in self.tensors}
+        stored = count_stored(model)
+        if self.removed is None:
+            for name in sorted(present.keys() ^ reported.keys()):
+                owner = "the model" if name in present else "the report"
+                raise _refuse(f"only {owner} has {name!r}")
+            for name, shape in present.items():
+                if shape != reported[name].shape:
+                    raise _refuse(f"{name!r} has the shape {shape}, not {reported[name].shape}")
+        elif (
+            present.keys() - reported.keys()
+            or stored["stored_parameters"] != self.stored_parameters
+            or replace(find_removed(model), blocks=removed.blocks)
+            != replace(removed, intermediate_size=None)
+        ):
+            raise _refuse("it has other parts than those that were left")
+        if unknown := sorted({*self.masks} - {name for name, _ in model.named_parameters()}):
+            raise _refuse(f"only the report has {unknown[0]!r}")
+        for name, number in self.masks.count_regrown(model).items():
+            raise _refuse(f"{number} removed weights of {name!r} are not 0")
+        if self.removed is None and stored["stored_bytes"] == self.stored_bytes:
+            zeros = count_zeros(model)
+            for name, tensor in reported.items():
+                if zeros[name] > tensor.zeros:
+                    raise _refuse(f"{name!r} has {zeros[name]} zeros, not {tensor.zeros}")
+
     def shrink(self, model: PreTrainedModel) -> "PruningReport":
         """Take the dropped parts out of `model`, in place; other methods leave it as it is.
 
@@ -190,6 +244,13 @@ class PruningReport:
             return self
         removed = shrink_(model).as_dict()
         return replace(self, removed=removed, masks=Masks(), **count_stored(model))
+
+
+def _refuse(reason: str) -> InputError:
+    return InputError(
+        f"The report is not that of this model: {reason}. Give the report that the last `prune` of "
+        "this model returned."
+    )
 
 
 def block_prefix(name: str) -> str:

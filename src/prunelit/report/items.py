@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from prunelit.arguments import checked
 from prunelit.errors import InputError, first_line
 from prunelit.files import replace_file
+from prunelit.report.results import check_file
 
 _AT_A_TIME = 1000  # rows held in memory
 
@@ -64,12 +65,11 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
         ...     read_items(f"{folder}/facts.parquet")
         [{'id': 'a', 'dense': 1.0}]
     """
-    if not Path(path).is_file():
-        raise InputError(f"Expected a file of items but {str(path)!r} does not exist.")
+    check_file(path, "items of a task", "*.parquet", "items/*.parquet")
     try:
         with Path(path).open("rb") as file:
             return pq.ParquetFile(file).read().to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
             f"No items could be read from {str(path)!r} ({first_line(error)}): give a parquet file "
             "that a run wrote."

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -88,8 +89,8 @@ def read_results(path: str | Path) -> list[Result]:
         ...     read_results(path)
         [Result(task='facts', metric='acc', model='dense', value=0.5, standard_error=nan, ...)]
     """
-    if not Path(path).is_file():
-        raise InputError(f"Expected results of a run but {str(path)!r} does not exist.")
+    names = [f"{depth}results.jsonl" for depth in ("", "*/", "*/*/")]
+    check_file(path, "results of a run", *names)
     results = []
     with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -103,6 +104,26 @@ def read_results(path: str | Path) -> list[Result]:
                     "`results.jsonl` that a run wrote."
                 ) from error
     return results
+
+
+def check_file(path: str | Path, what: str, *patterns: str) -> None:
+    """Refuse a path that is no file; of a folder, name files in it.
+
+    Args:
+        path: of the file.
+        what: words for its content.
+        patterns: shell patterns of such files in a folder, tried in turn.
+
+    Raises:
+        InputError: naming the path.
+    """
+    if os.path.isfile(path):
+        return
+    if not os.path.isdir(path):
+        raise InputError(f"Expected a file with {what} but {str(path)!r} does not exist.")
+    inside = [file for pattern in patterns for file in sorted(Path(path).glob(pattern))]
+    found = " or ".join(repr(str(file)) for file in inside[:3]) or "a file of another folder"
+    raise InputError(f"Expected a file with {what} but {str(path)!r} is a folder: give {found}.")
 
 
 def _read_result(data: Any) -> Result:

@@ -59,7 +59,7 @@ def read_variants(path: str | Path) -> list[Variant] | None:
     """Read what `format_variants` made; None if the file does not hold such variants."""
     try:
         return [_variant(data) for data in json.loads(Path(path).read_text(encoding="utf-8"))]
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

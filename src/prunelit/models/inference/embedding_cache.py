@@ -80,7 +80,7 @@ class EmbeddingCache:
         self.folder = Path(folder).expanduser()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name may not hold "\0"
             raise self._unwritable(error) from error
         if not os.access(self.folder, os.W_OK):
             rank_zero_warn(
@@ -136,7 +136,7 @@ class EmbeddingCache:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> InputError:
+    def _unwritable(self, error: Exception) -> InputError:
         folder = str(self.folder)
         return InputError(
             f"Nothing can be written into {folder!r}, the cache of embeddings: {error}."
