@@ -17,9 +17,10 @@ from prunelit import InputError
 from prunelit.report.results import Result
 from prunelit.tasks import Generation, ItemTable, ModelPair
 from prunelit.tasks.formats import gsm8k, humaneval
-from prunelit.tasks.judges import ExactMatch, Execution
+from prunelit.tasks.judges import ExactMatch, Execution, Judge
 from prunelit.tasks.judges.answers import first_line, last_number
 from prunelit.tasks.prompting.few_shot import FewShot
+from prunelit.tasks.questions import Example, Question
 
 
 def writer(tokenizer: PreTrainedTokenizerBase, begin: str, text: str) -> PreTrainedModel:
@@ -220,6 +221,39 @@ def test_what_was_written_keeps_its_indentation(
     (row,) = task.report(table).items
     assert row["output"] == row["extracted_passed"] == "\tret 1"
     assert "right_passed" not in row
+
+
+class Doubtful(Judge):
+    """Doubts every second text that it reads."""
+
+    metrics = ("passed",)
+    doubts = ("rain", "snow")
+
+    def __init__(self) -> None:
+        self._read = 0
+
+    def answers(self, text: str) -> dict[str, str | None]:
+        return {"passed": text}
+
+    def right(self, example: Example | Question, text: str) -> dict[str, bool]:
+        self._read += 1
+        return {"passed": False, "snow": True} if self._read % 2 else {"passed": True}
+
+
+def test_wrong_texts_that_may_be_right_are_counted_and_named(
+    sums: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    options = {**by_number(), "judge": Doubtful(), "samples": 2, "temperature": 1.0}
+    task = Generation(sums, **options, pass_at=[1])
+    values, table = measure(task, ModelPair(writer(tokenizer, "\n", "3"), None, tokenizer))
+    report = task.report(table)
+    rows = [*report.items]
+    assert [row["doubt"] for row in rows] == ["snow", None] * (len(rows) // 2)
+    assert [row["right_passed"] for row in rows] == [False, True] * (len(rows) // 2)
+    counted = {row.metric: row.details.get("doubts") for row in report.results}
+    assert counted["passed"] == counted["pass@1"] == len(rows) // 2
+    assert counted["length"] is None
+    assert values["passed", "pruned"] == 0.5
 
 
 def test_what_changes_the_values_changes_the_recipe(

@@ -197,8 +197,12 @@ brother. How many stamps do the three have together?'
             for number, (row, ended) in enumerate(zip(tokens, rolled.ended.tolist(), strict=True)):
                 index = indices[number // self.samples]
                 text = self.rollout_text(index, row)
+                judged: dict[str, float] = {**self.judge.right(self._examples[index], text)}
+                if self.judge.doubts:  # 0 for none
+                    places = (n for n, one in enumerate(self.judge.doubts, 1) if judged.pop(one, 0))
+                    judged["doubt"] = next(places, 0)
                 for metric, value in {
-                    **self.judge.right(self._examples[index], text),
+                    **judged,
                     **self._given(self._examples[index], text),
                     **rollout_measures(row[row >= 0].tolist(), ended),
                 }.items():
@@ -235,12 +239,24 @@ brother. How many stamps do the three have together?'
         metrics = [*judged, *(f"pass@{k}" for k in passes), *ROLLOUT_MEASURES]
         means.assign(torch.arange(table.size), columns)
         details = self.details()
-        results = means.paired_results(self.name, metrics, details)
+        results = [
+            self._count_doubts(table, result)
+            for result in means.paired_results(self.name, metrics, details)
+        ]
         chance = self._labels.constant_scores()
         results += retained_results(self.name, columns, chance, details, self._labels.kind)
         if self.judge.primary is not None:
             results += self._labels.results(self.name, self.judge.primary, columns, details)
         return results + means.pair_results(self.name, ["first_divergence", "diverged"], details)
+
+    def _count_doubts(self, table: ItemTable, result: Result) -> Result:
+        """Add to the details how many of a model's texts are judged wrong but may be right."""
+        column = f"{result.model}/doubt"
+        own = result.metric in self.judge.metrics or result.metric.startswith("pass@")
+        if not own or column not in table:
+            return result
+        count = int((table[column] > 0).sum())
+        return replace(result, details={**result.details, "doubts": count})
 
     def _given(self, example: Example | Question, text: str) -> dict[str, bool]:
         """Return for each fixed answer if the text gives it."""
@@ -285,6 +301,9 @@ brother. How many stamps do the three have together?'
                     }
                     row |= {f"extracted_{k}": v for k, v in self.judge.answers(text).items()}
                     row |= {f"right_{k}": bool(values.pop(k)) for k in self.judge.metrics}
+                    if self.judge.doubts:
+                        place = int(table[f"{name}/doubt"][index, sample])
+                        row["doubt"] = [None, *self.judge.doubts][place]
                     row |= values
                     row |= {"end_of_text": bool(row["end_of_text"]), "length": int(row["length"])}
                     if len(names) == 2:

@@ -132,6 +132,20 @@ def test_programs_run_between_context_and_tests() -> None:
 
 
 @pytest.mark.usefixtures("_isolated")
+def test_a_wrong_verdict_that_may_be_right_names_its_doubt() -> None:
+    judge = allowed(Execution())
+    tests = "import random\nrandom.seed(1)\nassert one() == 1\n"
+    example = Example(PROGRAM.context, tests, PROGRAM.solution)
+    assert judge.right(example, "    return 1\n") == {"passed": True}
+    found = judge.right(example, "    return 2\n")
+    assert found.pop("passed") is False
+    (doubt,) = found
+    assert doubt in judge.doubts
+    assert found[doubt] is True
+    assert Execution().doubts == ()
+
+
+@pytest.mark.usefixtures("_isolated")
 def test_a_whole_function_in_a_code_block_replaces_the_beginning() -> None:
     documented = Example('def one():\n    """Return 1."""\n', PROGRAM.target, PROGRAM.solution)
     judge = allowed(Execution(extract=code_block))

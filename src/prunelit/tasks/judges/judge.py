@@ -20,6 +20,7 @@ from prunelit.tasks.judges.answers import (
     whole,
 )
 from prunelit.tasks.judges.helpers import find_helpers
+from prunelit.tasks.judges.inside.carried import NOT_CARRIED
 from prunelit.tasks.judges.sandbox import Limits, check_isolation, run_program
 from prunelit.tasks.questions import Example, Question
 
@@ -60,12 +61,17 @@ class Judge(Checked, ABC):
 
     @abstractmethod
     def right(self, example: Example | Question, text: str) -> dict[str, bool]:
-        """Return for each metric if the text is right.
+        """Return for each metric if the text is right, and True for a doubt that holds.
 
         Args:
             example: the question that was asked.
             text: of the model.
         """
+
+    @property
+    def doubts(self) -> Sequence[str]:
+        """Reasons for which a text that is judged wrong may be right; `right` names one of them."""
+        return ()
 
     def allow(self) -> None:
         """Allow the judge to run programs that a model wrote, before `check`."""
@@ -169,6 +175,9 @@ class Execution(Judge):
     replace them. Programs run in the sandbox, and only after `allow`, which no option of a task
     calls. Without it nothing is judged, and the programs are saved only.
 
+    A program that does not pass is wrong, also if its tests asked for something that the sandbox
+    does not carry. Then `doubt` of the items says for what, and `doubts` in the details counts.
+
     Args:
         extract: finds the code in the text; the answer is wrong if there is none.
         limits: of each program; None takes the defaults of `Limits`.
@@ -194,6 +203,10 @@ class Execution(Judge):
     def metrics(self) -> Sequence[str]:
         return ["passed"] if self.allowed else []
 
+    @property
+    def doubts(self) -> Sequence[str]:
+        return NOT_CARRIED if self.allowed else ()
+
     def answers(self, text: str) -> dict[str, str | None]:
         return {"passed": self.extract(text)}
 
@@ -206,7 +219,9 @@ class Execution(Judge):
         solution = "" if example.solution == example.target else example.solution
         helpers = find_helpers(example.context, solution)
         program = f"{example.context}{code}\n"
-        return {"passed": run_program(program, self.limits, example.target, helpers).finished}
+        outcome = run_program(program, self.limits, example.target, helpers)
+        doubt = {} if outcome.not_carried is None else {outcome.not_carried: True}
+        return {"passed": outcome.finished, **doubt}
 
     def allow(self) -> None:
         self.allowed = True

@@ -20,7 +20,8 @@ from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.tasks.judges import jail
 from prunelit.tasks.judges.helpers import Helpers
-from prunelit.tasks.judges.inside.tests import PASSED
+from prunelit.tasks.judges.inside.carried import NOT_CARRIED
+from prunelit.tasks.judges.inside.tests import PASSED, REASONS
 from prunelit.tasks.judges.system_calls import can_filter, filter_calls
 
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
@@ -96,11 +97,14 @@ class Outcome:
             made to deceive can pretend this.
         timed_out: it was killed because of `Limits.seconds`.
         output: stdout and stderr of the program and of its tests.
+        not_carried: one of `NOT_CARRIED` in `inside/carried.py` if it has not finished, and the
+            tests asked for this, so that a right program may have failed too; None otherwise.
     """
 
     finished: bool
     timed_out: bool
     output: str
+    not_carried: str | None = None
 
 
 def check_isolation() -> None:
@@ -126,10 +130,11 @@ def run_program(
     socket. Results come as plain values: None, numbers, strings, bytes, dates, and the containers
     of the standard library. The tests see all other objects by reference. An object answers
     for itself, by its methods and operators, only if the tests name it or its class; otherwise it
-    can be called, iterated and read. It never equals a plain value.
+    can be called, iterated, awaited, entered and read. It never equals a plain value.
 
     Changes of an argument come back with the result of the call. The container in a result or in an
-    attribute is a copy.
+    attribute is a copy. `Outcome.not_carried` says of a program that did not pass if its tests
+    asked for something that comes over no socket.
 
     Args:
         code: of the program.
@@ -176,7 +181,8 @@ def run_program(
         text = output.result().decode(errors="replace")
     if complaint:
         _refuse(complaint.decode(errors="replace"))
-    return Outcome(answer == PASSED, answer is None, text)
+    reason = NOT_CARRIED[REASONS.index(answer)] if answer in REASONS else None
+    return Outcome(answer == PASSED, answer is None, text, reason)
 
 
 def _plan(root: str, limits: Limits) -> dict[str, Any]:
@@ -232,7 +238,7 @@ def _start(
 
 
 def _ask(control: socket, work: bytes, until: float) -> bytes | None:
-    """Send what to run; return the verdict, b"" if it ended without one, None if time is over."""
+    """Send what to run; return the byte of the verdict, b"" for none, None if time is over."""
     try:
         control.settimeout(max(until - time.monotonic(), 1e-3))
         control.sendall(work)

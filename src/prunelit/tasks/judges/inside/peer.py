@@ -1,21 +1,27 @@
 """One of two interpreters that talk over a socket: calls, their answers, and objects by number."""
 
+import copy
 import json
 import sys
 from _thread import RLock, allocate_lock
+from collections.abc import Generator
 from importlib import import_module
-from types import ModuleType
-from typing import Any
+from types import FunctionType, GeneratorType, MethodType, ModuleType
+from typing import Any, NoReturn
 
+from prunelit.tasks.judges.inside.carried import CLASS
+from prunelit.tasks.judges.inside.errors import (
+    error_class,
+    error_fields,
+    find_reference,
+    is_standard,
+)
 from prunelit.tasks.judges.inside.plain import Exchange
+from prunelit.tasks.judges.inside.signatures import describe_signature, make_signature
 
 
 def _special(names: str, *before: str) -> set[str]:
     return {f"__{start}{name}__" for name in names.split() for start in before or ("",)}
-
-
-def _is_standard(module: str) -> bool:
-    return module.partition(".")[0] in sys.stdlib_module_names
 
 
 COMPARISONS = _special("eq ne lt le gt ge")
@@ -26,9 +32,12 @@ OPERATORS = COMPARISONS | _ARITHMETIC  # with another object
 # Methods that read an object. It learns nothing about the value that a test expects.
 READS = _special(
     "call iter next reversed len getitem bool str repr format int float complex index abs round "
-    "trunc floor ceil neg pos invert"
+    "trunc floor ceil neg pos invert enter await aiter anext"
 )
-_SPECIAL = OPERATORS | READS | _special("contains setitem delitem enter exit hash")
+GENERATOR = {"send", "throw", "close"}
+_SPECIAL = OPERATORS | READS | GENERATOR | _special("contains setitem delitem exit hash get")
+# Classes that an object may say that it is of, since a test asks for them.
+_CLASSES = {kind.__name__: kind for kind in (FunctionType, GeneratorType)}
 
 
 class Reference:
@@ -46,11 +55,55 @@ class Reference:
     def __setattr__(self, name: str, value: Any) -> None:
         self._peer.use(self, "__setattr__", (name, value), {})
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether this is the class of an object, as in `type(x) == Node`."""
+        is_class = isinstance(other, type) and vars(other).get("_class") == self._number
+        return True if is_class else NotImplemented
+
+    __hash__ = object.__hash__
+
     def __instancecheck__(self, other: Any) -> bool:
         return isinstance(other, Reference) and self._number in other._classes
 
+    def __mro_entries__(self, _: Any) -> NoReturn:
+        self._peer.miss(CLASS)
+        raise TypeError("a class of the other interpreter is made there")
+
+    def __copy__(self) -> Any:
+        return self._peer.ask("copy", self)
+
+    def __deepcopy__(self, _: Any) -> Any:
+        return self._peer.ask("deepcopy", self)
+
+
+class Waiting(Reference):
+    """An object of the other interpreter that can be awaited; it is done at once."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._peer.use(self, "__await__", (), {})
+        yield
+
+    def send(self, _: Any) -> NoReturn:
+        raise StopIteration(self._peer.use(self, "__await__", (), {}))
+
+    def throw(self, kind: Any, value: Any = None, _: Any = None) -> NoReturn:
+        raise kind if value is None else value
+
+    def close(self) -> None:
+        """Do nothing: it has not begun, or it is done."""
+
+
+def _bind(function: Any, owner: Any, _: Any = None) -> Any:
+    """Make a method of a function in a class of this interpreter."""
+    return function if owner is None else MethodType(function, owner)
+
 
 def _forward(method: str) -> Any:
+    if method == "__get__":
+        return _bind
+
     def special(self: Reference, *args: Any, **kwargs: Any) -> Any:
         return self._peer.use(self, method, args, kwargs)
 
@@ -76,8 +129,13 @@ class Peer:
 
     def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Use an object of this end for the other end."""
-        if method == "__getattr__":
-            return getattr(target, *args)
+        match method:
+            case "__getattr__":
+                return getattr(target, *args)
+            case "signature":
+                return describe_signature(target)
+            case "copy" | "deepcopy":
+                return getattr(copy, method)(target)
         return getattr(type(target), method)(target, *args, **kwargs)
 
     def ended(self) -> None:
@@ -89,6 +147,10 @@ class Peer:
 
     def receive_output(self, text: str) -> None:
         """Print what the other end printed."""
+
+    def miss(self, reason: str) -> None:
+        """Say to the tests that the sandbox does not carry something, see `carried.py`."""
+        self.send(["miss", reason])
 
     # Calls
 
@@ -105,6 +167,7 @@ class Peer:
         except BaseException:  # noqa: BLE001 - nothing that this end could have asked for
             return self.ended()
         if kind == "raise":
+            result.from_the_other = True  # also if it is an own error that comes back
             raise result
         return result
 
@@ -114,6 +177,8 @@ class Peer:
             match self.receive():
                 case ["print", str(text)]:
                     self.receive_output(text)
+                case ["miss", str(reason)]:
+                    self.miss(reason)
                 case ["call", str(method), data]:
                     self.serve(method, data)
                 case ["return" | "raise" as kind, data]:
@@ -153,6 +218,8 @@ class Peer:
 
     def read(self, reference: Reference, name: str) -> Any:
         """Return an attribute of the object."""
+        if name == "__signature__":
+            return make_signature(*self.ask("signature", reference))
         return self.ask("__getattr__", reference, name)
 
     def use(self, reference: Reference, method: str, args: Any, kwargs: Any) -> Any:
@@ -175,60 +242,96 @@ class Peer:
         kind = type(value)
         if issubclass(kind, Reference):
             return ["yours", value._number]
+        if (reference := find_reference(value)) is not None:
+            return ["yours", reference._number]
         if issubclass(kind, BaseException):
-            return ["error", self._ancestors(kind), pack(list(value.args)), pack(vars(value))]
+            own, standard = self._ancestors(kind)
+            fields = {**vars(value), **error_fields(value)}
+            parts = [pack(part) for part in ([*value.args], fields, value.__cause__)]
+            return ["error", own, standard, *parts, self._describe(value) if own else None]
         if issubclass(kind, type) and issubclass(value, BaseException):
-            return ["errors", self._ancestors(value)]
+            return ["errors", *self._ancestors(value)]
+        if issubclass(kind, type) and issubclass(value, Reference) and "_class" in vars(value):
+            return ["yours", vars(value)["_class"]]
         if kind is ModuleType:
             return ["module", value.__name__]
-        parents = [self._export(parent) for parent in type.mro(kind)[:-1]]
-        methods = [
-            name
-            for name in sorted(_SPECIAL)
-            if getattr(kind, name, None) not in (None, getattr(object, name, None))
-        ]
+        return self._describe(value)
+
+    def _describe(self, value: Any) -> list[Any]:
+        """Return number, class and special methods of an own object."""
+        kind = type(value)
+        classes = type.mro(kind)[:-1]
+        found = {name: own for parent in reversed(classes) for name, own in vars(parent).items()}
+        left_out = (GENERATOR if kind is not GeneratorType else set()) | (
+            {"__get__"} if kind is not FunctionType else set()
+        )
+        methods = [m for m in sorted(_SPECIAL - left_out) if found.get(m) is not None]
+        parents = [self._export(parent) for parent in classes]
         return ["object", self._export(value), kind.__name__, parents, methods]
 
-    def _ancestors(self, kind: type) -> list[Any]:
-        """Return the own classes of an error, then the name of its first standard class."""
-        found: list[Any] = []
+    def _ancestors(self, kind: type) -> tuple[list[Any], list[Any]]:
+        """Return the own classes of an error, and its first class that the other end knows."""
+        own: list[Any] = []
         for parent in kind.__mro__:
+            if (reference := find_reference(parent)) is not None:
+                return own, ["yours", reference._number]
             module, name = parent.__module__, parent.__name__
-            if _is_standard(module) and getattr(sys.modules[module], name, None) is parent:
-                return [*found, module, name]
-            found.append([self._export(parent), name])
+            if is_standard(module) and getattr(sys.modules[module], name, None) is parent:
+                return own, ["standard", module, name]
+            own.append([self._export(parent), name])
         raise TypeError(f"{kind} is no error")
 
     def _unpack(self, data: Any, unpack: Any) -> Any:
         match data:
             case ["yours", int(number)]:
                 return self._objects[number]
-            case ["error", ancestors, args, attributes]:
-                kind = self._error_class(ancestors)
+            case ["error", own, known, args, attributes, cause, origin]:
+                kind = self._error_class(own, known)
                 error = kind.__new__(kind, *unpack(args))
-                for name, value in {**unpack(attributes), "from_the_other": True}.items():
+                fields = {**unpack(attributes), "from_the_other": True}
+                if cause is not None:
+                    fields["__cause__"] = unpack(cause)
+                if own:
+                    fields["_origin"] = unpack(origin)
+                for name, value in fields.items():
                     setattr(error, name, value)
                 return error
-            case ["errors", ancestors]:
-                return self._error_class(ancestors)
-            case ["module", str(name)] if _is_standard(name):
+            case ["errors", own, known]:
+                return self._error_class(own, known)
+            case ["module", str(name)] if is_standard(name):
                 return import_module(name)
             case ["object", int(number), str(name), list(parents), list(methods)]:
                 if number not in self._references:
-                    own = {m: _forward(m) for m in methods if m in _SPECIAL}
-                    own.setdefault("__hash__", object.__hash__)
-                    kind = type(name, (Reference,), {"__slots__": (), **own})
-                    self._references[number] = kind(self, number, parents)
+                    self._references[number] = self._refer(number, name, parents, methods)
                 return self._references[number]
         raise ValueError(f"expected a value but got {data!r}")
 
-    def _error_class(self, ancestors: list[Any]) -> type[BaseException]:
-        *own, module, standard = ancestors
-        if module.partition(".")[0] == "unittest":  # such an error would skip or end the tests
-            module, standard = "builtins", "Exception"
-        kind = getattr(import_module(module), standard)
-        if not (_is_standard(module) and issubclass(kind, BaseException)):
-            raise TypeError(f"{module}.{standard} is no standard error")
+    def _refer(self, number: int, name: str, parents: list[int], methods: list[str]) -> Any:
+        """Return a new reference with the special methods of its object."""
+        own = {m: _forward(m) for m in methods if m in _SPECIAL and m != "__await__"}
+        own.setdefault("__hash__", object.__hash__)
+        own["__doc__"] = property(lambda reference: self.read(reference, "__doc__"))
+        if name in _CLASSES:
+            own["__class__"] = property(lambda _: _CLASSES[name])
+        base = Waiting if "__await__" in methods else Reference
+        kind = type(name, (base,), {"__slots__": (), "_class": next(iter(parents), None), **own})
+        return kind(self, number, parents)
+
+    def _error_class(self, own: list[Any], known: list[Any]) -> type[BaseException]:
+        match known:
+            case ["yours", int(number)]:
+                kind = self._objects[number]
+            case ["standard", str(module), str(name)] if is_standard(module):
+                # An error of unittest would skip or end the tests.
+                is_unittest = module.partition(".")[0] == "unittest"
+                kind = Exception if is_unittest else getattr(import_module(module), name)
+            case _:
+                raise ValueError(f"expected a class of errors but got {known!r}")
+        if not issubclass(kind, BaseException):
+            raise TypeError(f"{kind} is no class of errors")
         for number, name in reversed(own):
-            kind = self._references.setdefault(number, type(name, (kind,), {}))
+            if number not in self._references:
+                reference = self._refer(number, "type", [], ["__call__"])
+                self._references[number] = error_class(name, kind, reference)
+            kind = self._references[number]
         return kind

@@ -5,9 +5,12 @@ themselves; a list says what it is by its first item. An object of a class that 
 not sent: both interpreters number such objects, see `peer.py`.
 """
 
-from collections import Counter, OrderedDict, defaultdict, deque
+from array import array
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 # How to fill an empty container with the items that were sent, pairs for dictionaries.
@@ -16,10 +19,22 @@ _FILL: dict[type, Callable[[Any, Any], None]] = {
     dict: dict.update,
     set: set.update,
     bytearray: bytearray.extend,
+    array: array.extend,
     deque: deque.extend,
     OrderedDict: OrderedDict.update,
     Counter: dict.update,
     defaultdict: dict.update,
+}
+# How to make it empty, from the attribute that its class has beside the items.
+_ATTRIBUTE: dict[type, Callable[[Any], Any]] = {
+    array: attrgetter("typecode"),
+    deque: attrgetter("maxlen"),
+    defaultdict: attrgetter("default_factory"),
+}
+_EMPTY: dict[type, Callable[[Any], Any]] = {
+    array: array,
+    deque: lambda length: deque(maxlen=length),
+    defaultdict: defaultdict,
 }
 _FROZEN: dict[type, Callable[[Any], Any]] = {tuple: tuple, frozenset: frozenset}
 _VIEWS: dict[type, Callable[[Any], Any]] = {
@@ -36,6 +51,11 @@ _MADE: dict[str, Callable[[Any], list[Any]]] = {
     "builtins.bytes": lambda value: [list(value)],
     "builtins.range": lambda value: [value.start, value.stop, value.step],
     "builtins.slice": lambda value: [value.start, value.stop, value.step],
+    "re.Pattern": lambda value: [value.pattern, value.flags],
+    "uuid.UUID": lambda value: [str(value)],
+    "pathlib.PosixPath": lambda value: [str(value)],
+    "pathlib.PurePosixPath": lambda value: [str(value)],
+    "time.struct_time": lambda value: [tuple(value)],
     "fractions.Fraction": lambda value: [value.numerator, value.denominator],
     "decimal.Decimal": lambda value: [str(value)],
     "datetime.timedelta": lambda value: [value.days, value.seconds, value.microseconds],
@@ -50,7 +70,9 @@ _MADE: dict[str, Callable[[Any], list[Any]]] = {
     ],
 }
 
-# A subclass of these, such as an `IntEnum` or a named tuple, is sent as the value that it holds.
+_FUNCTIONS = {"re.Pattern": "re.compile"}  # where the class itself makes nothing
+
+# A subclass of these, such as an `IntEnum`, is sent as the value that it holds.
 _BASES: dict[type, Callable[[Any], Any]] = {
     int: int.__int__,
     float: float.__float__,
@@ -68,6 +90,11 @@ _CONSTANTS: dict[str, Any] = {"Ellipsis": ..., "NotImplemented": NotImplemented}
         *(list, tuple, dict, set, frozenset, range),
     )
 }
+
+
+@lru_cache
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    return namedtuple(name, fields, rename=True)
 
 
 def held(value: Any) -> Any:
@@ -114,12 +141,16 @@ class Exchange:
                 if number == len(self.containers):
                     self.containers.append(value)
                 items = kind.items(value) if issubclass(kind, dict) else value
-                return [kind.__name__, number, [pack(item) for item in items]]
+                rest = [pack(_ATTRIBUTE[kind](value))] if kind in _ATTRIBUTE else []
+                return [kind.__name__, number, [pack(item) for item in items], *rest]
             if kind in _FROZEN or kind in _VIEWS:
                 return [kind.__name__, [pack(item) for item in value]]
-            name = f"{kind.__module__}.{kind.__qualname__}"
+            name = f"{kind.__module__.partition('._')[0]}.{kind.__qualname__}"
             if name in _MADE:
                 return ["made", name, [pack(part) for part in _MADE[name](value)]]
+            if issubclass(kind, tuple) and hasattr(kind, "_fields") and not self.is_object(kind):
+                items = [pack(item) for item in held(value)]
+                return ["named", kind.__name__, [*getattr(kind, "_fields")], items]  # noqa: B009
             if not self.is_object(kind) and (plain := held(value)) is not value:
                 return pack(plain)
             for constant, known in _CONSTANTS.items():
@@ -141,22 +172,27 @@ class Exchange:
             case ["same", number]:
                 return self.containers[number]
             case ["made", name, parts] if name in _MADE:
-                module, kind = name.split(".")
+                module, _, kind = _FUNCTIONS.get(str(name), str(name)).partition(".")
                 return getattr(import_module(module), kind)(*map(self.unpack, parts))
+            case ["named", str(name), list(fields), list(items)]:
+                return _named_tuple(name, tuple(fields))(*map(self.unpack, items))
             case [kind, items] if kind in _MAKERS:
                 return _MAKERS[kind]([self.unpack(item) for item in items])
-            case [kind, number, items] if kind in _CONTAINERS:
-                return self._fill(_CONTAINERS[kind], number, items)
+            case [kind, number, items, *rest] if kind in _CONTAINERS:
+                return self._fill(_CONTAINERS[kind], number, items, rest)
         return self.unpack_object(data, self.unpack)
 
-    def _fill(self, kind: type, number: int, items: list[Any]) -> Any:
+    def _fill(self, kind: type, number: int, items: list[Any], rest: list[Any]) -> Any:
         """Fill a new container, or the one that has this number already."""
         if number == len(self.containers):
-            self.containers.append(kind())
+            self.containers.append(_EMPTY.get(kind, kind)(*map(self.unpack, rest)))
         container = self.containers[number]
         if type(container) is not kind:
             raise TypeError(f"container {number} was a {type(container).__name__}")
         values = [self.unpack(item) for item in items]
-        container.clear()
+        if kind is array:
+            del container[:]
+        else:
+            container.clear()
         _FILL[kind](container, values)
         return container

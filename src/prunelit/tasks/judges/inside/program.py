@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import traceback
+from functools import cached_property
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -53,9 +54,22 @@ class Program(Peer):
                 return self.load(*args)
             case "look up":
                 return vars(self.module)[args[0]]
+            case "assign":
+                return setattr(self.module, *args)
+            case "delete":
+                return delattr(self.module, *args)
             case "held":
                 return held(target)
+            case "__await__":
+                return self.loop.run_until_complete(_wait(target))
         return super().do(method, target, args, kwargs)
+
+    @cached_property
+    def loop(self) -> Any:
+        """In which all that the tests await is done."""
+        import asyncio  # slow, and seldom needed
+
+        return asyncio.new_event_loop()
 
     def load(self, code: str) -> None:
         """Run the program itself."""
@@ -64,6 +78,10 @@ class Program(Peer):
         except BaseException:
             traceback.print_exc()
             raise
+
+
+async def _wait(target: Any) -> Any:
+    return await target
 
 
 def main() -> None:

@@ -5,12 +5,37 @@ import json
 import os
 import sys
 import traceback
-from types import ModuleType
+from types import FunctionType, GeneratorType, SimpleNamespace
 from typing import Any, NoReturn
 
-from prunelit.tasks.judges.inside.peer import COMPARISONS, OPERATORS, READS, Peer, Reference
+from prunelit.tasks.judges.inside.carried import (
+    METHOD,
+    NOT_CARRIED,
+    OBJECT,
+    OWN_NAME,
+    SWALLOWED,
+    find_reason,
+)
+from prunelit.tasks.judges.inside.errors import find_reference
+from prunelit.tasks.judges.inside.iterators import replace_iterators
+from prunelit.tasks.judges.inside.names import Main, Names, build_class_with
+from prunelit.tasks.judges.inside.peer import (
+    COMPARISONS,
+    GENERATOR,
+    OPERATORS,
+    READS,
+    Peer,
+    Reference,
+)
 
 PASSED = b"1"
+REASONS = [b"%c" % letter for letter, _ in enumerate(NOT_CARRIED, ord("a"))]
+# Attributes that a decorator copies from a function, and those that it goes without.
+_COPIED = {"__name__", "__qualname__", "__doc__", "__module__"}
+_LEFT_OUT = {"__annotations__", "__type_params__", "__dict__", "__wrapped__"}
+# Standard objects that a test lends to the program with all of their methods.
+_LENT = {"_io.StringIO", "_io.BytesIO", "random.Random", "types.SimpleNamespace"}
+_CACHE = {"cache_info", "cache_clear"}  # of a function, without arguments
 
 
 class Tests(Peer):
@@ -30,6 +55,11 @@ class Tests(Peer):
         super().__init__(socket)
         self._functions = {*functions}
         self._named: set[int] = set()
+        self.names: dict[str, Any] = {}
+        self.missed: str | None = None
+
+    def miss(self, reason: str) -> None:
+        self.missed = self.missed or (reason if reason in NOT_CARRIED else None)
 
     def receive_output(self, text: str) -> None:
         sys.stdout.write(text)
@@ -38,26 +68,55 @@ class Tests(Peer):
         sys.stdout.flush()
         os._exit(1)
 
+    def ask(self, method: str, target: Any = None, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().ask(method, target, *args, **kwargs)
+        except NameError as error:
+            if isinstance(error.name, str) and error.name in self.names:
+                self.miss(OWN_NAME)
+            raise
+
     def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if isinstance(target, type) and issubclass(target, type):
             raise TypeError("a class of the tests is made by the tests")
-        own = type(target).__module__ == "__main__"
-        hidden = method in ("__getattr__", "__setattr__") and args[0].startswith("_")
-        if method in ("__call__", "__iter__", "__next__") or (own and not hidden):
+        if method == "__getattr__" and args[0] in _COPIED | _LEFT_OUT:
+            value = getattr(target, args[0])
+            if args[0] in _LEFT_OUT or not isinstance(value, str | None):
+                raise AttributeError(args[0])
+            return value
+        if method in ("__call__", "__iter__", "__next__") or self._may(method, target, args):
             return super().do(method, target, args, kwargs)
+        self.miss(OBJECT)
         raise TypeError(f"{method} of an object of the tests")
+
+    def _may(self, method: str, target: Any, args: list[Any]) -> bool:
+        """Return whether the program may do more with an object than call and iterate it."""
+        if method in ("signature", *GENERATOR):
+            return isinstance(target, FunctionType if method == "signature" else GeneratorType)
+        kind = type(target)
+        if method in ("__getattr__", "__setattr__") and args[0].startswith("_"):
+            return False
+        if method == "__getattr__":
+            is_own_class = isinstance(target, type) and target.__module__ == "__main__"
+            if is_own_class or f"{kind.__module__}.{kind.__qualname__}" in _LENT:
+                return True
+        return kind.__module__ == "__main__" or (
+            method == "__setattr__" and kind is SimpleNamespace
+        )
 
     def look_up(self, name: str) -> Any:
         """Return what the program calls so; what takes the place of a module is no such thing."""
         value = self.ask("look up", None, name)
         is_other = name in self._functions or name in sys.stdlib_module_names
-        if isinstance(value, Reference) and not is_other:
-            self._named.add(value._number)
+        reference = value if isinstance(value, Reference) else find_reference(value)
+        if reference is not None and not is_other:
+            self._named.add(reference._number)
         return value
 
     def read(self, reference: Reference, name: str) -> Any:
         value = super().read(reference, name)
-        if callable(value) and not self._is_named(reference):
+        if callable(value) and not self._is_named(reference) and name not in _CACHE:
+            self.miss(METHOD)
             raise AttributeError(f"{name!r} is a method of a class that the tests do not name")
         return value
 
@@ -67,7 +126,7 @@ class Tests(Peer):
         An operator with a plain value takes the plain value that the object holds, if it holds one.
         Otherwise it never gives a plain value: an object could be equal to everything.
         """
-        allowed = method in READS or self._is_named(reference)
+        allowed = method in READS or method in GENERATOR or self._is_named(reference)
         if method in OPERATORS and not isinstance(args[0], Reference):
             plain = self.ask("held", reference)
             if not isinstance(plain, Reference | BaseException):
@@ -76,59 +135,53 @@ class Tests(Peer):
                 return operator(plain, *args) if operator else NotImplemented
             if allowed and method not in COMPARISONS:
                 value = super().use(reference, method, args, kwargs)
-                return value if isinstance(value, Reference) else NotImplemented
+                if isinstance(value, Reference):
+                    return value
+            self.miss(METHOD)
             return NotImplemented
+        if method == "__exit__":
+            return self._leave(reference, args)
+        if method == "__next__":
+            try:
+                return super().use(reference, method, args, kwargs)
+            except StopIteration as end:  # the one that may end a loop of the tests
+                raise StopIteration(*end.args) from None
         if allowed:
             return super().use(reference, method, args, kwargs)
-        if method in OPERATORS:
-            return NotImplemented
         if method == "__hash__":
             return object.__hash__(reference)
+        self.miss(METHOD)
+        if method in OPERATORS:
+            return NotImplemented
         raise TypeError(f"{method} of a class that the tests do not name")
+
+    def _leave(self, reference: Reference, args: Any) -> bool:
+        """Leave a `with`. The program cannot swallow a test that fails."""
+        kind, error, _ = args
+        try:
+            swallows = super().use(reference, "__exit__", (kind, error, None), {})
+        except BaseException:
+            if isinstance(error, AssertionError):
+                return False
+            raise
+        if error is None or isinstance(error, AssertionError) or swallows is not True:
+            return False
+        if not self._is_named(reference):
+            self.miss(SWALLOWED)
+            return False
+        return True
 
     def _is_named(self, reference: Reference) -> bool:
         return not self._named.isdisjoint(reference._classes)
 
 
-class Names(dict[str, Any]):
-    """Global names of the tests: their own ones, then those of the program.
-
-    Args:
-        tests: the end that asks for them.
-        shadows: names that the program defines. It may replace no other builtin.
-    """
-
-    def __init__(self, tests: Tests, shadows: list[str]) -> None:
-        super().__init__(__name__="__main__", __builtins__=builtins)
-        self._tests, self._shadows = tests, {*shadows}
-
-    def __missing__(self, name: str) -> Any:
-        if name.startswith("__") or (hasattr(builtins, name) and name not in self._shadows):
-            raise KeyError(name)
-        return self._tests.look_up(name)
-
-
-class Main(ModuleType):
-    """The module `__main__`, in which `unittest` looks for tests."""
-
-    names: Names
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.names[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def __dir__(self) -> list[str]:
-        return list(self.names)
-
-
 def run_tests(tests: Tests, code: str, statements: list[str], shadows: list[str]) -> bool:
     """Run the tests; return whether they reach their end, or exit with status 0."""
     names = Names(tests, shadows)
-    main = Main("__main__")
-    main.names = names
-    sys.modules["__main__"] = main
+    tests.names = names
+    sys.modules["__main__"] = Main(tests, names)
+    builtins.__build_class__ = build_class_with(names)
+    replace_iterators()
     try:
         for statement in statements:
             try:
@@ -137,7 +190,7 @@ def run_tests(tests: Tests, code: str, statements: list[str], shadows: list[str]
                 continue
         exec(compile(code.encode(errors="replace"), "<tests>", "exec"), names)
     except SystemExit as error:
-        return error.code in (None, 0) and not hasattr(error, "from_the_other")
+        return error.code in (None, 0) and "from_the_other" not in vars(error)
     except BaseException:  # noqa: BLE001 - whatever ends the tests
         traceback.print_exc()
         return False
@@ -145,7 +198,7 @@ def run_tests(tests: Tests, code: str, statements: list[str], shadows: list[str]
 
 
 def main(control: int) -> None:
-    """Read what to run from a file, and write there if the tests pass.
+    """Read what to run from a file, and write there if the tests pass, or a letter of why not.
 
     Args:
         control: number of the file.
@@ -161,4 +214,6 @@ def main(control: int) -> None:
     sys.stdout.flush()
     if passed:
         os.write(control, PASSED)
+    elif (reason := tests.missed or find_reason(plan["tests"])) is not None:
+        os.write(control, REASONS[NOT_CARRIED.index(reason)])
     os._exit(0)

@@ -1,0 +1,90 @@
+"""Names in the code of tests: their own ones, and those of the program."""
+
+import builtins
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+
+class Names(dict[str, Any]):
+    """Global names of the tests: their own ones, then those of the program.
+
+    Args:
+        tests: the end that asks for them.
+        shadows: names that the program defines. It may replace no other builtin.
+    """
+
+    def __init__(self, tests: Any, shadows: list[str]) -> None:
+        super().__init__(__name__="__main__", __builtins__=builtins)
+        self._tests, self._shadows = tests, {*shadows}
+
+    def __missing__(self, name: str) -> Any:
+        if name.startswith("__") or (hasattr(builtins, name) and name not in self._shadows):
+            raise KeyError(name)
+        return self._tests.look_up(name)
+
+
+class Main(ModuleType):
+    """The module `__main__`, in which `unittest` looks for tests.
+
+    A test that replaces a name here replaces it in the program, unless it is one of the tests.
+
+    Args:
+        tests: the end that asks for names of the program.
+        names: of the tests.
+    """
+
+    _tests: Any
+    names: Names
+
+    def __init__(self, tests: Any, names: Names) -> None:
+        super().__init__("__main__")
+        vars(self).update(_tests=tests, names=names)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.names:
+            self.names[name] = value
+        else:
+            self._tests.ask("assign", None, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.names:
+            del self.names[name]
+        else:
+            self._tests.ask("delete", None, name)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.names[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __dir__(self) -> list[str]:
+        return list(self.names)
+
+
+def build_class_with(names: Names) -> Callable[..., Any]:
+    """Return what builds a class of the tests.
+
+    Python takes a name in the body of a class from the dictionary of names itself, without asking
+    `Names` for one of the program. So these are in the dictionary while the body runs.
+    """
+    build = builtins.__build_class__
+
+    def build_class(body: Any, *args: Any, **kwargs: Any) -> Any:
+        lent = {}
+        if body.__globals__ is names:
+            for name in body.__code__.co_names:
+                try:
+                    lent[name] = names[name]
+                except KeyError:  # an attribute, a builtin, or a name that the body defines
+                    continue
+        own = {*names}
+        names.update(lent)
+        try:
+            return build(body, *args, **kwargs)
+        finally:
+            for name in lent.keys() - own:
+                del names[name]
+
+    return build_class
