@@ -1,6 +1,7 @@
 """`prunelit fit` and `prunelit validate` from end to end on a tiny model."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from prunelit.cli import _is_news
 from prunelit.report.results import Result, read_results
 
 Config = dict[str, Any]
@@ -292,3 +294,13 @@ def test_the_resulting_configuration_can_be_printed(
 def test_a_second_run_in_the_same_folder(run: Callable[..., list[Result]]) -> None:
     first = run("fit")
     assert values(run("fit")) == values(first)
+
+
+def test_lines_of_lightning_that_mean_nothing_here_are_not_printed() -> None:
+    def is_news(text: str) -> bool:
+        return _is_news(logging.LogRecord("lightning", logging.INFO, "", 0, text, None, None))
+
+    assert not is_news("`Trainer.fit` stopped: `max_epochs=0` reached.")
+    assert not is_news("Tip: for seamless logging, `pip install litlogger`")
+    assert is_news("`Trainer.fit` stopped: `max_epochs=3` reached.")
+    assert is_news("`Trainer.fit` stopped: `max_steps=0` reached.")

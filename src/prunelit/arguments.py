@@ -25,7 +25,7 @@ from prunelit.errors import InputError
 Called = TypeVar("Called", bound=Callable[..., Any])
 
 # Arguments that may be a `pathlib.Path` where their annotation says `str`.
-_PATHS = ("path", "source", "qrels", "cache", "output", "dirpath", "folder")
+_PATHS = ("path", "source", "qrels", "cache", "output", "dirpath", "folder", "ckpt_path")
 _LISTS = (list, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import (
     checkpoint_folders,
     last_callbacks,
@@ -62,6 +63,7 @@ class PruneTrainer(ResumingTrainer):
 
     _inside = False  # True while a run of this Trainer goes on
 
+    @checked
     def fit(  # type: ignore[override]
         self,
         model: LightningModule,
@@ -98,6 +100,7 @@ class PruneTrainer(ResumingTrainer):
             if finished := self.state.finished:
                 self.validate(model, datamodule=datamodule)
 
+    @checked
     def validate(  # type: ignore[override]
         self,
         model: LightningModule,
@@ -114,6 +117,7 @@ class PruneTrainer(ResumingTrainer):
         with self._one_run(lambda: _SAME_COMMAND, datamodule):
             return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
 
+    @checked
     def sweep(
         self,
         model: LightningModule,

@@ -1,7 +1,11 @@
-"""Public classes and functions with wrong arguments: `InputError`, or what a call itself says."""
+"""Public classes and functions with wrong arguments: `InputError`, or what a call itself says.
+
+The metrics have tests of their own.
+"""
 
 import importlib
 import inspect
+import json
 import math
 import traceback
 from collections.abc import Callable
@@ -14,12 +18,16 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from prunelit import InputError, prune
+from prunelit import InputError, PruneTrainer, prune
 from prunelit.pruners import Magnitude, Pruner
 from prunelit.schedule import Schedule
 from prunelit.sparsity import Sparsity, Unstructured
 from prunelit.tasks import Task
+from prunelit.tasks.formats.base import read_examples, read_questions
 from prunelit.tasks.judges import Judge
+from prunelit.tasks.questions import Question
+
+from ..contracts.walk import formats
 
 ROOMS = ["", "allocation", "callbacks", "data", "pruners", "pruning", "schedule", "sparsity"]
 ROOMS += ["tasks", "tasks.judges"]
@@ -144,3 +152,37 @@ def test_wrong_arguments(
                     f"{argument}={wrong!r:.30}: {type(error).__name__} {error} {place}"
                 )
     assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("format", formats(), ids=lambda format: format.__name__)
+def test_rows_of_another_form(format: Any, tmp_path: Path) -> None:
+    random, path = Random(format.__name__), tmp_path / "rows.jsonl"
+    plain = [value for value in WRONG if isinstance(value, str | float | int | list | dict | None)]
+    values = [*plain, "A", "text #### 5", ["a", "b"], {"text": ["a", "b"], "label": ["A", "B"]}]
+    questions = inspect.signature(format).return_annotation is Question
+    read = read_questions if questions else read_examples
+    for _ in range(20):
+        row = {column: random.choice(values) for column in format.columns}
+        path.write_text(json.dumps(row) + "\n")
+        try:
+            (one,) = read(str(path), "train", format=format)
+        except InputError:
+            continue
+        assert isinstance(one.context, str)
+        assert isinstance(one.target, str)
+
+
+@pytest.mark.parametrize("run", ["fit", "validate", "sweep"])
+def test_runs_of_something_else(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = PruneTrainer(accelerator="cpu", max_epochs=0, logger=False)
+    arguments: dict[str, Any] = {"model": None, "datamodule": None, "ckpt_path": None}
+    arguments |= {"variants": {}} if run == "sweep" else {}
+    for name in arguments.keys() & inspect.signature(getattr(trainer, run)).parameters.keys():
+        for wrong in WRONG:
+            if wrong is None and name != "model":
+                continue
+            given = {"model": torch.nn.Linear(1, 1), **({"variants": {}} if run == "sweep" else {})}
+            with pytest.raises(InputError):
+                getattr(trainer, run)(**{**given, name: wrong})
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError
@@ -76,11 +77,21 @@ def pair(
     return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
 
 
-@pytest.mark.parametrize("centre", [True, False])
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize(
+    ("pooling", "centre", "ends"),
+    [
+        *(("last", True, False), ("last", False, False), ("mean", True, False)),
+        *(("mean", False, False), ("last", True, True)),
+    ],
+)
 def test_metrics_are_those_of_brute_force_ranks(
-    material: Path, pair: ModelPair, pooling: str, centre: bool
+    material: Path, pair: ModelPair, pooling: str, centre: bool, ends: bool
 ) -> None:
+    if ends:  # the state of the token that ends each text is read, beside padding of the same id
+        pair.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="$A <end>", special_tokens=[("<end>", 0)]
+        )
+        assert pair.tokenizer("a")["input_ids"][-1] == pair.tokenizer.pad_token_id == 0
     values, _ = measure(material, pair, pooling=pooling, centre=centre, batch_size=5)
     lines = (material / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
