@@ -286,7 +286,13 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def run(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["prunelit", *arguments])
         monkeypatch.setattr(sys, "path", sys.path.copy())
-        prunelit.__main__.main()
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        try:
+            prunelit.__main__.main()
+        finally:  # a command that was stopped ignores further signals
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     return run
 

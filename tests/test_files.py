@@ -17,6 +17,7 @@ from prunelit.files import (
     check_folder,
     check_replaceable,
     check_space,
+    explain_full,
     is_replaceable,
     make_folder,
     only_writer,
@@ -279,3 +280,12 @@ def test_a_full_disk_is_named_with_the_space_it_needs(
     with pytest.raises(InputError, match=r"no room to write '.*pruned': 1\.0 MB are needed and \d"):
         write()
     assert not names(tmp_path)
+
+
+def test_a_full_disk_is_told_of_the_file_and_not_of_the_run(tmp_path: Path) -> None:
+    def write() -> None:
+        with explain_full(tmp_path / "run"), replace_file(tmp_path / "run" / "a", size=2000):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match=r"no room to write '.*run/a': 2\.0 kB are needed and \d"):
+        write()

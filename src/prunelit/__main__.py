@@ -35,7 +35,7 @@ def main() -> None:
         _check(arguments)
         from prunelit.core.signals import Stopped, stop_on_signals
 
-        with stop_on_signals():  # from here on, since loading torch takes seconds
+        with stop_on_signals(last=True):  # from here on, since loading torch takes seconds
             try:
                 from prunelit.cli import main as run
 

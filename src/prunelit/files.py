@@ -318,7 +318,7 @@ def explain_full(path: str | Path, size: int | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_full(error):
+        if isinstance(error, InputError) or not is_full(error):  # it may be explained inside
             raise
         free = shutil.disk_usage(_existing(path)).free
         needs = f"{readable(size)} are needed" if size else "more is needed"

@@ -31,6 +31,18 @@ def test_the_status_is_128_plus_the_number(name: str) -> None:
     assert signal.getsignal(signal.Signals[name]) == before
 
 
+def test_a_signal_while_the_process_ends_changes_nothing() -> None:
+    before = {name: signal.getsignal(signal.Signals[name]) for name in NAMES}
+    try:
+        with pytest.raises(Stopped, match="130"), stop_on_signals(last=True):
+            send("SIGINT")
+        for name in NAMES:
+            send(name)
+    finally:
+        for name, handler in before.items():
+            signal.signal(signal.Signals[name], handler)
+
+
 def test_work_in_progress_ends_first(capfd: pytest.CaptureFixture[str]) -> None:
     with stop_on_signals():
         finish_first("A moment.")

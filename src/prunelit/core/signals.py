@@ -83,11 +83,14 @@ class _Request:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
+def stop_on_signals(*, last: bool = False) -> Iterator[None]:
     """Raise `Stopped` in the block when a signal comes; inside `finish_first` only set `requested`.
 
     A second signal, later than a second after the first, always raises. An ignored signal, such as
     SIGHUP under `nohup`, stays ignored. Nested blocks and other threads change nothing.
+
+    Args:
+        last: the process ends after the block, so signals that come after `Stopped` are ignored.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or _Request.process == os.getpid():
@@ -100,6 +103,10 @@ def stop_on_signals() -> Iterator[None]:
     _Request.process = os.getpid()
     try:
         yield
+    except Stopped:
+        if last:
+            before = dict.fromkeys(before, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
