@@ -85,11 +85,12 @@ def hub(server: Hub) -> Iterator[Hub]:
 def ask(child: subprocess.Popen[str], tmp_path: Path) -> Ask:
     """`ask("model", "org/name", offline=True)` runs a function of `child.py` in a process.
 
-    The processes of one test share a cache, which is empty at first.
+    The processes of one test share a cache, which is empty at first. With `offline="datasets"` the
+    library `datasets` alone does not ask the hub, as HF_DATASETS_OFFLINE has it.
     """
 
     def run(
-        call: str, *arguments: Any, offline: bool = False, token: str = "", **options: Any
+        call: str, *arguments: Any, offline: bool | str = False, token: str = "", **options: Any
     ) -> Outcome:
         case = {"call": call, "arguments": arguments, "options": options}
         case |= {"folder": str(tmp_path), "offline": offline, "token": token}

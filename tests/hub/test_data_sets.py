@@ -115,6 +115,14 @@ def test_offline_with_an_empty_cache(ask: Ask, hub: Hub) -> None:
     assert hub.asked == []
 
 
+def test_the_variable_of_datasets_alone(ask: Ask, hub: Hub, commits: dict[str, str]) -> None:
+    sentence = refused(ask, "tiny/words", offline="datasets")
+    assert "HF_DATASETS_OFFLINE is set, and it is not in the cache; unset it for one" in sentence
+    assert sentence.endswith("or name a local file.")
+    words(ask, "tiny/words")
+    assert words(ask, "tiny/words", offline="datasets") == ["new", "newer"]
+
+
 def test_a_cut_connection_loses_nothing(ask: Ask, hub: Hub, commits: dict[str, str]) -> None:
     hub.cut = ".parquet"
     sentence = refused(ask, "tiny/words")

@@ -132,7 +132,7 @@ def _no_class(path: str, reason: str, name: str) -> str:
         return f"Expected {name} as the path of a class but got {path!r}: near: {', '.join(near)}."
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", reason):
         module = importlib.import_module(found[1])
-        near = near_names(found[2], _members(module))
+        near = near_names(found[2], _members(module, found[2]))
         return (
             f"The class {path!r}, given for {name}, does not exist: {found[1]} has no "
             f"{found[2]!r}; near names: {near}."
@@ -152,9 +152,11 @@ def _classes() -> list[str]:
     ]
 
 
-def _members(module: ModuleType) -> list[str]:
-    own = [one.name for one in pkgutil.iter_modules(getattr(module, "__path__", ()))]
-    return [*getattr(module, "__all__", [n for n in dir(module) if n[0] != "_"]), *own]
+def _members(module: ModuleType, like: str) -> list[str]:
+    """Return the names in a module: the modules in it, or what it exports, as `like` is written."""
+    if like.islower() and hasattr(module, "__path__"):
+        return [one.name for one in pkgutil.iter_modules(module.__path__)]
+    return getattr(module, "__all__", None) or [name for name in dir(module) if name[0] != "_"]
 
 
 def _short(owner: str | None) -> str | None:

@@ -94,7 +94,7 @@ def load_collection(
         if not folder.is_dir():
             raise InputError(
                 f"Expected a folder with corpus, queries and qrels, or a data set on the hub, but "
-                f"{path!r} is a file."
+                f"{path!r} is a file: name its folder."
             )
         documents = _texts(str(_find(folder, ["corpus"], _ENDINGS)))
         queries = _texts(str(_find(folder, ["queries"], _ENDINGS)))

@@ -1,10 +1,12 @@
 """Find the commit of a name on the Hugging Face hub, and explain why a name cannot be read."""
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from typing import Literal
 
+from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi, constants, get_token, is_offline_mode
 from huggingface_hub.errors import (
@@ -153,14 +155,27 @@ def _silence(error: BaseException, name: str, kind: Kind, revision: str | None) 
         )
     if isinstance(error, httpx.TransportError) or _SHORT in str(error):
         return f"the connection broke off ({reason}); run again, complete files are kept"
-    if not is_offline_mode() or not isinstance(error, _NOT_THERE):
+    variable = _offline_by(kind)
+    if variable is None or not isinstance(error, _NOT_THERE):
         return None
     at = "" if revision is None else f" at the revision {revision!r}"
-    step = "unset it for one run, which fills the cache"
+    step = "unset it for one run, which fills the cache, or name a local file"
     if kind == "model":
         option = "" if revision is None else f" --revision {revision}"
-        step = f"unset it, or run `hf download {name}{option}` where there is a network"
-    return f"HF_HUB_OFFLINE is set, and it is not in the cache{at}; {step}"
+        step = (
+            f"unset it, run `hf download {name}{option}` where there is a network, or name a local "
+            "folder"
+        )
+    return f"{variable} is set, and it is not in the cache{at}; {step}"
+
+
+def _offline_by(kind: Kind) -> str | None:
+    """Return the variable that keeps the libraries from asking the hub; None if none does."""
+    if is_offline_mode():
+        names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        return next((name for name in names if os.environ.get(name)), names[0])
+    own = kind == "dataset" and datasets_config.HF_HUB_OFFLINE
+    return "HF_DATASETS_OFFLINE" if own else None
 
 
 def _refused(name: str, kind: Kind, revision: str | None) -> str | None:
