@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ActionYesNo, get_loader, set_loader
@@ -33,6 +33,7 @@ from prunelit.core.processes import end_together, misconfiguration
 from prunelit.errors import InputError, check_seed, explain, name_own_code, shorten
 from prunelit.files import is_text, keep_earlier, make_folder, write_text
 from prunelit.recipe import public_path
+from prunelit.report.verdicts import FAILS, KEEP
 from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
@@ -135,6 +136,26 @@ class PruneLitCLI(HookedCLI):
             help="Run the programs that the models write, each in isolation, to judge them.",
         )
         parser.link_arguments("allow_code_execution", "data.allow_code_execution")
+        parser.add_argument(
+            "--keep",
+            type=float | dict[str, float] | str,
+            default=KEEP,
+            help="Share of the dense model's lead over chance that must remain; by the name of a "
+            "task or use: `generation=0.9,default=0.95`.",
+        )
+        parser.add_argument(
+            "--margin",
+            type=dict[str, float] | str | None,
+            default=None,
+            help="Highest loss of a score in place of the share, by the name of a task or use: "
+            "`answers=0.05`.",
+        )
+        parser.add_argument(
+            "--fail_on",
+            type=Literal["loses", "cannot_tell"] | None,
+            default=None,
+            help="Exit with status 3 if a use `loses`, or if it does not keep (`cannot_tell`).",
+        )
 
     def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
         """Add the group `pruning`; a sweep has the option `variants` instead."""
@@ -159,11 +180,15 @@ class PruneLitCLI(HookedCLI):
             if cause is not None and not isinstance(cause, ValueError) and name_own_code(cause):
                 raise
             raise InputError(" ".join(str(_innermost(error)).split())) from error
+        self._results.check(self.datamodule)
 
     def run_subcommand(self, run: Callable[[], None]) -> None:
         """Run the subcommand; if one process fails, all of them end."""
         with end_together(self.trainer):
             run()
+        fails = FAILS.get(self.setting("fail_on"), ())
+        if self.trainer.is_global_zero and any(word in fails for word in self._results.words):
+            sys.exit(3)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the callbacks that every run has."""
@@ -172,7 +197,8 @@ class PruneLitCLI(HookedCLI):
         config = {**self.setting("trainer", default={}), **kwargs}
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TaskProgressBar())
-        callbacks.append(Results())  # last, to print when the progress bar is gone
+        self._results = Results(self.setting("keep", KEEP), self.setting("margin"))
+        callbacks.append(self._results)  # last, to print when the progress bar is gone
         if config.get("max_epochs") != 0 and config.get("enable_checkpointing") is not False:
             given = config.get("callbacks") or []
             given = [*(given if isinstance(given, list) else [given]), *callbacks]

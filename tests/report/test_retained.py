@@ -8,14 +8,22 @@ import pytest
 from rich.table import Table
 
 from prunelit.report.results import Result
-from prunelit.report.retained import headline_picture, headline_table, retained_cells
+from prunelit.report.retained import headline_picture, headline_table, verdict_cells
+from prunelit.report.verdicts import Verdict, Word
 
 
 def texts(table: Table) -> list[list[str]]:
     return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
 
 
-def row(task: str, use: str, value: float = 0.5, **details: object) -> Result:
+def row(
+    task: str,
+    use: str,
+    value: float = 0.5,
+    bounds: tuple[float, float] = (0.4, 0.6),
+    word: Word = "loses",
+    **details: object,
+) -> Verdict:
     own = {
         "path": "org/facts",
         "split": "test",
@@ -24,9 +32,11 @@ def row(task: str, use: str, value: float = 0.5, **details: object) -> Result:
         "dense": 0.8,
         "pruned": 0.4,
         "chance": 0.25,
-        "interval_95": [0.4, 0.6],
     }
-    return Result(task, "retained", "pair", value, 0.05, 40, own | details)
+    result = Result(task, "retained", "pair", value, 0.05, 40, own | details)
+    return Verdict(
+        result, word, 0.95, absolute=False, value=value, low=bounds[0], high=bounds[1], level=0.05
+    )
 
 
 def test_one_line_a_data_set_and_one_column_a_use() -> None:
@@ -34,9 +44,8 @@ def test_one_line_a_data_set_and_one_column_a_use() -> None:
         row("a", "multiple choice", 0.7),
         row("b", "generation", 0.18, primary="contains"),
         row("c", "retrieval", 0.63, path="rows.jsonl"),
-        Result("c", "mrr", "dense", 0.6, 0.1, 40, {"path": "rows.jsonl"}),
     ]
-    found = retained_cells(rows)
+    found = verdict_cells(rows)
     assert list(found) == ["facts", "rows.jsonl"]
     table = headline_table(found)
     assert [c.header for c in table.columns] == [
@@ -45,9 +54,9 @@ def test_one_line_a_data_set_and_one_column_a_use() -> None:
     first, second = texts(table)
     assert first == [
         "facts",
-        "0.70 [0.40, 0.60]\nacc 0.800 → 0.400, n=40",
+        "0.70 [0.40, 0.60]: loses\nacc 0.800 → 0.400, n=40, margin 0.95",
         "",
-        "0.18 [0.40, 0.60]\ncontains 0.800 → 0.400, n=40",
+        "0.18 [0.40, 0.60]: loses\ncontains 0.800 → 0.400, n=40, margin 0.95",
     ]
     assert second[:2] == ["rows.jsonl", ""]
     assert second[2].startswith("0.63")
@@ -59,18 +68,20 @@ def test_parts_of_a_data_set_are_told_apart() -> None:
         row("b", "retrieval", split="test"),
         row("c", "retrieval", subset="ARC-Easy"),
     ]
-    assert list(retained_cells(rows)) == ["facts, train", "facts, test", "facts ARC-Easy"]
+    assert list(verdict_cells(rows)) == ["facts, train", "facts, test", "facts ARC-Easy"]
 
 
 def test_no_data_set_is_lost_by_its_name() -> None:
+    nine = row("c", "retrieval", path="two/rows.jsonl")
+    nine = replace(nine, result=replace(nine.result, n=9))
     rows = [
         row("a", "retrieval", path="one/rows.jsonl"),
         row("b", "retrieval", path="two/rows.jsonl"),
-        replace(row("c", "retrieval", path="two/rows.jsonl"), n=9),
+        nine,
         row("d", "retrieval", path="x a", subset="b"),
         row("e", "retrieval", path="x", subset="a b"),
     ]
-    assert list(retained_cells(rows)) == [
+    assert list(verdict_cells(rows)) == [
         "one/rows.jsonl, test, 40 items",
         "two/rows.jsonl, test, 40 items",
         "rows.jsonl, test, 9 items",
@@ -79,26 +90,20 @@ def test_no_data_set_is_lost_by_its_name() -> None:
     ]
 
 
-def test_no_interval_and_no_lead_are_said() -> None:
-    single = row("a", "multiple choice", interval_95=None, no_error_bar="a single item")
+def test_no_lead_and_the_next_step_are_said() -> None:
+    nothing = (math.nan, math.nan)
     rows = [
-        replace(single, n=1),
-        replace(row("a", "retrieval", 1.0, interval_95=None, no_error_bar="no clear lead"), n=1),
+        row("a", "retrieval", 1.0, nothing, "no lead", no_error_bar="not above chance"),
+        replace(row("b", "multiple choice", 0.9, (0.8, 1.0), "cannot tell"), needed=640),
     ]
-    rows[1] = replace(rows[1], n=40, details={**rows[1].details, "path": "b"})
-    rows.append(row("a", "generation", math.nan, path="b", interval_95=None, no_error_bar="none"))
-    (_, choice, *_), (_, _, retrieval, generation) = texts(headline_table(retained_cells(rows)))
-    assert choice == "0.50\nacc 0.800 → 0.400, n=1\nno interval: a single item"
-    # A share of a lead that may be none is no number.
-    assert retrieval == "—\nacc 0.800 → 0.400, n=40\nno clear lead"
-    assert generation == "—\nacc 0.800 → 0.400, n=40\nnone"
-    picture = headline_picture(retained_cells(rows))
-    assert [math.isnan(low) for low in picture.numbers["low"]] == [True] * 3
-    heights = [bar.get_height() for bar in picture.figure.axes[0].patches]
-    assert heights[0] == 0.5
-    assert all(map(math.isnan, heights[1:]))
-    labels = [text.get_text() for text in picture.figure.axes[0].texts]
-    assert [label.startswith("no lead over chance\n") for label in labels] == [False, True, True]
+    table = headline_table(verdict_cells(rows))
+    ((_, choice, retrieval),) = texts(table)
+    assert retrieval == "—\nacc 0.800 → 0.400, n=40\nnot above chance"
+    assert choice.startswith("0.90 [0.80, 1.00]: cannot tell\n")
+    assert choice.endswith("\nabout 640 items would decide")
+    picture = headline_picture(verdict_cells(rows))
+    assert [math.isnan(low) for low in picture.numbers["low"]] == [False, True]
+    assert picture.numbers["verdict"] == ["cannot tell", "no lead"]
 
 
 @pytest.mark.parametrize(
@@ -111,17 +116,17 @@ def test_no_interval_and_no_lead_are_said() -> None:
 )
 def test_the_caption_speaks_of_what_is_shown(answers: list[str | None], caption: str) -> None:
     rows = [row("a", "generation", answers=kind) for kind in answers]
-    found = headline_table(retained_cells(rows)).caption
-    assert found == f"second line: metric, dense → pruned, items{caption}"
+    found = str(headline_table(verdict_cells(rows)).caption)
+    assert found.endswith(f"the upper bound is below it{caption}")
 
 
 def test_the_figure_has_a_bar_a_reading_with_its_interval() -> None:
     rows = [
         row("a", "multiple choice", 0.7),
-        row("b", "generation", -0.1, interval_95=[-0.2, 0.1]),
-        row("c", "retrieval", 1.1, path="rows.jsonl", interval_95=[0.9, 1.3]),
+        row("b", "generation", -0.1, bounds=(-0.2, 0.1)),
+        row("c", "retrieval", 1.1, path="rows.jsonl", bounds=(0.9, 1.3)),
     ]
-    picture = headline_picture(retained_cells(rows))
+    picture = headline_picture(verdict_cells(rows))
     axes = picture.figure.axes[0]
     assert [bar.get_height() for bar in axes.patches] == [0.7, -0.1, 1.1]
     # A bar has the name of its task, as in all other figures.

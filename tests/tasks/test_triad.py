@@ -98,6 +98,7 @@ def test_the_headline_is_the_last_thing_printed(
     assert [row.details["use"] for row in rows] == [*("multiple choice", "retrieval", "generation")]
     assert {row.n for row in rows} == {7}
     assert (path.parent / "figures" / "retained.png").read_bytes().startswith(b"\x89PNG")
-    last = done.stdout.rindex("Retained score")
+    last = done.stdout.rindex("Verdicts: share of")
     assert "Dense against pruned" not in done.stdout[last:]
     assert "questions.jsonl" in done.stdout[last:]
+    assert done.stdout.rstrip().splitlines()[-1].endswith(").")

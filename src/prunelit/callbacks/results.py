@@ -6,7 +6,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.saving import save_hparams_to_yaml
@@ -21,6 +21,7 @@ from prunelit.callbacks.tensorboard import (
     write_pictures,
     write_texts,
 )
+from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import first_line
 from prunelit.files import keep_earlier, write_text
@@ -30,25 +31,44 @@ from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
 from prunelit.report.results import Result, format_results, scalar_name, write_results
-from prunelit.report.retained import headline_picture, headline_table, retained_cells
+from prunelit.report.retained import headline_picture, headline_table, verdict_cells
 from prunelit.report.tables import class_rows, class_tables, results_table, show
 from prunelit.report.task_report import TaskReport
+from prunelit.report.verdicts import (
+    KEEP,
+    Margins,
+    Verdict,
+    Word,
+    decide,
+    format_verdicts,
+    score_rows,
+    use_sentences,
+    use_words,
+)
+from prunelit.tasks.retention import Use
 
-RESULTS = "results.jsonl"
+RESULTS, SCORES, VERDICTS = "results.jsonl", "scores.parquet", "verdicts.json"
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
-OUTCOME = (RESULTS, "items", "figures", "hparams.yaml")
+OUTCOME = (RESULTS, SCORES, VERDICTS, "items", "figures", "hparams.yaml")
 
 
 class Results(Callback):
     """Print and save the results of a validation: dense, pruned and their difference.
 
-    The last printed table says how much of each score is left. The command line adds this callback
-    to every run.
+    The last printed lines are the verdicts: for each use of the model, whether the pruned model
+    keeps enough of it. The command line adds this callback to every run.
 
     `results.jsonl` is in the logger's folder, or in `trainer.default_root_dir` if there is no
     logger. Other results that are there are moved to `earlier_N` with their items, figures and
     `hparams.yaml`. The folder `figures/` beside it
     has each figure as PNG and its numbers as CSV; the curves of a task are in `<task>_curves.csv`.
+    `verdicts.json` has the verdicts, `scores.parquet` the main score of each item, from which they
+    follow.
+
+    Args:
+        keep: share of the dense model's lead over chance that must remain, for all tasks or by the
+            name of a task or use, see `prunelit.report.verdicts.Margins`.
+        margin: highest loss of a score in its own unit, by the name of a task or use.
 
     Example:
         >>> from prunelit import PruneTrainer
@@ -59,14 +79,37 @@ class Results(Callback):
         {}
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        keep: float | dict[str, float] | str = KEEP,
+        margin: dict[str, float] | str | None = None,
+    ) -> None:
+        self.margins = Margins(keep, margin)
+        self.verdicts: list[Verdict] = []  # of the last validation; empty on other ranks than 0
+        self.words: list[Word] = []  # of each use, of all validations
         self.folder: Path | None = None  # for the files; None is the folder in the docstring
-        self.brief = False  # True prints only the last table, as a sweep needs
+        self.brief = False  # True prints only the verdicts, as a sweep needs
         self.kept: Path | None = None  # folder `earlier_N` of other results, of the last validation
         self.curves: dict[str, list[Curve]] = {}  # by the task's name; empty on other ranks than 0
         self._tables: list[Table] = []  # to print
         self._into = Path()
         self._written: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse margins of tasks that the run does not have."""
+        if isinstance(data := trainer.datamodule, PruneData):  # type: ignore[attr-defined]
+            self.check(data)
+
+    def check(self, data: PruneData) -> None:
+        """Refuse margins of tasks that the data does not have.
+
+        Args:
+            data: of the run.
+
+        Raises:
+            InputError: naming the option and similar names.
+        """
+        self.margins.check([*data.tasks, *get_args(Use)])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder; on every rank, as Lightning shares the logger's folder between them."""
@@ -88,7 +131,18 @@ class Results(Callback):
             return
         callback = next((c for c in trainer.callbacks if isinstance(c, Pruning)), None)  # type: ignore[attr-defined]
         pruning = callback.report if callback else None
+        scored = [
+            (result, report.scores)
+            for report in reports.values()
+            for result in report.results
+            if report.scores is not None and result.metric == "retained"
+        ]
+        self.verdicts = decide(scored, self.margins)
+        self.words += use_words(self.verdicts).values()
         self._write_results(pl_module.results, callback)
+        if scored:
+            write_items(score_rows(scored), folder / SCORES)
+            write_text(folder / VERDICTS, format_verdicts(self.verdicts))
         if evaluation.failed:
             rank_zero_info(f"Results of the other tasks: {folder / RESULTS}")
         for name, report in reports.items():
@@ -123,8 +177,9 @@ class Results(Callback):
             if isinstance(logger, TensorBoardLogger):
                 rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
         assert isinstance(pl_module, PairedLM)
-        if cells := retained_cells(pl_module.results):
-            show(headline_table(cells))
+        if self.verdicts:
+            show(headline_table(verdict_cells(self.verdicts)))
+            print(*use_sentences(self.verdicts), sep="\n")
         self._written = None
 
     def _write_results(self, results: Sequence[Result], callback: Pruning | None) -> None:
@@ -148,8 +203,8 @@ class Results(Callback):
         pruning: dict[str, Any] | None,
     ) -> dict[str, Picture]:
         pictures = {"scores": Picture(scores_figure(results), scores_numbers(results))}
-        if cells := retained_cells(results):
-            pictures["retained"] = headline_picture(cells)
+        if self.verdicts:
+            pictures["retained"] = headline_picture(verdict_cells(self.verdicts))
         if pruning is not None:
             pictures["sparsity"] = Picture(sparsity_figure(pruning), sparsity_numbers(pruning))
         for task, report in reports.items():

@@ -6,25 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunelit.arguments import checked
-from prunelit.errors import InputError, check_seed
+from prunelit.errors import InputError
 from prunelit.metrics.checks import check_vectors
-
-RESAMPLES = 2000
-_CHUNK = 100  # resamples at a time
-_TAIL = 0.025
+from prunelit.report.score_test import LEVEL, PairedScores, ScoreTest, critical_value
 
 
 @dataclass(frozen=True)
 class Retained:
-    """A ratio of leads over chance and its 95% interval.
+    """A ratio of leads over chance and its bounds.
 
     Args:
         value: (pruned - chance) / (dense - chance); 1 means nothing lost, 0 means chance. NaN if
             the dense model is not above chance.
-        low: lower end of the interval. NaN if the dense model is not significantly above chance.
-        high: upper end; NaN likewise.
-        standard_error: standard deviation of the value over the resamples; NaN likewise.
-        reason: why there is no interval; None if there is one.
+        low: lower one-sided 95% bound; minus infinity if there is none. NaN if the dense model is
+            not significantly above chance.
+        high: upper one-sided 95% bound; infinity if there is none. NaN likewise.
+        standard_error: first order (delta method); NaN likewise.
+        reason: why there are no bounds; None if there are.
     """
 
     value: float
@@ -35,26 +33,23 @@ class Retained:
 
 
 @checked
-def estimate_retained(
-    dense: np.ndarray, pruned: np.ndarray, chance: np.ndarray, seed: int = 0
-) -> Retained:
-    """Estimate the retained share of a score, with a percentile bootstrap over items.
+def estimate_retained(dense: np.ndarray, pruned: np.ndarray, chance: np.ndarray) -> Retained:
+    """Estimate the retained share of a score, with the bounds of a score test over items.
 
-    Both models and chance are resampled together, item by item. If the dense model is not above
-    chance in more than 2.5% of the resamples, the ratio has no bound at 95% confidence, and there
-    is no interval.
+    There are no bounds if the dense model is not above chance at the one-sided 95% level: the ratio
+    is then not bounded.
 
     Formula:
         ``(mean(pruned) - mean(chance)) / (mean(dense) - mean(chance))``
 
     Source:
-        Efron 1979, Bootstrap methods: another look at the jackknife.
+        Fieller 1954, Some problems in interval estimation; the variance is that of
+        `prunelit.report.score_test.ScoreTest`.
 
     Args:
-        dense: (n,), score of each item.
-        pruned: (n,), score of each item.
+        dense: (n,), score of each item, in [0, 1].
+        pruned: (n,), score of each item, in [0, 1].
         chance: (n,), expected score of random guessing.
-        seed: seed of the resampling.
 
     Raises:
         InputError: if they are no vectors of one length, hold NaN, or there is no item.
@@ -70,27 +65,28 @@ def estimate_retained(
         True
     """
     check_vectors(dense=dense, pruned=pruned, chance=chance)
-    check_seed("seed", seed)
-    n = len(dense)
-    if not n:
+    if not len(dense):
         raise InputError("Expected the score of at least one item but got none.")
-    lead, own = dense - chance, pruned - chance
+    return retained_share(PairedScores(dense, pruned, chance))
+
+
+def retained_share(scores: PairedScores) -> Retained:
+    """Estimate the retained share from paired scores, see `estimate_retained`.
+
+    Internal: it also takes pseudo-values.
+    """
+    lead, own = scores.dense - scores.floor, scores.pruned - scores.floor
+    n = len(lead)
     value = float(own.mean() / lead.mean()) if lead.mean() > 0 else math.nan
-    rng = np.random.default_rng(seed)
-    parts = []
-    for _ in range(RESAMPLES // _CHUNK):
-        chosen = rng.integers(n, size=(_CHUNK, n))
-        parts.append((lead[chosen].mean(1), own[chosen].mean(1)))
-    leads, owns = (np.concatenate(part) for part in zip(*parts, strict=True))
-    reason = None
+    test, reason = ScoreTest(scores), None
     if math.isnan(value):
         reason = "the dense model is not above chance"
     elif n < 2:
         reason = "a single item"
-    elif (leads <= 0).mean() > _TAIL:
+    elif test.lead_z() < critical_value(LEVEL):
         reason = "the dense model is not significantly above chance"
     if reason is not None:
         return Retained(value, math.nan, math.nan, math.nan, reason)
-    ratios = owns[leads > 0] / leads[leads > 0]
-    low, high = np.quantile(ratios, [_TAIL, 1 - _TAIL])
-    return Retained(value, float(low), float(high), float(ratios.std(ddof=1)))
+    low, high = test.share_bounds(keep=1.0)
+    error = float((own - value * lead).std(ddof=1)) / float(lead.mean()) / math.sqrt(n)
+    return Retained(value, low, high, error)

@@ -9,32 +9,37 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from prunelit.report.curves import Picture
-from prunelit.report.results import Result
+from prunelit.report.score_test import LEVEL
+from prunelit.report.verdicts import Verdict
 
 # The colour of each use. Multiple choice and retrieval have the colours of their spaces.
-_COLOURS = {"multiple choice": "#C44E52", "retrieval": "#4C72B0", "generation": "#8172B3"}
+_COLOURS = {
+    "multiple choice": "#C44E52",
+    "retrieval": "#4C72B0",
+    "generation": "#8172B3",
+    "similarity": "#64B5CD",
+}
 
 # The scores that need a word: those of random guessing do not.
 _CHANCES = (("open", "0"), ("fixed", "the share of the most frequent one"))
 
-# The results `retained` by data set and use.
-Cells = dict[str, dict[str, list[Result]]]
+# The verdicts by data set and use.
+Cells = dict[str, dict[str, list[Verdict]]]
 
 
-def retained_cells(results: Sequence[Result]) -> Cells:
-    """Group the results `retained` by data set and use.
+def verdict_cells(verdicts: Sequence[Verdict]) -> Cells:
+    """Group verdicts by data set and use.
 
     Two tasks have the same data set if path, subset, split and number of items are equal.
 
     Args:
-        results: results of a run.
+        verdicts: of the tasks of a run.
     """
-    groups: dict[tuple[str, str | None, str, int], dict[str, list[Result]]] = {}
-    for result in results:
-        if result.metric == "retained":
-            own = result.details
-            key = (own["path"], own.get("subset"), own["split"], result.n)
-            groups.setdefault(key, {}).setdefault(own["use"], []).append(result)
+    groups: dict[tuple[str, str | None, str, int], dict[str, list[Verdict]]] = {}
+    for verdict in verdicts:
+        own = verdict.result.details
+        key = (own["path"], own.get("subset"), own["split"], verdict.result.n)
+        groups.setdefault(key, {}).setdefault(verdict.use, []).append(verdict)
     names = [_names(*key) for key in groups]
     # Of each data set the shortest name that no other one has.
     chosen = [
@@ -58,38 +63,52 @@ def _names(path: str, subset: str | None, split: str, n: int) -> list[str]:
 
 
 def headline_table(cells: Cells) -> Table:
-    """Build the table of retained scores: one line per data set, one column per use.
+    """Build the table of verdicts: one line per data set, one column per use.
 
     Args:
-        cells: see `retained_cells`.
+        cells: see `verdict_cells`.
     """
-    shown = [result for found in cells.values() for rows in found.values() for result in rows]
-    kinds = {result.details.get("answers") for result in shown}
-    chances = [f"chance of {kind} answers: {level}" for kind, level in _CHANCES if kind in kinds]
+    uses = _uses(cells)
     table = Table(
-        title="Retained score: (pruned - chance) / (dense - chance) "
-        "[95% interval, paired bootstrap over items]",
-        caption="; ".join(["second line: metric, dense → pruned, items", *chances]),
+        title="Verdicts: share of the dense model's lead over chance that is kept, "
+        f"[lower, upper bound at {1 - LEVEL:.0%} over all {_count(cells)} tasks]",
+        caption=_caption(cells),
         title_justify="left",
         caption_justify="left",
         show_lines=True,
     )
     table.add_column("data set")
-    for use in _COLOURS:
+    for use in uses:
         table.add_column(use)
     for name, found in cells.items():
-        texts = ["\n".join(map(_cell, found.get(use, []))) for use in _COLOURS]
-        table.add_row(name, *texts)
+        table.add_row(name, *("\n".join(map(_cell, found.get(use, []))) for use in uses))
     return table
 
 
+def _uses(cells: Cells) -> list[str]:
+    return [use for use in _COLOURS if any(use in found for found in cells.values())]
+
+
+def _count(cells: Cells) -> int:
+    return sum(len(own) for found in cells.values() for own in found.values())
+
+
+def _caption(cells: Cells) -> str:
+    """Explain what the table shows, and nothing that it does not show."""
+    parts = ["keeps: the lower bound is at or above the margin; loses: the upper bound is below it"]
+    shown = [one for found in cells.values() for own in found.values() for one in own]
+    kinds = {verdict.result.details.get("answers") for verdict in shown}
+    parts += [f"chance of {kind} answers: {level}" for kind, level in _CHANCES if kind in kinds]
+    return "; ".join(parts)
+
+
 def headline_picture(cells: Cells) -> Picture:
-    """Draw the retained scores: one group of bars per data set, one bar per task."""
+    """Draw the shares kept: one group of bars per data set, one bar per task."""
     numbers: dict[str, list[object]] = {
         key: []
         for key in (
             *("data_set", "use", "task", "metric", "retained", "low", "high"),
-            *("dense", "pruned", "chance", "n"),
+            *("dense", "pruned", "chance", "n", "margin", "verdict"),
         )
     }
     figure = Figure(figsize=(max(7, 2.2 + 2.6 * len(cells)), 4), layout="constrained")
@@ -99,40 +118,38 @@ def headline_picture(cells: Cells) -> Picture:
     most = max([len(_COLOURS), *(sum(map(len, found.values())) for found in cells.values())])
     width = 0.8 / most
     for place, (name, found) in enumerate(cells.items()):
-        bars = [(use, result) for use in _COLOURS for result in found.get(use, [])]
-        for number, (use, result) in enumerate(bars):
-            own = result.details
-            low, high = own["interval_95"] or (math.nan, math.nan)
-            values = (
-                own["primary"],
-                result.value,
-                low,
-                high,
-                own["dense"],
-                own["pruned"],
-                own["chance"],
-            )
-            line = (name, use, result.task, *values, result.n)
+        bars = [(use, verdict) for use in _COLOURS for verdict in found.get(use, [])]
+        for number, (use, verdict) in enumerate(bars):
+            result, own = verdict.result, verdict.result.details
+            ends = (verdict.low, verdict.high) if not verdict.absolute else (math.nan, math.nan)
+            low, high = (end if math.isfinite(end) else math.nan for end in ends)
+            scores = (own["dense"], own["pruned"], own["chance"])
+            values = (own["primary"], result.value, low, high, *scores)
+            line = (name, use, result.task, *values, result.n, verdict.bar(), verdict.word)
             for column, value in zip(numbers.values(), line, strict=True):
                 column.append(value)
             x = place + (number - (len(bars) - 1) / 2) * width
             label = f"{result.task}\n{own['primary']}\n{own['dense']:.2f} → {own['pruned']:.2f}"
-            value = result.value if _has_lead(result) else math.nan
-            ends = np.array([[value - low], [high - value]]).clip(0)
+            whiskers = np.array([[result.value - low], [high - result.value]]).clip(0)
             axes.bar(
                 x,
-                value,
+                np.nan if verdict.word == "no lead" else result.value,
                 width * 0.9,
-                yerr=None if math.isnan(low) else ends,
+                yerr=np.nan_to_num(whiskers),
                 capsize=3,
                 color=_COLOURS[use],
-                alpha=0.4 if math.isnan(low) else 1,
                 label=f"_{use}" if use in shown else use,
             )
             shown.add(use)
-            height = max(0.0, np.nan_to_num(max(value, high if high == high else value)))
+            if not verdict.absolute:
+                sides = [x - width * 0.45, x + width * 0.45]
+                axes.plot(sides, [verdict.margin] * 2, color="black", linewidth=1.2)
+            height = max(0.0, np.nan_to_num(max(result.value, high if high == high else 0)))
+            height = 0.0 if verdict.word == "no lead" else height
             top = max(top, height)
-            text = "no lead over chance" if math.isnan(value) else f"{value:.2f}"
+            text = (
+                verdict.word if verdict.word == "no lead" else f"{result.value:.2f} {verdict.word}"
+            )
             axes.annotate(
                 f"{text}\n{label}",
                 (x, height),
@@ -152,29 +169,22 @@ def headline_picture(cells: Cells) -> Picture:
     axes.spines["bottom"].set_zorder(4)  # above the white box of a label at 0
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
-        "Retained score: (pruned - chance) / (dense - chance)\n(whiskers: 95%, paired bootstrap "
-        "over items; pale: a single item)",
+        "Share of the dense model's lead over chance that is kept\n(whiskers: bounds at "
+        f"{1 - LEVEL:.0%} over all {_count(cells)} tasks; black line: margin)",
         fontsize=10,
     )
     return Picture(figure, numbers)
 
 
-def _heading(name: str, found: dict[str, list[Result]]) -> str:
-    n = next(iter(found.values()))[0].n
+def _heading(name: str, found: dict[str, list[Verdict]]) -> str:
+    n = next(iter(found.values()))[0].result.n
     return f"{name} (n={n})"
 
 
-def _cell(result: Result) -> str:
-    own = result.details
-    scores = f"{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={result.n}"
-    if not _has_lead(result):
-        return f"—\n{scores}\n{own['no_error_bar']}"
-    if (interval := own["interval_95"]) is None:
-        return f"{result.value:.2f}\n{scores}\nno interval: {own['no_error_bar']}"
-    return f"{result.value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]\n{scores}"
-
-
-def _has_lead(result: Result) -> bool:
-    """Return False if the dense model is not clearly above chance: a share of nothing is none."""
-    without = result.details["interval_95"] is None and result.n > 1
-    return not (without or math.isnan(result.value))
+def _cell(verdict: Verdict) -> str:
+    own, n = verdict.result.details, verdict.result.n
+    score = f"{own['primary']} {own['dense']:.3f} → {own['pruned']:.3f}, n={n}"
+    if verdict.word == "no lead":
+        return f"—\n{score}\n{own['no_error_bar']}"
+    text = f"{verdict.interval()}: {verdict.word}\n{score}, margin {verdict.bar()}"
+    return f"{text}\n{more}" if (more := verdict.more_items()) else text

@@ -11,6 +11,7 @@ from prunelit.arguments import checked
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.quantities import find_quantity
 from prunelit.report.results import Result
+from prunelit.report.score_test import PairedScores
 
 
 @checked
@@ -33,6 +34,8 @@ class TaskReport:
         pictures: pairs of a name and a figure with its numbers.
         texts: rows of a text table in TensorBoard, all with the same keys.
         items: rows of a table on disk, one or more for each item, all with the same keys.
+        scores: main score of each item by both models, from which a verdict follows; None if the
+            task has no main score, or a run no dense model.
 
     Example:
         >>> from prunelit.report.results import Result
@@ -52,6 +55,7 @@ class TaskReport:
     pictures: Iterable[tuple[str, Picture]] = ()
     texts: Iterable[dict[str, str]] = ()
     items: Iterable[dict[str, Any]] = ()
+    scores: PairedScores | None = None
 
     def __post_init__(self) -> None:
         self.results = [_explained(result) for result in self.results]

@@ -26,7 +26,7 @@ from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
-from prunelit.tasks.retention import retained_results, score_details
+from prunelit.tasks.retention import paired_scores, retained_results, score_details
 from prunelit.tasks.row_task import RowTask
 
 
@@ -217,9 +217,10 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
                 texts.assign(torch.arange(len(values)), {name: values})
                 results += texts.pair_results(self.name, [name], details)
         columns = {name: metrics[name] for name in metrics.columns()}
-        results += retained_results(self.name, columns, details["chance_ndcg@10"], details)
+        scores = paired_scores(columns, "ndcg@10", details["chance_ndcg@10"])
+        results += retained_results(self.name, scores, details)
         results += metrics.pair_results(self.name, ["rank_correlation", "top10_overlap"], details)
-        return TaskReport(results, items=self._item_rows(ranking))
+        return TaskReport(results, items=self._item_rows(ranking), scores=scores)
 
     def _item_rows(self, ranking: _Ranking) -> Iterator[dict[str, Any]]:
         """One row a query and model: its metrics and the ids of its first ten documents."""

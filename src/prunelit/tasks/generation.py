@@ -22,6 +22,7 @@ from prunelit.models.inference.stop_strings import cut_at_stop
 from prunelit.models.model_pair import ModelPair
 from prunelit.recipe import describe
 from prunelit.report.results import Result
+from prunelit.report.score_test import PairedScores
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.formats.base import read_examples
 from prunelit.tasks.item_table import ItemTable
@@ -32,7 +33,7 @@ from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.text_template import check_template
 from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.questions import Example, Question
-from prunelit.tasks.retention import retained_results, score_details
+from prunelit.tasks.retention import paired_scores, retained_results, score_details
 
 _SHOWN = 100  # prompts in the text table
 
@@ -220,11 +221,15 @@ brother. How many stamps do the three have together?'
         }
 
     def report(self, table: ItemTable) -> TaskReport:
+        results, scores = self._results(table)
         return TaskReport(
-            self._results(table), texts=self._text_rows(table), items=self._item_rows(table)
+            results,
+            texts=self._text_rows(table),
+            items=self._item_rows(table),
+            scores=scores,
         )
 
-    def _results(self, table: ItemTable) -> list[Result]:
+    def _results(self, table: ItemTable) -> tuple[list[Result], PairedScores | None]:
         means = ItemTable(table.size)
         columns = {
             name: table[name].mean(1) for name in table.columns() if not name.endswith("/tokens")
@@ -243,11 +248,12 @@ brother. How many stamps do the three have together?'
             self._count_doubts(table, result)
             for result in means.paired_results(self.name, metrics, details)
         ]
-        chance = self._labels.constant_scores()
-        results += retained_results(self.name, columns, chance, details, self._labels.kind)
+        scores = paired_scores(columns, self.judge.primary, self._labels.constant_scores())
+        results += retained_results(self.name, scores, details, self._labels.kind)
         if self.judge.primary is not None:
             results += self._labels.results(self.name, self.judge.primary, columns, details)
-        return results + means.pair_results(self.name, ["first_divergence", "diverged"], details)
+        results += means.pair_results(self.name, ["first_divergence", "diverged"], details)
+        return results, scores
 
     def _count_doubts(self, table: ItemTable, result: Result) -> Result:
         """Add to the details how many of a model's texts are judged wrong but may be right."""

@@ -26,7 +26,7 @@ from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.prompting.plans import build_plan
 from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.questions import Question, get_group
-from prunelit.tasks.retention import retained_results, score_details
+from prunelit.tasks.retention import paired_scores, retained_results, score_details
 
 Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
 
@@ -222,9 +222,11 @@ class MultipleChoice(QuestionTask):
                 Result(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**own, **counts})
             )
         answers = self._labels.kind if self._labels else None
-        results += retained_results(self.name, values, self._chance(), details, answers)
+        scores = paired_scores(values, self.primary, self._chance())
+        results += retained_results(self.name, scores, details, answers)
         results += self._label_results(values, chosen, details)
-        return TaskReport([*results, *self._group_results(derived, details)])
+        results += self._group_results(derived, details)
+        return TaskReport(results, scores=scores)
 
     def _chance(self) -> Tensor:
         """Return the expected score of the best guess without the question, (n,)."""

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunelit.metrics.retained import RESAMPLES, estimate_retained
+from prunelit.metrics.retained import retained_share
 from prunelit.report.results import Result
+from prunelit.report.score_test import PairedScores
 
 # The uses of a model that tasks measure.
 Use = Literal["multiple choice", "retrieval", "generation", "similarity"]
@@ -24,10 +25,49 @@ def score_details(use: Use, primary: str | None) -> dict[str, Any]:
     return {"use": use, "primary": primary}
 
 
+def paired_scores(
+    columns: Mapping[str, Tensor], metric: str | None, chance: Tensor | float
+) -> PairedScores | None:
+    """Pair the scores of both models, item by item.
+
+    Args:
+        columns: score of each item, (n,), in [0, 1], by `dense/<metric>` and `pruned/<metric>`.
+        metric: the main score of the task.
+        chance: expected score of random guessing, (n,) or one number for all items.
+
+    Returns:
+        The scores; None if the task has no main score or the run has no dense model.
+    """
+    if metric is None or f"dense/{metric}" not in columns:
+        return None
+    dense, pruned = (columns[f"{model}/{metric}"].double() for model in ("dense", "pruned"))
+    floor = torch.as_tensor(chance, dtype=torch.float64).expand(len(dense))
+    return PairedScores(dense.numpy(), pruned.numpy(), floor.numpy())
+
+
+def jackknife_scores(dense: tuple[float, Tensor], pruned: tuple[float, Tensor]) -> PairedScores:
+    """Pair the pseudo-values of a score that is no mean of items. Its floor is 0.
+
+    Formula:
+        ``G value - (G - 1) value_g`` for each of G groups of items
+
+    Source:
+        Tukey 1958, Bias and confidence in not-quite large samples.
+
+    Args:
+        dense: the score of the dense model, and its values without each group, (G,).
+        pruned: the same of the pruned model, with the same groups.
+    """
+    own = [
+        (len(without) * value - (len(without) - 1) * without).double().numpy()
+        for value, without in (dense, pruned)
+    ]
+    return PairedScores(*own, floor=0 * own[0], bounded=False)
+
+
 def retained_results(
     task: str,
-    columns: Mapping[str, Tensor],
-    chance: Tensor | float,
+    scores: PairedScores | None,
     details: dict[str, Any],
     answers: str | None = None,
 ) -> list[Result]:
@@ -35,32 +75,26 @@ def retained_results(
 
     Args:
         task: name of the task.
-        columns: score of each item, (n,), in [0, 1], by `dense/<metric>` and `pruned/<metric>`.
-        chance: expected score of random guessing, (n,) or one number for all items.
+        scores: of both models, see `paired_scores`.
         details: details of the task's other results, including `score_details`.
         answers: `open`, `fixed`, or None for those among which a guess is random.
 
     Returns:
-        One result, with the scores of both models in its details; an empty list if the task has no
-        main score or the run has no dense model.
+        One result, with the scores of both models in its details; an empty list without scores.
     """
-    metric = details["primary"]
-    if metric is None or f"dense/{metric}" not in columns:
+    if scores is None:
         return []
-    dense, pruned = (columns[f"{model}/{metric}"].double() for model in ("dense", "pruned"))
-    level = torch.as_tensor(chance, dtype=torch.float64).expand(len(dense))
-    found = estimate_retained(dense.numpy(), pruned.numpy(), level.numpy())
-    interval = None if math.isnan(found.low) else [found.low, found.high]
-    own = {
-        "score": metric,
-        "dense": dense.mean().item(),
-        "pruned": pruned.mean().item(),
-        "chance": level.mean().item(),
+    found = retained_share(scores)
+    own: dict[str, Any] = {
+        "score": details["primary"],
+        "dense": float(scores.dense.mean()),
+        "pruned": float(scores.pruned.mean()),
+        "chance": float(scores.floor.mean()),
         "answers": answers,
-        "interval_95": interval,
-        "resamples": RESAMPLES,
+        "lower_95": found.low if math.isfinite(found.low) else None,
+        "upper_95": found.high if math.isfinite(found.high) else None,
     }
     if found.reason is not None:
         own["no_error_bar"] = found.reason
     value, error = found.value, found.standard_error
-    return [Result(task, "retained", "pair", value, error, len(dense), {**details, **own})]
+    return [Result(task, "retained", "pair", value, error, len(scores), {**details, **own})]

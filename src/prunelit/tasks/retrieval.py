@@ -18,7 +18,7 @@ from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.labels import Labels
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.question_task import QuestionTask
-from prunelit.tasks.retention import retained_results, score_details
+from prunelit.tasks.retention import paired_scores, retained_results, score_details
 
 _AT_A_TIME = 1 << 22  # document numbers in the lists that are held at a time: 32 MB
 
@@ -130,8 +130,9 @@ class Retrieval(QuestionTask, EmbeddingTask):
         metrics = ["mrr", *(f"recall@{k}" for k in self.recall_at), "ndcg@10"]
         results = values.paired_results(self.name, metrics, details)
         answers = "fixed" if Labels(self._questions) else None
-        retained = retained_results(self.name, columns, self._chance(), details, answers)
-        return TaskReport([*results, *retained])
+        scores = paired_scores(columns, "mrr", self._chance())
+        results += retained_results(self.name, scores, details, answers)
+        return TaskReport(results, scores=scores)
 
     def _chance(self) -> Tensor:
         """Return the expected reciprocal rank without reading the question, (Q,)."""

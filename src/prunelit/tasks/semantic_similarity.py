@@ -21,7 +21,7 @@ from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
-from prunelit.tasks.retention import score_details
+from prunelit.tasks.retention import jackknife_scores, retained_results, score_details
 from prunelit.tasks.row_task import RowTask
 
 
@@ -127,11 +127,13 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
 
     def report(self, table: ItemTable) -> TaskReport:
         details = self.details()
-        found = {
+        found: dict[str, tuple[float, Tensor]] = {
             name: spearman(table[f"{name}/similarity"], self._scores)
             for name in table.models("similarity")
         }
+        scores = None
         if len(found) == 2:
+            scores = jackknife_scores(found["dense"], found["pruned"])
             (dense, without_dense), (pruned, without_pruned) = found["dense"], found["pruned"]
             found["difference"] = pruned - dense, without_pruned - without_dense
         results = []
@@ -141,7 +143,8 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
                 own["no_error_bar"] = "undefined without some of the pairs"
             results.append(Result(self.name, "spearman", name, value, error, table.size, own))
         results += table.pair_results(self.name, ["embedding_cosine"], details)
-        return TaskReport(results)
+        results += retained_results(self.name, scores, details)
+        return TaskReport(results, scores=scores)
 
     def details(self) -> dict[str, Any]:
         """Return the options and hashes that two comparable results have in common."""
