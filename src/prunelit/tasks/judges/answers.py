@@ -13,6 +13,7 @@ from prunelit.recipe import check_own
 from prunelit.tasks.judges.words import (
     drop_points,
     find_numbers,
+    read_initials,
     read_number,
     split_signs,
     split_words,
@@ -189,9 +190,9 @@ def exact_match(answer: str | None, target: str, normalised: Normalise) -> bool:
     if answer is None:
         return False
     answer, target = drop_points(answer, target)
-    if (words := normalised(target)) == "":
+    if not normalised(target):
         return split_signs(answer.strip(), target) == split_signs(target.strip(), target) != []
-    return normalised(answer) == words
+    return any(normalised(a) == normalised(t) for a, t in read_initials(answer, target))
 
 
 def contains(answer: str, target: str) -> bool:
@@ -200,8 +201,8 @@ def contains(answer: str, target: str) -> bool:
     A target without letters and digits would be empty then, so it is searched as it is.
     """
     answer, target = drop_points(answer, target)
-    if not (words := normalise(target)):
+    if not normalise(target):
         signs, wanted = split_signs(answer, target), split_signs(target.strip(), target)
         size = len(wanted)
         return any(signs[n : n + size] == wanted for n in range(len(signs) - size + 1))
-    return f" {words} " in f" {normalise(answer)} "
+    return any(f" {normalise(t)} " in f" {normalise(a)} " for a, t in read_initials(answer, target))

@@ -5,6 +5,7 @@ found as one run, and the run is read or split afterwards.
 """
 
 import unicodedata
+from collections.abc import Iterator
 from fractions import Fraction
 
 import regex
@@ -92,18 +93,22 @@ _POWERS |= dict.fromkeys(("tn", "trillion"), 12)
 _MULTIPLE = regex.compile(
     r"(?<![\w.,/:])(\d++(?:[.,]\d++)*+)"
     r"(?:\ ?((?i:thousand|lakh|million|crore|billion|trillion))s?|([kKM]|[mbt]n"
-    r"|(?<=\p{Sc}\ ?[\d.,]+)B))(?!\w)"
+    r"|(?<=\p{Sc}\ ?[\d.,]+)[bBm]))(?!\w)"
 )
 # The day of a date may have an ending.
 _DAY = regex.compile(
     r"(?i)((?<!\w)(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
     r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?\ \d{1,2})(?:st|nd|rd|th)(?!\w)"
 )
-# Abbreviations: U.S.A., e.g., Ph.D., J. K. Rowling; J K Rowling only before a name. R & D.
+# U.S.A., e.g., Ph.D., J. K. Rowling
 _ABBREVIATION = regex.compile(
-    r"(?<![\w.])(?:\p{Lu}\.(?:\ ?\p{Lu}\.)++(?!\w)|\p{Lu}(?:\ \p{Lu}(?!\w)){1,3}+(?=\ \p{Lu}\p{Ll})"
-    r"|(?:(?:Ph|\p{Lu})(?:\.\p{Lu}(?!\p{Ll}))++|\p{Ll}(?:\.\p{Ll})++)\.?(?!\w))"
-    r"|(?<![\w&])(?:\p{Lu}\ &\ \p{Lu}{1,2}|\p{Lu}{2}\ &\ \p{Lu})(?![\w&])"
+    r"(?<![\w.])(?:[\p{Lu}\p{Ll}]\.(?:\ ?[\p{Lu}\p{Ll}]\.)++(?!\w)"
+    r"|(?:(?i:ph)|[\p{Lu}\p{Ll}])(?:\.[\p{Lu}\p{Ll}](?!\w))++\.?(?!\w))"
+)
+_INITIALS = regex.compile(r"(?<![\w.])[\p{Lu}\p{Ll}](?:\ +[\p{Lu}\p{Ll}](?!\w))++")
+_AND = regex.compile(
+    rf"(?<![\w&])(?:{_LETTER}\ &\ {_LETTER}{{1,2}}|{_LETTER}{{2}}\ &\ {_LETTER})(?![\w&])",
+    regex.VERSION1,
 )
 _ROOT = regex.compile(r"(?:\\?sqrt|\u221a)\s?(?:\{(\d+)\}|\((\d+)\)|(\d+))")
 # Spaces between thousands: before 000, with decimals, with a currency, or more than once.
@@ -125,7 +130,8 @@ def split_words(text: str) -> list[str]:
     """
     words: list[str] = []
     text = _ROOT.sub(lambda found: f"sqrt{found[1] or found[2] or found[3]}", _plain(text))
-    text = _ABBREVIATION.sub(lambda found: regex.sub("[. ]", "", found[0]), text)
+    for pattern in (_ABBREVIATION, _AND):
+        text = pattern.sub(lambda found: regex.sub("[. ]", "", found[0]), text)
     text = _MULTIPLE.sub(_multiply, _DAY.sub(r"\1", text))
     # The capital I with a dot of Turkish becomes an i with a second dot.
     folded = text.casefold().replace("i\u0307", "i")
@@ -175,6 +181,14 @@ def drop_points(answer: str, target: str) -> tuple[str, str]:
     if all(map(_POINTS.search, texts)):
         return texts
     return _POINTS.sub("", texts[0]), _POINTS.sub("", texts[1])
+
+
+def read_initials(answer: str, target: str) -> Iterator[tuple[str, str]]:
+    """Give the texts as they are and, for a target with initials, without points: J K Rowling."""
+    yield answer, target
+    texts = [_ABBREVIATION.sub(lambda f: f[0].replace(".", " "), text) for text in (answer, target)]
+    if _INITIALS.search(texts[1]):
+        yield texts[0], texts[1]
 
 
 def split_signs(text: str, like: str) -> list[str]:
