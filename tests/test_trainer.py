@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from prunelit.callbacks import Pruning
 from prunelit.core.calibration_text import CalibrationText
@@ -84,6 +85,26 @@ def test_the_first_line_of_a_docstring_is_the_help(method: str) -> None:
     text = getattr(PruneTrainer, method).__doc__
     assert text != getattr(Trainer, method).__doc__
     assert text.splitlines()[0].endswith(".")
+
+
+def test_a_refused_run_leaves_no_folder_of_its_logger(
+    run: tuple[PruneTrainer, PairedLM, PruneData], tmp_path: Path
+) -> None:
+    _, module, data = run
+    logger = TensorBoardLogger(tmp_path / "board", name="only")
+    quiet = {"enable_model_summary": False, "enable_progress_bar": False}
+    trainer = PruneTrainer(
+        accelerator="cpu", default_root_dir=tmp_path, logger=logger, max_epochs=0, **quiet
+    )
+    with pytest.raises(InputError, match="does not exist"):
+        trainer.validate(PairedLM("./nowhere"), data)
+    assert not [path for path in (tmp_path / "board").rglob("*") if path.is_file()]
+    trainer.validate(module, data)
+    (events,) = (tmp_path / "board").rglob("events.out.*")
+    assert events.stat().st_size > 88
+    with pytest.raises(InputError, match="does not exist"):
+        trainer.validate(PairedLM("./nowhere"), data)
+    assert events.is_file()
 
 
 def test_a_mistake_in_the_data_shows_before_another_run(

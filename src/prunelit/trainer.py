@@ -9,10 +9,12 @@ Internal: the public name, `PruneTrainer`, is in `prunelit`.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import (
@@ -42,6 +44,7 @@ _SAME_COMMAND = (
     "generation tasks, are used again."
 )
 
+_EVENTS_HEADER = 88  # bytes of a file of TensorBoard without an event
 _VALIDATE = "The pruned model is written: `prunelit validate` with the same options compares it."
 
 
@@ -191,7 +194,7 @@ class PruneTrainer(ResumingTrainer):
             stack.enter_context(only_writer(path))
         for logger in self.loggers if logs else ():
             if (claimed := claim_version(logger)) is not None:
-                stack.callback(_remove_if_empty, claimed)
+                stack.push(partial(_remove_unused, logger, claimed))
             elif logger.log_dir:
                 stack.enter_context(only_writer(logger.log_dir))
         results = [c for c in self.callbacks if isinstance(c, Results)]  # type: ignore[attr-defined]
@@ -220,8 +223,19 @@ class PruneTrainer(ResumingTrainer):
         return "No checkpoint is written yet: start the same command again."
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
+def _remove_unused(logger: Logger, folder: Path, _: Any, error: Any, __: Any) -> None:
+    """Remove an empty folder of a run, and that of a refused run with no more than a header.
+
+    Lightning opens TensorBoard's file before the checks of a run.
+    """
+    if not folder.is_dir():
+        return
+    if isinstance(error, InputError) and isinstance(logger, TensorBoardLogger):
+        logger.experiment.close()  # a later run of this logger opens another file
+        for file in folder.glob("events.out.tfevents.*"):
+            if file.stat().st_size <= _EVENTS_HEADER:
+                file.unlink()
+    if not any(folder.iterdir()):
         folder.rmdir()
 
 
