@@ -213,7 +213,7 @@ def test_places_that_cannot_be_written_are_refused_and_nothing_is_made(tmp_path:
         ("x" * 300, r"File name too long \('\.?x+\.\.\.'\)"),
         ("x" * 250, r"File name too long \('\.x+\.\.\.'\)"),  # of the temporary name
         ("b" * 300 + "/c", r"File name too long \('b+\.\.\.'\)"),
-        ("lat\udcff", r"whose path is UTF-8 text but got '.*\\udcff"),
+        ("lat\udcff", r"a path that is UTF-8 text but got '.*/lat\\udcff'"),
         ("loop/a", r"loop' is a link that leads to itself"),
     ],
 )
@@ -223,7 +223,7 @@ def test_names_that_cannot_be_written_are_refused_and_nothing_is_made(
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for check in (check_replaceable, lambda path: only_writer(path).__enter__()):
         with pytest.raises(InputError, match=reason):
-            check(f"{tmp_path}/{name}/pruned" if name == "lat\udcff" else f"{tmp_path}/{name}")
+            check(f"{tmp_path}/{name}")
     assert names(tmp_path) == ["loop"]
 
 

@@ -184,7 +184,7 @@ def only_writer(path: str | Path) -> Iterator[None]:
     Raises:
         InputError: naming the path.
     """
-    real = real_path(path)
+    real = _text_path(path)
     lock = real / _LOCK if _is_fixed(real) else real.with_name(f".{real.name}.lock")
     check_folder(lock.parent, lock.name)
     created = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
@@ -245,7 +245,7 @@ def check_replaceable(folder: str | Path) -> None:
     Raises:
         InputError: naming the folder.
     """
-    real = real_path(folder)
+    real = _text_path(folder)
     if _is_fixed(real):
         check_folder(real)
     else:
@@ -262,12 +262,7 @@ def check_folder(folder: str | Path, name: str = "trial") -> None:
     Raises:
         InputError: naming the folder.
     """
-    real = real_path(folder)
-    if not is_text(f"{real}{name}"):  # results and tokenizers hold names as text
-        raise InputError(
-            f"Expected a folder whose path is UTF-8 text but got {str(folder)!r}: rename it, or "
-            "choose another one."
-        )
+    real = _text_path(folder)
     place = _existing(real)
     try:
         with tempfile.TemporaryDirectory(dir=place) as trial:
@@ -281,6 +276,17 @@ def check_folder(folder: str | Path, name: str = "trial") -> None:
             f"Nothing can be written into {str(folder)!r}: {error.strerror} ({where!r}). "
             "Choose another folder, or change this one."
         ) from error
+
+
+def _text_path(path: str | Path) -> Path:
+    """Return the real path; refuse one that results and tokenizers cannot hold as text."""
+    real = real_path(path)
+    if not is_text(str(real)):
+        raise InputError(
+            f"Expected a path that is UTF-8 text but got {str(path)!r}: rename the folder, or "
+            "choose another one."
+        )
+    return real
 
 
 def make_folder(folder: str | Path) -> Path:

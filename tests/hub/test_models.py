@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -47,6 +48,17 @@ def test_a_branch_that_moves_is_read_anew(
     pushed = hub.repositories["models", "tiny/llama"].commit(model_files(3.0), "main")
     found = ask("model", "tiny/llama").value
     assert (found["norm"], found["version"]) == (3.0, {"commit": pushed})
+
+
+def test_integers_in_the_place_of_weights(ask: Ask, hub: Hub, model_files: ModelFiles) -> None:
+    files = dict(model_files(1.0))
+    weights = load(files["model.safetensors"])
+    weights["model.norm.weight"] = weights["model.norm.weight"].int()
+    files["model.safetensors"] = save(weights, {"format": "pt"})
+    hub.add("models", "tiny/integers").commit(files, "main")
+    found = ask("model", "tiny/integers")
+    assert found.status == 2
+    assert "'tiny/integers' holds 1 weights of LlamaForCausalLM that are no floating" in found.value
 
 
 def test_a_run_keeps_the_commit_that_it_began_with(
