@@ -487,21 +487,7 @@ def test_numbers_are_numbers(text: str, expected: str) -> None:
         "v1.",
         r"\frac{1}{",
         "= - ",
-        *(
-            "A ",
-            "A. ",
-            "A & ",
-            "a&",
-            "1-1/2",
-            "(1,",
-            "1k",
-            "5%-",
-            "1th",
-            "10**",
-            "a. ",
-            "a.b",
-            "a ",
-        ),
+        *("A ", "A & ", "1-1/2", "(1,", "1k", "10**", "a. ", "a.b"),
     ],
 )
 def test_time_grows_with_the_length_only(text: str) -> None:
