@@ -37,4 +37,5 @@ def test_other_ends_are_as_ever() -> None:
     assert issubclass(kind, map)
     numbers = iter([1, 2, 3])
     assert list(iter_or_call(lambda: next(numbers), 3)) == [1, 2]
+    assert list(iter_or_call(lambda: next(numbers), 9)) == []
     assert list(iter_or_call([1])) == [1]

@@ -12,8 +12,10 @@ class Other:
 
     def __init__(self) -> None:
         self.known = {"limit": 3, "sum": 7}
+        self.asked: list[str] = []
 
     def look_up(self, name: str) -> int:
+        self.asked.append(name)
         return self.known[name]
 
     def ask(self, method: str, _: None, name: str, *values: int) -> None:
@@ -24,10 +26,17 @@ class Other:
 
 
 def test_the_body_of_a_class_uses_names_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(Other(), ["sum"])
+    other = Other()
+    names = Names(other, ["sum"])
     monkeypatch.setattr(builtins, "__build_class__", build_class_with(names))
     exec("class A:\n    x = limit + sum\n    y = max(x, 1)\nz = A.x, A.y", names)
     assert names["z"] == (10, 10)
+    other.asked.clear()
+    exec("class A:\n    def limit(self): return 1\n    x = limit\n    y = str.upper", names)
+    assert "limit" not in other.asked
+    assert "upper" not in other.asked
+    exec("class A:\n    limit = staticmethod(limit)", names)
+    assert other.asked == ["limit"]
     assert "limit" not in list(names)
 
 

@@ -269,6 +269,12 @@ def test_functions_generators_and_contexts(run: Run) -> None:
             def __init__(self, x, next=None): self.x, self.next = x, next
             def __eq__(self, other): return self.x == other.x
         def chain(): return Node([1], Node([2]))
+        from dataclasses import dataclass
+        @dataclass
+        class Pair:
+            x: int
+            y: list
+        def pair(): return Pair(1, [2])
     """
     tests = """
         import copy, inspect, types
@@ -310,6 +316,12 @@ def test_functions_generators_and_contexts(run: Run) -> None:
         node.x.append(2)
         node.x = [3]
         assert same.x == [1] and same != node and type(node) == Node
+        chain().x = 5
+        assert type(node)(4).x == 4
+        from dataclasses import asdict, fields, is_dataclass, replace
+        assert asdict(pair()) == {"x": 1, "y": [2]} and replace(pair(), x=3).x == 3
+        assert [field.name for field in fields(Pair)] == ["x", "y"] and is_dataclass(Pair)
+        assert not is_dataclass(node) and not is_dataclass(Node)
     """
     outcome = run(code, tests)
     assert outcome.finished, outcome.output

@@ -80,6 +80,33 @@ def test_an_error_of_the_program_ends_nothing_without_a_word(
     assert not run(code, tests).finished
 
 
+def test_the_program_makes_no_mock_that_equals_everything(run: Run) -> None:
+    code = """
+        def f(mock, x):
+            kind = type(mock)
+            for number in range(12):
+                try:
+                    reference = kind(mock._peer, number, [])
+                    made = reference(**{"__eq__.return_value": True})
+                except BaseException:
+                    continue
+                if made is not None:
+                    return made
+    """
+    tests = "from unittest.mock import MagicMock\nassert f(MagicMock(return_value=None), 2) == 4"
+    assert not run(code, tests).finished
+
+
+def test_an_exit_of_the_program_is_known_whatever_it_holds(run: Run) -> None:
+    code = """
+        def f():
+            error = SystemExit(0)
+            error.__dict__.update(from_the_other=0, __dict__={})
+            return error
+    """
+    assert not run(code, "raise f()").finished
+
+
 @pytest.mark.parametrize("end", ["return True", "raise ValueError"])
 @pytest.mark.parametrize("named", ["", "C\n"])
 def test_the_program_swallows_no_failed_test(end: str, named: str, run: Run) -> None:

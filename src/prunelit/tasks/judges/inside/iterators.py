@@ -43,5 +43,13 @@ def iter_or_call(*args: Any) -> Any:
 
 
 def _call_until(function: Any, sentinel: Any) -> Any:
-    while (value := function()) != sentinel:
+    while True:
+        try:
+            value = function()
+        except StopIteration as error:
+            if "from_the_other" in vars(error):
+                raise  # which a generator makes an error
+            return
+        if value == sentinel:
+            return
         yield value

@@ -2,7 +2,7 @@
 
 import builtins
 from collections.abc import Callable
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 
@@ -63,6 +63,17 @@ class Main(ModuleType):
         return list(self.names)
 
 
+def _taken(code: CodeType) -> list[str]:
+    """Return the names that a body takes from outside: those that it does not define before."""
+    import dis  # slow, and seldom needed
+
+    first: dict[str, str] = {}
+    for step in dis.get_instructions(code):
+        if step.opname.endswith("_NAME"):
+            first.setdefault(step.argval, step.opname)
+    return [name for name, step in first.items() if step == "LOAD_NAME"]
+
+
 def build_class_with(names: Names) -> Callable[..., Any]:
     """Return what builds a class of the tests.
 
@@ -73,12 +84,11 @@ def build_class_with(names: Names) -> Callable[..., Any]:
 
     def build_class(body: Any, *args: Any, **kwargs: Any) -> Any:
         lent = {}
-        if body.__globals__ is names:
-            for name in body.__code__.co_names:
-                try:
-                    lent[name] = names[name]
-                except KeyError:  # an attribute, a builtin, or a name that the body defines
-                    continue
+        for name in _taken(body.__code__) if body.__globals__ is names else ():
+            try:
+                lent[name] = names[name]
+            except KeyError:  # a builtin, or a name that is missing
+                continue
         own = {*names}
         names.update(lent)
         try:

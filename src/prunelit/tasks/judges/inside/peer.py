@@ -17,7 +17,12 @@ from prunelit.tasks.judges.inside.errors import (
     is_standard,
 )
 from prunelit.tasks.judges.inside.plain import Exchange
-from prunelit.tasks.judges.inside.signatures import describe_signature, make_signature
+from prunelit.tasks.judges.inside.signatures import (
+    describe_fields,
+    describe_signature,
+    make_fields,
+    make_signature,
+)
 
 
 def _special(names: str, *before: str) -> set[str]:
@@ -29,13 +34,14 @@ _ARITHMETIC = _special(
     "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor", "", "r", "i"
 )
 OPERATORS = COMPARISONS | _ARITHMETIC  # with another object
-# Methods that read an object. It learns nothing about the value that a test expects.
+# Methods that read an object, or that change it. It is asked nothing about a value that a test
+# expects.
 READS = _special(
     "call iter next reversed len getitem bool str repr format int float complex index abs round "
-    "trunc floor ceil neg pos invert enter await aiter anext"
+    "trunc floor ceil neg pos invert enter await aiter anext setattr setitem delitem"
 )
 GENERATOR = {"send", "throw", "close"}
-_SPECIAL = OPERATORS | READS | GENERATOR | _special("contains setitem delitem exit hash get")
+_SPECIAL = OPERATORS | READS | GENERATOR | _special("contains exit hash get")
 # Classes that an object may say that it is of, since a test asks for them.
 _CLASSES = {kind.__name__: kind for kind in (FunctionType, GeneratorType)}
 
@@ -44,6 +50,12 @@ class Reference:
     """An object of the other interpreter. A subclass has the special methods of the object."""
 
     __slots__ = ("_classes", "_number", "_peer")
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], Peer):
+            return super().__new__(cls)
+        # A test makes another object of this class, as in `type(x)(1)`.
+        return vars(cls)["_home"].ask("__call__", cls, *args, **kwargs)
 
     def __init__(self, peer: "Peer", number: int, classes: list[int]) -> None:
         for name, value in (("_peer", peer), ("_number", number), ("_classes", {*classes, number})):
@@ -134,6 +146,8 @@ class Peer:
                 return getattr(target, *args)
             case "signature":
                 return describe_signature(target)
+            case "fields":
+                return describe_fields(target)
             case "copy" | "deepcopy":
                 return getattr(copy, method)(target)
         return getattr(type(target), method)(target, *args, **kwargs)
@@ -220,6 +234,8 @@ class Peer:
         """Return an attribute of the object."""
         if name == "__signature__":
             return make_signature(*self.ask("signature", reference))
+        if name == "__dataclass_fields__":
+            return make_fields(self.ask("fields", reference))
         return self.ask("__getattr__", reference, name)
 
     def use(self, reference: Reference, method: str, args: Any, kwargs: Any) -> Any:
@@ -266,6 +282,8 @@ class Peer:
             {"__get__"} if kind is not FunctionType else set()
         )
         methods = [m for m in sorted(_SPECIAL - left_out) if found.get(m) is not None]
+        if "__dataclass_fields__" in (vars(value) if kind is type else found):
+            methods.append("__dataclass_fields__")
         parents = [self._export(parent) for parent in classes]
         return ["object", self._export(value), kind.__name__, parents, methods]
 
@@ -288,7 +306,10 @@ class Peer:
             case ["error", own, known, args, attributes, cause, origin]:
                 kind = self._error_class(own, known)
                 error = kind.__new__(kind, *unpack(args))
-                fields = {**unpack(attributes), "from_the_other": True}
+                # No `__dict__` or `__class__`, which change more than a field.
+                given = unpack(attributes)
+                names = [name for name in given if name[:2] != "__" or name == "__notes__"]
+                fields = {**{name: given[name] for name in names}, "from_the_other": True}
                 if cause is not None:
                     fields["__cause__"] = unpack(cause)
                 if own:
@@ -310,11 +331,13 @@ class Peer:
         """Return a new reference with the special methods of its object."""
         own = {m: _forward(m) for m in methods if m in _SPECIAL and m != "__await__"}
         own.setdefault("__hash__", object.__hash__)
-        own["__doc__"] = property(lambda reference: self.read(reference, "__doc__"))
+        for name_read in ("__doc__", *({"__dataclass_fields__"} & {*methods})):
+            own[name_read] = property(lambda reference, read=name_read: self.read(reference, read))
         if name in _CLASSES:
             own["__class__"] = property(lambda _: _CLASSES[name])
         base = Waiting if "__await__" in methods else Reference
-        kind = type(name, (base,), {"__slots__": (), "_class": next(iter(parents), None), **own})
+        own |= {"__slots__": (), "_class": next(iter(parents), None), "_home": self}
+        kind = type(name, (base,), own)
         return kind(self, number, parents)
 
     def _error_class(self, own: list[Any], known: list[Any]) -> type[BaseException]:

@@ -1,4 +1,7 @@
-"""Signatures of functions as plain values. `inspect` is read only if a test needs it."""
+"""Signatures of functions and fields of data classes as plain values.
+
+`inspect` and `dataclasses` are slow to read, so this happens only if a test needs them.
+"""
 
 from typing import Any
 
@@ -35,3 +38,21 @@ def make_signature(parameters: list[Any], returns: dict[str, Any]) -> Any:
         [inspect.Parameter(name, kinds[kind], **given) for name, kind, given in parameters],
         **returns,
     )
+
+
+def describe_fields(value: Any) -> list[str]:
+    """Return the names of the fields of a data class, or of its object.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    import dataclasses
+
+    return [one.name for one in dataclasses.fields(value)]
+
+
+def make_fields(names: list[str]) -> dict[str, Any]:
+    """Return the fields of a data class with these names, as `dataclasses` keeps them."""
+    import dataclasses
+
+    return dataclasses.make_dataclass("Fields", names).__dataclass_fields__

@@ -77,8 +77,9 @@ class Tests(Peer):
             raise
 
     def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        if isinstance(target, type) and issubclass(target, type):
-            raise TypeError("a class of the tests is made by the tests")
+        is_class = isinstance(target, type)
+        if is_class and (issubclass(target, type) or target.__module__.startswith("unittest.")):
+            raise TypeError("classes, and mocks that equal everything, are made by the tests")
         if method == "__getattr__" and args[0] in _COPIED | _LEFT_OUT:
             value = getattr(target, args[0])
             if args[0] in _LEFT_OUT or not isinstance(value, str | None):
@@ -96,7 +97,7 @@ class Tests(Peer):
         kind = type(target)
         if method in ("__getattr__", "__setattr__") and args[0].startswith("_"):
             return False
-        if method == "__getattr__":
+        if method in ("__getattr__", "fields"):
             is_own_class = isinstance(target, type) and target.__module__ == "__main__"
             if is_own_class or f"{kind.__module__}.{kind.__qualname__}" in _LENT:
                 return True
