@@ -442,3 +442,12 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / name))
     with pytest.raises(InputError, match=f"{name}' cannot be written: .*PRUNELIT_CACHE"):
         cache_folder()
+
+
+def test_a_cache_whose_name_is_no_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", f"{tmp_path}/lat\udcff")
+    with pytest.raises(InputError, match=r"UTF-8 text but got '.*udcff': set .*PRUNELIT_CACHE"):
+        cache_folder()
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunelit.errors import InputError, first_line
-from prunelit.files import replace_folder
+from prunelit.files import is_text, replace_folder
 from prunelit.models.gguf_header import GGUFHeader
 
 # Part of the cache key. Raise it if the conversion writes other bytes.
@@ -29,6 +29,11 @@ _CHECKSUMS = "checksums.json"
 def cache_folder() -> Path:
     """Return the cache folder: `PRUNELIT_CACHE`, or else the user's cache directory."""
     folder = Path(os.environ.get("PRUNELIT_CACHE") or platformdirs.user_cache_dir("prunelit"))
+    if not is_text(str(folder)):  # tokenizers cannot write there
+        raise InputError(
+            f"Expected a cache whose path is UTF-8 text but got {str(folder)!r}: set the variable "
+            "PRUNELIT_CACHE to another folder."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder):
