@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -359,10 +360,11 @@ def test_changed_file_is_converted_anew(file: Path, tmp_path: Path) -> None:
         lambda data: data.replace(b"qwen2", b"qwenX"),
         lambda data: data.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx"),
         lambda data: data.replace(b"a b", b"zzz"),
+        lambda data: re.sub(rb"(?s)(block_count.{4}).{4}", lambda m: m[1] + b"\3\0\0\x08", data),
     ],
     ids=[
         *("empty", "magic_only", "text", "header_cut", "keys_cut", "weights_cut"),
-        *("version", "architecture", "weight_missing", "merges"),
+        *("version", "architecture", "weight_missing", "merges", "blocks"),
     ],
 )
 def test_damaged_file_is_named_and_leaves_nothing(

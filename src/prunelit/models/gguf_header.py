@@ -42,6 +42,9 @@ class GGUFHeader:
 
     Args:
         path: of the file; it must be one that transformers can read.
+
+    Raises:
+        ValueError: if the file says that it has more blocks than it holds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +58,10 @@ class GGUFHeader:
         self._factors = next(
             (torch.from_numpy(t.data.copy()) for t in reader.tensors if t.name == _FACTORS), None
         )
+        held = {name.split(".")[1] for name in self._sizes if name.startswith("blk.")}
+        blocks = self._values.get(key := f"{self._architecture}.block_count", 0)
+        if blocks > len(held):  # millions would take transformers hours
+            raise ValueError(f"`{key}` is {blocks} but it holds the tensors of {len(held)} blocks.")
 
     def set_positions(self, config: PreTrainedConfig) -> None:
         """Write the rotary positions of the file into the configuration of its model.
