@@ -12,13 +12,13 @@ import functools
 import inspect
 import numbers
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
 import numpy as np
-from torch import nn
 
 from prunelit.errors import InputError
 
@@ -123,7 +123,7 @@ def _fits(value: Any, kind: Any, name: str) -> bool:
         return value is None
     if not isinstance(kind, type) or origin is not None or kind in (object, Any):
         return True
-    if issubclass(kind, nn.Module) and isinstance(value, nn.Module):
+    if _is_module(kind) and _is_module(type(value)):
         return True  # the function refuses another class of module, and says why
     if issubclass(kind, bool):
         return isinstance(value, bool)
@@ -133,6 +133,12 @@ def _fits(value: Any, kind: Any, name: str) -> bool:
     if kind is str and name in _PATHS:
         return isinstance(value, str | os.PathLike)
     return isinstance(value, kind)
+
+
+def _is_module(kind: type) -> bool:
+    """Return True for a class of PyTorch modules. This file is imported without torch too."""
+    nn = sys.modules.get("torch.nn")
+    return nn is not None and issubclass(kind, nn.Module)
 
 
 def _own_refusal(called: Callable[..., Any], bound: inspect.BoundArguments) -> InputError | None:

@@ -335,3 +335,28 @@ def test_fixed_answers_have_the_most_frequent_as_floor(tmp_path: Path, pair: Mod
     scores = {metric: row.details["score"] for (metric, _), row in found.items()}
     assert {scores[name] for name in ("agreement", "mcnemar_p", "retained")} == {"acc_norm"}
     assert {scores[name] for name in ("acc", "brier", "calibration_error")} == {"acc"}
+
+
+def test_items_have_the_answer_of_each_model(material: Path, pair: ModelPair) -> None:
+    task, table = measure(material / "questions.jsonl", pair, 4)
+    report = task.report(table)
+    items = list(report.items)
+    questions = rows_of(material / "questions.jsonl")
+    assert [(row["item"], row["model"]) for row in items] == [
+        (number, model) for number in range(len(questions)) for model in ("dense", "pruned")
+    ]
+    for row in items:
+        question = questions[row["item"]]
+        own = naive_scores(
+            pair.models()[row["model"]], pair.tokenizer, question["context"], question["choices"]
+        )
+        assert row["prompt"] == question["context"]
+        assert row["answer"] == question["choices"][own.index(max(own))]
+        assert row["log_likelihood"] == pytest.approx(max(own), abs=2e-4)
+        assert row["right_acc"] == (row["answer"] == row["target"])
+    for model in ("dense", "pruned"):
+        right = [row["right_acc_norm"] for row in items if row["model"] == model]
+        (mean,) = [
+            one.value for one in report.results if (one.metric, one.model) == ("acc_norm", model)
+        ]
+        assert sum(right) / len(right) == pytest.approx(mean)

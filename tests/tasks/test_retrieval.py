@@ -168,3 +168,23 @@ def test_long_texts_are_cut(material: Path, pair: ModelPair) -> None:
     _, whole = measure(material, pair)
     _, task = measure(material, pair, length=24)
     assert whole.longest > task.longest == 24
+
+
+@torch.no_grad()
+def test_items_have_the_rank_of_the_right_answer(material: Path, pair: ModelPair) -> None:
+    task = Retrieval(str(material / "questions.jsonl"), **TEMPLATES)
+    task.read()
+    size = task.prepare(pair.tokenizer)
+    table = ItemTable(size)
+    for batch in task.batches(size, 0, 1):
+        table.assign(batch["indices"], task.step(pair, batch))
+    items = list(task.report(table).items)
+    lines = (material / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    for name, model in pair.models().items():
+        ranks, _ = brute_force(model, pair.tokenizer, rows, "last", True)
+        own = [row for row in items if row["model"] == name]
+        assert [row["rank"] for row in own] == ranks.tolist()
+        assert [row["prompt"] for row in own] == [row["context"] for row in rows]
+        assert all((row["answer"] == row["target"]) == (row["rank"] == 1) for row in own)
+        assert [row["mrr"] for row in own] == pytest.approx((1 / ranks).tolist())

@@ -1,7 +1,7 @@
 """Multiple choice by log-likelihood of the choices."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -226,7 +226,20 @@ class MultipleChoice(QuestionTask):
         results += retained_results(self.name, scores, details, answers)
         results += self._label_results(values, chosen, details)
         results += self._group_results(derived, details)
-        return TaskReport(results, scores=scores)
+        return TaskReport(results, items=self._item_rows(table, chosen), scores=scores)
+
+    def _item_rows(self, table: ItemTable, chosen: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+        """Yield one row a question and model: the answer that the primary accuracy judges."""
+        for index, question in enumerate(self._questions):
+            for name, indices in chosen.items():
+                answer = int(indices[index])
+                row: dict[str, Any] = {"item": index, "id": str(question.id), "model": name}
+                row |= {"prompt": question.context, "target": question.answer}
+                row["answer"] = question.choices[answer]
+                row["log_likelihood"] = table[f"{name}/log_likelihood"][index, answer].item()
+                for metric in self._accuracies():
+                    row[f"right_{metric}"] = bool(table[f"{name}/{metric}"][index])
+                yield row
 
     def _chance(self) -> Tensor:
         """Return the expected score of the best guess without the question, (n,)."""

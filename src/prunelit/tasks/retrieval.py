@@ -1,6 +1,6 @@
 """Retrieval of the right answer of a question, with the model's own embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -111,8 +111,9 @@ class Retrieval(QuestionTask, EmbeddingTask):
 
     def report(self, table: ItemTable) -> TaskReport:
         columns: dict[str, Tensor] = {}
+        first: dict[str, list[int]] = {}
         for name in table.models("embedding"):
-            values = self._measure(table[f"{name}/embedding"])
+            values, first[name] = self._measure(table[f"{name}/embedding"])
             columns |= {f"{name}/{metric}": value for metric, value in values.items()}
         values = ItemTable(len(self._questions))
         values.assign(torch.arange(values.size), columns)
@@ -132,7 +133,22 @@ class Retrieval(QuestionTask, EmbeddingTask):
         answers = "fixed" if Labels(self._questions) else None
         scores = paired_scores(columns, "mrr", self._chance())
         results += retained_results(self.name, scores, details, answers)
-        return TaskReport(results, scores=scores)
+        return TaskReport(results, items=self._item_rows(columns, first), scores=scores)
+
+    def _item_rows(
+        self, columns: dict[str, Tensor], first: dict[str, list[int]]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield one row a query and model: the first document, and the rank of the right one."""
+        for index, question in enumerate(self._questions):
+            for name, documents in first.items():
+                row: dict[str, Any] = {"item": index, "id": str(question.id), "model": name}
+                row |= {"prompt": question.context, "target": question.answer}
+                row["answer"] = self.documents[documents[index]]
+                row["rank"] = round(1 / columns[f"{name}/mrr"][index].item())
+                for column, values in columns.items():
+                    if column.startswith(f"{name}/"):
+                        row[column.partition("/")[2]] = values[index].item()
+                yield row
 
     def _chance(self) -> Tensor:
         """Return the expected reciprocal rank without reading the question, (Q,)."""
@@ -144,14 +160,14 @@ class Retrieval(QuestionTask, EmbeddingTask):
         mean = sum(1 / rank for rank in range(1, size + 1)) / size
         return torch.full((len(self._questions),), mean, dtype=torch.float64)
 
-    def _measure(self, embeddings: Tensor) -> dict[str, Tensor]:
+    def _measure(self, embeddings: Tensor) -> tuple[dict[str, Tensor], list[int]]:
         """Rank the documents for each query.
 
         Args:
             embeddings: (Q + N, D), of the queries, then of the documents.
 
         Returns:
-            (Q,) float64 for each metric.
+            (Q,) float64 for each metric, and the number of the first document of each query.
         """
         size = len(self.documents)
         queries, documents = embeddings.double().tensor_split([len(self._questions)])
@@ -159,6 +175,7 @@ class Retrieval(QuestionTask, EmbeddingTask):
             queries, documents = queries - queries.mean(0), documents - documents.mean(0)
         depth = max(10, size, *self.recall_at)
         columns: dict[str, list[float]] = {}
+        first: list[int] = []
         for numbers in torch.arange(len(queries)).split(max(1, _AT_A_TIME // size)):
             lists = rank_documents(
                 queries[numbers],
@@ -167,6 +184,7 @@ class Retrieval(QuestionTask, EmbeddingTask):
                 centre=False,  # done above, by the mean of all queries
             )
             for number, ranked in zip(numbers.tolist(), lists.tolist(), strict=True):
+                first.append(ranked[0])
                 grades = {self._relevant[number]: 1}
                 found = list_metrics(
                     ranked, grades, depth=depth, recall_at=self.recall_at, mrr_at=depth
@@ -174,4 +192,5 @@ class Retrieval(QuestionTask, EmbeddingTask):
                 found["mrr"] = found[f"mrr@{depth}"]  # of the whole list
                 for metric, value in found.items():
                     columns.setdefault(metric, []).append(value)
-        return {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+        values = {name: torch.tensor(own, dtype=torch.float64) for name, own in columns.items()}
+        return values, first
