@@ -74,7 +74,7 @@ def test_a_dense_model_without_a_lead_has_no_verdict() -> None:
     assert one.word == "no lead"
     assert math.isnan(one.low)
     assert use_sentences([one]) == [
-        "No verdict on generation (chance: the dense model has no lead over the floor)."
+        "No verdict on generation (the dense model has no lead over the floor)."
     ]
 
 
@@ -106,10 +106,13 @@ def test_a_use_keeps_if_all_keep_and_loses_if_one_loses() -> None:
 
 def test_sentences_have_verdict_numbers_and_next_step() -> None:
     sentences = use_sentences(decide([scored("find", 400, 0, use="retrieval")], Margins(0.9)))
-    assert sentences == ["Keeps retrieval (find: 1.00 [0.99, 1.01] of the lead, margin 0.9)."]
+    assert sentences == ["Keeps retrieval (1.00 [0.99, 1.01] of the lead, margin 0.9)."]
     (near,) = use_sentences(decide([CASES[2]], Margins()))
-    assert near.startswith("Cannot tell generation (near: 0.93 [")
+    assert near.startswith("Cannot tell generation (0.93 [")
     assert near.endswith("items would decide).")
+    (both,) = use_sentences(decide(CASES[:2], Margins()))
+    assert both.startswith("Loses generation (same: 1.00 [")
+    assert "; less: 0.56 [" in both
 
 
 @pytest.mark.parametrize(

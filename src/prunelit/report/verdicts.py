@@ -290,6 +290,8 @@ def use_words(verdicts: Sequence[Verdict]) -> dict[str, Word]:
 def use_sentences(verdicts: Sequence[Verdict]) -> list[str]:
     """Say in words what each use keeps, one sentence a use, the verdict first.
 
+    Tasks are named where a use has several.
+
     Args:
         verdicts: of the tasks of a run.
     """
@@ -301,18 +303,19 @@ def use_sentences(verdicts: Sequence[Verdict]) -> list[str]:
     }
     sentences = []
     for use, word in use_words(verdicts).items():
-        parts = []
-        for verdict in (one for one in verdicts if one.use == use):
-            if verdict.word == "no lead":
-                parts.append(f"{verdict.task}: the dense model has no lead over the floor")
-                continue
-            kind = "change of the score" if verdict.absolute else "of the lead"
-            text = f"{verdict.task}: {verdict.interval()} {kind}, margin {verdict.bar()}"
-            if more := verdict.more_items():
-                text += f", {more}"
-            parts.append(text)
+        own = [verdict for verdict in verdicts if verdict.use == use]
+        names = [f"{verdict.task}: " if len(own) > 1 else "" for verdict in own]
+        parts = [name + _in_words(verdict) for name, verdict in zip(names, own, strict=True)]
         sentences.append(f"{begin[word].format(use)} ({'; '.join(parts)}).")
     return sentences
+
+
+def _in_words(verdict: Verdict) -> str:
+    if verdict.word == "no lead":
+        return "the dense model has no lead over the floor"
+    kind = "change of the score" if verdict.absolute else "of the lead"
+    text = f"{verdict.interval()} {kind}, margin {verdict.bar()}"
+    return f"{text}, {more}" if (more := verdict.more_items()) else text
 
 
 def format_verdicts(verdicts: Sequence[Verdict]) -> str:
