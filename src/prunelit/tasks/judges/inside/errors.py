@@ -36,13 +36,13 @@ class ErrorKind(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if "_reference" in vars(cls):
-            return cls._reference(*args, **kwargs)
+            return vars(cls)["_reference"](*args, **kwargs)
         return super().__call__(*args, **kwargs)  # a class that derives from it here
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__") or "_reference" not in vars(cls):
             raise AttributeError(name)
-        return getattr(cls._reference, name)
+        return getattr(vars(cls)["_reference"], name)
 
 
 class _Carried:

@@ -5,6 +5,14 @@
 
 from typing import Any
 
+_KINDS = (
+    "POSITIONAL_ONLY",
+    "POSITIONAL_OR_KEYWORD",
+    "VAR_POSITIONAL",
+    "KEYWORD_ONLY",
+    "VAR_KEYWORD",
+)
+
 
 def describe_signature(function: Any) -> list[Any]:
     """Return the parameters of a function, and the annotation of what it returns.
@@ -15,7 +23,7 @@ def describe_signature(function: Any) -> list[Any]:
     """
     import inspect
 
-    kinds = [*inspect._ParameterKind]
+    kinds = [getattr(inspect.Parameter, kind) for kind in _KINDS]
     found = inspect.signature(function)
 
     def given(thing: Any, *names: str) -> dict[str, Any]:
@@ -33,7 +41,7 @@ def make_signature(parameters: list[Any], returns: dict[str, Any]) -> Any:
     """Return the signature that was described."""
     import inspect
 
-    kinds = [*inspect._ParameterKind]
+    kinds = [getattr(inspect.Parameter, kind) for kind in _KINDS]
     return inspect.Signature(
         [inspect.Parameter(name, kinds[kind], **given) for name, kind, given in parameters],
         **returns,
