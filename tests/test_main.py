@@ -18,7 +18,7 @@ def test_help(arguments: list[str], cli: Callable[..., None], capsys: Any) -> No
     text = capsys.readouterr().out
     assert "usage: prunelit" in text
     assert "--print_config" in text
-    for subcommand in ("fit", "validate", "sweep"):
+    for subcommand in ("fit", "validate", "compare", "sweep"):
         assert f"\n  {subcommand} " in text
 
 

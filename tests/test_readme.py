@@ -30,7 +30,7 @@ def commands(text: str) -> list[str]:
         for line in re.sub(r" *\\\n *", " ", block).splitlines()
     ]
     outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    inline = re.findall(r"`(prunelit (?:fit|validate|sweep) [^`]+)`", outside)
+    inline = re.findall(r"`(prunelit (?:fit|validate|compare|sweep) [^`]+)`", outside)
     return [line for line in [*lines, *inline] if line.startswith("prunelit ")]
 
 

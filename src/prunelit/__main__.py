@@ -7,13 +7,14 @@ from prunelit.core.startup import put_working_folder_last
 # Other modules are imported when the working folder no longer hides those of libraries.
 
 HELP = """\
-usage: prunelit [-h] [--version] {fit,validate,sweep} --config FILE [options]
+usage: prunelit [-h] [--version] {fit,validate,compare,sweep} --config FILE [options]
 
 Prune a causal language model and see which of its uses survive.
 
 subcommands:
   fit        Prune the model, write it, and compare it with the dense one.
   validate   Compare the pruned model that `fit` wrote with the dense one.
+  compare    Compare any other model (--model.candidate) with the dense one; needs no FILE.
   sweep      Prune one model in several ways, write each, compare all with the dense one.
 
 `prunelit fit --help` lists every option. `prunelit fit --config FILE --print_config` prints the

@@ -1,4 +1,4 @@
-"""The command line: `prunelit fit`, `prunelit validate` and `prunelit sweep`.
+"""The command line: `prunelit fit`, `validate`, `compare` and `sweep`.
 
 Internal: the command and its options are public, the classes are not.
 """
@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -24,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.callbacks.results import OUTCOME
+from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
@@ -50,6 +52,7 @@ _BESIDE_THE_POINT = (
 # Lines of Lightning that do not either: products that it can log to, and a training of no epochs.
 _NO_NEWS = ("litlogger", "litmodels", "`Trainer.fit` stopped: `max_epochs=0` reached")
 
+_CONFIG = re.compile(r"(-c|--config)(=|$)")
 _PLAIN = (int, float, str, bool, "int", "float", "str", "bool")
 _jsonargparse_yaml = get_loader("yaml")
 
@@ -115,7 +118,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class PruneLitCLI(HookedCLI):
-    """LightningCLI with the group `pruning` and the subcommands `fit`, `validate`, `sweep`."""
+    """LightningCLI with the group `pruning` and a subcommand for each run of `PruneTrainer`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -123,7 +126,7 @@ class PruneLitCLI(HookedCLI):
         # Data comes from the datamodule; `validate` reads the folder that `fit` wrote.
         given = {"model", "datamodule", "verbose", "weights_only"}
         given |= {"dataloaders", "train_dataloaders", "val_dataloaders"}
-        every = {"fit": given, "validate": given | {"ckpt_path"}, "sweep": given}
+        every = dict.fromkeys(SUBCOMMANDS, given) | {"validate": given | {"ckpt_path"}}
         # The options of a subcommand take half a second; only those of the chosen one are needed.
         return {name: own for name, own in every.items() if name in sys.argv[1:2]} or every
 
@@ -158,9 +161,11 @@ class PruneLitCLI(HookedCLI):
         )
 
     def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
-        """Add the group `pruning`; a sweep has the option `variants` instead."""
-        if subcommand != "sweep":
+        """Add the group `pruning`; a sweep has `variants` instead, and `compare` a candidate."""
+        if subcommand in ("fit", "validate"):
             parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
+        if subcommand == "compare" and not any(map(_CONFIG.match, sys.argv)):
+            parser.default_config_files = [str(files("prunelit") / "data" / "compare.yaml")]
         replace_lists(parser, "data.tasks")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -293,7 +298,8 @@ def _for_another_subcommand(sentence: str) -> str:
     if "not accept `pruning`" in sentence:
         return (
             " `pruning` belongs to `prunelit fit` and `prunelit validate`: run one of them, or "
-            "give `variants`."
+            "leave it out; `prunelit sweep` takes `variants`, `prunelit compare` a "
+            "`model.candidate`."
         )
     return ""
 

@@ -26,6 +26,7 @@ from prunelit.callbacks.checkpoints import (
 from prunelit.callbacks.results import RESULTS, Results
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
+from prunelit.core.module import PairedLM
 from prunelit.core.private_api import (
     ResumingTrainer,
     child_processes,
@@ -49,7 +50,7 @@ _VALIDATE = "The pruned model is written: `prunelit validate` with the same opti
 
 
 class PruneTrainer(ResumingTrainer):
-    """A `lightning.Trainer` with the three runs of prunelit; its arguments are Lightning's.
+    """A `lightning.Trainer` with the four runs of prunelit; its arguments are Lightning's.
 
     Each run checks the settings before it starts other processes.
 
@@ -119,6 +120,26 @@ class PruneTrainer(ResumingTrainer):
         check_trainer(self)
         with self._one_run(lambda: _SAME_COMMAND, datamodule):
             return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
+
+    @checked
+    def compare(self, model: LightningModule, datamodule: PruneData | None = None) -> list[Any]:
+        """Compare a candidate, a model of any origin, with the dense one.
+
+        It is `validate` with the candidate in the place of the pruned model.
+
+        Args:
+            model: a `PairedLM` with a `candidate`.
+            datamodule: the tasks.
+
+        Raises:
+            InputError: without a candidate, or naming a setting or a task that does not fit.
+        """
+        if not isinstance(model, PairedLM) or model.weights.candidate is None:
+            raise InputError(
+                "Expected `model.candidate`, the model to compare with `model.source`: give a "
+                "folder, a GGUF file or a name on the hub."
+            )
+        return self.validate(model, datamodule=datamodule)
 
     @checked
     def sweep(

@@ -38,6 +38,7 @@ def test_a_row_is_one_json_object_a_line(tmp_path: Path) -> None:
         "n": 45,
         "details": {"path": "東京.jsonl", "seed": 0},
         "recipe": None,
+        "models": None,
         "pruned": None,
     }
     assert "東京" in lines[0]

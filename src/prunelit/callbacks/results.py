@@ -139,7 +139,7 @@ class Results(Callback):
         ]
         self.verdicts = decide(scored, self.margins)
         self.words += use_words(self.verdicts).values()
-        self._write_results(pl_module.results, callback)
+        self._write_results(pl_module, callback)
         if scored:
             write_items(score_rows(scored), folder / SCORES)
             write_text(folder / VERDICTS, format_verdicts(self.verdicts))
@@ -182,14 +182,20 @@ class Results(Callback):
             print(*use_sentences(self.verdicts), sep="\n")
         self._written = None
 
-    def _write_results(self, results: Sequence[Result], callback: Pruning | None) -> None:
-        """Write the results with their recipe; other results that are there are kept."""
+    def _write_results(self, module: PairedLM, callback: Pruning | None) -> None:
+        """Write the results with the origin of the models; other results there are kept."""
+        origin: dict[str, Any] = {}
         if callback is not None and callback.report is not None:
             origin = {
                 "recipe": recipe_id(callback.report["recipe"]),
                 "pruned": str(callback.written) if callback.written else None,
             }
-            results = [replace(result, **origin) for result in results]
+        elif module.weights.candidate is not None:
+            origin = {
+                "pruned": module.weights.candidate.source,
+                "models": module.weights.identities(),
+            }
+        results = [replace(result, **origin) for result in module.results]
         path, text = self._into / RESULTS, format_results(results)
         if path.is_file() and path.read_bytes() != text.encode():
             self.kept = keep_earlier(self._into, OUTCOME)
@@ -217,6 +223,8 @@ class Results(Callback):
         self, logger: TensorBoardLogger, module: PairedLM, pruning: dict[str, Any] | None
     ) -> None:
         parameters: dict[str, Any] = {"model": module.source}
+        if module.weights.candidate is not None:
+            parameters["candidate"] = module.weights.candidate.source
         metrics = {scalar_name(result): result.value for result in module.results}
         if pruning is not None:
             pruner = pruning["recipe"]["pruner"]

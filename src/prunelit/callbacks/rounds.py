@@ -77,12 +77,18 @@ def require_prunelit(trainer: Trainer, module: LightningModule) -> tuple[PruneDa
     """Return the data and the module of a run, if they are those of prunelit.
 
     Raises:
-        InputError: if the run has another data or module class.
+        InputError: if the run has another data or module class, or a candidate, which is measured
+            as it is.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(module, PairedLM) or not isinstance(data, PruneData):
         raise InputError(
             "Expected a `PairedLM` and a `PruneData` with the `Pruning` callback but got "
             f"{type(module).__name__} and {type(data).__name__}."
+        )
+    if module.weights.candidate is not None:
+        raise InputError(
+            f"Expected `pruning` or `model.candidate` but got both: the candidate "
+            f"{module.weights.candidate.source!r} is measured as it is, so take one of them away."
         )
     return data, module

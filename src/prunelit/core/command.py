@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from prunelit.core.config_files import check_configs, config_paths
 from prunelit.errors import InputError
 
-SUBCOMMANDS = ("fit", "validate", "sweep")
+SUBCOMMANDS = ("fit", "validate", "compare", "sweep")
 
 
 def check_ranks() -> None:

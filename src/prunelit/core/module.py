@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.arguments import checked
+from prunelit.core.candidate import check_candidate, tell_models
 from prunelit.core.checks import check_data, check_trainer, check_training
 from prunelit.core.datamodule import PruneData
 from prunelit.core.evaluation import Evaluation
@@ -47,6 +49,9 @@ class PairedLM(LightningModule):
         lr_scheduler: stepped after every optimizer step; None keeps the learning rate.
         full_hash: identify the weights of a folder by all of them, which takes a second or two
             per GB; False takes a sample of every tensor.
+        candidate: another model, of any origin, that is measured as it is in the place of a pruned
+            one; a source as above, for `prunelit compare`.
+        candidate_revision: branch, tag or commit of the candidate on the hub.
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -75,16 +80,32 @@ class PairedLM(LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         full_hash: bool = False,
+        candidate: str | None = None,
+        candidate_revision: str | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(source, nn.Module):
+        for name, value in (("source", source), ("candidate", candidate)):
+            if isinstance(value, nn.Module):
+                raise InputError(
+                    f"Expected `{name}` as a path or a name on the hub but got a "
+                    f"{type(value).__name__}: save it and give its folder, or use `prunelit.prune`."
+                )
+        if candidate is None and candidate_revision is not None:
             raise InputError(
-                f"Expected `source` as a path or a name on the hub but got a "
-                f"{type(source).__name__}: save it and give its folder, or use `prunelit.prune`."
+                f"Expected `candidate` with `candidate_revision` {candidate_revision!r}: name the "
+                "model on the hub, or leave the revision out."
             )
-        source = self.source = as_source(source)
+        self.source = as_source(source)
         self.weights = Weights(
-            source, dtype, attn_implementation, trust_remote_code, revision, reference, full_hash
+            self.source,
+            dtype,
+            attn_implementation,
+            trust_remote_code,
+            revision,
+            reference,
+            full_hash,
+            None if candidate is None else as_source(candidate),
+            candidate_revision,
         )
         self.recovery = recovery or Recovery()
         self.model: PreTrainedModel | None = None
@@ -154,7 +175,9 @@ class PairedLM(LightningModule):
         config, reference = self.weights.load_config(), self.weights.reference
         check_trainer(self.trainer)
         check_data(self._data(), config, reference=reference)
-        if self.trains:
+        if self.weights.candidate is not None:
+            check_candidate(self.trainer, self._data(), self.weights)
+        elif self.trains:
             check_training(self._data(), config, self.recovery, reference=reference)
 
     def check_tasks(self) -> None:
@@ -172,6 +195,8 @@ class PairedLM(LightningModule):
         self.check_run()
         self.load()
         self.check_tasks()
+        if self.weights.candidate is not None:
+            rank_zero_info(tell_models(self.weights.identities()))
         if stage == "fit" and self.trains:
             self._begin_training()
 

@@ -1,6 +1,9 @@
 """The weights of a run: the model that is pruned, and the dense model it is compared with."""
 
 import copy
+import hashlib
+import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,93 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.pruning.lora import Adapters, LoRA
 
 
+class Origin:
+    """A source of a model; all that is read from it belongs to one commit.
+
+    Args:
+        source: see `prunelit.load_pretrained`.
+        revision: branch, tag or commit on the hub.
+        numerics: dtype of the weights and implementation of attention.
+        trust_remote_code: run code that comes with the weights.
+        full_hash: identify the weights of a folder by all of them; False takes a sample.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        revision: str | None,
+        numerics: dict[str, Any],
+        trust_remote_code: bool,
+        full_hash: bool,
+    ) -> None:
+        self.source = source
+        self._revision = revision
+        self._numerics = numerics
+        self._code = {"trust_remote_code": trust_remote_code}
+        self._full_hash = full_hash
+
+    @cached_property
+    def _same(self) -> dict[str, Any]:
+        """Options of every read; the branch may move on between two reads."""
+        return {"revision": pin_revision(self.source, self._revision), **self._code}
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """Configuration of the model; reads no weights."""
+        return load_config(self.source, **self._same)
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """Configuration of the language model, if the model has other parts."""
+        return self.config.get_text_config(decoder=True)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the model; reads no weights."""
+        tokenizer = load_tokenizer(self.source, **self._same)
+        check_vocabulary(tokenizer, self.text_config.vocab_size, self.source)
+        return tokenizer
+
+    @cached_property
+    def removed_blocks(self) -> Sequence[int]:
+        """Blocks that an earlier pruning by prunelit removed."""
+        return read_removed(self.source, self._same["revision"]).blocks
+
+    def read(self) -> PreTrainedModel:
+        """Read the weights."""
+        model = load_pretrained(self.source, **self._numerics, **self._same)[0]
+        check_unembedding(model)
+        return model
+
+    @cached_property
+    def version(self) -> dict[str, Any]:
+        """Content of the source; computed once, as the weights are read once."""
+        return source_version(self.source, **self._same)
+
+    @cached_property
+    def all_weights(self) -> dict[str, Any] | None:
+        """Content of the source with all weights; None if it was not asked for."""
+        return source_version(self.source, **self._same, full=True) if self._full_hash else None
+
+    def identify(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return plain data that identifies a model that was read.
+
+        Args:
+            model: from `read`.
+        """
+        content = self.all_weights or self.version
+        by = "all weights" if self._full_hash else "a sample of the weights"
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        quantized = getattr(self.config, "quantization_config", None)
+        return {
+            "source": self.source,
+            "content": content.get("commit", digest),
+            "content_by": "commit" if "commit" in content else by,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "quantized": None if quantized is None else _method(quantized),
+        }
+
+
 class Weights:
     """Reads both models of a run, each at most once.
 
@@ -36,6 +126,8 @@ class Weights:
         revision: branch, tag or commit on the hub.
         reference: keep the dense model for comparison.
         full_hash: identify the weights of a folder by all of them; False takes a sample.
+        candidate: source of a model that takes the place of the pruned one; None prunes.
+        candidate_revision: branch, tag or commit of the candidate on the hub.
     """
 
     def __init__(
@@ -47,6 +139,8 @@ class Weights:
         revision: str | None = None,
         reference: bool = True,
         full_hash: bool = False,
+        candidate: str | None = None,
+        candidate_revision: str | None = None,
     ) -> None:
         self.source = source
         self.reference = reference
@@ -56,27 +150,38 @@ class Weights:
             "dtype": dtype,
             "attn_implementation": attn_implementation,
         }
-        self._code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        self._revision = revision
+        same = (self._numerics, trust_remote_code, full_hash)
+        self.origin = Origin(source, revision, *same)
+        self.candidate = None if candidate is None else Origin(candidate, candidate_revision, *same)
+        self._trust_remote_code = trust_remote_code
         self._pair: ModelPair | None = None
         self._dense: PreTrainedModel | None = None
 
     @cached_property
-    def _commit(self) -> str | None:
-        """Commit of a model on the hub, resolved once: the branch may move on between two reads."""
-        return pin_revision(self.source, self._revision)
-
-    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the model; reads no weights."""
-        tokenizer = load_tokenizer(self.source, revision=self._commit, **self._code)
-        config = self.load_config().get_text_config(decoder=True)
-        check_vocabulary(tokenizer, config.vocab_size, self.source)
-        return tokenizer
+        return self.origin.tokenizer
 
     def load_config(self) -> PreTrainedConfig:
         """Read the configuration of the model, without its weights."""
-        return load_config(self.source, revision=self._commit, **self._code)
+        return self.origin.config
+
+    @property
+    def removed_blocks(self) -> Sequence[int]:
+        """Blocks of the dense model that a candidate lacks; none if its blocks are other ones."""
+        assert self.candidate is not None
+        blocks = [one.text_config.num_hidden_layers for one in (self.origin, self.candidate)]
+        removed = self.candidate.removed_blocks
+        return removed if blocks[0] - blocks[1] == len(removed) else ()
+
+    def identities(self) -> dict[str, Any]:
+        """Return source, content and dtype of the dense model and of the candidate."""
+        assert self.candidate is not None
+        assert self.pair.dense is not None
+        return {
+            "dense": self.origin.identify(self.pair.dense),
+            "candidate": self.candidate.identify(self.pair.pruned),
+        }
 
     @property
     def pair(self) -> ModelPair:
@@ -99,18 +204,22 @@ class Weights:
         """
         if self._pair is not None:
             return
-        if pruned_folder is not None:
-            folder = str(pruned_folder)
-            pruned, removed = self._read(folder, revision=None), read_removed(folder).blocks
-            check_unembedding(pruned)
+        removed: Sequence[int] = ()
+        if self.candidate is not None:
+            pruned, removed = self.candidate.read().requires_grad_(False), self.removed_blocks
+        elif pruned_folder is not None:
+            folder = Origin(
+                str(pruned_folder), None, self._numerics, self._trust_remote_code, False
+            )
+            pruned, removed = folder.read(), folder.removed_blocks
         elif self._dense is not None:
-            pruned, removed = copy.deepcopy(self._dense).requires_grad_(True), []
+            pruned = copy.deepcopy(self._dense).requires_grad_(True)
         else:
-            pruned, removed = self._read(self.source, revision=self._commit), []
-            check_unembedding(pruned)
+            pruned = self.origin.read()
         self._pair = ModelPair(pruned, None, self.tokenizer, removed)
         if reference:
-            if pruned_folder is None and self.reference and self._dense is None:
+            copied = self.candidate is None and pruned_folder is None
+            if copied and self.reference and self._dense is None:
                 # Both are still equal: copying is faster than reading again.
                 self._dense = copy.deepcopy(pruned)
             self.load_reference()
@@ -119,7 +228,7 @@ class Weights:
         """Read the dense model if the run keeps one and has not read it yet."""
         if self.reference:
             if self._dense is None:
-                self._dense = self._read(self.source, revision=self._commit)
+                self._dense = self.origin.read()
             self.pair.dense = self._dense.requires_grad_(False)
 
     def discard_pruned(self) -> None:
@@ -136,21 +245,18 @@ class Weights:
             self.adapters.merge()
             self.adapters = None
 
-    @cached_property
-    def _version(self) -> dict[str, Any]:
-        """Content of the source; computed once, as the weights are read once."""
-        return source_version(self.source, revision=self._commit, **self._code)
-
-    @cached_property
-    def _all_weights(self) -> dict[str, Any] | None:
-        if not self.full_hash:
-            return None
-        return source_version(self.source, revision=self._commit, **self._code, full=True)
-
     def recipe(self) -> dict[str, Any]:
         """Plain data that identifies the dense model and the numerics of its activations."""
-        identity = {"source": self.source, "version": self._version, "full": self._all_weights}
+        identity = {
+            "source": self.source,
+            "version": self.origin.version,
+            "full": self.origin.all_weights,
+        }
         return {**identity, **self._numerics}
 
-    def _read(self, source: str, revision: str | None) -> PreTrainedModel:
-        return load_pretrained(source, revision=revision, **self._numerics, **self._code)[0]
+
+def _method(quantized: Any) -> str:
+    """Return the name of a quantisation; config.json has it as a mapping or as an object."""
+    own = quantized if isinstance(quantized, dict) else vars(quantized)
+    method = own.get("quant_method", "unknown")
+    return str(getattr(method, "value", method))

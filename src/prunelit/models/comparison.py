@@ -138,13 +138,13 @@ def token_deviations(
     subset: Tensor | None = None,
     also: Callable[[Tensor, Tensor, slice], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
-    """Measure every deviation at N tokens.
+    """Measure every deviation at N tokens, of embeddings only if both have the same width.
 
     Args:
         dense: the model of `dense_hidden`.
         pruned: the model of `pruned_hidden`.
         dense_hidden: (N, D) final embeddings, N of at least 1.
-        pruned_hidden: (N, D).
+        pruned_hidden: (N, D'); D' may differ from D.
         temperature: of the softmax.
         subset: token ids; adds the `subspace_*` quantities.
         also: computes further values, by name. It gets the logits of n tokens of both models,
@@ -165,8 +165,9 @@ def token_deviations(
             place = slice(start, start + size)
             h, h_pruned = dense_hidden[place], pruned_hidden[place]
             logits = unembed(dense, h), unembed(pruned, h_pruned)
+            pair = (h, h_pruned) if h.shape[-1] == h_pruned.shape[-1] else (None, None)
             values = deviations(
-                h, h_pruned, *logits, temperature=temperature, subset=subset, buffers=buffers
+                *pair, *logits, temperature=temperature, subset=subset, buffers=buffers
             )
             check_not_nan(values)
             if also is not None:

@@ -92,7 +92,7 @@ def load_pretrained(
     }
     config = load_config(source, **same)
     tokenizer = load_tokenizer(source, **same)
-    removed = _removed_on_hub(source, revision, options) if options else read_removed(folder)
+    removed = _removed(source, revision, folder, options)
     # For removed sublayers, transformers makes new weights and prints a long warning.
     quiet = _errors_only if removed.attention or removed.mlp else nullcontext
     try:
@@ -296,13 +296,20 @@ def _check_ends(model: PreTrainedModel, source: str) -> None:
                 )
 
 
-def read_removed(folder: str) -> Removed:
-    """Read the removed parts of a pruned model from its folder; nothing for any other folder."""
-    return Removed(**(read_report(folder) or {}).get("removed", {}))
+def read_removed(source: str, revision: str | None = None) -> Removed:
+    """Read the removed parts of a model that prunelit pruned; nothing for any other model.
+
+    Args:
+        source: see `load_pretrained`.
+        revision: branch, tag or commit on the hub.
+    """
+    return _removed(source, revision, *_locate(source, revision))
 
 
-def _removed_on_hub(source: str, revision: str | None, options: dict[str, Any]) -> Removed:
-    """Read the removed parts of a model on the hub, which may be a pruned one."""
+def _removed(source: str, revision: str | None, folder: str, options: dict[str, Any]) -> Removed:
+    """Read the removed parts of a model that `_locate` found."""
+    if not options:
+        return Removed(**(read_report(folder) or {}).get("removed", {}))
     try:
         file = hf_hub_download(source, REPORT_FILE, **options)
     except Exception as error:
@@ -310,7 +317,7 @@ def _removed_on_hub(source: str, revision: str | None, options: dict[str, Any]) 
         if alone or isinstance(error, RemoteEntryNotFoundError):
             return Removed()
         raise _refuse("model", source, error, revision) from error
-    return read_removed(str(Path(file).parent))
+    return _removed(source, revision, str(Path(file).parent), {})
 
 
 @contextmanager

@@ -29,7 +29,10 @@ class Result:
         details: options and hashes that two comparable results have in common, such as the hash of
             the data, the template and the seed. `TaskReport` adds what the number stands for.
         recipe: id of the recipe that pruned the model; None if nothing pruned it.
-        pruned: folder of the pruned model; None if it was pruned in memory.
+        pruned: folder of the pruned model, or source of a candidate; None if the model was pruned
+            in memory.
+        models: source, content and dtype of the dense model and of a candidate; None without a
+            candidate.
     """
 
     task: str
@@ -42,6 +45,7 @@ class Result:
     # Two equal numbers are equal, wherever their models are.
     recipe: str | None = field(default=None, compare=False, repr=False)
     pruned: str | None = field(default=None, compare=False, repr=False)
+    models: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 def scalar_name(result: Result) -> str:

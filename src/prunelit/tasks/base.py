@@ -53,6 +53,8 @@ class Task(Checked, ABC):
     """
 
     needs_reference = False
+    # Keys of config.json that a model of another origin must share with the dense one.
+    needs_equal: Sequence[str] = ()
     longest = 0  # number of tokens of the longest sequence; `prepare` sets it
     longest_name = ""  # of the item with this sequence; `note_longest` sets both
 

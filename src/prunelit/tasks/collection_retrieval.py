@@ -23,7 +23,7 @@ from prunelit.models.inference.embedding_cache import (
 )
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.embedding_task import EmbeddingTask
+from prunelit.tasks.embedding_task import EmbeddingTask, same_width
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.retention import paired_scores, retained_results, score_details
@@ -201,7 +201,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             compute = partial(embed, model, ids, mask, **options)
             vectors.append(self._cache.fetch(key, len(ids), compute).double())
             values[f"{name}/file"] = _numbers(key).expand(len(ids), -1)
-        if pair.dense is not None:
+        if same_width(vectors):
             values["cosine"] = embedding_cosine(*vectors)
         return values
 

@@ -34,6 +34,7 @@ class Deviation(WindowTask):
     """
 
     needs_reference = True
+    needs_equal = ("vocab_size",)
 
     def __init__(
         self,

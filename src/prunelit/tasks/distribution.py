@@ -95,6 +95,7 @@ class Distribution(WindowTask):
     """
 
     needs_reference = True
+    needs_equal = ("vocab_size",)
 
     def __init__(
         self,

@@ -1,7 +1,9 @@
 """Base of the tasks on embeddings of whole texts."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.data.tokens import name_tokens, special_tokens
@@ -47,6 +49,7 @@ class EmbeddingTask(Task):
         self.skip = skip
         self.layer = layer
         self.length = length
+        self.needs_equal = () if layer is None else ("num_hidden_layers",)
 
     # Set by `prepare` of every subclass.
     _tokenizer: PreTrainedTokenizerBase
@@ -80,3 +83,12 @@ class EmbeddingTask(Task):
             "length": self.length,
             "similarity": "cosine",
         }
+
+
+def same_width(vectors: Sequence[Tensor]) -> bool:
+    """Return True for the vectors of two models of the same width, which have a cosine.
+
+    Args:
+        vectors: (B, D) of each model, with a D of its own.
+    """
+    return len(vectors) == 2 and vectors[0].shape[-1] == vectors[1].shape[-1]

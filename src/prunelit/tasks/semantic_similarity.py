@@ -18,7 +18,7 @@ from prunelit.models.inference.embedding import embed
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.embedding_task import EmbeddingTask
+from prunelit.tasks.embedding_task import EmbeddingTask, same_width
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.prompting.text_template import TextTemplate
 from prunelit.tasks.retention import jackknife_scores, retained_results, score_details
@@ -120,7 +120,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
             one, other = vector.chunk(2)
             values[f"{name}/similarity"] = embedding_cosine(one, other)
             vectors.append(vector)
-        if pair.dense is not None:
+        if same_width(vectors):
             dense, pruned = vectors
             values["embedding_cosine"] = embedding_cosine(dense, pruned).view(2, -1).mean(0)
         return values

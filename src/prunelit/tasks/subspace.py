@@ -112,6 +112,7 @@ class Subspace(RowTask):
     """
 
     needs_reference = True
+    needs_equal = ("vocab_size", "hidden_size")
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ class Trajectory(PromptTask):
     """
 
     needs_reference = True
+    needs_equal = ("vocab_size", "hidden_size")
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class Transitions(PromptTask):
     """
 
     needs_reference = True
+    needs_equal = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
     def __init__(
         self,

@@ -37,8 +37,8 @@ from prunelit.metrics.spaces.vector_pair import check_shapes
 @checked
 @torch.no_grad()
 def deviations(
-    dense_hidden: Tensor,
-    pruned_hidden: Tensor,
+    dense_hidden: Tensor | None,
+    pruned_hidden: Tensor | None,
     dense_logits: Tensor,
     pruned_logits: Tensor,
     *,
@@ -58,7 +58,8 @@ def deviations(
         arXiv:2603.24652.
 
     Args:
-        dense_hidden: (..., D), embeddings of the dense model.
+        dense_hidden: (..., D), embeddings of the dense model. None for both leaves out the
+            quantities of embeddings, such as for models of different widths.
         pruned_hidden: (..., D).
         dense_logits: (..., V), logits of the dense model for the same tokens.
         pruned_logits: (..., V).
@@ -89,18 +90,11 @@ def deviations(
     """
     check_shapes(dense_logits, pruned_logits)
     tokens = dense_logits.shape[:-1]
-    if dense_hidden.shape[:-1] != tokens:
-        raise InputError(
-            f"Expected embeddings and logits of the same tokens but got logits of {tuple(tokens)} "
-            f"tokens and embeddings of {tuple(dense_hidden.shape[:-1])}."
-        )
-    embeddings = embedding_pair(dense_hidden, pruned_hidden)
-    values = {
-        "embedding_cosine": embeddings.cosine,
-        "embedding_cosine_estimate": cosine_estimate(embeddings),
-        "embedding_parallel": embeddings.parallel,
-        "embedding_orthogonal": embeddings.orthogonal,
-    }
+    values = {}
+    if dense_hidden is not None and pruned_hidden is not None:
+        values = _embedding_deviations(dense_hidden, pruned_hidden, tokens)
+    elif dense_hidden is not pruned_hidden:
+        raise InputError("Expected embeddings of both models, or None for both, but got one.")
     size = rows_per_chunk(dense_logits)
     chunks = [x.reshape(-1, x.shape[-1]).split(size) for x in (dense_logits, pruned_logits)]
     parts: dict[str, list[Tensor]] = {}
@@ -114,6 +108,24 @@ def deviations(
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
     return values | {name: torch.cat(part).reshape(tokens) for name, part in parts.items()}
+
+
+def _embedding_deviations(
+    dense: Tensor, pruned: Tensor, tokens: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Return the quantities of (..., D) embeddings, each (...,); `tokens` is the shape (...,)."""
+    if dense.shape[:-1] != tokens:
+        raise InputError(
+            f"Expected embeddings and logits of the same tokens but got logits of {tuple(tokens)} "
+            f"tokens and embeddings of {tuple(dense.shape[:-1])}."
+        )
+    embeddings = embedding_pair(dense, pruned)
+    return {
+        "embedding_cosine": embeddings.cosine,
+        "embedding_cosine_estimate": cosine_estimate(embeddings),
+        "embedding_parallel": embeddings.parallel,
+        "embedding_orthogonal": embeddings.orthogonal,
+    }
 
 
 def check_not_nan(values: Mapping[str, Tensor]) -> None:
