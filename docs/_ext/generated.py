@@ -109,7 +109,7 @@ def classes() -> str:
 
 
 _GROUPS = {
-    "The run": ("seed_everything", "allow_code_execution", "ckpt_path"),
+    "The run": ("seed_", "allow_code", "ckpt_path", "keep", "margin", "fail_on"),
     "`model`: the model and its training": ("model.",),
     "`data`: texts and tasks": ("data.",),
     "`pruning`: method and schedule": ("pruning",),
