@@ -8,6 +8,8 @@ from prunelit.core.startup import put_working_folder_last
 
 HELP = """\
 usage: prunelit [-h] [--version] {fit,validate,compare,sweep} --config FILE [options]
+       prunelit report RUN... [-o FILE] [options]
+       prunelit worse RUN --task NAME [--limit 10]
 
 Prune a causal language model and see which of its uses survive.
 
@@ -16,6 +18,8 @@ subcommands:
   validate   Compare the pruned model that `fit` wrote with the dense one.
   compare    Compare any other model (--model.candidate) with the dense one; needs no FILE.
   sweep      Prune one model in several ways, write each, compare all with the dense one.
+  report     Write the page of one or several runs: verdicts, reasons, what got worse.
+  worse      Print the items of a task that were right and became wrong.
 
 `prunelit fit --help` lists every option. `prunelit fit --config FILE --print_config` prints the
 configuration of a run: that of the file, changed by the options after it.
@@ -34,6 +38,13 @@ def main() -> None:
     else:
         put_working_folder_last()
         _check(arguments)
+        from prunelit.core.command import READERS
+
+        if arguments[0] in READERS:
+            from prunelit.report.page.commands import run_command
+
+            run_command(arguments)
+            return
         from prunelit.core.signals import Stopped, stop_on_signals
 
         with stop_on_signals(last=True):  # from here on, since loading torch takes seconds

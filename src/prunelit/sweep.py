@@ -28,6 +28,7 @@ from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import check_text
 from prunelit.report.curves import Curve, as_csv, write_picture
 from prunelit.report.overview import ALL_FIGURES, overview
+from prunelit.report.page.runs import PAGE
 from prunelit.report.results import Result
 from prunelit.report.tables import markdown_table, show
 from prunelit.report.variants import (
@@ -299,3 +300,5 @@ def _write(variants: Sequence[Variant], folder: Path, logger: TensorBoardLogger 
     rank_zero_info(f"All variants: {folder / FIGURES}")
     if logger is not None:
         rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
+    names = ",".join(variant.name for variant in variants)
+    print(f"Pages: {folder}/{{{names}}}/{PAGE}", flush=True)

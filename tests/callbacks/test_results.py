@@ -130,6 +130,11 @@ def test_the_run_closes_with_the_table(fitted: Path) -> None:
     assert "Achieved sparsity 0.5000" in printed
     for text in ("dense", "pruned", "difference", "kl_dense_pruned", "acc_norm", "recall@10"):
         assert text in printed
+    page = fitted / "run" / "board" / "only" / "report.html"
+    assert printed.splitlines()[-1] == f"Page: {page}"
+    html = page.read_text(encoding="utf-8")
+    assert "What got worse" in html
+    assert str(fitted / "run" / "board" / "only" / "config.yaml") in html
     said = (fitted / "stderr").read_text()
     assert f"The pruned model is in {fitted / 'run' / 'pruned'}." in said
     assert f"Results: {fitted / 'run' / 'board' / 'only' / 'results.jsonl'}" in said

@@ -18,7 +18,8 @@ def test_a_rank_that_is_no_number(monkeypatch: pytest.MonkeyPatch, cli: Any, cap
 
 @pytest.mark.parametrize("arguments", [["fti"], ["Fit", "--config", "a.yaml"], ["run.yaml"]])
 def test_an_unknown_subcommand(arguments: list[str]) -> None:
-    reason = f"Expected one of 'fit', 'validate', 'compare', 'sweep' but got '{arguments[0]}': see"
+    known = "'fit', 'validate', 'compare', 'sweep', 'report', 'worse'"
+    reason = f"Expected one of {known} but got '{arguments[0]}': see"
     with pytest.raises(InputError, match=reason):
         check_arguments(arguments)
 

@@ -94,7 +94,9 @@ def test_a_variant_prints_a_line_and_not_its_tables(swept: Path) -> None:
     assert said.count("To see the figures") == 1
     assert "peak memory" not in printed
     assert "Dense against pruned" not in printed
-    assert printed.count("Retained score") == 4
+    assert printed.count("Verdicts: share of the dense model's lead") == 4
+    assert printed.splitlines()[-1].startswith(f"Pages: {swept}/")
+    assert printed.splitlines()[-1].endswith("/report.html")
 
 
 def test_the_table_holds_the_results_of_every_variant(

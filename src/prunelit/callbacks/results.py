@@ -6,7 +6,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.saving import save_hparams_to_yaml
@@ -30,12 +30,15 @@ from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers, write_
 from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
+from prunelit.report.page.runs import PAGE, read_run
+from prunelit.report.page.view import write_page
 from prunelit.report.results import Result, format_results, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, verdict_cells
 from prunelit.report.tables import class_rows, class_tables, results_table, show
 from prunelit.report.task_report import TaskReport
 from prunelit.report.verdicts import (
     KEEP,
+    USES,
     Margins,
     Verdict,
     Word,
@@ -45,11 +48,10 @@ from prunelit.report.verdicts import (
     use_sentences,
     use_words,
 )
-from prunelit.tasks.retention import Use
 
 RESULTS, SCORES, VERDICTS = "results.jsonl", "scores.parquet", "verdicts.json"
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
-OUTCOME = (RESULTS, SCORES, VERDICTS, "items", "figures", "hparams.yaml")
+OUTCOME = (RESULTS, SCORES, VERDICTS, PAGE, "items", "figures", "hparams.yaml")
 
 
 class Results(Callback):
@@ -63,7 +65,7 @@ class Results(Callback):
     `hparams.yaml`. The folder `figures/` beside it
     has each figure as PNG and its numbers as CSV; the curves of a task are in `<task>_curves.csv`.
     `verdicts.json` has the verdicts, `scores.parquet` the main score of each item, from which they
-    follow.
+    follow. `report.html` is the page of the run: its path is the last line that is printed.
 
     Args:
         keep: share of the dense model's lead over chance that must remain, for all tasks or by the
@@ -109,7 +111,7 @@ class Results(Callback):
         Raises:
             InputError: naming the option and similar names.
         """
-        self.margins.check([*data.tasks, *get_args(Use)])
+        self.margins.check([*data.tasks, *USES])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder; on every rank, as Lightning shares the logger's folder between them."""
@@ -164,6 +166,9 @@ class Results(Callback):
                 write_curves(logger.experiment, self.curves)
                 self._log_hyperparameters(logger, pl_module, pruning)
         self._tables = printed_tables(reports.values())
+        run = read_run(folder)
+        run.verdicts = self.verdicts
+        write_page([run])
         self._written = folder / RESULTS
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -180,6 +185,7 @@ class Results(Callback):
         if self.verdicts:
             show(headline_table(verdict_cells(self.verdicts)))
             print(*use_sentences(self.verdicts), sep="\n")
+        print(f"Page: {self._into / PAGE}", flush=True)
         self._written = None
 
     def _write_results(self, module: PairedLM, callback: Pruning | None) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from prunelit.core.config_files import check_configs, config_paths
 from prunelit.errors import InputError
 
-SUBCOMMANDS = ("fit", "validate", "compare", "sweep")
+# These read files of a run, and need no torch.
+READERS = ("report", "worse")
+SUBCOMMANDS = ("fit", "validate", "compare", "sweep", *READERS)
 
 
 def check_ranks() -> None:

@@ -20,6 +20,8 @@ FAILS: dict[str, tuple[Word, ...]] = {
     "cannot_tell": ("loses", "cannot tell", "no lead"),
 }
 KEEP = 0.95
+# The uses of a model that tasks measure.
+USES = ("multiple choice", "retrieval", "generation", "similarity")
 
 
 @checked

@@ -1,0 +1,200 @@
+"""A run on disk: results, scores of items, items, the model's recipe and the configuration."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from prunelit.errors import InputError, first_line, near_names, similar_paths
+from prunelit.report.items import read_items
+from prunelit.report.results import Result, read_results
+from prunelit.report.score_test import PairedScores
+from prunelit.report.verdicts import USES, Margins, Verdict, decide
+
+RESULTS, SCORES, PAGE, CONFIG = "results.jsonl", "scores.parquet", "report.html", "config.yaml"
+_COLUMNS = ("task", "dense", "pruned", "floor", "bounded")
+
+
+@dataclass
+class Run:
+    """The files of one run.
+
+    Args:
+        folder: of the run, with `results.jsonl`.
+        results: of the run.
+        pruning: the content of `pruning.json`; None if the pruned model is not on this machine.
+        config: the configuration; empty for a run from Python, or if the file is damaged.
+        config_path: its file; None if there is no configuration.
+        verdicts: of the tasks; none before `judge`.
+    """
+
+    folder: Path
+    results: list[Result]
+    pruning: dict[str, Any] | None
+    config: dict[str, Any]
+    config_path: Path | None
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder as text."""
+        return str(self.folder)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in the order of the results."""
+        return list(dict.fromkeys(result.task for result in self.results))
+
+    def find(self, metric: str, model: str, task: str | None = None) -> Result | None:
+        """Return the first result of a metric and model, of one task or of any."""
+        found = (r for r in self.results if (r.metric, r.model) == (metric, model))
+        return next((result for result in found if task in (None, result.task)), None)
+
+    def items_path(self, task: str) -> Path:
+        """Return the path of a task's items."""
+        return self.folder / "items" / f"{task}.parquet"
+
+    def items(self, task: str) -> list[dict[str, Any]]:
+        """Read the items of a task; an empty list if the task writes none."""
+        path = self.items_path(task)
+        return read_items(path) if path.is_file() else []
+
+    def primary(self, task: str) -> str | None:
+        """Return the name of a task's main score."""
+        details = (result.details for result in self.results if result.task == task)
+        return next((own["primary"] for own in details if own.get("primary")), None)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read the files of a run.
+
+    Args:
+        folder: of the run, with `results.jsonl`.
+
+    Raises:
+        InputError: if there is no such folder, or one of its files is damaged.
+    """
+    folder = Path(folder)
+    if folder.name == RESULTS:
+        folder = folder.parent
+    path = folder / RESULTS
+    if not path.is_file():
+        _refuse(folder)
+    results = read_results(path)
+    if not results:
+        raise InputError(f"{str(path)!r} holds no results: measure at least one task.")
+    config_path, config = _find_config(folder)
+    return Run(folder, results, _read_pruning(folder, results), config, config_path)
+
+
+def judge(runs: Sequence[Run], margins: Margins) -> None:
+    """Decide the verdicts of each run from the scores of its items.
+
+    A run is a family of tests of its own.
+
+    Raises:
+        InputError: if a margin names no task and no use, or the scores are damaged.
+    """
+    margins.check([*USES, *(task for run in runs for task in run.tasks)])
+    for run in runs:
+        run.verdicts = decide(_read_scores(run.folder / SCORES, run.results), margins)
+
+
+def check_task(run: Run, task: str) -> None:
+    """Refuse a task that a run does not have.
+
+    Raises:
+        InputError: naming similar tasks.
+    """
+    if task not in run.tasks:
+        raise InputError(
+            f"The run {run.name!r} has no task {task!r}: similar names are "
+            f"{near_names(task, run.tasks)}."
+        )
+
+
+def _refuse(folder: Path) -> None:
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else f"does not exist{similar_paths(str(folder))}"
+        raise InputError(
+            f"Expected the folder of a run, which holds {RESULTS}, but {str(folder)!r} {kind}."
+        )
+    inside = [path for depth in ("*/", "*/*/") for path in sorted(folder.glob(depth + RESULTS))]
+    found = " or ".join(repr(str(path.parent)) for path in inside[-3:]) or "another folder"
+    raise InputError(
+        f"Expected the folder of a run but {str(folder)!r} holds no {RESULTS}: give {found}."
+    )
+
+
+def _read_scores(path: Path, results: Sequence[Result]) -> list[tuple[Result, PairedScores]]:
+    retained = {result.task: result for result in results if result.metric == "retained"}
+    if not path.is_file():
+        return []
+    try:
+        with path.open("rb") as file:
+            table = pq.ParquetFile(file).read(columns=list(_COLUMNS))
+        columns = {name: table[name].to_numpy() for name in _COLUMNS}
+        numbers = {name: columns[name].astype(np.float64) for name in ("dense", "pruned", "floor")}
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"No scores could be read from {str(path)!r} ({first_line(error)}): repeat the run "
+            "with `prunelit validate`."
+        ) from error
+    scored = []
+    for task in dict.fromkeys(columns["task"].tolist()):
+        own = columns["task"] == task
+        values = [numbers[name][own] for name in ("dense", "pruned", "floor")]
+        if task not in retained or not np.isfinite(values).all():
+            raise InputError(
+                f"{str(path)!r} has scores of the task {task!r} that do not belong to the "
+                f"{RESULTS} beside it: repeat the run with `prunelit validate`."
+            )
+        bounded = bool(columns["bounded"][own].all())
+        scored.append((retained[task], PairedScores(*values, bounded=bounded)))
+    return scored
+
+
+def _read_pruning(folder: Path, results: Sequence[Result]) -> dict[str, Any] | None:
+    """Read the report of the pruned model, wherever the run was started from."""
+    named = next((result.pruned for result in results if result.pruned), None)
+    if named is None:
+        return None
+    for start in (Path(), *folder.absolute().parents):
+        path = start / named / "pruning.json"
+        if path.is_file():
+            try:
+                data = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(data, dict) or not {"recipe", "parameters"} <= data.keys():
+                    raise ValueError("expected the keys `recipe` and `parameters`")
+            except (ValueError, RecursionError, OSError) as error:
+                raise InputError(
+                    f"{str(path)!r} is no report of a pruned model ({first_line(error)}): prune "
+                    "again."
+                ) from error
+            return data
+    return None
+
+
+def _find_config(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Find the configuration of a run; that of a sweep lies beside its variants."""
+    for path, key in ((folder / CONFIG, "model"), (folder.parent / CONFIG, "variants")):
+        config = _read_config(path) if path.is_file() else {}
+        if config.get(key):
+            return path, config
+    return None, {}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read a configuration; a file that is none, such as one of another program, is empty."""
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
