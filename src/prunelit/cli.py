@@ -20,7 +20,7 @@ from jsonargparse import ActionYesNo, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
@@ -186,6 +186,12 @@ class PruneLitCLI(HookedCLI):
                 raise
             raise InputError(" ".join(str(_innermost(error)).split())) from error
         self._results.check(self.datamodule)
+        if self.subcommand in ("fit", "validate") and not any(
+            isinstance(callback, Pruning) for callback in self.trainer.callbacks
+        ):
+            rank_zero_warn(
+                "Nothing is pruned, since `pruning` is not given: the model is measured as it is."
+            )
 
     def run_subcommand(self, run: Callable[[], None]) -> None:
         """Run the subcommand; if one process fails, all of them end."""
@@ -215,7 +221,8 @@ class PruneLitCLI(HookedCLI):
             config["plugins"] = [*plugins, WholeFileCheckpointIO()]
         try:
             return self.build_trainer(config, callbacks)
-        except TypeError as error:  # such as devices that are no number
+        # Devices that are no number; two callbacks of a kind; the variables of another launcher.
+        except (TypeError, RuntimeError) as error:
             if name_own_code(error):
                 raise
             raise InputError(f"The Trainer refuses its settings: {error}") from error

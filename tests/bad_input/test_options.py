@@ -283,3 +283,10 @@ def test_what_lightning_refuses(
     refuse: Refuse, options: tuple[str, str], name: str, subcommand: str
 ) -> None:
     assert name in refuse(*options, subcommand=subcommand)
+
+
+def test_a_second_callback_of_a_kind(refuse: Refuse, config: Config) -> None:
+    arguments = {"pruner": config["pruning"]["init_args"]["pruner"]}
+    path = "prunelit.callbacks.Pruning"
+    config["trainer"]["callbacks"] = [{"class_path": path, "init_args": arguments}]
+    assert "The Trainer refuses its settings: " in refuse()

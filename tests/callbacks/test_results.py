@@ -150,7 +150,8 @@ def test_without_a_logger_results_lie_in_the_root(
     config = make_config(tmp_path)
     config["trainer"]["logger"] = False
     del config["pruning"]
-    cli("validate", "--config", str(save_config(tmp_path, config)))
+    with pytest.warns(UserWarning, match="Nothing is pruned, since `pruning` is not given"):
+        cli("validate", "--config", str(save_config(tmp_path, config)))
     rows = read_results(tmp_path / "run" / "results.jsonl")
     # Without a pruning callback both models are the dense one.
     assert {row.value for row in rows if row.model == "difference"} == {0}

@@ -131,7 +131,9 @@ def test_margins_that_are_none(options: dict, problem: str) -> None:
 
 
 def test_a_margin_of_a_task_that_is_not_there() -> None:
-    with pytest.raises(InputError, match=r"`margin` names 'anwers'.*similar names are answers"):
+    with pytest.raises(
+        InputError, match=r"`margin` names 'anwers'.*expected one of 'answers', 'generation'"
+    ):
         Margins(margin="anwers=0.1").check(["answers", "generation"])
     Margins(keep="answers=0.9,default=0.8").check(["answers"])
 

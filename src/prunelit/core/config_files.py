@@ -14,6 +14,7 @@ from prunelit.errors import InputError, close_names, first_line, similar_paths
 _MOST_VALUES = 1_000_000  # of a YAML with its aliases written out
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 _TEXT = "tag:yaml.org,2002:str"
+_GROUPS = ("model", "data", "trainer")
 
 
 def config_paths(arguments: Sequence[str]) -> list[str]:
@@ -123,12 +124,26 @@ def _read(
         raise InputError(
             f"{shown} holds no options: expected keys such as `model`, `data` and `pruning`."
         )
+    if not prefix and isinstance(root, yaml.MappingNode):
+        _check_groups(root, shown)
     if root is None:
         return
     yield path, prefix, root
     for key, line, value in _named_files(root, prefix):
         inside = f", named in line {line} of {str(path)!r},"
         yield from _read(path.parent / value, key, inside, known)
+
+
+def _check_groups(root: yaml.MappingNode, shown: str) -> None:
+    """Refuse a group of options that is something else, which a parser takes for no options."""
+    for key, value in root.value:
+        named = isinstance(value, yaml.ScalarNode) and value.tag == _TEXT
+        if key.value in _GROUPS and not (named or isinstance(value, yaml.MappingNode)):
+            given = "a list" if isinstance(value, yaml.SequenceNode) else repr(value.value)
+            raise InputError(
+                f"{shown} has {given} as `{key.value}` in line {key.start_mark.line + 1}: put "
+                "options below it, name a YAML file, or leave it out."
+            )
 
 
 def _named_files(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int, str]]:

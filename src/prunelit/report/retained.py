@@ -71,7 +71,7 @@ def headline_table(cells: Cells) -> Table:
     uses = _uses(cells)
     table = Table(
         title="Verdicts: share of the dense model's lead over chance that is kept, "
-        f"[lower, upper bound at {1 - LEVEL:.0%} over all {_count(cells)} tasks]",
+        f"[lower, upper bound at {1 - LEVEL:.0%} {_over_all(cells)}]",
         caption=_caption(cells),
         title_justify="left",
         caption_justify="left",
@@ -89,8 +89,9 @@ def _uses(cells: Cells) -> list[str]:
     return [use for use in _COLOURS if any(use in found for found in cells.values())]
 
 
-def _count(cells: Cells) -> int:
-    return sum(len(own) for found in cells.values() for own in found.values())
+def _over_all(cells: Cells) -> str:
+    count = sum(len(own) for found in cells.values() for own in found.values())
+    return f"over all {count} tasks" if count > 1 else "for the one task"
 
 
 def _caption(cells: Cells) -> str:
@@ -98,6 +99,8 @@ def _caption(cells: Cells) -> str:
     parts = ["keeps: the lower bound is at or above the margin; loses: the upper bound is below it"]
     shown = [one for found in cells.values() for own in found.values() for one in own]
     kinds = {verdict.result.details.get("answers") for verdict in shown}
+    if any(verdict.absolute for verdict in shown):
+        parts.append("a number with a sign: pruned minus dense, its margin is the highest loss")
     parts += [f"chance of {kind} answers: {level}" for kind, level in _CHANCES if kind in kinds]
     return "; ".join(parts)
 
@@ -170,7 +173,7 @@ def headline_picture(cells: Cells) -> Picture:
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
         "Share of the dense model's lead over chance that is kept\n(whiskers: bounds at "
-        f"{1 - LEVEL:.0%} over all {_count(cells)} tasks; black line: margin)",
+        f"{1 - LEVEL:.0%} {_over_all(cells)}; black line: margin)",
         fontsize=10,
     )
     return Picture(figure, numbers)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from scipy.special import ndtr
 
 from prunelit.arguments import checked
-from prunelit.errors import InputError, near_names
+from prunelit.errors import InputError
 from prunelit.report.results import Result
 from prunelit.report.score_test import LEVEL, MOST_ITEMS, PairedScores, ScoreTest, critical_value
 
@@ -54,7 +54,7 @@ class Margins:
         self._margin = _by_name("margin", margin or {})
         for name, values in (("keep", self._keep), ("margin", self._margin)):
             for key, value in values.items():
-                if not 0 < value <= (2 if name == "keep" else 1):
+                if not 0 < value <= 1:
                     raise InputError(
                         f"Expected `{name}` above 0 and at most 1 but got {value} for {key!r}."
                     )
@@ -85,8 +85,8 @@ class Margins:
             for name in values:
                 if name not in known and name != "default":
                     raise InputError(
-                        f"`{option}` names {name!r}, which is no task and no use of this run: "
-                        f"similar names are {near_names(name, known)}."
+                        f"`{option}` names {name!r}, which is no task of this run and no use: "
+                        f"expected one of {', '.join(map(repr, known))}."
                     )
 
 
@@ -153,7 +153,9 @@ class Verdict:
         if self.word == "no lead":
             return "-"
         sign = "+" if self.absolute else ""
-        value, low, high = (f"{number:{sign}.2f}" for number in (self.value, self.low, self.high))
+        # Adding 0 after rounding makes no number -0.00.
+        numbers = (round(number, 2) + 0.0 for number in (self.value, self.low, self.high))
+        value, low, high = (f"{number:{sign}.2f}" for number in numbers)
         return f"{value} [{low}, {high}]"
 
     def bar(self) -> str:

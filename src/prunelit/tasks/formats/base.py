@@ -182,7 +182,7 @@ class _Fields:
         optional = f" and perhaps {list(self.optional)}" if self.optional else ""
         raise InputError(
             f"Expected `columns` to have the keys {list(self.required)}{optional} but its keys are "
-            f"{sorted(columns)}."
+            f"{sorted(columns)}: write a column of your file behind each of these keys."
         )
 
     def plain(self, names: Sequence[str]) -> list[str]:
