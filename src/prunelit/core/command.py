@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from prunelit.core.config_files import check_configs, config_paths
 from prunelit.errors import InputError
 
-# These read files of a run, and need no torch.
-READERS = ("report", "worse")
-SUBCOMMANDS = ("fit", "validate", "compare", "sweep", *READERS)
+SUBCOMMANDS = ("fit", "validate", "compare", "sweep")  # methods of the trainer
+READERS = ("report", "worse")  # of files of a run; they need no torch
 
 
 def check_ranks() -> None:
@@ -35,9 +34,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
         InputError: naming the subcommand or the file.
     """
     first = arguments[0]
-    if not first.startswith("-") and first not in SUBCOMMANDS:
+    known = (*SUBCOMMANDS, *READERS)
+    if not first.startswith("-") and first not in known:
         raise InputError(
-            f"Expected one of {', '.join(map(repr, SUBCOMMANDS))} but got {first!r}: see "
+            f"Expected one of {', '.join(map(repr, known))} but got {first!r}: see "
             "`prunelit --help`."
         )
     check_configs(config_paths(arguments))

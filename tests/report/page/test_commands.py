@@ -13,7 +13,7 @@ def test_report_prints_verdicts_and_the_path(
     folder = make_run(tmp_path / "run")
     cli("report", str(folder))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Loses multiple choice (choose: 0.56 [")
+    assert lines[0].startswith("Loses multiple choice (0.56 [")
     assert lines[-1] == f"Page: {folder / 'report.html'}"
     assert "Do not ship" in (folder / "report.html").read_text()
     cli("report", str(folder), "-o", str(tmp_path / "new" / "p.html"), "--keep", "0.1")
