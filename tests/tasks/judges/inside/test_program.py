@@ -74,3 +74,25 @@ def test_a_name_that_the_tests_replace_is_replaced_in_the_program(run: Run) -> N
     """
     outcome = run(code, tests)
     assert outcome.finished, outcome.output
+
+
+def test_a_program_is_no_script(run: Run) -> None:
+    code = """
+        import __main__, dataclasses, pickle, sys, unittest
+        from unittest import mock
+        @dataclasses.dataclass
+        class Point: x: int
+        def one(): return 1
+        def f(n):
+            with mock.patch(f"{__name__}.one", return_value=n), mock.patch("__main__.one", one):
+                return pickle.loads(pickle.dumps(Point(one()))).x + (__main__.f is f)
+        if __name__ == "__main__":
+            n = int(input())
+            unittest.main()
+            sys.exit(f(n))
+    """
+    tests = """
+        assert f(2) == 2 + (__name__ == "__main__")
+    """
+    outcome = run(code, tests)
+    assert outcome.finished, outcome.output

@@ -36,8 +36,9 @@ class Program(Peer):
 
     def __init__(self, socket: int) -> None:
         super().__init__(socket)
-        self.module = ModuleType("__main__")
-        sys.modules["__main__"] = self.module
+        # Not `__main__`: a program is judged by its functions, not by what it does as a script.
+        self.module = ModuleType("program")
+        sys.modules["program"] = sys.modules["__main__"] = self.module
         self.output = io.TextIOWrapper(io.BufferedWriter(Printed(self)), "utf-8", "replace")
         sys.stdin, sys.stdout = io.StringIO(), self.output
 
