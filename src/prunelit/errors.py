@@ -8,11 +8,15 @@ import math
 import os
 import sysconfig
 import traceback
+import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 _LONGEST = 375  # characters of a sentence
+# Characters that are not seen, by category, and those of them that stay.
+_HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
+_SHOWN = ("\n", "\t", "\N{ZERO WIDTH JOINER}", "\N{ZERO WIDTH NON-JOINER}")
 
 
 class InputError(ValueError):
@@ -41,7 +45,7 @@ def first_line(error: BaseException) -> str:
 
 def shorten(sentence: str) -> str:
     """Put a sentence in one line, without the middle of one that quotes a long value."""
-    sentence = " ".join(sentence.split())
+    sentence = visible(" ".join(sentence.split()))
     if len(sentence) <= _LONGEST:
         return sentence
     return f"{sentence[: _LONGEST * 2 // 3]} ... {sentence[-_LONGEST // 3 :]}"
@@ -50,6 +54,29 @@ def shorten(sentence: str) -> str:
 def close_names(word: str, names: Collection[str], cutoff: float = 0.6) -> list[str]:
     """Return up to three names that are similar to `word`, the most similar first."""
     return difflib.get_close_matches(word, names, n=3, cutoff=cutoff)
+
+
+def visible(text: str) -> str:
+    r"""Write each character that is not seen, or that changes the order of others, as its number.
+
+    These are control characters, the marks of writing direction, and half of a surrogate pair.
+    Line breaks and tabs stay.
+
+    Args:
+        text: any text.
+
+    Example:
+        >>> from prunelit.errors import visible
+        >>> visible("a\x1b[31mb")
+        'a[U+001B][31mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(f"[U+{ord(one):04X}]" if _is_hidden(one) else one for one in text)
+
+
+def _is_hidden(character: str) -> bool:
+    return character not in _SHOWN and unicodedata.category(character) in _HIDDEN
 
 
 def near_names(word: str, names: Collection[str]) -> str:

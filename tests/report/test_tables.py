@@ -9,6 +9,7 @@ from rich.table import Table
 
 from prunelit.report.results import Result
 from prunelit.report.tables import (
+    as_text,
     class_rows,
     class_tables,
     grouped_table,
@@ -190,3 +191,10 @@ def test_fixed_answers_have_a_line_each_in_a_table_of_their_own() -> None:
     (table,) = class_tables(rows)
     assert cells(table) == [list(first.values()), list(second.values())]
     assert class_tables(rows[:1]) == []
+
+
+def test_hidden_characters_of_names_are_shown() -> None:
+    row = Result("t", "acc/g\x1b[2J\u202e", "dense", 0.5, 0.1, 4)
+    text = as_text(results_table([row]))
+    assert "acc/g[U+001B][2J[U+202E]" in text
+    assert "\x1b" not in text

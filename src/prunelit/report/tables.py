@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prunelit.errors import visible
 from prunelit.report.results import Result
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -107,7 +108,7 @@ def results_table(results: Sequence[Result]) -> Table:
             table.add_section()
         table.add_row(
             task if task != last else "",
-            metric,
+            visible(metric),
             _cell(models.get("dense")),
             _cell(models.get("pruned") or models.get("pair")),
             _cell(models.get("difference"), signed=True),
@@ -161,7 +162,7 @@ def lines_table(title: str, caption: str, lines: Sequence[Mapping[str, str]]) ->
     for place, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if place else "left")
     for line in lines:
-        table.add_row(*line.values())
+        table.add_row(*map(visible, line.values()))
     return table
 
 

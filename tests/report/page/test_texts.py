@@ -1,11 +1,11 @@
 import pytest
 
+from prunelit.errors import visible
 from prunelit.report.page.texts import (
     cut,
     first_difference,
     mark_difference,
     shorten_alike,
-    visible,
 )
 
 

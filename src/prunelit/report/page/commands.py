@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from prunelit.errors import InputError, explain
+from prunelit.errors import InputError, explain, visible
 from prunelit.report.page.changes import Change, find_changes
 from prunelit.report.page.comparison import compare_runs
 from prunelit.report.page.runs import Run, check_task, judge, read_run
-from prunelit.report.page.texts import cut, mark_difference, visible
+from prunelit.report.page.texts import cut, mark_difference
 from prunelit.report.page.view import closing_sentences, write_page
 from prunelit.report.verdicts import FAILS, KEEP, Margins, use_words
 

@@ -1,35 +1,9 @@
 """Texts of models, rows and file names: foreign data that a page and a terminal only show."""
 
-import unicodedata
 from dataclasses import dataclass
 
 LONGEST = 1200  # characters of a text on the page
 _MARKED = 30
-_SHOWN = ("\n", "\t", "\N{ZERO WIDTH JOINER}", "\N{ZERO WIDTH NON-JOINER}")
-_HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
-
-
-def visible(text: str) -> str:
-    r"""Write each character that is not seen, or that changes the order of others, as its number.
-
-    These are control characters, the marks of writing direction, and half of a surrogate pair.
-    Line breaks and tabs stay.
-
-    Args:
-        text: any text.
-
-    Example:
-        >>> from prunelit.report.page.texts import visible
-        >>> visible("a\x1b[31mb")
-        'a[U+001B][31mb'
-    """
-    if text.isprintable():
-        return text
-    return "".join(f"[U+{ord(one):04X}]" if _is_hidden(one) else one for one in text)
-
-
-def _is_hidden(character: str) -> bool:
-    return character not in _SHOWN and unicodedata.category(character) in _HIDDEN
 
 
 def cut(text: str, most: int = LONGEST) -> str:

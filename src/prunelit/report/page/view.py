@@ -12,13 +12,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, visible
 from prunelit.files import write_text
 from prunelit.report.page.changes import Change, Changes, find_changes
 from prunelit.report.page.comparison import Comparison, compare_runs, source
 from prunelit.report.page.reasons import choose_figures, explain_run, warn
 from prunelit.report.page.runs import PAGE, Run
-from prunelit.report.page.texts import cut, mark_difference, visible
+from prunelit.report.page.texts import cut, mark_difference
 from prunelit.report.tables import class_rows
 from prunelit.report.verdicts import USES, Verdict, Word, use_sentences, use_words
 
