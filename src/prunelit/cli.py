@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.callbacks.results import OUTCOME
+from prunelit.core.candidate import leave_out
 from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
@@ -130,6 +131,8 @@ class PruneLitCLI(HookedCLI):
         # The options of a subcommand take half a second; only those of the chosen one are needed.
         return {name: own for name, own in every.items() if name in sys.argv[1:2]} or every
 
+    _default = False  # True for `compare` without a configuration
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the option that allows programs written by the models to run."""
         parser.add_argument(
@@ -165,6 +168,7 @@ class PruneLitCLI(HookedCLI):
         if subcommand in ("fit", "validate"):
             parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
         if subcommand == "compare" and not any(map(_CONFIG.match, sys.argv)):
+            self._default = True
             parser.default_config_files = [str(files("prunelit") / "data" / "compare.yaml")]
         replace_lists(parser, "data.tasks")
 
@@ -185,6 +189,8 @@ class PruneLitCLI(HookedCLI):
             if cause is not None and not isinstance(cause, ValueError) and name_own_code(cause):
                 raise
             raise InputError(" ".join(str(_innermost(error)).split())) from error
+        if self._default and self.model.weights.candidate is not None:
+            leave_out(self.datamodule, self.model.weights)
         self._results.check(self.datamodule)
         if self.subcommand in ("fit", "validate") and not any(
             isinstance(callback, Pruning) for callback in self.trainer.callbacks

@@ -164,7 +164,7 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
         tasks: tasks with a recipe get a journal.
     """
     journals = Journals(Path(trainer.default_root_dir) / "unfinished", trainer.global_rank)
-    recipes = {name: task.recipe() for name, task in tasks.items()}
+    recipes = {name: recipe_of(task) for name, task in tasks.items()}
     if trainer.state.fn != "validate":
         return journals
     if not any(recipes.values()):
@@ -182,6 +182,14 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
             rank_zero_info(f"The task {name!r} continues: {known} batches are measured already.")
     journals.tell_others()
     return journals
+
+
+def recipe_of(task: Task) -> dict[str, Any] | None:
+    """Return the recipe of a task, with that of its twin if the models have other tokenizers."""
+    recipe = task.recipe()
+    if recipe is None or task.twin is None:
+        return recipe
+    return {**recipe, "candidate": task.twin.recipe()}
 
 
 def _packed(values: Values) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A candidate takes the place of the pruned model; `tests/test_compare.py` runs the command."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,18 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from prunelit import InputError, prune, save_pretrained
+from prunelit import InputError, prune, read_items, save_pretrained
+from prunelit.callbacks import Results
 from prunelit.core.candidate import tell_models
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.core.weights import Weights
 from prunelit.pruners import BlockDrop
 from prunelit.report.results import Result
+from prunelit.resume import recipe_of
 from prunelit.tasks import (
     Deviation,
     Distribution,
+    Generation,
     MultipleChoice,
     Perplexity,
     Retrieval,
@@ -94,7 +99,7 @@ def test_a_narrow_and_shallow_model_is_compared_without_its_embeddings(
     caplog: Any,
 ) -> None:
     candidate = make_folder(hidden_size=16, num_hidden_layers=2, tie_word_embeddings=False)
-    columns = {"first": "context", "second": "context", "score": "label"}
+    columns = {"first": "context", "second": "id", "score": "label"}
     similarity = SemanticSimilarity(str(material / "questions.jsonl"), **columns)
     tasks = [
         on_text(material, Deviation),
@@ -152,6 +157,79 @@ def test_texts_that_are_too_long_for_the_candidate_alone(
         compare(candidate, on_text(material, Perplexity))
 
 
+@pytest.fixture
+def renamed(material: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The dense model with its tokens in another order: it says the same of every text."""
+    dense = AutoModelForCausalLM.from_pretrained(material / "dense")
+    rows = dense.get_input_embeddings().weight
+    with torch.no_grad():
+        rows[1:257] = rows[1:257].flip(0)
+    inner = json.loads(tokenizer.backend_tokenizer.to_str())
+    names = {token: 257 - number for token, number in inner["model"]["vocab"].items() if number}
+    inner["model"]["vocab"] = {"<end>": 0, **names}
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(inner)),
+        eos_token="<end>",
+        pad_token="<end>",
+        chat_template=tokenizer.chat_template,
+    )
+    dense.save_pretrained(tmp_path / "renamed")
+    other.save_pretrained(tmp_path / "renamed")
+    return str(tmp_path / "renamed")
+
+
+def test_each_model_reads_texts_by_its_own_tokenizer(
+    material: Path, renamed: str, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    columns = {"first": "context", "second": "id", "score": "label"}
+    tasks = [
+        on_questions(material, MultipleChoice, batch_size=3, primary="acc_token_norm"),
+        on_questions(material, Retrieval, batch_size=3),
+        on_questions(material, Generation, batch_size=3, max_new_tokens=6),
+        SemanticSimilarity(str(material / "questions.jsonl"), **columns),
+    ]
+    module = PairedLM(str(material / "dense"), candidate=renamed)
+    make_trainer(callbacks=[Results()]).compare(module, PruneData(None, tasks))
+    found = {(r.task, r.metric): r.value for r in module.results if r.model == "difference"}
+    assert {task for task, _ in found} == {task.name for task in tasks}
+    assert list(found.values()) == pytest.approx([0] * len(found), abs=1e-5)
+    assert not any(result.metric in ("diverged", "first_divergence") for result in module.results)
+    rows = read_items(tmp_path / "run" / "items" / "generation.parquet")
+    assert len(rows) == 14
+    texts = {
+        name: [r["output"] for r in rows if r["model"] == name] for name in ("dense", "pruned")
+    }
+    assert texts["dense"] == texts["pruned"]
+    assert len(set(texts["dense"])) > 1
+    assert module.weights.identities()["candidate"]["tokenizer"] == "its own"
+
+
+def test_an_interrupted_run_of_two_tokenizers_is_its_own(material: Path, renamed: str) -> None:
+    data = PruneData(None, [on_questions(material, Generation)])
+    weights = [Weights(str(material / "dense"), candidate=one) for one in (renamed, None)]
+    recipes = []
+    for one in weights:
+        data.prepare(one.tokenizer, one.other_tokenizer)
+        (task,) = data.tasks.values()
+        recipes.append(recipe_of(task))
+    assert recipes[0] != recipes[1]
+    assert {**recipes[0], "candidate": None} == {**recipes[1], "candidate": None}
+    assert recipes[0]["candidate"]["tokens_sha256"] != recipes[0]["tokens_sha256"]
+
+
+def test_the_default_leaves_out_what_cannot_be_compared(
+    material: Path, renamed: str, cli: Callable[..., None], capfd: Any, caplog: Any
+) -> None:
+    models = ("--model.source", str(material / "dense"), "--model.candidate", renamed)
+    options = ("--model.reference", "false", "--trainer.logger", "false")
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as left:
+        cli("compare", *models, *options)  # refused later, since the questions are many
+    assert left.value.code == 2
+    words = "Left out of the default configuration: the tasks ['distribution'] compare"
+    assert words in caplog.text
+    assert "set `model.reference: true`" in capfd.readouterr().err
+
+
 def test_another_vocabulary_is_refused(
     material: Path,
     make_folder: Callable[..., str],
@@ -159,8 +237,10 @@ def test_another_vocabulary_is_refused(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tokenizer.add_tokens(["<more>"])
-    with pytest.raises(InputError, match=r"id 257 is no token there and '<more>' here.*same voc"):
-        compare(make_folder(tokenizer), on_text(material, Perplexity))
+    tasks = on_text(material, Perplexity), on_text(material, Deviation)
+    words = r"The tasks \['perplexity', 'deviation'\] compare.*id 257 is no token.*'<more>' here"
+    with pytest.raises(InputError, match=words):
+        compare(make_folder(tokenizer), *tasks, on_questions(material, MultipleChoice))
 
 
 def test_another_chat_template_is_said(
@@ -218,6 +298,7 @@ def test_both_models_are_identified_by_content(material: Path, tmp_path: Path) -
     found = weights.identities()
     assert found["dense"].pop("source") == str(material / "dense")
     assert found["candidate"].pop("source") == str(copied)
+    assert found["candidate"].pop("tokenizer") == "that of the dense model"
     assert found["dense"] == found["candidate"]
     assert found["dense"]["dtype"] == "bfloat16"
     assert found["dense"]["content_by"] == "a sample of the weights"

@@ -139,3 +139,11 @@ def test_a_folder_names_its_results(tmp_path: Path) -> None:
 )
 def test_scalar_names(model: str, name: str) -> None:
     assert scalar_name(Result("facts", "acc", model, 0.0, 0.0, 1)) == name
+
+
+def test_a_number_of_the_details_that_is_none_is_null(tmp_path: Path) -> None:
+    details = {"dense": math.nan, "interval": [-math.inf, 0.5], "floor": 0}
+    path = tmp_path / "results.jsonl"
+    write_results([Result("similarity", "retained", "pair", math.nan, math.nan, 3, details)], path)
+    (found,) = read_results(path)
+    assert found.details == {"dense": None, "interval": [None, 0.5], "floor": 0}

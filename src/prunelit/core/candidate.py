@@ -7,8 +7,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.core.datamodule import PruneData
-from prunelit.core.weights import Origin, Weights
-from prunelit.data.vocabularies import find_settings, tell_vocabulary
+from prunelit.core.weights import Weights
+from prunelit.data.vocabularies import find_settings
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_length
 from prunelit.models.loading import check_vocabulary
@@ -25,7 +25,7 @@ def check_candidate(trainer: Trainer, data: PruneData, weights: Weights) -> None
     Raises:
         InputError: naming the option, or the tasks with both values.
     """
-    dense, candidate = weights.origin, weights.candidate
+    candidate = weights.candidate
     assert candidate is not None
     if trainer.state.fn == "fit" or trainer.max_epochs != 0:
         raise InputError(
@@ -36,41 +36,84 @@ def check_candidate(trainer: Trainer, data: PruneData, weights: Weights) -> None
         raise InputError(
             "A candidate is compared with the dense model: set `model.reference: true`."
         )
-    if other := tell_vocabulary(dense.tokenizer, candidate.tokenizer):
-        raise InputError(
-            f"Expected a candidate with the tokens of {dense.source!r} but {candidate.source!r} "
-            f"has others ({other}): both models must read the same ids, so take a candidate of "
-            "the same vocabulary."
-        )
-    check_vocabulary(dense.tokenizer, candidate.text_config.vocab_size, candidate.source)
-    _check_sizes(data, weights, dense, candidate)
+    for reason, names in find_refused(data, weights).items():
+        raise InputError(f"The tasks {names} {reason}: leave these tasks out.")
     for name, task in data.tasks.items():
         what = f"the longest sequence of the task {name!r}, for {candidate.source!r},"
-        check_length(candidate.config, task.longest, what)
-    if settings := find_settings(dense.tokenizer, candidate.tokenizer):
-        rank_zero_info(
-            f"The tokenizer of {candidate.source!r} has the same tokens but another "
-            f"{' and another '.join(settings)}: both models get the texts of {dense.source!r}."
-        )
+        check_length(candidate.config, task.reader("pruned").longest, what)
+    _tell_differences(weights)
 
 
-def _check_sizes(data: PruneData, weights: Weights, dense: Origin, candidate: Origin) -> None:
-    """Refuse tasks that need two models of equal sizes."""
-    ours, theirs = dense.text_config, candidate.text_config
-    for key in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
-        values = getattr(ours, key), getattr(theirs, key)
-        if values[0] == values[1] or (key == "num_hidden_layers" and weights.removed_blocks):
-            continue
-        if needing := [name for name, task in data.tasks.items() if key in task.needs_equal]:
-            raise InputError(
-                f"The tasks {needing} need models with the same `{key}` but {dense.source!r} has "
-                f"{values[0]!r} and {candidate.source!r} has {values[1]!r}: leave these tasks out."
+def find_refused(data: PruneData, weights: Weights) -> dict[str, list[str]]:
+    """Find the tasks that cannot compare the candidate with the dense model; reads no weights.
+
+    Args:
+        data: the tasks.
+        weights: with a candidate.
+
+    Returns:
+        Names of tasks, by the reason in words.
+    """
+    dense, candidate = weights.origin, weights.candidate
+    assert candidate is not None
+    both = f"{dense.source!r} has", f"{candidate.source!r} has"
+    found: dict[str, list[str]] = {}
+    for name, task in data.tasks.items():
+        if weights.other_vocabulary is not None and not task.own_tokenizers:
+            reason = (
+                f"compare both models on the same tokens but {both[1]} another vocabulary than "
+                f"{dense.source!r} ({weights.other_vocabulary})"
             )
-    if ours.hidden_size != theirs.hidden_size:
+            found.setdefault(reason, []).append(name)
+            continue
+        for key in task.needs_equal:
+            ours, theirs = (getattr(one.text_config, key) for one in (dense, candidate))
+            known = key == "num_hidden_layers" and weights.removed_blocks
+            if ours != theirs and not known:
+                reason = (
+                    f"need models with the same `{key}` but {both[0]} {ours!r} and {both[1]} "
+                    f"{theirs!r}"
+                )
+                found.setdefault(reason, []).append(name)
+                break
+    return found
+
+
+def leave_out(data: PruneData, weights: Weights) -> None:
+    """Take tasks out of the default configuration that the candidate cannot be compared on.
+
+    Args:
+        data: the tasks.
+        weights: with a candidate.
+    """
+    for reason, names in find_refused(data, weights).items():
+        rank_zero_info(f"Left out of the default configuration: the tasks {names} {reason}.")
+        for name in names:
+            del data.tasks[name]
+
+
+def _tell_differences(weights: Weights) -> None:
+    """Say what differs and changes the tasks that run."""
+    dense, candidate = weights.origin, weights.candidate
+    assert candidate is not None
+    if weights.other_vocabulary is not None:
         rank_zero_info(
-            f"The embeddings have {ours.hidden_size} numbers in {dense.source!r} and "
-            f"{theirs.hidden_size} in {candidate.source!r}: quantities of both "
-            "embeddings, such as their cosine, are left out."
+            f"{candidate.source!r} has another vocabulary than {dense.source!r} "
+            f"({weights.other_vocabulary}): each model reads the texts by its own tokenizer."
+        )
+    else:
+        check_vocabulary(dense.tokenizer, candidate.text_config.vocab_size, candidate.source)
+        if settings := find_settings(dense.tokenizer, candidate.tokenizer):
+            rank_zero_info(
+                f"The tokenizer of {candidate.source!r} has the same tokens but another "
+                f"{' and another '.join(settings)}: both models get the texts of {dense.source!r}."
+            )
+    widths = [one.text_config.hidden_size for one in (dense, candidate)]
+    if widths[0] != widths[1]:
+        rank_zero_info(
+            f"The embeddings have {widths[0]} numbers in {dense.source!r} and {widths[1]} in "
+            f"{candidate.source!r}: quantities of both embeddings, such as their cosine, are left "
+            "out."
         )
 
 

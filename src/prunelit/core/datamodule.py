@@ -81,7 +81,7 @@ class PruneData(LightningDataModule):
         """Read and tokenise all data on every rank, before the weights are read."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
-        self.prepare(module.tokenizer)
+        self.prepare(module.tokenizer, module.weights.other_tokenizer)
 
     def read(self) -> None:
         """Read all rows; needs no tokenizer.
@@ -103,8 +103,14 @@ class PruneData(LightningDataModule):
             task.read()
         self._read = True
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def prepare(
+        self, tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase | None = None
+    ) -> None:
         """Read and tokenise all data; call it to use this class without a Trainer.
+
+        Args:
+            tokenizer: of the model.
+            other: of a candidate with another vocabulary.
 
         Raises:
             InputError: as `read`, or if there is too little text.
@@ -117,6 +123,7 @@ class PruneData(LightningDataModule):
         for name, task in self.tasks.items():
             if name not in self.sizes:
                 self.sizes[name] = task.prepare(tokenizer)
+            task.prepare_twin(other if task.own_tokenizers else None)
 
     def _pack(
         self, name: str, text: CalibrationText | RecoveryText, tokenizer: PreTrainedTokenizerBase

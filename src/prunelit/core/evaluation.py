@@ -40,7 +40,7 @@ class Evaluation:
         indices = batch["indices"]
         if len(indices):
             task = self._tasks[name]
-            values = self._journals.values(name, indices, lambda: task.step(self._pair, batch))
+            values = self._journals.values(name, indices, lambda: task.measure(self._pair, batch))
             self._tables[name].assign(indices, values)
 
     def summarise(self, keep_going: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.data.vocabularies import tell_vocabulary
 from prunelit.models.architecture import check_unembedding
 from prunelit.models.loading import (
     DType,
@@ -166,6 +167,20 @@ class Weights:
         """Read the configuration of the model, without its weights."""
         return self.origin.config
 
+    @cached_property
+    def other_vocabulary(self) -> str | None:
+        """Words for a token of the candidate that is another one; None if there is none."""
+        if self.candidate is None:
+            return None
+        return tell_vocabulary(self.origin.tokenizer, self.candidate.tokenizer)
+
+    @property
+    def other_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Tokenizer of the candidate, if its vocabulary is not that of the dense model."""
+        if self.candidate is None or self.other_vocabulary is None:
+            return None
+        return self.candidate.tokenizer
+
     @property
     def removed_blocks(self) -> Sequence[int]:
         """Blocks of the dense model that a candidate lacks; none if its blocks are other ones."""
@@ -178,9 +193,10 @@ class Weights:
         """Return source, content and dtype of the dense model and of the candidate."""
         assert self.candidate is not None
         assert self.pair.dense is not None
+        same = "that of the dense model" if self.other_vocabulary is None else "its own"
         return {
             "dense": self.origin.identify(self.pair.dense),
-            "candidate": self.candidate.identify(self.pair.pruned),
+            "candidate": {**self.candidate.identify(self.pair.pruned), "tokenizer": same},
         }
 
     @property
@@ -216,7 +232,7 @@ class Weights:
             pruned = copy.deepcopy(self._dense).requires_grad_(True)
         else:
             pruned = self.origin.read()
-        self._pair = ModelPair(pruned, None, self.tokenizer, removed)
+        self._pair = ModelPair(pruned, None, self.tokenizer, removed, self.other_tokenizer)
         if reference:
             copied = self.candidate is None and pruned_folder is None
             if copied and self.reference and self._dense is None:

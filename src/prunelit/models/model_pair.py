@@ -16,8 +16,9 @@ class ModelPair:
     Args:
         pruned: the model under test.
         dense: the frozen reference; None if the run keeps none (`model.reference: false`).
-        tokenizer: of both models.
+        tokenizer: of both models, or of the dense model alone.
         removed_blocks: indices, in the dense model, of the blocks that the pruned model lacks.
+        pruned_tokenizer: of the pruned model, if it has another one.
 
     Example:
         >>> from transformers import AutoModelForCausalLM, LlamaConfig
@@ -34,9 +35,22 @@ class ModelPair:
     dense: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
     removed_blocks: Sequence[int] = ()
+    pruned_tokenizer: PreTrainedTokenizerBase | None = None
 
     def models(self) -> dict[str, PreTrainedModel]:
         """Return `{"dense": ..., "pruned": ...}`, without `dense` if the run keeps no reference."""
         if self.dense is None:
             return {"pruned": self.pruned}
         return {"dense": self.dense, "pruned": self.pruned}
+
+    def alone(self, name: str) -> "ModelPair":
+        """Return one model with its own tokenizer, as the pruned model of a pair without dense.
+
+        Args:
+            name: `dense` or `pruned`.
+        """
+        if name == "dense":
+            assert self.dense is not None
+            return ModelPair(self.dense, None, self.tokenizer)
+        own = self.pruned_tokenizer or self.tokenizer
+        return ModelPair(self.pruned, None, own, self.removed_blocks)

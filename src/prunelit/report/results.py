@@ -55,14 +55,21 @@ def scalar_name(result: Result) -> str:
 
 
 def format_results(results: Sequence[Result]) -> str:
-    """Format one line of JSON per result. NaN and infinity become null."""
-    lines = []
-    for result in results:
-        data = asdict(result)
-        for key in ("value", "standard_error"):
-            data[key] = data[key] if math.isfinite(data[key]) else None
-        lines.append(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    """Format one line of JSON per result. NaN and infinity become null, in the details too."""
+    lines = [
+        json.dumps(finite(asdict(result)), ensure_ascii=False, allow_nan=False) + "\n"
+        for result in results
+    ]
     return "".join(lines)
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_results(results: Sequence[Result], path: str | Path) -> None:

@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from prunelit.arguments import checked
 from prunelit.errors import InputError
-from prunelit.report.results import Result
+from prunelit.report.results import Result, finite
 from prunelit.report.score_test import LEVEL, MOST_ITEMS, PairedScores, ScoreTest, critical_value
 
 Word = Literal["keeps", "loses", "cannot tell", "no lead"]
@@ -334,4 +334,4 @@ def format_verdicts(verdicts: Sequence[Verdict]) -> str:
         "tasks": [verdict.plain() for verdict in verdicts],
         "family": f"Holm over {len(verdicts)} tasks, one-sided {LEVEL:.0%}",
     }
-    return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(data), ensure_ascii=False, indent=2, allow_nan=False) + "\n"

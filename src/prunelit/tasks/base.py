@@ -1,8 +1,9 @@
 """The base class of all tasks."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, Streamed
 
+_Own = TypeVar("_Own", bound="Task")
 _LONGEST_NAME = 150  # bytes; files add their own words, and systems allow 255
 
 
@@ -53,6 +55,9 @@ class Task(Checked, ABC):
     """
 
     needs_reference = False
+    # True if the items are texts, so that each of two models can read them by its own tokenizer.
+    own_tokenizers = False
+    twin: Any = None  # reads the same items by the tokenizer of a candidate
     # Keys of config.json that a model of another origin must share with the dense one.
     needs_equal: Sequence[str] = ()
     longest = 0  # number of tokens of the longest sequence; `prepare` sets it
@@ -99,6 +104,40 @@ class Task(Checked, ABC):
         Returns:
             The number of items.
         """
+
+    def prepare_twin(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Prepare a copy for a candidate with another tokenizer; call it after `prepare`.
+
+        Args:
+            tokenizer: of the candidate; None if both models have the same one.
+        """
+        self.twin = None
+        if tokenizer is not None:
+            twin = copy.copy(self)
+            twin.prepare(tokenizer)
+            self.twin = twin
+
+    def reader(self: _Own, model: str) -> _Own:
+        """Return the task that has the tokens of a model.
+
+        Args:
+            model: `dense` or `pruned`.
+        """
+        return self if model == "dense" or self.twin is None else self.twin
+
+    def measure(self, pair: ModelPair, batch: dict[str, Any]) -> Mapping[str, Tensor | Streamed]:
+        """Measure one batch of `batches`; each model has its own if their tokenizers differ.
+
+        Returns:
+            As `step`; without what compares the tokens of both models if their tokenizers differ.
+        """
+        if self.twin is None:
+            return self.step(pair, batch)
+        values: dict[str, Tensor | Streamed] = {}
+        for name in pair.models():
+            found = self.reader(name).step(pair.alone(name), batch[name])
+            values |= {f"{name}/{key.partition('/')[2]}": value for key, value in found.items()}
+        return values
 
     def note_longest(self, lengths: Iterable[int], name: Callable[[int], str]) -> None:
         """Set `longest`, and remember which item it is: a model with fewer positions refuses it.
@@ -193,7 +232,16 @@ class RankBatches:
         return len(self._chunks)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        common = self._task.common()
+        task = self._task
+        if task.twin is None:
+            yield from self._of(task)
+            return
+        for dense, pruned in zip(self._of(task), self._of(task.twin), strict=True):
+            yield {"dense": dense, "pruned": pruned, "indices": dense["indices"]}
+
+    def _of(self, task: Task) -> Iterator[dict[str, Any]]:
+        """Yield the batches of a task, or of its twin."""
+        common = task.common()
         for indices in self._chunks:
-            batch = self._task.collate(indices) if indices else {}
+            batch = task.collate(indices) if indices else {}
             yield {**common, **batch, "indices": torch.tensor(indices, dtype=torch.int64)}

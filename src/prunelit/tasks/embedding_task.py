@@ -35,6 +35,8 @@ class EmbeddingTask(Task):
         kwargs: options of the other bases.
     """
 
+    own_tokenizers = True
+
     def __init__(
         self,
         pooling: Pooling = "last",

@@ -91,6 +91,8 @@ class Generation(QuestionTask, PromptTask):
 brother. How many stamps do the three have together?'
     """
 
+    own_tokenizers = True
+
     def __init__(
         self,
         path: str,
@@ -283,7 +285,7 @@ brother. How many stamps do the three have together?'
         for index, example in enumerate(self._examples[:_SHOWN]):
             row = {"prompt": example.context, "target": example.target}
             for name in table.models("tokens"):
-                row[name] = self.rollout_text(index, table[f"{name}/tokens"][index, 0])
+                row[name] = self._text_of(name, index, table[f"{name}/tokens"][index, 0])
             yield row
 
     def _item_rows(self, table: ItemTable) -> Iterator[dict[str, Any]]:
@@ -292,7 +294,7 @@ brother. How many stamps do the three have together?'
         for index, example in enumerate(self._examples):
             for sample in range(self.samples):
                 for name in names:
-                    text = self.rollout_text(index, table[f"{name}/tokens"][index, sample])
+                    text = self._text_of(name, index, table[f"{name}/tokens"][index, sample])
                     values = {
                         metric: table[f"{name}/{metric}"][index, sample].item()
                         for metric in (*self.judge.metrics, *ROLLOUT_MEASURES)
@@ -312,7 +314,7 @@ brother. How many stamps do the three have together?'
                         row["doubt"] = [None, *self.judge.doubts][place]
                     row |= values
                     row |= {"end_of_text": bool(row["end_of_text"]), "length": int(row["length"])}
-                    if len(names) == 2:
+                    if "first_divergence" in table:
                         row["first_divergence"] = int(table["first_divergence"][index, sample])
                         row["diverged"] = bool(table["diverged"][index, sample])
                     yield row
@@ -352,6 +354,10 @@ brother. How many stamps do the three have together?'
         own = tokens[tokens >= 0].tolist()
         whole = decode(self._tokenizer, [*self._tokens[index], *own])
         return cut_at_stop(whole[len(prompt) :], self.stop)
+
+    def _text_of(self, model: str, index: int, tokens: Tensor) -> str:
+        """Decode a rollout of a model by the tokenizer that it has."""
+        return self.reader(model).rollout_text(index, tokens)
 
     def _sampling(self, indices: Sequence[int]) -> Sampling | None:
         numbers = [index * self.samples + n for index in indices for n in range(self.samples)]

@@ -90,6 +90,8 @@ class MultipleChoice(QuestionTask):
 ('Q: What is the organ that covers the whole body? A:', ' chest')]
     """
 
+    own_tokenizers = True
+
     def __init__(
         self,
         path: str,
@@ -198,7 +200,8 @@ class MultipleChoice(QuestionTask):
         for name in table.models("log_likelihood"):
             stored = [c for c in ("log_likelihood", "unconditional") if f"{name}/{c}" in table]
             columns = {column: table[f"{name}/{column}"] for column in stored}
-            chosen[name] = self._choose(columns, every)[self.primary]
+            # Tokens a choice are those of the model's own tokenizer.
+            chosen[name] = self.reader(name)._choose(columns, every)[self.primary]
             values |= {f"{name}/{metric}": table[f"{name}/{metric}"] for metric in metrics}
             gaps = calibration_gaps(columns["log_likelihood"], self._label)
             values[f"{name}/calibration_error"] = gaps
