@@ -1,4 +1,5 @@
 import functools
+import hashlib
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ from prunelit.errors import InputError
 from prunelit.pruners import Magnitude, Wanda
 from prunelit.recipe import (
     describe,
+    describe_code,
     find_differences,
     public_path,
     recipe_id,
@@ -128,7 +130,7 @@ def test_an_object_without_arguments() -> None:
 
 
 def test_a_function_is_given_by_its_path() -> None:
-    assert describe(rebuild) == f"{__name__}.rebuild"
+    assert describe(rebuild)["function"] == f"{__name__}.rebuild"
     assert describe({"a": [describe]}) == {"a": ["prunelit.recipe.describe"]}
 
 
@@ -195,12 +197,50 @@ def test_a_recipe_does_not_change_when_a_file_moves(package: Callable[..., Any])
         module = file.removesuffix(".py").replace("/", ".")
         shop = package({"__init__.py": f"from shop.{module} import Shelf, measure", file: SHELF})
         recipes.append(describe([shop.Shelf(2), shop.Shelf.Board(3), shop.measure]))
+    content = hashlib.sha256(hashlib.sha256(SHELF.encode()).digest()).hexdigest()
+    code = {"code_sha256": content}
     assert recipes[0] == [
-        {"class_path": "shop.Shelf", "init_args": {"height": 2}},
-        {"class_path": "shop.Shelf.Board", "init_args": {"width": 3}},
-        "shop.measure",
+        {"class_path": "shop.Shelf", "init_args": {"height": 2}, **code},
+        {"class_path": "shop.Shelf.Board", "init_args": {"width": 3}, **code},
+        {"function": "shop.measure", **code},
     ]
     assert recipes[1:] == [recipes[0]] * 2
+
+
+@pytest.mark.parametrize("changed", ["a.py", "b.py"])
+def test_a_changed_file_of_ones_own_changes_the_recipe(
+    package: Callable[..., Any], changed: str
+) -> None:
+    files = {
+        "__init__.py": "from shop.b import Shelf, measure",
+        "a.py": "class Base: ...\n",
+        "b.py": "from shop.a import Base\n" + SHELF.replace("Shelf:", "Shelf(Base):"),
+    }
+    before = describe({"shelf": package(files).Shelf(2)})
+    assert describe({"shelf": package(files).Shelf(2)}) == before
+    now = describe({"shelf": package(files | {changed: f"{files[changed]}# other\n"}).Shelf(2)})
+    assert list(find_differences(now, before)) == ["shelf.code_sha256"]
+    assert recipe_id(now) != recipe_id(before)
+
+
+def test_a_changed_function_of_ones_own_changes_the_recipe(package: Callable[..., Any]) -> None:
+    before, now = (
+        describe(ExactMatch(normalise=package({"__init__.py": SHELF + end}).measure))
+        for end in ("", "# other\n")
+    )
+    assert list(find_differences(now, before)) == ["normalise.code_sha256"]
+
+
+def test_code_in_no_file_is_told() -> None:
+    space: dict[str, Any] = {"__name__": "cell"}
+    exec("class Mine: ...", space)
+    with pytest.warns(UserWarning, match=r"The code of `cell\.Mine` is in no file"):
+        assert describe(space["Mine"]())["code_sha256"] is None
+
+
+@pytest.mark.parametrize("value", [Wanda(Unstructured(0.5)), torch.nn.ReLU, len, str.lower, Path])
+def test_code_of_libraries_has_no_hash(value: Any) -> None:
+    assert describe_code(value if callable(value) else type(value)) == {}
 
 
 def test_the_nearest_package_that_exports_is_enough(package: Callable[..., Any]) -> None:

@@ -1,13 +1,17 @@
 """Journals of an evaluation that was interrupted."""
 
+import hashlib
+import json
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from prunelit.resume import Journals
+from prunelit.resume import Journals, open_journals
 
 RECIPE = {"model": "a", "prompts": ["é"]}
 # Values that a conversion to decimal text would lose: NaN, -0, the smallest double, narrow types.
@@ -205,3 +209,28 @@ def test_files_of_other_settings_are_named_with_what_differs(
     assert "(this run measures no batches of 'gone' that could be continued)" in gone
     assert "(its first line is damaged)" in damage
     assert sorted(tmp_path.iterdir()) == before
+
+
+class Own:
+    """A task of a user."""
+
+    def recipe(self) -> dict[str, Any]:
+        return RECIPE
+
+
+def test_the_version_of_prunelit_and_a_users_code_are_part_of_the_recipe(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        default_root_dir=tmp_path,
+        global_rank=0,
+        state=SimpleNamespace(fn="validate"),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        precision="32-true",
+    )
+    pair: Any = SimpleNamespace(models=dict)
+    tasks: Any = {"task": Own()}
+    open_journals(trainer, pair, tasks).values("task", torch.tensor([0]), Measuring())
+    (path,) = (tmp_path / "unfinished").iterdir()
+    recipe = json.loads(path.read_bytes().split(b"\n")[0])["recipe"]
+    assert recipe["versions"]["prunelit"] == version("prunelit")
+    mine = hashlib.sha256(Path(__file__).read_bytes()).digest()
+    assert recipe["code_sha256"] == hashlib.sha256(mine).hexdigest()

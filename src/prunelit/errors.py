@@ -178,13 +178,17 @@ def name_own_code(error: BaseException | None) -> str | None:
     return None
 
 
+def is_library(path: Path) -> bool:
+    """Return True for a file of prunelit, of Python or of an installed library."""
+    libraries = [Path(__file__).parent, *map(Path, sysconfig.get_paths().values())]
+    return any(library in path.parents for library in libraries)
+
+
 def _own_frame(error: BaseException) -> str | None:
     found = f"{type(error).__name__}: {first_line(error)}"
-    libraries = [Path(__file__).parent, *map(Path, sysconfig.get_paths().values())]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         path = Path(frame.f_code.co_filename)
-        inside = any(library in path.parents for library in libraries)
-        if path.suffix == ".py" and not inside:
+        if path.suffix == ".py" and not is_library(path):
             owner = frame.f_locals.get("self")
             name = frame.f_code.co_name
             if owner is not None:

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunelit.errors import InputError
+from lightning.pytorch.utilities import rank_zero_warn
+
+from prunelit.errors import InputError, is_library
 
 # Parts of a run's recipe that say where something was. Its content is in other parts.
 _PLACES = (("model", "source"), ("training", "text", "init_args", "path"))
@@ -29,7 +31,8 @@ def describe(value: Any) -> Any:
 
     Plain values stay as they are. A function becomes the path it is imported by. An object must
     store each constructor argument in an attribute of the same name (the scikit-learn convention).
-    Classes of a user then need no registry.
+    Classes of a user then need no registry. Their recipe has the hash of their file too, see
+    `describe_code`; a function of a user becomes `{function, code_sha256}`.
 
     Raises:
         InputError: if an argument is not stored under its name, or a function cannot be imported.
@@ -51,7 +54,8 @@ def describe(value: Any) -> Any:
                 f"Expected a function that can be imported but got {value.__qualname__!r}: define "
                 "it with a name in a file."
             )
-        return public_path(value)
+        path, code = public_path(value), describe_code(value)
+        return {"function": path, **code} if code else path
     if isinstance(value, functools.partial):
         raise InputError(
             "Expected a function with a name but got a `functools.partial`: define a function in a "
@@ -72,7 +76,57 @@ def describe(value: Any) -> Any:
                 "for its recipe: add that line to its constructor."
             )
         arguments[name] = describe(vars(value)[name])
-    return {"class_path": public_path(cls), "init_args": arguments}
+    return {"class_path": public_path(cls), "init_args": arguments, **describe_code(cls)}
+
+
+@functools.cache
+def describe_code(target: Any) -> dict[str, str | None]:
+    """Return `{code_sha256: hash}` for a class or a function of a user; `{}` for any other one.
+
+    The hash is that of the file which defines it, and of those of the classes that it builds on.
+    It is read once a process, as Python reads the file. Code that is in no file has the hash None,
+    and a sentence says so.
+
+    Args:
+        target: a class or a function.
+
+    Example:
+        >>> from prunelit.pruners import Wanda
+        >>> from prunelit.recipe import describe_code
+        >>> describe_code(Wanda)
+        {}
+    """
+    files = [_find_file(part) for part in getattr(target, "__mro__", (target,))]
+    own = list(dict.fromkeys(file for file in files if file is None or not is_library(file)))
+    if not own:
+        return {}
+    if None in own:
+        rank_zero_warn(
+            f"The code of `{public_path(target)}` is in no file: a change of it is not noticed. "
+            "Write it into a file, or remove what it produced when you change it."
+        )
+        return {"code_sha256": None}
+    digest = hashlib.sha256()
+    for file in own:
+        assert file is not None
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return {"code_sha256": digest.hexdigest()}
+
+
+def _find_file(part: Any) -> Path | None:
+    """Find the file that defines a class or function; None if there is none.
+
+    Code that Python or a compiled library brings is in the file of its module.
+    """
+    name = str(getattr(getattr(part, "__objclass__", part), "__module__", None) or "builtins")
+    if name.partition(".")[0] in sys.stdlib_module_names - {"__main__"}:
+        return Path(os.__file__)
+    try:
+        found = inspect.getsourcefile(part)
+    except TypeError:
+        found = None
+    found = found or getattr(sys.modules.get(name), "__file__", None)
+    return Path(found).absolute() if found is not None and os.path.isfile(found) else None
 
 
 def check_own(name: str, function: Any) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from prunelit.files import make_folder
 from prunelit.models.fingerprint import fingerprint
 from prunelit.models.model_pair import ModelPair
-from prunelit.recipe import tell_differences
+from prunelit.recipe import describe_code, tell_differences
 from prunelit.tasks.base import Task
 
 Values = Mapping[str, Any]
@@ -175,10 +176,18 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
         "device": trainer.strategy.root_device.type,
         "precision": trainer.precision,
         "matmul_precision": torch.get_float32_matmul_precision(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "prunelit": version("prunelit"),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     }
+    for name, model in pair.models().items():
+        run |= {f"{name}_{key}": value for key, value in describe_code(type(model)).items()}
     for name, recipe in recipes.items():
-        if recipe is not None and (known := journals.open(name, {**run, **recipe})):
+        if recipe is None:
+            continue
+        if known := journals.open(name, {**run, **recipe, **describe_code(type(tasks[name]))}):
             rank_zero_info(f"The task {name!r} continues: {known} batches are measured already.")
     journals.tell_others()
     return journals

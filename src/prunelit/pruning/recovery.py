@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError, check_positive, first_line, near_names
 from prunelit.models.architecture import unembed
 from prunelit.pruning.lora import LoRA
-from prunelit.recipe import describe, public_path
+from prunelit.recipe import describe, describe_code, public_path
 
 CHUNK = 512  # tokens whose logits exist at a time
 
@@ -215,4 +215,4 @@ def _settings(built: Any, numbers: dict[str, Any]) -> dict[str, Any]:
     for name, value in numbers.items():
         with suppress(TypeError):  # a tensor or a function is state, not a setting
             plain[name] = json.loads(json.dumps(value))  # the form in which recipes are compared
-    return {"class_path": public_path(type(built)), **plain}
+    return {"class_path": public_path(type(built)), **plain, **describe_code(type(built))}
