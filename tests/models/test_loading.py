@@ -364,6 +364,19 @@ def test_tokenizer_without_padding_pads_with_its_end(
     assert batch["attention_mask"] == [[0, 0, 1], [1, 1, 1]]
 
 
+def test_merges_of_a_tokenizer_are_not_dropped_at_random(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    merges = models.BPE({"<end>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], dropout=0.5)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(merges), eos_token="<end>").save_pretrained(
+        folder
+    )
+    with caplog.at_level("INFO"):
+        loaded = load_pretrained(str(folder))[1]
+    assert all(loaded("ab" * 20)["input_ids"] == [3] * 20 for _ in range(5))
+    assert "`dropout` 0.5" in caplog.text + capsys.readouterr().err
+
+
 def test_tokenizer_with_neither_padding_nor_end(
     folder: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

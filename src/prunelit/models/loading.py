@@ -138,6 +138,7 @@ def load_tokenizer(
     """Load a tokenizer that pads on the left.
 
     A tokenizer without a padding token pads with its end-of-text token, which is always masked.
+    A tokenizer that drops merges at random (BPE-dropout) is loaded without, and a line says so.
 
     Args:
         source: see `load_pretrained`.
@@ -177,7 +178,19 @@ def load_tokenizer(
             )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
+    _stop_dropout(tokenizer, source)
     return tokenizer
+
+
+def _stop_dropout(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Make a tokenizer give the same tokens at every call; dropout of merges is for training."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if dropout := getattr(model, "dropout", None):
+        model.dropout = None
+        rank_zero_info(
+            f"The tokenizer of {source!r} drops merges at random (`dropout` {dropout:.3g} in its "
+            "tokenizer.json). It is loaded without, since texts would change from run to run."
+        )
 
 
 def load_config(

@@ -35,7 +35,13 @@ def test_gsm8k() -> None:
         *[("3½ Liter", "3 1/2"), ("१२ सेब", "12"), ("2,50 EUR", "2,50"), ("5kg", "5")],
         *[("1,000 dollars", "1,000"), ("$18", "$18"), ("18$", "18$"), ("-3.50", "-3.50")],
         *[("12 000 people", "12000"), ("1 234,50 €", "1 234,50 €"), ("**18**", "18")],
-        *[(r"\frac{1}{2}", r"\frac{1}{2}"), ("-5°C", "-5"), ("$18/hour", "$18"), ("१८", "१८")],
+        *[
+            (r"\frac{1}{2}", r"\frac{1}{2}"),
+            ("-5°C", "-5"),
+            ("5 apples!", "5"),
+            ("$18/hour", "$18"),
+            ("१८", "१८"),
+        ],
     ],
 )
 def test_the_solution_of_gsm8k_is_right_by_both_readings(answer: str, target: str) -> None:
@@ -53,6 +59,17 @@ def test_the_solution_of_gsm8k_is_right_by_both_readings(answer: str, target: st
     [
         *("5 of 10", "10:30", "5 m2", "42\nand 7 more", "3, 4", "10-20", "2 hours 30 minutes"),
         *("- 18", "1.5 million", "$1.5M", "18k", "2024-01-05"),
+        *(
+            "5 and a half",
+            "5 and one third",
+            "5!",
+            "<5",
+            "\u00b15",
+            "~5",
+            "\u22655",
+            "-(5)",
+        ),
+        *("\u221a5", "5\u03c0", "5+", "5 squared"),
     ],
 )
 def test_an_answer_of_several_numbers_is_refused(answer: str) -> None:

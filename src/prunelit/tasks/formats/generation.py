@@ -18,9 +18,12 @@ from prunelit.tasks.judges.answers import (
 from prunelit.tasks.judges.words import find_numbers
 from prunelit.tasks.questions import Example
 
-# A sign apart from its number, and a unit that multiplies it.
+# A sign apart from its number, a bound, and words or signs that make another number of it.
 _UNCLEAR = re.compile(
-    r"^[-\u2212\u2013]\s|\d\s?(?:[kKM]|bn|hundred|thousand|million|billion|dozen|lakh|crore)\b"
+    r"^[-\u2212\u2013]\s?(?:\s|\()|[<>~\u00b1\u2213\u221a-\u221c\u223c\u2243\u2245\u2248\u2260\u2264\u2265]"
+    r"|\\(?:pm|mp|approx|neq?|leq?|geq?|lt|gt|sqrt|sim)\b"
+    r"|\d\s?(?:[kKM]|bn|(?i:hundred|thousand|million|billion|trillion|dozen|lakh|crore|squared"
+    r"|cubed|factorial|and|half|halves))\b|\d\s?(?:[!+\u03c0&]|\\pi\b)"
 )
 
 
