@@ -67,7 +67,7 @@ def test_worse_prints_items_that_were_right_and_became_wrong(
         (["report"], "The following arguments are required: RUN: see `prunelit report --help`."),
         (["report", "{run}", "--kep", "1"], "Unrecognized arguments: --kep 1"),
         (["report", "{run}", "--keep", "2x"], "Expected `keep` as a number"),
-        (["report", "{run}", "--keep", "fnid=0.5"], "similar names are find"),
+        (["report", "{run}", "--keep", "fnid=0.5"], "expected one of 'answers'"),
         (["report", "{run}", "--fail_on", "los"], "invalid choice: 'los'"),
         (["report", "{run}", "{run}"], "is given twice"),
         (["report", "{run}", "-o", "{run}"], "Expected a file for the page but"),
