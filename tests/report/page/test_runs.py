@@ -18,7 +18,7 @@ def test_verdicts_follow_from_the_scores_of_items(make_run: Any, tmp_path: Path)
     assert [verdict.word for verdict in run.verdicts] == ["keeps"] * 3
     judge([run], Margins(margin="find=0.1"))
     assert [verdict.absolute for verdict in run.verdicts] == [False, True, False]
-    with pytest.raises(InputError, match="`keep` names 'fnid', which is no task of this run and no use"):
+    with pytest.raises(InputError, match="`keep` names 'fnid', which is no task of this run"):
         judge([run], Margins(keep="fnid=0.5"))
     with pytest.raises(InputError, match="has no task 'fnid': similar names are find"):
         check_task(run, "fnid")
