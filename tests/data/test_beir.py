@@ -32,6 +32,9 @@ TABLE = "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{s}\n" for q, d, s 
 
 Write = Callable[..., Path]
 
+# One relevant document of `QRELS` is not in the corpus.
+pytestmark = pytest.mark.filterwarnings("ignore:1 of 4 relevant documents in:UserWarning")
+
 
 def lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
@@ -206,6 +209,18 @@ def test_limits(write: Write) -> None:
     for name in ("limit", "corpus_limit"):
         with pytest.raises(InputError, match=f"`{name}` of at least 1 but got 0"):
             load(write(), **{name: 0})
+
+
+def test_what_the_judgements_name_and_no_file_has_is_told(write: Write) -> None:
+    folder = write(qrels___test__tsv=TABLE + "z1\td1\t1\nz2\td9\t1\nq3\td9\t0\n")
+    with pytest.warns() as told:
+        found = load(folder)
+    assert found.query_ids == ["q1", "q2", "007"]
+    unknown, absent = (str(warning.message) for warning in told)
+    assert unknown.startswith("2 of 5 queries with a relevant document in ")
+    assert unknown.endswith("of the collection and are left out; the first is 'z1'.")
+    assert absent.startswith("1 of 4 relevant documents in ")
+    assert absent.endswith("are not in the corpus and count as not found; the first is 'gone'.")
 
 
 def test_the_hash_is_that_of_the_content(write: Write) -> None:

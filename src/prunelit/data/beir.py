@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from prunelit.data.cells import as_whole
 from prunelit.data.rows import hash_rows, load_rows, refuse_row
 from prunelit.data.sources import is_hub_name, local_path
@@ -67,7 +69,8 @@ def load_collection(
     of MTEB do.
 
     As in trec_eval, a document with a score of 1 or more is relevant. A relevant document that is
-    not in the corpus counts as not found. Queries without a relevant document are left out.
+    not in the corpus counts as not found. Queries without a relevant document are left out. A
+    warning gives the numbers of the judged queries and documents that are in no file.
 
     Args:
         path: folder, or data set on the hub.
@@ -108,6 +111,7 @@ def load_collection(
             f"No query of {source!r} and its relevant documents are in {path!r}. Are the qrels of "
             "another collection?"
         )
+    _tell_unknown(source, judged, queries, documents)
     if corpus_limit is not None:
         documents = _fewer(documents, asked, corpus_limit)
     place = {document: number for number, document in enumerate(documents)}
@@ -119,6 +123,27 @@ def load_collection(
         [{place[d]: grade for d, grade in row.items() if d in place} for row in asked.values()],
         [[grade for d, grade in row.items() if d not in place] for row in asked.values()],
     )
+
+
+def _tell_unknown(
+    source: str,
+    judged: dict[str, dict[str, int]],
+    queries: dict[str, str],
+    documents: dict[str, str],
+) -> None:
+    """Warn of relevant pairs whose query or document is missing."""
+    if unasked := [query for query in judged if query not in queries]:
+        rank_zero_warn(
+            f"{len(unasked)} of {len(judged)} queries with a relevant document in {source!r} are "
+            f"not among the queries of the collection and are left out; the first is "
+            f"{unasked[0]!r}."
+        )
+    known = {document for query in judged.keys() & queries.keys() for document in judged[query]}
+    if absent := sorted(known - documents.keys()):
+        rank_zero_warn(
+            f"{len(absent)} of {len(known)} relevant documents in {source!r} are not in the corpus "
+            f"and count as not found; the first is {absent[0]!r}."
+        )
 
 
 def _find(folder: Path, stems: Sequence[str], endings: Sequence[str]) -> Path:

@@ -1,8 +1,10 @@
 """A key finds the embeddings that were stored under it, and no others."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -44,8 +46,12 @@ def test_half_precision_is_kept_in_float32(cache: EmbeddingCache) -> None:
     assert torch.equal(cache.load(KEY), value.float())
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "other", "rows", "nan"])
-def test_a_damaged_file_is_computed_anew(cache: EmbeddingCache, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "other", "rows", "nan", "byte", "columns", "key"]
+)
+def test_a_damaged_file_is_computed_anew_with_a_sentence(
+    cache: EmbeddingCache, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     value = torch.ones(3, 5)
     cache.fetch(KEY, 3, lambda: value)
     (path,) = cache.folder.rglob("*.npy")
@@ -54,11 +60,21 @@ def test_a_damaged_file_is_computed_anew(cache: EmbeddingCache, damage: str) -> 
         EmbeddingCache(cache.folder)._write(path, torch.ones(2, 5).numpy())
     elif damage == "nan":
         EmbeddingCache(cache.folder)._write(path, torch.full((3, 5), torch.nan).numpy())
+    elif damage == "columns":  # a whole array of another tool
+        np.save(path, np.load(path)[:, :2])
+    elif damage == "key":  # embeddings of other texts
+        cache.fetch(KEY[::-1], 3, lambda: 2 * value)
+        shutil.copy(cache._path(KEY[::-1]), path)
+    elif damage == "byte":
+        middle = content.index(b"\x80?")  # of the number 1
+        path.write_bytes(content[:middle] + b"\x90" + content[middle + 1 :])
     else:
         path.write_bytes({"empty": b"", "cut": content[:-7], "other": b"no array"}[damage])
     compute, calls = counted(value)
-    assert torch.equal(cache.fetch(KEY, 3, compute), value)
+    with caplog.at_level("INFO"):
+        assert torch.equal(cache.fetch(KEY, 3, compute), value)
     assert calls
+    assert f"{str(path)!r} in the cache of embeddings is damaged" in caplog.text
     assert path.read_bytes() == content
 
 

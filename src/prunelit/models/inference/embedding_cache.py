@@ -1,6 +1,7 @@
 """Store embeddings on disk under a hash of everything that determines them."""
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,6 +19,8 @@ from prunelit.errors import InputError
 from prunelit.files import replace_file
 from prunelit.models.fingerprint import fingerprint
 from prunelit.models.gguf import cache_folder
+
+_CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of a file
 
 
 def default_folder() -> Path:
@@ -66,6 +69,9 @@ def content_key(model: str, batch: Sequence[Tensor], recipe: Mapping[str, Any]) 
 class EmbeddingCache:
     """One `.npy` file per batch, named by its key. Files are never removed.
 
+    A checksum of the key, the shape and the values is at the end of a file. A file that was changed
+    is computed anew.
+
     The folder may be deleted while no run uses it. A run on several machines needs a folder that
     all of them see.
 
@@ -78,6 +84,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
+        self._told = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:  # a name may not hold "\0"
@@ -100,8 +107,15 @@ class EmbeddingCache:
             (B, D) float32, on the CPU.
         """
         path = self._path(key)
-        if path.is_file() and (known := _read(path)) is not None and len(known) == count:
-            return torch.from_numpy(known)
+        if path.is_file():
+            if (known := _read(path)) is not None and len(known) == count:
+                return torch.from_numpy(known)
+            if not self._told:
+                rank_zero_info(
+                    f"{str(path)!r} in the cache of embeddings is damaged, or another version "
+                    "wrote it: this file, and any other such file, is computed anew."
+                )
+            self._told = True
         embeddings = compute().detach().float().cpu()
         self._write(path, embeddings.numpy())
         return embeddings
@@ -131,8 +145,10 @@ class EmbeddingCache:
 
     def _write(self, path: Path, values: np.ndarray) -> None:
         try:
+            content = io.BytesIO()
+            np.save(content, values)
             with replace_file(path, shared=True) as partial:
-                np.save(partial, values)
+                partial.write_bytes(content.getvalue() + _checksum(path, content.getvalue()))
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -143,10 +159,19 @@ class EmbeddingCache:
         )
 
 
+def _checksum(path: Path, content: bytes) -> bytes:
+    """Hash the content of a file with its name, which is its key."""
+    return hashlib.sha256(path.name.encode() + content).digest()
+
+
 def _read(path: Path) -> np.ndarray | None:
     """Read a file; None if it is damaged."""
     try:
-        values = np.load(path)
+        written = path.read_bytes()
+        content, checksum = written[:-_CHECKSUM], written[-_CHECKSUM:]
+        if checksum != _checksum(path, content):
+            return None
+        values = np.load(io.BytesIO(content))
     except (EOFError, OSError, ValueError):
         return None
     whole = values.ndim == 2 and values.dtype == np.float32 and bool(np.isfinite(values).all())
