@@ -52,8 +52,10 @@ def test_graded_scores_come_with_the_largest_loss_first(make_run: Any, tmp_path:
 
 def test_tasks_without_scored_items_are_refused(make_run: Any, tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
-    write_items([{"model": "dense", "word": "a"}], run.items_path("find"))
-    with pytest.raises(InputError, match=r"'find' cannot be compared: .* no columns `model` and"):
+    write_items([{"model": "dense", "mrr": 1.0}], run.items_path("find"))
+    with pytest.raises(
+        InputError, match=r"'find' cannot be compared: .* no columns `model`, `item`"
+    ):
         find_changes(run, "find")
     with pytest.raises(InputError, match="The task 'text' has no items"):
         find_changes(run, "text")

@@ -157,6 +157,18 @@ def test_a_run_of_an_earlier_version_has_no_verdict(make_run: Any, tmp_path: Pat
     assert closing_sentences([run])[0].startswith("No verdict: the run has no scores")
 
 
+def test_a_candidate_is_named(make_run: Any, tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    for result in run.results:
+        result.models = {"dense": {"source": "big"}, "candidate": {"source": "small"}}
+    run.pruning = None
+    judge([run], Margins())
+    text = Page(render(build_page([run]))).text
+    assert "small against big, which is called dense here." in text
+    assert "Sizes, speed and memory of the two models were not measured." in text
+    assert "prunelit compare --config" in text
+
+
 def runs_of(folders: list[Path]) -> list[Run]:
     runs = [read_run(folder) for folder in folders]
     judge(runs, Margins())
@@ -241,3 +253,14 @@ def test_a_browser_filters_and_runs_nothing_else(make_run: Any, tmp_path: Path) 
     )
     assert "CONSOLE" not in done.stderr
     assert "evil.example" not in done.stderr
+
+
+def test_hostile_names_in_a_comparison(make_run: Any, tmp_path: Path) -> None:
+    runs = runs_of([make_run(tmp_path / name, note=HOSTILE + name) for name in "ab"])
+    for result in runs[1].results:
+        if result.task == "text":
+            result.task = HOSTILE
+    html = render(build_page(runs))
+    assert {tag for tag, _ in Page(html).tags}.isdisjoint({"iframe", "a"})
+    assert html.count("<script>") == 1
+    assert not re.search("[\u202e\u2066\x1b\x00]", html)

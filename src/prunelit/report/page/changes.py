@@ -92,10 +92,10 @@ def find_changes(run: Run, task: str) -> Changes:
             "version. Repeat it with `prunelit validate`."
         )
     column = next((c for c in (f"right_{score}", score) if c in rows[0]), None)
-    if column is None or "model" not in rows[0]:
+    if column is None or "model" not in rows[0] or not {"item", "query"} & rows[0].keys():
         raise InputError(
-            f"The items of {task!r} cannot be compared: {path!r} has no columns `model` and "
-            f"`right_{score}` or `{score}`."
+            f"The items of {task!r} cannot be compared: {path!r} has no columns `model`, "
+            f"`item`, and `right_{score}` or `{score}`."
         )
     pairs = [pair for pair in _pairs(rows) if _is_scored(pair, column)]
     prompts = shorten_alike([_prompt(dense) for dense, _ in pairs])

@@ -123,7 +123,8 @@ def _run_differences(runs: Sequence[Run]) -> list[Difference]:
         pruning, trainer = run.pruning or {}, run.config.get("trainer") or {}
         settings = {
             "dense model": source(run),
-            "dense weights": (pruning.get("recipe") or {}).get("model", {}).get("version"),
+            "dense weights": run.models.get("dense")
+            or (pruning.get("recipe") or {}).get("model", {}).get("version"),
             "precision": trainer.get("precision"),
             "accelerator": trainer.get("accelerator"),
             "seed_everything": run.config.get("seed_everything"),
@@ -131,7 +132,7 @@ def _run_differences(runs: Sequence[Run]) -> list[Difference]:
         }
         model = run.config.get("model")
         for key, value in model.items() if isinstance(model, dict) else ():
-            if key not in ("source", "optimizer", "recovery", "lr_scheduler"):
+            if key not in ("source", "candidate", "optimizer", "recovery", "lr_scheduler"):
                 settings[f"model.{key}"] = value
         own.append(settings)
     keys = dict.fromkeys(key for settings in own for key in settings)
@@ -141,6 +142,8 @@ def _run_differences(runs: Sequence[Run]) -> list[Difference]:
 
 def source(run: Run) -> str | None:
     """Return the path or id of the dense model; None if no file of the run names it."""
+    if dense := run.models.get("dense"):
+        return dense.get("source")
     recipe = (run.pruning or {}).get("recipe") or {}
     model = run.config.get("model")
     named = model.get("source") if isinstance(model, dict) else None

@@ -47,6 +47,11 @@ class Run:
         return str(self.folder)
 
     @property
+    def models(self) -> dict[str, Any]:
+        """Source and content of `dense` and `candidate`; empty for a run that pruned a model."""
+        return self.results[0].models or {}
+
+    @property
     def tasks(self) -> list[str]:
         """Names of the tasks, in the order of the results."""
         return list(dict.fromkeys(result.task for result in self.results))
@@ -161,7 +166,12 @@ def _read_scores(path: Path, results: Sequence[Result]) -> list[tuple[Result, Pa
 
 
 def _read_pruning(folder: Path, results: Sequence[Result]) -> dict[str, Any] | None:
-    """Read the report of the pruned model, wherever the run was started from."""
+    """Read the report of the pruned model, wherever the run was started from.
+
+    A candidate may be pruned from another model than the dense one, so its report says nothing.
+    """
+    if results[0].models:
+        return None
     named = next((result.pruned for result in results if result.pruned), None)
     if named is None:
         return None

@@ -140,7 +140,7 @@ def _comparison_view(comparison: Comparison, runs: Sequence[Run]) -> dict[str, A
         "look": looks[comparison.word],
         "sentence": comparison.sentence,
         "differences": [*comparison.rows, *comparison.settings],
-        "alone": comparison.alone,
+        "alone": ", ".join(comparison.alone),
         "names": [run.name for run in runs],
     }
 
@@ -173,7 +173,7 @@ def _run_view(run: Run, count: int, refused: bool) -> dict[str, Any]:
         "verdicts": [] if refused else list(_verdict_lines(run.verdicts)),
         "strips": [] if refused else _strips(run.verdicts),
         "gains": _gains(run),
-        "gain_notes": _gain_notes(run),
+        "gain_note": " ".join(_gain_notes(run)),
         "reasons": explain_run(run, changes),
         "figures": figures,
         "changes": [_changes_view(run, one, budget) for one in changes],
@@ -232,6 +232,8 @@ def _no_verdict(run: Run) -> str:
 def _about(run: Run) -> str:
     """Say what was compared with what."""
     dense = source(run) or "the dense model"
+    if candidate := run.models.get("candidate"):
+        return f"{candidate.get('source')} against {dense}, which is called dense here."
     recipe = (run.pruning or {}).get("recipe") or {}
     pruner = recipe.get("pruner")
     if not isinstance(pruner, dict):
@@ -383,6 +385,8 @@ def _gains(run: Run) -> list[dict[str, str]]:
 
 def _gain_notes(run: Run) -> list[str]:
     report = run.pruning
+    if run.models:
+        return ["Sizes, speed and memory of the two models were not measured."]
     if report is None:
         return ["The pruned model is not on this machine, so its size is not known here."]
     notes = []
@@ -456,6 +460,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
     first = run.results[0]
     rows = [
         ("dense model", source(run)),
+        *((f"{m}: {k}", v) for m, own in run.models.items() for k, v in _flat(own)),
         *((f"dense: {k}", v) for k, v in _flat((recipe.get("model") or {}).get("version"))),
         ("pruned model", first.pruned or "pruned in memory"),
         ("recipe", first.recipe),
@@ -490,7 +495,7 @@ def _details(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
 def _command(run: Run) -> str:
     if run.config_path is None:
         return ""
-    subcommand = "sweep" if run.config.get("variants") else "fit"
+    subcommand = "sweep" if run.config.get("variants") else "compare" if run.models else "fit"
     return f"prunelit {subcommand} --config {shlex.quote(str(run.config_path))}"
 
 
