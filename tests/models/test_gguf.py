@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from prunelit import load_pretrained
+from prunelit import load_pretrained, load_tokenizer
 from prunelit.data.tokens import encode
 from prunelit.errors import InputError
 from prunelit.models import gguf as conversion
@@ -42,6 +42,8 @@ def write_gguf(
     *,
     end: str = "<|endoftext|>",
     factors: Tensor | None = None,
+    merge: str = "a b",
+    pre: str | None = "gpt-2",
     **rope: str | float,
 ) -> None:
     """A Qwen2 or Llama and its tokenizer, with one extra merge, as float32 GGUF.
@@ -52,11 +54,13 @@ def write_gguf(
         tokenizer: to write.
         end: name of the end-of-text token.
         factors: divisors of the rotary frequencies.
+        merge: the extra merge.
+        pre: name of the rule that splits texts.
         rope: further keys of rotary positions, `__` for a dot.
     """
     config = model.config
     vocabulary = tokenizer.get_vocab()
-    tokens = [end, *sorted(vocabulary, key=vocabulary.__getitem__)[1:], "ab"]
+    tokens = [end, *sorted(vocabulary, key=vocabulary.__getitem__)[1:], merge.replace(" ", "")]
     tokens += [f"<unused {i}>" for i in range(config.vocab_size - len(tokens))]
     family = config.model_type
     writer = gguf.GGUFWriter(path, family)
@@ -77,7 +81,9 @@ def write_gguf(
         writer.add_tensor("rope_freqs.weight", factors.numpy())
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges([merge])
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_eos_token_id(0)
     writer.add_pad_token_id(0)
     writer.add_chat_template(tokenizer.chat_template)
@@ -267,6 +273,64 @@ def test_the_end_token_that_transformers_adds_is_no_reason_to_refuse(
     assert encode(loaded, "hello") == encode(tokenizer, "hello")
     with pytest.raises(InputError, match=r"has the token '<\|endoftext\|>' with the id 300"):
         encode(loaded, "hello<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "merged"),
+    [
+        ("gpt-2", "\n\n5", False),
+        ("smollm", "\n\n5", True),
+        ("starcoder", "\n\n55", True),
+        ("smollm", "\n5\n", False),
+        ("llama-bpe", "\n\n5", True),
+        ("qwen2", "\n\na", True),
+    ],
+)
+def test_texts_are_split_before_merges_by_the_rule_of_the_file(
+    pre: str,
+    text: str,
+    merged: bool,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, make_model("llama"), tokenizer, merge="Ċ Ċ", pre=pre)
+    loaded = load_tokenizer(str(file))
+    assert (257 in loaded(text)["input_ids"]) is merged
+    assert len(loaded(text)["input_ids"]) == len(text) - merged
+    assert loaded.decode(loaded(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("pre", ["deepseek-llm", "foo-bar", "default"])
+def test_a_rule_that_is_not_known_is_refused(
+    pre: str,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", make_model("llama"), tokenizer, pre=pre)
+    with pytest.raises(InputError, match=rf"rule '{pre}' that splits its texts"):
+        load_tokenizer(str(tmp_path / "tiny.gguf"))
+    assert folders(tmp_path) == []
+
+
+def test_a_file_without_a_rule_is_split_as_gpt2_and_says_so(
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", make_model("llama"), tokenizer, merge="Ċ Ċ", pre=None)
+    with caplog.at_level("INFO"):
+        assert len(load_tokenizer(str(tmp_path / "tiny.gguf"))("\n\n5")["input_ids"]) == 3
+    assert "does not name the rule that splits its texts" in caplog.text
 
 
 def test_a_file_with_more_weights_than_its_model_is_refused(

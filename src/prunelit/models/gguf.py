@@ -22,7 +22,7 @@ from prunelit.files import is_text, replace_folder
 from prunelit.models.gguf_header import GGUFHeader
 
 # Part of the cache key. Raise it if the conversion writes other bytes.
-_CONVERSION = 3
+_CONVERSION = 4
 _CHECKSUMS = "checksums.json"
 
 
@@ -143,6 +143,7 @@ def _convert(gguf: Path, target: Path) -> None:
                 f"{type(model).__name__}, the first is {missing[0]!r}."
             )
         header.set_positions(model.config.get_text_config(decoder=True))
+        header.set_splits(tokenizer)
         header.check_model(model)
         # The loaded model is marked as quantised and cannot be saved, although its weights are
         # float32. Another model of the same class takes the weights.

@@ -1,4 +1,4 @@
-"""Read what transformers leaves out of a GGUF file: the scaling of rotary positions.
+"""Read what transformers leaves out of a GGUF file: the scaling of rotary positions, digits.
 
 Internal: nothing here is public.
 """
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
 
@@ -34,6 +36,14 @@ _NEUTRAL = {
     "scaling.yarn_ext_factor": 1.0,
     "scaling.yarn_log_multiplier": 0.0,
     "scaling.alpha": 0.0,
+}
+# Names of the rules that split a text into the pieces that merges stay in, as llama.cpp reads them.
+_AS_GPT2 = {
+    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "mellum"),
+    *("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "a.x-4.0", "modern-bert"),
+}
+_DIGITS_ALONE = {
+    *("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
 }
 
 
@@ -104,6 +114,33 @@ class GGUFHeader:
                 raise self._refuse(f"it has both {_FACTORS!r} and a scaling of another type")
             scaling = self._llama3(plain)
         rope.update(scaling)
+
+    def set_splits(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Split texts before merges as the file says, where transformers has no such rule.
+
+        It splits by the rule of GPT-2 then, without a word.
+
+        Raises:
+            InputError: if the rule is not known here.
+        """
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if self._values.get("tokenizer.ggml.model") != "gpt2":
+            return
+        if not isinstance(backend.pre_tokenizer, ByteLevel):
+            return
+        name = self._values.get("tokenizer.ggml.pre")
+        if name in _DIGITS_ALONE:
+            plain = ByteLevel(add_prefix_space=False)
+            backend.pre_tokenizer = Sequence([Digits(individual_digits=True), plain])
+        elif name is None:
+            rank_zero_info(
+                f"{self._path} does not name the rule that splits its texts (tokenizer.ggml.pre): "
+                "they are split as those of GPT-2."
+            )
+        elif name not in _AS_GPT2:
+            raise self._refuse(
+                f"the rule {name!r} that splits its texts (tokenizer.ggml.pre) is not supported"
+            )
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Refuse a model that left out tensors of the file.

@@ -184,7 +184,7 @@ def load_tokenizer(
 
 def _stop_dropout(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Make a tokenizer give the same tokens at every call; dropout of merges is for training."""
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if dropout := getattr(model, "dropout", None):
         model.dropout = None
         rank_zero_info(
