@@ -132,9 +132,10 @@ def run_program(
     for itself, by its methods and operators, only if the tests name it or its class; otherwise it
     can be called, iterated, awaited, entered and read. It never equals a plain value.
 
-    Changes of an argument come back with the result of the call. The container in a result or in an
-    attribute is a copy. `Outcome.not_carried` says of a program that did not pass if its tests
-    asked for something that comes over no socket.
+    Changes of an argument come back with the result of the call. The container in a result is a
+    copy. So is that in an attribute or an item, but changes of it are written back.
+    `Outcome.not_carried` says of a program that did not pass if its tests asked for something that
+    comes over no socket.
 
     Args:
         code: of the program.

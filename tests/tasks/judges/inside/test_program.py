@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import pytest
+
+from prunelit.tasks.judges.inside.carried import CONTAINER
 from prunelit.tasks.judges.sandbox import Outcome
 
 Run = Callable[..., Outcome]
@@ -96,3 +99,75 @@ def test_a_program_is_no_script(run: Run) -> None:
     """
     outcome = run(code, tests)
     assert outcome.finished, outcome.output
+
+
+HOLDER = """
+    class Node:
+        def __init__(self, value):
+            self.value, self.children, self.d = value, [], {}
+        def add(self, value): self.children.append(value)
+        def total(self): return self.value + sum(child.total() for child in self.children)
+        def __getitem__(self, key): return self.d.setdefault(key, [])
+    items = [3, 1, 2]
+    def count(): return len(items)
+    def apply(function, *args): return function(*args), count()
+"""
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        """
+        root = Node(1)
+        root.children.append(Node(2))
+        root.children[0].children += [Node(3), Node(4)]
+        assert root.total() == 10 and len(root.children) == 1
+        """,
+        """
+        a = Node(1)
+        a.d["x"] = 1
+        a["y"].append(2)
+        assert a.d == {"x": 1, "y": [2]}
+        """,
+        """
+        import heapq
+        heapq.heapify(items)
+        heapq.heappush(items, 0)
+        assert items == [0, 1, 2, 3] and count() == 4
+        items.clear()
+        assert count() == 0
+        """,
+        """
+        held = items
+        assert count() == 3
+        for n in range(3):
+            held.append(n)
+            assert count() == 4 + n
+        assert apply(held.pop)[1] == 5
+        """,
+        """
+        a = Node(1)
+        for n in range(100):
+            a.children.append([n])
+            a.children[-1].append(n)
+        assert a.children == [[n, n] for n in range(100)]
+        """,
+    ],
+)
+def test_a_container_that_the_tests_change_is_that_of_the_program(tests: str, run: Run) -> None:
+    outcome = run(HOLDER, tests)
+    assert outcome.finished, outcome.output
+
+
+@pytest.mark.parametrize(
+    ("tests", "doubt"),
+    [
+        ("held = items\nitems.append(1)\nassert held == [3, 1, 2, 1]", CONTAINER),
+        ("a = Node(1)\nheld = a.children\na.add(5)\nassert held == [5]", CONTAINER),
+        ("a = Node(1)\nheld = a.children\na.add(5)\nassert a.children == [6]", CONTAINER),
+        ("a = Node(1)\na.add(5)\nassert a.children == [6]", None),
+    ],
+)
+def test_a_container_that_differs_is_a_doubt(tests: str, doubt: str | None, run: Run) -> None:
+    outcome = run(HOLDER, tests)
+    assert (outcome.finished, outcome.not_carried) == (False, doubt)

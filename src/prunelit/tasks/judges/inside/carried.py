@@ -7,8 +7,9 @@ OBJECT = "more of an object of the tests than to call, iterate or read it"
 CLASS = "a class of the program as a base, in `case` or in `type(x) is`"
 SWALLOWED = "an error of the tests that the program swallows in a `with`"
 OWN_NAME = "a name of the tests that the program uses"
+CONTAINER = "a container that the program holds and the tests change"
 INTERPRETER = "a part of the interpreter that the tests and the program do not share"
-NOT_CARRIED = (METHOD, OBJECT, CLASS, SWALLOWED, OWN_NAME, INTERPRETER)
+NOT_CARRIED = (METHOD, OBJECT, CLASS, SWALLOWED, OWN_NAME, CONTAINER, INTERPRETER)
 
 # Names by which tests change or watch their own interpreter, while the program has another one.
 _NAMES = {

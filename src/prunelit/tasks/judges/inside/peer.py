@@ -162,6 +162,15 @@ class Peer:
     def receive_output(self, text: str) -> None:
         """Print what the other end printed."""
 
+    def receive_answer(self, method: str, exchange: Exchange, first: int) -> None:
+        """Keep the containers of an answer, from the first one, before they are used."""
+
+    def keep_answer(self, method: str, exchange: Exchange, first: int) -> None:
+        """Keep the containers of an own answer, from the first one."""
+
+    def drop(self, number: int) -> None:
+        """Forget the containers of an own answer."""
+
     def miss(self, reason: str) -> None:
         """Say to the tests that the sandbox does not carry something, see `carried.py`."""
         self.send(["miss", reason])
@@ -173,11 +182,15 @@ class Peer:
         exchange = self._exchange()
         with self._asking:
             self.send(["call", method, exchange.pack([target, args, kwargs])])
+            first = len(exchange.containers) + 1
             kind, data = self.answer()
         try:
             if kind == "raise":
                 exchange = self._exchange()
-            result, *_ = exchange.unpack(data)
+            values = exchange.unpack(data)
+            if kind == "return":
+                self.receive_answer(method, exchange, first)
+            result = values[0]
         except BaseException:  # noqa: BLE001 - nothing that this end could have asked for
             return self.ended()
         if kind == "raise":
@@ -193,6 +206,8 @@ class Peer:
                     self.receive_output(text)
                 case ["miss", str(reason)]:
                     self.miss(reason)
+                case ["drop", int(number)]:
+                    self.drop(number)
                 case ["call", str(method), data]:
                     self.serve(method, data)
                 case ["return" | "raise" as kind, data]:
@@ -206,8 +221,10 @@ class Peer:
         args, kwargs = [], {}
         try:
             target, args, kwargs = exchange.unpack(data)
+            first = len(exchange.containers) + 1
             kind, value = "return", self.do(method, target, args, kwargs)
             reply = exchange.pack([value, args, kwargs])
+            self.keep_answer(method, exchange, first)
         except BaseException as error:  # noqa: BLE001 - every error is an answer
             kind, reply = "raise", self._exchange().pack([error])
         self.flush()

@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from prunelit.tasks.judges.inside.peer import Peer
-from prunelit.tasks.judges.inside.plain import held
+from prunelit.tasks.judges.inside.plain import Exchange, held
+from prunelit.tasks.judges.inside.shares import Share, Shares
 
 
 class Printed(io.RawIOBase):
@@ -39,12 +40,19 @@ class Program(Peer):
         # Not `__main__`: a program is judged by its functions, not by what it does as a script.
         self.module = ModuleType("program")
         sys.modules["program"] = sys.modules["__main__"] = self.module
+        self._shares = Shares(Share)
         self.output = io.TextIOWrapper(io.BufferedWriter(Printed(self)), "utf-8", "replace")
         sys.stdin, sys.stdout = io.StringIO(), self.output
 
     def flush(self) -> None:
         if not self.output.closed:
             self.output.flush()
+
+    def keep_answer(self, method: str, exchange: Exchange, first: int) -> None:
+        self._shares.add(method, exchange, first)
+
+    def drop(self, number: int) -> None:
+        self._shares.drop(number)
 
     def ended(self) -> NoReturn:
         os._exit(0)
@@ -59,6 +67,10 @@ class Program(Peer):
                 return setattr(self.module, *args)
             case "delete":
                 return delattr(self.module, *args)
+            case "share":
+                return self._shares[args[0]].pack()
+            case "write back":
+                return self._shares[args[0]].take(args[1])
             case "held":
                 return held(target)
             case "__await__":

@@ -9,6 +9,7 @@ from types import FunctionType, GeneratorType, SimpleNamespace
 from typing import Any, NoReturn
 
 from prunelit.tasks.judges.inside.carried import (
+    CONTAINER,
     METHOD,
     NOT_CARRIED,
     OBJECT,
@@ -27,6 +28,8 @@ from prunelit.tasks.judges.inside.peer import (
     Peer,
     Reference,
 )
+from prunelit.tasks.judges.inside.plain import Exchange
+from prunelit.tasks.judges.inside.shares import Shares, Watched
 
 PASSED = b"1"
 REASONS = [b"%c" % letter for letter, _ in enumerate(NOT_CARRIED, ord("a"))]
@@ -57,6 +60,7 @@ class Tests(Peer):
         self._named: set[int] = set()
         self.names: dict[str, Any] = {}
         self.missed: str | None = None
+        self._shares = Shares(Watched)
 
     def miss(self, reason: str) -> None:
         self.missed = self.missed or (reason if reason in NOT_CARRIED else None)
@@ -69,12 +73,45 @@ class Tests(Peer):
         os._exit(1)
 
     def ask(self, method: str, target: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self.flush()
         try:
             return super().ask(method, target, *args, **kwargs)
         except NameError as error:
             if isinstance(error.name, str) and error.name in self.names:
                 self.miss(OWN_NAME)
             raise
+
+    def receive_answer(self, method: str, exchange: Exchange, first: int) -> None:
+        self._shares.add(method, exchange, first)
+
+    def flush(self) -> None:
+        """Write changes back before the program goes on."""
+        for number in self._shares:
+            share = self._shares[number]
+            try:
+                if share.has_changed():
+                    self.miss(CONTAINER)  # it may hold a copy of what is in it
+                    super().ask("write back", None, number, share.pack())
+                is_kept = share.is_held and share.is_cheap and not self._shares.are_many
+            except BaseException:  # noqa: BLE001 - the program does not take it
+                is_kept = False
+            if not is_kept:
+                if share.is_held:
+                    self.miss(CONTAINER)
+                self._shares.drop(number)
+                self.send(["drop", number])
+
+    def find_old(self) -> None:
+        """Find out if the tests still hold a container that the program has changed since."""
+        for number in self._shares:
+            share = self._shares[number]
+            try:
+                before = share.pack()
+                share.take(super().ask("share", None, number))
+                if share.pack() != before:
+                    self.miss(CONTAINER)
+            except BaseException:  # noqa: BLE001 - the program does not give it
+                continue
 
     def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         is_class = isinstance(target, type)
@@ -215,6 +252,9 @@ def main(control: int) -> None:
     sys.stdout.flush()
     if passed:
         os.write(control, PASSED)
-    elif (reason := tests.missed or find_reason(plan["tests"])) is not None:
+        os._exit(0)
+    tests.flush()
+    tests.find_old()
+    if (reason := tests.missed or find_reason(plan["tests"])) is not None:
         os.write(control, REASONS[NOT_CARRIED.index(reason)])
     os._exit(0)
