@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from prunelit.callbacks import Pruning
+from prunelit.callbacks import Pruning, Results
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
@@ -139,3 +139,44 @@ def test_what_another_run_writes_is_refused_before_any_work(
         pytest.raises(InputError, match=r"Another run is writing '.*sweep'"),
     ):
         trainer.sweep(module, data, variants={"a": Wanda(Unstructured(0.5))})
+
+
+@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("results.jsonl/", "scores.parquet/", "verdicts.json/", "config.yaml/", "hparams.yaml/"),
+        "report.html/",
+        *("figures/scores.png/", "items/task.parquet/", "figures", "items", "unfinished"),
+    ],
+)
+def test_a_name_of_the_results_that_is_taken_is_refused_before_any_work(
+    run: tuple[PruneTrainer, PairedLM, PruneData], tmp_path: Path, name: str, logged: bool
+) -> None:
+    trainer, module, data = run
+    trainer.callbacks.append(Results())  # type: ignore[attr-defined]
+    folder = tmp_path
+    if logged and name != "unfinished":
+        folder = tmp_path / "board" / "mine"
+        trainer.loggers = [TensorBoardLogger(tmp_path, "board", "mine")]
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if name.endswith("/") else path.touch()
+    with pytest.raises(InputError, match=f"at '{path}', where results are written") as caught:
+        trainer.validate(module, datamodule=data)
+    assert "partial" not in str(caught.value)
+    assert module.model is None
+
+
+def test_a_sweep_refuses_a_taken_name_before_any_work(
+    run: tuple[PruneTrainer, PairedLM, PruneData], tmp_path: Path
+) -> None:
+    trainer, module, data = run
+    trainer.callbacks = []  # type: ignore[attr-defined]
+    for path in (tmp_path / "figures" / "variants.json", tmp_path / "b" / "results.jsonl"):
+        path.mkdir(parents=True)
+        with pytest.raises(InputError, match=f"at '{path}', where results are written"):
+            trainer.sweep(
+                module, data, variants={name: Wanda(Unstructured(0.5)) for name in ("a", "b")}
+            )
+        path.rmdir()

@@ -278,6 +278,37 @@ def check_folder(folder: str | Path, name: str = "trial") -> None:
         ) from error
 
 
+def check_names(
+    folder: str | Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()
+) -> None:
+    """Refuse a folder where a file will be written, and a file where a folder will be.
+
+    Args:
+        folder: of the names; it need not exist.
+        files: names of files.
+        folders: names of folders. In them, no folder may have the name of a file that is written,
+            which ends as `.png`, `.csv`, `.json` or `.parquet`.
+
+    Raises:
+        InputError: naming the path.
+    """
+    folder, folders = Path(folder), list(folders)
+    inner = [path for name in folders for path in sorted((folder / name).glob("*.*"))]
+    written = [path for path in inner if path.suffix in (".png", ".csv", ".json", ".parquet")]
+    for path in (*(folder / name for name in files), *written):
+        if path.is_dir():
+            raise InputError(
+                f"Expected a file at {str(path)!r}, where results are written, but found a folder: "
+                "rename or move it."
+            )
+    for path in (folder / name for name in folders):
+        if path.exists() and not path.is_dir():
+            raise InputError(
+                f"Expected a folder at {str(path)!r}, where results are written, but found a file: "
+                "rename or move it."
+            )
+
+
 def _text_path(path: str | Path) -> Path:
     """Return the real path; refuse one that results and tokenizers cannot hold as text."""
     real = real_path(path)

@@ -28,6 +28,8 @@ from prunelit.tasks.base import Task
 
 Values = Mapping[str, Any]
 
+UNFINISHED = "unfinished"  # folder of the journals
+
 _NAME = re.compile(r"(?P<task>.+)-(?P<key>[0-9a-f]{16})-\d+\.jsonl")
 
 
@@ -164,7 +166,7 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
         pair: the models, on their device.
         tasks: tasks with a recipe get a journal.
     """
-    journals = Journals(Path(trainer.default_root_dir) / "unfinished", trainer.global_rank)
+    journals = Journals(Path(trainer.default_root_dir) / UNFINISHED, trainer.global_rank)
     recipes = {name: recipe_of(task) for name, task in tasks.items()}
     if trainer.state.fn != "validate":
         return journals

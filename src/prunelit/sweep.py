@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.callbacks.pruned_folder import check_output
 from prunelit.callbacks.pruning import Pruning
-from prunelit.callbacks.results import Results
+from prunelit.callbacks.results import Results, check_outcome
 from prunelit.callbacks.rounds import require_prunelit
 from prunelit.callbacks.tensorboard import write_pictures
 from prunelit.core.datamodule import PruneData
@@ -176,6 +176,7 @@ def _check(
                 f"Expected a folder for the results at {str(path)!r} but found a file: rename or "
                 "move the file."
             )
+        check_outcome(path)
     if len(trainer.loggers) > 1 or not all(
         isinstance(logger, TensorBoardLogger) for logger in trainer.loggers
     ):

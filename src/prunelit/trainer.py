@@ -23,7 +23,7 @@ from prunelit.callbacks.checkpoints import (
     last_checkpoints,
     read_checkpoint,
 )
-from prunelit.callbacks.results import RESULTS, Results
+from prunelit.callbacks.results import RESULTS, Results, check_outcome
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
@@ -36,8 +36,16 @@ from prunelit.core.private_api import (
 )
 from prunelit.core.signals import Stopped, launching, stop_on_signals
 from prunelit.errors import InputError, first_line
-from prunelit.files import check_folder, explain_full, is_full, make_folder, only_writer
+from prunelit.files import (
+    check_folder,
+    check_names,
+    explain_full,
+    is_full,
+    make_folder,
+    only_writer,
+)
 from prunelit.pruners.base import Pruner
+from prunelit.resume import UNFINISHED
 from prunelit.sweep import sweep, sweep_folder
 
 _SAME_COMMAND = (
@@ -219,8 +227,11 @@ class PruneTrainer(ResumingTrainer):
             elif logger.log_dir:
                 stack.enter_context(only_writer(logger.log_dir))
         results = [c for c in self.callbacks if isinstance(c, Results)]  # type: ignore[attr-defined]
-        if logs and results and not self.loggers:
-            stack.enter_context(only_writer(Path(self.default_root_dir) / RESULTS))
+        if logs and results:
+            if not self.loggers:
+                stack.enter_context(only_writer(Path(self.default_root_dir) / RESULTS))
+            logged = [logger.log_dir for logger in self.loggers[:1] if logger.log_dir]
+            check_outcome(results[0].folder or next(iter(logged), self.default_root_dir))
 
     def _check_folders(self) -> None:
         """Refuse folders that cannot be written, and give links that lead nowhere their folder."""
@@ -231,7 +242,7 @@ class PruneTrainer(ResumingTrainer):
                     check_folder(path)
                     make_folder(path)
             check_folder(folder)
-
+        check_names(self.default_root_dir, folders=[UNFINISHED])
         for path in [callback.path for callback in last_callbacks(self)]:
             if path.is_dir():
                 raise InputError(

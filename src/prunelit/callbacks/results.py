@@ -24,7 +24,7 @@ from prunelit.callbacks.tensorboard import (
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import first_line
-from prunelit.files import keep_earlier, write_text
+from prunelit.files import check_names, keep_earlier, write_text
 from prunelit.recipe import recipe_id
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers, write_picture
 from prunelit.report.figures import scores_figure, sparsity_figure
@@ -51,7 +51,9 @@ from prunelit.report.verdicts import (
 
 RESULTS, SCORES, VERDICTS = "results.jsonl", "scores.parquet", "verdicts.json"
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
-OUTCOME = (RESULTS, SCORES, VERDICTS, PAGE, "items", "figures", "hparams.yaml")
+OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, PAGE, "hparams.yaml")
+OUTCOME_FOLDERS = ("items", "figures")
+OUTCOME = (*OUTCOME_FILES, *OUTCOME_FOLDERS)
 
 
 class Results(Callback):
@@ -243,6 +245,18 @@ class Results(Callback):
         logger.experiment.flush()
         # Lightning writes this file at the start, before the options are known.
         save_hparams_to_yaml(Path(logger.log_dir) / "hparams.yaml", parameters)
+
+
+def check_outcome(folder: str | Path) -> None:
+    """Refuse a folder in which the results of a run cannot have their names.
+
+    Args:
+        folder: of the results; it need not exist.
+
+    Raises:
+        InputError: naming the file or folder that is in the way.
+    """
+    check_names(folder, files=(*OUTCOME_FILES, "config.yaml"), folders=OUTCOME_FOLDERS)
 
 
 def printed_tables(reports: Iterable[TaskReport]) -> list[Table]:
