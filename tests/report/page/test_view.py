@@ -1,5 +1,6 @@
 """The page: the order of its parts, and hostile texts that it only shows."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -10,8 +11,10 @@ from typing import Any, get_args
 
 import pytest
 
+from prunelit.report.items import read_items, write_items
 from prunelit.report.page.runs import Run, judge, read_run
 from prunelit.report.page.view import build_page, closing_sentences, headline, render, write_page
+from prunelit.report.results import read_results, write_results
 from prunelit.report.verdicts import USES, Margins
 from prunelit.tasks.retention import Use
 
@@ -155,6 +158,22 @@ def test_a_run_of_an_earlier_version_has_no_verdict(make_run: Any, tmp_path: Pat
     assert "No verdict: the run has no scores of its items" in text
     assert "The run has no config.yaml" in text
     assert closing_sentences([run])[0].startswith("No verdict: the run has no scores")
+
+
+def test_a_score_that_does_not_exist(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    results = read_results(folder / "results.jsonl")
+    for result in (one for one in results if one.task == "find"):
+        result.value = math.nan
+        result.details |= {"pruned": math.nan} if result.metric == "retained" else {}
+    write_results(results, folder / "results.jsonl")
+    rows = read_items(folder / "scores.parquet")
+    rows = [row | ({"pruned": math.nan} if row["task"] == "find" else {}) for row in rows]
+    write_items(rows, folder / "scores.parquet")
+    run = read_run(folder)
+    judge([run], Margins())
+    assert {one.task: one.word for one in run.verdicts}["choose"] == "loses"
+    assert "mrr 0.90 before, not defined after" in Page(write_page([run]).read_text()).text
 
 
 def test_a_candidate_is_named(make_run: Any, tmp_path: Path) -> None:

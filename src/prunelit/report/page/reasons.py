@@ -49,7 +49,7 @@ def explain_run(run: Run, changes: Sequence[Changes]) -> list[str]:
 
 def _cosines(run: Run) -> str:
     found = {name: run.find(f"{name}_cosine", "pair") for name in _SPACES}
-    own = {name: one.value for name, one in found.items() if one is not None}
+    own = {name: one.value for name, one in found.items() if one and math.isfinite(one.value)}
     if len(own) < 2:
         return ""
     parts = [f"{value:.2f} of the {_SPACES[name]}" for name, value in own.items()]
@@ -62,7 +62,7 @@ def _cosines(run: Run) -> str:
 
 def _divergence(run: Run) -> str:
     kl = run.find("kl_dense_pruned", "pair")
-    if kl is None:
+    if kl is None or math.isnan(kl.value):
         return ""
     text = f"The KL divergence from the dense model is {kl.value:.3g} nats a token"
     if (ruler := run.find("ruler_kl", "pair")) is not None:

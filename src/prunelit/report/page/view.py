@@ -285,8 +285,8 @@ def _verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
 def _task_line(verdict: Verdict) -> dict[str, str]:
     own = verdict.plain()
     score = (
-        f"{own['score']} {own['dense']:.2f} before, {own['pruned']:.2f} after, "
-        f"floor {own['floor']:.2f}; {own['n']:,} items"
+        f"{own['score']} {_two(own['dense'])} before, {_two(own['pruned'])} after, "
+        f"floor {_two(own['floor'])}; {own['n']:,} items"
     )
     if verdict.word == "no lead":
         return {"task": verdict.task, "value": "no lead", "text": score}
@@ -297,6 +297,11 @@ def _task_line(verdict: Verdict) -> dict[str, str]:
         "value": f"{_interval(verdict)} {kind}",
         "text": f"{score}; margin {verdict.bar()}; {verdict.word}{more}",
     }
+
+
+def _two(value: float | None) -> str:
+    """Format a score; one that does not exist, such as a correlation of equal numbers, is said."""
+    return "not defined" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def _interval(verdict: Verdict) -> str:
