@@ -214,6 +214,8 @@ def test_files_of_other_settings_are_named_with_what_differs(
 class Own:
     """A task of a user."""
 
+    twin = None
+
     def recipe(self) -> dict[str, Any]:
         return RECIPE
 

@@ -1,8 +1,6 @@
 """The weights of a run: the model that is pruned, and the dense model it is compared with."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +21,9 @@ from prunelit.models.loading import (
     source_version,
 )
 from prunelit.models.model_pair import ModelPair
+from prunelit.models.saving import weight_bytes
 from prunelit.pruning.lora import Adapters, LoRA
+from prunelit.report.results import name_content
 
 
 class Origin:
@@ -102,13 +102,14 @@ class Origin:
         """
         content = self.all_weights or self.version
         by = "all weights" if self._full_hash else "a sample of the weights"
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         quantized = getattr(self.config, "quantization_config", None)
         return {
             "source": self.source,
-            "content": content.get("commit", digest),
+            "content": name_content(content),
             "content_by": "commit" if "commit" in content else by,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "bytes": weight_bytes(model),
             "quantized": None if quantized is None else _method(quantized),
         }
 

@@ -1,5 +1,6 @@
 """Results: the measured numbers in `results.jsonl`."""
 
+import hashlib
 import json
 import math
 import os
@@ -61,6 +62,17 @@ def format_results(results: Sequence[Result]) -> str:
         for result in results
     ]
     return "".join(lines)
+
+
+def name_content(version: Any) -> str:
+    """Name the content of a model: its commit on the hub, or a hash of the hashes of its files.
+
+    Args:
+        version: see `prunelit.models.loading.source_version`.
+    """
+    if isinstance(version, dict) and "commit" in version:
+        return str(version["commit"])
+    return hashlib.sha256(json.dumps(version, sort_keys=True).encode()).hexdigest()
 
 
 def finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from prunelit.report.items import read_items, write_items
+from prunelit.report.page.comparison import compare_runs
 from prunelit.report.page.runs import Run, judge, read_run
 from prunelit.report.page.view import build_page, closing_sentences, headline, render, write_page
 from prunelit.report.results import read_results, write_results
@@ -179,13 +180,24 @@ def test_a_score_that_does_not_exist(make_run: Any, tmp_path: Path) -> None:
 def test_a_candidate_is_named(make_run: Any, tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
     for result in run.results:
-        result.models = {"dense": {"source": "big"}, "candidate": {"source": "small"}}
+        result.models = {
+            "dense": {
+                "source": "big",
+                "content": "12",
+                "parameters": 4_000_000,
+                "bytes": 8_000_000,
+            },
+            "candidate": {"source": "small", "parameters": 1_000_000, "bytes": 4_000_000},
+        }
     run.pruning = None
     judge([run], Margins())
     text = Page(render(build_page([run]))).text
     assert "small against big, which is called dense here." in text
-    assert "Sizes, speed and memory of the two models were not measured." in text
-    assert "prunelit compare --config" in text
+    for part in ("Weights in memory, MB", "75.0%", "50.0%", "prunelit compare --config"):
+        assert part in text
+    assert "Sizes are those of the weights as they were loaded" in text
+    other = compare_runs([run, read_run(make_run(tmp_path / "other"))])
+    assert {"dense model", "dense weights"} <= {one.key for one in other.settings}
 
 
 def runs_of(folders: list[Path]) -> list[Run]:

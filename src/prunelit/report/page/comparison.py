@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prunelit.report.page.runs import Run
-from prunelit.report.results import Result
+from prunelit.report.results import Result, name_content
 
 # Keys of details that are measured; all other ones are settings.
 _MEASURED = {
@@ -16,6 +16,11 @@ _MEASURED = {
 _ROWS = {
     *("path", "split", "subset", "commit", "rows_sha256", "collection_sha256", "text_sha256"),
     *("prompts_sha256", "documents", "relevant", "missing", "items", "windows", "length"),
+}
+# Options of `model` that are compared elsewhere, or do not belong to the dense model.
+_UNCOMPARED = {
+    *("source", "candidate", "candidate_revision"),
+    *("optimizer", "recovery", "lr_scheduler"),
 }
 _LONGEST = 80
 
@@ -123,8 +128,7 @@ def _run_differences(runs: Sequence[Run]) -> list[Difference]:
         pruning, trainer = run.pruning or {}, run.config.get("trainer") or {}
         settings = {
             "dense model": source(run),
-            "dense weights": run.models.get("dense")
-            or (pruning.get("recipe") or {}).get("model", {}).get("version"),
+            "dense weights": _dense_content(run),
             "precision": trainer.get("precision"),
             "accelerator": trainer.get("accelerator"),
             "seed_everything": run.config.get("seed_everything"),
@@ -132,12 +136,21 @@ def _run_differences(runs: Sequence[Run]) -> list[Difference]:
         }
         model = run.config.get("model")
         for key, value in model.items() if isinstance(model, dict) else ():
-            if key not in ("source", "candidate", "optimizer", "recovery", "lr_scheduler"):
+            if key not in _UNCOMPARED:
                 settings[f"model.{key}"] = value
         own.append(settings)
     keys = dict.fromkeys(key for settings in own for key in settings)
     found = [_difference("run", key, [settings.get(key) for settings in own]) for key in keys]
     return [one for one in found if one is not None]
+
+
+def _dense_content(run: Run) -> str | None:
+    """Identify the weights of the dense model; None if no file of the run does."""
+    if dense := run.models.get("dense"):
+        return dense.get("content")
+    model = ((run.pruning or {}).get("recipe") or {}).get("model", {})
+    version = model.get("full") or model.get("version")
+    return None if version is None else name_content(version)
 
 
 def source(run: Run) -> str | None:

@@ -364,13 +364,14 @@ def _percent(value: float, low: float, high: float) -> float:
 
 
 def _gains(run: Run) -> list[dict[str, str]]:
-    report = run.pruning
+    report = run.pruning or _sizes(run)
     if report is None:
         return []
     lines = []
+    place = "in memory" if run.models else "on disk"
     for label, key, unit in (
         ("Parameters, millions, zeros included", "parameters", 1_000_000),
-        ("Weights on disk, MB", "bytes", 1_000_000),
+        (f"Weights {place}, MB", "bytes", 1_000_000),
     ):
         before, after = report.get(key), report.get(f"stored_{key}")
         if before and after:
@@ -388,10 +389,23 @@ def _gains(run: Run) -> list[dict[str, str]]:
     return lines
 
 
+def _sizes(run: Run) -> dict[str, Any] | None:
+    """Return the sizes of a dense model and its candidate, by the keys of a pruning report."""
+    names = {"": "dense", "stored_": "candidate"}
+    if not run.models.keys() >= set(names.values()):
+        return None
+    keys = ("parameters", "bytes")
+    return {f"{start}{key}": run.models[names[start]].get(key) for start in names for key in keys}
+
+
 def _gain_notes(run: Run) -> list[str]:
     report = run.pruning
     if run.models:
-        return ["Sizes, speed and memory of the two models were not measured."]
+        return [
+            "Sizes are those of the weights as they were loaded: a GGUF file is loaded in float32, "
+            "and a quantised weight counts its packed numbers.",
+            "Speed, and memory while the model is used, were not measured.",
+        ]
     if report is None:
         return ["The pruned model is not on this machine, so its size is not known here."]
     notes = []
