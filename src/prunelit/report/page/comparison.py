@@ -15,7 +15,7 @@ _MEASURED = {
 # Keys that tell which rows were measured.
 _ROWS = {
     *("path", "split", "subset", "commit", "rows_sha256", "collection_sha256", "text_sha256"),
-    *("prompts_sha256", "documents", "relevant", "missing", "items", "windows", "length"),
+    *("n", "documents", "relevant", "missing", "items", "windows", "length"),
 }
 # Options of `model` that are compared elsewhere, or do not belong to the dense model.
 _UNCOMPARED = {
@@ -63,10 +63,11 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     every = list(dict.fromkeys(task for run in runs for task in run.tasks))
     common = [task for task in every if all(task in run.tasks for run in runs)]
     found = [one for task in common for one in _task_differences(runs, task)]
-    rows = [one for one in found if one.key in _ROWS or one.key == "n"]
-    settings = [one for one in found if one not in rows]
+    rows = [one for one in found if one.key in _ROWS]
+    settings = [one for one in found if one.key not in _ROWS]
     # The dense model comes first: each verdict is relative to it.
     settings = [*_dense_differences(runs, common), *_run_differences(runs), *settings]
+    rows, settings = _merge(rows), _merge(settings)
     alone = [task for task in every if task not in common]
     if not common:
         return Comparison("no", "No: the runs have no task in common.", rows, settings, alone)
@@ -80,6 +81,14 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         return Comparison("with care", text, rows, settings, alone)
     text = "Yes: rows, templates, settings, versions and the dense model are the same."
     return Comparison("yes", text, rows, settings, alone)
+
+
+def _merge(differences: Sequence[Difference]) -> list[Difference]:
+    """Give one line to a setting that differs in the same way in several tasks."""
+    places: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for one in differences:
+        places.setdefault((one.key, one.values), []).append(one.place)
+    return [Difference(", ".join(own), *found) for found, own in places.items()]
 
 
 def _task_differences(runs: Sequence[Run], task: str) -> list[Difference]:
