@@ -136,6 +136,27 @@ def test_model_without_layers(folder: Path, layers: int | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("layers", "most"), [(4, "3, the blocks that its weights have"), (10**6, "10000")]
+)
+def test_more_layers_than_there_are_weights_for_are_refused_before_a_model_is_built(
+    folder: Path, layers: int, most: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_config(folder, num_hidden_layers=layers)
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", None)
+    with pytest.raises(InputError, match=f"of at most {most}, but got {layers}: use"):
+        load_pretrained(str(folder))
+
+
+def test_outputs_have_names_whatever_the_configuration_says(
+    folder: Path, input_ids: Tensor
+) -> None:
+    edit_config(folder, return_dict=False)
+    model, _ = load_pretrained(str(folder))
+    assert model(input_ids).logits.shape[:2] == input_ids.shape
+    assert model.model(input_ids).last_hidden_state.shape[:2] == input_ids.shape
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {"quant_method": "gptq", "bits": 4, "group_size": 8},

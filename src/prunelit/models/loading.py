@@ -30,11 +30,12 @@ from prunelit.models.fingerprint import fingerprint_files
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
 from prunelit.models.saving import REPORT_FILE, read_report
-from prunelit.models.stored_weights import find_cast
+from prunelit.models.stored_weights import count_blocks, find_cast
 from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
 
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
 _TELLING = (ImportError, OSError, RuntimeError, ValueError)
+_MOST_BLOCKS = 10_000  # of a model whose weights are not read yet
 # Transformers would attach the adapter, and its matrices would be pruned in place of the model's.
 _ADAPTER = (
     "Expected a complete model but {source!r} holds an adapter ({file}): merge it with "
@@ -95,6 +96,15 @@ def load_pretrained(
     removed = _removed(source, revision, folder, options)
     # For removed sublayers, transformers makes new weights and prints a long warning.
     quiet = _errors_only if removed.attention or removed.mlp else nullcontext
+    # Transformers would fill missing blocks with random weights, which may need too much memory.
+    if not (options or trust_remote_code or removed.attention or removed.mlp):
+        blocks = config.get_text_config(decoder=True).num_hidden_layers
+        try:
+            held = count_blocks(Path(folder))
+        except Exception as error:
+            raise _refuse("model", source, error, revision) from error
+        if held is not None and blocks > held:
+            raise _too_many(source, blocks, f"{held}, the blocks that its weights have")
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -125,6 +135,9 @@ def load_pretrained(
     _tell_surplus(surplus, model, source)
     _check_ends(model, source)
     model = remove_sublayers(model, removed)
+    for part in model.modules():
+        if isinstance(own := getattr(part, "config", None), PreTrainedConfig):
+            own.return_dict = True  # False says nothing about the model; outputs are read by name
     check_weights(model, source)
     embedded = model.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(tokenizer, embedded, source)
@@ -214,7 +227,16 @@ def load_config(
                 f"Expected `{name}` of at least 1 in the config.json of {source!r} but got "
                 f"{value}: use the configuration of the model."
             )
+    if text.num_hidden_layers > _MOST_BLOCKS:  # to build millions takes hours
+        raise _too_many(source, text.num_hidden_layers, _MOST_BLOCKS)
     return config
+
+
+def _too_many(source: str, blocks: int, most: int | str) -> InputError:
+    return InputError(
+        f"Expected `num_hidden_layers` in the config.json of {source!r} of at most {most}, but got "
+        f"{blocks}: use the configuration of the model."
+    )
 
 
 def pin_revision(source: str, revision: str | None = None) -> str | None:

@@ -53,6 +53,23 @@ def find_cast(model: PreTrainedModel, folder: Path, surplus: Collection[str]) ->
     return found
 
 
+def count_blocks(folder: Path) -> int | None:
+    """Count the blocks that the safetensors of a checkpoint hold, from the headers alone.
+
+    Returns:
+        The highest number of parts that have one name and a number each, such as `model.layers.3`;
+        None if there are none.
+    """
+    numbers: dict[str, set[str]] = {}
+    for path in _files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    if found := re.match(r"(.*?)\.(\d+)\.", name):
+                        numbers.setdefault(found[1], set()).add(found[2])
+    return max(map(len, numbers.values()), default=None)
+
+
 def _integers(folder: Path) -> dict[str, str]:
     """Read the types of all tensors of a checkpoint that are not in floating point, by name."""
     found: dict[str, str] = {}
