@@ -33,7 +33,8 @@ _BEFORE_HYPHEN = (
 _NUMBER = (
     rf"(?P<sign>(?:(?<!{_BEFORE_HYPHEN})-)?+(?:(?!{_CURRENCY_AFTER})\p{{Sc}}\ ?+-?+)?+)"
     r"(?P<run>[0-9]++(?:[.,:/][0-9]++)*+|(?<![.\w])\.[0-9]++)"
-    rf"(?:[eE]{_POWER}(?!{_WORD})|\ ?(?:[xX\u00d7*\u00b7\u22c5]|\\times)\ ?10(?:\^|\*\*){_POWER}"
+    rf"(?:[eE]{_POWER}(?!{_WORD})|\ ?(?:[xX\u00d7*\u00b7\u22c5]|\\times|\\cdot)\ ?10(?:\^|\*\*)"
+    rf"{_POWER}"
     rf"|(?P<of>\^|\*\*){_POWER}"
     # A whole number and a fraction: 1 1/2, and 1-1/2 where it is no term of a calculation.
     r"|(?<!/[0-9]{1,3})(?P<joint>[\ -])(?P<above>[0-9]{1,3}+)/(?P<below>[0-9]{1,3}+)"
@@ -55,9 +56,9 @@ _TOKEN = regex.compile(
     rf"(?:[+#]++(?!\w)|(?<=(?<!\w)\w{{1,2}})-(?=[\s.,;:!?)]|$))?",
     regex.VERSION1,
 )
-_SEPARATOR = regex.compile(
-    r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019_\u066c]|\{,\}|\\,)(?=\d{3}(?!\d))"
-)
+# A number with thousands apart, by other signs than a comma, a point or a space.
+_SEPARATOR = regex.compile(r"[\u00a0\u2007\u2009\u202f'\u2019_\u066c]|\{,\}|\\,")
+_SEPARATED = regex.compile(rf"(?<![\d.,])(?!0)\d{{1,3}}(?:(?:{_SEPARATOR.pattern})\d{{3}}(?!\d))+")
 # The Arabic tatweel only makes a word longer.
 _INVISIBLE = regex.compile(r"[\p{Cf}\ufe00-\ufe0f\u0640]")
 # Vowel points of Hebrew and Arabic and the stress of Cyrillic, which most texts leave out.
@@ -75,7 +76,8 @@ _CODES = "USD|US|EUR|GBP|JPY|CNY|RMB|INR|Rs|CHF|CAD|AUD|NZD|HKD|SGD|KRW|BRL|MXN|
 _SPELLINGS = (
     # A currency, a number sign and the v of a version are words of their own.
     (regex.compile(rf"(?<!\w)(?:(?i:{_CODES})|№|[vV](?=\d+\.\d))\.?+(?=\d)"), r"\g<0> "),
-    (regex.compile(r"(?<==\s?)([-\u2212])\s+(?=[\d\p{Sc}])"), r"\1"),
+    (regex.compile(r"\\(?=[$%])"), ""),
+    (regex.compile(r"(?<=[={(\[]\s?)([-\u2212])\s+(?=[\d\p{Sc}])"), r"\1"),
     (regex.compile(r"(?<=\p{L})\^(?:(\d+)|\{(\d+)\})"), r"\1\2"),
     # The comma of a pair, such as (1,5), is that of no decimals.
     (
@@ -206,10 +208,11 @@ def split_signs(text: str, like: str) -> list[str]:
 
 def _plain(text: str) -> str:
     """Return a text with one sort of digits, minus signs and separators."""
+    text = _SEPARATED.sub(lambda found: _SEPARATOR.sub("", found[0]), text)
     text = _FRACTION.sub(_write_fraction, text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
-    text = _SPACED.sub(lambda found: found[0].replace(" ", ""), _SEPARATOR.sub(",", text))
+    text = _SPACED.sub(lambda found: found[0].replace(" ", ""), text)
     if text.isascii():
         return text
     parts: list[str] = []
@@ -280,7 +283,8 @@ def _read_digits(run: str, power: int) -> str | None:
         if part and not part.isdecimal():
             continue
         # A comma is that of decimals only where it cannot separate thousands.
-        if point == "," and not (groups or len(part) in (1, 2) or first == "0" or not part):
+        long = len(part) == 3 and len(first) > 3
+        if point == "," and not (groups or len(part) in (1, 2) or first == "0" or not part or long):
             continue
         if point == "," and not part and len(groups) < 2:
             continue
