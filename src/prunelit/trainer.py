@@ -140,12 +140,17 @@ class PruneTrainer(ResumingTrainer):
             datamodule: the tasks.
 
         Raises:
-            InputError: without a candidate, or naming a setting or a task that does not fit.
+            InputError: without a candidate or a task, or naming what does not fit.
         """
         if not isinstance(model, PairedLM) or model.weights.candidate is None:
             raise InputError(
                 "Expected `model.candidate`, the model to compare with `model.source`: give a "
                 "folder, a GGUF file or a name on the hub."
+            )
+        if datamodule is None or not datamodule.tasks:
+            raise InputError(
+                "Expected at least one task to compare the two models on: give `data.tasks`, or "
+                "leave `--config` out for the default ones."
             )
         return self.validate(model, datamodule=datamodule)
 

@@ -261,6 +261,8 @@ def test_what_a_candidate_is_not_for(material: Path, make_trainer: MakeTrainer) 
     data = PruneData(None, [on_text(material, Perplexity)])
     with pytest.raises(InputError, match=r"Expected `model.candidate`, the model to compare"):
         make_trainer().compare(PairedLM(source), data)
+    with pytest.raises(InputError, match="at least one task to compare the two models on"):
+        make_trainer().compare(PairedLM(source, candidate=source), PruneData())
     with pytest.raises(InputError, match="no training and no `fit` with the candidate"):
         make_trainer().fit(PairedLM(source, candidate=source), data)
     with pytest.raises(InputError, match="no training and no `fit` with the candidate"):
