@@ -133,6 +133,7 @@ def build_root(
         with open(f"{top}/{path}", "x", encoding="utf-8") as file:
             file.write(text)
     os.mkdir(f"{top}/work")
+    os.symlink("/work", f"{top}/tmp")
     os.chdir(root)
     call("pivot_root", ".", ".")
     call("umount2", ".", DETACH)

@@ -24,7 +24,10 @@ from prunelit.tasks.judges.inside.carried import NOT_CARRIED
 from prunelit.tasks.judges.inside.tests import PASSED, REASONS
 from prunelit.tasks.judges.system_calls import can_filter, filter_calls
 
-_SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
+_SYSTEM = (
+    *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"),
+    "/usr/share/zoneinfo",
+)
 _INSIDE = Path(jail.__file__).parent / "inside"
 
 # Every action of the probe must fail. Otherwise the kernel does not isolate the program.

@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 import pytest
 
+from prunelit.tasks.judges.helpers import find_helpers
 from prunelit.tasks.judges.inside.carried import (
     CLASS,
+    FILES,
     INTERPRETER,
     METHOD,
     OBJECT,
     OWN_NAME,
+    PLAIN,
     SWALLOWED,
 )
 from prunelit.tasks.judges.sandbox import Outcome
@@ -233,3 +236,84 @@ def test_the_program_reaches_nothing_else_of_the_tests(run: Run) -> None:
     """
     outcome = run(code, tests)
     assert outcome.finished, outcome.output
+
+
+KINDS = """
+    import dataclasses, datetime, enum
+    from typing import Generic, NamedTuple, TypeVar
+    from zoneinfo import ZoneInfo
+    class Level(enum.IntEnum): LOW = 1
+    class Word(str):
+        def shout(self): return self.upper()
+    class Pair(NamedTuple):
+        x: int
+        def double(self): return 2 * self.x
+    class Plain(NamedTuple):
+        x: int
+    @dataclasses.dataclass(frozen=True)
+    class Point: x: int
+    class Stack(Generic[TypeVar("T")]):
+        def top(self): return 1
+    def level(): return Level.LOW
+    def word(): return Word("a")
+    def pair(): return Pair(2)
+    def plain(): return Plain(2)
+    def points(): return {Point(1)}
+    def later(): return datetime.datetime(2020, 1, 1, fold=1)
+    def keep(text):
+        with open("/tmp/x", "w") as file: file.write(text)
+        with open("/tmp/x") as file: return file.read()
+    def null(): return open("/dev/null", "w")
+"""
+
+
+def test_objects_of_classes_that_the_tests_name_are_themselves_from_the_first_on(run: Run) -> None:
+    tests = """
+        assert level() is Level.LOW and level() == 1
+        assert points() == {Point(1)} and word().shout() == "A" and Word("a") == "a"
+        assert Stack[int]().top() == 1 and "top" in dir(Stack)
+        assert later().fold == 1 and keep("text") == "text"
+    """
+    outcome = run(KINDS, tests)
+    assert outcome.finished, outcome.output
+
+
+@pytest.mark.parametrize(
+    ("tests", "doubt"),
+    [
+        ("assert word().shout() == 'A'", PLAIN),
+        ("assert pair().double() == 4", PLAIN),
+        ("assert plain().x == 3", None),
+        ("null()", FILES),
+    ],
+)
+def test_plain_values_and_devices_are_doubts(tests: str, doubt: str | None, run: Run) -> None:
+    outcome = run(KINDS, tests)
+    assert (outcome.finished, outcome.not_carried) == (False, doubt)
+
+
+def test_a_device_at_the_start_is_a_doubt(run: Run) -> None:
+    assert run("open('/dev/null')", "f()").not_carried == FILES
+
+
+def test_a_class_that_the_tests_do_not_ask_for_is_not_named(run: Run) -> None:
+    code = """
+        from prunelit.tasks.judges.inside.program import Program
+        class Always:
+            def __eq__(self, other): return True
+        result = append = Always
+        do = Program._do
+        Program._do = lambda self, method, *a: [Always] if method == "classes" else do(
+            self, method, *a)
+        def total(numbers): return Always()
+    """
+    tests = """
+        def check(candidate):
+            result = candidate([1])
+            [].append(result)
+            assert result == 3
+        check(total)
+    """
+    helpers = find_helpers("def total(numbers):\n", "    return 3\n")
+    assert not run(code, tests, helpers).finished
+    assert not run(code.replace("Program._do =", "x ="), tests).finished

@@ -8,8 +8,10 @@ CLASS = "a class of the program as a base, in `case` or in `type(x) is`"
 SWALLOWED = "an error of the tests that the program swallows in a `with`"
 OWN_NAME = "a name of the tests that the program uses"
 CONTAINER = "a container that the program holds and the tests change"
+PLAIN = "a subclass of a plain class, whose objects come as plain values"
+FILES = "a file or device outside of the program's own folder"
 INTERPRETER = "a part of the interpreter that the tests and the program do not share"
-NOT_CARRIED = (METHOD, OBJECT, CLASS, SWALLOWED, OWN_NAME, CONTAINER, INTERPRETER)
+NOT_CARRIED = (METHOD, OBJECT, CLASS, SWALLOWED, OWN_NAME, CONTAINER, INTERPRETER, PLAIN, FILES)
 
 # Names by which tests change or watch their own interpreter, while the program has another one.
 _NAMES = {

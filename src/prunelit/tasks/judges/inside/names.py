@@ -1,6 +1,7 @@
 """Names in the code of tests: their own ones, and those of the program."""
 
 import builtins
+import symtable
 from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any
@@ -19,9 +20,14 @@ class Names(dict[str, Any]):
         self._tests, self._shadows = tests, {*shadows}
 
     def __missing__(self, name: str) -> Any:
-        if name.startswith("__") or (hasattr(builtins, name) and name not in self._shadows):
+        if not self.is_free(name):
             raise KeyError(name)
         return self._tests.look_up(name)
+
+    def is_free(self, name: str) -> bool:
+        """Return whether a name is one of the program."""
+        is_builtin = hasattr(builtins, name) and name not in self._shadows
+        return name not in self and not name.startswith("__") and not is_builtin
 
 
 class Main(ModuleType):
@@ -61,6 +67,19 @@ class Main(ModuleType):
 
     def __dir__(self) -> list[str]:
         return list(self.names)
+
+
+def find_free(code: str) -> set[str]:
+    """Return the names that tests use and never define, not even in one function."""
+    tables = [symtable.symtable(code.encode(errors="replace").decode(), "<tests>", "exec")]
+    used: set[str] = set()
+    defined: set[str] = set()
+    for table in tables:
+        tables += table.get_children()
+        for name in table.get_symbols():
+            is_own = name.is_assigned() or name.is_imported() or name.is_parameter()
+            (defined if is_own else used).add(name.get_name())
+    return used - defined
 
 
 def _taken(code: CodeType) -> list[str]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from types import FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any, NoReturn
 
-from prunelit.tasks.judges.inside.carried import CLASS
+from prunelit.tasks.judges.inside.carried import CLASS, PLAIN
 from prunelit.tasks.judges.inside.errors import (
     error_class,
     error_fields,
@@ -73,6 +73,9 @@ class Reference:
         return True if is_class else NotImplemented
 
     __hash__ = object.__hash__
+
+    def __dir__(self) -> Any:
+        return self._peer.ask("dir", self)
 
     def __instancecheck__(self, other: Any) -> bool:
         return isinstance(other, Reference) and self._number in other._classes
@@ -148,6 +151,10 @@ class Peer:
                 return describe_signature(target)
             case "fields":
                 return describe_fields(target)
+            case "dir":
+                return dir(target)
+            case "__getitem__":  # of a class too
+                return target[args[0]]
             case "copy" | "deepcopy":
                 return getattr(copy, method)(target)
         return getattr(type(target), method)(target, *args, **kwargs)
@@ -224,6 +231,8 @@ class Peer:
             first = len(exchange.containers) + 1
             kind, value = "return", self.do(method, target, args, kwargs)
             reply = exchange.pack([value, args, kwargs])
+            if exchange.is_reduced:
+                self.miss(PLAIN)
             self.keep_answer(method, exchange, first)
         except BaseException as error:  # noqa: BLE001 - every error is an answer
             kind, reply = "raise", self._exchange().pack([error])
@@ -301,6 +310,8 @@ class Peer:
         methods = [m for m in sorted(_SPECIAL - left_out) if found.get(m) is not None]
         if "__dataclass_fields__" in (vars(value) if kind is type else found):
             methods.append("__dataclass_fields__")
+        if isinstance(value, type) and hasattr(value, "__class_getitem__"):
+            methods.append("__getitem__")
         parents = [self._export(parent) for parent in classes]
         return ["object", self._export(value), kind.__name__, parents, methods]
 

@@ -60,6 +60,7 @@ _MADE: dict[str, Callable[[Any], list[Any]]] = {
     "decimal.Decimal": lambda value: [str(value)],
     "datetime.timedelta": lambda value: [value.days, value.seconds, value.microseconds],
     "datetime.timezone": lambda value: list(value.__getinitargs__()),
+    "zoneinfo.ZoneInfo": lambda value: [value.key],
     "datetime.date": lambda value: [value.year, value.month, value.day],
     "datetime.time": lambda value: [
         *(value.hour, value.minute, value.second, value.microsecond, value.tzinfo)
@@ -103,6 +104,19 @@ def held(value: Any) -> Any:
     return _BASES[base](value) if base else value
 
 
+def _has_methods(kind: type) -> bool:
+    """Return whether a class of named tuples has more than its fields."""
+    own = {
+        name: value
+        for parent in kind.__mro__
+        if parent not in (tuple, object)
+        for name, value in vars(parent).items()
+    }
+    names = own.keys() - vars(_named_tuple("Plain", ())).keys() - {*getattr(kind, "_fields", ())}
+    names -= {"__dict__", "__weakref__"}
+    return any(hasattr(own[name], "__get__") for name in names)
+
+
 class Exchange:
     """A call and its answer. A container that occurs in both stays the same one, changed in place.
 
@@ -121,6 +135,7 @@ class Exchange:
         self.pack_object, self.unpack_object = pack_object, unpack_object
         self.is_object = is_object
         self.containers: list[Any] = []
+        self.is_reduced = False  # an object came as a plain value, without its methods
 
     def pack(self, value: Any) -> Any:
         """Return a value as JSON."""
@@ -147,11 +162,14 @@ class Exchange:
                 return [kind.__name__, [pack(item) for item in value]]
             name = f"{kind.__module__.partition('._')[0]}.{kind.__qualname__}"
             if name in _MADE:
-                return ["made", name, [pack(part) for part in _MADE[name](value)]]
+                fold = [1] if getattr(value, "fold", 0) else []  # the second of two equal times
+                return ["made", name, [pack(part) for part in _MADE[name](value)], *fold]
             if issubclass(kind, tuple) and hasattr(kind, "_fields") and not self.is_object(kind):
+                self.is_reduced |= _has_methods(kind)
                 items = [pack(item) for item in held(value)]
                 return ["named", kind.__name__, [*getattr(kind, "_fields")], items]  # noqa: B009
             if not self.is_object(kind) and (plain := held(value)) is not value:
+                self.is_reduced = True
                 return pack(plain)
             for constant, known in _CONSTANTS.items():
                 if value is known:
@@ -171,9 +189,10 @@ class Exchange:
                 return _CONSTANTS[name]
             case ["same", number]:
                 return self.containers[number]
-            case ["made", name, parts] if name in _MADE:
+            case ["made", name, parts, *fold] if name in _MADE:
                 module, _, kind = _FUNCTIONS.get(str(name), str(name)).partition(".")
-                return getattr(import_module(module), kind)(*map(self.unpack, parts))
+                made = getattr(import_module(module), kind)(*map(self.unpack, parts))
+                return made.replace(fold=1) if fold else made
             case ["named", str(name), list(fields), list(items)]:
                 return _named_tuple(name, tuple(fields))(*map(self.unpack, items))
             case [kind, items] if kind in _MAKERS:

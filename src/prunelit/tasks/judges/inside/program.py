@@ -8,6 +8,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any, NoReturn
 
+from prunelit.tasks.judges.inside.carried import FILES
 from prunelit.tasks.judges.inside.peer import Peer
 from prunelit.tasks.judges.inside.plain import Exchange, held
 from prunelit.tasks.judges.inside.shares import Share, Shares
@@ -58,9 +59,20 @@ class Program(Peer):
         os._exit(0)
 
     def do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._do(method, target, args, kwargs)
+        except OSError as error:
+            if str(error.filename).startswith("/"):
+                self.miss(FILES)
+            raise
+
+    def _do(self, method: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         match method:
             case "load":
                 return self.load(*args)
+            case "classes":
+                found = [vars(self.module).get(name) for name in args[0]]
+                return [value if isinstance(value, type) else None for value in found]
             case "look up":
                 return vars(self.module)[args[0]]
             case "assign":

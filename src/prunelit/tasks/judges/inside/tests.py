@@ -14,12 +14,13 @@ from prunelit.tasks.judges.inside.carried import (
     NOT_CARRIED,
     OBJECT,
     OWN_NAME,
+    PLAIN,
     SWALLOWED,
     find_reason,
 )
 from prunelit.tasks.judges.inside.errors import find_reference
 from prunelit.tasks.judges.inside.iterators import replace_iterators
-from prunelit.tasks.judges.inside.names import Main, Names, build_class_with
+from prunelit.tasks.judges.inside.names import Main, Names, build_class_with, find_free
 from prunelit.tasks.judges.inside.peer import (
     COMPARISONS,
     GENERATOR,
@@ -60,9 +61,13 @@ class Tests(Peer):
         self._named: set[int] = set()
         self.names: dict[str, Any] = {}
         self.missed: str | None = None
+        self.reduced: str | None = None
         self._shares = Shares(Watched)
 
     def miss(self, reason: str) -> None:
+        if reason == PLAIN:
+            self.reduced = PLAIN
+            return
         self.missed = self.missed or (reason if reason in NOT_CARRIED else None)
 
     def receive_output(self, text: str) -> None:
@@ -145,11 +150,25 @@ class Tests(Peer):
     def look_up(self, name: str) -> Any:
         """Return what the program calls so; what takes the place of a module is no such thing."""
         value = self.ask("look up", None, name)
-        is_other = name in self._functions or name in sys.stdlib_module_names
-        reference = value if isinstance(value, Reference) else find_reference(value)
-        if reference is not None and not is_other:
-            self._named.add(reference._number)
+        if not self._is_other(name):
+            self._name(value)
         return value
+
+    def name_classes(self, names: set[str]) -> None:
+        """Name classes that the tests use, before the first of their objects comes."""
+        wanted = [name for name in sorted(names) if not self._is_other(name)]
+        values = self.ask("classes", None, wanted) if wanted else []
+        # No more values than names: the program chooses the values.
+        for value in values[: len(wanted)]:
+            self._name(value)
+
+    def _is_other(self, name: str) -> bool:
+        return name in self._functions or name in sys.stdlib_module_names
+
+    def _name(self, value: Any) -> None:
+        reference = value if isinstance(value, Reference) else find_reference(value)
+        if reference is not None:
+            self._named.add(reference._number)
 
     def read(self, reference: Reference, name: str) -> Any:
         value = super().read(reference, name)
@@ -226,7 +245,9 @@ def run_tests(tests: Tests, code: str, statements: list[str], shadows: list[str]
                 exec(f"from __future__ import annotations\n{statement}", names)
             except ImportError:  # the tests miss it themselves if they need it
                 continue
-        exec(compile(code.encode(errors="replace"), "<tests>", "exec"), names)
+        compiled = compile(code.encode(errors="replace"), "<tests>", "exec")
+        tests.name_classes({name for name in find_free(code) if names.is_free(name)})
+        exec(compiled, names)
     except SystemExit as error:
         return error.code in (None, 0) and "from_the_other" not in vars(error)
     except BaseException:  # noqa: BLE001 - whatever ends the tests
@@ -247,6 +268,8 @@ def main(control: int) -> None:
     try:
         tests.ask("load", None, plan["program"])
     except BaseException:  # noqa: BLE001 - the program has printed it
+        if tests.missed:
+            os.write(control, REASONS[NOT_CARRIED.index(tests.missed)])
         tests.ended()
     passed = run_tests(tests, plan["tests"], plan["statements"], plan["names"])
     sys.stdout.flush()
@@ -255,6 +278,6 @@ def main(control: int) -> None:
         os._exit(0)
     tests.flush()
     tests.find_old()
-    if (reason := tests.missed or find_reason(plan["tests"])) is not None:
+    if (reason := tests.missed or find_reason(plan["tests"]) or tests.reduced) is not None:
         os.write(control, REASONS[NOT_CARRIED.index(reason)])
     os._exit(0)
