@@ -348,6 +348,12 @@ def test_a_target_without_words_has_to_be_there_verbatim() -> None:
         ("√16", "16", False),
         (r"\sqrt{2}", "√2", True),
         ("10**6", "1000000", True),
+        *[("ΟΔΥΣΣΕΥΣ", "Οδυσσεύς", True), ("ο Οδυσσεύς", "ΟΔΥΣΣΕΥΣ", True)],
+        *[("πότε", "ποτέ", False), ("ΟΔΥΣΣΕΥΣ", "Αχιλλεύς", False)],
+        *[("-∞", "∞", False), ("2π", "π", False), ("5 hundred", "5", False)],
+        *[("a <= b", "<", False), ("a == b", "=", False), ("a < b", "<", True), ("a≤b", "≤", True)],
+        *[("x = 5", "5", True), ("5+ years", "5", True), ("-Paris", "Paris", True)],
+        *[("so x² + 1", "x²", True), ("x <5", "5", True), ("use -v", "-v", True)],
     ],
 )
 def test_contains_by_numbers_and_by_characters(answer: str, target: str, expected: bool) -> None:
@@ -390,6 +396,16 @@ def test_contains_by_numbers_and_by_characters(answer: str, target: str, expecte
         ("x^{2}", "x²", True),
         ("👍🏽", "👍🏿", False),
         ("don't", "dont", False),
+        *[("x<5", "x>5", False), ("x = 5", "x ≠ 5", False), ("5x+3", "5x-3", False)],
+        *[("-x", "x", False), ("-π", "π", False), ("A∪B", "A∩B", False), ("p∧q", "p∨q", False)],
+        *[("∃x", "∀x", False), ("a→b", "a←b", False), ("f'", "f", False), ("B♭", "B", False)],
+        *[("x²", "x₂", False), ("x⁻¹", "x^{-1}", True), ("x⁻¹", "x¹", False), ("⇐", "⇒", False)],
+        *[("x=5", "x = 5", True), ("x≤5", "x <= 5", True), ("a -> b", "a→b", True)],
+        *[("¬p", "p", False), ("f''", "f'", False), ("f′(x)", "f'(x)", True), ("'A'", "A", True)],
+        *[("+5", "5", True), ("+∞", "-∞", False), ("2 π", "2π", True), ("| 5 |", "5", True)],
+        *[("5°", "5", True), ("well-known", "well known", True), ("==5==", "==5==", True)],
+        *[("x = -5", "x=-5", True), ("H₂O", "H2O", True), ("≠", "=", False), ("±5", "5", False)],
+        *[("‘A’", "A", True), ("~~5~~", "5", True), ("5x²", "5x", False)],
     ],
 )
 def test_different_words_stay_different(answer: str, target: str, expected: bool) -> None:

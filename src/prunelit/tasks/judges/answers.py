@@ -152,6 +152,7 @@ def normalise(text: str) -> str:
     thousand are 5000. The words C, C++ and C# stay different, R&D is one word, and U.S.A. is USA.
     In scripts without spaces, and in Hangul, whose words carry particles, every character is a
     word. A currency or percent sign is removed. Dates, times and versions are one word.
+    Signs of mathematics, arrows, and primes after a letter are kept.
 
     Example:
         >>> from prunelit.tasks.judges import normalise

@@ -40,6 +40,15 @@ _NUMBER = (
     r"|(?<!/[0-9]{1,3})(?P<joint>[\ -])(?P<above>[0-9]{1,3}+)/(?P<below>[0-9]{1,3}+)"
     r"(?![0-9/]|[.,][0-9])(?!\ ?[=+*\u00d7\u00f7]))?"
 )
+# A prime after a letter, where no quotation ends.
+_PRIME = r"(?<=(?<![\w'\u2018])\p{L})['\u2019\u2032\u2033]++(?!\w)"
+# Signs of mathematics and arrows are words. A plus before a number, `|` and signs of Markdown and
+# of multiplication by a point are none.
+_OPERATOR = (
+    rf"(?<!{_BEFORE_HYPHEN})-\u221e|-++>|!=|(?<![<=>])[<>=]{{1,2}}(?![<=>])"
+    r"|(?<=[\w)\]}]\ ?)\+|\+(?![\w\p{Sc}\u221e]|\.\d)|(?<!~)~(?!~)"
+    r"|[[\p{Sm}\u2190-\u21ff]--[+<=>|~\u22c5\u2217\u2223]]"
+)
 _FIND = regex.compile(_NUMBER, regex.VERSION1)
 _ONLY = regex.compile(rf"\+?{_NUMBER}\.?\ ?[\p{{Sc}}%]?\.?", regex.VERSION1)
 _TOKEN = regex.compile(
@@ -47,13 +56,16 @@ _TOKEN = regex.compile(
     rf"(?<![\w-])[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?![\w-])"
     # A number in another word: 3rd, 1990s, 5x, 3D. R&D and AT&T are one word, US&UK is not.
     rf"|(?:(?<!{_BEFORE_HYPHEN})-)?+(?<!{_WORD}|[.,:/])[0-9]++(?:,[0-9]{{3}})*+"
-    rf"(?:st|nd|rd|th|[bdxyz]|(?<=[0-9]{{3}}0)s)(?!{_WORD}|\ ?10(?:\^|\*\*))"
+    rf"(?:st|nd|rd|th|[bdxyz\u03c0](?:\^-?+[0-9]++)?|(?<=[0-9]{{3}}0)s)"
+    rf"(?!{_WORD}|\ ?10(?:\^|\*\*))"
+    # -x
+    rf"|(?<!{_BEFORE_HYPHEN})-{_LETTER}(?:\^-?+[0-9]++)?(?![\w'\u2019&-]|\.\w)"
     rf"|(?<![\w&])(?:{_LETTER}(?:&{_LETTER}{{1,2}})++|{_LETTER}{{2}}&{_LETTER})(?![\w&])"
     rf"|{_NUMBER}|{_CHARACTER}"
     # .NET, C++ and C# are no punctuated net and c; A- is another grade than A.
-    rf"|(?:(?<=^|\s)\.(?=\p{{L}}))?{_WORD}(?:_*+{_WORD})*+"
+    rf"|(?:(?<=^|\s)\.(?=\p{{L}}))?{_WORD}(?:_*+{_WORD}|(?<=\p{{L}})\^-?+[0-9])*+"
     rf"(?:(?<=[0-9])(?:\.[0-9]++|,[0-9]{{3}}(?![0-9])))*+"
-    rf"(?:[+#]++(?!\w)|(?<=(?<!\w)\w{{1,2}})-(?=[\s.,;:!?)]|$))?",
+    rf"(?:[+#\u266d]++(?!\w)|(?<=(?<!\w)\w{{1,2}})-(?=[\s.,;:!?)]|$)|{_PRIME})?|{_OPERATOR}",
     regex.VERSION1,
 )
 # A number with thousands apart, by other signs than a comma, a point or a space.
@@ -66,6 +78,9 @@ _POINTS = regex.compile(
     r"[[\p{sc=Hebr}&&\p{Mn}]\u064b-\u0652\u0656-\u065f\u0670]|(?<=\p{sc=Cyrl})\u0301",
     regex.VERSION1,
 )
+# Greek accents, which capitals do not have.
+_TONOS = regex.compile(r"(?<=\p{sc=Grek}\p{M}{0,2})[\u0300\u0301\u0313\u0314\u0342\u0345]")
+_GREEK_CAPITALS = regex.compile(r"\P{sc=Grek}*(?:[\p{Lu}\p{M}]\P{sc=Grek}*){2,}")
 _TONES = regex.compile(r"\p{Emoji_Modifier}")
 _STYLE = regex.compile(r"[\ufe0e\ufe0f]")  # as a text or as a picture
 _TERM = r"\s*(?:\{\s*([+\-\u2212]?)\s*(\d[\d,]*)\s*\}|()(\d))"
@@ -78,7 +93,8 @@ _SPELLINGS = (
     (regex.compile(rf"(?<!\w)(?:(?i:{_CODES})|№|[vV](?=\d+\.\d))\.?+(?=\d)"), r"\g<0> "),
     (regex.compile(r"\\(?=[$%])"), ""),
     (regex.compile(r"(?<=[={(\[]\s?)([-\u2212])\s+(?=[\d\p{Sc}])"), r"\1"),
-    (regex.compile(r"(?<=\p{L})\^(?:(\d+)|\{(\d+)\})"), r"\1\2"),
+    (regex.compile(r"(?<=\p{L})\^\{([-\u2212]?\d+)\}"), r"^\1"),
+    (regex.compile(r"(?<=\d)\ (?=\u03c0(?!\w))"), ""),
     # The comma of a pair, such as (1,5), is that of no decimals.
     (
         regex.compile(
@@ -89,12 +105,13 @@ _SPELLINGS = (
     ),
 )
 _POWERS = dict.fromkeys(("k", "thousand"), 3) | {"lakh": 5, "crore": 7}
+_POWERS["hundred"] = 2
 _POWERS |= dict.fromkeys(("m", "mn", "million"), 6) | dict.fromkeys(("b", "bn", "billion"), 9)
 _POWERS |= dict.fromkeys(("tn", "trillion"), 12)
 # A number and the word or letter that multiplies it; 5m is a length.
 _MULTIPLE = regex.compile(
     r"(?<![\w.,/:])(\d++(?:[.,]\d++)*+)"
-    r"(?:\ ?((?i:thousand|lakh|million|crore|billion|trillion))s?|([kKM]|[mbt]n"
+    r"(?:\ ?((?i:hundred|thousand|lakh|million|crore|billion|trillion))s?|([kKM]|[mbt]n"
     r"|(?<=\p{Sc}\ ?[\d.,]+)[bBm]))(?!\w)"
 )
 # The day of a date may have an ending.
@@ -120,6 +137,7 @@ _SPACED = regex.compile(
 )
 _SAME = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\u02d7\u2796\ufe63\uff0d", "-")
+    | {"\u2264": "<=", "\u2265": ">=", "\u2260": "!=", "\u2192": "->"}
     | {"\u2044": "/", "\u2215": "/", "\u066b": ".", "\u066a": "%", "♯": "#"}
 )
 
@@ -139,7 +157,7 @@ def split_words(text: str) -> list[str]:
     folded = text.casefold().replace("i\u0307", "i")
     for found in _TOKEN.finditer(unicodedata.normalize("NFKC", folded)):
         if found["run"] is None:
-            words.append(found[0])
+            words.append(found[0].replace("\u2032", "'").replace("\u2019", "'"))
         else:
             words += [value or part for part, value in _parts(found, " ,")]
     return words
@@ -178,8 +196,14 @@ def trim_word(text: str) -> str:
 
 
 def drop_points(answer: str, target: str) -> tuple[str, str]:
-    """Remove vowel points and stress, see `_POINTS`, unless both texts have some."""
+    """Remove vowel points and stress, see `_POINTS`, unless both texts have some.
+
+    If one of both is in Greek capitals, Greek accents are removed too.
+    """
     texts = unicodedata.normalize("NFC", answer), unicodedata.normalize("NFC", target)
+    if any(map(_GREEK_CAPITALS.fullmatch, texts)):
+        answer, target = (_TONOS.sub("", unicodedata.normalize("NFD", text)) for text in texts)
+        texts = unicodedata.normalize("NFC", answer), unicodedata.normalize("NFC", target)
     if all(map(_POINTS.search, texts)):
         return texts
     return _POINTS.sub("", texts[0]), _POINTS.sub("", texts[1])
@@ -221,9 +245,15 @@ def _plain(text: str) -> str:
         if character.isdecimal():
             parts.append(str(unicodedata.decimal(character)))
         else:
-            if before.isdecimal() and character not in "\u2044\u2215":
+            kind = unicodedata.decomposition(character).partition(">")[0]
+            if (
+                before.isalpha()
+                and kind == "<super"
+                and unicodedata.category(character) in ("No", "Sm")
+            ):
+                parts.append("^")
+            elif before.isdecimal() and character not in "\u2044\u2215":
                 # A power, an index or a fraction after a number is no further digit of it.
-                kind = unicodedata.decomposition(character).partition(">")[0]
                 between = " " if character.isnumeric() else ""
                 parts.append({"<super": "^", "<sub": "_"}.get(kind, between))
             parts.append(character)
