@@ -84,6 +84,12 @@ def test_without_a_lead_no_share_is_rejected() -> None:
     assert test.share_bounds(0.95) == (-math.inf, math.inf)
 
 
+def test_a_dense_model_that_is_never_right_has_no_lead() -> None:
+    test = ScoreTest(answers(0, 0, 3, 5))
+    assert test.lead_z() == 0
+    assert test.share_bounds(0.95)[1] == math.inf
+
+
 def test_pseudo_values_get_a_t_test() -> None:
     rng = np.random.default_rng(0)
     dense = rng.normal(0.8, 0.5, 12)

@@ -145,7 +145,8 @@ class ScoreTest:
         A contrast is scaled by the cosine, so that both ends, a share of minus and plus infinity,
         are the lead of the dense model and its negative.
         """
-        own, lead = math.cos(angle), math.sin(angle)
+        own = math.cos(angle) if abs(angle) < math.pi / 2 else 0.0  # the cosine there is 6e-17
+        lead = math.sin(angle)
         items = own * (self._pruned - self._floor) - lead * (self._dense - self._floor)
         corners = [
             own * (pruned - self._level) - lead * (dense - self._level)
