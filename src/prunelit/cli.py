@@ -193,7 +193,8 @@ class PruneLitCLI(HookedCLI):
             leave_out(self.datamodule, self.model.weights)
         self._results.check(self.datamodule)
         if self.subcommand in ("fit", "validate") and not any(
-            isinstance(callback, Pruning) for callback in self.trainer.callbacks
+            isinstance(callback, Pruning)
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
         ):
             rank_zero_warn(
                 "Nothing is pruned, since `pruning` is not given: the model is measured as it is."
