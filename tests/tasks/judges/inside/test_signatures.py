@@ -17,7 +17,7 @@ def everything(a: int, /, b: str = "b", *c: float, d: None = None, **e: bytes) -
     raise NotImplementedError
 
 
-def nothing(x, y=2):  # noqa: ANN
+def nothing(x, y=2):
     raise NotImplementedError
 
 
