@@ -17,7 +17,7 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prunelit.errors import InputError, first_line
+from prunelit.errors import InputError, first_line, visible
 from prunelit.files import is_text, replace_folder
 from prunelit.models.gguf_header import GGUFHeader
 
@@ -78,7 +78,7 @@ def convert_gguf(gguf: Path) -> Path:
         if not _is_whole(target):
             if target.is_dir():
                 rank_zero_info(f"The converted copy in {target} is damaged.")
-            rank_zero_info(f"Converting {gguf.name} to safetensors in {target} (once).")
+            rank_zero_info(f"Converting {visible(gguf.name)} to safetensors in {target} (once).")
             _convert(gguf, target)
     return target
 
