@@ -20,7 +20,7 @@ from jsonargparse import ActionYesNo, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
@@ -196,7 +196,7 @@ class PruneLitCLI(HookedCLI):
             isinstance(callback, Pruning)
             for callback in self.trainer.callbacks  # type: ignore[attr-defined]
         ):
-            rank_zero_warn(
+            rank_zero_info(
                 "Nothing is pruned, since `pruning` is not given: the model is measured as it is."
             )
 

@@ -123,7 +123,7 @@ def _find_file(part: Any) -> Path | None:
         return Path(os.__file__)
     try:
         found = inspect.getsourcefile(part)
-    except TypeError:
+    except (TypeError, OSError):  # code that was typed, or that a library compiled
         found = None
     found = found or getattr(sys.modules.get(name), "__file__", None)
     return Path(found).absolute() if found is not None and os.path.isfile(found) else None

@@ -145,7 +145,7 @@ def test_configuration_of_a_sweep(refuse: Refuse, config: Config, subcommand: st
 
 
 def test_configuration_for_no_sweep(refuse: Refuse, config: Config) -> None:
-    assert "`pruning` belongs to `prunelit fit`" in refuse(subcommand="sweep")
+    assert "`prunelit sweep` takes `variants`" in refuse(subcommand="sweep")
 
 
 OWN = """\

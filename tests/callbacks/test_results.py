@@ -146,12 +146,13 @@ def test_without_a_logger_results_lie_in_the_root(
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
     cli: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = make_config(tmp_path)
     config["trainer"]["logger"] = False
     del config["pruning"]
-    with pytest.warns(UserWarning, match="Nothing is pruned, since `pruning` is not given"):
-        cli("validate", "--config", str(save_config(tmp_path, config)))
+    cli("validate", "--config", str(save_config(tmp_path, config)))
+    assert "Nothing is pruned, since `pruning` is not given" in caplog.text
     rows = read_results(tmp_path / "run" / "results.jsonl")
     # Without a pruning callback both models are the dense one.
     assert {row.value for row in rows if row.model == "difference"} == {0}

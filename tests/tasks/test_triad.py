@@ -101,4 +101,6 @@ def test_the_headline_is_the_last_thing_printed(
     last = done.stdout.rindex("Verdicts: share of")
     assert "Dense against pruned" not in done.stdout[last:]
     assert "questions.jsonl" in done.stdout[last:]
-    assert done.stdout.rstrip().splitlines()[-1].endswith(").")
+    verdict, page = done.stdout.rstrip().splitlines()[-2:]
+    assert verdict.endswith(").")
+    assert page == f"Page: {path.parent / 'report.html'}"
