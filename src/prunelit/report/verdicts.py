@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from scipy.special import ndtr
 
@@ -21,7 +21,8 @@ FAILS: dict[str, tuple[Word, ...]] = {
 }
 KEEP = 0.95
 # The uses of a model that tasks measure.
-USES = ("multiple choice", "retrieval", "generation", "similarity")
+Use = Literal["multiple choice", "retrieval", "generation", "similarity"]
+USES: tuple[Use, ...] = get_args(Use)
 
 
 @checked

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +10,7 @@ from torch import Tensor
 from prunelit.metrics.retained import retained_share
 from prunelit.report.results import Result
 from prunelit.report.score_test import PairedScores
-
-# The uses of a model that tasks measure.
-Use = Literal["multiple choice", "retrieval", "generation", "similarity"]
+from prunelit.report.verdicts import Use
 
 
 def score_details(use: Use, primary: str | None) -> dict[str, Any]:
