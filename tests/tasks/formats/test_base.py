@@ -343,3 +343,13 @@ def test_a_format_of_questions_has_to_be_named_as_one(tmp_path: Path) -> None:
     path = write(tmp_path, {"question": "2 + 3 =", "answer": "#### 5"})
     with pytest.raises(InputError, match="to return a `Question` but it returned a `Example`"):
         read_examples(path, "test", format=gsm8k, questions=True)
+
+
+def test_own_rows_need_no_ids(tmp_path: Path) -> None:
+    rows = [{"context": "1 + 1 =", "choices": ["1", "2"], "label": "B"} for _ in range(2)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert [(one.id, one.answer) for one in read_questions(str(path), "train")] == [
+        ("0", "2"),
+        ("1", "2"),
+    ]

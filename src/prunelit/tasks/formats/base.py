@@ -66,8 +66,9 @@ def read_questions(
 ) -> list[Question]:
     """Read multiple-choice questions from the hub or from a local file.
 
-    Rows with the columns `id`, `context`, `choices` and `label` need no format; it is ignored if
-    one is given. They may have a column `group`. A row without an id gets its number, from 0.
+    Rows with the columns `context`, `choices` and `label` need no format. If they have a column
+    `id` as well, a format is ignored. They may have a column `group`. A row without an id gets its
+    number, from 0.
 
     A label is the index of the right choice, its letter (A is the first), or its text. All texts of
     a file are read in one of these ways. In a CSV file the choices are a list as JSON or Python
@@ -152,8 +153,8 @@ class _Fields:
     Args:
         required: names that `columns` must contain.
         optional: names that `columns` may contain.
-        own: columns of a data set that needs neither format nor `columns`; None if there is no such
-            form.
+        own: columns of a data set that needs no format, even if one is given; None if there is no
+            such form.
         build: converts a row with these fields.
     """
 
@@ -187,8 +188,7 @@ class _Fields:
 
     def plain(self, names: Sequence[str]) -> list[str]:
         """Columns to load from a data set that needs no format."""
-        own = self.own or ()
-        return [*own, *(name for name in self.optional if name in names and name not in own)]
+        return [*self.required, *(name for name in self.optional if name in names)]
 
     def match(self, names: Sequence[str] | Mapping[str, Any]) -> bool:
         """True if a data set with these columns needs no format."""
