@@ -12,7 +12,7 @@ from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from prunelit.callbacks.results import flatten, printed_tables
+from prunelit.callbacks.results import printed_tables
 from prunelit.report.results import Result, read_results, scalar_name
 from prunelit.tasks import TaskReport
 
@@ -158,22 +158,6 @@ def test_without_a_logger_results_lie_in_the_root(
     assert {row.value for row in rows if row.model == "difference"} == {0}
     assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
         *("scores.png", "scores.csv", "retained.png", "retained.csv"),
-    }
-
-
-def test_nested_recipes_become_flat_names() -> None:
-    arguments = {
-        "sparsity": {"class_path": "a.b.Unstructured", "init_args": {"ratio": 0.5}},
-        "include": ["*"],
-        "fast": True,
-        "name": None,
-    }
-    assert flatten(arguments) == {
-        "sparsity": "Unstructured",
-        "sparsity.ratio": 0.5,
-        "include": "['*']",
-        "fast": True,
-        "name": "None",
     }
 
 

@@ -30,6 +30,7 @@ from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers, write_
 from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
+from prunelit.report.options import list_options
 from prunelit.report.page.runs import PAGE, read_run
 from prunelit.report.page.view import write_page
 from prunelit.report.results import Result, format_results, scalar_name, write_results
@@ -237,7 +238,10 @@ class Results(Callback):
         if pruning is not None:
             pruner = pruning["recipe"]["pruner"]
             parameters |= {"pruner": pruner["class_path"].rpartition(".")[2]}
-            parameters |= flatten(pruner["init_args"])
+            parameters |= {
+                key: value if isinstance(value, bool | int | float) else str(value)
+                for key, value in list_options(pruner["init_args"])
+            }
             metrics["sparsity"] = pruning["sparsity"]
             metrics |= {name: pruning[name] for name in ("stored_parameters", "stored_bytes")}
         logger.log_metrics(metrics)
@@ -268,15 +272,3 @@ def printed_tables(reports: Iterable[TaskReport]) -> list[Table]:
     results = [result for report in reports if report.table is None for result in report.results]
     own = [report.table for report in reports if report.table is not None]
     return [*([results_table(results)] if results else []), *class_tables(results), *own]
-
-
-def flatten(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested recipe to keys such as `sparsity.ratio`. A class becomes its name."""
-    flat: dict[str, Any] = {}
-    for key, value in arguments.items():
-        if isinstance(value, dict) and "class_path" in value:
-            flat[prefix + key] = value["class_path"].rpartition(".")[2]
-            flat |= flatten(value["init_args"], f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
-    return flat

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prunelit.report.page.changes import Changes
 from prunelit.report.page.runs import Run
+from prunelit.report.page.texts import join
 from prunelit.report.results import Result
 
 _SPACES = {
@@ -55,7 +56,7 @@ def _cosines(run: Run) -> str:
     parts = [f"{value:.2f} of the {_SPACES[name]}" for name, value in own.items()]
     least = min(own, key=lambda name: own[name])
     return (
-        f"The cosine between dense and pruned is {_join(parts)}: the {_SPACES[least]} change the "
+        f"The cosine between dense and pruned is {join(parts)}: the {_SPACES[least]} change the "
         "most."
     )
 
@@ -235,10 +236,6 @@ def _short(text: str) -> str:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
-
-
-def _join(parts: Sequence[str]) -> str:
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def warn(run: Run) -> list[str]:

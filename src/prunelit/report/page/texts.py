@@ -1,5 +1,6 @@
 """Texts of models, rows and file names: foreign data that a page and a terminal only show."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LONGEST = 1200  # characters of a text on the page
@@ -10,6 +11,11 @@ def cut(text: str, most: int = LONGEST) -> str:
     """Shorten a text, and say by how many characters."""
     left = len(text) - most
     return text if left <= 0 else f"{text[:most]} ... ({left:,} more characters)"
+
+
+def join(parts: Sequence[str], word: str = "and") -> str:
+    """Join words with commas, and the last one with `word`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 
 @dataclass(frozen=True)

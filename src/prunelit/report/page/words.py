@@ -1,0 +1,82 @@
+"""The words of the page and the terminal: the decision, and what was compared with what."""
+
+from collections.abc import Sequence
+
+from prunelit.report.options import list_options
+from prunelit.report.page.comparison import source
+from prunelit.report.page.runs import Run
+from prunelit.report.page.texts import join
+from prunelit.report.verdicts import use_words
+
+NAMES = {
+    "multiple choice": "Multiple choice",
+    "retrieval": "Retrieval",
+    "generation": "Written answers",
+    "similarity": "Similarity of texts",
+}
+
+
+def headline(run: Run) -> str:
+    """Return the decision in one sentence.
+
+    Args:
+        run: with its verdicts.
+    """
+    words = use_words(run.verdicts)
+    groups: dict[str, list[str]] = {}
+    for use, word in words.items():
+        groups.setdefault(word, []).append(NAMES.get(use, use).lower())
+    keeps, loses = groups.get("keeps", []), groups.get("loses", [])
+    rest = [
+        f"{join(loses)} {_verb(loses, 'loses', 'lose')}" if loses else "",
+        f"{join(groups['cannot tell'])} cannot be told" if "cannot tell" in groups else "",
+        f"the dense model has no lead at {join(groups['no lead'])}" if "no lead" in groups else "",
+    ]
+    others = "; ".join(text for text in rest if text)
+    if not words:
+        return f"No verdict: {tell_no_verdict(run)}"
+    if not others:
+        return f"Ship: {join(keeps)} {_verb(keeps, 'keeps', 'keep')} enough"
+    if keeps:
+        return f"Ship for {join(keeps)} only: {others}"
+    if loses:
+        return f"Do not ship: {others}"
+    return f"No decision yet: {others}"
+
+
+def _verb(subjects: Sequence[str], one: str, several: str) -> str:
+    return one if len(subjects) == 1 and subjects[0] != "written answers" else several
+
+
+def tell_no_verdict(run: Run) -> str:
+    """Say why a run has no verdict."""
+    if any(result.metric == "retained" for result in run.results):
+        return (
+            "the run has no scores of its items, as it is of an earlier version. Repeat it with "
+            "`prunelit validate`."
+        )
+    if any(run.primary(task) for task in run.tasks):
+        return "the run has no dense model to compare with."
+    return "no task of the run has a main score."
+
+
+def name_run(run: Run) -> str:
+    """Say what was compared with what."""
+    dense = source(run) or "the dense model"
+    if candidate := run.models.get("candidate"):
+        return f"{candidate.get('source')} against {dense}, which is called dense here."
+    recipe = (run.pruning or {}).get("recipe") or {}
+    pruner = recipe.get("pruner")
+    if not isinstance(pruner, dict):
+        pruner = run.config.get("pruning") or {}
+        pruner = (pruner.get("init_args") or pruner).get("pruner") or {}
+    if not pruner.get("class_path"):
+        return f"Pruned model against {dense}."
+    options = ", ".join(
+        f"{key.rpartition('.')[2]} {value}"
+        for key, value in list_options(pruner.get("init_args") or {})
+        if isinstance(value, int | float | str) and value is not False
+    )
+    name = str(pruner["class_path"]).rpartition(".")[2]
+    name += f" ({options})" if options else ""
+    return f"{dense}, pruned by {name}, against the same model dense."
