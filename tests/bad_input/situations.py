@@ -279,8 +279,8 @@ def count_parquet(content: bytes) -> int:
 def count_queries(content: bytes) -> int:
     rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter="\t")
     names = next(rows)
-    judged = [dict(zip(names, row, strict=False)) for row in rows]
-    relevant = Counter(row["query-id"] for row in judged if row and float(row["score"]) > 0)
+    judged = [dict(zip(names, row, strict=False)) for row in rows if any(map(str.strip, row))]
+    relevant = Counter(row["query-id"] for row in judged if float(row["score"]) > 0)
     return len(set(relevant) & {"q0", "q1"})
 
 

@@ -140,6 +140,7 @@ def test_normalise(text: str, normal: str) -> None:
         ("0.10", "0.1"),
         (" about 5 ", "about 5"),
         ("1.2.3", "1.2.3"),
+        *[("3!", "3!"), ("5 dozen", "5 dozen"), ("5 million", "5 million"), ("minus 5", "-5")],
         ("", ""),
     ],
 )
@@ -354,6 +355,44 @@ def test_a_target_without_words_has_to_be_there_verbatim() -> None:
         *[("a <= b", "<", False), ("a == b", "=", False), ("a < b", "<", True), ("a≤b", "≤", True)],
         *[("x = 5", "5", True), ("5+ years", "5", True), ("-Paris", "Paris", True)],
         *[("so x² + 1", "x²", True), ("x <5", "5", True), ("use -v", "-v", True)],
+        # A factorial, or the end of an exclamation.
+        *[("3! = 6", "3", False), ("3! = 6", "6", True), ("5!/(2!3!) = 10", "3", True)],
+        *[("10! is large", "10", False), ("10!-9!", "10", False), ("3!+1", "3", False)],
+        *[("It is 42!", "42", True), ("**42!**", "42", True), ("5! So 6.", "5", True)],
+        *[("It is 5.", "5!", False), ("It is 5!", "5!", True), ("10!-9!", "9!", True)],
+        *[("2!3!", "3!", True), ("(n+1)!", "(n+1)!", True), ("n + 1", "(n+1)!", False)],
+        *[("No. 5", "Mambo No. 5!", False), ("Mambo No. 5", "Mambo No. 5!", True)],
+        *[("A* search", "A*", True), ("A search", "A*", False), ("**A**", "A", True)],
+        # A number in words of several languages; a dozen is a unit.
+        *[("5 dozen", "5", True), ("5 dozen", "60", False), ("5 dozen eggs", "5 dozen", True)],
+        *[("5 bn", "5", False), ("5 mln", "5000000", True), ("$5T", "5000000000000", True)],
+        *[("5 Mio. Euro", "5000000", True), ("5 Millionen", "5", False), ("5 mille", "5", False)],
+        *[("2,5 млн", "2500000", True), ("5 тыс. рублей", "5000", True), ("5 करोड़", "5", False)],
+        *[("5 hundred thousand", "500000", True), ("5 hundred thousand", "500", False)],
+        *[("2 1/2 million", "2.5", False), ("½ million", "500000", True)],
+        *[("1/3 million", "1/3", False), ("-5 million", "-5000000", True)],
+        *[("约5万人", "5", False), ("约5万人", "50000", True), ("1万2000", "12000", True)],
+        *[("3億5000万円", "350000000", True), ("5千万", "50000000", True), ("5千克", "5", True)],
+        *[("-5万", "-50000", True), ("5万-6万", "60000", True), ("5万km", "50000", True)],
+        *[("3만원", "30000", True), ("12兆円", "12", False), ("10万", "1万", False)],
+        # A minus in words.
+        *[("It is minus 5.", "5", False), ("minus 5", "-5", True), ("negative $5", "-5", True)],
+        *[("10 minus 5", "5", True), ("x minus 5", "-5", False), ("ten minus 5", "5", True)],
+        *[("est moins 5", "-5", True), ("это минус 5", "-5", True), ("负5", "5", False)],
+        *[
+            ("10マイナス5", "5", True),
+            ("マイナス5", "-5", True),
+            ("it is minus five", "five", False),
+        ],
+        *[("five minus two", "two", True), ("is minus five", "minus five", True)],
+        *[("7:05", "07:05", True), ("17:05", "7:05", False), ("3h30", "3", False)],
+        *[("1er janvier", "1", False), ("la 2ème", "2", False), ("3h", "3", True)],
+        # One word in capitals.
+        *[("ο ΟΔΥΣΣΕΥΣ είπε", "Οδυσσεύς", True), ("Η Αθήνα", "ΑΘΗΝΑ", True)],
+        *[("πότε ΗΡΘΕ", "ποτέ", False), ("πότε; ΠΟΤΕ!", "ποτέ", True), ("ΜΑΪΟ", "Μάιο", True)],
+        *[("η Νέα ΥΟΡΚΗ", "Νέα Υόρκη", True), ("Ω and πότε", "ποτέ", False)],
+        *[("DİYARBAKIR", "diyarbakır", True), ("IŞIK", "ışık", True), ("SİNİR", "sınır", False)],
+        *[("sınır", "sinir", False), ("I was in İzmir", "izmir", True), ("IĞDIR", "Iğdır", True)],
     ],
 )
 def test_contains_by_numbers_and_by_characters(answer: str, target: str, expected: bool) -> None:
@@ -515,6 +554,7 @@ def test_numbers_are_numbers(text: str, expected: str) -> None:
         "v1.",
         r"\frac{1}{",
         "= - ",
+        *("1!", "1! = ", "5 million ", "1万", "minus 5 ", "Ω", "ΩΣ ", "A*"),
         *("A ", "A & ", "1-1/2", "(1,", "1k", "10**", "a. ", "a.b"),
     ],
 )

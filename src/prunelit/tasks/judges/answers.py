@@ -10,15 +10,8 @@ from dataclasses import dataclass
 
 from prunelit.arguments import checked
 from prunelit.recipe import check_own
-from prunelit.tasks.judges.words import (
-    drop_points,
-    find_numbers,
-    read_initials,
-    read_number,
-    split_signs,
-    split_words,
-    trim_word,
-)
+from prunelit.tasks.judges.readings import find_readings, split_signs
+from prunelit.tasks.judges.words import find_numbers, read_number, split_words, trim_word
 
 Extract = Callable[[str], str | None]
 Normalise = Callable[[str], str]
@@ -82,7 +75,8 @@ def first_number(text: str) -> str | None:
 
     It may have a sign, a currency, separators of thousands, decimals, an exponent or a fraction
     bar, and digits of any script. A minus sign after a letter, digit, bracket or unit is
-    subtraction or a hyphen, not part of a number. The k of 5k is not read.
+    subtraction or a hyphen, not part of a number; minus 5 and negative 5 are -5. The k of 5k and
+    the million of 5 million are not read.
 
     Example:
         >>> from prunelit.tasks.judges import first_number
@@ -148,9 +142,11 @@ class AfterMarker:
 def normalise(text: str) -> str:
     """Convert to lower case, remove punctuation and put one space between words.
 
-    A letter keeps its combining signs. A number keeps its sign and is written in one way; 5k and 5
-    thousand are 5000. The words C, C++ and C# stay different, R&D is one word, and U.S.A. is USA.
-    In scripts without spaces, and in Hangul, whose words carry particles, every character is a
+    A letter keeps its combining signs. A number keeps its sign and is written in one way; 5k, 5
+    thousand and 5 mille are 5000, 5万 is 50000, and minus 5 is -5. Numbers in words stay words, and
+    so do units: 5 dozen is 5 of a unit. The ! of 5! ends a sentence, or is part of the word if the
+    term goes on: 5! = 120. The words C, C++ and C# stay different, R&D is one word, and U.S.A. is
+    USA. In scripts without spaces, and in Hangul, whose words carry particles, every character is a
     word. A currency or percent sign is removed. Dates, times and versions are one word.
     Signs of mathematics, arrows, and primes after a letter are kept.
 
@@ -182,6 +178,7 @@ def exact_match(answer: str | None, target: str, normalised: Normalise) -> bool:
     """Return True if answer and target are equal, and not empty, after normalising.
 
     If nothing is left of the target, they are compared as they are, without spaces at their ends.
+    The ! of a target such as 5! and the star of A* make other words than 5 and A.
 
     Args:
         answer: found in the text of a model; None is never right.
@@ -190,20 +187,23 @@ def exact_match(answer: str | None, target: str, normalised: Normalise) -> bool:
     """
     if answer is None:
         return False
-    answer, target = drop_points(answer, target)
+    readings = [*find_readings(answer, target)]
+    answer, target = readings[0]
     if not normalised(target):
         return split_signs(answer.strip(), target) == split_signs(target.strip(), target) != []
-    return any(normalised(a) == normalised(t) for a, t in read_initials(answer, target))
+    return any(normalised(a) == normalised(t) for a, t in readings)
 
 
 def contains(answer: str, target: str) -> bool:
     """Return True if the answer contains the target as whole words, after `normalise`.
 
-    A target without letters and digits would be empty then, so it is searched as it is.
+    A target without letters and digits would be empty then, so it is searched as it is. The ! of a
+    target such as 5! and the star of A* make other words than 5 and A.
     """
-    answer, target = drop_points(answer, target)
+    readings = [*find_readings(answer, target)]
+    answer, target = readings[0]
     if not normalise(target):
         signs, wanted = split_signs(answer, target), split_signs(target.strip(), target)
         size = len(wanted)
         return any(signs[n : n + size] == wanted for n in range(len(signs) - size + 1))
-    return any(f" {normalise(t)} " in f" {normalise(a)} " for a, t in read_initials(answer, target))
+    return any(f" {normalise(t)} " in f" {normalise(a)} " for a, t in readings)

@@ -5,10 +5,11 @@ found as one run, and the run is read or split afterwards.
 """
 
 import unicodedata
-from collections.abc import Iterator
 from fractions import Fraction
 
 import regex
+
+from prunelit.tasks.judges.magnitudes import CHARACTERS, POWERS, WORDS
 
 # Scripts without spaces, and Hangul, whose words carry particles: each character is a word.
 _SCRIPTS = (
@@ -49,15 +50,22 @@ _OPERATOR = (
     r"|(?<=[\w)\]}]\ ?)\+|\+(?![\w\p{Sc}\u221e]|\.\d)|(?<!~)~(?!~)"
     r"|[[\p{Sm}\u2190-\u21ff]--[+<=>|~\u22c5\u2217\u2223]]"
 )
+# Letters in the place of signs that are part of a word: 5! and A*.
+RAISED = {"!": "\ua71d", "*": "\ua788"}
+# A term goes on after the sign, so that it ends no sentence.
+FACTORIAL = regex.compile(
+    r"(?<=\d|(?<!\w)\p{Ll}|[)\]])!"
+    r"(?=\d|\ ?(?:=(?!=)|[-+*/\u00d7\u00f7\u00b7^]\ ?[\d(]|(?:is|equals)(?!\w)))"
+)
 _FIND = regex.compile(_NUMBER, regex.VERSION1)
 _ONLY = regex.compile(rf"\+?{_NUMBER}\.?\ ?[\p{{Sc}}%]?\.?", regex.VERSION1)
 _TOKEN = regex.compile(
     # A date is one word, and so are letters with decimals, such as llama3.1.
     rf"(?<![\w-])[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?![\w-])"
-    # A number in another word: 3rd, 1990s, 5x, 3D. R&D and AT&T are one word, US&UK is not.
+    # A number in another word: 3rd, 1990s, 5x, 3D, 3h30. R&D and AT&T are one word, US&UK is not.
     rf"|(?:(?<!{_BEFORE_HYPHEN})-)?+(?<!{_WORD}|[.,:/])[0-9]++(?:,[0-9]{{3}})*+"
-    rf"(?:st|nd|rd|th|[bdxyz\u03c0](?:\^-?+[0-9]++)?|(?<=[0-9]{{3}}0)s)"
-    rf"(?!{_WORD}|\ ?10(?:\^|\*\*))"
+    rf"(?:st|nd|rd|th|er|ère|ème|h[0-9]{{2}}|{RAISED['!']}++|[bdxyz\u03c0](?:\^-?+[0-9]++)?"
+    rf"|(?<=[0-9]{{3}}0)s)(?!{_WORD}|\ ?10(?:\^|\*\*))"
     # -x
     rf"|(?<!{_BEFORE_HYPHEN})-{_LETTER}(?:\^-?+[0-9]++)?(?![\w'\u2019&-]|\.\w)"
     rf"|(?<![\w&])(?:{_LETTER}(?:&{_LETTER}{{1,2}})++|{_LETTER}{{2}}&{_LETTER})(?![\w&])"
@@ -73,25 +81,35 @@ _SEPARATOR = regex.compile(r"[\u00a0\u2007\u2009\u202f'\u2019_\u066c]|\{,\}|\\,"
 _SEPARATED = regex.compile(rf"(?<![\d.,])(?!0)\d{{1,3}}(?:(?:{_SEPARATOR.pattern})\d{{3}}(?!\d))+")
 # The Arabic tatweel only makes a word longer.
 _INVISIBLE = regex.compile(r"[\p{Cf}\ufe00-\ufe0f\u0640]")
-# Vowel points of Hebrew and Arabic and the stress of Cyrillic, which most texts leave out.
-_POINTS = regex.compile(
-    r"[[\p{sc=Hebr}&&\p{Mn}]\u064b-\u0652\u0656-\u065f\u0670]|(?<=\p{sc=Cyrl})\u0301",
-    regex.VERSION1,
-)
-# Greek accents, which capitals do not have.
-_TONOS = regex.compile(r"(?<=\p{sc=Grek}\p{M}{0,2})[\u0300\u0301\u0313\u0314\u0342\u0345]")
-_GREEK_CAPITALS = regex.compile(r"\P{sc=Grek}*(?:[\p{Lu}\p{M}]\P{sc=Grek}*){2,}")
-_TONES = regex.compile(r"\p{Emoji_Modifier}")
-_STYLE = regex.compile(r"[\ufe0e\ufe0f]")  # as a text or as a picture
 _TERM = r"\s*(?:\{\s*([+\-\u2212]?)\s*(\d[\d,]*)\s*\}|()(\d))"
 _FRACTION = regex.compile(
     rf"(\w?)(?:(?<![\w)\]}}]\s?)([-\u2212])\s?)?\\(?:[cdt]|nice|s)?frac{_TERM}{_TERM}"
+)
+# Before a minus in words: the begin of a sentence, or a word that ends in no number.
+_AFTER = (
+    r"(?<=(?:^|[.,:;=(]|(?<!\w)(?:is|are|be|was|were|equals|to|or|of|at|than|exactly|gives|get"
+    r"|ist|est|es|son|é|è|sono|равно|это))\ ?)"
+)
+_ENGLISH = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen"
+    "|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
 )
 _CODES = "USD|US|EUR|GBP|JPY|CNY|RMB|INR|Rs|CHF|CAD|AUD|NZD|HKD|SGD|KRW|BRL|MXN|ZAR|SEK|NOK|DKK|PLN"
 _SPELLINGS = (
     # A currency, a number sign and the v of a version are words of their own.
     (regex.compile(rf"(?<!\w)(?:(?i:{_CODES})|№|[vV](?=\d+\.\d))\.?+(?=\d)"), r"\g<0> "),
     (regex.compile(r"\\(?=[$%])"), ""),
+    # A minus in words. After anything else it may be subtraction.
+    (
+        regex.compile(
+            rf"(?<![\w-])(?i:negative|{_AFTER}(?:minus|moins|menos|meno|минус))\ (?=[\d\p{{Sc}}])"
+        ),
+        "-",
+    ),
+    (regex.compile(rf"(?<![\w-])((?i:negative|{_AFTER}minus)) (?=(?i:{_ENGLISH})(?!\w))"), r"\1_"),
+    (regex.compile(r"(?<!\d)(?:负|負|マイナス)\ ?(?=\d)"), "-"),
+    # A time of day with a zero in front.
+    (regex.compile(r"(?<![\w:.,/-])0(?=\d:\d\d(?![\d]))"), ""),
     (regex.compile(r"(?<=[={(\[]\s?)([-\u2212])\s+(?=[\d\p{Sc}])"), r"\1"),
     (regex.compile(r"(?<=\p{L})\^\{([-\u2212]?\d+)\}"), r"^\1"),
     (regex.compile(r"(?<=\d)\ (?=\u03c0(?!\w))"), ""),
@@ -104,15 +122,14 @@ _SPELLINGS = (
         ", ",
     ),
 )
-_POWERS = dict.fromkeys(("k", "thousand"), 3) | {"lakh": 5, "crore": 7}
-_POWERS["hundred"] = 2
-_POWERS |= dict.fromkeys(("m", "mn", "million"), 6) | dict.fromkeys(("b", "bn", "billion"), 9)
-_POWERS |= dict.fromkeys(("tn", "trillion"), 12)
 # A number and the word or letter that multiplies it; 5m is a length.
 _MULTIPLE = regex.compile(
-    r"(?<![\w.,/:])(\d++(?:[.,]\d++)*+)"
-    r"(?:\ ?((?i:hundred|thousand|lakh|million|crore|billion|trillion))s?|([kKM]|[mbt]n"
-    r"|(?<=\p{Sc}\ ?[\d.,]+)[bBm]))(?!\w)"
+    r"(?<![\w.,/:])(\d++(?:[.,]\d++)*+(?:(?:\ \d{1,3})?/\d{1,3})?+)"
+    rf"(?:(?:\ ?(?P<word>(?i:{'|'.join(sorted(WORDS, key=len, reverse=True))})(?!\w)))++"
+    r"|(?P<word>[kKM]|[mbt]n|(?<=\p{Sc}\ ?[\d.,]+)[bBmT])(?!\w))"
+)
+_MYRIAD = regex.compile(
+    rf"(?<![\d.,/:])(?:(\d++(?:[.,]\d++)*+)\ ?({CHARACTERS})(?:\ (?=\d))?)++(\d++)?+(?![\d.,/:]*\d)"
 )
 # The day of a date may have an ending.
 _DAY = regex.compile(
@@ -120,11 +137,10 @@ _DAY = regex.compile(
     r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?\ \d{1,2})(?:st|nd|rd|th)(?!\w)"
 )
 # U.S.A., e.g., Ph.D., J. K. Rowling
-_ABBREVIATION = regex.compile(
+ABBREVIATION = regex.compile(
     r"(?<![\w.])(?:[\p{Lu}\p{Ll}]\.(?:\ ?[\p{Lu}\p{Ll}]\.)++(?!\w)"
     r"|(?:(?i:ph)|[\p{Lu}\p{Ll}])(?:\.[\p{Lu}\p{Ll}](?!\w))++\.?(?!\w))"
 )
-_INITIALS = regex.compile(r"(?<![\w.])[\p{Lu}\p{Ll}](?:\ +[\p{Lu}\p{Ll}](?!\w))++")
 _AND = regex.compile(
     rf"(?<![\w&])(?:{_LETTER}\ &\ {_LETTER}{{1,2}}|{_LETTER}{{2}}\ &\ {_LETTER})(?![\w&])",
     regex.VERSION1,
@@ -140,6 +156,9 @@ _SAME = str.maketrans(
     | {"\u2264": "<=", "\u2265": ">=", "\u2260": "!=", "\u2192": "->"}
     | {"\u2044": "/", "\u2215": "/", "\u066b": ".", "\u066a": "%", "♯": "#"}
 )
+_SHOWN = str.maketrans(
+    {"\u2032": "'", "\u2019": "'"} | {raised: one for one, raised in RAISED.items()}
+)
 
 
 def split_words(text: str) -> list[str]:
@@ -150,17 +169,28 @@ def split_words(text: str) -> list[str]:
     """
     words: list[str] = []
     text = _ROOT.sub(lambda found: f"sqrt{found[1] or found[2] or found[3]}", _plain(text))
-    for pattern in (_ABBREVIATION, _AND):
+    for pattern in (ABBREVIATION, _AND):
         text = pattern.sub(lambda found: regex.sub("[. ]", "", found[0]), text)
+    text = _MYRIAD.sub(_add_myriads, raise_sign("!", FACTORIAL, text))
     text = _MULTIPLE.sub(_multiply, _DAY.sub(r"\1", text))
     # The capital I with a dot of Turkish becomes an i with a second dot.
     folded = text.casefold().replace("i\u0307", "i")
     for found in _TOKEN.finditer(unicodedata.normalize("NFKC", folded)):
         if found["run"] is None:
-            words.append(found[0].replace("\u2032", "'").replace("\u2019", "'"))
+            words.append(found[0].translate(_SHOWN))
         else:
             words += [value or part for part, value in _parts(found, " ,")]
     return words
+
+
+def raise_sign(sign: str, pattern: regex.Pattern[str], text: str) -> str:
+    """Write a sign as a letter, so that it is part of the word before it."""
+
+    def write(found: regex.Match[str]) -> str:
+        apart = found.string[found.end() : found.end() + 1].isdecimal()
+        return RAISED[sign] * len(found[0]) + " " * apart
+
+    return pattern.sub(write, text)
 
 
 def find_numbers(text: str) -> list[str]:
@@ -193,41 +223,6 @@ def trim_word(text: str) -> str:
     while text[end : end + 1] in ("+", "#"):
         end += 1
     return text[start:end]
-
-
-def drop_points(answer: str, target: str) -> tuple[str, str]:
-    """Remove vowel points and stress, see `_POINTS`, unless both texts have some.
-
-    If one of both is in Greek capitals, Greek accents are removed too.
-    """
-    texts = unicodedata.normalize("NFC", answer), unicodedata.normalize("NFC", target)
-    if any(map(_GREEK_CAPITALS.fullmatch, texts)):
-        answer, target = (_TONOS.sub("", unicodedata.normalize("NFD", text)) for text in texts)
-        texts = unicodedata.normalize("NFC", answer), unicodedata.normalize("NFC", target)
-    if all(map(_POINTS.search, texts)):
-        return texts
-    return _POINTS.sub("", texts[0]), _POINTS.sub("", texts[1])
-
-
-def read_initials(answer: str, target: str) -> Iterator[tuple[str, str]]:
-    """Give the texts as they are and, for a target with initials, without points: J K Rowling."""
-    yield answer, target
-    texts = [_ABBREVIATION.sub(lambda f: f[0].replace(".", " "), text) for text in (answer, target)]
-    if _INITIALS.search(texts[1]):
-        yield texts[0], texts[1]
-
-
-def split_signs(text: str, like: str) -> list[str]:
-    """Return the signs of a text as they are seen: an emoji of several characters is one.
-
-    Args:
-        text: the text.
-        like: the target. If it has no tone of skin, those of the text do not count.
-    """
-    text = _STYLE.sub("", text)
-    if not _TONES.search(like):
-        text = _TONES.sub("", text)
-    return regex.findall(r"\X", text)
 
 
 def _plain(text: str) -> str:
@@ -271,7 +266,24 @@ def _write_fraction(found: regex.Match[str]) -> str:
 
 def _multiply(found: regex.Match[str]) -> str:
     """Return 5k and 5 thousand as 5e3."""
-    return f"{found[1]}e{_POWERS[(found[2] or found[3]).lower()]}"
+    number, power = read_number(found[1]), sum(POWERS[w.lower()] for w in found.captures("word"))
+    if number is None:
+        return found[0]
+    above, bar, below = number.partition("/")
+    return f"{int(above) * 10**power}/{below}" if bar else f"{number}e{power}"
+
+
+def _add_myriads(found: regex.Match[str]) -> str:
+    """Return 1万2000 as 12000."""
+    total = Fraction(int(found[3] or 0))
+    for digits, units in zip(found.captures(1), found.captures(2), strict=True):
+        number = _read_digits(digits, sum(POWERS[unit] for unit in units))
+        if number is None:
+            return found[0]
+        total += Fraction(number)
+    places = next(n for n in range(len(found[0]) + 1) if 10**n % total.denominator == 0)
+    value = _decimal(str(int(total * 10**places)), "", -places)
+    return f"{value} " if found.string[found.end() : found.end() + 1].isalpha() else value
 
 
 def _parts(found: regex.Match[str], separators: str) -> list[tuple[str, str | None]]:
