@@ -13,6 +13,7 @@ TASKS = classes("tasks", Task)
 # Given to those that have them.
 SMALL = {"length": 12, "max_new_tokens": 4, "limit": 7}
 SIMILARITY = {"first": "context", "second": "text", "score": "label"}
+LABELLED = {"text": "context"}
 
 
 def write_rows(path: Path, material: Path) -> Path:
@@ -37,6 +38,8 @@ def small_arguments(task_class: type[Task], path: Path) -> dict[str, Any]:
         path = _as_collection(path)
     if {"first", "second", "score"} <= parameters:
         small |= SIMILARITY
+    if {"text", "label"} <= parameters:
+        small |= LABELLED
     if "skip" in parameters:  # texts, whose template alone has more tokens
         small["length"] = 80
     return {"path": str(path), **small}

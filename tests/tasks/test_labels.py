@@ -47,6 +47,16 @@ def test_the_most_frequent_answer_is_the_floor(
     assert scores.sum() == pytest.approx(chance * len(asked))
 
 
+def test_balanced_scores_have_the_chance_of_a_constant_answer() -> None:
+    labels = Labels(questions(*[["a", "b", "c"]] * 12, labels="0" * 8 + "1" * 4))
+    right = torch.tensor([1.0] * 4 + [0.0] * 4 + [1.0] * 4, dtype=torch.float64)
+    values = {"pruned/acc": right, **{f"pruned/chosen/{c}": 1 - right for c in "abc"}}
+    (balanced, *_) = labels.results("t", "acc", values, {"chance": 8 / 12})
+    assert balanced.value == pytest.approx((4 / 8 + 4 / 4) / 2)
+    assert balanced.details["chance"] == 1 / 2
+    assert labels.weights().tolist() == pytest.approx([12 / (2 * 8)] * 8 + [12 / (2 * 4)] * 4)
+
+
 def test_an_answer_that_is_never_right_is_counted_too() -> None:
     labels = Labels(questions(*[["a", "b", "c"]] * 12, labels="0" * 8 + "1" * 4))
     right = torch.zeros(12, dtype=torch.float64)

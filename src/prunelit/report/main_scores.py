@@ -1,8 +1,8 @@
 """Main scores: the score of each task by which models are compared.
 
 The details of a task's results name its main score (`primary`), the use of the model that it
-measures (`use`: multiple choice, retrieval, generation or similarity) and the score of random
-guessing (`chance` or `chance_<metric>`).
+measures (`use`, see `prunelit.report.verdicts.USES`) and the score of random guessing (`chance` or
+`chance_<metric>`).
 """
 
 from collections.abc import Iterable, Sequence

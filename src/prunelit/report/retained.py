@@ -15,6 +15,7 @@ from prunelit.report.verdicts import Verdict
 # The colour of each use. Multiple choice and retrieval have the colours of their spaces.
 _COLOURS = {
     "multiple choice": "#C44E52",
+    "classification": "#DD8452",
     "retrieval": "#4C72B0",
     "generation": "#8172B3",
     "similarity": "#64B5CD",

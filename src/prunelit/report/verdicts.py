@@ -21,7 +21,7 @@ FAILS: dict[str, tuple[Word, ...]] = {
 }
 KEEP = 0.95
 # The uses of a model that tasks measure.
-Use = Literal["multiple choice", "retrieval", "generation", "similarity"]
+Use = Literal["multiple choice", "classification", "retrieval", "generation", "similarity"]
 USES: tuple[Use, ...] = get_args(Use)
 
 

@@ -3,6 +3,7 @@
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.base import Task
+from prunelit.tasks.classification import Classification
 from prunelit.tasks.collection_retrieval import CollectionRetrieval
 from prunelit.tasks.deviation import Deviation
 from prunelit.tasks.distribution import Distribution
@@ -18,6 +19,7 @@ from prunelit.tasks.trajectory import Trajectory
 from prunelit.tasks.transitions import Transitions
 
 __all__ = [
+    "Classification",
     "CollectionRetrieval",
     "Deviation",
     "Distribution",

@@ -1,5 +1,6 @@
 """Fixed answers: all items of a task share one small set of answers, as in a classifier."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,12 @@ class Labels:
         most = max(sorted(set(self.answers)), key=self.answers.count)
         return torch.tensor([answer == most for answer in self.answers], dtype=torch.float64)
 
+    def weights(self) -> Tensor:
+        """Return weights, (n,) with mean 1, that give every right answer the same influence."""
+        counts = Counter(self.answers)
+        weights = [len(self.answers) / (len(counts) * counts[one]) for one in self.answers]
+        return torch.tensor(weights, dtype=torch.float64)
+
     def results(
         self, task: str, score: str, values: Mapping[str, Tensor], details: dict[str, Any]
     ) -> list[Result]:
@@ -83,21 +90,22 @@ class Labels:
             details: of the other results.
 
         Returns:
-            `balanced_<score>`, the mean of the score over the right answers; for each answer
+            `balanced_<score>`, the mean of the score over the right answers, whose chance is 1 over
+            their number; for each answer
             `chosen/<answer>` and, if it is right for an item, `<score>/<answer>`. An empty list if
             the answers are open.
         """
         if not self:
             return []
         details = {**details, "score": score}
-        size, there = len(self.answers), sorted(set(self.answers))
+        size = len(self.answers)
         models = [name for name in ("dense", "pruned") if f"{name}/{score}" in values]
-        weights = [size / (len(there) * self.answers.count(answer)) for answer in self.answers]
-        weight = torch.tensor(weights, dtype=torch.float64)
         columns = {
-            f"{name}/balanced_{score}": values[f"{name}/{score}"] * weight for name in models
+            f"{name}/balanced_{score}": values[f"{name}/{score}"] * self.weights()
+            for name in models
         }
-        results = _paired(task, f"balanced_{score}", columns, details)
+        balanced = {**details, "chance": 1 / len(set(self.answers))}
+        results = _paired(task, f"balanced_{score}", columns, balanced)
         for text in self.texts:
             own = {**details, "class": text}
             metric = f"chosen/{text}"

@@ -1,6 +1,5 @@
 """Multiple choice by log-likelihood of the choices."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -12,13 +11,13 @@ from prunelit.data.rows import hash_rows
 from prunelit.data.tokens import name_tokens, pad_token, special_tokens
 from prunelit.errors import InputError
 from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
-from prunelit.metrics.flips import FLIPS, answer_flips, mcnemar
 from prunelit.models.inference.prefix_cache import SharedPrefix
 from prunelit.models.inference.token_tree import TokenTree
 from prunelit.models.inference.tree_scoring import tree_scores
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
+from prunelit.tasks.flips import flip_results
 from prunelit.tasks.item_table import ItemTable
 from prunelit.tasks.labels import Labels
 from prunelit.tasks.prompting.choices import Prompt, Scoring
@@ -205,25 +204,12 @@ class MultipleChoice(QuestionTask):
             values |= {f"{name}/{metric}": table[f"{name}/{metric}"] for metric in metrics}
             gaps = calibration_gaps(columns["log_likelihood"], self._label)
             values[f"{name}/calibration_error"] = gaps
-        if len(chosen) == 2:
-            values |= answer_flips(chosen["dense"], chosen["pruned"], self._label)
         derived = ItemTable(table.size)
         derived.assign(torch.arange(table.size), values)
         results = derived.paired_results(self.name, self._accuracies(), details)
         raw, own = {**details, "score": "acc"}, {**details, "score": self.primary}
         results += derived.paired_results(self.name, ["brier", "calibration_error"], raw)
-        results += derived.pair_results(self.name, list(FLIPS), own)
-        if len(chosen) == 2:
-            flips = [int(values[name].sum()) for name in FLIPS[1:]]
-            counts = {
-                "flips_to_wrong": flips[0],
-                "flips_to_right": flips[1],
-                "no_error_bar": "a p-value",
-            }
-            p = mcnemar(*flips)
-            results.append(
-                Result(self.name, "mcnemar_p", "pair", p, math.nan, table.size, {**own, **counts})
-            )
+        results += flip_results(self.name, chosen, self._label, own)
         answers = self._labels.kind if self._labels else None
         scores = paired_scores(values, self.primary, self._chance())
         results += retained_results(self.name, scores, details, answers)

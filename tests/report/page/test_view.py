@@ -78,7 +78,7 @@ def test_the_parts_stand_in_order(make_page: Callable[..., Page]) -> None:
         "answers: 2 of 40 items were wrong and became right",
         "Warnings",
         "Not measured",
-        "No task of this run measures similarity of texts.",
+        "No task of this run measures classification or similarity of texts.",
         "Again",
         "prunelit fit --config",
         "Hashes, versions and seeds",

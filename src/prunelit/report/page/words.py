@@ -10,6 +10,7 @@ from prunelit.report.verdicts import use_words
 
 NAMES = {
     "multiple choice": "Multiple choice",
+    "classification": "Classification",
     "retrieval": "Retrieval",
     "generation": "Written answers",
     "similarity": "Similarity of texts",
