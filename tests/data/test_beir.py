@@ -140,7 +140,7 @@ def give_hub(
         data = find(path, subset, split)
         return Table(data.column_names, lambda wanted: data.select_columns(list(wanted)).to_list())
 
-    monkeypatch.setattr("prunelit.data.rows.open_hub_table", open_hub_table)
+    monkeypatch.setattr("prunelit.data.hub_rows.open_hub_table", open_hub_table)
 
 
 @pytest.mark.parametrize("qrels", [None, "BeIR/tiny-qrels"])

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from prunelit.data.cells import as_whole
 from prunelit.data.rows import hash_rows, load_rows, refuse_row
 from prunelit.data.sources import is_hub_name, local_path
@@ -133,17 +131,23 @@ def _tell_unknown(
 ) -> None:
     """Warn of relevant pairs whose query or document is missing."""
     if unasked := [query for query in judged if query not in queries]:
-        rank_zero_warn(
+        _warn(
             f"{len(unasked)} of {len(judged)} queries with a relevant document in {source!r} are "
             f"not among the queries of the collection and are left out; the first is "
             f"{unasked[0]!r}."
         )
     known = {document for query in judged.keys() & queries.keys() for document in judged[query]}
     if absent := sorted(known - documents.keys()):
-        rank_zero_warn(
+        _warn(
             f"{len(absent)} of {len(known)} relevant documents in {source!r} are not in the corpus "
             f"and count as not found; the first is {absent[0]!r}."
         )
+
+
+def _warn(text: str) -> None:
+    from lightning.pytorch.utilities import rank_zero_warn  # with libraries that take seconds
+
+    rank_zero_warn(text)
 
 
 def _find(folder: Path, stems: Sequence[str], endings: Sequence[str]) -> Path:

@@ -37,6 +37,22 @@ def as_whole(value: Any) -> int | None:
     return int(number) if number is not None and float(number).is_integer() else None
 
 
+def as_label(value: Any) -> str | None:
+    """Return a label as text: 3, 3.0 and "3" are one label; None for what is no label.
+
+    Example:
+        >>> from prunelit.data.cells import as_label
+        >>> as_label(" billing "), as_label(3), as_label(3.5)
+        ('billing', '3', None)
+    """
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, bool):
+        return str(value)
+    whole = as_whole(value)
+    return None if whole is None else str(whole)
+
+
 def as_parsed(value: Any) -> Any:
     """Return the list or mapping that a text holds, as JSON or Python writes it.
 

@@ -6,10 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-import datasets
-
 from prunelit.arguments import checked
-from prunelit.data.hub_rows import open_hub_table
 from prunelit.data.local_files import file_kind, open_table
 from prunelit.data.sources import is_hub_name, local_path, split_of
 from prunelit.errors import InputError, close_names, first_line
@@ -57,6 +54,8 @@ def load_rows(
         keep = None if callable(columns) else columns
         table = open_table(local_path(path), keep=keep)
     else:
+        from prunelit.data.hub_rows import open_hub_table  # with libraries that take seconds
+
         table = open_hub_table(path, name, split)
     wanted = list(columns(table.names) if callable(columns) else columns)
     if table.names and (missing := sorted(set(wanted) - set(table.names))):
@@ -160,6 +159,10 @@ def hash_rows(rows: Sequence[Any]) -> str:
 
 
 def _slice(rows: list[dict[str, Any]], path: str, split: str) -> list[dict[str, Any]]:
+    if split_of(path, split) == "train":
+        return rows
+    import datasets  # a second
+
     try:
         known = datasets.ReadInstruction.from_spec(split_of(path, split))
         parts = known.to_absolute({"train": len(rows)})

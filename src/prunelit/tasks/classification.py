@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.data.cells import as_whole
+from prunelit.data.cells import as_label
 from prunelit.data.hub_rows import commit_of, pin
 from prunelit.data.rows import hash_rows, load_rows, name_row, refuse_row
 from prunelit.data.sources import subset_of
@@ -165,7 +165,7 @@ class Classification(RowTask, EmbeddingTask):
         rows = load_rows(path, columns=columns, split=split, name=self.subset, limit=limit)
         found = []
         for number, row in enumerate(rows):
-            text, label = row[self.text], _as_label(row[self.label])
+            text, label = row[self.text], as_label(row[self.label])
             if not isinstance(text, str):
                 problem = f"`{self.text}` must be a string but is {text!r:.60}"
                 raise refuse_row(path, number, problem, split=split)
@@ -383,13 +383,3 @@ class Classification(RowTask, EmbeddingTask):
             **score_details("classification", self.primary),
             "chance": self._labels.constant_scores().mean().item(),
         }
-
-
-def _as_label(value: Any) -> str | None:
-    """Return a label as text: 3 and "3" are one label; None for what is no label."""
-    if isinstance(value, str):
-        return value.strip() or None
-    if isinstance(value, bool):
-        return str(value)
-    whole = as_whole(value)
-    return None if whole is None else str(whole)

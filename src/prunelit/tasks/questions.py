@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prunelit.errors import InputError
+from prunelit.data.choices import check_texts
 
 
 @dataclass
@@ -84,7 +84,7 @@ def get_group(asked: Question | Example) -> str | None:
 
 
 def check_question(question: Question, *, empty_choices: bool = False) -> None:
-    """Refuse a question whose texts are not valid; `settle_labels` of the formats checks its label.
+    """Refuse a question whose texts are not valid; `prunelit.data.choices.settle_labels` its label.
 
     Args:
         question: may hold values of any type, as they were found in a file.
@@ -93,12 +93,4 @@ def check_question(question: Question, *, empty_choices: bool = False) -> None:
     Raises:
         InputError: if a field has another form than `Question` says. It does not name the row.
     """
-    context, choices = question.context, question.choices
-    if not isinstance(context, str) or not context.strip():
-        raise InputError("`context` must be a non-empty string")
-    if (
-        not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(text, str) and (empty_choices or text.strip()) for text in choices)
-    ):
-        raise InputError("`choices` must be a list of at least two non-empty strings")
+    check_texts(question.context, question.choices, empty_choices=empty_choices)

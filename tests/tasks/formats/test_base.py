@@ -224,7 +224,7 @@ def test_a_data_set_on_the_hub_is_asked_for_subset_and_split(
         asked.append((path, subset, split))
         return Table(list(ARC), lambda wanted: [{name: ARC[name] for name in wanted}])
 
-    monkeypatch.setattr("prunelit.data.rows.open_hub_table", load)
+    monkeypatch.setattr("prunelit.data.hub_rows.open_hub_table", load)
     read_questions("allenai/ai2_arc", "test", subset="ARC-Easy", format=arc)
     assert asked == [("allenai/ai2_arc", "ARC-Easy", "test")]
 

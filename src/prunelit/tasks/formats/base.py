@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from lightning.pytorch.utilities import rank_zero_warn
 
 from prunelit.data.cells import as_parsed
+from prunelit.data.choices import merge_choices, settle_labels, take_columns
 from prunelit.data.rows import load_rows, refuse_row
 from prunelit.errors import InputError, first_line
 from prunelit.recipe import check_own
-from prunelit.tasks.formats.labels import merge_choices, settle_labels
 from prunelit.tasks.questions import Example, GroupedQuestion, Question, check_question
 
 Format = Callable[[dict[str, Any]], Question | Example]
@@ -257,7 +257,7 @@ def _read(
     asked: list[Asked] = []
     for number, row in enumerate(rows):
         if columns is not None:
-            row = {field: _take(row, names) for field, names in columns.items()}
+            row = {field: take_columns(row, names) for field, names in columns.items()}
         try:
             one = convert(row)
         except InputError as error:
@@ -268,16 +268,6 @@ def _read(
         settle_labels(questions, refuse)
         _name(questions, path)
     return asked
-
-
-def _take(row: dict[str, Any], names: str | list[str]) -> Any:
-    """Return the value of one column, or of several, without empty ones at their end."""
-    if isinstance(names, str):
-        return row[names]
-    values = [row[name] for name in names]
-    while values and values[-1] in (None, ""):
-        values.pop()
-    return values
 
 
 def _name(questions: Sequence[Question], path: str) -> None:

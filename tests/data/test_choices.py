@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from prunelit import InputError
-from prunelit.tasks.formats.labels import merge_choices, settle_labels
+from prunelit.data.choices import merge_choices, settle_labels
 from prunelit.tasks.questions import Question
 
 Rows = Sequence[tuple[list[str], Any]]

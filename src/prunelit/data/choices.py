@@ -1,15 +1,59 @@
-"""Find the right choice of each question by the label of its row."""
+"""Read the choices of a question, and find the right one by the label of its row."""
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
+from typing import Any, Protocol
 
 from prunelit.data.cells import as_whole
 from prunelit.errors import InputError
-from prunelit.tasks.questions import Question
 
 
-def settle_labels(questions: Sequence[Question], refuse: Callable[[int, str], InputError]) -> None:
+class Labelled(Protocol):
+    """A question whose label may be of any type, such as `prunelit.tasks.questions.Question`."""
+
+    choices: list[str]
+    label: Any
+
+
+def take_columns(row: Mapping[str, Any], names: str | Sequence[str]) -> Any:
+    """Return the value of one column, or of several, without empty ones at their end.
+
+    Args:
+        row: of a data set.
+        names: of a column, or of one column for each choice.
+    """
+    if isinstance(names, str):
+        return row[names]
+    values = [row[name] for name in names]
+    while values and values[-1] in (None, ""):
+        values.pop()
+    return values
+
+
+def check_texts(context: Any, choices: Any, *, empty_choices: bool = False) -> None:
+    """Refuse the texts of a question that are not valid.
+
+    Args:
+        context: may be of any type, as it was found in a file.
+        choices: likewise.
+        empty_choices: allow choices without text.
+
+    Raises:
+        InputError: if the context is no text, or the choices are not at least two texts. It does
+            not name the row.
+    """
+    if not isinstance(context, str) or not context.strip():
+        raise InputError("`context` must be a non-empty string")
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(text, str) and (empty_choices or text.strip()) for text in choices)
+    ):
+        raise InputError("`choices` must be a list of at least two non-empty strings")
+
+
+def settle_labels(questions: Sequence[Labelled], refuse: Callable[[int, str], InputError]) -> None:
     """Replace labels by the indices of the right choices.
 
     A number is the index. Texts are read in one way in all rows: as a number from 0, as a letter,
@@ -71,14 +115,14 @@ _WAYS: dict[str, Callable[[str, Sequence[str]], int | None]] = {
 }
 
 
-def _place(question: Question, read: Callable[[str, Sequence[str]], int | None]) -> int | None:
+def _place(question: Labelled, read: Callable[[str, Sequence[str]], int | None]) -> int | None:
     """Return the index that a label stands for; None if there is no such choice."""
     label, choices = question.label, question.choices
     place = read(label, choices) if isinstance(label, str) else as_whole(label)
     return place if place is not None and 0 <= place < len(choices) else None
 
 
-def _expected(question: Question) -> str:
+def _expected(question: Labelled) -> str:
     size = len(question.choices)
     forms = ""
     if isinstance(question.label, str):
