@@ -20,6 +20,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import datasets
+import platformdirs
 import pytest
 import torch
 import yaml
@@ -174,6 +175,25 @@ def _own_embedding_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for tests. Converted GGUF files stay in that of the user."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("PRUNELIT_CACHE") or platformdirs.user_cache_dir("prunelit")
+    converted = Path(before, "gguf")
+    converted.mkdir(parents=True, exist_ok=True)
+    (folder / "gguf").symlink_to(converted, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNELIT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _no_dense_answers(own_cache: Path) -> None:
+    """No test reads what the dense model gave in another test."""
+    shutil.rmtree(own_cache / "dense", ignore_errors=True)
+
+
 @pytest.fixture
 def make_model() -> Callable[..., PreTrainedModel]:
     """`make_model("llama", seed=0)` builds a tiny random model with large weights."""
@@ -317,13 +337,16 @@ def console() -> Callable[..., CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CompletedProcess[str]]:
+def forked(
+    tmp_path_factory: pytest.TempPathFactory, own_cache: Path
+) -> Callable[..., CompletedProcess[str]]:
     """As `console`, but the process need not import the libraries, which takes seconds.
 
-    It is a fork of one that did. With `ranks`, as many start as torchrun would start them; the
-    status is that of the first. `variables` are added to the environment. `limits` are seconds,
-    after which SIGALRM ends the process, and bytes that it may allocate; figures are then empty
-    files. A test of the launcher or of what happens at the start needs `console`.
+    It is a fork of one that did. It reads nothing that the dense model gave in an earlier run. With
+    `ranks`, as many start as torchrun would start them; the status is that of the first.
+    `variables` are added to the environment. `limits` are seconds, after which SIGALRM ends the
+    process, and bytes that it may allocate; figures are then empty files. A test of the launcher or
+    of what happens at the start needs `console`.
     """
     context = multiprocessing.get_context("forkserver")
     modules = ["prunelit.cli", "prunelit.tasks.collection_retrieval"]
@@ -345,6 +368,7 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CompletedP
     ) -> CompletedProcess[str]:
         for stream in streams:
             stream.write_text("")
+        shutil.rmtree(own_cache / "dense", ignore_errors=True)
         names = {
             "FOLDER": str(folder),
             "ARGUMENTS": arguments,

@@ -1,10 +1,12 @@
 """One validation: measure the items of every task, sum them up, continue after an interruption."""
 
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from prunelit.core.datamodule import PruneData
+from prunelit.models.dense_answers import open_answers
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
@@ -19,6 +21,7 @@ class Evaluation:
         trainer: of the validation.
         pair: the models, on their device.
         data: the tasks, after `prepare`.
+        dense_cache: read what the dense model gave from disk, and keep it there.
 
     Attributes:
         results: results of all tasks, after `summarise`.
@@ -26,12 +29,15 @@ class Evaluation:
         failed: errors of the tasks that could not compute their results, by the task's name.
     """
 
-    def __init__(self, trainer: Trainer, pair: ModelPair, data: PruneData) -> None:
+    def __init__(
+        self, trainer: Trainer, pair: ModelPair, data: PruneData, *, dense_cache: bool = False
+    ) -> None:
         self.results: list[Result] = []
         self.reports: dict[str, TaskReport] = {}
         self.failed: dict[str, Exception] = {}
         self._tasks = data.tasks
-        self._pair = pair
+        self._answers = open_answers(pair.dense) if dense_cache else None
+        self._pair = replace(pair, answers=self._answers)
         self._tables = {name: ItemTable(data.sizes[name]) for name in data.tasks}
         self._journals = open_journals(trainer, pair, data.tasks)
 
@@ -40,6 +46,8 @@ class Evaluation:
         indices = batch["indices"]
         if len(indices):
             task = self._tasks[name]
+            if self._answers is not None:
+                self._answers.task = name
             values = self._journals.values(name, indices, lambda: task.measure(self._pair, batch))
             self._tables[name].assign(indices, values)
 
@@ -49,6 +57,8 @@ class Evaluation:
         Args:
             keep_going: keep the error of a task in `failed` and compute the other tasks first.
         """
+        if self._answers is not None:
+            self._answers.tell()
         for name, task in self._tasks.items():
             self._tables[name].all_reduce_()
             try:

@@ -52,6 +52,8 @@ class PairedLM(LightningModule):
         candidate: another model, of any origin, that is measured as it is in the place of a pruned
             one; a source as above, for `prunelit compare`.
         candidate_revision: branch, tag or commit of the candidate on the hub.
+        dense_cache: keep on disk what the dense model gave to the tasks, and read it in later runs,
+            see `prunelit.models.dense_answers`.
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -82,6 +84,7 @@ class PairedLM(LightningModule):
         full_hash: bool = False,
         candidate: str | None = None,
         candidate_revision: str | None = None,
+        dense_cache: bool = True,
     ) -> None:
         super().__init__()
         for name, value in (("source", source), ("candidate", candidate)):
@@ -111,6 +114,7 @@ class PairedLM(LightningModule):
         self.model: PreTrainedModel | None = None
         self.evaluation: Evaluation | None = None
         self.rounds_left = 0
+        self.dense_cache = dense_cache
         self._optimizer = optimizer or adamw
         self._lr_scheduler = lr_scheduler
         self._checked: list[Task] = []
@@ -263,7 +267,9 @@ class PairedLM(LightningModule):
         """Begin a new evaluation with an empty table for each task."""
         for model in self.pair.models().values():
             model.to(self.device).eval()  # type: ignore[arg-type]
-        self.evaluation = Evaluation(self.trainer, self.pair, self._data())
+        self.evaluation = Evaluation(
+            self.trainer, self.pair, self._data(), dense_cache=self.dense_cache
+        )
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0

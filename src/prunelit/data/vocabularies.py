@@ -45,6 +45,17 @@ def find_settings(dense: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
     return [name for name, part in parts.items() if part(dense) != part(other)]
 
 
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what decides the ids of a text and the text of ids, as plain data."""
+    return {
+        "class": type(tokenizer).__qualname__,
+        "rules": _rules(tokenizer),
+        "vocabulary": tokenizer.get_vocab(),
+        "added": {number: repr(one) for number, one in tokenizer.added_tokens_decoder.items()},
+        "ends": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+    }
+
+
 def _chat_template(tokenizer: PreTrainedTokenizerBase) -> Any:
     return tokenizer.chat_template
 

@@ -241,6 +241,11 @@ def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     ).last_hidden_state
 
 
+def last_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Compute the embedding of the last position of left-padded sequences, (B, D)."""
+    return final_hidden(model, input_ids, attention_mask)[:, -1]
+
+
 def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Compute the logits z of final embeddings, with the scale and soft cap of the family.
 

@@ -46,11 +46,12 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(part.encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_content(tensor))
+        digest.update(content_of(tensor))
     return digest.hexdigest()
 
 
-def _content(tensor: Tensor) -> memoryview:
+def content_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor on any device."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(torch.uint8).numpy().data
 

@@ -1,9 +1,14 @@
 """The two models of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prunelit.models.dense_answers import DenseAnswers
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass
@@ -19,6 +24,7 @@ class ModelPair:
         tokenizer: of both models, or of the dense model alone.
         removed_blocks: indices, in the dense model, of the blocks that the pruned model lacks.
         pruned_tokenizer: of the pruned model, if it has another one.
+        answers: what the dense model gave earlier; None asks it every time.
 
     Example:
         >>> from transformers import AutoModelForCausalLM, LlamaConfig
@@ -36,12 +42,52 @@ class ModelPair:
     tokenizer: PreTrainedTokenizerBase
     removed_blocks: Sequence[int] = ()
     pruned_tokenizer: PreTrainedTokenizerBase | None = None
+    answers: DenseAnswers | None = None
 
     def models(self) -> dict[str, PreTrainedModel]:
         """Return `{"dense": ..., "pruned": ...}`, without `dense` if the run keeps no reference."""
         if self.dense is None:
             return {"pruned": self.pruned}
         return {"dense": self.dense, "pruned": self.pruned}
+
+    def ask(
+        self,
+        name: str,
+        function: Callable[..., _Answer],
+        *inputs: Any,
+        memo: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> _Answer:
+        """Call a function with one of the models; what the dense model gave earlier is read.
+
+        Args:
+            name: `dense` or `pruned`.
+            function: gets the model, `inputs` and `settings`, on which alone its result depends. It
+                returns a tensor, or a mapping or a dataclass of tensors, as its annotation says.
+            inputs: tensors, tokenizers, plain data, and containers and dataclasses of these.
+            memo: further arguments that change no value, such as a `SharedPrefix`.
+            settings: as `inputs`, by name.
+
+        Returns:
+            The result of the function. From disk it is equal bit for bit.
+
+        Example:
+            >>> import torch
+            >>> from transformers import AutoModelForCausalLM, LlamaConfig
+            >>> from prunelit.models.architecture import final_hidden
+            >>> from prunelit.tasks import ModelPair
+            >>> config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=8,
+            ...                      num_hidden_layers=2, num_attention_heads=1)
+            >>> model = AutoModelForCausalLM.from_config(config)
+            >>> pair = ModelPair(pruned=model, dense=model, tokenizer=None)
+            >>> ids = torch.tensor([[1, 2, 3]])
+            >>> pair.ask("dense", final_hidden, ids, torch.ones_like(ids)).shape
+            torch.Size([1, 3, 4])
+        """
+        model = self.models()[name]
+        if self.answers is not None and model is self.answers.model:
+            return self.answers.ask(function, inputs, settings, memo or {})
+        return function(model, *inputs, **settings, **(memo or {}))
 
     def alone(self, name: str) -> "ModelPair":
         """Return one model with its own tokenizer, as the pruned model of a pair without dense.
@@ -51,6 +97,6 @@ class ModelPair:
         """
         if name == "dense":
             assert self.dense is not None
-            return ModelPair(self.dense, None, self.tokenizer)
+            return ModelPair(self.dense, None, self.tokenizer, answers=self.answers)
         own = self.pruned_tokenizer or self.tokenizer
         return ModelPair(self.pruned, None, own, self.removed_blocks)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunelit.errors import check_positive
+from prunelit.models.architecture import final_hidden
 from prunelit.models.comparison import deviation_sums
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
@@ -53,7 +54,13 @@ class Deviation(WindowTask):
         assert pair.dense is not None
         ids = batch["input_ids"]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        sums, counts = deviation_sums(pair.dense, pair.pruned, inputs, temperature=self.temperature)
+        sums, counts = deviation_sums(
+            pair.dense,
+            pair.pruned,
+            inputs,
+            temperature=self.temperature,
+            hidden=[pair.ask(name, final_hidden, *inputs.values()) for name in pair.models()],
+        )
         return {name: values / counts for name, values in sums.items()}
 
     def report(self, table: ItemTable) -> TaskReport:

@@ -119,7 +119,8 @@ class Distribution(WindowTask):
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
         assert pair.dense is not None
         ids = batch["input_ids"]
-        hidden, other = (_hidden(model, ids) for model in (pair.dense, pair.pruned))
+        mask = torch.ones_like(ids)
+        hidden, other = (pair.ask(name, final_hidden, ids, mask)[:, :-1] for name in pair.models())
         found = _compare(pair.dense, pair.pruned, hidden, other, ids)
         values: dict[str, Tensor | Streamed] = {
             f"{model}/nll": found[f"{model}/nll"].mean(1) for model in ("dense", "pruned")
@@ -127,10 +128,11 @@ class Distribution(WindowTask):
         values |= {name: Streamed(found[name][:, None]) for name in _SKETCHED}
         chosen = [row for row, window in enumerate(batch["windows"]) if window < self.floor_windows]
         if self.floor and chosen:
-            for prefix, compared in _floors(pair.dense, ids, hidden, chosen).items():
+            compared = pair.ask("dense", _floors, ids, chosen, memo={"hidden": hidden})
+            for prefix in (one for one in FLOORS if one + _MEANS[0] in compared):
                 for name in _SKETCHED:
                     tokens = found[name].new_full((len(ids), 1, self.length - 1), torch.nan)
-                    tokens[chosen, 0] = compared[name]
+                    tokens[chosen, 0] = compared[prefix + name]
                     values[prefix + name] = Streamed(tokens)
         return values
 
@@ -254,9 +256,12 @@ def _compare(
 
 
 def _floors(
-    dense: PreTrainedModel, ids: Tensor, hidden: Tensor, chosen: list[int]
-) -> dict[str, Mapping[str, Tensor]]:
-    """Compare the dense model with itself on the chosen windows; return values by floor."""
+    dense: PreTrainedModel, ids: Tensor, chosen: list[int], hidden: Tensor
+) -> dict[str, Tensor]:
+    """Compare the dense model with itself on the chosen windows; return values (B', L - 1).
+
+    Their names are those of the quantities, after the prefix of the floor.
+    """
     windows = [ids[row : row + 1] for row in chosen]
     copies = 1 if len(ids) > 1 else 2
     ids, hidden = ids[chosen], hidden[chosen]
@@ -266,9 +271,12 @@ def _floors(
     # The twin keeps its own dtype, even if the Trainer's precision casts.
     with torch.autocast(ids.device.type, enabled=False):
         recast = torch.cat([_hidden(twin, window) for window in windows])
-    return {
+    floors = {
         _BATCH: _compare(dense, dense, hidden, again, ids),
         f"floor_{str(dtype).removeprefix('torch.')}/": _compare(dense, twin, hidden, recast, ids),
+    }
+    return {
+        prefix + name: compared[name] for prefix, compared in floors.items() for name in _SKETCHED
     }
 
 

@@ -183,9 +183,10 @@ brother. How many stamps do the three have together?'
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         indices: list[int] = batch["prompts"]
         values: dict[str, Tensor] = {}
-        for name, model in pair.models().items():
-            rolled = rollout(
-                model,
+        for name in pair.models():
+            rolled = pair.ask(
+                name,
+                rollout,
                 pair.tokenizer,
                 batch["input_ids"],
                 batch["attention_mask"],
@@ -193,7 +194,7 @@ brother. How many stamps do the three have together?'
                 sampling=self._sampling(indices),
                 stop_strings=self.stop,
                 prefix=self._prefix,
-                shared_prefix=batch["shared_prefix"],
+                memo={"shared_prefix": batch["shared_prefix"]},
             )
             tokens = rolled.tokens.cpu()
             columns: dict[str, list[float]] = {}

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import hash_rows
 from prunelit.data.tokens import name_tokens, pad_token, special_tokens
@@ -179,10 +179,10 @@ class MultipleChoice(QuestionTask):
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         indices = batch["questions"]
         values: dict[str, Tensor] = {}
-        for name, model in pair.models().items():
-            columns = {"log_likelihood": self._scores(model, batch["tree"], batch)}
+        for name in pair.models():
+            columns = {"log_likelihood": self._scores(pair, name, batch["tree"], batch)}
             if "free" in batch:
-                columns["unconditional"] = self._scores(model, batch["free"], batch)
+                columns["unconditional"] = self._scores(pair, name, batch["free"], batch)
             label = self._label[indices]
             for metric, chosen in self._choose(columns, indices).items():
                 columns[metric] = (chosen == label).double()
@@ -290,9 +290,10 @@ class MultipleChoice(QuestionTask):
             normed["acc_pmi"] = gain.masked_fill(scores == -torch.inf, -torch.inf)
         return {metric: normed[metric].argmax(1) for metric in self._accuracies()}
 
-    def _scores(self, model: PreTrainedModel, tree: TokenTree, batch: dict[str, Any]) -> Tensor:
+    def _scores(self, pair: ModelPair, name: str, tree: TokenTree, batch: dict[str, Any]) -> Tensor:
         """Return log-likelihoods, (B, C); minus infinity at choices that a question lacks."""
-        scores = tree_scores(model, tree, batch.get("shared_prefix")).cpu()
+        memo = {"shared_prefix": batch.get("shared_prefix")}
+        scores = pair.ask(name, tree_scores, tree, memo=memo).cpu()
         counts = [len(self._questions[index].choices) for index in batch["questions"]]
         table = torch.full((len(counts), self._bytes.shape[1]), -torch.inf, dtype=torch.float64)
         for row, own in enumerate(scores.split(counts)):

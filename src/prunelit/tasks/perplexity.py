@@ -44,8 +44,8 @@ class Perplexity(WindowTask):
 
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {
-            f"{name}/nll": window_nll(model, batch["input_ids"]).mean(1)
-            for name, model in pair.models().items()
+            f"{name}/nll": pair.ask(name, window_nll, batch["input_ids"]).mean(1)
+            for name in pair.models()
         }
 
     def report(self, table: ItemTable) -> TaskReport:

@@ -114,9 +114,9 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
 
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         values, vectors = {}, []
-        for name, model in pair.models().items():
-            inputs = batch["input_ids"], batch["attention_mask"]
-            vector = embed(model, *inputs, **self.embed_options(pair, name)).double()
+        inputs = batch["input_ids"], batch["attention_mask"]
+        for name in pair.models():
+            vector = pair.ask(name, embed, *inputs, **self.embed_options(pair, name)).double()
             one, other = vector.chunk(2)
             values[f"{name}/similarity"] = embedding_cosine(one, other)
             vectors.append(vector)

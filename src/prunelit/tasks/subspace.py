@@ -21,7 +21,7 @@ from prunelit.data.tokens import (
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.subspace import SUBSPACE, score_options, subspace_deviations
 from prunelit.metrics.validity import NEAR, measure_quantity_validity
-from prunelit.models.architecture import final_hidden
+from prunelit.models.architecture import last_hidden
 from prunelit.models.comparison import token_deviations
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.curves import Picture
@@ -221,7 +221,7 @@ class Subspace(RowTask):
         assert pair.dense is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
         items = [self._items[index] for index in batch["items"]]
-        hidden = [final_hidden(model, ids, mask)[:, -1] for model in (pair.dense, pair.pruned)]
+        hidden = [pair.ask(name, last_hidden, ids, mask) for name in pair.models()]
 
         def also(z: Tensor, z_pruned: Tensor, place: slice) -> dict[str, Tensor]:
             options = [item.options for item in items[place]]

@@ -108,7 +108,8 @@ class Trajectory(PromptTask):
         ids, mask = batch["input_ids"], batch["attention_mask"]
         noise = Sampling(self.seed, batch["prompts"], self.temperature)
         roll = partial(
-            rollout,
+            pair.ask,
+            function=rollout,
             tokenizer=pair.tokenizer,
             input_ids=ids,
             attention_mask=mask,
@@ -117,9 +118,9 @@ class Trajectory(PromptTask):
             # Both models stop at the same tokens, so that equal rollouts end together.
             stops=stop_tokens(pair.dense, pair.tokenizer),
         )
-        tokens = roll(pair.dense).tokens
+        tokens = roll("dense").tokens
         text = join_rollout(ids, mask, tokens)
-        hidden = _read(pair.dense, text)
+        hidden = pair.ask("dense", _read, text)
         forced = self._compare(pair, hidden, _read(pair.pruned, text), text.steps, tokens)
         values: dict[str, Tensor | Streamed] = {"dense/tokens": tokens, "keep": forced.pop("keep")}
         for quantity in (*LEADING, *(name + ESTIMATE for name in LEADING), _SIZE):
@@ -127,7 +128,7 @@ class Trajectory(PromptTask):
         values |= _streamed(FORCED, forced, _REPORTED)
         if not self.free_running:
             return values
-        own = roll(pair.pruned).tokens
+        own = roll("pruned").tokens
         values["pruned/tokens"] = own
         differ = tokens != own
         values["diverged"] = differ.any(1).double()

@@ -100,7 +100,8 @@ class Transitions(PromptTask):
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
         assert pair.dense is not None
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        rolled = rollout(pair.dense, pair.tokenizer, ids, mask, max_new_tokens=self.max_new_tokens)
+        steps = self.max_new_tokens
+        rolled = pair.ask("dense", rollout, pair.tokenizer, ids, mask, max_new_tokens=steps)
         text = join_rollout(ids, mask, rolled.tokens)
         chosen = [self._spread(there) for there in _phases(text)]
         row, slot = torch.cat(chosen, 1).nonzero(as_tuple=True)  # positions, prompt then decode
