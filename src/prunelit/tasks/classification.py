@@ -276,8 +276,8 @@ class Classification(RowTask, EmbeddingTask):
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
         inputs = batch["input_ids"], batch["attention_mask"]
         return {
-            f"{name}/embedding": embed(model, *inputs, **self.embed_options(pair, name))
-            for name, model in pair.models().items()
+            f"{name}/embedding": pair.ask(name, embed, *inputs, **self.embed_options(pair, name))
+            for name in pair.models()
         }
 
     def report(self, table: ItemTable) -> TaskReport:
