@@ -1,5 +1,7 @@
 """Load models and tokenizers from the hub, a folder or an installed distribution."""
 
+import json
+import pickle
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,6 +37,7 @@ from prunelit.models.surgery import Removed, find_missing_names, remove_sublayer
 
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
 _TELLING = (ImportError, OSError, RuntimeError, ValueError)
+_JSON_FILES = (CONFIG_NAME, GENERATION_CONFIG_NAME, "tokenizer_config.json", "tokenizer.json")
 _MOST_BLOCKS = 10_000  # of a model whose weights are not read yet
 # Transformers would attach the adapter, and its matrices would be pruned in place of the model's.
 _ADAPTER = (
@@ -404,7 +407,13 @@ def _refuse(what: str, source: str, error: Exception, revision: str | None = Non
             f"No {what} could be loaded from {source!r}, which is no folder; on the hub: "
             f"{explain(error, source, 'model', revision)}.{hint}"
         )
-    reason = first_line(error) if isinstance(error, _TELLING) else _with_type(error)
+    if isinstance(error, pickle.UnpicklingError):
+        reason = (
+            "its weights are damaged, or pickled with code, which is not run: save the model again "
+            "as safetensors, with `save_pretrained`"
+        )
+    else:
+        reason = first_line(error) if isinstance(error, _TELLING) else _with_type(error)
     return InputError(f"No {what} could be loaded from {source!r}: {reason}")
 
 
@@ -416,6 +425,26 @@ def _with_type(error: Exception) -> str:
 def _names(folder: Path) -> list[str]:
     """List the folders in a folder; nothing if there is no such folder."""
     return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _check_json(folder: Path) -> None:
+    """Refuse a folder whose small files are damaged: libraries tell of their own code instead."""
+    for name in _JSON_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            found = f"no JSON ({first_line(error)})"
+        else:
+            if isinstance(content, dict):
+                continue
+            found = f"JSON of type {type(content).__name__}"
+        raise InputError(
+            f"Expected {str(path)!r} to be a JSON object but it is {found}: copy it from the model "
+            "again."
+        )
 
 
 def _check_pointers(folder: Path) -> None:
@@ -446,6 +475,7 @@ def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             f"Expected {source!r} to be a model folder with a config.json, or a .gguf file."
         )
     _check_pointers(path)
+    _check_json(path)
     return str(path), {}
 
 
