@@ -29,7 +29,9 @@ def chunks() -> Any:
 RIGHT: dict[str, dict[str, Any]] = {
     "answer_flips": {"dense": IDS, "pruned": IDS, "label": IDS},
     "brier_scores": {"scores": LOGITS, "label": IDS},
+    "calibration_errors": {"scores": TWO, "label": IDS, "bins": 5},
     "calibration_gaps": {"scores": LOGITS, "label": IDS, "bins": 5},
+    "calibration_noise": {"scores": LOGITS, "bins": 5},
     "chance_ndcg": {"grades": [2, 1], "found": 3, "documents": 9},
     "cosine_estimate": {"pair": VECTORS},
     "deviations": {
@@ -164,6 +166,8 @@ def test_arrays_of_another_length_or_rank(name: str) -> None:
         ("brier_scores", {"scores": LOGITS * math.nan}, "row 0 is"),
         ("brier_scores", {"scores": LOGITS - math.inf}, "a finite log-likelihood"),
         ("calibration_gaps", {"label": torch.tensor([9, 0])}, r"`label` in \[0, 4\)"),
+        ("calibration_errors", {"label": torch.tensor([9, 0])}, r"`label` in \[0, 4\)"),
+        ("calibration_noise", {"bins": 0}, "`bins` of at least 1"),
         ("calibration_gaps", {"bins": 0}, "`bins` of at least 1"),
         ("chance_ndcg", {"grades": []}, "at least one relevant document"),
         ("chance_ndcg", {"grades": [0]}, "at least one relevant document"),

@@ -67,7 +67,8 @@ def test_without_a_reference_there_is_one_model(
     assert list(module.pair.models()) == ["pruned"]
     assert {row.model for row in module.results} == {"pruned"}
     assert {row.metric for row in module.results} == {
-        *("nll", "perplexity", "acc", "acc_norm", "acc_token_norm", "brier", "calibration_error"),
+        *("nll", "perplexity", "acc", "acc_norm", "acc_token_norm", "brier"),
+        *("calibration_error", "calibration_noise"),
     }
 
 
@@ -111,7 +112,7 @@ def test_every_result_is_logged_under_its_task(
 ) -> None:
     trainer = make_trainer()
     trainer.validate(module, datamodule=data)
-    assert len(module.results) == 7 * 3 + 5  # five are of the pair
+    assert len(module.results) == 7 * 3 + 2 + 5  # the noise has no difference, five are of the pair
     expected = {scalar_name(row): row.value for row in module.results}
     assert len(expected) == len(module.results)
     logged = {name: value.item() for name, value in trainer.callback_metrics.items()}

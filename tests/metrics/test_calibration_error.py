@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
+from prunelit.metrics.calibration_error import (
+    brier_scores,
+    calibration_errors,
+    calibration_gaps,
+    calibration_noise,
+)
 
 
 @pytest.fixture
@@ -52,21 +57,51 @@ def test_sure_and_right_is_calibrated() -> None:
     assert calibration_gaps(scores, torch.tensor([1, 1, 1])).tolist() == [1, 1, 1]
 
 
-def test_the_standard_error_is_that_of_many_samples() -> None:
-    # Confidence 0.7 or 0.9; half of the questions of each are right.
-    generator = torch.Generator().manual_seed(1)
-    errors, values = [], []
-    for _ in range(400):
-        p = torch.tensor([0.7, 0.9], dtype=torch.float64)[
-            torch.randint(0, 2, (200,), generator=generator)
-        ]
-        scores = torch.stack([p, 1 - p], 1).log()
-        label = torch.randint(0, 2, (200,), generator=generator)
-        gaps = calibration_gaps(scores, label)
-        values.append(gaps.mean().item())
-        errors.append((gaps.std() / 200**0.5).item())
-    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.1)
-    assert np.mean(values) == pytest.approx(0.3, abs=0.01)
+def simulate(
+    spread: float, temperature: float, n: int = 216, draws: int = 150
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Draw calibration errors of two models, (draws, 3), their standard errors, and the noise.
+
+    The dense model is perfectly calibrated if `temperature` is 1; the other one is related.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    one = torch.empty(0)
+    for _ in range(draws):
+        one, other = torch.randn(2, n, 4, generator=generator, dtype=torch.float64) * spread
+        scores = {"dense": one, "pruned": 0.8 * one + 0.6 * other}
+        chances = (one * temperature).softmax(1)
+        label = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        found.append(list(calibration_errors(scores, label).values()))
+    values, errors = np.moveaxis(np.array(found), 2, 0)
+    return values, errors, calibration_noise(one)
+
+
+@pytest.mark.parametrize(("spread", "temperature"), [(0.7, 1.0), (1.5, 0.6)])
+def test_the_standard_errors_are_those_of_many_samples(spread: float, temperature: float) -> None:
+    values, errors, _ = simulate(spread, temperature, draws=300)
+    assert errors.mean(0) == pytest.approx(values.std(0), rel=0.15)
+
+
+def test_the_noise_is_the_error_of_a_calibrated_model() -> None:
+    values, _, noise = simulate(1.5, 1.0)
+    assert noise == pytest.approx(values[:, 0].mean(), rel=0.05)
+    values, _, small = simulate(1.5, 1.0, n=50)
+    assert small == pytest.approx(values[:, 0].mean(), rel=0.1)
+    assert small > 1.8 * noise
+
+
+def test_values_are_those_of_the_gaps_and_errors_do_not_change(
+    scored: tuple[Tensor, Tensor],
+) -> None:
+    scores, label = scored
+    found = calibration_errors({"dense": scores, "pruned": 2 * scores}, label)
+    assert found["dense"][0] == pytest.approx(calibration_gaps(scores, label).mean().item())
+    assert found["difference"][0] == pytest.approx(found["pruned"][0] - found["dense"][0])
+    assert found == calibration_errors({"dense": scores, "pruned": 2 * scores}, label)
+    same = calibration_errors({"dense": scores, "pruned": scores}, label)["difference"]
+    assert same == pytest.approx((0, 0), abs=1e-6)
+    assert np.isnan(calibration_errors({"dense": scores[:1]}, label[:1])["dense"][1])
 
 
 def test_edges_of_bins_belong_to_the_bin_above() -> None:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
 from prunelit.report.score_test import PairedScores, ScoreTest, critical_value
 
@@ -118,6 +119,74 @@ def test_more_items_are_needed_for_a_smaller_effect() -> None:
     assert close is not None
     assert 5 < clear < close
     assert ScoreTest(answers(95, 5, 0, 0)).items_for_share(0.95) is None  # no effect at all
+
+
+def test_items_with_weights_are_a_weighted_mean() -> None:
+    # 30 items of one answer and 10 of another: the mean over both answers.
+    weights = np.repeat([40 / 60, 40 / 20], [30, 10])
+    dense = np.repeat([1.0, 0.0, 1.0, 0.0], [24, 6, 9, 1])
+    pruned = np.repeat([1.0, 0.0, 1.0, 0.0], [21, 9, 6, 4])
+    scores = PairedScores(dense, pruned, np.full(40, 0.5), weights=weights)
+    means = [float(column.mean()) for column in scores.weighted()]
+    assert means == pytest.approx([(0.8 + 0.9) / 2, (0.7 + 0.6) / 2, 0.5])
+    low, high = ScoreTest(scores).share_bounds(0.95)
+    assert low < (means[1] - 0.5) / (means[0] - 0.5) < high
+    even = PairedScores(dense, pruned, np.full(40, 0.5), weights=np.ones(40))
+    alone = PairedScores(dense, pruned, np.full(40, 0.5))
+    assert ScoreTest(even).share_bounds(0.95) == ScoreTest(alone).share_bounds(0.95)
+    assert low < ScoreTest(alone).share_bounds(0.95)[0]  # ten items decide half of it
+    change, rise = ScoreTest(scores).difference_bounds(0.05)
+    assert change < means[1] - means[0] < rise
+
+
+@pytest.mark.parametrize(
+    ("counts", "dense", "share"), [((36, 4), 0.97, 0.3), ((80, 15, 5), 0.6, 1)]
+)
+def test_the_bounds_of_balanced_accuracy_cover(
+    counts: tuple[int, ...], dense: float, share: float
+) -> None:
+    rng, draws, n = np.random.default_rng(0), 300, sum(counts)
+    weights = np.concatenate([np.full(c, n / (len(counts) * c)) for c in counts])
+    floor = 1 / len(counts)
+    normal = rng.standard_normal((2, draws, n))
+    normal[1] = 0.9 * normal[0] + math.sqrt(1 - 0.81) * normal[1]
+    chances = dense, floor + share * (dense - floor)
+    answers = [
+        (own < ndtri(chance)).astype(float) for own, chance in zip(normal, chances, strict=True)
+    ]
+    tests = [
+        ScoreTest(PairedScores(one, other, np.full(n, floor), weights=weights))
+        for one, other in zip(*answers, strict=True)
+    ]
+    z = np.array([test.share_z(share) for test in tests])
+    least = 0.93 - 3 * math.sqrt(0.93 * 0.07 / draws)
+    assert (z <= critical_value(0.05)).mean() > least
+    assert (z >= -critical_value(0.05)).mean() > least
+
+
+@pytest.mark.parametrize(("n", "share"), [(40, 0.95), (100, 0.6)])
+def test_the_bounds_of_a_rank_correlation_cover(n: int, share: float) -> None:
+    # Normal scores; the true rank correlation is 6 / pi asin(r / 2) for a correlation r.
+    rng, draws, r = np.random.default_rng(0), 200, 0.8
+    other = 2 * math.sin(share * math.asin(r / 2))
+    covariance = [[1, r, other], [r, 1, 0.85], [other, 0.85, 1]]
+    sample = rng.multivariate_normal([0, 0, 0], covariance, (draws, n))  # (draws, n, 3)
+    z = []
+    for one in sample:
+        kept = np.array([np.delete(one, item, 0) for item in range(n)])
+        ranks = [np.argsort(np.argsort(part, axis=-2), axis=-2) for part in (one[None], kept)]
+        models = (np.concatenate([_correlate(part, k) for part in ranks]) for k in (1, 2))
+        pseudo = [n * own[0] - (n - 1) * own[1:] for own in models]
+        z.append(ScoreTest(PairedScores(*pseudo, np.zeros(n), bounded=False)).share_z(share))
+    least = 0.93 - 3 * math.sqrt(0.93 * 0.07 / draws)
+    assert (np.array(z) <= critical_value(0.05)).mean() > least
+    assert (np.array(z) >= -critical_value(0.05)).mean() > least
+
+
+def _correlate(ranks: np.ndarray, model: int) -> np.ndarray:
+    """Correlate the ranks (m, n, 3) of one column with those of the first."""
+    centred = ranks - ranks.mean(1, keepdims=True)
+    return (centred[..., 0] * centred[..., model]).sum(1) / (centred[..., 0] ** 2).sum(1)
 
 
 @pytest.mark.parametrize("graded", [False, True])

@@ -138,6 +138,15 @@ def test_a_margin_of_a_task_that_is_not_there() -> None:
     Margins(keep="answers=0.9,default=0.8").check(["answers"])
 
 
+def test_a_margin_of_a_task_without_a_verdict_is_told() -> None:
+    margins = Margins({"default": 0.9, "text": 0.95, "same": 0.9}, {"text": 0.1})
+    sentences = margins.without_verdict(["text", "same"], decide(CASES, margins))
+    assert [one.partition(",")[0] for one in sentences] == [
+        "`keep` names 'text'",
+        "`margin` names 'text'",
+    ]
+
+
 def test_the_files_hold_what_was_printed() -> None:
     verdicts = decide(CASES, Margins())
     data = json.loads(format_verdicts(verdicts))
@@ -148,5 +157,6 @@ def test_the_files_hold_what_was_printed() -> None:
     rows = list(score_rows(CASES))
     assert len(rows) == 420 + 200 + 120
     assert rows[0] == {
-        "task": "same", "item": 0, "dense": 1.0, "pruned": 1.0, "floor": 0.0, "bounded": True
+        "task": "same", "item": 0, "dense": 1.0, "pruned": 1.0, "floor": 0.0, "bounded": True,
+        "weight": 1.0,
     }  # fmt: skip

@@ -168,7 +168,7 @@ def test_balanced_accuracy_as_the_main_score(path: str, pair: ModelPair) -> None
         assert kept[name] == pytest.approx(found["balanced_acc", name].value)
     assert kept["chance"] == pytest.approx(1 / 3)
     assert report.scores is not None
-    assert not report.scores.bounded
+    assert report.scores.weights is not None
     assert "right_balanced_acc" in next(iter(report.items))
 
 

@@ -337,6 +337,33 @@ def test_fixed_answers_have_the_most_frequent_as_floor(tmp_path: Path, pair: Mod
     assert {scores[name] for name in ("acc", "brier", "calibration_error")} == {"acc"}
 
 
+def test_balanced_accuracy_as_the_main_score(tmp_path: Path, pair: ModelPair) -> None:
+    labels = [0] * 8 + [1] * 4
+    rows = [
+        {"id": str(n), "context": f"Text {n}?", "choices": ["no", "yes", "so"], "label": label}
+        for n, label in enumerate(labels)
+    ]
+    path = write(tmp_path / "r.jsonl", rows)
+    task, table = run(MultipleChoice(path, primary="balanced_acc_norm"), pair)
+    answers = -torch.eye(3, dtype=torch.float64)[[0, 1, 2] * 4]
+    for name in ("dense", "pruned"):
+        table._columns[f"{name}/log_likelihood"] = answers
+    report = task.report(table)
+    found = {(row.metric, row.model): row for row in report.results}
+    kept = found["retained", "pair"].details
+    assert kept["primary"] == kept["score"] == "balanced_acc_norm"
+    assert kept["chance"] == 1 / 2  # no question has the third answer
+    for name in ("dense", "pruned"):
+        assert kept[name] == pytest.approx(found["balanced_acc_norm", name].value)
+    assert report.scores is not None
+    assert report.scores.weights is not None
+    assert report.scores.weights.tolist() == [0.75] * 8 + [1.5] * 4
+    assert found["agreement", "pair"].details["score"] == "acc_norm"
+    rows[0]["choices"] = ["no", "yes", "or"]
+    with pytest.raises(InputError, match=r"equal choices .*'balanced_acc': give 'acc'"):
+        MultipleChoice(write(tmp_path / "o.jsonl", rows), primary="balanced_acc").read()
+
+
 def test_items_have_the_answer_of_each_model(material: Path, pair: ModelPair) -> None:
     task, table = measure(material / "questions.jsonl", pair, 4)
     report = task.report(table)

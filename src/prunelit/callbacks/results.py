@@ -144,6 +144,8 @@ class Results(Callback):
         ]
         self.verdicts = decide(scored, self.margins)
         self.words += use_words(self.verdicts).values()
+        for sentence in self.margins.without_verdict(list(reports), self.verdicts):
+            rank_zero_info(sentence)
         self._write_results(pl_module, callback)
         if scored:
             write_items(score_rows(scored), folder / SCORES)

@@ -6,7 +6,12 @@ functions give one value per token, question, rollout or ranked list. Files in `
 space each (KL is in `probability.py`); `retained.py` holds the bootstrap.
 """
 
-from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
+from prunelit.metrics.calibration_error import (
+    brier_scores,
+    calibration_errors,
+    calibration_gaps,
+    calibration_noise,
+)
 from prunelit.metrics.correlation import jackknife_error, spearman
 from prunelit.metrics.first_divergence import find_first_divergence
 from prunelit.metrics.flips import answer_flips, mcnemar
@@ -71,7 +76,9 @@ __all__ = [
     "VectorPair",
     "answer_flips",
     "brier_scores",
+    "calibration_errors",
     "calibration_gaps",
+    "calibration_noise",
     "chance_ndcg",
     "cosine_estimate",
     "deviations",

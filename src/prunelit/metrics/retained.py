@@ -75,7 +75,8 @@ def retained_share(scores: PairedScores) -> Retained:
 
     Internal: it also takes pseudo-values.
     """
-    lead, own = scores.dense - scores.floor, scores.pruned - scores.floor
+    dense, pruned, floor = scores.weighted()
+    lead, own = dense - floor, pruned - floor
     n = len(lead)
     value = float(own.mean() / lead.mean()) if lead.mean() > 0 else math.nan
     test, reason = ScoreTest(scores), None

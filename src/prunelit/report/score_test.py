@@ -31,15 +31,26 @@ class PairedScores:
             frequent answer.
         bounded: True for scores in [0, 1]. False for pseudo-values of a jackknife, which stand for
             a score that is no mean of items, such as a correlation. These get a t test.
+        weights: (n,), with the mean 1, of each item; None weighs all alike. Those of balanced
+            accuracy are inverse to the number of items with the same right answer.
     """
 
     dense: np.ndarray
     pruned: np.ndarray
     floor: np.ndarray
     bounded: bool = True
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.dense)
+
+    def weighted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return dense, pruned and floor of each item times its weight; their means are scores."""
+        columns = self.dense, self.pruned, self.floor
+        if self.weights is not None:
+            columns = tuple(column * self.weights for column in columns)
+        dense, pruned, floor = columns
+        return dense, pruned, floor
 
 
 class ScoreTest:
@@ -50,8 +61,9 @@ class ScoreTest:
     an absolute loss it is ``v = pruned - dense + loss``. The model keeps the share, or loses no
     more, if the mean of v is not below 0.
 
-    Half a pseudo-item is added at each corner of (dense, pruned) in {0, 1} x {0, 1}. The empirical
-    weights w are tilted to the null hypothesis, and give its variance.
+    Half a pseudo-item is added at each corner of (dense, pruned) in {0, 1} x {0, 1}; where items
+    have weights, with the largest one. The empirical weights w are tilted to the null hypothesis,
+    and give its variance.
 
     Formula:
         ``z = mean(v) / sqrt(sum q v^2 / n)``, with ``q ~ w / (1 + lambda v)`` and lambda such that
@@ -76,7 +88,8 @@ class ScoreTest:
     """
 
     def __init__(self, scores: PairedScores) -> None:
-        columns = np.stack([scores.dense, scores.pruned, scores.floor]).astype(np.float64)
+        columns = np.stack(scores.weighted()).astype(np.float64)
+        self._corner = 1.0 if scores.weights is None else float(scores.weights.max())
         # Equal items are counted: right and wrong answers leave four lines.
         values, self._counts = np.unique(columns, axis=1, return_counts=True)
         self._dense, self._pruned, self._floor = values
@@ -153,11 +166,11 @@ class ScoreTest:
             for dense in (0, 1)
             for pruned in (0, 1)
         ]
-        return items, np.array(corners)
+        return items, self._corner * np.array(corners)
 
     def _difference(self, difference: float) -> tuple[np.ndarray, np.ndarray]:
         items = self._pruned - self._dense - difference
-        return items, np.array([0.0, 1.0, -1.0, 0.0]) - difference
+        return items, self._corner * (np.array([0.0, 1.0, -1.0, 0.0]) - difference)
 
     def _z(self, items: np.ndarray, corners: np.ndarray) -> float:
         mean = float(self._counts @ items) / self.n

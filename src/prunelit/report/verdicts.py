@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 from scipy.special import ndtr
 
 from prunelit.arguments import checked
@@ -71,6 +72,22 @@ class Margins:
             if name in self._keep:
                 return self._keep[name], False
         return self._keep["default"], False
+
+    def without_verdict(self, tasks: Iterable[str], verdicts: Sequence["Verdict"]) -> list[str]:
+        """Say which tasks are named here but have no verdict.
+
+        Args:
+            tasks: of a run.
+            verdicts: of the run.
+        """
+        judged = {verdict.task for verdict in verdicts}
+        return [
+            f"`{option}` names {name!r}, which has no verdict: the task has no main score, or the "
+            "run no dense model."
+            for option, values in (("keep", self._keep), ("margin", self._margin))
+            for name in values
+            if name in tasks and name not in judged
+        ]
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse a name that is neither a task nor a use.
@@ -225,7 +242,8 @@ def decide(scored: Sequence[tuple[Result, PairedScores]], margins: Margins) -> l
         low, high = (test.difference_bounds if absolute else test.share_bounds)(margin, level)
         items = test.items_for_loss if absolute else test.items_for_share
         needed = None if clear else items(margin, level)
-        kept = float((scores.pruned - scores.dense).mean()) if absolute else result.value
+        dense, pruned, _ = scores.weighted()
+        kept = float((pruned - dense).mean()) if absolute else result.value
         verdicts.append(Verdict(result, word, margin, absolute, kept, low, high, level, needed))
     return verdicts
 
@@ -237,9 +255,10 @@ def score_rows(scored: Sequence[tuple[Result, PairedScores]]) -> Iterator[dict[s
         scored: the result `retained` of each task and its scores.
     """
     for result, scores in scored:
-        columns = (scores.dense, scores.pruned, scores.floor)
+        weights = np.ones(len(scores)) if scores.weights is None else scores.weights
+        columns = (scores.dense, scores.pruned, scores.floor, weights)
         for item, values in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-            dense, pruned, floor = values
+            dense, pruned, floor, weight = values
             yield {
                 "task": result.task,
                 "item": item,
@@ -247,6 +266,7 @@ def score_rows(scored: Sequence[tuple[Result, PairedScores]]) -> Iterator[dict[s
                 "pruned": pruned,
                 "floor": floor,
                 "bounded": scores.bounded,
+                "weight": weight,
             }
 
 

@@ -342,12 +342,10 @@ class Classification(RowTask, EmbeddingTask):
         return probability
 
     def _paired(self, values: dict[str, Tensor]) -> PairedScores | None:
-        scores = paired_scores(values, "acc", self._labels.constant_scores())
-        if scores is None or self.primary == "acc":
-            return scores
-        weight = self._labels.weights().numpy()
-        floor = np.full(len(weight), 1 / len(set(self._labels.answers)))
-        return PairedScores(scores.dense * weight, scores.pruned * weight, floor, bounded=False)
+        if self.primary == "acc":
+            return paired_scores(values, "acc", self._labels.constant_scores())
+        floor = 1 / len(set(self._labels.answers))
+        return paired_scores(values, "acc", floor, self._labels.weights())
 
     def _item_rows(
         self, chosen: dict[str, Tensor], sure: dict[str, Tensor]

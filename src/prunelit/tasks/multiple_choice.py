@@ -1,5 +1,6 @@
 """Multiple choice by log-likelihood of the choices."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prunelit.data.rows import hash_rows
 from prunelit.data.tokens import name_tokens, pad_token, special_tokens
 from prunelit.errors import InputError
-from prunelit.metrics.calibration_error import brier_scores, calibration_gaps
+from prunelit.metrics.calibration_error import brier_scores, calibration_errors, calibration_noise
 from prunelit.models.inference.prefix_cache import SharedPrefix
 from prunelit.models.inference.token_tree import TokenTree
 from prunelit.models.inference.tree_scoring import tree_scores
@@ -27,7 +28,17 @@ from prunelit.tasks.question_task import QuestionTask
 from prunelit.tasks.questions import Question, get_group
 from prunelit.tasks.retention import paired_scores, retained_results, score_details
 
-Primary = Literal["acc", "acc_norm", "acc_token_norm", "acc_pmi"]
+Primary = Literal[
+    "acc",
+    "acc_norm",
+    "acc_token_norm",
+    "acc_pmi",
+    "balanced_acc",
+    "balanced_acc_norm",
+    "balanced_acc_token_norm",
+    "balanced_acc_pmi",
+]
+_BALANCED = "balanced_"
 
 
 class MultipleChoice(QuestionTask):
@@ -42,9 +53,10 @@ class MultipleChoice(QuestionTask):
       (Holtzman et al. 2021, arXiv:2104.08315).
 
     The softmax of the log-likelihoods over the choices gives `brier` (from 0 to 2) and
-    `calibration_error` in 15 bins. They stand for `acc` whatever is `primary`, since only the
-    log-likelihood itself gives probabilities. `score` in the details of a result names the accuracy
-    that it stands for.
+    `calibration_error` in 15 bins. `calibration_noise` is the calibration error to expect of a
+    perfectly calibrated model with the same confidences. They stand for `acc` whatever is
+    `primary`, since only the log-likelihood itself gives probabilities. `score` in the details of a
+    result names the accuracy that it stands for.
 
     Metrics of both models, by the `primary` accuracy:
 
@@ -58,6 +70,8 @@ class MultipleChoice(QuestionTask):
     frequent answer. `balanced_<primary>` is then the mean accuracy over the right answers, and each
     answer has its own accuracy and the share of questions for which it is chosen. A warning says if
     a model always chooses the same answer. A choice that occurs twice in a question counts once.
+    With `primary` of `balanced_acc` the verdict is on this mean: the floor is 1 / number of right
+    answers, and an item weighs the more, the fewer items have its right answer.
 
     If questions have a group, the primary accuracy of each group is given too.
 
@@ -76,7 +90,8 @@ class MultipleChoice(QuestionTask):
         few_shot: solved examples before every question; None is no example.
         unconditional: text in place of the prompt for `acc_pmi`; the empty string is the BOS token.
             None leaves `acc_pmi` out.
-        primary: accuracy that the models are compared by.
+        primary: accuracy that the models are compared by; `balanced_` before its name needs equal
+            choices of all questions.
         tokens: maximum number of tokens per forward pass. A single question may have more.
         kwargs: options of `QuestionTask`.
 
@@ -125,10 +140,16 @@ class MultipleChoice(QuestionTask):
                 "Expected no `unconditional` with `scoring: partial`: its continuation is the same "
                 "for all choices, and so would be its log-likelihood."
             )
-        if self.primary not in (known := self._accuracies()):
+        self._accuracy = self.primary.removeprefix(_BALANCED)
+        if self._accuracy not in (known := self._accuracies()):
             raise InputError(f"Expected `primary` to be one of {known} but got {self.primary!r}.")
         self._questions = self.read_questions()
         self._labels = Labels(self._questions)
+        if self._balanced and not self._labels:
+            raise InputError(
+                f"Expected questions with equal choices in {self.path!r} for the `primary` "
+                f"{self.primary!r}: give {self._accuracy!r}."
+            )
         self._texts = [self._prompt.texts(question) for question in self._questions]
         self._preambles = [self._prompt.preamble(question) for question in self._questions]
         if self.few_shot is not None:
@@ -200,22 +221,40 @@ class MultipleChoice(QuestionTask):
             stored = [c for c in ("log_likelihood", "unconditional") if f"{name}/{c}" in table]
             columns = {column: table[f"{name}/{column}"] for column in stored}
             # Tokens a choice are those of the model's own tokenizer.
-            chosen[name] = self.reader(name)._choose(columns, every)[self.primary]
+            chosen[name] = self.reader(name)._choose(columns, every)[self._accuracy]
             values |= {f"{name}/{metric}": table[f"{name}/{metric}"] for metric in metrics}
-            gaps = calibration_gaps(columns["log_likelihood"], self._label)
-            values[f"{name}/calibration_error"] = gaps
         derived = ItemTable(table.size)
         derived.assign(torch.arange(table.size), values)
         results = derived.paired_results(self.name, self._accuracies(), details)
-        raw, own = {**details, "score": "acc"}, {**details, "score": self.primary}
-        results += derived.paired_results(self.name, ["brier", "calibration_error"], raw)
+        raw, own = {**details, "score": "acc"}, {**details, "score": self._accuracy}
+        results += derived.paired_results(self.name, ["brier"], raw)
+        results += self._calibration_results(table, raw)
         results += flip_results(self.name, chosen, self._label, own)
-        answers = self._labels.kind if self._labels else None
-        scores = paired_scores(values, self.primary, self._chance())
+        answers = self._labels.kind if self._labels and not self._balanced else None
+        weights = self._labels.weights() if self._balanced else None
+        scores = paired_scores(values, self._accuracy, self._chance(), weights)
         results += retained_results(self.name, scores, details, answers)
         results += self._label_results(values, chosen, details)
         results += self._group_results(derived, details)
         return TaskReport(results, items=self._item_rows(table, chosen), scores=scores)
+
+    def _calibration_results(self, table: ItemTable, details: dict[str, Any]) -> list[Result]:
+        """Return the calibration error of both models, and that of noise alone."""
+        name, size = "calibration_error", table.size
+        scores = {
+            model: table[f"{model}/log_likelihood"] for model in table.models("log_likelihood")
+        }
+        results = [
+            Result(self.name, name, model, value, error, size, details)
+            for model, (value, error) in calibration_errors(scores, self._label).items()
+        ]
+        own = {**details, "no_error_bar": "the expected value without miscalibration"}
+        for model, column in scores.items():
+            noise = calibration_noise(column)
+            results.append(
+                Result(self.name, "calibration_noise", model, noise, math.nan, size, own)
+            )
+        return results
 
     def _item_rows(self, table: ItemTable, chosen: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
         """Yield one row a question and model: the answer that the primary accuracy judges."""
@@ -232,6 +271,9 @@ class MultipleChoice(QuestionTask):
 
     def _chance(self) -> Tensor:
         """Return the expected score of the best guess without the question, (n,)."""
+        if self._balanced:
+            answers = self._labels.answers
+            return torch.full((len(answers),), 1 / len(set(answers)), dtype=torch.float64)
         if self._labels:
             return self._labels.constant_scores()
         sizes = [len(set(question.choices)) for question in self._questions]
@@ -248,7 +290,7 @@ class MultipleChoice(QuestionTask):
             for text in self._labels.texts:
                 column = torch.tensor([one == text for one in given], dtype=torch.float64)
                 columns[f"{name}/chosen/{text}"] = column
-        return self._labels.results(self.name, self.primary, columns, details)
+        return self._labels.results(self.name, self._accuracy, columns, details)
 
     def _group_results(self, table: ItemTable, details: dict[str, Any]) -> list[Result]:
         """Return the primary accuracy of each group of questions."""
@@ -259,15 +301,19 @@ class MultipleChoice(QuestionTask):
         results = []
         for group, indices in groups.items():
             part = ItemTable(len(indices))
-            metric = f"{self.primary}/{group}"
+            metric = f"{self._accuracy}/{group}"
             own = {
-                f"{name}/{metric}": table[f"{name}/{self.primary}"][indices]
-                for name in table.models(self.primary)
+                f"{name}/{metric}": table[f"{name}/{self._accuracy}"][indices]
+                for name in table.models(self._accuracy)
             }
             part.assign(torch.arange(len(indices)), own)
-            own_details = {**details, "score": self.primary, "group": group}
+            own_details = {**details, "score": self._accuracy, "group": group}
             results += part.paired_results(self.name, [metric], own_details)
         return results
+
+    @property
+    def _balanced(self) -> bool:
+        return self.primary.startswith(_BALANCED)
 
     def _accuracies(self) -> list[str]:
         """Return the accuracies that can differ from `acc`.

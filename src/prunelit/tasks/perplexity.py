@@ -19,6 +19,7 @@ class Perplexity(WindowTask):
     The first token of a window has no context and is not scored, so a window of L tokens has L - 1
     scored tokens. `nll` is in nats per token. Standard errors treat windows as independent. Those
     of `perplexity` and its `difference` follow from `nll` by the delta method (first order).
+    Perplexity is no use of a model and has no floor, so the task has no main score and no verdict.
 
     Args:
         path: text rows, see `prunelit.data.load_rows`.

@@ -24,7 +24,10 @@ def score_details(use: Use, primary: str | None) -> dict[str, Any]:
 
 
 def paired_scores(
-    columns: Mapping[str, Tensor], metric: str | None, chance: Tensor | float
+    columns: Mapping[str, Tensor],
+    metric: str | None,
+    chance: Tensor | float,
+    weights: Tensor | None = None,
 ) -> PairedScores | None:
     """Pair the scores of both models, item by item.
 
@@ -32,6 +35,7 @@ def paired_scores(
         columns: score of each item, (n,), in [0, 1], by `dense/<metric>` and `pruned/<metric>`.
         metric: the main score of the task.
         chance: expected score of random guessing, (n,) or one number for all items.
+        weights: of the items, (n,), with the mean 1; None weighs all alike.
 
     Returns:
         The scores; None if the task has no main score or the run has no dense model.
@@ -40,7 +44,8 @@ def paired_scores(
         return None
     dense, pruned = (columns[f"{model}/{metric}"].double() for model in ("dense", "pruned"))
     floor = torch.as_tensor(chance, dtype=torch.float64).expand(len(dense))
-    return PairedScores(dense.numpy(), pruned.numpy(), floor.numpy())
+    own = None if weights is None else weights.numpy()
+    return PairedScores(dense.numpy(), pruned.numpy(), floor.numpy(), weights=own)
 
 
 def jackknife_scores(dense: tuple[float, Tensor], pruned: tuple[float, Tensor]) -> PairedScores:
@@ -83,11 +88,12 @@ def retained_results(
     if scores is None:
         return []
     found = retained_share(scores)
+    dense, pruned, floor = (float(column.mean()) for column in scores.weighted())
     own: dict[str, Any] = {
         "score": details["primary"],
-        "dense": float(scores.dense.mean()),
-        "pruned": float(scores.pruned.mean()),
-        "chance": float(scores.floor.mean()),
+        "dense": dense,
+        "pruned": pruned,
+        "chance": floor,
         "answers": answers,
         "lower_95": found.low if math.isfinite(found.low) else None,
         "upper_95": found.high if math.isfinite(found.high) else None,

@@ -91,7 +91,8 @@ def find_changes(run: Run, task: str) -> Changes:
             f"The task {task!r} has no items: there is no {path!r}, or the run is of an earlier "
             "version. Repeat it with `prunelit validate`."
         )
-    column = next((c for c in (f"right_{score}", score) if c in rows[0]), None)
+    single = str(score).removeprefix("balanced_")  # the mean over answers is no score of an item
+    column = next((c for c in (f"right_{single}", score) if c in rows[0]), None)
     if column is None or "model" not in rows[0] or not {"item", "query"} & rows[0].keys():
         raise InputError(
             f"The items of {task!r} cannot be compared: {path!r} has no columns `model`, "

@@ -74,6 +74,8 @@ def _report(arguments: Sequence[str]) -> int:
     runs = _read_runs(given.runs)
     judge(runs, margins)
     path = write_page(runs, output)
+    for line in (one for run in runs for one in margins.without_verdict(run.tasks, run.verdicts)):
+        _print(line)
     for line in closing_sentences(runs):
         _print(line)
     _print(f"Page: {path}")

@@ -19,6 +19,7 @@ from prunelit.report.verdicts import USES, Margins, Verdict, decide
 
 RESULTS, SCORES, PAGE, CONFIG = "results.jsonl", "scores.parquet", "report.html", "config.yaml"
 _COLUMNS = ("task", "dense", "pruned", "floor", "bounded")
+_WEIGHT = "weight"  # a run of an earlier version has none: all items weigh alike
 
 
 @dataclass
@@ -143,9 +144,13 @@ def _read_scores(path: Path, results: Sequence[Result]) -> list[tuple[Result, Pa
         return []
     try:
         with path.open("rb") as file:
-            table = pq.ParquetFile(file).read(columns=list(_COLUMNS))
-        columns = {name: table[name].to_numpy() for name in _COLUMNS}
-        numbers = {name: columns[name].astype(np.float64) for name in ("dense", "pruned", "floor")}
+            stored = pq.ParquetFile(file)
+            names = [*_COLUMNS, *({_WEIGHT} & {*stored.schema_arrow.names})]
+            table = stored.read(columns=names)
+        columns = {name: table[name].to_numpy() for name in names}
+        columns.setdefault(_WEIGHT, np.ones(len(columns["task"])))
+        kinds = ("dense", "pruned", "floor", _WEIGHT)
+        numbers = {name: columns[name].astype(np.float64) for name in kinds}
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"No scores could be read from {str(path)!r} ({first_line(error)}): repeat the run "
@@ -155,13 +160,15 @@ def _read_scores(path: Path, results: Sequence[Result]) -> list[tuple[Result, Pa
     for task in dict.fromkeys(columns["task"].tolist()):
         own = columns["task"] == task
         values = [numbers[name][own] for name in ("dense", "pruned", "floor")]
+        weights = numbers[_WEIGHT][own]
         if task not in retained:
             raise InputError(
                 f"{str(path)!r} has scores of the task {task!r} that do not belong to the "
                 f"{RESULTS} beside it: repeat the run with `prunelit validate`."
             )
         bounded = bool(columns["bounded"][own].all())
-        scored.append((retained[task], PairedScores(*values, bounded=bounded)))
+        given = None if bool((weights == 1).all()) else weights
+        scored.append((retained[task], PairedScores(*values, bounded=bounded, weights=given)))
     return scored
 
 
