@@ -151,7 +151,9 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} is not valid JSON: {error}.") from error
+        raise InputError(
+            f"{str(path)!r} is not valid JSON ({error}): prune again, or restore the file."
+        ) from error
     removed = report.get("removed", {}) if isinstance(report, dict) else None
     if not isinstance(removed, dict) or not set(removed) <= set(Removed().as_dict()):
         raise InputError(
