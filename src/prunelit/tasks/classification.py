@@ -183,7 +183,8 @@ class Classification(RowTask, EmbeddingTask):
         from sklearn.model_selection import train_test_split  # half a second
 
         labels = [row.label for row in rows]
-        rare = [row for row in rows if labels.count(row.label) < 2]
+        counts = Counter(labels)
+        rare = [row for row in rows if counts[row.label] < 2]
         if rare:
             problem = (
                 f"it is the only row with the label {rare[0].label!r:.60}, so it cannot be in both "
