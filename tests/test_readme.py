@@ -109,6 +109,7 @@ def test_own_data_runs_as_it_is_shown(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(
     plugins: Path,
+    material: Path,
     cli: Callable[..., None],
     command: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -116,18 +117,22 @@ def test_commands_parse(
 ) -> None:
     command = command.replace("FILE", "configs/wanda.yaml").replace("NAME", "wanda")
     words = [re.sub(r"(^|=|\[)(?=configs/)", rf"\1{ROOT}/", word) for word in shlex.split(command)]
-    if words[1] in ("report", "worse"):  # the options are right, only the run is missing
+    if words[1] in ("new", "report", "worse"):  # the options are right, only the files are missing
         with pytest.raises(SystemExit) as ended:
             cli(*words[1:])
         sentence = capsys.readouterr().err
         assert ended.value.code == 2
-        assert "runs/wanda/version_0" in sentence
+        assert ("does not exist" if words[1] == "new" else "runs/wanda/version_0") in sentence
         assert "arguments" not in sentence
         return
     if not {"--help", "--print_config"} & set(words):
         words.append("--print_config")
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
+    if "decision.yaml" in words:
+        source, file = str(material / "dense"), str(material / "questions.jsonl")
+        cli("new", "--model", source, "--classify", file, "--no-measure", "--overwrite")
+        capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         cli(*words[1:])
     assert ended.value.code in (0, None), capsys.readouterr().err

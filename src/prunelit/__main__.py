@@ -8,12 +8,14 @@ from prunelit.core.startup import put_working_folder_last
 
 HELP = """\
 usage: prunelit [-h] [--version] {fit,validate,compare,sweep} --config FILE [options]
+       prunelit new --model MODEL [--search DIR] [--classify FILE] [--answer FILE] [--text FILE]
        prunelit report RUN... [-o FILE] [options]
        prunelit worse RUN --task NAME [--limit 10]
 
 Prune a causal language model and see which of its uses survive.
 
 subcommands:
+  new        Look at your files, write a configuration of them, measure the dense model.
   fit        Prune the model, write it, and compare it with the dense one.
   validate   Compare the pruned model that `fit` wrote with the dense one.
   compare    Compare any other model (--model.candidate) with the dense one; needs no FILE.
@@ -38,7 +40,7 @@ def main() -> None:
     else:
         put_working_folder_last()
         _check(arguments)
-        from prunelit.core.command import READERS
+        from prunelit.core.command import NEW, READERS
 
         if arguments[0] in READERS:
             from prunelit.report.page.commands import run_command
@@ -49,9 +51,14 @@ def main() -> None:
 
         with stop_on_signals(last=True):  # from here on, since loading torch takes seconds
             try:
-                from prunelit.cli import main as run
+                if arguments[0] == NEW:
+                    from prunelit.core.new.command import run_command
 
-                run()
+                    run_command(arguments[1:])
+                else:
+                    from prunelit.cli import main as run
+
+                    run()
             except Stopped as stop:
                 stop.pass_on()
                 stop.tell("Start the same command again.")

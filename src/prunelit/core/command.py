@@ -11,6 +11,7 @@ from prunelit.errors import InputError
 
 SUBCOMMANDS = ("fit", "validate", "compare", "sweep")  # methods of the trainer
 READERS = ("report", "worse")  # of files of a run; they need no torch
+NEW = "new"  # reads files without torch, then measures the dense model
 
 
 def check_ranks() -> None:
@@ -34,7 +35,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         InputError: naming the subcommand or the file.
     """
     first = arguments[0]
-    known = (*SUBCOMMANDS, *READERS)
+    known = (NEW, *SUBCOMMANDS, *READERS)
     if not first.startswith("-") and first not in known:
         raise InputError(
             f"Expected one of {', '.join(map(repr, known))} but got {first!r}: see "

@@ -53,7 +53,7 @@ def check_texts(context: Any, choices: Any, *, empty_choices: bool = False) -> N
         raise InputError("`choices` must be a list of at least two non-empty strings")
 
 
-def settle_labels(questions: Sequence[Labelled], refuse: Callable[[int, str], InputError]) -> None:
+def settle_labels(questions: Sequence[Labelled], refuse: Callable[[int, str], InputError]) -> str:
     """Replace labels by the indices of the right choices.
 
     A number is the index. Texts are read in one way in all rows: as a number from 0, as a letter,
@@ -62,6 +62,9 @@ def settle_labels(questions: Sequence[Labelled], refuse: Callable[[int, str], In
     Args:
         questions: valid but for their labels, which may be of any type.
         refuse: returns the error for a row, from its number and the problem.
+
+    Returns:
+        The way in which the labels were read, in words.
 
     Raises:
         InputError: naming a row whose label names no choice, or one that two ways read differently.
@@ -86,6 +89,7 @@ def settle_labels(questions: Sequence[Labelled], refuse: Callable[[int, str], In
     for question, place in zip(questions, found[way], strict=True):
         assert place is not None
         question.label = place
+    return way
 
 
 def merge_choices(choices: Sequence[str]) -> list[str]:

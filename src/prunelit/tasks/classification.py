@@ -3,7 +3,6 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.data.cells import as_label
 from prunelit.data.hub_rows import commit_of, pin
-from prunelit.data.rows import hash_rows, load_rows, name_row, refuse_row
+from prunelit.data.labelled import LabelledText, divide, find_shared, read_labelled
+from prunelit.data.rows import hash_rows
 from prunelit.data.sources import subset_of
 from prunelit.data.tokens import pad, pad_token
-from prunelit.errors import InputError, check_whole
+from prunelit.errors import InputError, check_seed, check_whole
 from prunelit.metrics.spaces.embedding import embedding_cosine
 from prunelit.models.inference.embedding import embed
 from prunelit.models.model_pair import ModelPair
@@ -34,17 +33,6 @@ from prunelit.tasks.row_task import RowTask
 
 Primary = Literal["acc", "balanced_acc"]
 _PRIMARIES = ("acc", "balanced_acc")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A text with its label; `path`, `split` and `number` say where it was read."""
-
-    text: str
-    label: str
-    path: str
-    split: str
-    number: int
 
 
 class Classification(RowTask, EmbeddingTask):
@@ -123,7 +111,7 @@ class Classification(RowTask, EmbeddingTask):
         if samples_per_label is not None:
             check_whole("samples_per_label", samples_per_label, 1)
         check_whole("max_iter", max_iter, 1)
-        check_whole("seed", seed, 0)
+        check_seed("seed", seed)
         self.subset = subset
         self.text = text
         self.label = label
@@ -139,16 +127,17 @@ class Classification(RowTask, EmbeddingTask):
 
     def read(self) -> None:
         self._template = TextTemplate(self.template)
-        rows = self._read_rows(self.pinned, self.split, self.limit)
+        columns = {"text": self.text, "label": self.label, "name": self.subset}
+        rows = read_labelled(self.pinned, self.split, self.limit, **columns)
         if self.train is None and self.train_split is None:
             self._train_source = {"train": None, "train_split": None}
-            training, self._test = self._divide(rows)
+            training, self._test = divide(rows, test_share=self.test_share, seed=self.seed)
         else:
             path, split = pin(self.train or self.path), self.train_split or "train"
             self._train_source = {"train": self.train or self.path, "train_split": split}
             self._train_source |= {f"train_{k}": v for k, v in commit_of(path).items()}
-            training, self._test = self._read_rows(path, split, None), rows
-            self._check_apart(training)
+            training, self._test = read_labelled(path, split, **columns), rows
+        self._check_apart(training)
         self._train = self._draw(training)
         self._classes = sorted({row.label for row in [*training, *self._test]})
         self._check_labels()
@@ -160,54 +149,7 @@ class Classification(RowTask, EmbeddingTask):
         self._fitted = np.array([place[row.label] for row in self._train])
         self._rows = [*self._test, *self._train]
 
-    def _read_rows(self, path: str, split: str, limit: int | None) -> list[_Row]:
-        columns = [self.text, self.label]
-        rows = load_rows(path, columns=columns, split=split, name=self.subset, limit=limit)
-        found = []
-        for number, row in enumerate(rows):
-            text, label = row[self.text], as_label(row[self.label])
-            if not isinstance(text, str):
-                problem = f"`{self.text}` must be a string but is {text!r:.60}"
-                raise refuse_row(path, number, problem, split=split)
-            if label is None:
-                problem = (
-                    f"`{self.label}` must be a text or a whole number but is "
-                    f"{row[self.label]!r:.60}"
-                )
-                raise refuse_row(path, number, problem, split=split)
-            found.append(_Row(text, label, path, split, number))
-        return found
-
-    def _divide(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
-        """Divide rows into those of training and of test, both in the order of the file."""
-        from sklearn.model_selection import train_test_split  # half a second
-
-        labels = [row.label for row in rows]
-        counts = Counter(labels)
-        rare = [row for row in rows if counts[row.label] < 2]
-        if rare:
-            problem = (
-                f"it is the only row with the label {rare[0].label!r:.60}, so it cannot be in both "
-                "parts: give each label two rows, or give `train` or `train_split`"
-            )
-            raise refuse_row(self.path, rare[0].number, problem, split=self.split)
-        try:
-            parts = train_test_split(
-                range(len(rows)),
-                test_size=self.test_share,
-                random_state=self.seed,
-                stratify=labels,
-            )
-        except ValueError as error:
-            raise InputError(
-                f"The {len(rows)} rows of {self.path!r} cannot be divided with `test_share` "
-                f"{self.test_share}: each part needs a row of each of the {len(set(labels))} "
-                "labels. Add rows, or change the share."
-            ) from error
-        training, test = ([rows[number] for number in sorted(part)] for part in parts)
-        return training, test
-
-    def _draw(self, rows: list[_Row]) -> list[_Row]:
+    def _draw(self, rows: list[LabelledText]) -> list[LabelledText]:
         """Draw at most `samples_per_label` rows of each label; they keep the order of the file."""
         if self.samples_per_label is None:
             return rows
@@ -220,13 +162,11 @@ class Classification(RowTask, EmbeddingTask):
                 drawn.append(number)
         return [rows[number] for number in sorted(drawn)]
 
-    def _check_apart(self, training: list[_Row]) -> None:
+    def _check_apart(self, training: list[LabelledText]) -> None:
         """Refuse test rows that are all training rows, and warn of some."""
-        known = {" ".join(row.text.split()) for row in training}
-        both = [row for row in self._test if " ".join(row.text.split()) in known]
+        both = find_shared(training, self._test)
         if not both:
             return
-        first = name_row(both[0].path, both[0].number, split=both[0].split)
         text = f"{len(both)} of {len(self._test)} test texts of {self.name!r} are training texts"
         if len(both) == len(self._test):
             raise InputError(
@@ -234,7 +174,8 @@ class Classification(RowTask, EmbeddingTask):
                 "`split: train[50%:]` of one file, or leave both out."
             )
         rank_zero_warn(
-            f"{text}, so the score may be too high; the first is {first}. Leave these out."
+            f"{text}, so the score may be too high; the first is {both[0].place()}. "
+            "Leave these out."
         )
 
     def _check_labels(self) -> None:
@@ -250,7 +191,7 @@ class Classification(RowTask, EmbeddingTask):
             rank_zero_warn(
                 f"{len(unknown)} of {len(self._test)} test rows of {self.name!r} have a label that "
                 f"no training row has, so they count as wrong; the first is {first.label!r:.60} in "
-                f"{name_row(first.path, first.number, split=first.split)}."
+                f"{first.place()}."
             )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -263,8 +204,7 @@ class Classification(RowTask, EmbeddingTask):
         return len(self._rows)
 
     def _name_item(self, item: int) -> str:
-        row = self._rows[item]
-        return name_row(row.path, row.number, split=row.split)
+        return self._rows[item].place()
 
     def chunks(self, size: int) -> list[list[int]]:
         """Group texts of similar length, the longest first."""
