@@ -69,7 +69,7 @@ def describe(value: Any) -> Any:
         return str(value)
     cls = type(value)
     arguments = {}
-    for name in _arguments(cls):
+    for name in arguments_of(cls):
         if name not in getattr(value, "__dict__", {}):
             raise InputError(
                 f"Expected {cls.__qualname__} to store its argument `{name}` as `self.{name}` "
@@ -299,7 +299,7 @@ def _attribute(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, None)
 
 
-def _arguments(cls: type) -> list[str]:
+def arguments_of(cls: type) -> list[str]:
     """List the constructor's arguments, with those that `**kwargs` passes on to a base."""
     names: dict[str, None] = {}
     for base in cls.__mro__[:-1]:
