@@ -1,47 +1,54 @@
 """Prune one model in several ways, and compare the variants in shared figures.
 
-Internal: the public name is `PruneTrainer.sweep` in `prunelit`.
+A sweep measures a list of variants. A search measures settings of some knobs, each chosen by what
+the earlier ones kept.
+
+Internal: the public names are `PruneTrainer.sweep` and `PruneTrainer.search` in `prunelit`.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from prunelit.callbacks.pruned_folder import check_output
+from prunelit.callbacks.overview import (
+    FIGURES,
+    OVERVIEW,
+    clear_events,
+    decide_again,
+    events_of,
+    read_record,
+    version,
+    write_overview,
+    write_record,
+)
+from prunelit.callbacks.pruned_folder import check_output, read_own
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import Results, check_outcome
 from prunelit.callbacks.rounds import require_prunelit
-from prunelit.callbacks.tensorboard import write_pictures
 from prunelit.core.datamodule import PruneData
+from prunelit.core.knobs import Knob, read_knobs
+from prunelit.core.measurement import measurement_key, measurement_settings
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
-from prunelit.files import keep_earlier, write_text
 from prunelit.pruners import BlockDrop, SublayerDrop
 from prunelit.pruners.base import Pruner
-from prunelit.pruning.blockwise import check_text
-from prunelit.report.curves import Curve, as_csv, write_picture
-from prunelit.report.overview import ALL_FIGURES, overview
-from prunelit.report.page.runs import PAGE
+from prunelit.pruning.blockwise import check_text, reads_text
+from prunelit.recipe import recipe_id
+from prunelit.report.curves import Curve
 from prunelit.report.results import Result
-from prunelit.report.tables import markdown_table, show
-from prunelit.report.variants import (
-    Variant,
-    format_variants,
-    read_variants,
-    same_dense,
-    variants_cells,
-    variants_numbers,
-    variants_table,
-)
+from prunelit.report.variants import Point, Variant
+from prunelit.report.verdicts import Verdict, use_sentences, use_words
 
-OVERVIEW, FIGURES, VARIANTS = "overview", "figures", "variants.json"
+_RESERVED = (OVERVIEW, FIGURES, "config.yaml", "search.json", "report.html")
 
 _KINDS = {
     "attention": "attention sublayers",
@@ -51,55 +58,49 @@ _KINDS = {
 
 
 def sweep(
-    trainer: Trainer, model: LightningModule, data: PruneData | None, pruners: Mapping[str, Pruner]
+    trainer: Trainer,
+    model: LightningModule,
+    data: PruneData | None,
+    pruners: Mapping[str, Pruner],
+    grid: Mapping[str, Sequence[float]] | str | None = None,
+    knobs: Mapping[str, str] | None = None,
 ) -> None:
     """Prune, write and measure one variant after the other, then draw figures of all variants.
 
     The dense weights are read once. Each variant is pruned from them as if it were the only one. It
-    leaves the same files as `fit`. The model is in `<default_root_dir>/<variant>/pruned`; a later
-    sweep uses it again if its recipe is the same. The results are in a folder of the logger with
-    the variant's name as version, or in `<default_root_dir>/<variant>` without a logger.
+    leaves the same files as `fit`. The model is in `<default_root_dir>/<variant>/pruned`. The
+    results are in a folder of the logger with the variant's name as version, or in
+    `<default_root_dir>/<variant>` without a logger. A later sweep uses both again if nothing that
+    they depend on has changed.
 
     Args:
         trainer: gets its own callbacks and loggers back at the end.
         model: a `PairedLM`.
         data: a `PruneData` with at least one task.
         pruners: the variants, by the name of their folder.
+        grid: settings that replace a variant, see `prunelit.core.knobs.read_knobs`.
+        knobs: paths of their numeric options.
 
     Raises:
         InputError: before any weight is pruned, if a variant or a setting does not fit. Later, if
             pruning or a task fails; the earlier variants are then written and in the figures.
     """
-    module, data = _check(trainer, model, data, pruners)
-    callbacks, loggers = list(trainer.callbacks), list(trainer.loggers)  # type: ignore[attr-defined]
-    logger = loggers[0] if loggers else None
-    assert logger is None or isinstance(logger, TensorBoardLogger)
-    results = next((c for c in callbacks if isinstance(c, Results)), None) or Results()
-    results.brief = True
-    others = [callback for callback in callbacks if callback is not results]
-    prunings = {name: _pruning(trainer, name, pruner) for name, pruner in pruners.items()}
-    start = _Start(prunings)
-    variants: list[Variant] = []
-    try:
-        for place, name in enumerate(pruners):
-            rank_zero_info(f"Variant {place + 1} of {len(pruners)}: {name}.")
-            pruning = prunings.pop(name)  # frees its masks after the variant
-            trainer.callbacks = [start, pruning, *others, results]  # type: ignore[attr-defined]
-            trainer.loggers = [_version(logger, name)] if logger else []
-            results.folder = None if logger else sweep_folder(trainer) / name
-            module.discard_pruned()
-            reset_seed()  # so that no variant depends on those before it
-            with _events_of_one(trainer, results):
-                trainer.validate(module, datamodule=data, verbose=False)
-            variants.append(_variant(name, module.results, results.curves, pruning))
-    finally:
-        trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
-        results.folder, results.brief = None, False
-        # Also after a later variant has failed.
-        if trainer.is_global_zero and variants:
-            _write(variants, sweep_folder(trainer), logger)
-            if missing := [name for name in pruners if name not in {v.name for v in variants}]:
-                rank_zero_info(f"Not in the figures: {', '.join(missing)} (failed or not started).")
+    found = read_knobs(pruners, grid, knobs)
+    places = {
+        knob.variant(setting): (knob, setting)
+        for knob in found.values()
+        for setting in knob.settings
+    }
+    every: dict[str, Pruner] = {}
+    for name, pruner in pruners.items():
+        own = {k: knob.build(s) for k, (knob, s) in places.items() if knob.method == name}
+        every |= own or {name: pruner}
+    with _session(trainer, model, data, every) as session:
+        session.wanted = list(every)
+        session.plan(every, places)
+        for place, name in enumerate(every):
+            rank_zero_info(f"Variant {place + 1} of {len(every)}: {name}.")
+            session.measure(name)
 
 
 def sweep_folder(trainer: Trainer) -> Path:
@@ -110,34 +111,220 @@ def sweep_folder(trainer: Trainer) -> Path:
     )
 
 
-class _Start(Callback):
-    """Check all variants before the first one is pruned."""
+class Session:
+    """Measures variants of one model, one after the other; made by `_session`.
 
-    def __init__(self, prunings: Mapping[str, Pruning]) -> None:
-        self._left = dict(prunings)
+    Args:
+        trainer: its callbacks and loggers are changed.
+        module: the models.
+        data: the tasks.
+        results: writes the results of each variant.
+    """
+
+    def __init__(
+        self, trainer: Trainer, module: PairedLM, data: PruneData, results: Results
+    ) -> None:
+        self.folder = sweep_folder(trainer)
+        self.results = results
+        self.variants: dict[str, Variant] = {}  # that are measured; on the first rank
+        self.known: set[str] = set()  # measured earlier, by what `plan` found
+        self.wanted: Sequence[str] = ()  # all variants of a sweep
+        self.reads_text: dict[str, bool] = {}  # of each method with a knob
+        self._trainer, self._module, self._data = trainer, module, data
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._others = [callback for callback in callbacks if callback is not results]
+        self._logger = trainer.loggers[0] if trainer.loggers else None
+        self._prunings: dict[str, Pruning] = {}
+        self._keys: dict[str, str] = {}
+        self._points: dict[str, Point] = {}
+        self._methods: dict[str, str] = {}  # id of the recipe of each method
+
+    @property
+    def logger(self) -> TensorBoardLogger | None:
+        """The logger of the run."""
+        assert self._logger is None or isinstance(self._logger, TensorBoardLogger)
+        return self._logger
+
+    def plan(
+        self,
+        pruners: Mapping[str, Pruner],
+        places: Mapping[str, tuple[Knob, float]],
+        extra: Mapping[str, Pruner] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Check variants before the first one is pruned, and find those that are measured already.
+
+        Args:
+            pruners: the variants by name.
+            places: knob and setting of the variants that have one.
+            extra: variants that count only if they are measured already.
+            seed: number of the calibration text.
+        """
+        extra = extra or {}
+        output = Path(self._trainer.default_root_dir)
+        every = {**pruners, **extra}
+        self._prunings = {name: _pruning(output / name, own) for name, own in every.items()}
+        checks = _Checks(self._prunings, list(pruners), self._look)
+        self._start([checks, *self._others], next(iter(every)))
+        self._data.measures = False
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Total length of .* is zero")
+                self._trainer.validate(self._module, datamodule=self._data, verbose=False)
+        finally:
+            self._data.measures = True
+        for name, (knob, setting) in places.items():
+            if name in every:
+                # Other calibration text is another recipe of the same method.
+                own = recipe_id(knob.strip(checks.recipes[name]))
+                own = self._methods.setdefault(knob.method, own)
+                self._points[name] = Point(knob.method, knob.path, setting, own, seed)
+                self.reads_text[knob.method] = checks.reads_text.get(name, False)
+
+    def measure(self, name: str) -> None:
+        """Measure a variant that was planned; every rank must call it."""
+        if name in self.known:
+            self._take(name)
+            return
+        trainer, results = self._trainer, self.results
+        pruning = self._prunings.pop(name)  # frees its masks after the variant
+        self._start([pruning, *self._others, results], name)
+        results.folder = None if self._logger else self.folder / name
+        with self._events_of_one():
+            trainer.validate(self._module, datamodule=self._data, verbose=False)
+        if not trainer.is_global_zero:
+            return
+        point = self._points.get(name)
+        variant = _variant(name, self._module.results, results.curves, pruning, point)
+        self.variants[name] = variant
+        if key := self._keys.get(name):
+            write_record(self.folder / name, variant, key)
+
+    def verdicts(self, name: str) -> list[Verdict]:
+        """Decide the verdicts of a variant that is measured; on the first rank."""
+        return decide_again(self.folder / name, self.results.margins)
+
+    def write(self) -> None:
+        """Write table and figures of all variants; also after a later variant has failed."""
+        if self._trainer.is_global_zero and self.variants:
+            write_overview(
+                list(self.variants.values()), self.folder, self.logger, self.results.margins
+            )
+            if missing := [name for name in self.wanted if name not in self.variants]:
+                rank_zero_info(f"Not in the figures: {', '.join(missing)} (failed or not started).")
+
+    def _take(self, name: str) -> None:
+        """Take the results of an earlier run."""
+        if not self._trainer.is_global_zero:
+            return
+        variant = read_record(self.folder / name, self._keys[name])
+        assert variant is not None
+        if variant.point != self._points.get(name):
+            variant.point = self._points.get(name)
+            write_record(self.folder / name, variant, self._keys[name])
+        self.variants[name] = variant
+        verdicts = self.verdicts(name)
+        self.results.words += use_words(verdicts).values()
+        if not self.results.silent:
+            rank_zero_info(
+                f"{name} is measured already: nothing that its results depend on has changed."
+            )
+            if verdicts:
+                print(*use_sentences(verdicts), sep="\n", flush=True)
+
+    def _start(self, callbacks: list[Callback], name: str) -> None:
+        self._trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        self._trainer.loggers = [version(self.logger, name)] if self.logger else []
+        self._module.discard_pruned()
+        reset_seed()  # so that no variant depends on those before it
+
+    def _look(self, recipes: Mapping[str, dict[str, Any]]) -> None:
+        """Find the variants that are measured already; the first rank decides for all."""
+        try:
+            settings = measurement_settings(self._trainer, self._module, self._data)
+        except InputError as error:
+            rank_zero_info(f"No variant is used again, since results cannot be compared. {error}")
+            return
+        self._keys |= {name: measurement_key(own, settings) for name, own in recipes.items()}
+        known = {name for name, own in recipes.items() if self._is_measured(name, own)}
+        self.known |= self._trainer.strategy.broadcast(known)
+
+    def _is_measured(self, name: str, recipe: dict[str, Any]) -> bool:
+        if read_record(self.folder / name, self._keys[name]) is None:
+            return False
+        folder = self._prunings[name].find_folder(self._trainer, self._module, recipe)
+        return read_own(folder, recipe) is not None
+
+    @contextmanager
+    def _events_of_one(self) -> Iterator[None]:
+        """Let the folder of a variant have the curves of one run: others would be drawn over."""
+        earlier = [path for logger in self._trainer.loggers for path in events_of(logger)]
+        yield
+        if self._trainer.is_global_zero:
+            clear_events(earlier, self.results.kept)
+
+
+class _Checks(Callback):
+    """Check all variants before the first one is pruned.
+
+    Args:
+        prunings: of the variants by name.
+        needed: names of those that must fit; others only get their recipe.
+        look: is called at the end with the recipe of each variant.
+    """
+
+    def __init__(
+        self,
+        prunings: Mapping[str, Pruning],
+        needed: Sequence[str],
+        look: Callable[[Mapping[str, dict[str, Any]]], None],
+    ) -> None:
+        self.recipes: dict[str, dict[str, Any]] = {}
+        self.reads_text: dict[str, bool] = {}
+        self._prunings = prunings
+        self._needed = needed
+        self._look = look
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the variants when the data is ready, once."""
-        if not self._left:
-            return
+        """Check the variants when the data is ready."""
         _, module = require_prunelit(trainer, pl_module)
         module.check_run()
         data: PruneData = trainer.datamodule  # type: ignore[attr-defined]
-        for pruning in self._left.values():
-            recipe = pruning.recipe(data, module)
-            check_output(pruning.find_folder(trainer, module, recipe), recipe)
+        for name, pruning in self._prunings.items():
+            recipe = self.recipes[name] = pruning.recipe(data, module)
+            if name in self._needed:
+                check_output(pruning.find_folder(trainer, module, recipe), recipe)
         module.load()
         assert module.model is not None
         module.check_tasks()
-        for name, pruning in self._left.items():
+        for name in self._needed:
+            pruner = self._prunings[name].pruner
             try:
-                pruning.pruner.check(module.model)
+                pruner.check(module.model)
+                self.reads_text[name] = reads_text(pruner, module.model)
                 if data.calibration is None:
-                    check_text(pruning.pruner, module.model)
+                    check_text(pruner, module.model)
             except InputError as error:
                 raise InputError(f"Variant {name!r} cannot be pruned. {error}") from error
-        self._left.clear()
-        module.discard_pruned()
+        self._look(self.recipes)
+
+
+@contextmanager
+def _session(
+    trainer: Trainer, model: LightningModule, data: PruneData | None, pruners: Mapping[str, Pruner]
+) -> Iterator[Session]:
+    """Give a session; the trainer gets back what it had, and the figures are written."""
+    module, data = _check(trainer, model, data, pruners)
+    callbacks, loggers = list(trainer.callbacks), list(trainer.loggers)  # type: ignore[attr-defined]
+    results = next((c for c in callbacks if isinstance(c, Results)), None) or Results()
+    results.brief = True
+    session = Session(trainer, module, data, results)
+    try:
+        yield session
+    finally:
+        trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+        results.folder, results.brief, results.silent = None, False, False
+        session.write()
 
 
 def _check(
@@ -149,7 +336,7 @@ def _check(
         raise InputError("Expected at least one pruner in `variants` but got none.")
     for name, pruner in pruners.items():
         plain = isinstance(name, str) and re.fullmatch(r"\w[\w.+=-]{0,149}", name)
-        if not plain or name in (OVERVIEW, FIGURES):
+        if not plain or name in _RESERVED:
             raise InputError(
                 f"Expected names in `variants` of letters, digits and `_.+=-`, since each names a "
                 f"folder, and other than {OVERVIEW} and {FIGURES}, but got {name!r}: put "
@@ -187,35 +374,10 @@ def _check(
     return module, data
 
 
-def _pruning(trainer: Trainer, name: str, pruner: Pruner) -> Pruning:
-    pruning = Pruning(pruner, output=str(Path(trainer.default_root_dir) / name / "pruned"))
+def _pruning(folder: Path, pruner: Pruner) -> Pruning:
+    pruning = Pruning(pruner, output=str(folder / "pruned"))
     pruning.always_writes = True
     return pruning
-
-
-def _version(logger: TensorBoardLogger, version: str) -> TensorBoardLogger:
-    return TensorBoardLogger(
-        logger.save_dir, logger.name, version, default_hp_metric=False, sub_dir=logger.sub_dir
-    )
-
-
-@contextmanager
-def _events_of_one(trainer: Trainer, results: Results) -> Iterator[None]:
-    """Let the folder of a variant have the curves of one sweep: others would be drawn over them."""
-    earlier = [path for logger in trainer.loggers for path in _events(logger)]
-    yield
-    if trainer.is_global_zero:
-        _clear(earlier, results.kept)
-
-
-def _events(logger: Logger) -> list[Path]:
-    return sorted(Path(logger.log_dir or "").glob("events.out.tfevents.*"))
-
-
-def _clear(events: Sequence[Path], kept: Path | None) -> None:
-    """Move events to the folder that has the results of their sweep; delete those of the same."""
-    for path in events:
-        path.unlink() if kept is None else path.rename(kept / path.name)
 
 
 def _variant(
@@ -223,11 +385,13 @@ def _variant(
     results: Sequence[Result],
     curves: Mapping[str, Sequence[Curve]],
     pruning: Pruning,
+    point: Point | None,
 ) -> Variant:
     report = pruning.report
     assert report is not None
-    sizes = [(report[f"{m}parameters"], report[f"{m}bytes"]) for m in ("", "stored_")]
-    return Variant(name, results, curves, report["sparsity"], _dropped(pruning.pruner), *sizes)
+    dense, size = [(report[f"{m}parameters"], report[f"{m}bytes"]) for m in ("", "stored_")]
+    dropped = _dropped(pruning.pruner)
+    return Variant(name, results, curves, report["sparsity"], dropped, dense, size, point)
 
 
 def _dropped(pruner: Pruner) -> tuple[str, int] | None:
@@ -236,70 +400,3 @@ def _dropped(pruner: Pruner) -> tuple[str, int] | None:
     if isinstance(pruner, SublayerDrop):
         return _KINDS[pruner.target] + (", scored anew" if pruner.rescore else ""), pruner.count
     return None
-
-
-def _with_earlier(variants: Sequence[Variant], folder: Path) -> tuple[list[Variant], str]:
-    """Add the variants of earlier sweeps, if they can be compared.
-
-    Args:
-        variants: of this sweep.
-        folder: of all variants.
-
-    Returns:
-        All variants, and words for what the figures there have and the new ones will not.
-    """
-    path = folder / FIGURES / VARIANTS
-    if not path.is_file():
-        return list(variants), ""
-    earlier = read_variants(path)
-    if not earlier or not same_dense(variants[0], earlier[0]):
-        return list(variants), "another model or other tasks"
-    new = {variant.name: variant for variant in variants}
-    merged = {variant.name: new.get(variant.name, variant) for variant in earlier} | new
-    if added := [name for name in merged if name not in new]:
-        rank_zero_info(f"Also in the figures, from earlier sweeps: {', '.join(added)}.")
-    replaced = [
-        old.name for old in earlier if format_variants([old]) != format_variants([merged[old.name]])
-    ]
-    return list(merged.values()), f"other results of {', '.join(replaced)}" if replaced else ""
-
-
-def _keep_figures(folder: Path, lost: str, pictures: Iterable[str]) -> Path | None:
-    """Keep the figures of earlier sweeps aside, if the new ones do not show all that they show."""
-    drawn = {f"{name}{suffix}" for name in pictures for suffix in (".png", ".csv")}
-    figures = [path for name in ALL_FIGURES for path in (folder / FIGURES).glob(f"{name}*")]
-    undrawn = sorted(path.name for path in figures if path.name not in drawn)
-    if not (lost or undrawn):
-        return None
-    kept = keep_earlier(folder, (FIGURES,))
-    rank_zero_info(f"Figures of {lost or ', '.join(undrawn)} are now in {kept}.")
-    return kept
-
-
-def _write(variants: Sequence[Variant], folder: Path, logger: TensorBoardLogger | None) -> None:
-    """Write the table and the figures of all variants; one process calls it."""
-    variants, lost = _with_earlier(variants, folder)
-    pictures, missing = overview(variants)
-    kept = _keep_figures(folder, lost, pictures)
-    for name, picture in pictures.items():
-        write_picture(picture, folder / FIGURES, name)
-    write_text(folder / FIGURES / "variants.csv", as_csv(variants_numbers(variants)))
-    write_text(folder / FIGURES / VARIANTS, format_variants(variants))
-    if logger is not None:
-        logger = _version(logger, OVERVIEW)
-        _clear(_events(logger), kept)
-        write_pictures(logger.experiment, pictures)
-        cells = [
-            {heading.replace("\n", " "): cell for heading, cell in line.items()}
-            for line in variants_cells(variants)
-        ]
-        logger.experiment.add_text("variants", markdown_table(cells))
-        logger.finalize("success")
-    show(variants_table(variants))
-    for sentence in missing:
-        rank_zero_info(sentence)
-    rank_zero_info(f"All variants: {folder / FIGURES}")
-    if logger is not None:
-        rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
-    names = ",".join(variant.name for variant in variants)
-    print(f"Pages: {folder}/{{{names}}}/{PAGE}", flush=True)

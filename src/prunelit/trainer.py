@@ -161,6 +161,8 @@ class PruneTrainer(ResumingTrainer):
         datamodule: PruneData | None = None,
         *,
         variants: dict[str, Pruner],
+        grid: dict[str, list[float]] | str | None = None,
+        knobs: dict[str, str] | None = None,
     ) -> None:
         """Prune one model in several ways, write each, compare all with the dense one.
 
@@ -168,6 +170,10 @@ class PruneTrainer(ResumingTrainer):
             model: a `PairedLM`.
             datamodule: text to calibrate on, and the tasks.
             variants: the pruner of each variant, by the name of its folder.
+            grid: settings of one numeric option of a variant, in ascending order, by its name. Each
+                setting takes the place of the variant. As a text: `wanda=0.2,0.3;drop=1,2`.
+            knobs: path of that option by the name of a variant, such as `sparsity.ratio`; without a
+                path it is the option `ratio` or `count`.
 
         Raises:
             InputError: naming the variant or the setting that does not fit.
@@ -175,7 +181,7 @@ class PruneTrainer(ResumingTrainer):
         check_trainer(self)
         folders = {Path(self.default_root_dir) / "sweep", sweep_folder(self) / "sweep"}
         with self._one_run(lambda: _SAME_COMMAND, datamodule, *folders, logs=False):
-            sweep(self, model, datamodule, variants)
+            sweep(self, model, datamodule, variants, grid, knobs)
 
     @contextmanager
     def _one_run(

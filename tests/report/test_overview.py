@@ -11,9 +11,9 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from prunelit.report.curves import Curve, Picture
-from prunelit.report.overview import _colours, overview
+from prunelit.report.overview import overview
 from prunelit.report.results import Result
-from prunelit.report.style import SPACES
+from prunelit.report.style import SPACES, other_colours
 from prunelit.report.variants import Variant, variants_cells, variants_numbers
 
 STEPS = [0, 1, 2]
@@ -227,7 +227,7 @@ def test_the_table_is_of_main_scores_perplexity_and_kl(variants: list[Variant]) 
 
 
 def test_no_variant_has_the_colour_of_a_space() -> None:
-    own = [np.array(to_rgb(colour)) for colour in _colours(9)]
+    own = [np.array(to_rgb(colour)) for colour in other_colours(9)]
     spaces = [np.array(to_rgb(colour)) for colour in SPACES.values()]
     assert len({tuple(colour) for colour in own}) == 7
     assert min(np.abs(a - b).max() for a in own for b in spaces) > 0.2

@@ -51,8 +51,9 @@ from prunelit.report.verdicts import (
 )
 
 RESULTS, SCORES, VERDICTS = "results.jsonl", "scores.parquet", "verdicts.json"
+RECORD = "variant.json"  # of a sweep or a search: this variant is measured
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
-OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, PAGE, "hparams.yaml")
+OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, PAGE, RECORD, "hparams.yaml")
 OUTCOME_FOLDERS = ("items", "figures")
 OUTCOME = (*OUTCOME_FILES, *OUTCOME_FOLDERS)
 
@@ -94,6 +95,7 @@ class Results(Callback):
         self.words: list[Word] = []  # of each use, of all validations
         self.folder: Path | None = None  # for the files; None is the folder in the docstring
         self.brief = False  # True prints only the verdicts, as a sweep needs
+        self.silent = False  # True prints nothing, as a search needs
         self.kept: Path | None = None  # folder `earlier_N` of other results, of the last validation
         self.curves: dict[str, list[Curve]] = {}  # by the task's name; empty on other ranks than 0
         self._tables: list[Table] = []  # to print
@@ -179,6 +181,9 @@ class Results(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the tables, after the progress bar has left the screen."""
         if self._written is None:
+            return
+        if self.silent:
+            self._written = None
             return
         for table in () if self.brief else self._tables:
             show(table)

@@ -1,5 +1,6 @@
 """Curves, figures and texts in TensorBoard."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from prunelit.report.curves import Curve, Picture
 from prunelit.report.quantities import find_quantity
+from prunelit.report.settings import Placed
 from prunelit.report.tables import markdown_table
 
 Layout = dict[str, dict[str, list[object]]]
@@ -46,6 +48,48 @@ def write_curves(writer: SummaryWriter, curves: Mapping[str, Sequence[Curve]]) -
                     writer.add_scalar(curve_tag(task, curve), mean, global_step=x)
     if pages := layout(curves):
         writer.add_custom_scalars(pages)
+
+
+def write_settings(writer: SummaryWriter, placed: Sequence[Placed], method: str) -> None:
+    """Write the curve of one method as scalars whose step is the setting.
+
+    A step is a whole number, so a ratio is written in percent, or in a finer unit that its tag
+    names. Methods with the same knob share the tags `by_<knob>/<task>/<quantity>`, so that their
+    curves are drawn over each other.
+
+    Args:
+        writer: of the method.
+        placed: settings of all methods.
+        method: the method to write.
+    """
+    own = [one for one in placed if one.point.method == method and one.point.seed == 0]
+    option = own[0].point.option
+    power = _power([one.point.setting for one in placed if one.point.option == option])
+    unit = {0: "", 2: "_percent"}.get(power, f"_x{10**power}")
+    for one in own:
+        step = round(one.point.setting * 10**power)
+        for verdict in one.verdicts:
+            name = f"by_{option}{unit}/{verdict.task}"
+            details = verdict.result.details
+            score = f"{name}/{details['primary']}"
+            if one is own[0]:
+                writer.add_scalar(score, details["dense"], global_step=0)
+            writer.add_scalar(score, details["pruned"], global_step=step)
+            for quantity in ("value", "low", "high"):
+                number = getattr(verdict, quantity)
+                if math.isfinite(number):
+                    tag = f"{name}/kept" if quantity == "value" else f"{name}/kept_{quantity}"
+                    writer.add_scalar(tag, number, global_step=step)
+
+
+def _power(settings: Sequence[float]) -> int:
+    """Return the power of 10 that makes all settings whole numbers; 1 counts as 2, per cent."""
+    whole = (p for p in (0, 2, 3, 4, 5, 6) if all(_is_whole(s * 10**p) for s in settings))
+    return next(whole, 6)
+
+
+def _is_whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-6
 
 
 def write_hyperparameters(writer: SummaryWriter, parameters: Mapping[str, object]) -> None:

@@ -1,5 +1,6 @@
 """The data of a run: text to calibrate on, text to train on, and the tasks."""
 
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -70,6 +71,7 @@ class PruneData(LightningDataModule):
         self.sizes: dict[str, int] = {}
         self.calibration_tokens: Tensor | None = None
         self.recovery_tokens: Tensor | None = None
+        self.measures = True  # False gives no batch of any task, for a run that only checks
         self._documents: dict[str, list[str]] = {}
         self._read = False
 
@@ -124,6 +126,17 @@ class PruneData(LightningDataModule):
             if name not in self.sizes:
                 self.sizes[name] = task.prepare(tokenizer)
             task.prepare_twin(other if task.own_tokenizers else None)
+
+    def draw_calibration(self, seed: int) -> None:
+        """Take other calibration text: the next `prepare` draws it from the same documents.
+
+        Args:
+            seed: of the order of the documents.
+        """
+        assert self.calibration is not None
+        if seed != self.calibration.seed:
+            self.calibration = replace(self.calibration, seed=seed)
+            self.calibration_tokens = None
 
     def _pack(
         self, name: str, text: CalibrationText | RecoveryText, tokenizer: PreTrainedTokenizerBase
@@ -181,6 +194,5 @@ class PruneData(LightningDataModule):
         """Return this rank's batches of every task, by the task's name."""
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        return {
-            name: task.batches(self.sizes[name], rank, world) for name, task in self.tasks.items()
-        }
+        tasks = self.tasks if self.measures else {}
+        return {name: task.batches(self.sizes[name], rank, world) for name, task in tasks.items()}

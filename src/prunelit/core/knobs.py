@@ -1,5 +1,6 @@
 """Knobs: one numeric option of a pruner, and the settings that it is tried at."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,20 @@ class Knob:
                 f"The setting {format_setting(setting)} of {self.method!r} in `grid` cannot be "
                 f"used. {error}"
             ) from error
+
+    def strip(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the recipe of a variant without the setting: all settings have it in common.
+
+        Args:
+            recipe: of the pruned model.
+        """
+        stripped = copy.deepcopy(dict(recipe))
+        own = stripped["pruner"]
+        *above, last = self.path.split(".")
+        for name in above:
+            own = own["init_args"][name]
+        del own["init_args"][last]
+        return stripped
 
 
 def format_setting(setting: float) -> str:

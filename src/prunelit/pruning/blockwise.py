@@ -87,8 +87,14 @@ def check_text(pruner: Pruner, model: PreTrainedModel) -> None:
     Raises:
         InputError: if the method needs text.
     """
-    if any(pruner.watch(block) for block in decoder_blocks(model)[1]) or any(pruner.look(model)):
+    if reads_text(pruner, model):
         raise _missing_text(pruner)
+
+
+def reads_text(pruner: Pruner, model: PreTrainedModel) -> bool:
+    """Return True if a method looks at calibration text."""
+    watches = any(pruner.watch(block) for block in decoder_blocks(model)[1])
+    return watches or any(pruner.look(model))
 
 
 def _look_and_decide(

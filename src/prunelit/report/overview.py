@@ -1,13 +1,11 @@
 """Figures of several prunings of one model, laid over each other."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -15,11 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from prunelit.report.curves import Curve, Picture, curve_numbers, square_root
 from prunelit.report.main_scores import axis_begin, chance, is_main_score
 from prunelit.report.results import Result
-from prunelit.report.style import SPACES, draw
+from prunelit.report.settings import SETTINGS, place_settings, settings_picture
+from prunelit.report.style import SPACES, draw, other_colours
 from prunelit.report.variants import Variant, main_scores
+from prunelit.report.verdicts import Verdict
 
 PERTURBATIONS, SCORES, COSINES = "perturbations", "score_by_dropped", "spaces_by_variant"
-ALL_FIGURES = (PERTURBATIONS, SCORES, COSINES)  # the beginnings of their names
+# The beginnings of their names.
+ALL_FIGURES = (PERTURBATIONS, SCORES, COSINES, SETTINGS)
 
 # The curves of a perturbation along a rollout, with label and unit.
 _FOLLOWED = {
@@ -30,11 +31,14 @@ _FOLLOWED = {
 _RMS = "teacher_forced/logit_rms"
 
 
-def overview(variants: Sequence[Variant]) -> tuple[dict[str, Picture], list[str]]:
+def overview(
+    variants: Sequence[Variant], verdicts: Mapping[str, Sequence[Verdict]] | None = None
+) -> tuple[dict[str, Picture], list[str]]:
     """Draw every figure for which the variants have data.
 
     Args:
         variants: in the order in which they are shown.
+        verdicts: of the variants with a setting, by their names; None if there are none.
 
     Returns:
         The figures, and for each missing figure a sentence with the reason.
@@ -58,6 +62,8 @@ def overview(variants: Sequence[Variant]) -> tuple[dict[str, Picture], list[str]
         missing.append(f"No figure {SCORES!r}: no variant drops sublayers or blocks.")
     else:
         pictures[SCORES] = scores_picture(variants)
+    if placed := place_settings(variants, verdicts or {}):
+        pictures[SETTINGS] = settings_picture(placed)
     compared = [task for task in _tasks(variants) if all(_cosines(v, task) for v in variants)]
     for task in compared:
         pictures[_name(COSINES, task, compared)] = cosines_picture(variants, task)
@@ -80,7 +86,7 @@ def perturbations_picture(variants: Sequence[Variant], task: str) -> Picture:
     panels = figure.subplots(1, len(_FOLLOWED))
     numbers: dict[str, list[object]] = {"variant": []}
     counts: list[int] = []  # prompts at each step; all variants read the same rollouts
-    for variant, colour in zip(variants, _colours(len(variants)), strict=True):
+    for variant, colour in zip(variants, other_colours(len(variants)), strict=True):
         curves = {curve.tag: curve for curve in variant.curves[task]}
         for axes, tag in zip(panels, _FOLLOWED, strict=True):
             curve = (
@@ -119,7 +125,7 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
     names = ("kind", "dropped", "variant", "task", "metric", "value", "standard_error", "chance")
     numbers: dict[str, list[object]] = {name: [] for name in names}
     for axes, kind in zip(panels, kinds, strict=True):
-        colours = _colours(len(scores))
+        colours = other_colours(len(scores))
         for ((task, metric), generative), colour in zip(scores.items(), colours, strict=True):
             points = list(_points(variants, kind, task, metric))
             axes.errorbar(
@@ -145,7 +151,7 @@ def scores_picture(variants: Sequence[Variant]) -> Picture:
     handles = [
         Line2D([], [], color=colour, label=f"{task} ({metric})", **_style(generative))
         for ((task, metric), generative), colour in zip(
-            scores.items(), _colours(len(scores)), strict=True
+            scores.items(), other_colours(len(scores)), strict=True
         )
     ]
     handles.append(Line2D([], [], color="#444444", linestyle="dashed", linewidth=0.9))
@@ -245,15 +251,6 @@ def _style(generative: bool) -> dict[str, Any]:
     if generative:
         return {"linestyle": "dotted", "linewidth": 2.2, "marker": "s", "markersize": 5}
     return {"linestyle": "solid", "linewidth": 1.5, "marker": "o", "markersize": 5}
-
-
-def _colours(count: int) -> list[str]:
-    """Return `count` colours, of which the first 7 differ.
-
-    Blue, green and red are not used, as they stand for the spaces.
-    """
-    own = [*(to_hex(matplotlib.colormaps["tab10"](k)) for k in (1, 4, 5, 9, 6, 8)), "#222222"]
-    return [own[place % len(own)] for place in range(count)]
 
 
 def _standard_error_band(curve: Curve) -> Curve:

@@ -17,6 +17,30 @@ from prunelit.report.results import Result
 _FURTHER = ("perplexity", "kl_dense_pruned")
 
 
+@dataclass(frozen=True)
+class Point:
+    """The place of a variant on the curve of a method.
+
+    Args:
+        method: name of the method.
+        knob: path of the numeric option, such as `sparsity.ratio`.
+        setting: its value.
+        recipe: id of everything else that decides the masks.
+        seed: 0 for the calibration text of the run, else the number of another one.
+    """
+
+    method: str
+    knob: str
+    setting: float
+    recipe: str
+    seed: int = 0
+
+    @property
+    def option(self) -> str:
+        """Name of the option without its path."""
+        return self.knob.rpartition(".")[2]
+
+
 @dataclass
 class Variant:
     """One pruning of the model, with its results.
@@ -30,6 +54,7 @@ class Variant:
             single weights to 0.
         dense_size: number of parameters of the dense model, and their bytes.
         size: the same of the variant, zeros included.
+        point: its place among the settings of one method; None for a variant of its own.
     """
 
     name: str
@@ -39,6 +64,7 @@ class Variant:
     dropped: tuple[str, int] | None = None
     dense_size: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
+    point: Point | None = None
 
     def find(self, task: str, metric: str, *models: str) -> Result | None:
         """Return the result of the first of `models` that has one; None if none has."""
@@ -58,7 +84,7 @@ def format_variants(variants: Sequence[Variant]) -> str:
 def read_variants(path: str | Path) -> list[Variant] | None:
     """Read what `format_variants` made; None if the file does not hold such variants."""
     try:
-        return [_variant(data) for data in json.loads(Path(path).read_text(encoding="utf-8"))]
+        return [parse_variant(data) for data in json.loads(Path(path).read_text(encoding="utf-8"))]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
@@ -90,14 +116,16 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else list(value)
 
 
-def _variant(data: dict[str, Any]) -> Variant:
+def parse_variant(data: dict[str, Any]) -> Variant:
+    """Build a variant from one that `format_variants` made."""
     curves = {task: [Curve(**c) for c in curves] for task, curves in data["curves"].items()}
     results = [Result(**result) for result in data["results"]]
     pairs = {
         key: None if data[key] is None else tuple(data[key])
         for key in ("dropped", "dense_size", "size")
     }
-    return Variant(**{**data, "curves": curves, "results": results, **pairs})
+    point = None if data.get("point") is None else Point(**data["point"])
+    return Variant(**{**data, "curves": curves, "results": results, "point": point, **pairs})
 
 
 def main_scores(variants: Sequence[Variant]) -> dict[tuple[str, str], bool]:

@@ -1,0 +1,314 @@
+"""The answer of a search: for each method and use, the strongest setting that still keeps."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from prunelit.report.bisection import find_bracket, find_uneven
+from prunelit.report.results import finite
+from prunelit.report.score_test import LEVEL
+from prunelit.report.settings import Placed
+from prunelit.report.verdicts import USES, Verdict, Word, use_words
+
+SEARCH = "search.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One setting, as one use of the model sees it.
+
+    Args:
+        setting: of the knob.
+        seed: number of the calibration text; 0 is that of the run.
+        word: verdict of the use.
+        verdicts: of its tasks.
+    """
+
+    setting: float
+    seed: int
+    word: Word
+    verdicts: Sequence[Verdict]
+
+    def worst(self) -> Verdict:
+        """Return the verdict of the task that decides."""
+        own = [verdict for verdict in self.verdicts if verdict.word == self.word]
+        return min(own or self.verdicts, key=lambda v: v.low if v.word == "keeps" else v.value)
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "setting": self.setting,
+            "seed": self.seed,
+            "verdict": self.word,
+            "tasks": [verdict.plain() for verdict in self.verdicts],
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer for one use of one method.
+
+    Args:
+        method: name of the method.
+        option: its numeric option.
+        use: of the model.
+        measured: every measured setting in ascending order, with the calibration text of the run.
+        repeated: settings that were repeated with other calibration text.
+    """
+
+    method: str
+    option: str
+    use: str
+    measured: Sequence[Measured]
+    repeated: Sequence[Measured] = field(default_factory=list)
+
+    @property
+    def largest(self) -> Measured | None:
+        """The strongest setting up to which every measured one keeps."""
+        return self._find(find_bracket(self.kept)[0])
+
+    @property
+    def smallest(self) -> Measured | None:
+        """The weakest measured setting that does not keep."""
+        return self._find(find_bracket(self.kept)[1])
+
+    @property
+    def word(self) -> Word:
+        """The verdict on the use: it keeps if a setting keeps it."""
+        if self.largest is not None or self.smallest is None:
+            return "keeps"
+        return self.smallest.word
+
+    @property
+    def kept(self) -> dict[float, bool]:
+        """True for each measured setting that keeps."""
+        return {one.setting: one.word == "keeps" for one in self.measured}
+
+    @property
+    def around(self) -> list[Measured]:
+        """The settings around the answer; none if the dense model has no lead."""
+        if self.word == "no lead":
+            return []
+        return [one for one in (self.largest, self.smallest) if one is not None]
+
+    def spread(self, one: Measured) -> list[Measured]:
+        """Return a setting with all calibration texts; empty if it was not repeated."""
+        others = [other for other in self.repeated if other.setting == one.setting]
+        return [one, *others] if others else []
+
+    def sentence(self) -> str:
+        """Say what the largest setting is, and what happens above it."""
+        low, high, name = self.largest, self.smallest, f"{self.method} keeps {self.use}"
+        if self.word == "no lead":
+            return f"No verdict on {self.use}: the dense model has no lead over the floor."
+        if low is None:
+            assert high is not None
+            return (
+                f"No measured setting of {self.method} keeps {self.use}: {self.option} "
+                f"{_above(high)}."
+            )
+        begin = f"{name} up to {self.option} {low.setting:.12g} ({_interval(low)})"
+        if high is None:
+            return f"{begin}, the largest that was measured."
+        uneven = find_uneven(self.kept)
+        more = (
+            f" {_join(uneven)} {'keep' if len(uneven) > 1 else 'keeps'} again: the scores do not "
+            "fall evenly."
+            if uneven
+            else ""
+        )
+        return f"{begin}; {_above(high)}.{more}"
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain data."""
+        low, high = self.largest, self.smallest
+        return {
+            "method": self.method,
+            "option": self.option,
+            "use": self.use,
+            "largest_that_keeps": None if low is None else low.plain(),
+            "smallest_that_does_not": None if high is None else high.plain(),
+            "verdict": self.word,
+            "uneven": find_uneven(self.kept),
+            "measured": [{"setting": one.setting, "verdict": one.word} for one in self.measured],
+            "repeated": [one.plain() for one in self.repeated],
+            "sentence": self.sentence(),
+        }
+
+    def _find(self, setting: float | None) -> Measured | None:
+        return next((one for one in self.measured if one.setting == setting), None)
+
+
+def kept_by_use(
+    measured: Mapping[float, Sequence[Verdict]], uses: Sequence[str] | None
+) -> list[dict[float, bool]]:
+    """Return for each use that can be decided the measured settings, True for those that keep it.
+
+    A use in which the dense model has no lead cannot be decided by any setting.
+
+    Args:
+        measured: verdicts of each measured setting.
+        uses: that are searched; None is all.
+    """
+    found: dict[str, dict[float, bool]] = {}
+    without = {v.use for own in measured.values() for v in own if v.word == "no lead"}
+    for setting, verdicts in measured.items():
+        for use, word in use_words(verdicts).items():
+            if use not in without and (uses is None or use in uses):
+                found.setdefault(use, {})[setting] = word == "keeps"
+    return list(found.values()) if measured else [{}]
+
+
+def find_answers(placed: Sequence[Placed], uses: Sequence[str] | None) -> list[Answer]:
+    """Find the answer of each method for each use.
+
+    Args:
+        placed: every measured setting of every method, see `prunelit.report.settings`.
+        uses: that are searched; None is all.
+    """
+    found = {v.use for one in placed for v in one.verdicts}
+    answers = []
+    for method in dict.fromkeys(one.point.method for one in placed):
+        own = [one for one in placed if one.point.method == method]
+        for use in [*USES, *sorted(found - {*USES})]:
+            if use not in found or (uses is not None and use not in uses):
+                continue
+            seen = [_see(one, use) for one in own]
+            first, others = ([s for s in seen if bool(s.seed) == other] for other in (False, True))
+            answers.append(Answer(method, own[0].point.option, use, first, others))
+    return answers
+
+
+def _see(one: Placed, use: str) -> Measured:
+    own = [verdict for verdict in one.verdicts if verdict.use == use]
+    no_lead = any(verdict.word == "no lead" for verdict in own)
+    word: Word = "no lead" if no_lead else use_words(own)[use]
+    return Measured(one.point.setting, one.point.seed, word, own)
+
+
+def search_table(answers: Sequence[Answer]) -> Table:
+    """Build the table: one line for each method and use.
+
+    Args:
+        answers: of all methods.
+    """
+    repeated = any(answer.repeated for answer in answers)
+    table = Table(
+        title="Largest setting that keeps each use: value [bounds]",
+        title_justify="left",
+        show_lines=True,
+    )
+    for heading in ("method", "use", "largest that keeps", "smallest that does not", "measured"):
+        table.add_column(heading)
+    if repeated:
+        table.add_column("other calibration text")
+    for answer in answers:
+        low, high = answer.largest, answer.smallest
+        cells = [
+            f"{answer.method}\n{answer.option}",
+            answer.use,
+            "none" if low is None else f"{low.setting:.12g}\n{_interval(low)}",
+            "none" if high is None else f"{high.setting:.12g}: {high.word}\n{_interval(high)}",
+            f"{len(answer.measured)} settings",
+        ]
+        if repeated:
+            cells.append("\n".join(_spreads(answer)))
+        table.add_row(*cells)
+    return table
+
+
+def _spreads(answer: Answer) -> Iterator[str]:
+    """Say for each setting around the answer what other calibration text gives."""
+    for one in answer.around:
+        if every := answer.spread(one):
+            values = sorted(each.worst().value for each in every)
+            kept = sum(each.word == "keeps" for each in every)
+            yield (
+                f"{one.setting:.12g}: {values[0]:.2f} to {values[-1]:.2f}, keeps with {kept} of "
+                f"{len(every)} texts"
+            )
+
+
+def closing(answers: Sequence[Answer]) -> list[str]:
+    """Say what each use keeps, how many settings were tried, and what the verdicts hold for.
+
+    Args:
+        answers: of all methods.
+    """
+    lines = list(dict.fromkeys(answer.sentence() for answer in answers))
+    lines += [
+        f"Other calibration text ({answer.method}, {answer.use}): {'; '.join(spreads)}."
+        for answer in answers
+        if (spreads := list(_spreads(answer)))
+    ]
+    return [*lines, multiplicity(answers)]
+
+
+def multiplicity(answers: Sequence[Answer]) -> str:
+    """Say how many settings were tried, and over what the chance of a wrong verdict is held.
+
+    Args:
+        answers: of all methods.
+    """
+    tasks = dict.fromkeys(v.task for a in answers for one in a.measured for v in one.verdicts)
+    over = f"the {len(tasks)} tasks" if len(tasks) > 1 else "the one task"
+    return (
+        f"{_count(answers)} settings were tried. Holm's procedure holds the chance of a wrong "
+        f"verdict at {LEVEL:.0%} over {over} of one setting, not over the settings: confirm the "
+        "one that you choose on other items."
+    )
+
+
+def _count(answers: Sequence[Answer]) -> int:
+    """Count the settings that were tried, those with other calibration text too."""
+    every = ((a.method, one) for a in answers for one in [*a.measured, *a.repeated])
+    return len({(method, one.setting, one.seed) for method, one in every})
+
+
+def format_search(answers: Sequence[Answer]) -> str:
+    """Format the answers as JSON.
+
+    Args:
+        answers: of all methods.
+    """
+    data = {
+        "answers": [answer.plain() for answer in answers],
+        "sentences": closing(answers),
+        "settings_tried": _count(answers),
+        "family": f"Holm over the tasks of one setting, one-sided {LEVEL:.0%}",
+    }
+    return json.dumps(finite(data), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def setting_sentence(method: str, setting: float, verdicts: Sequence[Verdict]) -> str:
+    """Say in one line what a setting keeps.
+
+    Args:
+        method: name of the method.
+        setting: of its knob.
+        verdicts: of all tasks.
+    """
+    groups: dict[str, list[str]] = {}
+    for use, word in use_words(verdicts).items():
+        groups.setdefault(word, []).append(use)
+    parts = [f"{word} {', '.join(uses)}" for word, uses in groups.items()]
+    return f"{method} {setting:.12g}: {'; '.join(parts)}."
+
+
+def _above(one: Measured) -> str:
+    verb = "cannot be told" if one.word == "cannot tell" else one.word
+    return f"{one.setting:.12g} {verb} ({_interval(one)})"
+
+
+def _interval(one: Measured) -> str:
+    """Format the interval of the task that decides, with its name if the use has several."""
+    worst = one.worst()
+    name = f"{worst.task} " if len(one.verdicts) > 1 else ""
+    return f"{name}{worst.interval()}, margin {worst.bar()}"
+
+
+def _join(settings: Sequence[float]) -> str:
+    return ", ".join(f"{setting:.12g}" for setting in settings)
