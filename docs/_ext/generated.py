@@ -90,8 +90,8 @@ def options() -> str:
         parts += [f"### {title}\n", "```{program} prunelit\n```\n", *map(_option, actions)]
     forgotten = {action.dest for action in _actions(fit)} - known
     assert not forgotten, f"Options without a group: {sorted(forgotten)}"
-    own = [a for a in _actions(parsers["sweep"]) if a.dest == "variants"]
-    parts += ["### `variants` (`sweep` only)\n", *map(_option, own)]
+    own = [a for a in _actions(parsers["search"]) if a.dest in _SEARCHED]
+    parts += ["### `sweep` and `search`\n", *map(_option, own)]
     return "\n".join(parts)
 
 
@@ -108,6 +108,8 @@ def classes() -> str:
     return "\n".join(parts)
 
 
+# `uses` and `seeds` are for `search` alone.
+_SEARCHED = ("variants", "grid", "knobs", "uses", "seeds")
 _GROUPS = {
     "The run": ("seed_", "allow_code", "ckpt_path", "keep", "margin", "fail_on"),
     "`model`: the model and its training": ("model.",),

@@ -7,7 +7,7 @@ from prunelit.core.startup import put_working_folder_last
 # Other modules are imported when the working folder no longer hides those of libraries.
 
 HELP = """\
-usage: prunelit [-h] [--version] {fit,validate,compare,sweep} --config FILE [options]
+usage: prunelit [-h] [--version] {fit,validate,compare,sweep,search} --config FILE [options]
        prunelit new --model MODEL [--search DIR] [--classify FILE] [--answer FILE] [--text FILE]
        prunelit report RUN... [-o FILE] [options]
        prunelit worse RUN --task NAME [--limit 10]
@@ -20,6 +20,7 @@ subcommands:
   validate   Compare the pruned model that `fit` wrote with the dense one.
   compare    Compare any other model (--model.candidate) with the dense one; needs no FILE.
   sweep      Prune one model in several ways, write each, compare all with the dense one.
+  search     Find the largest setting of each method that still keeps each use.
   report     Write the page of one or several runs: verdicts, reasons, what got worse.
   worse      Print the items of a task that were right and became wrong.
 

@@ -1,4 +1,4 @@
-"""The command line: `prunelit fit`, `validate`, `compare` and `sweep`.
+"""The command line: `prunelit fit`, `validate`, `compare`, `sweep` and `search`.
 
 Internal: the command and its options are public, the classes are not.
 """
@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.callbacks.results import OUTCOME
+from prunelit.callbacks.session import sweep_folder
 from prunelit.core.candidate import leave_out
 from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import check_nodes, config_paths
@@ -37,7 +38,6 @@ from prunelit.errors import InputError, check_seed, explain, name_own_code, shor
 from prunelit.files import is_text, keep_earlier, make_folder, write_text
 from prunelit.recipe import public_path
 from prunelit.report.verdicts import FAILS, KEEP
-from prunelit.sweep import sweep_folder
 from prunelit.trainer import PruneTrainer
 
 # Warnings of Lightning that do not apply to a run of prunelit.
@@ -307,13 +307,18 @@ def _settings(text: str | bytes) -> Any:
 
 def _for_another_subcommand(sentence: str) -> str:
     """Say which subcommand a configuration is for, if it has a key that this one lacks."""
-    if "not accept `variants" in sentence:
-        return " `variants` belongs to `prunelit sweep`: run that, or use a configuration of `fit`."
+    if found := re.search(r"not accept `(variants|grid|knobs)\b", sentence):
+        return (
+            f" `{found[1]}` belongs to `prunelit sweep` and `prunelit search`: run one of them, or "
+            "use a configuration of `fit`."
+        )
+    if found := re.search(r"not accept `(uses|seeds)`", sentence):
+        return f" `{found[1]}` belongs to `prunelit search`: run that, or leave it out."
     if "not accept `pruning`" in sentence:
         return (
             " `pruning` belongs to `prunelit fit` and `prunelit validate`: run one of them, or "
-            "leave it out; `prunelit sweep` takes `variants`, `prunelit compare` a "
-            "`model.candidate`."
+            "leave it out; `prunelit sweep` takes `variants`, as `prunelit search`, and `prunelit "
+            "compare` a `model.candidate`."
         )
     return ""
 

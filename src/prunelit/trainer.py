@@ -24,6 +24,7 @@ from prunelit.callbacks.checkpoints import (
     read_checkpoint,
 )
 from prunelit.callbacks.results import RESULTS, Results, check_outcome
+from prunelit.callbacks.session import sweep_folder
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
@@ -45,8 +46,9 @@ from prunelit.files import (
     only_writer,
 )
 from prunelit.pruners.base import Pruner
+from prunelit.report.verdicts import Use
 from prunelit.resume import UNFINISHED
-from prunelit.sweep import sweep, sweep_folder
+from prunelit.sweep import search, sweep
 
 _SAME_COMMAND = (
     "The same command continues: pruned models that are written, and measured batches of "
@@ -58,7 +60,7 @@ _VALIDATE = "The pruned model is written: `prunelit validate` with the same opti
 
 
 class PruneTrainer(ResumingTrainer):
-    """A `lightning.Trainer` with the four runs of prunelit; its arguments are Lightning's.
+    """A `lightning.Trainer` with the five runs of prunelit; its arguments are Lightning's.
 
     Each run checks the settings before it starts other processes.
 
@@ -179,9 +181,48 @@ class PruneTrainer(ResumingTrainer):
             InputError: naming the variant or the setting that does not fit.
         """
         check_trainer(self)
-        folders = {Path(self.default_root_dir) / "sweep", sweep_folder(self) / "sweep"}
-        with self._one_run(lambda: _SAME_COMMAND, datamodule, *folders, logs=False):
+        with self._one_run(lambda: _SAME_COMMAND, datamodule, *self._folders(), logs=False):
             sweep(self, model, datamodule, variants, grid, knobs)
+
+    @checked
+    def search(
+        self,
+        model: LightningModule,
+        datamodule: PruneData | None = None,
+        *,
+        variants: dict[str, Pruner],
+        grid: dict[str, list[float]] | str,
+        knobs: dict[str, str] | None = None,
+        uses: list[Use] | None = None,
+        seeds: int = 1,
+    ) -> None:
+        """Find the strongest setting of each method that still keeps each use, by bisection.
+
+        The answer is the strongest measured setting such that it and every weaker measured one keep
+        the use. Each setting is measured as a variant of a sweep.
+
+        Args:
+            model: a `PairedLM`.
+            datamodule: text to calibrate on, and the tasks.
+            variants: the pruner of each method by its name.
+            grid: settings of one numeric option of a method, in ascending order, by its name. As a
+                text: `wanda=0.2,0.3;drop=1,2`. Methods without settings are not searched.
+            knobs: path of that option by the name of a method, such as `sparsity.ratio`; without a
+                path it is the option `ratio` or `count`.
+            uses: of the model that are searched; None is all that the tasks measure.
+            seeds: number of calibration texts with which the settings around the answers are
+                measured, to see the spread.
+
+        Raises:
+            InputError: naming the variant or the setting that does not fit.
+        """
+        check_trainer(self)
+        with self._one_run(lambda: _SAME_COMMAND, datamodule, *self._folders(), logs=False):
+            search(self, model, datamodule, variants, grid, knobs, uses, seeds)
+
+    def _folders(self) -> set[Path]:
+        """Return what a sweep or a search locks."""
+        return {Path(self.default_root_dir) / "sweep", sweep_folder(self) / "sweep"}
 
     @contextmanager
     def _one_run(

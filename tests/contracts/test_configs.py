@@ -81,7 +81,9 @@ def test_every_file_has_a_place() -> None:
 def test_the_command_line_parses_it(config: Path, subcommand: str, parse: Parse) -> None:
     (given, *shared) = read(config)
     if "variants" in given:
-        subcommand = "sweep"
+        subcommand = {"fit": "sweep", "validate": "search"}[subcommand]
+        if subcommand == "search" and "grid" not in given:
+            subcommand = "sweep"
     result = parse(subcommand, "--config", str(config))
     # What the file and its shared parts name is in the result: nothing was dropped.
     assert set(class_paths([given, *shared])) <= set(class_paths(result))
@@ -104,7 +106,8 @@ def test_every_class_can_be_imported(config: Path) -> None:
 @every_config
 def test_the_header_says_how_it_is_started(config: Path) -> None:
     header = config.read_text(encoding="utf-8").split("\n\n")[0]
-    command = "sweep" if "variants" in read(config)[0] else "fit"
+    given = read(config)[0]
+    command = "search" if "grid" in given else "sweep" if "variants" in given else "fit"
     started = f"#   prunelit {command} --config configs/{config.name}\n"
     assert started in header or "#   sbatch scripts/slurm.sh\n" in header
 

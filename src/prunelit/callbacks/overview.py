@@ -98,6 +98,7 @@ def write_overview(
     folder: Path,
     logger: TensorBoardLogger | None,
     margins: Margins,
+    brief: bool = False,
 ) -> None:
     """Write the table and the figures of all variants; one process calls it.
 
@@ -106,6 +107,7 @@ def write_overview(
         folder: of all variants.
         logger: of the run; None writes nothing for TensorBoard.
         margins: of this run.
+        brief: print no table.
     """
     variants, lost = _with_earlier(variants, folder)
     verdicts = {v.name: _verdicts(folder / v.name, margins) for v in variants if v.point}
@@ -117,14 +119,16 @@ def write_overview(
     write_text(folder / FIGURES / VARIANTS, format_variants(variants))
     if logger is not None:
         _log(logger, variants, verdicts, pictures, kept)
-    show(variants_table(variants))
+    if not brief:
+        show(variants_table(variants))
     for sentence in missing:
         rank_zero_info(sentence)
     rank_zero_info(f"All variants: {folder / FIGURES}")
     if logger is not None:
         rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
     names = ",".join(variant.name for variant in variants)
-    print(f"Pages: {folder}/{{{names}}}/{PAGE}", flush=True)
+    if not brief:
+        print(f"Pages: {folder}/{{{names}}}/{PAGE}", flush=True)
 
 
 def _verdicts(folder: Path, margins: Margins) -> list[Verdict]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from prunelit.core.config_files import check_configs, config_paths
 from prunelit.errors import InputError
 
-SUBCOMMANDS = ("fit", "validate", "compare", "sweep")  # methods of the trainer
+SUBCOMMANDS = ("fit", "validate", "compare", "sweep", "search")  # methods of the trainer
 READERS = ("report", "worse")  # of files of a run; they need no torch
 NEW = "new"  # reads files without torch, then measures the dense model
 

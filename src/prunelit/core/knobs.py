@@ -31,6 +31,11 @@ class Knob:
     pruner: Pruner
     settings: tuple[float, ...]
 
+    @property
+    def option(self) -> str:
+        """Name of the option without its path."""
+        return self.path.rpartition(".")[2]
+
     def variant(self, setting: float) -> str:
         """Name the variant of a setting, such as `wanda_0.3`."""
         return f"{self.method}_{format_setting(setting)}"

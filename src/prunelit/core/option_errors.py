@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Sequence
 from types import ModuleType
 
+from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import name_place
 from prunelit.errors import close_names, near_names, similar_paths
 
@@ -41,7 +42,7 @@ def rephrase(message: str, owner: str | None, known: Collection[str], files: Seq
         return _unknown(first.lstrip("-").partition("=")[0], owner, known, files)
     if found := re.fullmatch(r"the following arguments are required: (.+)", text):
         of = f" of {owner}" if owner else ""
-        names = re.sub(r"(?:fit|validate|compare|sweep)\.", "", found[1]).replace(", ", "`, `")
+        names = re.sub(rf"(?:{'|'.join(SUBCOMMANDS)})\.", "", found[1]).replace(", ", "`, `")
         return f"Expected a value for `{names}`{of}: give it in the YAML or as an option."
     if found := re.fullmatch(r'Parser key "([^"]+)"[^:]*:\s*(.+)', text):
         return _wrong(found[1], found[2], owner, files)

@@ -206,18 +206,27 @@ def search_table(answers: Sequence[Answer]) -> Table:
     if repeated:
         table.add_column("other calibration text")
     for answer in answers:
-        low, high = answer.largest, answer.smallest
         cells = [
             f"{answer.method}\n{answer.option}",
             answer.use,
-            "none" if low is None else f"{low.setting:.12g}\n{_interval(low)}",
-            "none" if high is None else f"{high.setting:.12g}: {high.word}\n{_interval(high)}",
-            f"{len(answer.measured)} settings",
+            *_cells(answer),
+            f"{len(answer.measured)}",
         ]
         if repeated:
             cells.append("\n".join(_spreads(answer)))
         table.add_row(*cells)
     return table
+
+
+def _cells(answer: Answer) -> tuple[str, str]:
+    """Format the largest setting that keeps and the smallest that does not."""
+    if answer.word == "no lead":
+        return "no lead", ""
+    low, high = (
+        "none" if one is None else f"{one.setting:.12g}: {one.word}\n{_interval(one, margin=False)}"
+        for one in (answer.largest, answer.smallest)
+    )
+    return low, high
 
 
 def _spreads(answer: Answer) -> Iterator[str]:
@@ -303,11 +312,12 @@ def _above(one: Measured) -> str:
     return f"{one.setting:.12g} {verb} ({_interval(one)})"
 
 
-def _interval(one: Measured) -> str:
+def _interval(one: Measured, margin: bool = True) -> str:
     """Format the interval of the task that decides, with its name if the use has several."""
     worst = one.worst()
     name = f"{worst.task} " if len(one.verdicts) > 1 else ""
-    return f"{name}{worst.interval()}, margin {worst.bar()}"
+    bar = f", margin {worst.bar()}" if margin else ""
+    return f"{name}{worst.interval()}{bar}"
 
 
 def _join(settings: Sequence[float]) -> str:

@@ -55,7 +55,9 @@ def name_command(run: Run) -> str:
     """Return the command that repeats a run; empty if its configuration is not known."""
     if run.config_path is None:
         return ""
-    subcommand = "sweep" if run.config.get("variants") else "compare" if run.models else "fit"
+    subcommand = "compare" if run.models else "fit"
+    if run.config.get("variants"):
+        subcommand = "search" if "seeds" in run.config else "sweep"
     return f"prunelit {subcommand} --config {shlex.quote(str(run.config_path))}"
 
 
