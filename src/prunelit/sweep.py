@@ -128,7 +128,7 @@ def search(
 
 
 class _Asked:
-    """What a search has measured so far; on the first rank.
+    """State of a search: the verdicts of all that it measured; on the first rank.
 
     Args:
         session: measures the settings.

@@ -18,7 +18,7 @@ def test_a_rank_that_is_no_number(monkeypatch: pytest.MonkeyPatch, cli: Any, cap
 
 @pytest.mark.parametrize("arguments", [["fti"], ["Fit", "--config", "a.yaml"], ["run.yaml"]])
 def test_an_unknown_subcommand(arguments: list[str]) -> None:
-    known = "'new', 'fit', 'validate', 'compare', 'sweep', 'report', 'worse'"
+    known = "'new', 'fit', 'validate', 'compare', 'sweep', 'search', 'report', 'worse'"
     reason = f"Expected one of {known} but got '{arguments[0]}': see"
     with pytest.raises(InputError, match=reason):
         check_arguments(arguments)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -117,7 +118,7 @@ class Session:
         every = {**pruners, **extra}
         self._prunings = {name: _pruning(output / name, own) for name, own in every.items()}
         checks = _Checks(self._prunings, list(pruners), self._look)
-        self._start([checks, *self._others], next(iter(every)))
+        self._start([LambdaCallback(setup=checks.setup), *self._others], next(iter(every)))
         self._data.measures = False
         try:
             with warnings.catch_warnings():
@@ -248,7 +249,7 @@ class Session:
             clear_events(earlier, self.results.kept)
 
 
-class _Checks(Callback):
+class _Checks:
     """Check all variants before the first one is pruned.
 
     Args:
