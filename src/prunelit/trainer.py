@@ -1,7 +1,7 @@
 """The Trainer with one method for each subcommand of the command line.
 
 An interrupted run resumes in two places: `callbacks/checkpoints.py` restores a training,
-`resume.py` an evaluation.
+`core/resume.py` an evaluation.
 
 Internal: the public name, `PruneTrainer`, is in `prunelit`.
 """
@@ -35,6 +35,7 @@ from prunelit.core.private_api import (
     leave_signals,
     restores_checkpoint,
 )
+from prunelit.core.resume import UNFINISHED
 from prunelit.core.signals import Stopped, launching, stop_on_signals
 from prunelit.errors import InputError, first_line
 from prunelit.files import (
@@ -47,7 +48,6 @@ from prunelit.files import (
 )
 from prunelit.pruners.base import Pruner
 from prunelit.report.verdicts import Use
-from prunelit.resume import UNFINISHED
 from prunelit.sweep import search, sweep
 
 _SAME_COMMAND = (

@@ -16,10 +16,10 @@ from prunelit.callbacks import Results
 from prunelit.core.candidate import tell_models
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
+from prunelit.core.resume import recipe_of
 from prunelit.core.weights import Weights
 from prunelit.pruners import BlockDrop
 from prunelit.report.results import Result
-from prunelit.resume import recipe_of
 from prunelit.tasks import (
     Deviation,
     Distribution,

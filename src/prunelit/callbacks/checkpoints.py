@@ -1,6 +1,6 @@
 """Checkpoints to resume a stopped training.
 
-An evaluation that stopped resumes from `prunelit/resume.py`.
+An evaluation that stopped resumes from `prunelit/core/resume.py`.
 """
 
 import os

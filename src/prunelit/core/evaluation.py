@@ -6,11 +6,11 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from prunelit.core.datamodule import PruneData
+from prunelit.core.resume import open_journals
 from prunelit.models.dense_answers import open_answers
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
-from prunelit.resume import open_journals
 from prunelit.tasks.item_table import ItemTable
 
 

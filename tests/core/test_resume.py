@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunelit.resume import Journals, open_journals
+from prunelit.core.resume import Journals, open_journals
 
 RECIPE = {"model": "a", "prompts": ["é"]}
 # Values that a conversion to decimal text would lose: NaN, -0, the smallest double, narrow types.
