@@ -45,6 +45,10 @@ def test_a_run_with_other_settings_keeps_what_is_there(
     cli("fit", "--config", config(logger=logger))
     # The same settings and results replace nothing.
     cli("validate", "--config", config(logger=logger))
+    # Verdicts are decided anew, of the scores that are there.
+    cli("validate", "--config", config(logger=logger), "--keep", "0.5", "--fail_on", "loses")
+    assert "keep: 0.5" in (folder / "config.yaml").read_text()
+    cli("validate", "--config", config(logger=logger))
     assert not list(folder.glob("earlier_*"))
     assert "configuration were here" not in caplog.text
     before = {path: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}

@@ -333,3 +333,32 @@ def test_functions_of_ones_own_and_methods_of_str_are_taken() -> None:
 
 def _own(text: str) -> str:
     return text
+
+
+def test_files_that_own_code_imports_are_part_of_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_shelf").mkdir()
+    files = {
+        "__init__": "",
+        "main": "import json\nimport torch\nfrom . import near\ndef read():\n    import own_far\n",
+        "near": "from .deep import LENGTH\n",
+        "deep": "LENGTH = 3\n",
+        "other": "",
+    }
+    for name, text in files.items():
+        (tmp_path / "own_shelf" / f"{name}.py").write_text(text)
+    (tmp_path / "own_far.py").write_text("import own_far\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    read = importlib.import_module("own_shelf.main").read
+    before = describe_code(read)
+    changed = {}
+    for name in ("own_shelf/near", "own_shelf/deep", "own_far", "own_shelf/other"):
+        path = tmp_path / f"{name}.py"
+        text = path.read_text()
+        path.write_text(f"{text}# another line\n")
+        describe_code.cache_clear()
+        changed[name] = describe_code(read) != before
+        path.write_text(text)
+    describe_code.cache_clear()
+    assert changed == {**dict.fromkeys(changed, True), "own_shelf/other": False}

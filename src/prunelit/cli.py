@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -31,7 +31,7 @@ from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
-from prunelit.core.option_errors import rephrase
+from prunelit.core.option_errors import explain_types, name_owner, rephrase
 from prunelit.core.private_api import HookedCLI, replace_lists
 from prunelit.core.processes import end_together, misconfiguration
 from prunelit.errors import InputError, check_seed, explain, name_own_code, shorten
@@ -74,8 +74,11 @@ class OneSentenceParser(LightningArgumentParser):
             sentence = f"{key[0] if key else ''} {reason}"
         parser = getattr(ex, "subcommand_parser", self)
         known = [*parser.get_defaults().keys()]
-        sentence = name_own_code(ex) or rephrase(
-            sentence, self.owner, known, config_paths(sys.argv[1:])
+        files = config_paths(sys.argv[1:])
+        sentence = (
+            name_own_code(ex)
+            or explain_types(str(message), self.owner, files)
+            or rephrase(sentence, self.owner, known, files)
         )
         sentence += _for_another_subcommand(sentence)
         print(f"prunelit: error: {shorten(sentence)}", file=sys.stderr)
@@ -169,7 +172,9 @@ class PruneLitCLI(HookedCLI):
             parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
         if subcommand == "compare" and not any(map(_CONFIG.match, sys.argv)):
             self._default = True
-            parser.default_config_files = [str(files("prunelit") / "data" / "compare.yaml")]
+            parser.default_config_files = [
+                str(resources.files("prunelit") / "data" / "compare.yaml")
+            ]
         replace_lists(parser, "data.tasks")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -188,17 +193,17 @@ class PruneLitCLI(HookedCLI):
             cause = error.__cause__
             if cause is not None and not isinstance(cause, ValueError) and name_own_code(cause):
                 raise
-            raise InputError(" ".join(str(_innermost(error)).split())) from error
+            inner = _innermost(error)
+            sentence = name_owner(inner, config_paths(sys.argv[1:])) or str(inner)
+            sentence = re.sub(
+                r"^Problem with given class_path ('.*?'):",
+                r"The class \1 cannot be used:",
+                sentence,
+            )
+            raise InputError(" ".join(sentence.split())) from error
         if self._default and self.model.weights.candidate is not None:
             leave_out(self.datamodule, self.model.weights)
         self._results.check(self.datamodule)
-        if self.subcommand in ("fit", "validate") and not any(
-            isinstance(callback, Pruning)
-            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
-        ):
-            rank_zero_info(
-                "Nothing is pruned, since `pruning` is not given: the model is measured as it is."
-            )
 
     def run_subcommand(self, run: Callable[[], None]) -> None:
         """Run the subcommand; if one process fails, all of them end."""
@@ -233,6 +238,20 @@ class PruneLitCLI(HookedCLI):
             if name_own_code(error):
                 raise
             raise InputError(f"The Trainer refuses its settings: {error}") from error
+        except MisconfigurationException as error:
+            raise InputError(_name_setting(str(error), config)) from error
+
+
+def _name_setting(message: str, config: dict[str, Any]) -> str:
+    """Name the option of the Trainer whose value is in a message that names none."""
+    if not any(name in message for name in config):
+        given = [
+            name
+            for name, value in config.items()
+            if isinstance(value, str) and re.search(rf"\b{re.escape(value)}\b", message)
+        ]
+        message += f" It is given for `trainer.{given[0]}`." if given else ""
+    return message
 
 
 def run(args: list[str] | None = None) -> PruneLitCLI:
@@ -267,6 +286,8 @@ def main(args: list[str] | None = None) -> None:
     for message in _BESIDE_THE_POINT:
         warnings.filterwarnings("ignore", message=message)
     set_loader("yaml", load_yaml, (yaml.YAMLError,))
+    # Defaults of Lightning that are members of an enumeration of texts.
+    yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
     try:
         run(args)
     except Exception as error:  # noqa: BLE001 - each ends in a sentence
@@ -295,13 +316,14 @@ def load_yaml(text: str) -> Any:
 
 
 def _settings(text: str | bytes) -> Any:
-    """Read a configuration that was saved; its checkpoint to continue from is no setting."""
+    """Read the settings that decide the results of a configuration that was saved."""
     try:
         settings = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # of a file that was edited
         return None
     if isinstance(settings, dict):
-        settings.pop("ckpt_path", None)
+        for name in ("ckpt_path", "keep", "margin", "fail_on"):  # verdicts are decided anew
+            settings.pop(name, None)
     return settings
 
 

@@ -252,6 +252,19 @@ def check_replaceable(folder: str | Path) -> None:
         check_folder(real.parent, f".{real.name}.partial")
 
 
+def check_local(folder: str | Path) -> None:
+    """Refuse the address of a folder on another machine.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    if "://" in str(folder):
+        raise InputError(
+            f"Expected a folder of this machine but got {str(folder)!r}: write results into a "
+            "folder here, and copy them."
+        )
+
+
 def check_folder(folder: str | Path, name: str = "trial") -> None:
     """Refuse a folder that cannot be created or written, by a real write; creates nothing.
 
@@ -262,6 +275,7 @@ def check_folder(folder: str | Path, name: str = "trial") -> None:
     Raises:
         InputError: naming the folder.
     """
+    check_local(folder)
     real = _text_path(folder)
     place = _existing(real)
     try:

@@ -3,6 +3,7 @@
 Internal: nothing here is public.
 """
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -11,6 +12,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Mapping
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +85,9 @@ def describe(value: Any) -> Any:
 def describe_code(target: Any) -> dict[str, str | None]:
     """Return `{code_sha256: hash}` for a class or a function of a user; `{}` for any other one.
 
-    The hash is that of the file which defines it, and of those of the classes that it builds on.
-    It is read once a process, as Python reads the file. Code that is in no file has the hash None,
-    and a sentence says so.
+    The hash is that of the file which defines it, of those of the classes that it builds on, and of
+    the files of the user that one of these imports, in turn. It is read once a process, as Python
+    reads the files. Code that is in no file has the hash None, and a sentence says so.
 
     Args:
         target: a class or a function.
@@ -106,11 +108,50 @@ def describe_code(target: Any) -> dict[str, str | None]:
             "Write it into a file, or remove what it produced when you change it."
         )
         return {"code_sha256": None}
+    found = [file for file in own if file is not None]
+    for file in found:  # it grows
+        found += [one for one in _find_imports(file) if one not in found]
     digest = hashlib.sha256()
-    for file in own:
-        assert file is not None
+    for file in found:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return {"code_sha256": digest.hexdigest()}
+
+
+def _find_imports(file: Path) -> list[Path]:
+    """Find the files of the user that a file imports, wherever in it, in order."""
+    package = next(
+        (
+            module.__spec__.parent
+            for module in list(sys.modules.values())
+            if getattr(module, "__file__", None) == str(file) and module.__spec__ is not None
+        ),
+        "",
+    )
+    try:
+        nodes = [*ast.walk(ast.parse(file.read_bytes()))]
+    except (SyntaxError, ValueError):  # a compiled file
+        return []
+    names: list[str] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            home = resolve_name("." * node.level + (node.module or ""), package)
+            names += [home, *(f"{home}.{alias.name}" for alias in node.names)]
+    origins = [_find_origin(name) for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(one for one in origins if one and not is_library(one)))
+
+
+def _find_origin(name: str) -> Path | None:
+    """Find the file of a module; None if there is none, or if it is not in Python."""
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return None
+    try:
+        spec = find_spec(name)
+    except (ImportError, AttributeError, ValueError):  # a name in a module that is no package
+        return None
+    origin = None if spec is None else spec.origin
+    return Path(origin) if origin and origin.endswith(".py") and Path(origin).is_file() else None
 
 
 def _find_file(part: Any) -> Path | None:

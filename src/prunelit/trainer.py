@@ -15,6 +15,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import (
@@ -23,6 +24,7 @@ from prunelit.callbacks.checkpoints import (
     last_checkpoints,
     read_checkpoint,
 )
+from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import RESULTS, Results, check_outcome
 from prunelit.callbacks.session import sweep_folder
 from prunelit.core.checks import check_trainer
@@ -99,6 +101,7 @@ class PruneTrainer(ResumingTrainer):
                 does not fit.
         """
         check_trainer(self)
+        self._tell_unpruned(model)
         if ckpt_path not in (None, "last"):
             read_checkpoint(ckpt_path, checksums=True)
         elif ckpt_path == "last" and self.is_global_zero:
@@ -128,6 +131,8 @@ class PruneTrainer(ResumingTrainer):
             InputError: naming a setting that does not fit.
         """
         check_trainer(self)
+        if not self._inside:
+            self._tell_unpruned(model)
         with self._one_run(lambda: _SAME_COMMAND, datamodule):
             return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
 
@@ -223,6 +228,15 @@ class PruneTrainer(ResumingTrainer):
     def _folders(self) -> set[Path]:
         """Return what a sweep or a search locks."""
         return {Path(self.default_root_dir) / "sweep", sweep_folder(self) / "sweep"}
+
+    def _tell_unpruned(self, model: LightningModule) -> None:
+        """Say that both models are the dense one."""
+        prunes = any(isinstance(callback, Pruning) for callback in self.callbacks)  # type: ignore[attr-defined]
+        if isinstance(model, PairedLM) and model.weights.candidate is None and not prunes:
+            rank_zero_info(
+                "Nothing is pruned, since `pruning` is not given (in Python the callback "
+                "`Pruning`): the model is measured as it is."
+            )
 
     @contextmanager
     def _one_run(

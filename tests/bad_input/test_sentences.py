@@ -70,6 +70,26 @@ def test_yaml(
     [
         (("--seed_everything", str(2**70)), "Expected `seed_everything` from 0 to 4294967295"),
         (("--seed_everything", "-1"), "Expected `seed_everything` from 0 to 4294967295"),
+        (("--seed_everything", "1.5"), "Expected `seed_everything` as bool or int but got '1.5'"),
+        (("--trainer.precision", "abc"), "as one of 64, 32, 16, 'transformer-engine'"),
+        (("--trainer.default_root_dir", "http://x"), "a folder of this machine but got 'http://x'"),
+        (("--pruning.output", "s3://x/y"), "a folder of this machine but got 's3://x/y'"),
+        (("--trainer.val_check_interval", "0"), "Expected `trainer.val_check_interval` above 0"),
+        (("--trainer.accumulate_grad_batches", "0"), "`trainer.accumulate_grad_batches` above 0"),
+        (("--trainer.fast_dev_run", "true"), "Expected no `trainer.fast_dev_run`"),
+        (("--trainer.max_time", "1h"), "It is given for `trainer.max_time`."),
+        (("--trainer.logger", "abc"), "`class_path` and `init_args` of a Logger but got 'abc'"),
+        (("--trainer.strategy.class_path", "no.Such"), "The class 'no.Such', given for"),
+        (("--model.attn_implementation", "abc"), "The attention 'abc', given as `attn_impl"),
+        (("--model.optimizer", "abc"), "as the path of a function or class but got 'abc'"),
+        (("--data.tasks", "no.yaml"), "'no.yaml', given for `data.tasks`"),
+        (("--data.calibration", "abc"), "`init_args` of a CalibrationText but got 'abc'"),
+        (("--data.calibration.batch_size", "0"), "`batch_size` of prunelit.CalibrationText"),
+        (("--allow_code_execution", "x"), "`allow_code_execution` as true or false but got 'x'"),
+        (
+            ("--pruning.pruner.sparsity.ratio", "true"),
+            "of prunelit.sparsity.Unstructured as a number but got",
+        ),
         (("--trainer.devices", "-5"), "The Trainer refuses its settings: `devices`"),
         (("--trainer.devices", "abc"), "The Trainer refuses its settings: `devices`"),
     ],
@@ -81,8 +101,18 @@ def test_options(refuse: Refuse, options: tuple[str, str], reason: str) -> None:
 @pytest.mark.parametrize(
     ("place", "key", "value", "reason"),
     [
-        (lambda c: c["data"]["calibration"], "length", None, "Expected `length` a whole number"),
-        (lambda c: c["data"]["calibration"], "seed", 2**70, "Expected `seed` from 0"),
+        (
+            lambda c: c["data"]["calibration"],
+            "length",
+            None,
+            "`length` of prunelit.CalibrationText",
+        ),
+        (
+            lambda c: c["data"]["calibration"],
+            "seed",
+            2**70,
+            "`seed` of prunelit.CalibrationText (line ",
+        ),
         (first_task, "length", None, "Expected `length` of prunelit.tasks.Deviation as int"),
         (
             lambda c: c["data"]["tasks"][1]["init_args"],
@@ -99,6 +129,53 @@ def test_values(
 ) -> None:
     place(config)[key] = value
     assert reason in refuse()
+
+
+def test_a_text_in_the_place_of_options(refuse: Refuse, config: Config) -> None:
+    config["data"]["calibration"] = str({**config["data"]["calibration"], "lenght": 8})
+    assert "`lenght`, in the text given for `data.calibration` (line " in refuse()
+
+
+@pytest.mark.parametrize("wrong", [[], 5, "text"])
+def test_init_args_of_another_form(refuse: Refuse, config: Config, wrong: Any) -> None:
+    config["data"]["tasks"][0]["init_args"] = wrong
+    assert "expected `init_args` in line " in refuse()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [("{context:>10000000000}", "at most 10000 characters"), ("{context:d}", "correct the templ")],
+)
+def test_templates(refuse: Refuse, config: Config, template: str, reason: str) -> None:
+    config["data"]["tasks"][2]["init_args"]["template"] = template
+    assert reason in refuse()
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("callbacks.Timer", {"duration": "00:00:00:00"}),
+        ("callbacks.ModelSummary", {"max_depth": -5}),
+        ("loggers.CSVLogger", {"save_dir": "logs", "flush_logs_every_n_steps": 0}),
+    ],
+)
+def test_objects_of_lightning(
+    config: Config,
+    path: str,
+    options: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save_config: Callable[..., Path],
+    cli: Callable[..., None],
+    capfd: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = {"class_path": f"lightning.pytorch.{path}", "init_args": options}
+    config["trainer"]["logger" if "loggers" in path else "callbacks"] = [one]
+    with pytest.raises(SystemExit) as left:
+        cli("fit", "--config", str(save_config(tmp_path, config)))
+    assert left.value.code == 2
+    assert path.partition(".")[2] in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("key", ["default_root_dir", "logger"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunelit.core.option_errors import rephrase
+from prunelit.core.option_errors import explain_types, rephrase
 
 KNOWN = ["model.source", "model.dtype", "data.calibration", "data.tasks", "trainer.devices"]
 WANDA = "prunelit.pruners.Wanda"
@@ -41,17 +41,17 @@ WANDA = "prunelit.pruners.Wanda"
             "Got value: flaot32",
             None,
             "Expected `model.dtype` as one of 'auto', 'float32' but got 'flaot32' "
-            "(similar: 'float32').",
+            "(similar: 'float32'): write one of them.",
         ),
         (
             "Parser key \"seed\":\n  Expected a <class 'int'>. Got value: 1.5",
             WANDA,
-            "Expected `seed` of prunelit.pruners.Wanda as int but got '1.5'.",
+            "Expected `seed` of prunelit.pruners.Wanda as int but got '1.5': write such a value.",
         ),
         (
             'Parser key "ratio": Not of type Ratio: 30.0 does not conform to restriction v>=0',
             None,
-            "Expected `ratio` as a number v with v>=0 but got '30.0'.",
+            "Expected `ratio` as a number v with v>=0 but got '30.0': write such a number.",
         ),
         (
             "Parser key \"pruner\": Problem with given class_path 'prunelit.pruners.Wandda': "
@@ -93,3 +93,41 @@ WANDA = "prunelit.pruners.Wanda"
 def test_sentence(message: str, owner: str | None, sentence: str) -> None:
     known = ["sparsity", "include"] if owner else KNOWN
     assert sentence in rephrase(message, owner, known, [])
+
+
+UNION = (
+    'Parser key "{key}":\n  Does not validate against any of the Union subtypes\n'
+    "  Subtypes: [{kinds}]\n  Errors:\n    - {errors}\n  Given value type: <class 'str'>\n  Given value: {value}"
+)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "errors", "value", "sentence"),
+    [
+        (
+            "<class 'bool'>, typing.Literal[3, 'far'], <class 'NoneType'>",
+            "Expected a <class 'bool'>\n    - Expected a typing.Literal[3, 'far']",
+            "fat",
+            "as one of 3, 'far' or bool but got 'fat' (similar: 'far'): write such a value.",
+        ),
+        (
+            "dict[str, float], collections.abc.Callable[[str], str | None]",
+            "Expected a <class 'dict'>\n    - Expected a dot import path string: x",
+            "x",
+            "as dict[str, float] or the path of a function or class but got 'x'",
+        ),
+        (
+            "<class 'str'>, <class 'some.library.Strategy'>",
+            "Expected a <class 'str'>\n    - Problem with given class_path 'no.D': "
+            "No module named 'no'",
+            "{'class_path': 'no.D'}",
+            "The class 'no.D', given for `option`, cannot be used: No module named 'no'.",
+        ),
+        ("<class 'int'>, list[int]", "Expected a <class 'int'>\n    - Another", "x", None),
+        ("<class 'int'>, list[int]", "Expected a <class 'int'>", "lost.yaml", None),
+    ],
+)
+def test_all_types_are_named(kinds: str, errors: str, value: str, sentence: str | None) -> None:
+    message = UNION.format(key="option", kinds=kinds, errors=errors, value=value)
+    found = explain_types(message, None, [])
+    assert found is None if sentence is None else sentence in str(found)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prunelit import PairedLM, load_pretrained, load_tokenizer
 from prunelit.data.tokens import encode
@@ -481,3 +482,18 @@ def test_real_model_from_an_installed_distribution() -> None:
     start = time.monotonic()
     load_pretrained(source, dtype="float32")
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_an_attention_that_the_machine_cannot_compute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    def broken(*args: object, **options: object) -> tuple[Tensor, None]:
+        if failing:
+            raise RuntimeError("no compiler found. More lines")
+        return args[1] * torch.nan, None  # type: ignore[operator]
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", broken)
+    reason = "fails: no compiler found." if failing else "gives NaN"
+    with pytest.raises(InputError, match=f"'sdpa', given as `attn_impl.* {reason}"):
+        load_pretrained(str(folder), attn_implementation="sdpa")

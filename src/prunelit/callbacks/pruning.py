@@ -23,7 +23,7 @@ from prunelit.callbacks.watchers import BestCheckpoint, selection_recipe
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
-from prunelit.files import check_space, only_writer
+from prunelit.files import check_local, check_space, only_writer
 from prunelit.models.saving import (
     check_unchanged,
     read_report,
@@ -80,6 +80,7 @@ class Pruning(Callback):
         schedule: Schedule | None = None,
         offload: bool = False,
     ) -> None:
+        check_local(output or "")
         self.pruner = pruner
         self.output = output
         self.schedule = schedule

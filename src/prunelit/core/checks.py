@@ -40,8 +40,19 @@ def check_trainer(trainer: Trainer) -> None:
         )
     if any(isinstance(c, Timer) and c.time_remaining() is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise InputError(
-            "Expected no `trainer.max_time`: a run that it stops within an epoch cannot be "
-            "resumed. Set `max_epochs` or `max_steps` instead, or interrupt the process."
+            "Expected no `trainer.max_time`, and no callback `Timer`: a run that it stops within "
+            "an epoch cannot be resumed. Set `max_epochs` or `max_steps` instead, or interrupt the "
+            "process."
+        )
+    # With 0, Lightning divides by zero, or never does what the option counts.
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+        value = getattr(trainer, name)
+        if value is not None and value <= 0:
+            raise InputError(f"Expected `trainer.{name}` above 0 but got {value}: set at least 1.")
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise InputError(
+            "Expected no `trainer.fast_dev_run`, which measures a part of the items: set the "
+            "`limit` of a task instead."
         )
     limit = trainer.limit_val_batches
     if not (isinstance(limit, float) and limit == 1):  # Lightning's int 1 is a single batch

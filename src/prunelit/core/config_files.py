@@ -63,6 +63,21 @@ def name_place(paths: Sequence[str], key: str, owner: str | None, value: str | N
     return ""
 
 
+def name_text(paths: Sequence[str], key: str) -> str:
+    """Return ", in the text given for `a.b` (line 4 of 'run.yaml')", a text that holds a key."""
+    for path in paths:
+        for file, prefix, root in _read(Path(path), "", "", set()):
+            for dotted, _, node, given in _entries(root, prefix, None):
+                if (
+                    isinstance(given, yaml.ScalarNode)
+                    and given.value[:1] == "{"
+                    and key in given.value
+                ):
+                    line = node.start_mark.line + 1
+                    return f", in the text given for `{dotted}` (line {line} of {str(file)!r})"
+    return ""
+
+
 def _is_value(node: yaml.Node, value: str | None) -> bool:
     """Return True if a value can come from a node; a parser shows YAML as Python does."""
     if value is None:
@@ -139,11 +154,15 @@ def _check_groups(root: yaml.MappingNode, shown: str) -> None:
     for key, value in root.value:
         named = isinstance(value, yaml.ScalarNode) and value.tag == _TEXT
         if key.value in _GROUPS and not (named or isinstance(value, yaml.MappingNode)):
-            given = "a list" if isinstance(value, yaml.SequenceNode) else repr(value.value)
             raise InputError(
-                f"{shown} has {given} as `{key.value}` in line {key.start_mark.line + 1}: put "
-                "options below it, name a YAML file, or leave it out."
+                f"{shown} has {_shown(value)} as `{key.value}` in line "
+                f"{key.start_mark.line + 1}: put options below it, name a YAML file, or leave it "
+                "out."
             )
+
+
+def _shown(node: yaml.Node) -> str:
+    return "a list" if isinstance(node, yaml.SequenceNode) else f"{node.value!r:.60}"
 
 
 def _named_files(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int, str]]:
@@ -231,6 +250,13 @@ def _check_class(node: yaml.MappingNode) -> None:
         raise InputError(
             f"expected `class_path` in line {path.start_mark.line + 1} of the YAML as the path of "
             f"a class but got {str(path.value)!r:.60}."
+        )
+    arguments = keys.get("init_args")
+    named = isinstance(arguments, yaml.ScalarNode) and arguments.value[:1] in ("", "{", "~", "n")
+    if arguments is not None and not (named or isinstance(arguments, yaml.MappingNode)):
+        raise InputError(
+            f"expected `init_args` in line {arguments.start_mark.line + 1} of the YAML as options, "
+            f"such as `limit: 3`, but got {_shown(arguments)}."
         )
     for key, _ in node.value:
         if key.value not in (*_CLASS_KEYS, "<<", "$schema"):

@@ -14,7 +14,8 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 
 from prunelit.core.private_api import child_processes
 from prunelit.core.signals import Stopped
@@ -81,9 +82,23 @@ def barrier(trainer: Trainer, failed: bool) -> None:
 
 
 def misconfiguration(error: BaseException) -> str | None:
-    """Return the sentence of a setting that Lightning refuses; None for any other error."""
-    found = isinstance(error, MisconfigurationException)
-    return " ".join(str(error).split()) if found else None
+    """Return the sentence of a setting that Lightning refuses; None for any other error.
+
+    A callback or a logger of Lightning is built by a user, and fails for the options given to it.
+    """
+    if isinstance(error, MisconfigurationException):
+        return " ".join(str(error).split())
+    for frame in reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]):
+        owner, home = frame.f_locals.get("self"), frame.f_globals.get("__name__", "")
+        if not home.startswith(("lightning.", "torch.")):
+            return None
+        if isinstance(owner, Callback | Logger) and type(owner).__module__.startswith("lightning."):
+            return (
+                f"The options of {type(owner).__name__} do not fit this run "
+                f"({type(error).__name__}: {' '.join(str(error).split()):.200}): change them, or "
+                "leave it out."
+            )
+    return None
 
 
 def _leave(error: Exception, rank: int, children: list[Popen]) -> NoReturn:

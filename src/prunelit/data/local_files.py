@@ -173,12 +173,16 @@ def _parse(text: str, first: int) -> Any:
         line = first + error.lineno - 1
         raise InputError(
             f"JSON parse error in line {line}: {error.msg} (expected one object per line, or a "
-            "list of objects)"
+            "list of objects): correct the line"
         ) from None
     except UnicodeEncodeError:
-        raise InputError(f"JSON parse error in line {first}: \\u names half a character") from None
+        raise InputError(
+            f"JSON parse error in line {first}: \\u names half a character: correct the line"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"JSON parse error in line {first}: {first_line(error)}") from None
+        raise InputError(
+            f"JSON parse error in line {first}: {first_line(error)}: correct the line"
+        ) from None
     return value
 
 

@@ -26,7 +26,9 @@ def as_source(source: str | os.PathLike[str]) -> str:
         return source
     if isinstance(source, os.PathLike) and isinstance(path := os.fspath(source), str):
         return path if os.path.isabs(path) else os.path.join(".", path)
-    raise InputError(f"Expected a path or a name on the hub but got {source!r}.")
+    raise InputError(
+        f"Expected a path or a name on the hub, as `path` or `source`, but got {source!r}."
+    )
 
 
 def is_hub_name(source: str) -> bool:

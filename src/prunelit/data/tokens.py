@@ -107,7 +107,7 @@ def windows(
     if count == 0:
         raise InputError(
             f"Expected at least one window of {new} tokens but the {len(documents)} documents "
-            f"hold only {len(ids)}."
+            f"hold only {len(ids)}: choose a smaller `length`, or give more text."
         )
     return _begin_each(start, ids[: count * new].view(count, new)[:limit])
 

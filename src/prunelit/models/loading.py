@@ -5,8 +5,10 @@ import pickle
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from lightning.pytorch.utilities import rank_zero_info
@@ -125,6 +127,8 @@ def load_pretrained(
         if Path(folder, GENERATION_CONFIG_NAME).is_file():  # transformers ignores a damaged one
             GenerationConfig.from_pretrained(folder)
     except Exception as error:
+        if attn_implementation is not None and _concerns_attention(error):
+            raise _no_attention(attn_implementation, error) from error
         raise _refuse("model", source, error, revision) from error
     expected = find_missing_names(model, removed)
     if missing := sorted(set(info["missing_keys"]) - expected):
@@ -144,6 +148,8 @@ def load_pretrained(
     check_weights(model, source)
     embedded = model.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(tokenizer, embedded, source)
+    if attn_implementation is not None:
+        _check_attention(model.eval(), embedded, attn_implementation)
     return model.eval(), tokenizer
 
 
@@ -305,6 +311,36 @@ def _check_types(cast: Mapping[str, str], model: PreTrainedModel, source: str) -
             f"are no floating-point numbers, the first is {name!r} in {kind}, not {model.dtype}: "
             "save them as numbers, or add their `quantization_config` to config.json."
         )
+
+
+def _concerns_attention(error: Exception) -> bool:
+    """Return True if a library refused an attention implementation, not a file."""
+    return any("attn" in frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__))
+
+
+def _no_attention(name: str, error: Exception | None) -> InputError:
+    reason = "" if error is None else first_line(error).partition(". ")[0].rstrip(".")
+    cause = f"fails: {reason:.160}" if reason else "gives NaN"
+    return InputError(
+        f"The attention {name!r}, given as `attn_implementation`, cannot be used on this machine; "
+        f"it {cause}. Choose another one, such as 'sdpa' or 'eager', or leave it out."
+    )
+
+
+@torch.no_grad()
+def _check_attention(model: PreTrainedModel, embedded: int, name: str) -> None:
+    """Refuse an attention that this machine cannot compute; a compiler may be missing.
+
+    Raises:
+        InputError: naming it.
+    """
+    ids = torch.arange(8, device=model.device)[None] % embedded
+    try:
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    except Exception as error:
+        raise _no_attention(name, error) from error
+    if not all_finite(logits):
+        raise _no_attention(name, None)
 
 
 def _tell_surplus(names: Collection[str], model: PreTrainedModel, source: str) -> None:

@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from prunelit import InputError
 from prunelit.tasks.judges.answers import (
     AfterMarker,
     code_block,
@@ -86,6 +87,11 @@ def test_first_and_last_number(text: str, first: str | None, last: str | None) -
 )
 def test_what_stands_after_the_marker(text: str, expected: str | None) -> None:
     assert AfterMarker("####")(text) == expected
+
+
+def test_a_marker_holds_something() -> None:
+    with pytest.raises(InputError, match="`marker` of at least one character"):
+        AfterMarker("")
 
 
 def test_what_stands_after_the_marker_is_read_further() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prunelit.arguments import checked
+from prunelit.errors import InputError
 from prunelit.recipe import check_own
 from prunelit.tasks.judges.readings import find_readings, split_signs
 from prunelit.tasks.judges.words import find_numbers, read_number, split_words, trim_word
@@ -120,6 +121,9 @@ class AfterMarker:
         marker: a string such as `####`.
         then: finds the answer in the text after the marker.
 
+    Raises:
+        InputError: if `marker` is empty.
+
     Example:
         >>> from prunelit.tasks.judges import AfterMarker
         >>> AfterMarker("####")("3 * 4 = 12 #### 12")
@@ -130,6 +134,8 @@ class AfterMarker:
     then: Extract = first_line
 
     def __post_init__(self) -> None:
+        if not self.marker:
+            raise InputError("Expected a `marker` of at least one character but got ''.")
         check_own("then", self.then)
 
     def __call__(self, text: str) -> str | None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from prunelit.errors import InputError, first_line
 
 _SECONDS = 10.0  # for one conversation; a template takes less than a millisecond
+_LONGEST = 100_000_000  # characters of one conversation
 _HINT = "set `chat: false` and a `template`, or use the tokenizer's own chat template."
 
 
@@ -57,6 +58,11 @@ def fill_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -> st
             f"The chat template of the tokenizer fails ({first_line(error)}): {_HINT}"
         ) from error
     assert isinstance(prompt, str)
+    if len(prompt) > _LONGEST:
+        raise InputError(
+            f"The chat template of the tokenizer writes {len(prompt)} characters for one "
+            f"conversation: {_HINT}"
+        )
     return prompt
 
 

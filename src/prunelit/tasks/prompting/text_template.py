@@ -1,11 +1,14 @@
 """Fill templates with text; cut the text to a length, but not the template."""
 
+import re
 from string import Formatter
 
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.tokens import encode, encode_text, pad_token, special_tokens
 from prunelit.errors import InputError
+
+_WIDEST = 10_000  # characters that a field is filled up to
 
 
 class TextTemplate:
@@ -80,12 +83,22 @@ def check_template(template: str, *names: str) -> None:
         InputError: if a field is missing or unknown, or the format string is not valid.
     """
     try:
+        for _, _, form, _ in Formatter().parse(template):
+            if any(int(number) > _WIDEST for number in re.findall(r"\d{1,999}", form or "")):
+                raise InputError(
+                    f"Expected fields of at most {_WIDEST} characters in the template {template!r} "
+                    f"but got the width {form!r:.40}: take a smaller one."
+                )
         filled = template.format(**{name: f"\0{name}\0" for name in names})
+    except InputError:
+        raise
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
             f"Expected a template with the fields {', '.join(names)} but formatting {template!r} "
-            f"fails ({type(error).__name__}: {error})."
+            f"fails ({type(error).__name__}: {error}): correct the template."
         ) from error
     for name in names:
         if f"\0{name}\0" not in filled:
-            raise InputError(f"Expected the field {{{name}}} in the template {template!r}.")
+            raise InputError(
+                f"Expected the field {{{name}}} in the template {template!r}: write it there."
+            )
