@@ -97,7 +97,8 @@ def test_sentence(message: str, owner: str | None, sentence: str) -> None:
 
 UNION = (
     'Parser key "{key}":\n  Does not validate against any of the Union subtypes\n'
-    "  Subtypes: [{kinds}]\n  Errors:\n    - {errors}\n  Given value type: <class 'str'>\n  Given value: {value}"
+    "  Subtypes: [{kinds}]\n  Errors:\n    - {errors}\n"
+    "  Given value type: <class 'str'>\n  Given value: {value}"
 )
 
 
