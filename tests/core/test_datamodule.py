@@ -44,7 +44,7 @@ def test_preparing_again_changes_nothing(
 def test_reading_needs_no_tokenizer_and_refuses_bad_rows(material: Path) -> None:
     text = str(material / "text.jsonl")
     PruneData(CalibrationText(text), [Perplexity(text)]).read()
-    with pytest.raises(InputError, match=r"has no column 'choices', 'context', 'id'"):
+    with pytest.raises(InputError, match=r"has no column 'choices', 'context', 'label'"):
         PruneData(None, [MultipleChoice(text)]).read()
     with pytest.raises(InputError, match=r"has no column 'body'"):
         PruneData(CalibrationText(text, column="body")).read()
