@@ -84,7 +84,7 @@ WANDA = "prunelit.pruners.Wanda"
             "prunelit.tasks.base.Task is abstract",
             None,
             "Expected a class for `tasks` but got options alone, or the base class Task: give "
-            "`class_path`, such as prunelit.tasks.CollectionRetrieval, and `init_args`.",
+            "`class_path`, such as prunelit.tasks.Classification, and `init_args`.",
         ),
         ("A message of another form", None, "A message of another form"),
     ],
