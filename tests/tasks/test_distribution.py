@@ -121,7 +121,8 @@ def test_the_copy_computes_in_its_own_dtype_whatever_the_trainer_casts_to(
         seen.append((model.dtype, torch.is_autocast_enabled("cpu")))
         return final_hidden(model, ids, mask)
 
-    monkeypatch.setattr("prunelit.tasks.distribution.final_hidden", hidden)
+    for room in ("distribution", "shared_pass"):
+        monkeypatch.setattr(f"prunelit.tasks.{room}.final_hidden", hidden)
     with torch.autocast("cpu", torch.bfloat16):
         distribution(ModelPair(pair.pruned, twin, pair.tokenizer), limit=2, floor_windows=1)
     assert seen == [
@@ -146,7 +147,8 @@ def test_the_other_batch_size_is_another_one(
         seen.append(len(ids))
         return final_hidden(model, ids, mask)
 
-    monkeypatch.setattr("prunelit.tasks.distribution.final_hidden", hidden)
+    for room in ("distribution", "shared_pass"):
+        monkeypatch.setattr(f"prunelit.tasks.{room}.final_hidden", hidden)
     distribution(pair, batch_size=batch_size, limit=batch_size, floor_windows=1)
     # Dense, pruned, dense again, and the copy.
     assert seen == sizes

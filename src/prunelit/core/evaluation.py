@@ -1,9 +1,12 @@
 """One validation: measure the items of every task, sum them up, continue after an interruption."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from prunelit.core.datamodule import PruneData
 from prunelit.core.resume import open_journals
@@ -11,7 +14,9 @@ from prunelit.models.dense_answers import open_answers
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.item_table import ItemTable
+from prunelit.tasks.base import Task
+from prunelit.tasks.item_table import ItemTable, Streamed
+from prunelit.tasks.shared_pass import find_shared
 
 
 class Evaluation:
@@ -38,6 +43,7 @@ class Evaluation:
         self._tasks = data.tasks
         self._answers = open_answers(pair.dense) if dense_cache else None
         self._pair = replace(pair, answers=self._answers)
+        self._shared = {} if pair.dense is None else find_shared(data.tasks.values())
         self._tables = {name: ItemTable(data.sizes[name]) for name in data.tasks}
         self._journals = open_journals(trainer, pair, data.tasks)
 
@@ -47,9 +53,14 @@ class Evaluation:
         if len(indices):
             task = self._tasks[name]
             if self._answers is not None:
-                self._answers.task = name
-            values = self._journals.values(name, indices, lambda: task.measure(self._pair, batch))
+                self._answers.tasks = self._shared[name].names if name in self._shared else [name]
+            values = self._journals.values(name, indices, partial(self._measure, task, batch))
             self._tables[name].assign(indices, values)
+
+    def _measure(self, task: Task, batch: dict[str, Any]) -> Mapping[str, Tensor | Streamed]:
+        if (shared := self._shared.get(task.name)) is not None:
+            return shared.measure(task.name, self._pair, batch)
+        return task.measure(self._pair, batch)
 
     def summarise(self, keep_going: bool) -> None:
         """Collect the items of all ranks and compute the results; every rank must call it.

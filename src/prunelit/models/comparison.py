@@ -1,6 +1,6 @@
 """Compare the pruned with the dense model in embedding, logit and probability space."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -110,7 +110,6 @@ def deviation_sums(
     *,
     temperature: float = 1.0,
     subset: Tensor | None = None,
-    hidden: Sequence[Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Sum the deviations over the tokens of each sequence, without padding.
 
@@ -120,24 +119,33 @@ def deviation_sums(
         batch: ids and mask, (B, T).
         temperature: of the softmax.
         subset: token ids; adds the `subspace_*` quantities.
-        hidden: final embeddings of both models, (B, T, D) each; None runs the models.
 
     Returns:
         For each quantity (B,) float64 sums, and (B,) numbers of tokens.
     """
     batch = move_data_to_device(batch, dense.device)
     mask = batch["attention_mask"].bool()
-    if hidden is None:
-        hidden = [final_hidden(model, **batch) for model in (dense, pruned)]
+    hidden = [final_hidden(model, **batch)[mask] for model in (dense, pruned)]
+    values = token_deviations(dense, pruned, *hidden, temperature=temperature, subset=subset)
+    return sum_rows(values, mask), mask.sum(1)
+
+
+def sum_rows(values: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Sum the values of the tokens of each sequence, in the order of the tokens.
+
+    Args:
+        values: (N,) of each quantity, at the N places where the mask is True.
+        mask: (B, T) bool.
+
+    Returns:
+        (B,) float64 of each quantity.
+    """
     row = mask.nonzero()[:, 0]
     sums: dict[str, Tensor] = {}
-    values = token_deviations(
-        dense, pruned, *(h[mask] for h in hidden), temperature=temperature, subset=subset
-    )
     for name, value in values.items():
         zero = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
         sums[name] = zero.index_add_(0, row, value)
-    return sums, mask.sum(1)
+    return sums
 
 
 def token_deviations(

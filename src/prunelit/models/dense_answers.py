@@ -48,13 +48,13 @@ class DenseAnswers:
         folder: of the files of all models. Each model has its own in it.
 
     Attributes:
-        task: name of the task that asks now.
+        tasks: names of the tasks that ask now.
         counts: answers that were read and that were measured, by the name of a task.
     """
 
     def __init__(self, model: PreTrainedModel, folder: str | Path) -> None:
         self.model = model
-        self.task = ""
+        self.tasks: Sequence[str] = [""]
         self.counts: dict[str, tuple[int, int]] = {}
         self._root = Path(folder)
         self._tokenizers: dict[int, str] = {}
@@ -90,16 +90,16 @@ class DenseAnswers:
         """
         key = self._key(function, inputs, settings)
         known = self._read(key)
-        read, measured = self.counts.get(self.task, (0, 0))
+        for task in self.tasks:
+            read, measured = self.counts.get(task, (0, 0))
+            self.counts[task] = read + (known is not None), measured + (known is None)
         if known is not None:
-            self.counts[self.task] = read + 1, measured
             device = self.model.device
             return _as_answer(function, {name: x.to(device) for name, x in known.items()})
         answer = function(self.model, *inputs, **settings, **memo)
         # The layout in memory is that of an answer from disk.
         tensors = {name: x.detach().contiguous() for name, x in _as_tensors(answer).items()}
         self._write(key, tensors)
-        self.counts[self.task] = read, measured + 1
         return _as_answer(function, tensors)
 
     def tell(self) -> None:

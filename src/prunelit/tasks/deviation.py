@@ -1,20 +1,20 @@
 """Dense against pruned in embedding, logit and probability space, on text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunelit.errors import check_positive
-from prunelit.models.architecture import final_hidden
-from prunelit.models.comparison import deviation_sums
+from prunelit.models.comparison import sum_rows
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable
-from prunelit.tasks.window_task import WindowTask
+from prunelit.tasks.shared_pass import LogitTask, Values
 
 
-class Deviation(WindowTask):
+class Deviation(LogitTask):
     """Every quantity of `prunelit.compare`, teacher-forced on the windows of a text.
 
     Standard errors treat windows, not tokens, as independent.
@@ -50,18 +50,16 @@ class Deviation(WindowTask):
         check_positive("temperature", temperature)
         self.temperature = temperature
 
-    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
-        assert pair.dense is not None
-        ids = batch["input_ids"]
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        sums, counts = deviation_sums(
-            pair.dense,
-            pair.pruned,
-            inputs,
-            temperature=self.temperature,
-            hidden=[pair.ask(name, final_hidden, *inputs.values()) for name in pair.models()],
-        )
-        return {name: values / counts for name, values in sums.items()}
+    def summarise(
+        self,
+        pair: ModelPair,
+        batch: dict[str, Any],
+        hidden: Sequence[Tensor],
+        values: dict[str, Tensor],
+    ) -> Values:
+        mask = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+        sums = sum_rows({name: value.flatten() for name, value in values.items()}, mask)
+        return {name: value / self.length for name, value in sums.items()}
 
     def report(self, table: ItemTable) -> TaskReport:
         details = {**self.details(self.length), "temperature": self.temperature}

@@ -26,7 +26,7 @@ from prunelit.report.distribution import (
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, Streamed
-from prunelit.tasks.window_task import WindowTask
+from prunelit.tasks.shared_pass import LogitTask, Values
 
 # Reported quantiles, in percent of the tokens.
 KL_PERCENT = (99.9, 99, 90, 50, 10, 1)
@@ -47,7 +47,7 @@ _BATCH = "floor_batch/"
 FLOORS = (_BATCH, "floor_bfloat16/", "floor_float32/")
 
 
-class Distribution(WindowTask):
+class Distribution(LogitTask):
     """Next-token distributions, dense against pruned, teacher-forced on the windows of a text.
 
     The statistics are those of llama.cpp's `--kl-divergence`. They cover the L - 1 tokens of a
@@ -113,28 +113,35 @@ class Distribution(WindowTask):
         self.floor = floor
         self.floor_windows = floor_windows
 
-    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        return {**super().collate(indices), "windows": list(indices)}
+    def token_values(self, logits: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        dense, pruned = logits
+        return _likelihoods(dense, pruned, targets)
 
-    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
+    def summarise(
+        self,
+        pair: ModelPair,
+        batch: dict[str, Any],
+        hidden: Sequence[Tensor],
+        values: dict[str, Tensor],
+    ) -> Values:
         assert pair.dense is not None
         ids = batch["input_ids"]
-        mask = torch.ones_like(ids)
-        hidden, other = (pair.ask(name, final_hidden, ids, mask)[:, :-1] for name in pair.models())
-        found = _compare(pair.dense, pair.pruned, hidden, other, ids)
-        values: dict[str, Tensor | Streamed] = {
+        # The next token of the last one is not known.
+        found = {name: value[:, :-1].contiguous() for name, value in values.items()}
+        _check(found)
+        own: dict[str, Tensor | Streamed] = {
             f"{model}/nll": found[f"{model}/nll"].mean(1) for model in ("dense", "pruned")
         }
-        values |= {name: Streamed(found[name][:, None]) for name in _SKETCHED}
+        own |= {name: Streamed(found[name][:, None]) for name in _SKETCHED}
         chosen = [row for row, window in enumerate(batch["windows"]) if window < self.floor_windows]
         if self.floor and chosen:
-            compared = pair.ask("dense", _floors, ids, chosen, memo={"hidden": hidden})
+            compared = pair.ask("dense", _floors, ids, chosen, memo={"hidden": hidden[0][:, :-1]})
             for prefix in (one for one in FLOORS if one + _MEANS[0] in compared):
                 for name in _SKETCHED:
                     tokens = found[name].new_full((len(ids), 1, self.length - 1), torch.nan)
                     tokens[chosen, 0] = compared[prefix + name]
-                    values[prefix + name] = Streamed(tokens)
-        return values
+                    own[prefix + name] = Streamed(tokens)
+        return own
 
     def report(self, table: ItemTable) -> TaskReport:
         results = self._results(table)
@@ -234,25 +241,33 @@ def _compare(
     true = ids[:, 1:].flatten()
 
     def likelihoods(z: Tensor, z_pruned: Tensor, place: slice) -> dict[str, Tensor]:
-        targets = true[place, None]
-        log_p, log_p_pruned = (log_probability(x, targets)[:, 0] for x in (z, z_pruned))
-        values = {
-            "dense/nll": -log_p,
-            "pruned/nll": -log_p_pruned,
-            "delta_nll": log_p - log_p_pruned,
-            "delta_p": log_p_pruned.exp() - log_p.exp(),
-        }
-        if values["delta_nll"].isnan().any():
-            raise InputError(
-                "Expected finite log-probabilities of the text but a model returns NaN, or both "
-                "return -inf for the same token. Load the models in another dtype."
-            )
-        return values
+        return _likelihoods(z, z_pruned, true[place])
 
     values = token_deviations(
         dense, pruned, hidden.flatten(0, 1), other.flatten(0, 1), also=likelihoods
     )
+    _check(values)
     return {name: value.view(hidden.shape[:2]) for name, value in values.items()}
+
+
+def _likelihoods(dense: Tensor, pruned: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Compare the log-probabilities of n targets under (n, V) logits of both models."""
+    log_p, log_p_pruned = (log_probability(x, targets[:, None])[:, 0] for x in (dense, pruned))
+    return {
+        "dense/nll": -log_p,
+        "pruned/nll": -log_p_pruned,
+        "delta_nll": log_p - log_p_pruned,
+        "delta_p": log_p_pruned.exp() - log_p.exp(),
+    }
+
+
+def _check(values: Mapping[str, Tensor]) -> None:
+    """Refuse log-probabilities that cannot be compared."""
+    if values["delta_nll"].isnan().any():
+        raise InputError(
+            "Expected finite log-probabilities of the text but a model returns NaN, or both "
+            "return -inf for the same token. Load the models in another dtype."
+        )
 
 
 def _floors(

@@ -1,19 +1,20 @@
 """Perplexity of a text."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from prunelit.models.inference.scoring import window_nll
+from prunelit.models.inference.scoring import check_log_probability, log_probability, window_nll
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, mean
-from prunelit.tasks.window_task import WindowTask
+from prunelit.tasks.shared_pass import LogitTask, Values
 
 
-class Perplexity(WindowTask):
+class Perplexity(LogitTask):
     """Perplexity: exp of the mean negative log-likelihood of a token, in non-overlapping windows.
 
     The first token of a window has no context and is not scored, so a window of L tokens has L - 1
@@ -27,12 +28,17 @@ class Perplexity(WindowTask):
         name: of the task.
         kwargs: options of `WindowTask`.
 
+    A task that compares both models on the same windows, in the same batches, shares its pass of
+    each model: `Deviation` and `Distribution`.
+
     Example:
         >>> from prunelit.tasks import Perplexity
         >>> task = Perplexity("prunelit:facts.jsonl", column="context", length=64, limit=8)
         >>> task.name, task.needs_reference
         ('perplexity', False)
     """
+
+    needs_deviations = False
 
     def __init__(
         self,
@@ -43,7 +49,25 @@ class Perplexity(WindowTask):
     ) -> None:
         super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
 
-    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def token_values(self, logits: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        return {
+            f"{name}/nll": -log_probability(own, targets[:, None])[:, 0]
+            for name, own in zip(("dense", "pruned"), logits, strict=True)
+        }
+
+    def summarise(
+        self,
+        pair: ModelPair,
+        batch: dict[str, Any],
+        hidden: Sequence[Tensor],
+        values: dict[str, Tensor],
+    ) -> Values:
+        found = {f"{name}/nll": values[f"{name}/nll"][:, :-1] for name in pair.models()}
+        for name, model in pair.models().items():
+            check_log_probability(model, found[f"{name}/nll"])
+        return {name: value.contiguous().mean(1) for name, value in found.items()}
+
+    def alone(self, pair: ModelPair, batch: dict[str, Any]) -> Values:
         return {
             f"{name}/nll": pair.ask(name, window_nll, batch["input_ids"]).mean(1)
             for name in pair.models()

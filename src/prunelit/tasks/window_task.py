@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import Documents, hash_rows, load_texts, text_rule
@@ -52,6 +53,11 @@ class WindowTask(RowTask):
         )
         self.longest = self.length
         return len(self._windows)
+
+    @property
+    def windows(self) -> Tensor:
+        """(N, length) token ids, after `prepare`."""
+        return self._windows
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         return {"input_ids": self._windows[list(indices)]}

@@ -193,7 +193,9 @@ def log_probability(logits: Tensor, token_ids: Tensor, temperature: float = 1.0)
     size = rows_per_chunk(logits)
     parts = []
     for rows, ids in zip(logits.split(size), token_ids.split(size), strict=True):
-        scaled = widen(rows) / temperature
+        scaled = widen(rows)
+        if temperature != 1:
+            scaled = scaled / temperature
         parts.append(scaled.gather(-1, ids) - scaled.logsumexp(-1, keepdim=True))
     return torch.cat(parts)
 

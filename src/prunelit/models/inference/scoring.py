@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
+from prunelit.metrics.spaces.buffers import rows_per_chunk
 from prunelit.models.architecture import final_hidden, unembed
 
 # Positions to unembed at a time, which bounds the (positions, V) float32 logits.
@@ -35,24 +36,40 @@ def log_likelihoods(
         for h, ids in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits, columns = unembed(model, h), ids.view(len(ids), -1)
             if exact:
-                chosen = _log_probability(logits, columns)
+                chosen = log_probability(logits, columns)
             else:
                 chosen = logits.log_softmax(1).gather(1, columns).double()
             pieces.append(chosen.view(ids.shape))
     result = torch.cat(pieces)
-    if result.isnan().any():
+    check_log_probability(model, result)
+    return result
+
+
+def check_log_probability(model: PreTrainedModel, values: Tensor) -> None:
+    """Refuse log-probabilities that are NaN.
+
+    Raises:
+        InputError: naming the class of the model.
+    """
+    if values.isnan().any():
         raise InputError(
             f"Expected numbers as log-probabilities but {type(model).__name__} gives NaN: load it "
             "in another dtype."
         )
-    return result
 
 
-def _log_probability(logits: Tensor, columns: Tensor) -> Tensor:
-    """Return the log-probabilities of the columns, (n, K) float64, of (n, V) float32 logits."""
-    highest = logits.amax(1, keepdim=True)
-    total = (logits - highest).exp_().sum(1, keepdim=True, dtype=torch.float64)
-    return logits.gather(1, columns).double() - highest.double() - total.log()
+def log_probability(logits: Tensor, columns: Tensor) -> Tensor:
+    """Return the log-probabilities of the columns, (n, K) float64, of (n, V) float32 logits.
+
+    A few rows at a time fit into the cache of a CPU.
+    """
+    size = rows_per_chunk(logits)
+    pieces = []
+    for rows, ids in zip(logits.split(size), columns.split(size), strict=True):
+        highest = rows.amax(1, keepdim=True)
+        total = (rows - highest).exp_().sum(1, keepdim=True, dtype=torch.float64)
+        pieces.append(rows.gather(1, ids).double() - highest.double() - total.log())
+    return torch.cat(pieces)
 
 
 def window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
