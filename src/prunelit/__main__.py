@@ -62,7 +62,8 @@ def main() -> None:
                     run()
             except Stopped as stop:
                 stop.pass_on()
-                stop.tell("Start the same command again.")
+                more = " with `--overwrite`" if arguments[0] == NEW else ""
+                stop.tell(f"Start the same command again{more}.")
                 raise
 
 

@@ -39,7 +39,7 @@ def test_the_files_are_measured_and_other_commands_take_the_result(
         "intents (classification): 'Message' is the text, 'Intent' one of 2 labels; 6 texts",
         "Warning: intents: 1 of 12 texts are in the calibration text",
         "qa: the model has no chat template, so it reads plain questions.",
-        "Written: decision.yaml, decision.fit.yaml, decision.sweep.yaml.",
+        "Written: decision.yaml, decision.fit.yaml, decision.sweep.yaml, decision.search.yaml.",
         "items needed: to find with 80% power that 0.95 of the lead is kept at 3 tasks, if",
         "nothing is lost and 10% of the items flip",
         "qa: the dense model is not above chance",
@@ -49,6 +49,7 @@ def test_the_files_are_measured_and_other_commands_take_the_result(
     for subcommand, more in (
         ("fit", ["--config", "decision.fit.yaml"]),
         ("sweep", ["--config", "decision.sweep.yaml"]),
+        ("search", ["--config", "decision.search.yaml"]),
         ("compare", ["--model.candidate", "other"]),
     ):
         with pytest.raises(SystemExit) as left:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
-from transformers import PreTrainedModel
 
 from prunelit import tasks as known_tasks
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.new.plans import Plan
 from prunelit.core.weights import Weights
+from prunelit.models.dense_answers import open_answers
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.main_scores import chance
 from prunelit.report.results import Result
@@ -92,11 +92,13 @@ class DenseModel:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = self._weights.origin.read().eval()
         model.to(device)  # type: ignore[arg-type]
+        # Later runs read what the model gives here.
+        pair = ModelPair(model, None, self._weights.tokenizer, answers=open_answers(model))
         found = {}
         for task in measured:
             task.check(model)
             rank_zero_info(f"Measuring the dense model on {task.name} ...")
-            table = _measure(task, data.sizes[task.name], model, self._weights, device)
+            table = _measure(task, data.sizes[task.name], pair)
             report = task.report(table)
             assert report.scores is not None
             results = [result for result in report.results if result.model == "dense"]
@@ -133,13 +135,13 @@ def foretell(scores: PairedScores, keep: float, level: float) -> int | None:
 
 
 @torch.inference_mode()
-def _measure(
-    task: Task, size: int, model: PreTrainedModel, weights: Weights, device: torch.device
-) -> ItemTable:
-    """Return the items of a task, as if both models were the dense one."""
-    pair, table = ModelPair(model, None, weights.tokenizer), ItemTable(size)
+def _measure(task: Task, size: int, pair: ModelPair) -> ItemTable:
+    """Return the items of a task, as if both models were the one of the pair."""
+    table = ItemTable(size)
+    if pair.answers is not None:
+        pair.answers.task = task.name
     for batch in task.batches(size, 0, 1):
-        values = task.step(pair, move_data_to_device(batch, device))
+        values = task.step(pair, move_data_to_device(batch, pair.pruned.device))
         dense = {
             f"dense/{name.removeprefix('pruned/')}": value
             for name, value in values.items()

@@ -14,7 +14,7 @@ from prunelit.core.new.plans import Plan, TextPlan
 from prunelit.errors import InputError, visible
 from prunelit.files import make_folder, write_text
 
-PARTS = ("fit", "sweep")  # subcommands with a file of their own
+PARTS = ("fit", "sweep", "search")  # subcommands with a file of their own
 
 
 def part_paths(output: str) -> dict[str, Path]:
@@ -28,8 +28,8 @@ def part_paths(output: str) -> dict[str, Path]:
 
     Example:
         >>> from prunelit.core.new.files import part_paths
-        >>> [str(path) for path in part_paths("runs/decision.yaml").values()]
-        ['runs/decision.yaml', 'runs/decision.fit.yaml', 'runs/decision.sweep.yaml']
+        >>> {part: str(path) for part, path in part_paths("runs/a.yml").items() if part != "search"}
+        {'': 'runs/a.yml', 'fit': 'runs/a.fit.yml', 'sweep': 'runs/a.sweep.yml'}
     """
     path = Path(output)
     if path.suffix not in (".yaml", ".yml"):
