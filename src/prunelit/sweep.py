@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from prunelit.callbacks.overview import FIGURES
 from prunelit.callbacks.session import Session, open_session
 from prunelit.core.datamodule import PruneData
 from prunelit.core.knobs import Knob, read_knobs
@@ -17,6 +18,9 @@ from prunelit.errors import InputError, check_whole
 from prunelit.files import write_text
 from prunelit.pruners.base import Pruner
 from prunelit.report.bisection import next_setting
+from prunelit.report.page.runs import PAGE, Run
+from prunelit.report.page.search_view import view_search
+from prunelit.report.page.view import write_page
 from prunelit.report.search import (
     SEARCH,
     Answer,
@@ -27,7 +31,7 @@ from prunelit.report.search import (
     search_table,
     setting_sentence,
 )
-from prunelit.report.settings import Placed, place_settings
+from prunelit.report.settings import SETTINGS, Placed, place_settings
 from prunelit.report.tables import show
 from prunelit.report.verdicts import USES, Verdict
 
@@ -124,7 +128,7 @@ def search(
         _repeat(trainer, asked, seeds)
         session.results.words = [answer.word for answer in asked.answers()]
     if trainer.is_global_zero:
-        _close(session.folder, asked.answers())
+        _close(session.folder, asked.answers(), asked.runs())
 
 
 class _Asked:
@@ -162,7 +166,7 @@ class _Asked:
         self.session.measure(name)
         if not self.session.writes:
             return
-        verdicts = self._verdicts[name] = self.session.verdicts(name)
+        verdicts = self._verdicts[name] = self.session.read(name).verdicts
         _check_uses(verdicts, self._uses)
         text = f", calibration text {seed + 1}" if seed else ""
         again = " (measured already)" if known else ""
@@ -181,6 +185,12 @@ class _Asked:
     def answers(self) -> list[Answer]:
         """Find the answers among all that is measured."""
         return find_answers(self._placed(), self._uses)
+
+    def runs(self) -> list[Run]:
+        """Read the runs of the settings around the answers, or that of the first setting."""
+        around = {(a.method, one.setting) for a in self.answers() for one in a.around}
+        names = [name for name, (knob, s) in self.places.items() if (knob.method, s) in around]
+        return [self.session.read(name) for name in names or list(self._verdicts)[:1]]
 
     def _placed(self) -> list[Placed]:
         return place_settings(list(self.session.variants.values()), self._verdicts)
@@ -218,12 +228,21 @@ def _repeat(trainer: Trainer, asked: _Asked, seeds: int) -> None:
                 asked.measure(name, knob, setting, seed)
 
 
-def _close(folder: Path, answers: Sequence[Answer]) -> None:
-    """Print and write the answers of a search; one process calls it."""
+def _close(folder: Path, answers: Sequence[Answer], runs: Sequence[Run]) -> None:
+    """Print and write the answers of a search; one process calls it.
+
+    Args:
+        folder: of all variants.
+        answers: of all methods.
+        runs: with their verdicts, which the page shows in full.
+    """
     write_text(folder / SEARCH, format_search(answers))
+    page = write_page(
+        runs, folder / PAGE, view_search(answers, folder / FIGURES / f"{SETTINGS}.png")
+    )
     show(search_table(answers))
     print(*closing(answers), sep="\n")
-    print(f"Search: {folder / SEARCH}", flush=True)
+    print(f"Page: {page}", flush=True)
 
 
 def _check_search(

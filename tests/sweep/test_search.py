@@ -134,6 +134,8 @@ def test_the_largest_setting_of_each_use(
 ) -> None:
     run("search")
     assert answers(tmp_path) == {"retrieval": (0.5, 0.6), "generation": (0.2, 0.3)}
+    board = tmp_path / "run" / "board"
+    assert not (board / "wanda_0.1").exists()
     # 0.4, 0.6 and 0.5 for one use; the other one needs 0.2 and 0.3 too.
     assert measured(tmp_path) == [f"wanda_{setting}" for setting in (0.2, 0.3, 0.4, 0.5, 0.6)]
     out = capsys.readouterr().out
@@ -144,7 +146,9 @@ def test_the_largest_setting_of_each_use(
         "5 settings were tried. Holm's procedure holds the chance of a wrong verdict at 5% over",
     ):
         assert line in out, out
-    board = tmp_path / "run" / "board"
+    page = (board / "report.html").read_text()
+    assert "<h1>Largest setting that keeps each use</h1>" in page
+    assert out.splitlines()[-1].endswith("board/report.html")
     lines = drawn(tmp_path)
     assert [line["setting"] for line in lines if line["use"] == "retrieval"] == [
         *("0.2", "0.3", "0.4", "0.5", "0.6")
@@ -210,6 +214,22 @@ def test_a_killed_search_goes_on(
     after = (tmp_path / "run" / "board" / "wanda_0.4" / "variant.json").stat().st_mtime_ns
     assert after == before
     assert answers(tmp_path) == {"retrieval": (0.4, 0.6), "generation": (None, 0.4)}
+
+
+@pytest.mark.distributed
+def test_two_processes_find_what_one_finds(
+    config: Config, tmp_path: Path, forked: Callable[..., Any]
+) -> None:
+    config["grid"] = {"wanda": [0.2, 0.5, 0.6]}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    options = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--seeds", "2")
+    for _ in range(2):  # the second one takes what the first one measured
+        done = forked(tmp_path, "search", "--config", str(path), *options, ranks=2)
+        assert done.returncode == 0, done.stderr
+        assert answers(tmp_path) == {"retrieval": (0.5, 0.6), "generation": (0.2, 0.5)}
+        assert done.stdout.count("Largest setting that keeps each use") == 1
+    assert done.stdout.count("(measured already)") == 6
 
 
 def test_a_sweep_measures_the_grid_and_a_search_takes_it(

@@ -19,7 +19,7 @@ from prunelit.errors import InputError
 from prunelit.files import keep_earlier, write_text
 from prunelit.report.curves import as_csv, write_picture
 from prunelit.report.overview import ALL_FIGURES, overview
-from prunelit.report.page.runs import PAGE, judge, read_run
+from prunelit.report.page.runs import PAGE, Run, judge, read_run
 from prunelit.report.page.view import write_page
 from prunelit.report.settings import place_settings
 from prunelit.report.tables import markdown_table, show
@@ -76,12 +76,15 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256((folder / RESULTS).read_bytes()).hexdigest()
 
 
-def decide_again(folder: Path, margins: Margins) -> list[Verdict]:
+def decide_again(folder: Path, margins: Margins) -> Run:
     """Decide the verdicts of a variant from its scores; write them if the margins are other ones.
 
     Args:
         folder: of its results.
         margins: of this run.
+
+    Returns:
+        The run with its verdicts.
     """
     run = read_run(folder)
     judge([run], margins)
@@ -90,7 +93,7 @@ def decide_again(folder: Path, margins: Margins) -> list[Verdict]:
     if run.verdicts and not (path.is_file() and path.read_bytes() == text.encode()):
         write_text(path, text)
         write_page([run])
-    return run.verdicts
+    return run
 
 
 def write_overview(
@@ -136,7 +139,7 @@ def _verdicts(folder: Path, margins: Margins) -> list[Verdict]:
     if read_record(folder) is None:
         return []
     try:
-        return decide_again(folder, margins)
+        return decide_again(folder, margins).verdicts
     except InputError as error:
         rank_zero_info(f"The settings in the figure are without {folder.name!r}: {error}")
         return []
@@ -167,11 +170,23 @@ def _log(
         own.finalize("success")
 
 
-def version(logger: TensorBoardLogger, name: str) -> TensorBoardLogger:
+def version(
+    logger: TensorBoardLogger, name: str, kind: type[TensorBoardLogger] = TensorBoardLogger
+) -> TensorBoardLogger:
     """Return a logger that writes beside another one, into a folder with this name."""
-    return TensorBoardLogger(
-        logger.save_dir, logger.name, name, default_hp_metric=False, sub_dir=logger.sub_dir
-    )
+    return kind(logger.save_dir, logger.name, name, default_hp_metric=False, sub_dir=logger.sub_dir)
+
+
+class NoEvents(TensorBoardLogger):
+    """A logger that names the folder of a run and writes nothing into it."""
+
+    @property
+    def experiment(self) -> Any:
+        """Return None in place of a writer, which would open a file."""
+        return None
+
+    def save(self) -> None:
+        """Write nothing."""
 
 
 def events_of(logger: Logger) -> list[Path]:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from prunelit.callbacks.overview import (
     FIGURES,
     OVERVIEW,
+    NoEvents,
     clear_events,
     decide_again,
     events_of,
@@ -41,11 +42,11 @@ from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import check_text, reads_text
 from prunelit.recipe import recipe_id
 from prunelit.report.curves import Curve
-from prunelit.report.page.runs import PAGE
+from prunelit.report.page.runs import PAGE, Run
 from prunelit.report.results import Result
 from prunelit.report.search import SEARCH
 from prunelit.report.variants import Point, Variant
-from prunelit.report.verdicts import Verdict, use_sentences, use_words
+from prunelit.report.verdicts import use_sentences, use_words
 
 _RESERVED = (OVERVIEW, FIGURES, SEARCH, PAGE, "config.yaml")
 
@@ -118,7 +119,7 @@ class Session:
         every = {**pruners, **extra}
         self._prunings = {name: _pruning(output / name, own) for name, own in every.items()}
         checks = _Checks(self._prunings, list(pruners), self._look)
-        self._start([LambdaCallback(setup=checks.setup), *self._others], next(iter(every)))
+        self._start([LambdaCallback(setup=checks.setup), *self._others], OVERVIEW, NoEvents)
         self._data.measures = False
         try:
             with warnings.catch_warnings():
@@ -185,8 +186,8 @@ class Session:
         finally:
             self._data.draw_calibration(own)
 
-    def verdicts(self, name: str) -> list[Verdict]:
-        """Decide the verdicts of a variant that is measured; on the first rank."""
+    def read(self, name: str) -> Run:
+        """Read a variant that is measured, and decide its verdicts; on the first rank."""
         return decide_again(self.folder / name, self.results.margins)
 
     def write(self, brief: bool) -> None:
@@ -208,7 +209,7 @@ class Session:
             variant.point = self._points.get(name)
             write_record(self.folder / name, variant, self._keys[name])
         self.variants[name] = variant
-        verdicts = self.verdicts(name)
+        verdicts = self.read(name).verdicts
         self.results.words += use_words(verdicts).values()
         if not self.results.silent:
             rank_zero_info(
@@ -217,9 +218,14 @@ class Session:
             if verdicts:
                 print(*use_sentences(verdicts), sep="\n", flush=True)
 
-    def _start(self, callbacks: list[Callback], name: str) -> None:
+    def _start(
+        self,
+        callbacks: list[Callback],
+        name: str,
+        kind: type[TensorBoardLogger] = TensorBoardLogger,
+    ) -> None:
         self._trainer.callbacks = callbacks  # type: ignore[attr-defined]
-        self._trainer.loggers = [version(self.logger, name)] if self.logger else []
+        self._trainer.loggers = [version(self.logger, name, kind)] if self.logger else []
         self._module.discard_pruned()
         reset_seed()  # so that no variant depends on those before it
 

@@ -248,12 +248,16 @@ def closing(answers: Sequence[Answer]) -> list[str]:
         answers: of all methods.
     """
     lines = list(dict.fromkeys(answer.sentence() for answer in answers))
-    lines += [
-        f"Other calibration text ({answer.method}, {answer.use}): {'; '.join(spreads)}."
-        for answer in answers
-        if (spreads := list(_spreads(answer)))
-    ]
+    lines += [line for answer in answers for line in tell_spread(answer)]
     return [*lines, multiplicity(answers)]
+
+
+def tell_spread(answer: Answer) -> list[str]:
+    """Say what other calibration text gives; nothing if no setting was repeated."""
+    spreads = "; ".join(_spreads(answer))
+    return (
+        [f"Other calibration text ({answer.method}, {answer.use}): {spreads}."] if spreads else []
+    )
 
 
 def multiplicity(answers: Sequence[Answer]) -> str:

@@ -8,13 +8,13 @@ from prunelit.report.page.runs import Run
 from prunelit.report.page.words import NAMES
 from prunelit.report.verdicts import Verdict, Word, use_words
 
-_LOOKS: dict[Word, str] = {
+LOOKS: dict[Word, str] = {
     "keeps": "keep",
     "loses": "lose",
     "cannot tell": "tell",
     "no lead": "none",
 }
-_BEGIN: dict[Word, str] = {
+BEGIN: dict[Word, str] = {
     "keeps": "Keeps",
     "loses": "Loses",
     "cannot tell": "Cannot tell",
@@ -31,7 +31,7 @@ def compare_verdicts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         cells = [
             {"look": "none", "text": "not measured"}
             if verdict is None
-            else {"look": _LOOKS[verdict.word], "text": f"{verdict.word} {_interval(verdict)}"}
+            else {"look": LOOKS[verdict.word], "text": f"{verdict.word} {_interval(verdict)}"}
             for verdict in own
         ]
         lines.append({"task": task, "cells": cells})
@@ -58,8 +58,8 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
     """Yield the verdict of each use, with a line for each of its tasks."""
     for use, word in use_words(verdicts).items():
         yield {
-            "look": _LOOKS[word],
-            "word": _BEGIN[word],
+            "look": LOOKS[word],
+            "word": BEGIN[word],
             "name": NAMES.get(use, use),
             "tasks": [_task_line(verdict) for verdict in verdicts if verdict.use == use],
         }
@@ -129,7 +129,7 @@ def _strip_row(verdict: Verdict, low: float, high: float) -> dict[str, Any]:
     return {
         "task": verdict.task,
         "text": _interval(verdict),
-        "look": _LOOKS[verdict.word],
+        "look": LOOKS[verdict.word],
         "word": verdict.word,
         **places,
         "width": round(places["high"] - places["low"], 2),

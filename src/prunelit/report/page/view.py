@@ -31,18 +31,21 @@ from prunelit.report.verdicts import use_sentences
 _FIGURES, _ITEMS = 1_300_000, 900_000  # bytes of a page
 
 
-def write_page(runs: Sequence[Run], path: Path | None = None) -> Path:
+def write_page(
+    runs: Sequence[Run], path: Path | None = None, search: dict[str, Any] | None = None
+) -> Path:
     """Write the page of one or several runs whose verdicts are decided.
 
     Args:
         runs: with their verdicts.
         path: of the page; None is `report.html` in the folder of the first run.
+        search: answers of a search, see `prunelit.report.page.search_view`; they come first.
 
     Returns:
         The path of the page.
     """
     path = path or runs[0].folder / PAGE
-    write_text(path, render(build_page(runs)))
+    write_text(path, render(build_page(runs) | ({} if search is None else {"search": search})))
     return path
 
 
@@ -114,6 +117,7 @@ def build_page(runs: Sequence[Run]) -> dict[str, Any]:
             "No verdict: the runs cannot be compared" if refused else f"{len(runs)} runs compared"
         )
     return {
+        "search": None,
         "title": title,
         "version": version("prunelit"),
         "runs": views,
