@@ -497,3 +497,8 @@ def test_an_attention_that_the_machine_cannot_compute(
     reason = "fails: no compiler found." if failing else "gives NaN"
     with pytest.raises(InputError, match=f"'sdpa', given as `attn_impl.* {reason}"):
         load_pretrained(str(folder), attn_implementation="sdpa")
+
+
+def test_a_folder_has_no_revision(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"no `revision` with '.*dense', which is not on the hub"):
+        load_pretrained(str(folder), revision="main")

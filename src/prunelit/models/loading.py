@@ -499,6 +499,11 @@ def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         commit = _find_commit(source, revision)
         local = is_cache_alone(source, "model", commit)
         return source, {"revision": commit, "local_files_only": local}
+    if revision is not None:
+        raise InputError(
+            f"Expected no `revision` with {source!r}, which is not on the hub, but got "
+            f"{revision!r}: leave it out."
+        )
     path = local_path(source)
     if path.suffix.lower() == ".gguf":
         if path.is_file() and is_pointer(path):
