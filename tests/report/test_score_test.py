@@ -156,7 +156,7 @@ def test_the_bounds_of_balanced_accuracy_cover(
     ]
     tests = [
         ScoreTest(PairedScores(one, other, np.full(n, floor), weights=weights))
-        for one, other in zip(*answers, strict=True)
+        for one, other in zip(answers[0], answers[1], strict=True)
     ]
     z = np.array([test.share_z(share) for test in tests])
     least = 0.93 - 3 * math.sqrt(0.93 * 0.07 / draws)
