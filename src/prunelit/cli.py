@@ -160,6 +160,12 @@ class PruneLitCLI(HookedCLI):
             "`answers=0.05`.",
         )
         parser.add_argument(
+            "--speed",
+            type=bool,
+            default=True,
+            help="Measure speed and memory of both models when the tasks are done.",
+        )
+        parser.add_argument(
             "--fail_on",
             type=Literal["loses", "cannot_tell"] | None,
             default=None,
@@ -220,7 +226,9 @@ class PruneLitCLI(HookedCLI):
         config = {**self.setting("trainer", default={}), **kwargs}
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TaskProgressBar())
-        self._results = Results(self.setting("keep", KEEP), self.setting("margin"))
+        self._results = Results(
+            self.setting("keep", KEEP), self.setting("margin"), self.setting("speed", True)
+        )
         callbacks.append(self._results)  # last, to print when the progress bar is gone
         if config.get("max_epochs") != 0 and config.get("enable_checkpointing") is not False:
             given = config.get("callbacks") or []

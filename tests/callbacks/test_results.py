@@ -125,6 +125,15 @@ def test_the_options_are_in_the_yaml_beside_them(fitted: Path) -> None:
     assert options["sparsity.ratio"] == 0.5
 
 
+def test_the_gains_are_measured(fitted: Path, board: Path) -> None:
+    gains = json.loads((board / "gains.json").read_text())
+    assert gains["parameters"]["dense"] == gains["parameters"]["pruned"] > 0
+    assert gains["file_bytes"]["pruned"] > gains["file_bytes"]["dense"]  # the masks
+    assert gains["speed"]["decode"]["low"] <= gains["speed"]["decode"]["high"]
+    assert gains["loads_in"].startswith("stock transformers")
+    assert "Gains: parameters none; memory none; reading " in (fitted / "stdout").read_text()
+
+
 def test_the_run_closes_with_the_table(fitted: Path) -> None:
     printed = (fitted / "stdout").read_text()
     assert "Achieved sparsity 0.5000" in printed

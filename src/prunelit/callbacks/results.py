@@ -3,6 +3,7 @@
 `tensorboard.py` decides the layout of the TensorBoard page.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 
+from prunelit.callbacks.gains import measure_gains
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.tensorboard import (
     write_curves,
@@ -31,7 +33,8 @@ from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
 from prunelit.report.options import list_options
-from prunelit.report.page.runs import PAGE, read_run
+from prunelit.report.page.gains import gain_sentence
+from prunelit.report.page.runs import GAINS, PAGE, read_run
 from prunelit.report.page.view import write_page
 from prunelit.report.results import Result, format_results, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, verdict_cells
@@ -53,7 +56,7 @@ from prunelit.report.verdicts import (
 RESULTS, SCORES, VERDICTS = "results.jsonl", "scores.parquet", "verdicts.json"
 RECORD = "variant.json"  # of a sweep or a search: this variant is measured
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
-OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, PAGE, RECORD, "hparams.yaml")
+OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, GAINS, PAGE, RECORD, "hparams.yaml")
 OUTCOME_FOLDERS = ("items", "figures")
 OUTCOME = (*OUTCOME_FILES, *OUTCOME_FOLDERS)
 
@@ -69,12 +72,15 @@ class Results(Callback):
     `hparams.yaml`. The folder `figures/` beside it
     has each figure as PNG and its numbers as CSV; the curves of a task are in `<task>_curves.csv`.
     `verdicts.json` has the verdicts, `scores.parquet` the main score of each item, from which they
-    follow. `report.html` is the page of the run: its path is the last line that is printed.
+    follow. `gains.json` has sizes, memory and speed of both models, which are measured in turns
+    when the tasks are done; a sweep leaves this out. `report.html` is the page of the run: its path
+    is the last line that is printed.
 
     Args:
         keep: share of the dense model's lead over chance that must remain, for all tasks or by the
             name of a task or use, see `prunelit.report.verdicts.Margins`.
         margin: highest loss of a score in its own unit, by the name of a task or use.
+        speed: measure speed and memory of both models; False leaves out the few seconds.
 
     Example:
         >>> from prunelit import PruneTrainer
@@ -89,8 +95,11 @@ class Results(Callback):
         self,
         keep: float | dict[str, float] | str = KEEP,
         margin: dict[str, float] | str | None = None,
+        speed: bool = True,
     ) -> None:
         self.margins = Margins(keep, margin)
+        self.speed = speed
+        self.gains: dict[str, Any] | None = None  # of the last validation, on rank 0
         self.verdicts: list[Verdict] = []  # of the last validation; empty on other ranks than 0
         self.words: list[Word] = []  # of each use, of all validations
         self.folder: Path | None = None  # for the files; None is the folder in the docstring
@@ -172,6 +181,7 @@ class Results(Callback):
                 write_texts(logger.experiment, class_rows(pl_module.results), "classes")
                 write_curves(logger.experiment, self.curves)
                 self._log_hyperparameters(logger, pl_module, pruning)
+        self._measure_gains(pl_module, callback)
         self._tables = printed_tables(reports.values())
         run = read_run(folder)
         run.verdicts = self.verdicts
@@ -192,6 +202,8 @@ class Results(Callback):
             if isinstance(logger, TensorBoardLogger):
                 rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
         assert isinstance(pl_module, PairedLM)
+        if self.gains is not None:
+            print(gain_sentence(self.gains))
         if self.verdicts:
             show(headline_table(verdict_cells(self.verdicts)))
             print(*use_sentences(self.verdicts), sep="\n")
@@ -217,6 +229,16 @@ class Results(Callback):
             self.kept = keep_earlier(self._into, OUTCOME)
             rank_zero_info(f"Other results were here; they are now in {self.kept}.")
         write_results(results, path)
+
+    def _measure_gains(self, module: PairedLM, callback: Pruning | None) -> None:
+        """Measure and write the gains; those of an earlier run of these results are not kept."""
+        self.gains, path = None, self._into / GAINS
+        path.unlink(missing_ok=True)
+        pruned = module.weights.candidate is not None or (callback and callback.report)
+        if self.speed and pruned and not self.brief and module.pair.dense is not None:
+            report, written = (callback.report, callback.written) if callback else (None, None)
+            self.gains = measure_gains(module.weights, report, written)
+            write_text(path, json.dumps(self.gains, indent=2) + "\n")
 
     def _pictures(
         self,

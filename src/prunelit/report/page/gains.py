@@ -1,64 +1,126 @@
-"""Gains: the sizes of both models."""
+"""Gains: sizes, memory and speed of both models."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from prunelit.report.page.runs import Run
 
+_MILLION = 1_000_000
+_CLEAR = 0.02  # a smaller change of speed is none, even if every round has it
+# Label, key and unit of each size.
+_SIZES = (
+    ("Parameters, millions, zeros included", "parameters"),
+    ("Weights in memory, MB", "bytes"),
+    ("Files of weights and masks, MB", "file_bytes"),
+    ("Memory in use, MB: weights and what a text needs", "peak_bytes"),
+)
+_SPEEDS = (
+    ("Reading a prompt, tokens a second", "prefill"),
+    ("Writing, tokens a second", "decode"),
+)
+
 
 def gain_lines(run: Run) -> list[dict[str, str]]:
-    """Return one line for each size, dense and pruned; no line if they are not known."""
-    report = run.pruning or _sizes(run)
-    if report is None:
-        return []
+    """Return one line for each size and speed, dense and pruned; no line if none is known."""
+    gains = run.gains or _sizes(run)
     lines = []
-    place = "in memory" if run.models else "on disk"
-    for label, key, unit in (
-        ("Parameters, millions, zeros included", "parameters", 1_000_000),
-        (f"Weights {place}, MB", "bytes", 1_000_000),
-    ):
-        before, after = report.get(key), report.get(f"stored_{key}")
+    for label, key in _SIZES:
+        own = gains.get(key) or {}
+        before, after = own.get("dense"), own.get("pruned")
         if before and after:
-            gain = f"{1 - after / before:.1%}" if after != before else "none"
-            cells = [f"{one / unit:,.4g}" for one in (before, after)]
-            lines.append({"label": label, "dense": cells[0], "pruned": cells[1], "gain": gain})
-    if "sparsity" in report:
-        share = f"{report['sparsity']:.1%}"
-        line = {
-            "label": "Weights of the blocks that were removed",
-            "dense": "0.0%",
-            "pruned": share,
-        }
-        lines.append({**line, "gain": ""})
+            cells = (f"{before / _MILLION:,.4g}", f"{after / _MILLION:,.4g}")
+            lines.append(_line(label, *cells, size_gain(before, after)))
+    for label, key in _SPEEDS:
+        if own := (gains.get("speed") or {}).get(key):
+            cells = (f"{own['dense']:,.3g}", f"{own['pruned']:,.3g}")
+            lines.append(_line(label, *cells, _speed_gain(own)))
+    if run.pruning is not None and "sparsity" in run.pruning:
+        share = f"{run.pruning['sparsity']:.1%}"
+        lines.append(_line("Weights of the blocks that were removed", "0.0%", share, ""))
+    if loads := gains.get("loads_in"):
+        lines.append(_line("Loads in", "", str(loads), ""))
     return lines
 
 
-def _sizes(run: Run) -> dict[str, Any] | None:
-    """Return the sizes of a dense model and its candidate, by the keys of a pruning report."""
-    names = {"": "dense", "stored_": "candidate"}
-    if not run.models.keys() >= set(names.values()):
-        return None
-    keys = ("parameters", "bytes")
-    return {f"{start}{key}": run.models[names[start]].get(key) for start in names for key in keys}
+def _line(label: str, dense: str, pruned: str, gain: str) -> dict[str, str]:
+    return {"label": label, "dense": dense, "pruned": pruned, "gain": gain}
+
+
+def size_gain(before: float, after: float) -> str:
+    """Say by how much a size shrank."""
+    share = 1 - after / before
+    if abs(share) < 0.0005:
+        return "none"
+    return f"{share:.1%}" if share > 0 else f"none, {-share:.1%} more"
+
+
+def _speed_gain(own: dict[str, Any]) -> str:
+    """Say how many times as fast the pruned model is, if every round agrees on the direction."""
+    spread = f"{own['low']:.2f} to {own['high']:.2f}"
+    if own["low"] > 1 and own["ratio"] >= 1 + _CLEAR:
+        return f"{own['ratio']:.2f} times as fast ({spread})"
+    if own["high"] < 1 and own["ratio"] <= 1 - _CLEAR:
+        return f"none, slower: {own['ratio']:.2f} times ({spread})"
+    return f"none ({spread} times)"
+
+
+def gain_sentence(gains: dict[str, Any]) -> str:
+    """Say in one sentence what is gained.
+
+    Args:
+        gains: see `prunelit.callbacks.gains.measure_gains`.
+    """
+    return f"Gains: {'; '.join(_parts(gains))}."
+
+
+def _parts(gains: dict[str, Any]) -> Iterator[str]:
+    for name, key in (("parameters", "parameters"), ("memory", "peak_bytes")):
+        yield f"{name} {size_gain(gains[key]['dense'], gains[key]['pruned'])}"
+    for name, key in (("reading", "prefill"), ("writing", "decode")):
+        if own := gains["speed"].get(key):
+            yield f"{name} {_speed_gain(own)}"
+
+
+def _sizes(run: Run) -> dict[str, Any]:
+    """Return the sizes of a run whose gains were not measured, as far as its files know them."""
+    report, models = run.pruning, run.models
+    if report is not None:
+        pairs = {key: (report.get(key), report.get(f"stored_{key}")) for key in _KNOWN}
+    elif models.keys() >= {"dense", "candidate"}:
+        pairs = {key: tuple(models[name].get(key) for name in _NAMES) for key in _KNOWN}
+    else:
+        return {}
+    return {key: dict(zip(("dense", "pruned"), pair, strict=True)) for key, pair in pairs.items()}
+
+
+_KNOWN, _NAMES = ("parameters", "bytes"), ("dense", "candidate")
 
 
 def gain_notes(run: Run) -> list[str]:
-    """Say what the sizes mean, and what was not measured."""
-    report = run.pruning
-    if run.models:
-        return [
-            "Sizes are those of the weights as they were loaded: a GGUF file is loaded in float32, "
-            "and a quantised weight counts its packed numbers.",
-            "Speed, and memory while the model is used, were not measured.",
-        ]
-    if report is None:
-        return ["The pruned model is not on this machine, so its size is not known here."]
+    """Say what the numbers mean, and what was not measured."""
     notes = []
-    if report.get("stored_parameters") == report.get("parameters"):
+    report = run.pruning
+    if report is not None and report.get("stored_parameters") == report.get("parameters"):
         notes.append(
             "The removed weights are zeros. Zeros are stored and multiplied like any other number: "
             "this model is not smaller and not faster."
         )
-    else:
+    elif report is not None:
         notes.append("The removed parts are taken out of the model: it is smaller.")
-    notes.append("Speed, and memory while the model is used, were not measured.")
+    elif not run.models:
+        notes.append("The pruned model is not on this machine.")
+    if run.gains:
+        rounds = [own["rounds"] for own in run.gains["speed"].values()]
+        notes.append(
+            f"Speed and memory are those of one text, on {run.gains['device']} in "
+            f"{run.gains['dtype']}; both models in turns, {max(rounds, default=0)} rounds. In "
+            "brackets: the lowest and the highest ratio of a round."
+        )
+    else:
+        notes.append("Speed, and memory while the model is used, were not measured.")
+    if run.models:
+        notes.append(
+            "Sizes are those of the weights as they were loaded: a GGUF file is loaded in float32, "
+            "and a quantised weight counts its packed numbers."
+        )
     return notes

@@ -67,5 +67,8 @@ def list_missing(run: Run) -> Iterator[str]:
     absent = [NAMES[use].lower() for use in USES if use not in measured]
     if absent:
         yield f"No task of this run measures {join(absent, 'or')}."
-    yield "Speed and memory while the model is used."
+    if run.gains is None:
+        yield "Speed and memory while the model is used."
+    else:
+        yield "Speed of long texts, of many texts at once, and in other programs."
     yield "Any language, length or kind of text that is not in the rows above; safety."

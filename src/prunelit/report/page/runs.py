@@ -18,6 +18,8 @@ from prunelit.report.score_test import PairedScores
 from prunelit.report.verdicts import USES, Margins, Verdict, decide
 
 RESULTS, SCORES, PAGE, CONFIG = "results.jsonl", "scores.parquet", "report.html", "config.yaml"
+GAINS = "gains.json"
+_GAINS = {"parameters", "bytes", "file_bytes", "peak_bytes", "speed", "device", "dtype"}
 _COLUMNS = ("task", "dense", "pruned", "floor", "bounded")
 _WEIGHT = "weight"  # a run of an earlier version has none: all items weigh alike
 
@@ -32,6 +34,7 @@ class Run:
         pruning: the content of `pruning.json`; None if the pruned model is not on this machine.
         config: the configuration; empty for a run from Python, or if the file is damaged.
         config_path: its file; None if there is no configuration.
+        gains: sizes, memory and speed; None if they were not measured.
         verdicts: of the tasks; none before `judge`.
     """
 
@@ -40,6 +43,7 @@ class Run:
     pruning: dict[str, Any] | None
     config: dict[str, Any]
     config_path: Path | None
+    gains: dict[str, Any] | None = None
     verdicts: list[Verdict] = field(default_factory=list)
 
     @property
@@ -96,7 +100,8 @@ def read_run(folder: str | Path) -> Run:
     if not results:
         raise InputError(f"{str(path)!r} holds no results: measure at least one task.")
     config_path, config = _find_config(folder)
-    return Run(folder, results, _read_pruning(folder, results), config, config_path)
+    pruning, gains = _read_pruning(folder, results), _read_gains(folder / GAINS)
+    return Run(folder, results, pruning, config, config_path, gains)
 
 
 def judge(runs: Sequence[Run], margins: Margins) -> None:
@@ -196,6 +201,21 @@ def _read_pruning(folder: Path, results: Sequence[Result]) -> dict[str, Any] | N
                 ) from error
             return data
     return None
+
+
+def _read_gains(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        gains = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(gains, dict) or not gains.keys() >= _GAINS:
+            raise ValueError(f"expected the keys {', '.join(sorted(_GAINS))}")
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(
+            f"{str(path)!r} holds no gains ({first_line(error)}): repeat the run with `prunelit "
+            "validate`, or remove the file."
+        ) from error
+    return gains
 
 
 def _find_config(folder: Path) -> tuple[Path | None, dict[str, Any]]:

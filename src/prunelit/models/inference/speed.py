@@ -1,0 +1,134 @@
+"""Speed and memory of models that are used: reading a prompt, then writing token by token."""
+
+import statistics
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from prunelit.models.saving import weight_bytes
+
+PROMPT, WRITTEN = 128, 8  # tokens
+_LEAST, _MOST = 3, 5  # rounds
+_SECONDS = 3.0  # a further round begins within them
+
+
+def measure_speed(models: Mapping[str, PreTrainedModel]) -> dict[str, dict[str, Any]]:
+    """Measure how fast models read and write, in turns, so that a busy machine slows down all.
+
+    A prompt of 128 tokens is read (`prefill`), and 8 more tokens are written one by one with the
+    cache of keys and values (`decode`), without a batch. The tokens are arbitrary: their choice
+    changes no time. Each round measures every model, after one that is not counted.
+
+    Args:
+        models: by name, on their device and in evaluation mode.
+
+    Returns:
+        For each model `prefill` and `decode`, each the tokens a second of every round, and
+        `peak_bytes`: the weights and the largest sum of tensors that a round has at once. A model
+        without a cache of keys and values has no `decode`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        with _Alive(model) as alive:
+            first = _round(model)
+        found[name] = {key: [] for key in first} | {"peak_bytes": weight_bytes(model) + alive.peak}
+    begin, rounds = time.perf_counter(), 0
+    while rounds < _LEAST or (rounds < _MOST and time.perf_counter() - begin < _SECONDS):
+        for name, model in models.items():
+            for key, value in _round(model).items():
+                found[name][key].append(value)
+        rounds += 1
+    return found
+
+
+def compare_speed(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Summarise the rounds of a dense and a pruned model.
+
+    Args:
+        found: of `dense` and `pruned`, see `measure_speed`.
+
+    Returns:
+        For `prefill` and `decode` the medians `dense` and `pruned` in tokens a second; `ratio`, the
+        median of pruned / dense of a round, with its extremes `low` and `high`.
+    """
+    compared = {}
+    for key in ("prefill", "decode"):
+        if all(key in own for own in found.values()):
+            dense, pruned = (found[name][key] for name in ("dense", "pruned"))
+            ratios = [after / before for before, after in zip(dense, pruned, strict=True)]
+            compared[key] = {
+                "dense": statistics.median(dense),
+                "pruned": statistics.median(pruned),
+                "ratio": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
+                "rounds": len(ratios),
+            }
+    return compared
+
+
+@torch.inference_mode()
+def _round(model: PreTrainedModel) -> dict[str, float]:
+    """Return tokens a second of one prompt and its continuation."""
+    config = model.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", None) or PROMPT + WRITTEN
+    size = max(1, min(PROMPT, positions - WRITTEN))
+    tokens = torch.arange(size, device=model.device) % config.vocab_size
+    start = _now(model)
+    output = model(input_ids=tokens[None], use_cache=True)
+    read = _now(model) - start
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        return {"prefill": size / read}
+    start = _now(model)
+    for _ in range(WRITTEN):
+        token = output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=token, past_key_values=cache, use_cache=True)
+    return {"prefill": size / read, "decode": WRITTEN / (_now(model) - start)}
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+class _Alive(TorchDispatchMode):
+    """Count the bytes of the tensors that operations make, while they are alive.
+
+    Args:
+        model: its weights and buffers are not counted.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.peak = self._bytes = 0
+        own = [*model.parameters(), *model.buffers()]
+        self._known = {id(tensor.untyped_storage()) for tensor in own}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it makes."""
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self._bytes += size
+            self.peak = max(self.peak, self._bytes)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._bytes -= size
