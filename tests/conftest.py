@@ -410,7 +410,7 @@ def fitted(
     """The read-only folder of one `prunelit fit`, with its `stdout` and `stderr`."""
     folder = tmp_path_factory.mktemp("fitted")
     save_config(folder, make_config(folder))
-    done = forked(folder, "fit", "--config", "config.yaml")
+    done = forked(folder, "fit", "--config", "config.yaml", "--speed", "true")
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)

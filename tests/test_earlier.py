@@ -19,7 +19,7 @@ def config(
     """`config(limit=3)` writes the configuration of a run with one quick task."""
 
     def write(limit: int = 3, logger: bool = True) -> str:
-        given = make_config(tmp_path)
+        given = make_config(tmp_path) | {"speed": True}
         given["data"]["tasks"] = given["data"]["tasks"][1:2]
         given["data"]["tasks"][0]["init_args"]["limit"] = limit
         if not logger:

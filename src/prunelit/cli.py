@@ -166,6 +166,12 @@ class PruneLitCLI(HookedCLI):
             help="Measure speed and memory of both models when the tasks are done.",
         )
         parser.add_argument(
+            "--verbose",
+            action=ActionYesNo,
+            nargs="?",
+            help="Print the tables of all blocks, metrics and verdicts.",
+        )
+        parser.add_argument(
             "--fail_on",
             type=Literal["loses", "cannot_tell"] | None,
             default=None,
@@ -210,6 +216,9 @@ class PruneLitCLI(HookedCLI):
         if self._default and self.model.weights.candidate is not None:
             leave_out(self.datamodule, self.model.weights)
         self._results.check(self.datamodule)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Pruning):
+                callback.verbose = self._results.verbose
 
     def run_subcommand(self, run: Callable[[], None]) -> None:
         """Run the subcommand; if one process fails, all of them end."""
@@ -227,7 +236,10 @@ class PruneLitCLI(HookedCLI):
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TaskProgressBar())
         self._results = Results(
-            self.setting("keep", KEEP), self.setting("margin"), self.setting("speed", True)
+            self.setting("keep", KEEP),
+            self.setting("margin"),
+            self.setting("speed", True),
+            bool(self.setting("verbose", False)),
         )
         callbacks.append(self._results)  # last, to print when the progress bar is gone
         if config.get("max_epochs") != 0 and config.get("enable_checkpointing") is not False:
@@ -330,7 +342,14 @@ def _settings(text: str | bytes) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError):  # of a file that was edited
         return None
     if isinstance(settings, dict):
-        for name in ("ckpt_path", "keep", "margin", "fail_on"):  # verdicts are decided anew
+        for name in (
+            "ckpt_path",
+            "keep",
+            "margin",
+            "fail_on",
+            "speed",
+            "verbose",
+        ):  # they change no result
             settings.pop(name, None)
     return settings
 

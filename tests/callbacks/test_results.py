@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from prunelit.callbacks.results import printed_tables
 from prunelit.report.results import Result, read_results, scalar_name
+from prunelit.report.tables import brief_lines, show
 from prunelit.tasks import TaskReport
 
 
@@ -60,6 +61,14 @@ def test_the_folder_holds_results_and_figures(board: Path) -> None:
     assert {"results.jsonl", "figures/scores.png", "figures/sparsity.png"} <= names
     for name in ("scores", "sparsity"):
         assert (board / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_verbose_prints_every_table(board: Path, rows: list[Result], capsys: Any) -> None:
+    text = "\n".join(brief_lines(rows))
+    assert "recall@10" not in text
+    for table in printed_tables([TaskReport(rows)]):
+        show(table)
+    assert "recall@10" in capsys.readouterr().out
 
 
 def test_a_task_with_a_table_of_its_own_is_not_in_the_table_of_results() -> None:
@@ -137,13 +146,21 @@ def test_the_gains_are_measured(fitted: Path, board: Path) -> None:
 def test_the_run_closes_with_the_table(fitted: Path) -> None:
     printed = (fitted / "stdout").read_text()
     assert "Achieved sparsity 0.5000" in printed
-    for text in ("dense", "pruned", "difference", "kl_dense_pruned", "acc_norm", "recall@10"):
+    for text in ("task", "score", "dense", "pruned", "kl_dense_pruned", "acc", "mrr"):
         assert text in printed
+    assert "recall@10" not in printed
+    lines = printed.splitlines()
+    first = next(
+        n for n, line in enumerate(lines) if line.startswith(("Loses", "Cannot", "Keeps", "No "))
+    )
+    assert first <= 25
+    assert max(map(len, lines[:-1])) <= 80
     page = fitted / "run" / "board" / "only" / "report.html"
     assert printed.splitlines()[-1] == f"Page: {page}"
     html = page.read_text(encoding="utf-8")
     assert "What got worse" in html
     assert str(fitted / "run" / "board" / "only" / "config.yaml") in html
+    assert "## Gains" in (fitted / "run" / "pruned" / "README.md").read_text(encoding="utf-8")
     said = (fitted / "stderr").read_text()
     assert f"The pruned model is in {fitted / 'run' / 'pruned'}." in said
     assert f"Results: {fitted / 'run' / 'board' / 'only' / 'results.jsonl'}" in said

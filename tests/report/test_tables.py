@@ -10,6 +10,7 @@ from rich.table import Table
 from prunelit.report.results import Result
 from prunelit.report.tables import (
     as_text,
+    brief_lines,
     class_rows,
     class_tables,
     grouped_table,
@@ -17,6 +18,7 @@ from prunelit.report.tables import (
     pruning_table,
     results_table,
     show,
+    wrap,
 )
 
 
@@ -198,3 +200,31 @@ def test_hidden_characters_of_names_are_shown() -> None:
     text = as_text(results_table([row]))
     assert "acc/g[U+001B][2J[U+202E]" in text
     assert "\x1b" not in text
+
+
+def test_brief_lines_have_one_telling_number_a_task() -> None:
+    results = [
+        Result("qa", "brier", "dense", 0.3, 0.1, 40, {"primary": "acc"}),
+        Result("qa", "acc", "dense", 0.9, 0.1, 40, {"primary": "acc"}),
+        Result("qa", "acc", "pruned", 0.5, 0.1, 40, {"primary": "acc"}),
+        Result("qa", "acc/a", "pruned", 0.5, 0.1, 40, {"class": "a"}),
+        Result("text", "js", "pair", 0.1, 0.1, 8),
+        Result("text", "kl_dense_pruned", "pair", 0.8123456, 0.1, 8),
+        Result("t" * 150, "own_metric_of_a_long_name", "pruned", 1.0, 0.1, 3),
+    ]
+    lines = brief_lines(results)
+    assert [line.split() for line in lines[:3]] == [
+        ["task", "score", "dense", "pruned", "n"],
+        ["qa", "acc", "0.9", "0.5", "40"],
+        ["text", "kl_dense_pruned", "0.8123", "8"],
+    ]
+    assert lines[3].split()[:2] == ["t" * 25 + "...", "own_metric_of_a_l..."]
+    assert max(map(len, lines)) <= 80
+    many = [Result(f"t{n}", "acc", "pruned", 0.5, 0.1, 4) for n in range(20)]
+    assert brief_lines(many)[-1] == "and 6 more tasks"
+
+
+def test_a_long_sentence_is_wrapped_at_80_columns() -> None:
+    text = wrap("Cannot tell retrieval (" + "0.80 [0.61, 0.97] of the lead, " * 5 + "no more).")
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.splitlines()[1].startswith("  ")

@@ -63,5 +63,5 @@ def _loader(report: dict[str, Any]) -> str:
     """Say what can load the folder: no stock class has a block with one sublayer."""
     removed = report.get("removed") or {}
     if removed.get("attention") or removed.get("mlp"):
-        return "prunelit.load_pretrained; no stock class has a block without one of its sublayers"
-    return "stock transformers, by from_pretrained"
+        return "prunelit.load_pretrained, as no stock class has a block without one sublayer"
+    return "stock transformers by from_pretrained"

@@ -86,6 +86,7 @@ class Pruning(Callback):
         self.schedule = schedule
         self.offload = offload
         self.report: dict[str, Any] | None = None
+        self.verbose = False  # True prints a line for each block
         self.always_writes = False  # True also writes in `validate`, as a sweep needs
         self.masks = Masks()
         self.written: Path | None = None  # folder of the pruned model, if it is on disk
@@ -395,7 +396,10 @@ class Pruning(Callback):
             if self.always_writes:  # a sweep prints a line for each variant
                 rank_zero_info(f"{sparsity_sentence(self.report)}. {size_sentence(self.report)}.")
             else:
-                show(pruning_table(self.report))
+                if self.verbose:
+                    show(pruning_table(self.report))
+                else:
+                    print(sparsity_sentence(self.report), size_sentence(self.report), sep="\n")
             if write:
                 hashed = module.weights.full_hash
                 save_pretrained(module.model, module.tokenizer, self._into, report, hashed)

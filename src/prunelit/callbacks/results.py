@@ -33,12 +33,20 @@ from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
 from prunelit.report.options import list_options
+from prunelit.report.page.card import write_card
 from prunelit.report.page.gains import gain_sentence
 from prunelit.report.page.runs import GAINS, PAGE, read_run
 from prunelit.report.page.view import write_page
 from prunelit.report.results import Result, format_results, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, verdict_cells
-from prunelit.report.tables import class_rows, class_tables, results_table, show
+from prunelit.report.tables import (
+    brief_lines,
+    class_rows,
+    class_tables,
+    results_table,
+    show,
+    wrap,
+)
 from prunelit.report.task_report import TaskReport
 from prunelit.report.verdicts import (
     KEEP,
@@ -65,7 +73,8 @@ class Results(Callback):
     """Print and save the results of a validation: dense, pruned and their difference.
 
     The last printed lines are the verdicts: for each use of the model, whether the pruned model
-    keeps enough of it. The command line adds this callback to every run.
+    keeps enough of it. Before them is the main score of each task; `verbose` prints the tables of
+    all metrics. The command line adds this callback to every run.
 
     `results.jsonl` is in the logger's folder, or in `trainer.default_root_dir` if there is no
     logger. Other results that are there are moved to `earlier_N` with their items, figures and
@@ -74,13 +83,15 @@ class Results(Callback):
     `verdicts.json` has the verdicts, `scores.parquet` the main score of each item, from which they
     follow. `gains.json` has sizes, memory and speed of both models, which are measured in turns
     when the tasks are done; a sweep leaves this out. `report.html` is the page of the run: its path
-    is the last line that is printed.
+    is the last line that is printed. A pruned model that is on disk gets a model card, `README.md`,
+    and its scores on data sets of the hub in `.eval_results`.
 
     Args:
         keep: share of the dense model's lead over chance that must remain, for all tasks or by the
             name of a task or use, see `prunelit.report.verdicts.Margins`.
         margin: highest loss of a score in its own unit, by the name of a task or use.
         speed: measure speed and memory of both models; False leaves out the few seconds.
+        verbose: print the tables of all metrics and verdicts.
 
     Example:
         >>> from prunelit import PruneTrainer
@@ -96,9 +107,11 @@ class Results(Callback):
         keep: float | dict[str, float] | str = KEEP,
         margin: dict[str, float] | str | None = None,
         speed: bool = True,
+        verbose: bool = False,
     ) -> None:
         self.margins = Margins(keep, margin)
         self.speed = speed
+        self.verbose = verbose
         self.gains: dict[str, Any] | None = None  # of the last validation, on rank 0
         self.verdicts: list[Verdict] = []  # of the last validation; empty on other ranks than 0
         self.words: list[Word] = []  # of each use, of all validations
@@ -186,6 +199,9 @@ class Results(Callback):
         run = read_run(folder)
         run.verdicts = self.verdicts
         write_page([run])
+        written = None if callback is None else callback.written
+        if written is not None and (sentence := write_card(run, written)) is not None:
+            rank_zero_info(sentence)
         self._written = folder / RESULTS
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -195,18 +211,22 @@ class Results(Callback):
         if self.silent:
             self._written = None
             return
-        for table in () if self.brief else self._tables:
-            show(table)
+        assert isinstance(pl_module, PairedLM)
+        if self.verbose and not self.brief:
+            for table in self._tables:
+                show(table)
+        elif not self.brief:
+            print(*brief_lines(pl_module.results), sep="\n")
         rank_zero_info(f"Results: {self._written}")
         for logger in () if self.brief else trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
-        assert isinstance(pl_module, PairedLM)
         if self.gains is not None:
-            print(gain_sentence(self.gains))
-        if self.verdicts:
+            print(wrap(gain_sentence(self.gains)))
+        if self.verbose and self.verdicts:
             show(headline_table(verdict_cells(self.verdicts)))
-            print(*use_sentences(self.verdicts), sep="\n")
+        for sentence in use_sentences(self.verdicts):
+            print(wrap(sentence))
         print(f"Page: {self._into / PAGE}", flush=True)
         self._written = None
 

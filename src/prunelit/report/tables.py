@@ -15,6 +15,8 @@ from prunelit.report.results import Result
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _CLASS = "class"  # in the details of a result of one fixed answer
+_TELLING = ("perplexity", "kl_dense_pruned")  # of a task without a main score
+_COLUMNS, _LINES = 80, 14  # of a terminal; of a brief table
 
 
 def show(table: Table, console: Console | None = None) -> None:
@@ -116,6 +118,53 @@ def results_table(results: Sequence[Result]) -> Table:
         )
         last = task
     return table
+
+
+def brief_lines(results: Sequence[Result]) -> list[str]:
+    """Write one line a task, of at most 80 columns: its main score, or another telling number.
+
+    Args:
+        results: of a run.
+    """
+    tasks: dict[str, dict[str, dict[str, Result]]] = {}
+    for result in results:
+        if _CLASS not in result.details:
+            metrics = tasks.setdefault(result.task, {})
+            metrics.setdefault(result.metric, {})[result.model] = result
+    rows = [("task", "score", "dense", "pruned", "n")]
+    for task, metrics in tasks.items():
+        first = next(iter(next(iter(metrics.values())).values()))
+        wanted = (first.details.get("primary"), *_TELLING, *metrics)
+        metric = next(name for name in wanted if name in metrics)
+        models = metrics[metric]
+        pruned = models.get("pruned") or models.get("pair")
+        names = _fit(visible(task), 28), _fit(visible(metric), 20)
+        rows.append((*names, _short(models.get("dense")), _short(pruned), str(first.n)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    left = len(lines) - 1 - _LINES
+    return lines[: 1 + _LINES] + ([f"and {left} more tasks"] if left > 0 else [])
+
+
+def _short(result: Result | None) -> str:
+    return f"{result.value:.4g}" if result is not None else ""
+
+
+def _fit(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def wrap(sentence: str) -> str:
+    """Break a sentence into lines of at most 80 columns."""
+    return textwrap.fill(
+        sentence, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def class_rows(results: Sequence[Result]) -> dict[str, list[dict[str, str]]]:
@@ -243,19 +292,20 @@ def size_sentence(report: dict[str, Any]) -> str:
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     """Format rows with the same keys as a Markdown table, which TensorBoard renders."""
     keys = list(rows[0])
-    lines = ["| " + " | ".join(map(_literal, keys)) + " |", "|" + " --- |" * len(keys)]
+    lines = ["| " + " | ".join(map(literal, keys)) + " |", "|" + " --- |" * len(keys)]
     for row in rows:
-        cells = [_literal(row[key]) for key in keys]
+        cells = [literal(row[key]) for key in keys]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Write every character that means something in Markdown or HTML as an entity.
 
-    A page would otherwise load the image that a model's text names.
+    A page would otherwise load the image that a model's text names. Hidden characters are made
+    visible.
     """
-    marked = re.sub(r"[^\w\s.,;:'\"?=+/%$-]", lambda found: f"&#{ord(found[0])};", text)
+    marked = re.sub(r"[^\w\s.,;:'\"?=+/%$-]", lambda found: f"&#{ord(found[0])};", visible(text))
     return "<br>".join(marked.splitlines())
 
 

@@ -206,6 +206,18 @@ def runs_of(folders: list[Path]) -> list[Run]:
     return runs
 
 
+def test_several_runs_have_their_intervals_side_by_side(make_run: Any, tmp_path: Path) -> None:
+    runs = runs_of([make_run(tmp_path / name) for name in "abc"])
+    page = build_page(runs)
+    assert [one["task"] for one in page["side_by_side"]] == ["choose", "find", "answers"]
+    (strip,) = page["side_by_side"][0]["strips"]
+    assert [row["task"] for row in strip["rows"]] == [run.name for run in runs]
+    html = render(page)
+    assert html.index("Verdicts side by side") < html.index(f"{runs[2].name}: 0.56 [")
+    assert html.count('<figure class="strip">') == 3 + 3
+    assert build_page(runs[:1])["side_by_side"] == []
+
+
 def test_two_runs_are_first_found_comparable(make_run: Any, tmp_path: Path) -> None:
     runs = runs_of([make_run(tmp_path / name) for name in "ab"])
     text = Page(render(build_page(runs))).text

@@ -12,7 +12,7 @@ _SIZES = (
     ("Parameters, millions, zeros included", "parameters"),
     ("Weights in memory, MB", "bytes"),
     ("Files of weights and masks, MB", "file_bytes"),
-    ("Memory in use, MB: weights and what a text needs", "peak_bytes"),
+    ("Memory in use, MB", "peak_bytes"),
 )
 _SPEEDS = (
     ("Reading a prompt, tokens a second", "prefill"),
@@ -37,8 +37,6 @@ def gain_lines(run: Run) -> list[dict[str, str]]:
     if run.pruning is not None and "sparsity" in run.pruning:
         share = f"{run.pruning['sparsity']:.1%}"
         lines.append(_line("Weights of the blocks that were removed", "0.0%", share, ""))
-    if loads := gains.get("loads_in"):
-        lines.append(_line("Loads in", "", str(loads), ""))
     return lines
 
 
@@ -58,10 +56,10 @@ def _speed_gain(own: dict[str, Any]) -> str:
     """Say how many times as fast the pruned model is, if every round agrees on the direction."""
     spread = f"{own['low']:.2f} to {own['high']:.2f}"
     if own["low"] > 1 and own["ratio"] >= 1 + _CLEAR:
-        return f"{own['ratio']:.2f} times as fast ({spread})"
+        return f"{own['ratio']:.2f} times ({spread})"
     if own["high"] < 1 and own["ratio"] <= 1 - _CLEAR:
-        return f"none, slower: {own['ratio']:.2f} times ({spread})"
-    return f"none ({spread} times)"
+        return f"slower, {own['ratio']:.2f} times ({spread})"
+    return f"none ({spread})"
 
 
 def gain_sentence(gains: dict[str, Any]) -> str:
@@ -113,9 +111,12 @@ def gain_notes(run: Run) -> list[str]:
         rounds = [own["rounds"] for own in run.gains["speed"].values()]
         notes.append(
             f"Speed and memory are those of one text, on {run.gains['device']} in "
-            f"{run.gains['dtype']}; both models in turns, {max(rounds, default=0)} rounds. In "
-            "brackets: the lowest and the highest ratio of a round."
+            f"{run.gains['dtype']}; both models in turns, {max(rounds, default=0)} rounds. Memory "
+            "in use: the weights and what the text needs. In brackets: the lowest and the highest "
+            "ratio of a round."
         )
+        if loads := run.gains.get("loads_in"):
+            notes.append(f"The folder loads in {loads}.")
     else:
         notes.append("Speed, and memory while the model is used, were not measured.")
     if run.models:

@@ -91,11 +91,36 @@ def _interval(verdict: Verdict) -> str:
     return verdict.interval().replace("inf", "∞")
 
 
-def strips(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Return the intervals on one axis for shares, and on another one for changes of a score."""
+def task_strips(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the intervals of each task that several runs have, one row a run.
+
+    Args:
+        runs: with their verdicts.
+    """
+    named: dict[str, dict[str, Verdict]] = {}
+    for run in runs:
+        for verdict in run.verdicts:
+            named.setdefault(verdict.task, {})[run.name] = verdict
+    return [
+        {"task": task, "strips": strips([*own.values()], [*own])}
+        for task, own in named.items()
+        if len(own) > 1
+    ]
+
+
+def strips(verdicts: Sequence[Verdict], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the intervals on one axis for shares, and on another one for changes of a score.
+
+    Args:
+        verdicts: one a row.
+        names: of the rows; None takes those of the tasks.
+    """
+    labels = [verdict.task for verdict in verdicts] if names is None else names
+    rows = [*zip(verdicts, labels, strict=True)]
     strips = []
     for absolute in (False, True):
-        own = [v for v in verdicts if v.absolute == absolute and v.word != "no lead"]
+        shown = [(v, name) for v, name in rows if v.absolute == absolute and v.word != "no lead"]
+        own = [v for v, _ in shown]
         if not own:
             continue
         ends = [end for v in own for end in (v.low, v.high, v.value) if math.isfinite(end)]
@@ -110,7 +135,7 @@ def strips(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
         strips.append(
             {
                 "absolute": absolute,
-                "rows": [_strip_row(v, *axis) for v in own],
+                "rows": [_strip_row(v, *axis) | {"task": name} for v, name in shown],
                 "ticks": [_tick(_percent(place, *axis), text) for place, text in ticks],
             }
         )

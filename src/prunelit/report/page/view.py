@@ -23,7 +23,13 @@ from prunelit.report.page.provenance import (
 )
 from prunelit.report.page.reasons import choose_figures, explain_run, warn
 from prunelit.report.page.runs import PAGE, Run
-from prunelit.report.page.verdict_view import compare_verdicts, state_margins, strips, verdict_lines
+from prunelit.report.page.verdict_view import (
+    compare_verdicts,
+    state_margins,
+    strips,
+    task_strips,
+    verdict_lines,
+)
 from prunelit.report.page.words import headline, name_run, tell_no_verdict
 from prunelit.report.tables import class_rows
 from prunelit.report.verdicts import use_sentences
@@ -123,6 +129,7 @@ def build_page(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": views,
         "comparison": None if comparison is None else _comparison_view(comparison, runs),
         "overview": [] if comparison is None or refused else compare_verdicts(runs),
+        "side_by_side": [] if comparison is None or refused else task_strips(runs),
     }
 
 
