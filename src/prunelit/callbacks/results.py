@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 
 from prunelit.callbacks.gains import measure_gains
+from prunelit.callbacks.overlap import find_overlaps
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.tensorboard import (
     write_curves,
@@ -25,7 +26,7 @@ from prunelit.callbacks.tensorboard import (
 )
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
-from prunelit.errors import first_line
+from prunelit.errors import first_line, visible
 from prunelit.files import check_names, keep_earlier, write_text
 from prunelit.recipe import recipe_id
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers, write_picture
@@ -35,7 +36,8 @@ from prunelit.report.main_scores import scores_numbers, sparsity_numbers
 from prunelit.report.options import list_options
 from prunelit.report.page.card import write_card
 from prunelit.report.page.gains import gain_sentence
-from prunelit.report.page.runs import GAINS, PAGE, read_run
+from prunelit.report.page.reasons import overlap_sentences
+from prunelit.report.page.runs import GAINS, OVERLAP, PAGE, read_run
 from prunelit.report.page.view import write_page
 from prunelit.report.results import Result, format_results, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, verdict_cells
@@ -64,7 +66,7 @@ from prunelit.report.verdicts import (
 RESULTS, SCORES, VERDICTS = "results.jsonl", "scores.parquet", "verdicts.json"
 RECORD = "variant.json"  # of a sweep or a search: this variant is measured
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
-OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, GAINS, PAGE, RECORD, "hparams.yaml")
+OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, GAINS, OVERLAP, PAGE, RECORD, "hparams.yaml")
 OUTCOME_FOLDERS = ("items", "figures")
 OUTCOME = (*OUTCOME_FILES, *OUTCOME_FOLDERS)
 
@@ -194,6 +196,7 @@ class Results(Callback):
                 write_texts(logger.experiment, class_rows(pl_module.results), "classes")
                 write_curves(logger.experiment, self.curves)
                 self._log_hyperparameters(logger, pl_module, pruning)
+        self._tell_overlaps(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
         self._measure_gains(pl_module, callback)
         self._tables = printed_tables(reports.values())
         run = read_run(folder)
@@ -249,6 +252,15 @@ class Results(Callback):
             self.kept = keep_earlier(self._into, OUTCOME)
             rank_zero_info(f"Other results were here; they are now in {self.kept}.")
         write_results(results, path)
+
+    def _tell_overlaps(self, data: PruneData, module: PairedLM) -> None:
+        """Write and tell which items are in the calibration text; no file if none is."""
+        path = self._into / OVERLAP
+        path.unlink(missing_ok=True)
+        if found := find_overlaps(data, module.tokenizer, self._into / "items"):
+            write_text(path, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+        for sentence in overlap_sentences(found):
+            rank_zero_info(visible(sentence))
 
     def _measure_gains(self, module: PairedLM, callback: Pruning | None) -> None:
         """Measure and write the gains; those of an earlier run of these results are not kept."""

@@ -65,5 +65,5 @@ def test_a_run_without_gains_has_the_sizes_of_its_files(make_run: Any, tmp_path:
 def test_damaged_gains_are_named(make_run: Any, tmp_path: Path, text: str) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "gains.json").write_text(text)
-    with pytest.raises(InputError, match=r"gains.json' holds no gains .*repeat the run"):
+    with pytest.raises(InputError, match=r"gains.json' is not as a run writes it .*repeat the run"):
         read_run(folder)

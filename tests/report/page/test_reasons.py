@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,13 @@ def test_warnings(make_run: Any, tmp_path: Path) -> None:
         "choose: the pruned model answers 'yes' for 95% of the 40 items.",
         "answers: 50% of the dense model's texts were cut at 24 new tokens.",
     ]
+
+
+def test_items_in_the_calibration_text_are_a_warning(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    before = warn(read_run(folder))
+    own = {"items": 3, "n": 40, "first": "Where is my order today?"}
+    (folder / "overlap.json").write_text(json.dumps({"answers": own}))
+    (added,) = [text for text in warn(read_run(folder)) if text not in before]
+    assert added.startswith("answers: 3 of 40 items are in the calibration text")
+    assert "'Where is my order today?'" in added

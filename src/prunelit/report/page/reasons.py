@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prunelit.report.page.changes import Changes
 from prunelit.report.page.runs import Run
-from prunelit.report.page.texts import join
+from prunelit.report.page.texts import cut, join
 from prunelit.report.results import Result
 
 _SPACES = {
@@ -247,6 +248,7 @@ def warn(run: Run) -> list[str]:
     found = [_constant(result) for result in run.results if "class" in result.details]
     found += [_cut_texts(result) for result in run.results if result.metric == "end_of_text"]
     found += [_doubts(run, task) for task in run.tasks]
+    found += overlap_sentences(run.overlaps)
     for verdict in run.verdicts:
         if verdict.word == "no lead":
             found.append(
@@ -254,6 +256,19 @@ def warn(run: Run) -> list[str]:
                 "pruning could lose."
             )
     return [text for text in found if text]
+
+
+def overlap_sentences(overlaps: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say which tasks have items that are in the calibration text.
+
+    Args:
+        overlaps: see `prunelit.callbacks.overlap.find_overlaps`.
+    """
+    return [
+        f"{task}: {own['items']:,} of {own['n']:,} items are in the calibration text, which makes "
+        f"a pruned model look better; the first is {cut(str(own['first']), 60)!r}."
+        for task, own in overlaps.items()
+    ]
 
 
 def _constant(result: Result) -> str:

@@ -1,7 +1,7 @@
 """A run on disk: results, scores of items, items, the model's recipe and the configuration."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from prunelit.report.score_test import PairedScores
 from prunelit.report.verdicts import USES, Margins, Verdict, decide
 
 RESULTS, SCORES, PAGE, CONFIG = "results.jsonl", "scores.parquet", "report.html", "config.yaml"
-GAINS = "gains.json"
+GAINS, OVERLAP = "gains.json", "overlap.json"
 _GAINS = {"parameters", "bytes", "file_bytes", "peak_bytes", "speed", "device", "dtype"}
 _COLUMNS = ("task", "dense", "pruned", "floor", "bounded")
 _WEIGHT = "weight"  # a run of an earlier version has none: all items weigh alike
@@ -35,6 +35,7 @@ class Run:
         config: the configuration; empty for a run from Python, or if the file is damaged.
         config_path: its file; None if there is no configuration.
         gains: sizes, memory and speed; None if they were not measured.
+        overlaps: items that are in the calibration text, by the task's name.
         verdicts: of the tasks; none before `judge`.
     """
 
@@ -44,6 +45,7 @@ class Run:
     config: dict[str, Any]
     config_path: Path | None
     gains: dict[str, Any] | None = None
+    overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
 
     @property
@@ -100,8 +102,10 @@ def read_run(folder: str | Path) -> Run:
     if not results:
         raise InputError(f"{str(path)!r} holds no results: measure at least one task.")
     config_path, config = _find_config(folder)
-    pruning, gains = _read_pruning(folder, results), _read_gains(folder / GAINS)
-    return Run(folder, results, pruning, config, config_path, gains)
+    gains = _read_mapping(folder / GAINS, lambda data: data.keys() >= _GAINS)
+    overlaps = _read_mapping(folder / OVERLAP, _are_overlaps) or {}
+    pruning = _read_pruning(folder, results)
+    return Run(folder, results, pruning, config, config_path, gains, overlaps)
 
 
 def judge(runs: Sequence[Run], margins: Margins) -> None:
@@ -203,19 +207,25 @@ def _read_pruning(folder: Path, results: Sequence[Result]) -> dict[str, Any] | N
     return None
 
 
-def _read_gains(path: Path) -> dict[str, Any] | None:
+def _are_overlaps(data: dict[str, Any]) -> bool:
+    wanted = {"items", "n", "first"}
+    return all(isinstance(own, dict) and own.keys() >= wanted for own in data.values())
+
+
+def _read_mapping(path: Path, check: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """Read a file of the run with one mapping; None if there is no such file."""
     if not path.is_file():
         return None
     try:
-        gains = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(gains, dict) or not gains.keys() >= _GAINS:
-            raise ValueError(f"expected the keys {', '.join(sorted(_GAINS))}")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or not check(data):
+            raise ValueError("keys are missing")
     except (ValueError, RecursionError, OSError) as error:
         raise InputError(
-            f"{str(path)!r} holds no gains ({first_line(error)}): repeat the run with `prunelit "
-            "validate`, or remove the file."
+            f"{str(path)!r} is not as a run writes it ({first_line(error)}): repeat the run with "
+            "`prunelit validate`, or remove the file."
         ) from error
-    return gains
+    return data
 
 
 def _find_config(folder: Path) -> tuple[Path | None, dict[str, Any]]:
