@@ -11,7 +11,9 @@ from prunelit.report.items import write_items
 from prunelit.tasks import Generation
 
 
-def test_items_are_found_without_their_template(material: Path, tokenizer, tmp_path: Path) -> None:
+def test_items_are_found_without_their_template(
+    material: Path, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = [f"the capital of the country number {n} is a town" for n in range(4)]
     rows = [
         {"item": n, "model": model, "prompt": f"Question: {text}?\nAnswer:"}

@@ -31,9 +31,10 @@ def test_the_card_has_metadata_and_the_decision(make_run: Any, tmp_path: Path) -
     assert data["library_name"] == "transformers"
     assert data["tags"] == ["prunelit", "pruned", "wanda"]
     (index,) = data["model-index"]
-    found = {one["task"]["name"]: one for one in index["results"]}
-    assert found["choose"]["metrics"] == [{"type": "acc", "value": 0.5}]
-    assert found["choose"]["dataset"]["name"] == "rows.jsonl"
+    (found,) = index["results"]  # of one data set
+    assert found["dataset"]["name"] == "rows.jsonl"
+    assert {"type": "acc", "value": 0.5, "name": "choose: acc"} in found["metrics"]
+    assert len(found["metrics"]) == 3
     for part in ("Do not ship", "| loses |", "## Gains", "## Warnings", "## Not measured"):
         assert part in text
 

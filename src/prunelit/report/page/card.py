@@ -109,13 +109,13 @@ def _metadata(run: Run, name: str) -> str:
     scores = [
         EvalResult(
             task_type="text-generation",
-            task_name=visible(result.task),
             dataset_type=_data_set(result),
             dataset_name=_data_set(result),
-            dataset_config=_text(result.details.get("subset")),
-            dataset_split=_text(result.details.get("split")),
-            dataset_revision=_text(result.details.get("commit")),
-            metric_type=visible(result.metric),
+            dataset_config=_known(result.details.get("subset")),
+            dataset_split=_known(result.details.get("split")),
+            dataset_revision=_known(result.details.get("commit")),
+            metric_type=_text(result.metric),
+            metric_name=_text(f"{result.task}: {result.metric}"),
             metric_value=result.value,
         )
         for result in _scores(run)
@@ -127,8 +127,8 @@ def _metadata(run: Run, name: str) -> str:
         base_model_relation="quantized" if method == "Quantize" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["prunelit", "pruned", *([visible(method).lower()] if method else [])],
-        model_name=visible(name),
+        tags=["prunelit", "pruned", *([_text(method).lower()] if method else [])],
+        model_name=_text(name),
         eval_results=scores or None,
     )
     return f"{data.to_yaml()}\n"
@@ -137,15 +137,20 @@ def _metadata(run: Run, name: str) -> str:
 def _data_set(result: Result) -> str:
     """Name a data set: its name on the hub, or that of its file without the folders."""
     path = str(result.details.get("path", result.task))
-    return visible(path if _is_hub_name(path) else re.split("[/:]", path)[-1])
+    return _text(path if _is_hub_name(path) else re.split("[/:]", path)[-1])
 
 
 def _is_hub_name(text: str) -> bool:
     return bool(_HUB_NAME.fullmatch(text)) and not os.path.exists(text)
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else visible(str(value))
+def _text(value: Any) -> str:
+    """Write a text of someone else in one line, with its hidden characters visible."""
+    return " ".join(visible(str(value)).split())
+
+
+def _known(value: Any) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _scores(run: Run) -> list[Result]:
@@ -171,10 +176,10 @@ def format_scores(run: Run) -> dict[str, str]:
         if _is_hub_name(str(own.get("path"))) and own.get("commit"):
             entry = EvalResultEntry(
                 dataset_id=own["path"],
-                task_id=visible(str(own.get("subset") or "default")),
+                task_id=_text(str(own.get("subset") or "default")),
                 value=result.value,
-                dataset_revision=visible(str(own["commit"])),
-                notes=visible(
+                dataset_revision=_text(str(own["commit"])),
+                notes=_text(
                     f"{result.metric} of {result.n} rows of {own.get('split')}, measured by "
                     f"prunelit {version('prunelit')} as task {result.task}"
                 ),
