@@ -42,7 +42,15 @@ def test_a_pruned_folder_gives_the_numbers_of_fit(
     fitted: Path, material: Path, start: Callable[..., None], capsys: Any, tmp_path: Path
 ) -> None:
     pruned = str(fitted / "run" / "pruned")
-    options = ("--model.candidate", pruned, "--keep", "0.9", "--fail_on", "cannot_tell")
+    options = (
+        "--model.candidate",
+        pruned,
+        "--keep",
+        "0.9",
+        "--fail_on",
+        "cannot_tell",
+        "--verbose",
+    )
     with pytest.raises(SystemExit) as left:
         start("compare", *options)
     assert left.value.code == 3
