@@ -91,7 +91,8 @@ def test_the_headline_is_the_last_thing_printed(
         task for task in config["data"]["tasks"] if task["class_path"].endswith("MultipleChoice")
     ]
     save_config(tmp_path, config)
-    done = forked(tmp_path, "validate", "--config", "config.yaml", "--data.triad", "true")
+    options = ("--data.triad", "true", "--verbose")
+    done = forked(tmp_path, "validate", "--config", "config.yaml", *options)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("results.jsonl")
     rows = [row for row in read_results(path) if row.metric == "retained"]
