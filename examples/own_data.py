@@ -46,12 +46,12 @@ trainer = prunelit.PruneTrainer(
     logger=False,
     enable_model_summary=False,
     enable_progress_bar=False,
-    callbacks=[Pruning(Wanda(Unstructured(0.5))), Results()],
+    callbacks=[Pruning(Wanda(Unstructured(0.5))), Results(speed=False)],
 )
 data = prunelit.PruneData(
     prunelit.CalibrationText(TEXT, sequences=4, length=128, documents="lines"),
     tasks=[MultipleChoice(path), Retrieval(path), Generation(path, max_new_tokens=16)],
 )
 trainer.validate(prunelit.PairedLM(MODEL), data)
-# Results printed the table above. Its figure:
+# Results printed the scores and the verdicts. Their figure:
 shutil.copy(RUN / "figures" / "retained.png", "own_data.png")

@@ -27,7 +27,7 @@ trainer = prunelit.PruneTrainer(
     logger=False,
     enable_model_summary=False,
     enable_progress_bar=False,
-    callbacks=[Pruning(Wanda(Unstructured(0.4))), Results()],
+    callbacks=[Pruning(Wanda(Unstructured(0.4))), Results(speed=False)],
 )
 data = prunelit.PruneData(
     prunelit.CalibrationText(TEXT, sequences=4, length=128, documents="lines"),

@@ -210,7 +210,7 @@ def test_brief_lines_have_one_telling_number_a_task() -> None:
         Result("qa", "acc/a", "pruned", 0.5, 0.1, 40, {"class": "a"}),
         Result("text", "js", "pair", 0.1, 0.1, 8),
         Result("text", "kl_dense_pruned", "pair", 0.8123456, 0.1, 8),
-        Result("t" * 150, "own_metric_of_a_long_name", "pruned", 1.0, 0.1, 3),
+        Result("t" * 150, "own_metric_of_a_long_name_for_a_table", "pruned", 1.0, 0.1, 3),
     ]
     lines = brief_lines(results)
     assert [line.split() for line in lines[:3]] == [
@@ -218,7 +218,7 @@ def test_brief_lines_have_one_telling_number_a_task() -> None:
         ["qa", "acc", "0.9", "0.5", "40"],
         ["text", "kl_dense_pruned", "0.8123", "8"],
     ]
-    assert lines[3].split()[:2] == ["t" * 25 + "...", "own_metric_of_a_l..."]
+    assert lines[3].split()[:2] == ["t" * 17 + "...", "own_metric_of_a_long_name_fo..."]
     assert max(map(len, lines)) <= 80
     many = [Result(f"t{n}", "acc", "pruned", 0.5, 0.1, 4) for n in range(20)]
     assert brief_lines(many)[-1] == "and 6 more tasks"

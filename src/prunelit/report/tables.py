@@ -138,7 +138,7 @@ def brief_lines(results: Sequence[Result]) -> list[str]:
         metric = next(name for name in wanted if name in metrics)
         models = metrics[metric]
         pruned = models.get("pruned") or models.get("pair")
-        names = _fit(visible(task), 28), _fit(visible(metric), 20)
+        names = _fit(visible(task), 20), _fit(visible(metric), 31)
         rows.append((*names, _short(models.get("dense")), _short(pruned), str(first.n)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

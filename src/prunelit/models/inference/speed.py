@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from prunelit.models.saving import weight_bytes
 
 PROMPT, WRITTEN = 128, 8  # tokens
-_LEAST, _MOST = 3, 5  # rounds
-_SECONDS = 3.0  # a further round begins within them
+_ROUNDS = 5
 
 
 def measure_speed(models: Mapping[str, PreTrainedModel]) -> dict[str, dict[str, Any]]:
@@ -24,7 +23,7 @@ def measure_speed(models: Mapping[str, PreTrainedModel]) -> dict[str, dict[str, 
 
     A prompt of 128 tokens is read (`prefill`), and 8 more tokens are written one by one with the
     cache of keys and values (`decode`), without a batch. The tokens are arbitrary: their choice
-    changes no time. Each round measures every model, after one that is not counted.
+    changes no time. Five rounds measure every model, after one that is not counted.
 
     Args:
         models: by name, on their device and in evaluation mode.
@@ -39,12 +38,10 @@ def measure_speed(models: Mapping[str, PreTrainedModel]) -> dict[str, dict[str, 
         with _Alive(model) as alive:
             first = _round(model)
         found[name] = {key: [] for key in first} | {"peak_bytes": weight_bytes(model) + alive.peak}
-    begin, rounds = time.perf_counter(), 0
-    while rounds < _LEAST or (rounds < _MOST and time.perf_counter() - begin < _SECONDS):
+    for _ in range(_ROUNDS):
         for name, model in models.items():
             for key, value in _round(model).items():
                 found[name][key].append(value)
-        rounds += 1
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from prunelit.report.page.runs import Run
 
 _MILLION = 1_000_000
-_CLEAR = 0.02  # a smaller change of speed is none, even if every round has it
+_CLEAR = 0.05  # a smaller change of speed is none, even if every round has it
 # Label, key and unit of each size.
 _SIZES = (
     ("Parameters, millions, zeros included", "parameters"),
