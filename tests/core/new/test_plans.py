@@ -83,6 +83,14 @@ def test_a_list_of_choices_with_ids_needs_no_columns(write: Write) -> None:
     assert read(plan)._questions[0].answer == "c"
 
 
+def test_labels_that_may_begin_with_1_are_told(write: Write) -> None:
+    text = "q,choice_1,choice_2,choice_3,label\nQ1?,x,y,z,1\nQ2?,x,y,u,2"
+    (warning,) = plan_classify(write("one.csv", text), "one.csv", "one").warnings
+    assert warning.startswith("one: no label is 0, but labels are read as numbers from 0.")
+    zero = write("zero.csv", text + "\nQ?,x,y,z,0")
+    assert not plan_answer(zero, zero, "zero").warnings
+
+
 def test_questions_with_an_answer(write: Write) -> None:
     path = write("qa.jsonl", [{"Input": "2 + 2?", "Output": "four"}])
     plan = plan_answer(path, path, "qa")
@@ -134,6 +142,7 @@ def test_one_answer_for_nearly_all_rows_is_told(write: Write) -> None:
     [
         (plan_classify, "x.csv", [{"foo": 1, "bar": 2}], "and `label`.*'foo', 'bar': rename"),
         (plan_answer, "x.csv", [{"question": "a?"}], "`question` and `answer`"),
+        (plan_answer, "x.csv", "question;answer\na;b\n", "cells by commas, not by ';'"),
         (plan_answer, "x.jsonl", [{"question": "a?", "answer": ["b"]}], "Row 0 .*`answer` must be"),
         (plan_answer, "x.jsonl", [{"question": "a?", "answer": None}], "Row 0 .*`answer` must be"),
         (plan_search, "x.csv", [{"question": "a?", "answer": "b"}], "a folder with corpus, quer"),

@@ -138,8 +138,6 @@ def foretell(scores: PairedScores, keep: float, level: float) -> int | None:
 def _measure(task: Task, size: int, pair: ModelPair) -> ItemTable:
     """Return the items of a task, as if both models were the one of the pair."""
     table = ItemTable(size)
-    if pair.answers is not None:
-        pair.answers.task = task.name
     for batch in task.batches(size, 0, 1):
         values = task.step(pair, move_data_to_device(batch, pair.pruned.device))
         dense = {

@@ -280,6 +280,11 @@ def _plan_questions(task: str, use: str, path: str, shown: str, name: str) -> Pl
         one.choices[one.label] if fixed else f"number {one.label + 1}" for one in questions
     )
     warnings = _warn_constant(name, "choice", right)
+    if way == "a number from 0" and len(rows) > 1 and min(one.label for one in questions) > 0:
+        warnings.append(
+            f"{name}: no label is 0, but labels are read as numbers from 0. If yours begin with 1, "
+            "write letters."
+        )
     texts = [one.context for one in questions]
     return Plan(task, use, arguments, read, f"{len(rows):,} questions", texts, warnings)
 
