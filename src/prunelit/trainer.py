@@ -49,7 +49,6 @@ from prunelit.files import (
     only_writer,
 )
 from prunelit.pruners.base import Pruner
-from prunelit.report.verdicts import Use
 from prunelit.sweep import search, sweep
 
 _SAME_COMMAND = (
@@ -198,7 +197,7 @@ class PruneTrainer(ResumingTrainer):
         variants: dict[str, Pruner],
         grid: dict[str, list[float]] | str,
         knobs: dict[str, str] | None = None,
-        uses: list[Use] | None = None,
+        uses: list[str] | None = None,
         seeds: int = 1,
     ) -> None:
         """Find the strongest setting of each method that still keeps each use, by bisection.
