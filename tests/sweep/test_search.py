@@ -266,10 +266,7 @@ def test_a_search_can_end_with_status_3(
         (lambda c: c.update(grid={"wanda": [0.2, 0.1]}), "in ascending order but 0.1 follows 0.2"),
         (lambda c: c.update(grid={"wanda": [0.2, 1.0]}), "The setting 1 of 'wanda' in `grid`"),
         (lambda c: c.update(knobs={"wanda": "sparsity"}), "Expected a numeric option of 'wanda'"),
-        (
-            lambda c: c.update(uses=["cooking"]),
-            "'generation', 'similarity', 'classification' but got",
-        ),
+        (lambda c: c.update(uses=["cooking"]), "'generation', 'similarity' but got 'cooking'"),
         (lambda c: c.update(uses=[]), "at least one use in `uses`"),
         (lambda c: c.update(seeds=0), "Expected `seeds`"),
         (lambda c: c["model"].update(reference=False), "`model.reference` true for a search"),
