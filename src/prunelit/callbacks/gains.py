@@ -35,7 +35,7 @@ def measure_gains(
     }
     device = weights.pair.pruned.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     return {
         "parameters": {
             key: sum(p.numel() for p in own.parameters()) for key, own in models.items()
