@@ -111,7 +111,10 @@ def classes() -> str:
 # `uses` and `seeds` are for `search` alone.
 _SEARCHED = ("variants", "grid", "knobs", "uses", "seeds")
 _GROUPS = {
-    "The run": ("seed_", "allow_code", "ckpt_path", "keep", "margin", "fail_on", "speed", "verbose"),
+    "The run": (
+        *("seed_", "allow_code", "ckpt_path"),
+        *("keep", "margin", "fail_on", "speed", "verbose"),
+    ),
     "`model`: the model and its training": ("model.",),
     "`data`: texts and tasks": ("data.",),
     "`pruning`: method and schedule": ("pruning",),
