@@ -126,7 +126,7 @@ def test_no_tokenizer(refuse: Refuse, dense: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("config.json", "", "could be loaded from "),
+        ("config.json", "", "to be a JSON object but it is no JSON"),
         ("config.json", '{"model_type": "no-such-type"}', "could be loaded from "),
         ("model.safetensors", "version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
         ("chat_template.jinja", "{{ raise_exception('never') }}", "fails (never)"),

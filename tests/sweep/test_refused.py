@@ -67,7 +67,7 @@ def refused(
         ),
         (
             lambda c: c["variants"]["attention_1"]["init_args"].update(count=0),
-            ["`count` of at least 1"],
+            ["Expected `count` of prunelit.pruners.SublayerDrop (line", "of at least 1"],
         ),
         (
             lambda c: c["variants"]["attention_1"]["init_args"].update(count=3),
