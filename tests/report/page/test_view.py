@@ -64,8 +64,8 @@ def test_the_parts_stand_in_order(make_page: Callable[..., Page]) -> None:
     parts = [
         "Do not ship: multiple choice, retrieval and written answers lose",
         "pruned by Wanda (text Rome), against the same model dense.",
-        "share of the dense model's lead over its floor that must remain: 0.95",
-        "Multiple choice: ",
+        "share of the dense model's lead over the floor (chance) that must remain: 0.95",
+        "Multiple choice (choose): ",
         "acc 0.90 before, 0.50 after, floor 0.00; 40 items; margin 0.95; loses",
         "How much of each use is kept",
         "What is gained",

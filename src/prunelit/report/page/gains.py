@@ -49,7 +49,7 @@ def size_gain(before: float, after: float) -> str:
     share = 1 - after / before
     if abs(share) < 0.0005:
         return "none"
-    return f"{share:.1%}" if share > 0 else f"none, {-share:.1%} more"
+    return f"{share:.1%}" if share > 0 else f"{-share:.1%} more"
 
 
 def _speed_gain(own: dict[str, Any]) -> str:
@@ -115,6 +115,9 @@ def gain_notes(run: Run) -> list[str]:
             "in use: the weights and what the text needs. In brackets: the lowest and the highest "
             "ratio of a round."
         )
+        files = run.gains.get("file_bytes") or {}
+        if files.get("dense") and files["dense"] < 0.9 * run.gains["bytes"]["dense"]:
+            notes.append("The dense model is stored in fewer bits than it is loaded in.")
         if loads := run.gains.get("loads_in"):
             notes.append(f"The folder loads in {loads}.")
     else:

@@ -48,7 +48,7 @@ def state_margins(verdicts: Sequence[Verdict]) -> str:
         kind = (
             "a score may fall by"
             if absolute
-            else "share of the dense model's lead over its floor that must remain:"
+            else "share of the dense model's lead over the floor (chance) that must remain:"
         )
         return f"Margin: {kind} {bar.lstrip('-')}."
     return "Margins differ by task; each line names its own."
