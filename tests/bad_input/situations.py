@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -261,6 +262,9 @@ def count_jsonl(content: bytes) -> int:
     except ValueError:
         return sum(bool(line.strip()) for line in text.split("\n"))
     return len(rows) if isinstance(rows, list) else 1
+
+
+csv.field_size_limit(sys.maxsize)
 
 
 def count_cells(delimiter: str) -> Callable[[bytes], int]:

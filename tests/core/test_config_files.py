@@ -53,13 +53,14 @@ def test_similar_names_of_a_missing_file(tmp_path: Path) -> None:
         ("a: " + "[" * 3000 + "]" * 3000, "run.yaml' is nested too deeply"),
         (CLASS + "      init_arg: {}\n", "line 4 has the key 'init_arg' .*: write `init_args`"),
         (CLASS + "      init_args: {}\n      limit: 3\n", "line 5 .*'limit' .* under `init_args`"),
+        (CLASS + "      init_args: '{limit: 3}'\n", "expected `init_args` in line 4 .* as options"),
         (CLASS.replace("class_path", "clas_path") + "      init_args: {}\n", "write `class_path`"),
         (CLASS.replace("prunelit.tasks.Perplexity", "3"), "`class_path` in line 3 .* but got '3'"),
         ("model: {}\ndata: 3\n", "run.yaml' has '3' as `data` in line 2: put options below it"),
         ("data: []\n", "run.yaml' has a list as `data` in line 1"),
         ("trainer:\n", "run.yaml' has '' as `trainer` in line 1"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_refused(tmp_path: Path, content: str, reason: str) -> None:
     paths = write(tmp_path, run=content, part="a: 1\nb: *c\n")

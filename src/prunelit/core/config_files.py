@@ -252,7 +252,7 @@ def _check_class(node: yaml.MappingNode) -> None:
             f"a class but got {str(path.value)!r:.60}."
         )
     arguments = keys.get("init_args")
-    named = isinstance(arguments, yaml.ScalarNode) and arguments.value[:1] in ("", "{", "~", "n")
+    named = isinstance(arguments, yaml.ScalarNode) and arguments.value[:1] in ("", "~", "n")
     if arguments is not None and not (named or isinstance(arguments, yaml.MappingNode)):
         raise InputError(
             f"expected `init_args` in line {arguments.start_mark.line + 1} of the YAML as options, "

@@ -35,6 +35,7 @@ def prepare(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Generation:
         ("{{ conversation }}", "gives the same text for all messages"),
         ("{% if false %}{{ messages }}{% endif %}", "gives the same text for all messages"),
         ("Hello!", "gives the same text for all messages"),
+        ("{{ messages[0].content }}\ud800", "writes half of a character: set `chat: false`"),
         (
             "{{ messages[0].content[1:2] | replace('n', '') }}",
             "Row 0 .counted from 0. of .* without a token",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError, first_line
+from prunelit.files import is_text
 
 _SECONDS = 10.0  # for one conversation; a template takes less than a millisecond
 _LONGEST = 100_000_000  # characters of one conversation
@@ -43,7 +44,8 @@ def fill_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -> st
         messages: of user and model in turn; the first and the last are the user's.
 
     Raises:
-        InputError: if the template cannot be parsed, fails, or does not end in time.
+        InputError: if the template cannot be parsed, fails, does not end in time, or writes what is
+            no text.
     """
     roles = ("user", "assistant")
     turns = [{"role": roles[n % 2], "content": text} for n, text in enumerate(messages)]
@@ -63,6 +65,8 @@ def fill_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -> st
             f"The chat template of the tokenizer writes {len(prompt)} characters for one "
             f"conversation: {_HINT}"
         )
+    if not is_text(prompt) and all(map(is_text, messages)):
+        raise InputError(f"The chat template of the tokenizer writes half of a character: {_HINT}")
     return prompt
 
 
