@@ -110,6 +110,7 @@ def test_own_data_runs_as_it_is_shown(
 def test_commands_parse(
     plugins: Path,
     material: Path,
+    tmp_path: Path,
     cli: Callable[..., None],
     command: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -118,6 +119,7 @@ def test_commands_parse(
     command = command.replace("FILE", "configs/wanda.yaml").replace("NAME", "wanda")
     words = [re.sub(r"(^|=|\[)(?=configs/)", rf"\1{ROOT}/", word) for word in shlex.split(command)]
     if words[1] in ("new", "report", "worse"):  # the options are right, only the files are missing
+        monkeypatch.chdir(tmp_path)  # the checkout may have them
         with pytest.raises(SystemExit) as ended:
             cli(*words[1:])
         sentence = capsys.readouterr().err
