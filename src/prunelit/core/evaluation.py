@@ -45,7 +45,7 @@ class Evaluation:
         self._pair = replace(pair, answers=self._answers)
         self._shared = {} if pair.dense is None else find_shared(data.tasks.values())
         self._tables = {name: ItemTable(data.sizes[name]) for name in data.tasks}
-        self._journals = open_journals(trainer, pair, data.tasks)
+        self._journals = open_journals(trainer, self._pair, data.tasks)
 
     def measure(self, name: str, batch: dict[str, Any]) -> None:
         """Measure one batch of the task `name`, or read it from its journal."""

@@ -3,14 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from typing import Any
 
-import torch
-import transformers
 from lightning.pytorch import Trainer
 
 from prunelit.core.datamodule import PruneData
+from prunelit.core.environment import describe_environment
 from prunelit.core.module import PairedLM
 from prunelit.data.hub_rows import pin
 from prunelit.data.sources import is_hub_name, local_path
@@ -48,14 +46,7 @@ def measurement_settings(trainer: Trainer, module: PairedLM, data: PruneData) ->
         "tasks": tasks,
         "content": {path: _content(path) for path in sorted({*_sources(tasks)})},
         "reference": module.weights.reference,
-        "device": trainer.strategy.root_device.type,
-        "precision": trainer.precision,
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "versions": {
-            "prunelit": version("prunelit"),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **describe_environment(trainer),
     }
 
 

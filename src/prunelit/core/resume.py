@@ -10,18 +10,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from prunelit.core.environment import describe_environment
 from prunelit.files import make_folder
-from prunelit.models.fingerprint import fingerprint
 from prunelit.models.model_pair import ModelPair
 from prunelit.recipe import describe_code, tell_differences
 from prunelit.tasks.base import Task
@@ -174,15 +172,8 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
         journals.tell_others()
         return journals
     run = {
-        "models": {name: fingerprint(model) for name, model in pair.models().items()},
-        "device": trainer.strategy.root_device.type,
-        "precision": trainer.precision,
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "versions": {
-            "prunelit": version("prunelit"),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "models": {name: pair.fingerprint(name) for name in pair.models()},
+        **describe_environment(trainer),
     }
     for name, model in pair.models().items():
         run |= {f"{name}_{key}": value for key, value in describe_code(type(model)).items()}

@@ -62,9 +62,14 @@ class DenseAnswers:
         self._full = False
 
     @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights of the model, which takes about a second per gigabyte."""
+        return fingerprint(self.model)
+
+    @functools.cached_property
     def _identity(self) -> str:
         code = describe_code(type(self.model))
-        return hashlib.sha256(json.dumps([fingerprint(self.model), code]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.fingerprint, code]).encode()).hexdigest()
 
     @property
     def folder(self) -> Path:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.models.dense_answers import DenseAnswers
+from prunelit.models.fingerprint import fingerprint
 
 _Answer = TypeVar("_Answer")
 
@@ -88,6 +89,17 @@ class ModelPair:
         if self.answers is not None and model is self.answers.model:
             return self.answers.ask(function, inputs, settings, memo or {})
         return function(model, *inputs, **settings, **(memo or {}))
+
+    def fingerprint(self, name: str) -> str:
+        """Return the hash of all weights of one model.
+
+        Args:
+            name: `dense` or `pruned`.
+        """
+        model = self.models()[name]
+        if self.answers is not None and model is self.answers.model:
+            return self.answers.fingerprint
+        return fingerprint(model)
 
     def alone(self, name: str) -> "ModelPair":
         """Return one model with its own tokenizer, as the pruned model of a pair without dense.

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +15,8 @@ from prunelit.data.hub_rows import commit_of, pin
 from prunelit.data.labelled import LabelledText, divide, find_shared, read_labelled
 from prunelit.data.rows import hash_rows
 from prunelit.data.sources import subset_of
-from prunelit.data.tokens import pad, pad_token
 from prunelit.errors import InputError, check_seed, check_whole
 from prunelit.metrics.spaces.embedding import embedding_cosine
-from prunelit.models.inference.embedding import embed
-from prunelit.models.model_pair import ModelPair
 from prunelit.report.score_test import PairedScores
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask, same_width
@@ -210,16 +207,6 @@ class Classification(RowTask, EmbeddingTask):
         """Group texts of similar length, the longest first."""
         order = sorted(range(size), key=lambda item: -len(self._tokens[item]))
         return [[order[place] for place in chunk] for chunk in super().chunks(size)]
-
-    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        return dict(pad([self._tokens[index] for index in indices], pad_token(self._tokenizer)))
-
-    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
-        inputs = batch["input_ids"], batch["attention_mask"]
-        return {
-            f"{name}/embedding": pair.ask(name, embed, *inputs, **self.embed_options(pair, name))
-            for name in pair.models()
-        }
 
     def report(self, table: ItemTable) -> TaskReport:
         values: dict[str, Tensor] = {}

@@ -161,7 +161,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         self._cache = EmbeddingCache(self.cache or default_folder())
         if self.length is None:
             every = range(len(self._texts))
-            self.note_longest((len(self._tokens(item)) for item in every), self._name_item)
+            self.note_longest((len(self._tokenise(item)) for item in every), self._name_item)
         else:
             self.longest = self.length
         return len(self._texts)
@@ -187,7 +187,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         return {"fingerprints": Fingerprints()}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        tokens = [self._tokens(item) for item in indices]
+        tokens = [self._tokenise(item) for item in indices]
         return dict(pad(tokens, pad_token(self._tokenizer)))
 
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -259,7 +259,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             "chance_ndcg@10": sum(chance) / len(chance),
         }
 
-    def _tokens(self, item: int) -> list[int]:
+    def _tokenise(self, item: int) -> list[int]:
         template = self._templates[item >= self._queries]
         return template.tokens(self._tokenizer, self._texts[item], self.length)
 

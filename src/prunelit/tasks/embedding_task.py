@@ -1,20 +1,22 @@
 """Base of the tasks on embeddings of whole texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit.data.tokens import name_tokens, special_tokens
+from prunelit.data.tokens import name_tokens, pad, pad_token, special_tokens
 from prunelit.models.inference.embedding import (
     Pooling,
     blocks_before,
     check_layer,
     check_pooling,
+    embed,
 )
 from prunelit.models.model_pair import ModelPair
 from prunelit.tasks.base import Task
+from prunelit.tasks.item_table import Streamed
 
 
 class EmbeddingTask(Task):
@@ -55,9 +57,22 @@ class EmbeddingTask(Task):
 
     # Set by `prepare` of every subclass.
     _tokenizer: PreTrainedTokenizerBase
+    _tokens: Sequence[Any]
 
     def check(self, model: PreTrainedModel) -> None:
         check_layer(model, self.layer)
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Pad the texts that `prepare` turned into tokens."""
+        return dict(pad([self._tokens[index] for index in indices], pad_token(self._tokenizer)))
+
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> Mapping[str, Tensor | Streamed]:
+        """Return the embeddings of both models."""
+        inputs = batch["input_ids"], batch["attention_mask"]
+        return {
+            f"{name}/embedding": pair.ask(name, embed, *inputs, **self.embed_options(pair, name))
+            for name in pair.models()
+        }
 
     def embed_options(self, pair: ModelPair, name: str) -> dict[str, Any]:
         """Return the options of `prunelit.models.inference.embedding.embed` for one model.

@@ -7,11 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.data.tokens import pad, pad_token
 from prunelit.errors import InputError
 from prunelit.metrics.retrieval import list_metrics, rank_documents
-from prunelit.models.inference.embedding import embed
-from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
@@ -98,16 +95,6 @@ class Retrieval(QuestionTask, EmbeddingTask):
         text = self.documents[place]
         row = next(n for n, question in enumerate(self._questions) if text in question.choices)
         return f"the choice {text!r:.40} of {self.name_row(row, self._questions[row].id)}"
-
-    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        return dict(pad([self._tokens[index] for index in indices], pad_token(self._tokenizer)))
-
-    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:
-        inputs = batch["input_ids"], batch["attention_mask"]
-        return {
-            f"{name}/embedding": pair.ask(name, embed, *inputs, **self.embed_options(pair, name))
-            for name in pair.models()
-        }
 
     def report(self, table: ItemTable) -> TaskReport:
         columns: dict[str, Tensor] = {}
