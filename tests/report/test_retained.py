@@ -71,6 +71,10 @@ def test_parts_of_a_data_set_are_told_apart() -> None:
     assert list(verdict_cells(rows)) == ["facts, train", "facts, test", "facts ARC-Easy"]
 
 
+def test_a_folder_has_its_name_with_a_slash_at_its_end() -> None:
+    assert list(verdict_cells([row("a", "retrieval", path="data/tickets/")])) == ["tickets"]
+
+
 def test_no_data_set_is_lost_by_its_name() -> None:
     nine = row("c", "retrieval", path="two/rows.jsonl")
     nine = replace(nine, result=replace(nine.result, n=9))

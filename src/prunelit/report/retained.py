@@ -53,7 +53,7 @@ def verdict_cells(verdicts: Sequence[Verdict]) -> Cells:
 def _names(path: str, subset: str | None, split: str, n: int) -> list[str]:
     """Return the names of a data set, from the shortest to one that tells it from any other."""
     part = f" {subset}" if subset else ""
-    short = re.split("[/:]", path)[-1] + part
+    short = re.split("[/:]", path.rstrip("/"))[-1] + part
     return [
         short,
         f"{short}, {split}",
