@@ -70,7 +70,11 @@ def test_the_answers_of_all_methods_and_uses() -> None:
     said = closing(answers)
     assert said[0].startswith("wanda keeps retrieval up to ratio 0.2 (0.99 [0.9")
     assert "0.3 cannot be told (0.95 [" in said[0]
-    assert "No measured setting of drop keeps retrieval: count 1 loses (0.80 [" in said[2]
+    assert said[0].endswith(", margin 0.95, more than 100,000 items would decide).")
+    begin = "The weakest measured setting of drop does not keep retrieval: count 1 loses (0.80 ["
+    assert said[2].startswith(begin)
+    assert said[2].endswith(" 2 keeps it: the scores do not fall evenly.")
+    assert said[3].startswith("No measured setting of drop keeps generation: count 1 loses (0.10")
     assert "Other calibration text (wanda, retrieval): 0.2: 0.94 to 0.99, keeps with 1 of 2" in (
         " ".join(said)
     )

@@ -177,7 +177,7 @@ def test_what_keeps_again_above_is_no_answer(
     assert found["largest_that_keeps"]["setting"] == 0.1
     assert found["uneven"] == [0.4]
     assert found["smallest_that_does_not"]["setting"] == 0.2
-    assert "0.4 keeps again: the scores do not fall evenly." in found["sentence"]
+    assert "0.4 keeps it: the scores do not fall evenly." in found["sentence"]
     assert [one["setting"] for one in found["measured"]] == [0.1, 0.2, 0.4]
 
 

@@ -104,23 +104,25 @@ class Answer:
         low, high, name = self.largest, self.smallest, f"{self.method} keeps {self.use}"
         if self.word == "no lead":
             return f"No verdict on {self.use}: the dense model has no lead over the floor."
-        if low is None:
-            assert high is not None
-            return (
-                f"No measured setting of {self.method} keeps {self.use}: {self.option} "
-                f"{_above(high)}."
-            )
-        begin = f"{name} up to {self.option} {low.setting:.12g} ({_interval(low)})"
-        if high is None:
-            return f"{begin}, the largest that was measured."
         uneven = find_uneven(self.kept)
-        more = (
-            f" {_join(uneven)} {'keep' if len(uneven) > 1 else 'keeps'} again: the scores do not "
+        again = (
+            f" {_join(uneven)} {'keep' if len(uneven) > 1 else 'keeps'} it: the scores do not "
             "fall evenly."
             if uneven
             else ""
         )
-        return f"{begin}; {_above(high)}.{more}"
+        if low is None:
+            assert high is not None
+            begin = (
+                f"The weakest measured setting of {self.method} does not keep {self.use}"
+                if uneven
+                else f"No measured setting of {self.method} keeps {self.use}"
+            )
+            return f"{begin}: {self.option} {_above(high)}.{again}"
+        begin = f"{name} up to {self.option} {low.setting:.12g} ({_interval(low)})"
+        if high is None:
+            return f"{begin}, the largest that was measured."
+        return f"{begin}; {_above(high)}.{again}"
 
     def plain(self) -> dict[str, Any]:
         """Return plain data."""
@@ -313,7 +315,8 @@ def setting_sentence(method: str, setting: float, verdicts: Sequence[Verdict]) -
 
 def _above(one: Measured) -> str:
     verb = "cannot be told" if one.word == "cannot tell" else one.word
-    return f"{one.setting:.12g} {verb} ({_interval(one)})"
+    needed = one.worst().more_items()
+    return f"{one.setting:.12g} {verb} ({_interval(one)}{needed and f', {needed}'})"
 
 
 def _interval(one: Measured, margin: bool = True) -> str:
