@@ -46,6 +46,8 @@ _BESIDE_THE_POINT = (
     ".*isinstance\\(treespec, LeafSpec\\)` is deprecated",
     # Every rank has the complete table of items.
     "It is recommended to use `self.log\\(.*sync_dist=True",
+    # A run without tasks, which is said.
+    "Total length of `dict` across ranks is zero",
     # The folder holds the last checkpoint of this run.
     "Checkpoint directory .* exists and is not empty",
 )

@@ -101,6 +101,9 @@ class PruneTrainer(ResumingTrainer):
         """
         check_trainer(self)
         self._tell_unpruned(model)
+        measures = not isinstance(datamodule, PruneData) or bool(datamodule.tasks)
+        if not measures:
+            rank_zero_info("Nothing is measured, since `data.tasks` is not given.")
         if ckpt_path not in (None, "last"):
             read_checkpoint(ckpt_path, checksums=True)
         elif ckpt_path == "last" and self.is_global_zero:
@@ -113,7 +116,8 @@ class PruneTrainer(ResumingTrainer):
         with self._one_run(lambda: _VALIDATE if finished else self._after_fit(), datamodule, *own):
             with _restoring(ckpt_path):
                 super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
-            if finished := self.state.finished:
+            finished = self.state.finished
+            if finished and measures:
                 self.validate(model, datamodule=datamodule)
 
     @checked
@@ -131,6 +135,8 @@ class PruneTrainer(ResumingTrainer):
         """
         check_trainer(self)
         if not self._inside:
+            if isinstance(datamodule, PruneData) and not datamodule.tasks:
+                raise InputError("Expected at least one task in `data.tasks` but got none.")
             self._tell_unpruned(model)
         with self._one_run(lambda: _SAME_COMMAND, datamodule):
             return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))

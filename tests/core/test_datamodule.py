@@ -65,3 +65,9 @@ def test_two_tasks_of_one_name_are_refused(material: Path) -> None:
     assert list(PruneData(None, [Perplexity(path), Perplexity(path, name="long")]).tasks) == [
         *("perplexity", "long")
     ]
+
+
+def test_an_empty_list_of_tasks_is_refused() -> None:
+    with pytest.raises(InputError, match=r"at least one task in `data\.tasks` but got none: give"):
+        PruneData(None, [])
+    assert PruneData().tasks == {}

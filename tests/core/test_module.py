@@ -98,6 +98,18 @@ def test_training_is_refused(
     assert module.model is None
 
 
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers")
+def test_without_a_task_nothing_is_compared(
+    module: PairedLM, make_trainer: Callable[..., PruneTrainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InputError, match=r"at least one task in `data\.tasks`"):
+        make_trainer().validate(module, datamodule=PruneData())
+    assert module.model is None
+    with caplog.at_level("INFO"):
+        make_trainer().fit(module, datamodule=PruneData())
+    assert "Nothing is measured, since `data.tasks` is not given." in caplog.text
+
+
 def test_other_data_is_refused(module: PairedLM, make_trainer: Callable[..., PruneTrainer]) -> None:
     class Nothing(LightningDataModule):
         def val_dataloader(self) -> list:

@@ -15,6 +15,7 @@ import pytest
 
 from prunelit import InputError
 from prunelit.data import load_rows, load_texts
+from prunelit.data.local_files import open_table
 
 ENDINGS = ["jsonl", "json", "csv", "tsv", "txt", "parquet", "jsonl.gz", "txt.gz", "parquet.gz"]
 
@@ -219,6 +220,27 @@ def test_lists_and_byte_order_marks(tmp_path: Path) -> None:
     lines = '\ufeff{"text": "a"}\r\n\r\n{"text": "b"}\r\n'
     (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8", newline="")
     assert texts_of(tmp_path / "rows.jsonl") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("text;b\nx;1,5\n", ["text", "b"]),
+        ('"te;xt"|b\nx|1\n', ["te;xt", "b"]),
+        ("text\tb\nx\t1\n", ["text", "b"]),
+        ("text;a,b\nx,1\n", ["text;a", "b"]),  # a comma counts first
+        ('"text;b"\nx;y\n', ["text;b"]),
+        ("text\nx;y\n", ["text"]),
+    ],
+)
+def test_the_first_line_tells_what_separates_cells(
+    tmp_path: Path, text: str, names: list[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    table = open_table(path)
+    assert table.names == names
+    assert len(table.take(names)) == 1
 
 
 def test_cells_of_csv_are_texts(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class PruneData(LightningDataModule):
 
     Args:
         calibration: the text to calibrate on; None for pruners that need none.
-        tasks: measured on both models; each needs its own name.
+        tasks: measured on both models; each needs its own name. None measures nothing, for `fit`.
         recovery: the text to train on; needed if `trainer.max_epochs` is not 0.
         allow_code_execution: run programs that a model wrote, in tasks that judge them by running.
         triad: add a retrieval task and a generation task on the rows of every `MultipleChoice`
@@ -55,6 +55,11 @@ class PruneData(LightningDataModule):
         super().__init__()
         self.calibration = calibration
         self.recovery = recovery
+        if tasks is not None and not tasks:
+            raise InputError(
+                "Expected at least one task in `data.tasks` but got none: give one, or leave "
+                "`tasks` out, and `fit` prunes without a measurement."
+            )
         every = list(tasks or [])
         if triad:
             choices = [task for task in every if isinstance(task, MultipleChoice)]

@@ -8,10 +8,12 @@ import csv
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -70,7 +72,8 @@ def open_table(file: Path, *, keep: Sequence[str] | None = None) -> Table:
     """Read a file of rows.
 
     * json: one object per line, or a list of objects, or a list of texts (column `text`);
-    * csv, tsv: the first line has the names; cells are texts, quoted as CSV writers do;
+    * csv, tsv: the first line has the names; cells are texts, quoted as CSV writers do. Cells of a
+      csv file are separated by commas, or else by what its first line has of ``;``, tab and ``|``;
     * text: a row per line, column `text`.
 
     Args:
@@ -202,8 +205,19 @@ def _as_row(value: Any, place: str) -> Row:
     return value
 
 
-def _read_csv(stream: BinaryIO, names: dict[str, None], delimiter: str = ",") -> Iterator[Row]:
-    reader = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
+def _read_csv(stream: BinaryIO, names: dict[str, None], signs: str = ",;\t|") -> Iterator[Row]:
+    """Read rows of cells.
+
+    Args:
+        stream: of the file.
+        names: gets the names of the columns.
+        signs: that may separate cells; the first one of them that the first line has, does.
+    """
+    lines = _lines(stream)
+    first = next(lines, "")
+    unquoted = re.sub('"[^"]*"', "", first)
+    delimiter = next((sign for sign in signs if sign in unquoted), signs[0])
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     old = csv.field_size_limit(_LARGEST_CELL)
     try:
         header = next(reader, [])

@@ -61,6 +61,10 @@ class Margins:
                         f"Expected `{name}` above 0 and at most 1 but got {value} for {key!r}."
                     )
 
+    def plain(self) -> dict[str, dict[str, float]]:
+        """Return the arguments by name, as a configuration has them."""
+        return {"keep": self._keep, "margin": self._margin}
+
     def of(self, task: str, use: str) -> tuple[float, bool]:
         """Return the margin of a task, and True if it is an absolute loss.
 

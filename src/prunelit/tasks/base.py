@@ -202,6 +202,15 @@ class Task(Checked, ABC):
             for start in range(0, size, self.batch_size)
         ]
 
+    def longest_first(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Return the items of each batch by similar length; the longest come first and fail first.
+
+        Args:
+            lengths: number of tokens of every item.
+        """
+        order = sorted(range(len(lengths)), key=lambda item: -lengths[item])
+        return [[order[place] for place in chunk] for chunk in Task.chunks(self, len(order))]
+
     def common(self) -> dict[str, Any]:
         """Return entries that are added to every batch of one pass over the items."""
         return {}

@@ -204,9 +204,7 @@ class Classification(RowTask, EmbeddingTask):
         return self._rows[item].place()
 
     def chunks(self, size: int) -> list[list[int]]:
-        """Group texts of similar length, the longest first."""
-        order = sorted(range(size), key=lambda item: -len(self._tokens[item]))
-        return [[order[place] for place in chunk] for chunk in super().chunks(size)]
+        return self.longest_first([len(text) for text in self._tokens])
 
     def report(self, table: ItemTable) -> TaskReport:
         values: dict[str, Tensor] = {}

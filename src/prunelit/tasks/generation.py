@@ -169,9 +169,7 @@ brother. How many stamps do the three have together?'
         return self.name_row(index, getattr(self._examples[index], "id", None))
 
     def chunks(self, size: int) -> list[list[int]]:
-        """Group prompts of similar length; the longest come first, so that they fail first."""
-        order = sorted(range(size), key=lambda index: -len(self._tokens[index]))
-        return [[order[place] for place in chunk] for chunk in super().chunks(size)]
+        return self.longest_first([len(prompt) for prompt in self._tokens])
 
     def common(self) -> dict[str, Any]:
         return {"shared_prefix": SharedPrefix()}

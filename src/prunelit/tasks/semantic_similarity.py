@@ -104,9 +104,7 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         return len(self._rows)
 
     def chunks(self, size: int) -> list[list[int]]:
-        """Group pairs of similar length, the longest first."""
-        order = sorted(range(size), key=lambda item: -max(map(len, self._tokens[item])))
-        return [[order[place] for place in chunk] for chunk in super().chunks(size)]
+        return self.longest_first([max(map(len, both)) for both in self._tokens])
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         both = [self._tokens[index][side] for side in (0, 1) for index in indices]

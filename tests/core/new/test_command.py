@@ -33,14 +33,15 @@ def test_the_files_are_measured_and_other_commands_take_the_result(
     files: list[str], folder: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "chat_template.jinja").unlink()
-    cli("new", *files, "-o", "decision.yaml")
+    margins = ["--keep", "tickets=0.8,default=0.9", "--margin", "classification=0.1"]
+    cli("new", *files, "-o", "decision.yaml", *margins)
     printed = capsys.readouterr().out
     for part in (
         "intents (classification): 'Message' is the text, 'Intent' one of 2 labels; 6 texts",
         "Warning: intents: 1 of 12 texts are in the calibration text",
         "qa: the model has no chat template, so it reads plain questions.",
         "Written: decision.yaml, decision.fit.yaml, decision.sweep.yaml, decision.search.yaml.",
-        "items needed: to find with 80% power that 0.95 of the lead is kept at 3 tasks, if",
+        "items needed: to find with 80% power that the margin is kept at 3 tasks, if",
         "nothing is lost and 10% of the items flip",
         "qa: the dense model is not above chance",
         "  prunelit fit --config decision.yaml --config decision.fit.yaml",
@@ -57,6 +58,8 @@ def test_the_files_are_measured_and_other_commands_take_the_result(
         shown, complaint = capsys.readouterr()
         assert left.value.code == 0, complaint
         config = yaml.safe_load(shown)
+        assert config["keep"] == {"default": 0.9, "tickets": 0.8}
+        assert config["margin"] == {"classification": 0.1}
         tasks = config["data"]["tasks"]
         names = [task["init_args"]["name"] for task in tasks]
         assert names == ["tickets", "intents", "qa", "deviation", "perplexity"]
@@ -138,6 +141,9 @@ def test_without_text_the_method_needs_none(
         (["--model", "{model}", "--answer", "no.csv"], "'no.csv' does not exist"),
         (["--model", "{model}", "--answer", "qa.jsonl", "-o", "x.txt"], "ends in .yaml but got"),
         (["--model", "{model}", "--answers", "qa.jsonl"], "Unrecognized arguments: --answers"),
+        (["--model", "{model}", "--answer", "qa.jsonl", "--keep", "q=0.9"], "`keep` names 'q'"),
+        (["--model", "{model}", "--answer", "qa.jsonl", "--margin", "qa=2"], "`margin` above 0"),
+        (["--model", "{model}", "--text", "few.txt"], "more text in 'few.txt' to measure a model"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -149,6 +155,7 @@ def test_a_mistake_is_one_sentence(
     message: str,
 ) -> None:
     write("qa.jsonl", ASKED)
+    write("few.txt", "a few words " * 40)
     before = sorted(Path().iterdir())
     with pytest.raises(SystemExit) as left:
         cli("new", *(part.format(model=folder) for part in arguments))

@@ -7,7 +7,7 @@ import pytest
 
 from prunelit import InputError
 from prunelit import tasks as known_tasks
-from prunelit.core.new.plans import plan_answer, plan_classify, plan_search, plan_text
+from prunelit.core.new.plans import plan_answer, plan_classify, plan_search
 
 Write = Callable[[str, Any], str]
 QUESTIONS = [
@@ -108,22 +108,6 @@ def test_a_collection(collection: str) -> None:
     read(plan)
 
 
-def test_a_text_is_divided(write: Write) -> None:
-    rows = [{"id": n, "body": f"{n} " + "some words of a text " * 80} for n in range(40)]
-    plan = plan_text(write("text.jsonl", rows), "text.jsonl", "", whole=False)
-    assert plan.calibration["split"] == "train[:75%]"
-    assert (plan.calibration["column"], len(plan.texts)) == ("body", 30)
-    assert [task.name for task in plan.tasks] == ["deviation", "perplexity"]
-    assert plan.tasks[0].arguments["split"] == "train[75%:]"
-    assert set(plan.tasks[0].texts).isdisjoint(plan.texts)
-    second = plan_text("text.jsonl", "text.jsonl", "_2", whole=True)
-    assert (len(second.tasks[0].texts), second.tasks[0].name) == (40, "deviation_2")
-    one = plan_text(write("one.txt", "a few words " * 400), "one.txt", "", whole=False)
-    assert (one.calibration["split"], one.tasks) == ("train", [])
-    paragraphs = plan_text(write("p.txt", "a b c d e f\n\n" * 200), "p.txt", "", whole=False)
-    assert paragraphs.calibration["documents"] == "paragraphs"
-
-
 def test_one_answer_for_nearly_all_rows_is_told(write: Write) -> None:
     rows = [{"text": f"t{n}", "label": "yes" if n else "no"} for n in range(18)]
     rows += [{"text": "t", "label": "no"}]
@@ -142,7 +126,7 @@ def test_one_answer_for_nearly_all_rows_is_told(write: Write) -> None:
     [
         (plan_classify, "x.csv", [{"foo": 1, "bar": 2}], "and `label`.*'foo', 'bar': rename"),
         (plan_answer, "x.csv", [{"question": "a?"}], "`question` and `answer`"),
-        (plan_answer, "x.csv", "question;answer\na;b\n", "cells by commas, not by ';'"),
+        (plan_answer, "x.csv", "question;foo\na;b\n", "its columns are 'question', 'foo': rename"),
         (plan_answer, "x.jsonl", [{"question": "a?", "answer": ["b"]}], "Row 0 .*`answer` must be"),
         (plan_answer, "x.jsonl", [{"question": "a?", "answer": None}], "Row 0 .*`answer` must be"),
         (plan_search, "x.csv", [{"question": "a?", "answer": "b"}], "a folder with corpus, quer"),
@@ -168,8 +152,18 @@ def test_files_that_fit_no_task(
     assert len(str(caught.value).split(". ")) <= 2
 
 
-def test_too_little_text_and_names_of_the_hub(write: Write) -> None:
-    with pytest.raises(InputError, match=r"at least 384 characters .* but got 6"):
-        plan_text(write("t.txt", "a text"), "t.txt", "", whole=False)
-    with pytest.raises(InputError, match=r"file or a folder on this machine but got 'org/name'"):
-        plan_search("org/name", "org/name", "x")
+def test_a_name_on_the_hub_is_to_be_downloaded(write: Write) -> None:
+    write("tickets/x.csv", "a")
+    with pytest.raises(InputError) as caught:
+        plan_search("org/name@v1", "org/name@v1", "x")
+    assert str(caught.value) == (
+        "Expected a file or a folder on this machine but got 'org/name@v1': of a data set on the "
+        "hub, run `hf download org/name --repo-type dataset --local-dir .` and name its file."
+    )
+    with pytest.raises(InputError, match=r"but got 'ticket' \(similar: '.*tickets'\): of a data"):
+        plan_search("ticket", "ticket", "x")
+
+
+def test_cells_may_be_separated_by_semicolons(write: Write) -> None:
+    path = write("qa.csv", '\ufeffquestion;answer\n"a; or b?";1,5\n')
+    assert read(plan_answer(path, path, "qa"))._examples[0].target == "1,5"

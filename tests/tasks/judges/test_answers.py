@@ -66,6 +66,9 @@ def test_first_word(text: str, expected: str | None) -> None:
         ("The answer is 42.", "42", "42"),
         ("3, 4, 5", "3", "5"),
         ("step 1. do it. 2. done", "1", "2"),
+        ("5 million and 5k", "5e6", "5e3"),
+        ("$1.5 billion, of 3万", "$1.5e9", "30000"),
+        ("2/3 million of 5 minutes", "2000000/3", "5"),
         ("none", None, None),
         ("", None, None),
     ],
@@ -146,7 +149,7 @@ def test_normalise(text: str, normal: str) -> None:
         ("0.10", "0.1"),
         (" about 5 ", "about 5"),
         ("1.2.3", "1.2.3"),
-        *[("3!", "3!"), ("5 dozen", "5 dozen"), ("5 million", "5 million"), ("minus 5", "-5")],
+        *[("3!", "3!"), ("5 dozen", "5 dozen"), ("5 million", "5000000"), ("minus 5", "-5")],
         ("", ""),
     ],
 )

@@ -128,11 +128,7 @@ def refuse_columns(path: str, names: Sequence[str], wanted: str) -> InputError:
         wanted: the columns in words, with a name that is known for each.
     """
     shown = ", ".join(map(repr, names[:12]))
-    step = "rename them"
-    signs = [sign for sign in ";\t|" if len(names) == 1 and sign in names[0]]
-    if signs:
-        step = f"separate the cells by commas, not by {signs[0]!r}"
-    return InputError(f"Expected {wanted} in {path!r} but its columns are {shown}: {step}.")
+    return InputError(f"Expected {wanted} in {path!r} but its columns are {shown}: rename them.")
 
 
 def _plain(name: str) -> str:

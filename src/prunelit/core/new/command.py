@@ -17,20 +17,13 @@ from prunelit.core.new.files import (
     write_files,
 )
 from prunelit.core.new.overlap import find_overlap
-from prunelit.core.new.plans import (
-    Plan,
-    TextPlan,
-    plan_answer,
-    plan_classify,
-    plan_search,
-    plan_text,
-    task_names,
-)
+from prunelit.core.new.plans import Plan, plan_answer, plan_classify, plan_search, task_names
+from prunelit.core.new.text_plan import TextPlan, plan_text
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError, explain, visible
 from prunelit.report.score_test import MOST_ITEMS
 from prunelit.report.tables import lines_table, show
-from prunelit.report.verdicts import KEEP
+from prunelit.report.verdicts import KEEP, USES, Margins
 
 if TYPE_CHECKING:
     from prunelit.core.new.dense import DenseScore
@@ -63,12 +56,19 @@ def run_command(arguments: Sequence[str]) -> None:
 
 def _new(arguments: Sequence[str]) -> None:
     given = _parse(arguments)
+    margins = Margins(given.keep, given.margin)
     paths = part_paths(given.output)
     if not given.overwrite:
         check_free(paths)
     _check_model(given.model)
     texts, plans = _plan(given, paths[""].parent)
     tasks = [*plans, *(plan for text in texts for plan in text.tasks)]
+    if not tasks:
+        raise InputError(
+            f"Expected more text in {given.text[0]!r} to measure a model on: add text, or give "
+            "another file."
+        )
+    margins.check([*(plan.name for plan in tasks), *USES])
     for plan in plans or tasks:
         _print(f"{plan.name} ({plan.use or 'text'}): {plan.read}; {plan.count}.")
     for text in texts[:1]:
@@ -79,16 +79,16 @@ def _new(arguments: Sequence[str]) -> None:
     model = shown_path(given.model, paths[""].parent)
     if not is_hub_name(given.model) and _has_chat(local_path(given.model)) is False:
         _without_chat(plans)
-    write_files(render_files(paths, model, text, tasks))
+    write_files(render_files(paths, model, text, tasks, margins))
     _print(f"Written: {', '.join(map(str, paths.values()))}.")
     if given.measure:
         from prunelit.core.new.dense import DenseModel  # with torch
 
         dense = DenseModel(model, tasks, text.calibration if text else None)
         if not dense.has_chat() and _without_chat(plans):
-            write_files(render_files(paths, model, text, tasks))
-        if found := dense.measure(KEEP):
-            _show(found, plans)
+            write_files(render_files(paths, model, text, tasks, margins))
+        if found := dense.measure(margins):
+            _show(found, plans, margins)
     _print("Next:")
     for command in commands(paths).values():
         _print(f"  {command}")
@@ -114,6 +114,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         default="decision.yaml",
         metavar="FILE",
         help="configuration to write; default: decision.yaml",
+    )
+    parser.add_argument(
+        "--keep",
+        default=str(KEEP),
+        metavar="SHARES",
+        help="share of the dense model's lead over chance that must remain, also by the name of a "
+        "task or use: generation=0.9,default=0.95",
+    )
+    parser.add_argument(
+        "--margin",
+        metavar="LOSSES",
+        help="highest loss of a score in place of the share, by the name of a task or use: qa=0.05",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
@@ -196,10 +208,11 @@ def _without_chat(plans: Sequence[Plan]) -> bool:
     return changed
 
 
-def _show(found: "dict[str, DenseScore]", plans: Sequence[Plan]) -> None:
+def _show(found: "dict[str, DenseScore]", plans: Sequence[Plan], margins: Margins) -> None:
     lines = []
     for plan in plans:
         own = found[plan.name]
+        margin, absolute = margins.of(plan.name, str(plan.use))
         needed = f"more than {MOST_ITEMS:,}" if own.needed is None else f"{own.needed:,}"
         lines.append(
             {
@@ -209,7 +222,8 @@ def _show(found: "dict[str, DenseScore]", plans: Sequence[Plan]) -> None:
                 "metric": own.score.metric,
                 "dense": f"{own.score.value:.2f} ± {own.score.standard_error:.2f}",
                 "chance": f"{own.floor:.2f}",
-                "items needed": needed if own.lead else "no lead",
+                "margin": f"{'-' * absolute}{margin:g}",
+                "items needed": needed if own.lead or absolute else "no lead",
             }
         )
     holm = f" at {len(found)} tasks" if len(found) > 1 else ""
@@ -217,7 +231,9 @@ def _show(found: "dict[str, DenseScore]", plans: Sequence[Plan]) -> None:
         lines_table(
             "The dense model",
             "chance: random guessing, or the most frequent answer where answers are fixed.\n"
-            f"items needed: to find with 80% power that {KEEP} of the lead is kept{holm}, if\n"
+            "margin: share of the lead over chance that must remain; with a minus the highest\n"
+            "loss of the score.\n"
+            f"items needed: to find with 80% power that the margin is kept{holm}, if\n"
             "nothing is lost and 10% of the items flip: 5% of them, the best, change places with\n"
             "the worst 5%",
             lines,

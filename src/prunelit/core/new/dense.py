@@ -19,6 +19,7 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.report.main_scores import chance
 from prunelit.report.results import Result
 from prunelit.report.score_test import LEVEL, PairedScores, ScoreTest, critical_value
+from prunelit.report.verdicts import Margins
 from prunelit.tasks.base import Task
 from prunelit.tasks.item_table import ItemTable
 
@@ -73,11 +74,11 @@ class DenseModel:
         """Return True if the tokenizer has a chat template."""
         return bool(self._weights.tokenizer.chat_template)
 
-    def measure(self, keep: float) -> dict[str, DenseScore]:
+    def measure(self, margins: Margins) -> dict[str, DenseScore]:
         """Measure the tasks that have a main score.
 
         Args:
-            keep: margin of the forecast.
+            margins: of the forecast.
 
         Returns:
             The score of each task by its name.
@@ -95,7 +96,9 @@ class DenseModel:
         # Later runs read what the model gives here.
         pair = ModelPair(model, None, self._weights.tokenizer, answers=open_answers(model))
         found = {}
+        uses = {plan.name: plan.use for plan in self._plans}
         for task in measured:
+            margin, absolute = margins.of(task.name, str(uses[task.name]))
             task.check(model)
             rank_zero_info(f"Measuring the dense model on {task.name} ...")
             table = _measure(task, data.sizes[task.name], pair)
@@ -105,12 +108,17 @@ class DenseModel:
             score = next(one for one in results if one.metric == one.details["primary"])
             test = ScoreTest(report.scores)
             lead = test.n > 1 and test.lead_z() >= critical_value(LEVEL)
-            needed = foretell(report.scores, keep, LEVEL / len(measured)) if lead else None
+            needed = None
+            if lead or absolute:
+                level = LEVEL / len(measured)
+                needed = foretell(report.scores, margin, level, absolute=absolute)
             found[task.name] = DenseScore(score, results, lead, needed)
         return found
 
 
-def foretell(scores: PairedScores, keep: float, level: float) -> int | None:
+def foretell(
+    scores: PairedScores, margin: float, level: float, *, absolute: bool = False
+) -> int | None:
     """Foretell the number of items that shows, with 80% power, that a model keeps the margin.
 
     It is assumed that the model loses nothing, and that the scores of `FLIPS` of the items change:
@@ -118,8 +126,9 @@ def foretell(scores: PairedScores, keep: float, level: float) -> int | None:
 
     Args:
         scores: of the dense model.
-        keep: the share of the lead that must remain.
+        margin: the share of the lead that must remain.
         level: of the test.
+        absolute: the margin is the highest loss instead.
 
     Returns:
         The number of items; None if it is above 100,000.
@@ -131,7 +140,8 @@ def foretell(scores: PairedScores, keep: float, level: float) -> int | None:
     worst, best = order[:count], order[len(order) - count :]
     pruned = dense.copy()
     pruned[best], pruned[worst] = dense[worst], dense[best]
-    return ScoreTest(PairedScores(dense, pruned, floor)).items_for_share(keep, level)
+    test = ScoreTest(PairedScores(dense, pruned, floor))
+    return (test.items_for_loss if absolute else test.items_for_share)(margin, level)
 
 
 @torch.inference_mode()

@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from prunelit.core.new.plans import Plan, TextPlan
+from prunelit.core.new.plans import Plan
+from prunelit.core.new.text_plan import TextPlan
 from prunelit.errors import InputError, visible
 from prunelit.files import make_folder, write_text
+from prunelit.report.verdicts import Margins
 
 PARTS = ("fit", "sweep", "search")  # subcommands with a file of their own
 
@@ -68,7 +70,11 @@ def shown_path(path: str, folder: Path) -> str:
 
 
 def render_files(
-    paths: Mapping[str, Path], model: str, text: TextPlan | None, tasks: Sequence[Plan]
+    paths: Mapping[str, Path],
+    model: str,
+    text: TextPlan | None,
+    tasks: Sequence[Plan],
+    margins: Margins,
 ) -> dict[Path, str]:
     """Return the content of each file.
 
@@ -77,6 +83,7 @@ def render_files(
         model: source of the dense model, as the configuration names it.
         text: what the calibration text is used for; None without one.
         tasks: all tasks, those on texts included.
+        margins: of the verdicts.
     """
     folder = Path(__file__).parent
     environment = Environment(
@@ -97,6 +104,7 @@ def render_files(
         "model": model,
         "text": text,
         "tasks": tasks,
+        "margins": margins.plain(),
         "runs": f"runs/{stem}",
     }
     return {

@@ -26,16 +26,12 @@ from prunelit.data.beir import load_collection
 from prunelit.data.cells import as_parsed
 from prunelit.data.choices import check_texts, merge_choices, settle_labels, take_columns
 from prunelit.data.labelled import check_divisible, find_shared, read_labelled
-from prunelit.data.local_files import KINDS, file_kind
-from prunelit.data.rows import Documents, load_texts, refuse_row
-from prunelit.data.sources import is_hub_name, local_path
-from prunelit.errors import InputError
+from prunelit.data.local_files import KINDS
+from prunelit.data.rows import refuse_row
+from prunelit.data.sources import is_hub_name, local_path, split_revision
+from prunelit.errors import InputError, similar_paths
 
 _NEARLY_ALL = 0.9  # share of the items
-_FEWEST = 8  # rows of a text that can be divided
-_SEVERAL = 16  # documents of a text file that is divided into them
-_DOCUMENTS: tuple[Documents, ...] = ("paragraphs", "lines")
-_PER_TOKEN = 6  # characters; a token of most languages has fewer
 
 
 @dataclass
@@ -66,23 +62,6 @@ class Plan:
         return self.arguments["name"]
 
 
-@dataclass
-class TextPlan:
-    """Use of a text: to calibrate on, and to measure.
-
-    Args:
-        calibration: arguments of `prunelit.CalibrationText`.
-        read: how the file was read, in words.
-        texts: documents of the calibration.
-        tasks: on the rest of the text.
-    """
-
-    calibration: dict[str, Any]
-    read: str
-    texts: list[str]
-    tasks: list[Plan]
-
-
 def plan_search(path: str, shown: str, name: str) -> Plan:
     """Plan the task of `--search`: a folder in the format of BEIR, or questions with choices.
 
@@ -94,7 +73,7 @@ def plan_search(path: str, shown: str, name: str) -> Plan:
     Raises:
         InputError: if it is neither, or not valid.
     """
-    if not _is_folder(path):
+    if not is_folder(path):
         names, rows = read_file(path)
         if find_choices(names, rows) is None:
             raise refuse_columns(
@@ -121,7 +100,7 @@ def plan_classify(path: str, shown: str, name: str) -> Plan:
         InputError: if it is neither, or not valid.
     """
     train, shown_train = None, ""
-    if _is_folder(path):
+    if is_folder(path):
         train, path = (_find_part(path, part) for part in ("train", "test"))
         shown_train, shown = (f"{shown.rstrip('/')}/{Path(one).name}" for one in (train, path))
     names, rows = read_file(path)
@@ -185,49 +164,6 @@ def plan_answer(path: str, shown: str, name: str) -> Plan:
     texts = [row[question] for row in rows]
     count = f"{len(rows):,} questions"
     return Plan("Generation", "generation", arguments, read, count, texts, warnings)
-
-
-def plan_text(path: str, shown: str, name: str, *, whole: bool) -> TextPlan:
-    """Plan the use of a text: three quarters to calibrate on, the rest to measure.
-
-    Args:
-        path: of the file.
-        shown: the path as the configuration names it.
-        name: to tell its tasks from those of another text; empty for the first one.
-        whole: measure all of it and calibrate on nothing, for a further text.
-
-    Raises:
-        InputError: if it has no column of texts, or too little text.
-    """
-    options, read = _read_options(path)
-    rows = load_texts(path, split="train", column=options["column"], documents="lines")
-    cut = round(0.75 * len(rows)) if len(rows) >= _FEWEST else len(rows)
-    cut = 0 if whole else cut
-    texts = [_documents(path, own, options["documents"]) for own in (rows[:cut], rows[cut:])]
-    parts = ("train[:75%]", "train[75%:]") if 0 < cut < len(rows) else ("train", "train")
-    tokens = [sum(map(len, own)) // _PER_TOKEN for own in texts]
-    length = 256 if tokens[bool(whole)] >= 8 * 256 else 64
-    if tokens[bool(whole)] < length:
-        raise InputError(
-            f"Expected at least {_PER_TOKEN * length} characters of text in {path!r} but got "
-            f"{sum(map(len, texts[bool(whole)]))}: add text."
-        )
-    same = {"path": shown, **_unlike_defaults(options)}
-    calibration = {
-        **same,
-        "split": parts[0],
-        "sequences": min(128, max(1, tokens[0] // length)),
-        "length": length,
-    }
-    tasks = []
-    if tokens[1] >= 2 * length:
-        for task in ("Deviation", "Perplexity"):
-            own = f"{task.lower()}{name}"
-            arguments = {"name": own, **same, "split": parts[1], "length": length, "limit": 16}
-            read_part = f"{read}, {parts[1]!r}"
-            windows = f"at most 16 windows of {length} tokens"
-            tasks.append(Plan(task, None, arguments, read_part, windows, texts[1]))
-    return TextPlan(calibration, f"{read}, {parts[0]!r}", texts[0], tasks)
 
 
 def task_names(paths: Sequence[str]) -> list[str]:
@@ -318,11 +254,17 @@ def _room(characters: int) -> int:
     return min(512, 16 + characters // 2 // 8 * 8)
 
 
-def _is_folder(path: str) -> bool:
+def is_folder(path: str) -> bool:
+    """Return True for a folder.
+
+    Raises:
+        InputError: if there is nothing of this name on this machine.
+    """
     if is_hub_name(path):
         raise InputError(
-            f"Expected a file or a folder on this machine but got {path!r}. A data set on the hub "
-            "is named as the `path` of a task, see `configs/tasks`."
+            f"Expected a file or a folder on this machine but got {path!r}{similar_paths(path)}: "
+            f"of a data set on the hub, run `hf download {split_revision(path)[0]} --repo-type "
+            "dataset --local-dir .` and name its file."
         )
     return local_path(path).is_dir()
 
@@ -349,30 +291,3 @@ def _find_part(folder: str, part: str) -> str:
             f"{[file.name for file in files]}: give a folder with `train` and `test`, or one file."
         )
     return str(files[0])
-
-
-def _read_options(path: str) -> tuple[dict[str, Any], str]:
-    """Return the options by which a text is read, and these in words."""
-    if _is_folder(path):
-        raise InputError(f"Expected a file but {path!r} is a folder: name one of its files.")
-    if file_kind(path) == "text":
-        for way in _DOCUMENTS:
-            texts = load_texts(path, column="text", split="train", documents=way)
-            if len(texts) >= _SEVERAL:
-                return {"column": "text", "documents": way}, f"a document for each of its {way}"
-        return {"column": "text", "documents": "whole"}, "one document"
-    names, rows = read_file(path)
-    column = find_column(names, TEXTS) or only_text(names, rows, [])
-    if column is None:
-        raise refuse_columns(path, names, "a column such as `text`")
-    return {"column": column, "documents": "whole"}, f"{column!r} is the text"
-
-
-def _documents(path: str, rows: list[str], documents: Documents) -> list[str]:
-    """Return the documents of rows; a text file that is not divided by lines is one here."""
-    divided = file_kind(path) != "text" or documents == "lines"
-    return rows if divided else ["\n".join(rows)]
-
-
-def _unlike_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if v != {"column": "text", "documents": "whole"}[k]}

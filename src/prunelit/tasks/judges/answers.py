@@ -76,13 +76,15 @@ def first_number(text: str) -> str | None:
 
     It may have a sign, a currency, separators of thousands, decimals, an exponent or a fraction
     bar, and digits of any script. A minus sign after a letter, digit, bracket or unit is
-    subtraction or a hyphen, not part of a number; minus 5 and negative 5 are -5. The k of 5k and
-    the million of 5 million are not read.
+    subtraction or a hyphen, not part of a number; minus 5 and negative 5 are -5. 5k is 5e3, 5
+    million 5e6, and 5万 50000.
 
     Example:
         >>> from prunelit.tasks.judges import first_number
         >>> first_number("He paid $1,200.50 for 3 of them.")
         '$1,200.50'
+        >>> first_number("He paid $1.5 million.")
+        '$1.5e6'
     """
     return next(iter(find_numbers(text)), None)
 

@@ -171,8 +171,7 @@ def split_words(text: str) -> list[str]:
     text = _ROOT.sub(lambda found: f"sqrt{found[1] or found[2] or found[3]}", _plain(text))
     for pattern in (ABBREVIATION, _AND):
         text = pattern.sub(lambda found: regex.sub("[. ]", "", found[0]), text)
-    text = _MYRIAD.sub(_add_myriads, raise_sign("!", FACTORIAL, text))
-    text = _MULTIPLE.sub(_multiply, _DAY.sub(r"\1", text))
+    text = _write_powers(_DAY.sub(r"\1", raise_sign("!", FACTORIAL, text)))
     # The capital I with a dot of Turkish becomes an i with a second dot.
     folded = text.casefold().replace("i\u0307", "i")
     for found in _TOKEN.finditer(unicodedata.normalize("NFKC", folded)):
@@ -194,9 +193,12 @@ def raise_sign(sign: str, pattern: regex.Pattern[str], text: str) -> str:
 
 
 def find_numbers(text: str) -> list[str]:
-    """Return the numbers of a text as they are written, with sign and currency."""
+    """Return the numbers of a text as they are written, with sign and currency.
+
+    5 million is 5e6.
+    """
     numbers: list[str] = []
-    for found in _FIND.finditer(_plain(text)):
+    for found in _FIND.finditer(_write_powers(_plain(text))):
         for part, value in _parts(found, " ,/:^*{}"):
             # The numbers of an outline or a version, such as 1.2.3, are taken apart.
             numbers += [part] if value is not None else part.split(".")
@@ -205,7 +207,7 @@ def find_numbers(text: str) -> list[str]:
 
 def read_number(text: str) -> str | None:
     """Return a number in one spelling; None if the text is anything else than one number."""
-    found = _ONLY.fullmatch(_plain(text).strip())
+    found = _ONLY.fullmatch(_write_powers(_plain(text)).strip())
     return None if found is None else _value(found)
 
 
@@ -262,6 +264,11 @@ def _write_fraction(found: regex.Match[str]) -> str:
     (sign, above, _, digit), (other, below, _, last) = terms[:4], terms[4:]
     signs = [one for one in (minus, sign, other) if one and one != "+"]
     return f"{before} {'-' * (len(signs) % 2)}{above or digit}/{below or last}".lstrip()
+
+
+def _write_powers(text: str) -> str:
+    """Write 5k, 5 million and 5万 as numbers alone."""
+    return _MULTIPLE.sub(_multiply, _MYRIAD.sub(_add_myriads, text))
 
 
 def _multiply(found: regex.Match[str]) -> str:
