@@ -98,7 +98,7 @@ def test_training_is_refused(
     assert module.model is None
 
 
-@pytest.mark.filterwarnings("ignore:.*configure_optimizers")
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers", "ignore:Total length of")
 def test_without_a_task_nothing_is_compared(
     module: PairedLM, make_trainer: Callable[..., PruneTrainer], caplog: pytest.LogCaptureFixture
 ) -> None:
