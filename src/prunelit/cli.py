@@ -32,7 +32,7 @@ from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.core.option_errors import explain_types, name_owner, rephrase
-from prunelit.core.private_api import HookedCLI, replace_lists
+from prunelit.core.private_api import HookedCLI, collect_texts, replace_lists
 from prunelit.core.processes import end_together, misconfiguration
 from prunelit.errors import InputError, check_seed, explain, name_own_code, shorten
 from prunelit.files import is_text, keep_earlier, make_folder, write_text
@@ -182,6 +182,15 @@ class PruneLitCLI(HookedCLI):
 
     def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
         """Add the group `pruning`; a sweep has `variants` instead, and `compare` a candidate."""
+        if subcommand in ("fit", "validate", "compare"):
+            parser.add_argument(
+                "--baseline",
+                type=list[str] | None,
+                default=None,
+                help="Measure a baseline beside the pruned model; give it once for each one: "
+                "`8bit`, `4bit` (the dense model rounded), or the source of another model.",
+            )
+            collect_texts(parser, "baseline")
         if subcommand in ("fit", "validate"):
             parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
         if subcommand == "compare" and not any(map(_CONFIG.match, sys.argv)):
@@ -242,6 +251,7 @@ class PruneLitCLI(HookedCLI):
             self.setting("margin"),
             self.setting("speed", True),
             bool(self.setting("verbose", False)),
+            self.setting("baseline") or (),
         )
         callbacks.append(self._results)  # last, to print when the progress bar is gone
         if config.get("max_epochs") != 0 and config.get("enable_checkpointing") is not False:
@@ -351,6 +361,7 @@ def _settings(text: str | bytes) -> Any:
             "fail_on",
             "speed",
             "verbose",
+            "baseline",
         ):  # they change no result
             settings.pop(name, None)
     return settings
@@ -365,6 +376,11 @@ def _for_another_subcommand(sentence: str) -> str:
         )
     if found := re.search(r"not accept `(uses|seeds)`", sentence):
         return f" `{found[1]}` belongs to `prunelit search`: run that, or leave it out."
+    if "not accept `baseline`" in sentence:
+        return (
+            " It belongs to `prunelit fit`, `validate` and `compare`: leave it out here, and add "
+            "`Quantize` to `variants`."
+        )
     if "not accept `pruning`" in sentence:
         return (
             " `pruning` belongs to `prunelit fit` and `prunelit validate`: run one of them, or "

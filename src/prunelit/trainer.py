@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.arguments import checked
+from prunelit.callbacks.baselines import check_baselines, measure_baselines, refuse_baselines
 from prunelit.callbacks.checkpoints import (
     checkpoint_folders,
     last_callbacks,
@@ -114,6 +115,8 @@ class PruneTrainer(ResumingTrainer):
         own = [callback.path for callback in last_callbacks(self) if self.max_epochs != 0]
         finished = False
         with self._one_run(lambda: _VALIDATE if finished else self._after_fit(), datamodule, *own):
+            if self.is_global_zero:
+                check_baselines(self, model, datamodule)
             with _restoring(ckpt_path):
                 super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
             finished = self.state.finished
@@ -134,12 +137,17 @@ class PruneTrainer(ResumingTrainer):
             InputError: naming a setting that does not fit.
         """
         check_trainer(self)
-        if not self._inside:
+        begins = not self._inside
+        if begins:
             if isinstance(datamodule, PruneData) and not datamodule.tasks:
                 raise InputError("Expected at least one task in `data.tasks` but got none.")
             self._tell_unpruned(model)
         with self._one_run(lambda: _SAME_COMMAND, datamodule):
-            return list(super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs))
+            if begins and self.is_global_zero:
+                check_baselines(self, model, datamodule)
+            found = super().validate(model, datamodule=datamodule, verbose=verbose, **kwargs)
+            measure_baselines(self, model, datamodule)
+            return list(found)
 
     @checked
     def compare(self, model: LightningModule, datamodule: PruneData | None = None) -> list[Any]:
@@ -191,6 +199,7 @@ class PruneTrainer(ResumingTrainer):
             InputError: naming the variant or the setting that does not fit.
         """
         check_trainer(self)
+        refuse_baselines(self)
         with self._one_run(lambda: _SAME_COMMAND, datamodule, *self._folders(), logs=False):
             sweep(self, model, datamodule, variants, grid, knobs)
 
@@ -227,6 +236,7 @@ class PruneTrainer(ResumingTrainer):
             InputError: naming the variant or the setting that does not fit.
         """
         check_trainer(self)
+        refuse_baselines(self)
         with self._one_run(lambda: _SAME_COMMAND, datamodule, *self._folders(), logs=False):
             search(self, model, datamodule, variants, grid, knobs, uses, seeds)
 

@@ -13,14 +13,14 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from prunelit.callbacks.results import RECORD, RESULTS, VERDICTS
+from prunelit.callbacks.results import RECORD, RESULTS
 from prunelit.callbacks.tensorboard import write_pictures, write_settings
 from prunelit.errors import InputError
 from prunelit.files import keep_earlier, write_text
 from prunelit.report.curves import as_csv, write_picture
 from prunelit.report.overview import ALL_FIGURES, overview
-from prunelit.report.page.runs import PAGE, Run, judge, read_run
-from prunelit.report.page.view import write_page
+from prunelit.report.page.outcome import write_outcome
+from prunelit.report.page.runs import PAGE, VERDICTS, Run, judge, read_run
 from prunelit.report.settings import place_settings
 from prunelit.report.tables import markdown_table, show
 from prunelit.report.variants import (
@@ -91,8 +91,7 @@ def decide_again(folder: Path, margins: Margins) -> Run:
     text = format_verdicts(run.verdicts)
     path = folder / VERDICTS
     if run.verdicts and not (path.is_file() and path.read_bytes() == text.encode()):
-        write_text(path, text)
-        write_page([run])
+        write_outcome(run)
     return run
 
 

@@ -4,10 +4,11 @@
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.saving import save_hparams_to_yaml
@@ -26,7 +27,7 @@ from prunelit.callbacks.tensorboard import (
 )
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
-from prunelit.errors import first_line, visible
+from prunelit.errors import InputError, first_line, visible
 from prunelit.files import check_names, keep_earlier, write_text
 from prunelit.recipe import recipe_id
 from prunelit.report.curves import Curve, Picture, as_csv, curve_numbers, write_picture
@@ -34,11 +35,22 @@ from prunelit.report.figures import scores_figure, sparsity_figure
 from prunelit.report.items import write_items
 from prunelit.report.main_scores import scores_numbers, sparsity_numbers
 from prunelit.report.options import list_options
-from prunelit.report.page.card import write_card
+from prunelit.report.page.baselines import baseline_sentences
 from prunelit.report.page.gains import gain_sentence
+from prunelit.report.page.outcome import write_outcome
 from prunelit.report.page.reasons import overlap_sentences
-from prunelit.report.page.runs import GAINS, OVERLAP, PAGE, read_run
-from prunelit.report.page.view import write_page
+from prunelit.report.page.runs import (
+    BASELINES,
+    GAINS,
+    OVERLAP,
+    PAGE,
+    RESULTS,
+    SCORES,
+    VERDICTS,
+    Run,
+    decide_run,
+    read_run,
+)
 from prunelit.report.results import Result, format_results, scalar_name, write_results
 from prunelit.report.retained import headline_picture, headline_table, verdict_cells
 from prunelit.report.tables import (
@@ -57,17 +69,17 @@ from prunelit.report.verdicts import (
     Verdict,
     Word,
     decide,
-    format_verdicts,
     score_rows,
     use_sentences,
     use_words,
 )
 
-RESULTS, SCORES, VERDICTS = "results.jsonl", "scores.parquet", "verdicts.json"
 RECORD = "variant.json"  # of a sweep or a search: this variant is measured
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
 OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, GAINS, OVERLAP, PAGE, RECORD, "hparams.yaml")
-OUTCOME_FOLDERS = ("items", "figures")
+OUTCOME_FOLDERS = ("items", "figures", BASELINES)
+Bits = Literal[8, 4]
+BITS: dict[str, Bits] = {"8bit": 8, "4bit": 4}  # words for baselines
 OUTCOME = (*OUTCOME_FILES, *OUTCOME_FOLDERS)
 
 
@@ -94,6 +106,10 @@ class Results(Callback):
         margin: highest loss of a score in its own unit, by the name of a task or use.
         speed: measure speed and memory of both models; False leaves out the few seconds.
         verbose: print the tables of all metrics and verdicts.
+        baselines: models to measure beside the pruned one, by the same tasks: `8bit` and `4bit` are
+            the dense model rounded by `prunelit.pruners.Quantize`, another text is the source of a
+            model. They stand on the page and in `verdicts.json`, and have their own files in
+            `baselines/<name>/`.
 
     Example:
         >>> from prunelit import PruneTrainer
@@ -110,25 +126,35 @@ class Results(Callback):
         margin: dict[str, float] | str | None = None,
         speed: bool = True,
         verbose: bool = False,
+        baselines: Sequence[str] = (),
     ) -> None:
+        for text in baselines:
+            if text not in BITS and re.fullmatch(r"\W*(int)?\d+[\W_]*(bits?)?\W*", text, re.I):
+                raise InputError(
+                    f"Expected a baseline `8bit`, `4bit` or the source of a model but got {text!r}."
+                )
         self.margins = Margins(keep, margin)
         self.speed = speed
         self.verbose = verbose
+        self.baselines = [*dict.fromkeys(baselines)]
         self.gains: dict[str, Any] | None = None  # of the last validation, on rank 0
         self.verdicts: list[Verdict] = []  # of the last validation; empty on other ranks than 0
         self.words: list[Word] = []  # of each use, of all validations
         self.folder: Path | None = None  # for the files; None is the folder in the docstring
         self.brief = False  # True prints only the verdicts, as a sweep needs
         self.silent = False  # True prints nothing, as a search needs
+        self.beside = False  # True for a baseline: the run that asks for it checks the margins
         self.kept: Path | None = None  # folder `earlier_N` of other results, of the last validation
         self.curves: dict[str, list[Curve]] = {}  # by the task's name; empty on other ranks than 0
         self._tables: list[Table] = []  # to print
-        self._into = Path()
+        self.into = Path()  # folder of the last validation
         self._written: Path | None = None
+        self._pruned: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse margins of tasks that the run does not have."""
-        if isinstance(data := trainer.datamodule, PruneData):  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PruneData) and not self.beside:
             self.check(data)
 
     def check(self, data: PruneData) -> None:
@@ -145,7 +171,7 @@ class Results(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder; on every rank, as Lightning shares the logger's folder between them."""
         self.kept = None
-        self._into = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
+        self.into = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write results, items, figures and TensorBoard; on the first rank only."""
@@ -157,7 +183,7 @@ class Results(Callback):
         assert evaluation is not None
         for name, error in evaluation.failed.items():
             rank_zero_info(f"The task {name!r} has no results: {first_line(error)}")
-        reports, folder = evaluation.reports, self._into
+        reports, folder = evaluation.reports, self.into
         if not reports:
             return
         callback = next((c for c in trainer.callbacks if isinstance(c, Pruning)), None)  # type: ignore[attr-defined]
@@ -170,12 +196,12 @@ class Results(Callback):
         ]
         self.verdicts = decide(scored, self.margins)
         self.words += use_words(self.verdicts).values()
-        for sentence in self.margins.without_verdict(list(reports), self.verdicts):
-            rank_zero_info(sentence)
+        if not self.beside:
+            for sentence in self.margins.without_verdict(list(reports), self.verdicts):
+                rank_zero_info(sentence)
         self._write_results(pl_module, callback)
         if scored:
             write_items(score_rows(scored), folder / SCORES)
-            write_text(folder / VERDICTS, format_verdicts(self.verdicts))
         if evaluation.failed:
             rank_zero_info(f"Results of the other tasks: {folder / RESULTS}")
         for name, report in reports.items():
@@ -199,12 +225,8 @@ class Results(Callback):
         self._tell_overlaps(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
         self._measure_gains(pl_module, callback)
         self._tables = printed_tables(reports.values())
-        run = read_run(folder)
-        run.verdicts = self.verdicts
-        write_page([run])
-        written = None if callback is None else callback.written
-        if written is not None and (sentence := write_card(run, written)) is not None:
-            rank_zero_info(sentence)
+        self._pruned = None if callback is None else callback.written
+        self._write_outcome()
         self._written = folder / RESULTS
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -230,8 +252,29 @@ class Results(Callback):
             show(headline_table(verdict_cells(self.verdicts)))
         for sentence in use_sentences(self.verdicts):
             print(wrap(sentence))
-        print(f"Page: {self._into / PAGE}", flush=True)
         self._written = None
+        if not self.baselines:
+            self._tell_page()
+
+    def close(self) -> None:
+        """Write and print again what follows from the results, now with their baselines."""
+        run = self._write_outcome()
+        if self.silent:
+            return
+        for sentence in baseline_sentences(run):
+            print(wrap(visible(sentence)))
+        self._tell_page()
+
+    def _tell_page(self) -> None:
+        print(f"Page: {self.into / PAGE}", flush=True)
+
+    def _write_outcome(self) -> Run:
+        run = read_run(self.into)
+        decide_run(run, self.margins)
+        run.written = self._pruned
+        if (sentence := write_outcome(run)) is not None:
+            rank_zero_info(sentence)
+        return run
 
     def _write_results(self, module: PairedLM, callback: Pruning | None) -> None:
         """Write the results with the origin of the models; other results there are kept."""
@@ -247,24 +290,24 @@ class Results(Callback):
                 "models": module.weights.identities(),
             }
         results = [replace(result, **origin) for result in module.results]
-        path, text = self._into / RESULTS, format_results(results)
+        path, text = self.into / RESULTS, format_results(results)
         if path.is_file() and path.read_bytes() != text.encode():
-            self.kept = keep_earlier(self._into, OUTCOME)
+            self.kept = keep_earlier(self.into, OUTCOME)
             rank_zero_info(f"Other results were here; they are now in {self.kept}.")
         write_results(results, path)
 
     def _tell_overlaps(self, data: PruneData, module: PairedLM) -> None:
         """Write and tell which items are in the calibration text; no file if none is."""
-        path = self._into / OVERLAP
+        path = self.into / OVERLAP
         path.unlink(missing_ok=True)
-        if found := find_overlaps(data, module.tokenizer, self._into / "items"):
+        if found := find_overlaps(data, module.tokenizer, self.into / "items"):
             write_text(path, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
         for sentence in overlap_sentences(found):
             rank_zero_info(visible(sentence))
 
     def _measure_gains(self, module: PairedLM, callback: Pruning | None) -> None:
         """Measure and write the gains; those of an earlier run of these results are not kept."""
-        self.gains, path = None, self._into / GAINS
+        self.gains, path = None, self.into / GAINS
         path.unlink(missing_ok=True)
         pruned = module.weights.candidate is not None or (callback and callback.report)
         if self.speed and pruned and not self.brief and module.pair.dense is not None:

@@ -36,12 +36,30 @@ def check_candidate(trainer: Trainer, data: PruneData, weights: Weights) -> None
         raise InputError(
             "A candidate is compared with the dense model: set `model.reference: true`."
         )
+    check_compared(data, weights)
+    _tell_differences(weights)
+
+
+def check_compared(data: PruneData, weights: Weights) -> None:
+    """Refuse a candidate that a task cannot compare, or that cannot read its texts.
+
+    Args:
+        data: prepared.
+        weights: with a candidate.
+
+    Raises:
+        InputError: naming the tasks with both values.
+    """
+    candidate = weights.candidate
+    assert candidate is not None
     for reason, names in find_refused(data, weights).items():
         raise InputError(f"The tasks {names} {reason}: leave these tasks out.")
     for name, task in data.tasks.items():
         what = f"the longest sequence of the task {name!r}, for {candidate.source!r},"
         check_length(candidate.config, task.reader("pruned").longest, what)
-    _tell_differences(weights)
+    if weights.other_vocabulary is None:
+        tokenizer = weights.origin.tokenizer
+        check_vocabulary(tokenizer, candidate.text_config.vocab_size, candidate.source)
 
 
 def find_refused(data: PruneData, weights: Weights) -> dict[str, list[str]]:
@@ -102,7 +120,6 @@ def _tell_differences(weights: Weights) -> None:
             f"({weights.other_vocabulary}): each model reads the texts by its own tokenizer."
         )
     else:
-        check_vocabulary(dense.tokenizer, candidate.text_config.vocab_size, candidate.source)
         if settings := find_settings(dense.tokenizer, candidate.tokenizer):
             rank_zero_info(
                 f"The tokenizer of {candidate.source!r} has the same tokens but another "

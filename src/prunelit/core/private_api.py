@@ -119,6 +119,22 @@ def replace_lists(parser: LightningArgumentParser, option: str) -> None:
     action.__class__ = _WholeList
 
 
+class _Texts(ActionTypeHint):
+    """An option that can be given several times: a text is one more item of its list."""
+
+    def _check_type(
+        self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None
+    ) -> Any:
+        one = isinstance(value, str) and not value.startswith("[") and value != "null"
+        return super()._check_type(value, append=append or one, cfg=cfg, mode=mode)
+
+
+def collect_texts(parser: LightningArgumentParser, option: str) -> None:
+    """Let `option`, a list of texts, be given several times; each adds to the list."""
+    action = next(action for action in parser._actions if action.dest == option)
+    action.__class__ = _Texts
+
+
 class HookedCLI(LightningCLI):
     """LightningCLI with public methods in place of Lightning's private ones.
 

@@ -175,6 +175,20 @@ class Weights:
             return None
         return tell_vocabulary(self.origin.tokenizer, self.candidate.tokenizer)
 
+    def beside(self, candidate: str | None) -> "Weights":
+        """Return the weights of another run on the same dense model, which is not read again.
+
+        Args:
+            candidate: source of a model in the place of the pruned one; None prunes.
+        """
+        other = copy.copy(self)
+        other._pair, other.adapters = None, None
+        other._dense = self._dense if self._pair is None else self._pair.dense
+        vars(other).pop("other_vocabulary", None)
+        same = (self._numerics, self._trust_remote_code, self.full_hash)
+        other.candidate = None if candidate is None else Origin(candidate, None, *same)
+        return other
+
     @property
     def other_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Tokenizer of the candidate, if its vocabulary is not that of the dense model."""

@@ -11,6 +11,7 @@ from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import decoder_blocks, linear_weights
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
+from prunelit.recipe import recipe_id
 from prunelit.report.tables import as_text, pruning_table
 
 
@@ -148,6 +149,7 @@ class PruningReport:
             del plain["removed"]
         return {
             **plain,
+            "recipe_id": recipe_id(self.recipe),
             "sparsity": self.sparsity,
             "tensors": [{**asdict(t), "sparsity": t.sparsity} for t in self.tensors],
             "blocks": [

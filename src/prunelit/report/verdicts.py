@@ -353,10 +353,23 @@ def format_verdicts(verdicts: Sequence[Verdict]) -> str:
     Args:
         verdicts: of the tasks of a run.
     """
-    data = {
+    return as_json(list_verdicts(verdicts))
+
+
+def as_json(data: Mapping[str, Any]) -> str:
+    """Format plain data as JSON that other programs read; NaN and infinity become null."""
+    return json.dumps(finite(data), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def list_verdicts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return the verdicts of tasks and uses as plain data.
+
+    Args:
+        verdicts: of the tasks of a run.
+    """
+    return {
         "uses": use_words(verdicts),
         "sentences": use_sentences(verdicts),
         "tasks": [verdict.plain() for verdict in verdicts],
         "family": f"Holm over {len(verdicts)} tasks, one-sided {LEVEL:.0%}",
     }
-    return json.dumps(finite(data), ensure_ascii=False, indent=2, allow_nan=False) + "\n"

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,47 @@ def test_report_prints_verdicts_and_the_path(
     cli("report", str(folder), "-o", str(tmp_path / "new" / "p.html"), "--keep", "0.1")
     assert capsys.readouterr().out.startswith("Keeps multiple choice")
     assert "Ship: " in (tmp_path / "new" / "p.html").read_text()
+
+
+def test_report_leaves_the_files_of_a_run_as_its_end_does(
+    make_run: Any, tmp_path: Path, cli: Callable[..., None], capsys: Any
+) -> None:
+    folder = make_run(tmp_path / "run")
+    cli("report", str(folder), "--keep", "0.1")
+    verdicts = (folder / "verdicts.json").read_text()
+    assert json.loads(verdicts)["tasks"][0]["margin"] == 0.1
+    card = (folder / "pruned" / "README.md").read_text()
+    assert "# Ship: " in card
+    assert "Ship: " in (folder / "report.html").read_text()
+    page = str(tmp_path / "p.html")
+    cli("report", str(folder), "-o", page)  # the run stays as it is
+    assert (folder / "verdicts.json").read_text() == verdicts
+    assert (folder / "pruned" / "README.md").read_text() == card
+    assert json.loads((tmp_path / "p.json").read_text())["uses"]["retrieval"] == "loses"
+    other = make_run(tmp_path / "other")
+    cli("report", str(folder), str(other))
+    assert f"Page: {folder / 'comparison.html'}" in capsys.readouterr().out
+    assert "Ship: " in (folder / "report.html").read_text()
+    found = json.loads((folder / "comparison.json").read_text())
+    assert [*found["runs"]] == [str(folder), str(other)]
+    assert found["runs"][str(folder)]["uses"]["retrieval"] == "loses"
+    cli("report", str(folder), str(make_run(tmp_path / "third", rows="cd" * 32)), "-o", page)
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert (found["comparable"]["verdict"], found["runs"]) == ("no", {})
+
+
+def test_a_model_of_another_recipe_in_the_same_place_gets_no_card(
+    make_run: Any, tmp_path: Path, cli: Callable[..., None]
+) -> None:
+    folder = make_run(tmp_path / "run")
+    path = folder / "pruned" / "pruning.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe_id": "r2"}))
+    cli("report", str(folder))
+    assert not (folder / "pruned" / "README.md").exists()
+    assert "The pruned model is not on this machine" in (folder / "report.html").read_text()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe_id": "r1"}))
+    cli("report", str(folder))
+    assert "Do not ship" in (folder / "pruned" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +113,7 @@ def test_worse_prints_items_that_were_right_and_became_wrong(
         (["report", "{run}", "--fail_on", "los"], "invalid choice: 'los'"),
         (["report", "{run}", "{run}"], "is given twice"),
         (["report", "{run}", "-o", "{run}"], "Expected a file for the page but"),
+        (["report", "{run}", "-o", "page.json"], "Expected a page such as `report.html` but got"),
         (["report", "nowhere"], "'nowhere' does not exist"),
         (["worse", "{run}"], "The following arguments are required: --task"),
         (["worse", "{run}", "--task", "chose"], "similar names are choose"),

@@ -15,6 +15,7 @@ import yaml
 
 from prunelit.errors import visible
 from prunelit.files import make_folder, write_text
+from prunelit.report.page.baselines import baseline_sentences
 from prunelit.report.page.comparison import source
 from prunelit.report.page.gains import gain_lines, gain_notes
 from prunelit.report.page.provenance import list_missing, name_command
@@ -84,6 +85,7 @@ def format_card(run: Run, name: str) -> str:
         "## Gains",
         markdown_table(lines) if (lines := gain_lines(run)) else "",
         literal(" ".join(gain_notes(run))),
+        *_list("Baselines", baseline_sentences(run)),
         *_list("Warnings", warn(run)),
         *_list("Not measured", [*list_missing(run)]),
         *([f"## Again\n\n{literal(command)}"] if (command := name_command(run)) else []),

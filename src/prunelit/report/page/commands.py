@@ -11,9 +11,10 @@ from typing import NoReturn
 from prunelit.errors import InputError, explain, visible
 from prunelit.report.page.changes import Change, find_changes
 from prunelit.report.page.comparison import compare_runs
+from prunelit.report.page.outcome import page_path, write_elsewhere, write_outcome
 from prunelit.report.page.runs import Run, check_task, judge, read_run
 from prunelit.report.page.texts import cut, mark_difference
-from prunelit.report.page.view import closing_sentences, write_page
+from prunelit.report.page.view import closing_sentences
 from prunelit.report.verdicts import FAILS, KEEP, Margins, use_words
 
 _WIDTH = 80
@@ -48,12 +49,17 @@ def run_command(arguments: Sequence[str]) -> None:
 def _report(arguments: Sequence[str]) -> int:
     parser = _Parser(
         "prunelit report",
-        description="Write one page, report.html, on the verdicts of one or several runs.",
+        description="Decide the verdicts of one or several runs, and write a page on them. For "
+        "one run, report.html, verdicts.json and the model card are written as at its end. For "
+        "several runs, or with -o, the runs stay as they are.",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with results.jsonl")
     parser.add_argument(
-        *("-o", "--output"), metavar="FILE", help="the page; default: report.html in the first RUN"
+        *("-o", "--output"),
+        metavar="FILE",
+        help="the page; its verdicts are beside it as .json; default for several runs: "
+        "comparison.html in the first RUN",
     )
     parser.add_argument(
         "--keep",
@@ -73,7 +79,12 @@ def _report(arguments: Sequence[str]) -> int:
         raise InputError(f"Expected a file for the page but {given.output!r} is a folder.")
     runs = _read_runs(given.runs)
     judge(runs, margins)
-    path = write_page(runs, output)
+    path = page_path(runs, output)
+    if output is None and len(runs) == 1:
+        if (sentence := write_outcome(runs[0])) is not None:
+            _print(sentence)
+    else:
+        write_elsewhere(runs, path)
     for line in (one for run in runs for one in margins.without_verdict(run.tasks, run.verdicts)):
         _print(line)
     for line in closing_sentences(runs):

@@ -6,6 +6,11 @@ from typing import Any
 from prunelit.report.page.runs import Run
 
 _MILLION = 1_000_000
+ROUNDED = (
+    "Rounding is simulated: the rounded weights stay numbers of full size here. The bytes are what "
+    "they would take in a program that packs them, with a scale and an offset of 16 bits for each "
+    "group of 64 weights; embeddings and other weights keep their bytes."
+)
 _CLEAR = 0.05  # a smaller change of speed is none, even if every round has it
 # Label, key and unit of each size.
 _SIZES = (
@@ -22,7 +27,7 @@ _SPEEDS = (
 
 def gain_lines(run: Run) -> list[dict[str, str]]:
     """Return one line for each size and speed, dense and pruned; no line if none is known."""
-    gains = run.gains or _sizes(run)
+    gains = sizes(run)
     lines = []
     for label, key in _SIZES:
         own = gains.get(key) or {}
@@ -79,9 +84,13 @@ def _parts(gains: dict[str, Any]) -> Iterator[str]:
             yield f"{name} {_speed_gain(own)}"
 
 
-def _sizes(run: Run) -> dict[str, Any]:
-    """Return the sizes of a run whose gains were not measured, as far as its files know them."""
+def sizes(run: Run) -> dict[str, Any]:
+    """Return the gains of a run; if they were not measured, the sizes that its files know."""
     report, models = run.pruning, run.models
+    if run.gains is not None:
+        return run.gains
+    if run.baseline is not None and run.baseline.get("bits"):
+        return run.baseline
     if report is not None:
         pairs = {key: (report.get(key), report.get(f"stored_{key}")) for key in _KNOWN}
     elif models.keys() >= {"dense", "candidate"}:
@@ -105,6 +114,8 @@ def gain_notes(run: Run) -> list[str]:
         )
     elif report is not None:
         notes.append("The removed parts are taken out of the model: it is smaller.")
+    elif run.baseline is not None and run.baseline.get("bits"):
+        notes.append(ROUNDED)
     elif not run.models:
         notes.append("The pruned model is not on this machine.")
     if run.gains:

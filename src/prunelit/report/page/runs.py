@@ -18,8 +18,10 @@ from prunelit.report.score_test import PairedScores
 from prunelit.report.verdicts import USES, Margins, Verdict, decide
 
 RESULTS, SCORES, PAGE, CONFIG = "results.jsonl", "scores.parquet", "report.html", "config.yaml"
-GAINS, OVERLAP = "gains.json", "overlap.json"
+GAINS, OVERLAP, VERDICTS = "gains.json", "overlap.json", "verdicts.json"
+BASELINES, BASELINE = "baselines", "baseline.json"  # a folder of runs, and the record of each
 _GAINS = {"parameters", "bytes", "file_bytes", "peak_bytes", "speed", "device", "dtype"}
+_BASELINE = {"name", "source", "bits", "left_out"}
 _COLUMNS = ("task", "dense", "pruned", "floor", "bounded")
 _WEIGHT = "weight"  # a run of an earlier version has none: all items weigh alike
 
@@ -36,6 +38,9 @@ class Run:
         config_path: its file; None if there is no configuration.
         gains: sizes, memory and speed; None if they were not measured.
         overlaps: items that are in the calibration text, by the task's name.
+        written: folder of the pruned model, if it is on this machine.
+        baseline: name, source or bits, and sizes, if the run is a baseline of another one.
+        baselines: measured beside this run, in `baselines/` of its folder.
         verdicts: of the tasks; none before `judge`.
     """
 
@@ -46,6 +51,9 @@ class Run:
     config_path: Path | None
     gains: dict[str, Any] | None = None
     overlaps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    written: Path | None = None
+    baseline: dict[str, Any] | None = None
+    baselines: list["Run"] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
 
     @property
@@ -104,21 +112,47 @@ def read_run(folder: str | Path) -> Run:
     config_path, config = _find_config(folder)
     gains = _read_mapping(folder / GAINS, lambda data: data.keys() >= _GAINS)
     overlaps = _read_mapping(folder / OVERLAP, _are_overlaps) or {}
-    pruning = _read_pruning(folder, results)
-    return Run(folder, results, pruning, config, config_path, gains, overlaps)
+    pruning, written = _read_pruning(folder, results)
+    baseline = _read_mapping(folder / BASELINE, lambda data: data.keys() >= _BASELINE)
+    beside = _read_baselines(folder)
+    return Run(
+        folder, results, pruning, config, config_path, gains, overlaps, written, baseline, beside
+    )
+
+
+def _read_baselines(folder: Path) -> list[Run]:
+    """Read the baselines that were measured completely: roundings first, fewer bits last."""
+    records = (folder / BASELINES).glob(f"*/{BASELINE}")
+    found = [read_run(path.parent) for path in records if (path.parent / RESULTS).is_file()]
+
+    def place(run: Run) -> tuple[int, str]:
+        bits = (run.baseline or {}).get("bits")
+        return -bits if isinstance(bits, int) else 0, run.name
+
+    return sorted(found, key=place)
 
 
 def judge(runs: Sequence[Run], margins: Margins) -> None:
-    """Decide the verdicts of each run from the scores of its items.
+    """Decide the verdicts of each run and of its baselines from the scores of their items.
 
-    A run is a family of tests of its own.
+    A run is a family of tests of its own, as is a baseline.
 
     Raises:
         InputError: if a margin names no task and no use, or the scores are damaged.
     """
     margins.check([*USES, *(task for run in runs for task in run.tasks)])
     for run in runs:
-        run.verdicts = decide(_read_scores(run.folder / SCORES, run.results), margins)
+        decide_run(run, margins)
+
+
+def decide_run(run: Run, margins: Margins) -> None:
+    """Decide the verdicts of a run and of its baselines; names in the margins are not checked.
+
+    Raises:
+        InputError: if the scores are damaged.
+    """
+    for one in (run, *run.baselines):
+        one.verdicts = decide(_read_scores(one.folder / SCORES, one.results), margins)
 
 
 def check_task(run: Run, task: str) -> None:
@@ -181,18 +215,19 @@ def _read_scores(path: Path, results: Sequence[Result]) -> list[tuple[Result, Pa
     return scored
 
 
-def _read_pruning(folder: Path, results: Sequence[Result]) -> dict[str, Any] | None:
-    """Read the report of the pruned model, wherever the run was started from.
+def _read_pruning(
+    folder: Path, results: Sequence[Result]
+) -> tuple[dict[str, Any] | None, Path | None]:
+    """Read the report of the pruned model and find its folder, wherever the run was started from.
 
     A candidate may be pruned from another model than the dense one, so its report says nothing.
+    Nor does that of another recipe, which a later run may have written in the same place.
     """
-    if results[0].models:
-        return None
-    named = next((result.pruned for result in results if result.pruned), None)
-    if named is None:
-        return None
+    named = next((result for result in results if result.pruned), None)
+    if named is None or named.pruned is None or named.models:
+        return None, None
     for start in (Path(), *folder.absolute().parents):
-        path = start / named / "pruning.json"
+        path = start / named.pruned / "pruning.json"
         if path.is_file():
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
@@ -203,8 +238,9 @@ def _read_pruning(folder: Path, results: Sequence[Result]) -> dict[str, Any] | N
                     f"{str(path)!r} is no report of a pruned model ({first_line(error)}): prune "
                     "again."
                 ) from error
-            return data
-    return None
+            if data.get("recipe_id", named.recipe) == named.recipe:
+                return data, path.parent
+    return None, None
 
 
 def _are_overlaps(data: dict[str, Any]) -> bool:
@@ -229,8 +265,14 @@ def _read_mapping(path: Path, check: Callable[[dict[str, Any]], bool]) -> dict[s
 
 
 def _find_config(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Find the configuration of a run; that of a sweep lies beside its variants."""
-    for path, key in ((folder / CONFIG, "model"), (folder.parent / CONFIG, "variants")):
+    """Find the configuration of a run; that of a sweep lies beside its variants.
+
+    That of a baseline is the one of the run that it was measured for.
+    """
+    places = [(folder / CONFIG, "model"), (folder.parent / CONFIG, "variants")]
+    if folder.parent.name == BASELINES:
+        places.append((folder.parent.parent / CONFIG, "model"))
+    for path, key in places:
         config = _read_config(path) if path.is_file() else {}
         if config.get(key):
             return path, config

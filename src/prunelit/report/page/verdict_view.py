@@ -91,16 +91,16 @@ def _interval(verdict: Verdict) -> str:
     return verdict.interval().replace("inf", "∞")
 
 
-def task_strips(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def task_strips(runs: Sequence[tuple[str, Sequence[Verdict]]]) -> list[dict[str, Any]]:
     """Return the intervals of each task that several runs have, one row a run.
 
     Args:
-        runs: with their verdicts.
+        runs: name and verdicts of each one.
     """
     named: dict[str, dict[str, Verdict]] = {}
-    for run in runs:
-        for verdict in run.verdicts:
-            named.setdefault(verdict.task, {})[run.name] = verdict
+    for name, verdicts in runs:
+        for verdict in verdicts:
+            named.setdefault(verdict.task, {})[name] = verdict
     return [
         {"task": task, "strips": strips([*own.values()], [*own])}
         for task, own in named.items()

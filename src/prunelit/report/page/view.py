@@ -1,17 +1,19 @@
 """The page: its data, and `report.html`."""
 
 import base64
+import functools
 import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from prunelit.errors import visible
 from prunelit.files import write_text
+from prunelit.report.page.baselines import baseline_sentences, view_baselines
 from prunelit.report.page.changes_view import find_all_changes, view_changes
 from prunelit.report.page.comparison import Comparison, compare_runs
 from prunelit.report.page.gains import gain_lines, gain_notes
@@ -68,6 +70,7 @@ def closing_sentences(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         lines += [f"{run.name}:"] if len(runs) > 1 else []
         lines += use_sentences(run.verdicts) or [f"No verdict: {tell_no_verdict(run)}"]
+        lines += baseline_sentences(run)
     return lines
 
 
@@ -82,20 +85,26 @@ def render(page: dict[str, Any]) -> str:
     """
     folder = Path(__file__).parent
     parts = {name: (folder / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    policy = (
+        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"style-src {_hash(parts['css'])}; script-src {_hash(parts['js'])}"
+    )
+    own = {name: Markup(text) for name, text in parts.items()}
+    return _template().render(page=page, policy=policy, **own)
+
+
+@functools.cache
+def _template() -> Template:
+    """Compile the template, which takes longer than to fill it."""
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    policy = (
-        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"style-src {_hash(parts['css'])}; script-src {_hash(parts['js'])}"
-    )
-    own = {name: Markup(text) for name, text in parts.items()}
-    return environment.get_template("page.html").render(page=page, policy=policy, **own)
+    return environment.get_template("page.html")
 
 
 def _finalize(value: object) -> object:
@@ -129,7 +138,9 @@ def build_page(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": views,
         "comparison": None if comparison is None else _comparison_view(comparison, runs),
         "overview": [] if comparison is None or refused else compare_verdicts(runs),
-        "side_by_side": [] if comparison is None or refused else task_strips(runs),
+        "side_by_side": []
+        if comparison is None or refused
+        else task_strips([(run.name, run.verdicts) for run in runs]),
     }
 
 
@@ -155,6 +166,7 @@ def _run_view(run: Run, count: int, refused: bool) -> dict[str, Any]:
         "margins": state_margins(run.verdicts),
         "verdicts": [] if refused else list(verdict_lines(run.verdicts)),
         "strips": [] if refused else strips(run.verdicts),
+        "baselines": None if refused else view_baselines(run),
         "gains": gain_lines(run),
         "gain_note": " ".join(gain_notes(run)),
         "reasons": explain_run(run, changes),

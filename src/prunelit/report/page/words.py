@@ -64,6 +64,8 @@ def tell_no_verdict(run: Run) -> str:
 def name_run(run: Run) -> str:
     """Say what was compared with what."""
     dense = source(run) or "the dense model"
+    if run.baseline is not None and (bits := run.baseline.get("bits")):
+        return f"{dense}, rounded to {bits} bit, against the same model dense."
     if candidate := run.models.get("candidate"):
         return f"{candidate.get('source')} against {dense}, which is called dense here."
     recipe = (run.pruning or {}).get("recipe") or {}
