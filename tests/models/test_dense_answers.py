@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit.models import dense_answers
 from prunelit.models.architecture import final_hidden
 from prunelit.models.dense_answers import DenseAnswers, open_answers
+from prunelit.models.fingerprint import fingerprint
 from prunelit.models.inference.generation import Rollouts, Sampling, rollout
 from prunelit.models.model_pair import ModelPair
 
@@ -227,7 +228,58 @@ def test_a_pair_asks_the_cache_for_the_dense_model_only(
 def test_the_sentence_counts_tasks(answers: DenseAnswers, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         answers.tell()
+        answers.ask(halves, [], {}, {})
         answers.counts = {"a": (3, 0), "b": (2, 1), "c": (0, 2)}
         answers.tell()
-    (text,) = caplog.messages
+        text, size = caplog.messages
+        answers.counts = {"a": (3, 0)}
+        answers.tell()
+        assert len(caplog.messages) == 3
     assert text.startswith("Dense answers of 1 of 3 tasks, and some of 1 more, were read ")
+    (path,) = answers.folder.iterdir()
+    assert size.startswith(f"What dense models gave takes {path.stat().st_size} bytes in '")
+    assert size.endswith(f"{str(answers._root)!r}, which can be removed at any time.")
+
+
+def test_a_model_that_does_not_change_is_hashed_once(
+    answers: DenseAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[PreTrainedModel] = []
+
+    def count(model: PreTrainedModel) -> str:
+        hashed.append(model)
+        return fingerprint(model)
+
+    monkeypatch.setattr(dense_answers, "fingerprint", count)
+    model, marks = answers.model, []
+    weight = model.get_parameter("model.norm.weight")
+
+    def a_step() -> None:
+        with torch.no_grad():
+            weight[3] += 1
+
+    def a_step_in_inference() -> None:
+        with torch.inference_mode():
+            weight.mul_(2)
+
+    def a_change_of_data() -> None:
+        weight.data[5] = 0
+
+    def another_tensor() -> None:
+        model.model.norm.weight = torch.nn.Parameter(weight.detach().clone())
+
+    def another_option() -> None:
+        model.config.rms_norm_eps *= 2
+
+    def another_module() -> None:
+        model.model.layers[1].mlp.act_fn = torch.nn.Identity()
+
+    changes = (a_step, a_step_in_inference, a_change_of_data, another_option, another_module)
+    for change in (lambda: None, *changes):
+        change()
+        marks.append(again(answers).fingerprint)
+        assert again(answers).fingerprint == marks[-1] == fingerprint(model)
+    assert len(set(marks)) == len(hashed) == 6
+    another_tensor()
+    assert again(answers).fingerprint == marks[-1]
+    assert len(hashed) == 7

@@ -1,5 +1,6 @@
 """Keep on disk what the dense model gave, so that another run does not measure it again."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 import safetensors.torch
 import torch
@@ -22,8 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.data.vocabularies import tokenizer_content
 from prunelit.errors import InputError, first_line
-from prunelit.files import replace_file
-from prunelit.models.fingerprint import content_of, fingerprint
+from prunelit.files import readable, replace_file
+from prunelit.models.fingerprint import content_of, fingerprint, quick_state
 from prunelit.models.gguf import cache_folder
 from prunelit.recipe import describe_code
 
@@ -31,6 +33,8 @@ Answer = TypeVar("Answer")
 
 _ALONE, _CHECKSUM = "value", "sha256"  # names of tensors in a file
 _RESERVE = 2 << 30  # bytes of the disk that stay free
+# What `quick_state` gave when a model was hashed, and the hash.
+_FINGERPRINTS: WeakKeyDictionary[PreTrainedModel, tuple[list[Any], str]] = WeakKeyDictionary()
 
 
 class DenseAnswers:
@@ -41,7 +45,8 @@ class DenseAnswers:
     and the versions of its libraries. So an answer is read back bit for bit, and never that of
     another model. A file has a checksum: one that is damaged is measured again.
 
-    A cache that cannot be written ends no run. Files are never removed.
+    A cache that cannot be written ends no run. Files are never removed: `tell` names the folder and
+    its size.
 
     Args:
         model: the dense model, whose weights do not change.
@@ -63,8 +68,16 @@ class DenseAnswers:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights of the model, which takes about a second per gigabyte."""
-        return fingerprint(self.model)
+        """Hash of the weights of the model.
+
+        It takes about a second per gigabyte, once for a model that does not change: the variants of
+        a sweep share their dense model.
+        """
+        state = quick_state(self.model)
+        known = _FINGERPRINTS.get(self.model)
+        if known is None or known[0] != state:
+            known = _FINGERPRINTS[self.model] = state, fingerprint(self.model)
+        return known[1]
 
     @functools.cached_property
     def _identity(self) -> str:
@@ -108,7 +121,10 @@ class DenseAnswers:
         return _as_answer(function, tensors)
 
     def tell(self) -> None:
-        """Say how many tasks read their answers, of all processes; every process must call it."""
+        """Say how many tasks read their answers, of all processes, and what the cache takes now.
+
+        Every process must call it.
+        """
         every: list[Any] = [self.counts]
         if dist.is_available() and dist.is_initialized():
             every = [None] * dist.get_world_size()
@@ -125,6 +141,11 @@ class DenseAnswers:
             rank_zero_info(
                 f"Dense answers of {whole} of {len(found)} tasks{more} were read from "
                 f"{str(self.folder)!r}: `--model.dense_cache false` measures them again."
+            )
+        if any(measured for _, measured in found.values()) and (size := _size(self._root)):
+            rank_zero_info(
+                f"What dense models gave takes {readable(size)} in {str(self._root)!r}, which can "
+                "be removed at any time."
             )
 
     def _key(
@@ -233,6 +254,15 @@ def open_answers(model: PreTrainedModel | None) -> DenseAnswers | None:
     except InputError as error:
         rank_zero_info(f"{error} What the dense model gives is not kept.")
         return None
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of all answers in a folder; those that vanish meanwhile do not count."""
+    size = 0
+    for path in folder.glob("*/*.safetensors"):
+        with contextlib.suppress(OSError):
+            size += path.stat().st_size
+    return size
 
 
 def _as_tensors(answer: Any) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ _OTHERS = (
 _WHOLE = 1 << 20
 _BLOCK = 4096
 _FEWEST_BLOCKS = 64
+_SAMPLE = 256  # values of a tensor
 
 # Entries of a configuration that do not change what the model computes.
 _IRRELEVANT = ("_name_or_path", "transformers_version")
@@ -38,16 +39,40 @@ def fingerprint(model: PreTrainedModel) -> str:
         model: on any device; the device does not change the result.
     """
     digest = hashlib.sha256()
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _IRRELEVANT}
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    # The structure shows modules that were dropped or replaced and have no weights.
-    kernel = model.config._attn_implementation
-    for part in (json.dumps([config, ends, kernel], sort_keys=True, default=str), repr(model)):
+    for part in _structure(model):
         digest.update(part.encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(content_of(tensor))
     return digest.hexdigest()
+
+
+def quick_state(model: PreTrainedModel) -> list[Any]:
+    """Return what shows in milliseconds that a model in memory was changed.
+
+    That is all that `fingerprint` covers, but of each tensor its place in memory, the version that
+    PyTorch counts up at every change in place, and some values. A change through `.data` is the
+    only one that is not counted, and pruning or training so changes some of the values.
+
+    Args:
+        model: on any device.
+    """
+    found: list[Any] = [*_structure(model)]
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        version = None if tensor.is_inference() else tensor._version
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _SAMPLE)].cpu()
+        found.append((name, tensor.data_ptr(), tensor.dtype, version, bytes(content_of(sample))))
+    return found
+
+
+def _structure(model: PreTrainedModel) -> tuple[str, str]:
+    """Return all that decides the output beside the weights."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _IRRELEVANT}
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    # The structure shows modules that were dropped or replaced and have no weights.
+    kernel = model.config._attn_implementation
+    return json.dumps([config, ends, kernel], sort_keys=True, default=str), repr(model)
 
 
 def content_of(tensor: Tensor) -> memoryview:
