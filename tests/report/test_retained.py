@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from matplotlib.text import Annotation
 from rich.table import Table
 
 from prunelit.report.results import Result
@@ -143,3 +144,11 @@ def test_the_figure_has_a_bar_a_reading_with_its_interval() -> None:
     image = io.BytesIO()
     picture.figure.savefig(image, dpi=60)
     assert image.getvalue().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("high", "begins"), [(0.5, 0.5), (0.8, 0.95), (0.949, 0.95), (0.97, 0.97)])
+def test_no_label_covers_the_line_of_the_margin(high: float, begins: float) -> None:
+    cells = verdict_cells([row("a", "retrieval", 0.45, (0.4, high))])
+    (label,) = headline_picture(cells).figure.axes[0].texts
+    assert isinstance(label, Annotation)
+    assert label.xy[1] == pytest.approx(begins)

@@ -21,6 +21,8 @@ _COLOURS = {
     "similarity": "#64B5CD",
 }
 
+_LABEL = 0.24  # height of a label, as a share of the lead
+
 # The scores that need a word: those of random guessing do not.
 _CHANCES = (("open", "0"), ("fixed", "the share of the most frequent one"))
 
@@ -150,6 +152,9 @@ def headline_picture(cells: Cells) -> Picture:
                 axes.plot(sides, [verdict.margin] * 2, color="black", linewidth=1.2)
             height = max(0.0, np.nan_to_num(max(result.value, high if high == high else 0)))
             height = 0.0 if verdict.word == "no lead" else height
+            covers = not verdict.absolute and height < verdict.margin < height + _LABEL
+            if covers:  # the line of the margin: the label goes above it
+                height = verdict.margin
             top = max(top, height)
             text = (
                 verdict.word if verdict.word == "no lead" else f"{result.value:.2f} {verdict.word}"
@@ -157,7 +162,7 @@ def headline_picture(cells: Cells) -> Picture:
             axes.annotate(
                 f"{text}\n{label}",
                 (x, height),
-                xytext=(0, 3),
+                xytext=(0, 6 if covers else 3),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,19 @@ def test_each_figure_has_a_sentence_of_its_numbers(
     ((figure,), _) = choose_figures(run, 10_000)
     assert figure.sentence.startswith(sentence)
     assert choose_figures(run, 10) == ([], ["text_cosines.png"])
+
+
+@pytest.mark.parametrize(("least", "image"), [(0.499, False), (0.2, True)])
+def test_an_even_sparsity_is_a_sentence_without_its_figure(
+    make_run: Any, tmp_path: Path, least: float, image: bool
+) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    figures = run.folder / "figures"
+    shutil.copy(figures / "text_cosines.png", figures / "sparsity.png")
+    (figures / "sparsity.csv").write_text(f"name,sparsity\na,0.5\nb,{least}\n")
+    figure = choose_figures(run, 10_000)[0][-1]
+    assert bool(figure.uri) is image
+    assert ("Each of the 2 weight matrices lost 50%" in figure.sentence) is not image
 
 
 def test_warnings(make_run: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from prunelit.report.page.texts import (
     first_difference,
     mark_difference,
     shorten_alike,
+    shorten_middle,
 )
 
 
@@ -64,3 +65,12 @@ def test_a_cut_is_counted() -> None:
     assert cut("abcdef", 4) == "abcd ... (2 more characters)"
     assert cut("abcd", 4) == "abcd"
     assert first_difference("abc", "abd") == 2
+
+
+def test_a_long_path_keeps_both_ends() -> None:
+    path = "/home/someone/" + "deep/" * 30 + "model.gguf"
+    short = shorten_middle(path)
+    assert len(short) == 72
+    assert short.startswith("/home/someone/")
+    assert short.endswith("/model.gguf")
+    assert shorten_middle("org/model") == "org/model"

@@ -86,14 +86,13 @@ def view_baselines(run: Run) -> dict[str, Any] | None:
 
 def _size_lines(named: Sequence[tuple[str, Run]]) -> list[list[str]]:
     """Return name, parameters, bytes and share of the bytes of the dense model and of each run."""
-    lines = []
-    for name, run in named:
-        known = sizes(run)
-        pairs = [known.get(key) or {} for key in ("parameters", "bytes")]
-        if not lines:
-            lines.append(["dense", *(_millions(pair.get("dense")) for pair in pairs), "100%"])
+    keys = ("parameters", "bytes")
+    every = [{key: sizes(run).get(key) or {} for key in keys} for _, run in named]
+    dense = next((own for own in every if own["bytes"].get("dense")), every[0])
+    lines = [["dense", *(_millions(dense[key].get("dense")) for key in keys), "100%"]]
+    for (name, run), own in zip(named, every, strict=True):
         theory = " (in theory)" if _is_rounded(run) else ""
-        cells = [_millions(pair.get("pruned")) for pair in pairs]
+        cells = [_millions(own[key].get("pruned")) for key in keys]
         lines.append([name, *cells, f"{_share(run) or 'not known'}{theory}"])
     return lines
 

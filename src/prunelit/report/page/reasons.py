@@ -26,16 +26,19 @@ _TELLING = ("cosines", "spaces", "distribution", "first_divergence", "kl", "pert
 _LAST = ("scores", "sparsity")
 _SHOWN = 6
 _CURVES = 3
+_WIDE = 2.2  # times as wide as high: a phone scrolls the figure
+_SAME = 0.005  # a smaller difference of two sparsities is none
 Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure on the page, with a sentence on its numbers."""
+    """A figure on the page, with a sentence on its numbers; without an image if that says all."""
 
     name: str
     sentence: str
-    uri: str
+    uri: str = ""
+    wide: bool = False
 
 
 def explain_run(run: Run, changes: Sequence[Changes]) -> list[str]:
@@ -110,13 +113,19 @@ def choose_figures(run: Run, budget: int) -> tuple[list[Figure], list[str]]:
     chosen: list[Figure] = []
     left: list[str] = []
     for path in paths:
+        if path.stem == "sparsity" and (sentence := _flat_sparsity(path.with_suffix(".csv"))):
+            chosen.append(Figure(path.stem, sentence))
+            continue
         size = path.stat().st_size * 4 // 3
-        if len(chosen) == _SHOWN or size > budget:
+        if sum(bool(figure.uri) for figure in chosen) == _SHOWN or size > budget:
             left.append(path.name)
             continue
         budget -= size
-        uri = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        chosen.append(Figure(path.stem, _read_out(path.with_suffix(".csv")), uri))
+        content = path.read_bytes()
+        width, height = (int.from_bytes(content[n : n + 4], "big") for n in (16, 20))  # of a PNG
+        uri = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        sentence = _read_out(path.with_suffix(".csv"))
+        chosen.append(Figure(path.stem, sentence, uri, wide=width > _WIDE * height))
     return chosen, left
 
 
@@ -126,12 +135,25 @@ def _rank(name: str) -> int:
     return next((n for n, word in enumerate(_TELLING) if word in name), len(_TELLING))
 
 
+def _flat_sparsity(path: Path) -> str:
+    """Say the share that all matrices lost; empty if it is not the same."""
+    rows = _read_rows(path)
+    own = [_number(row.get("sparsity")) for row in rows]
+    return _sparsity(rows) if rows and max(own) - min(own) < _SAME else ""
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _read_out(path: Path) -> str:
     """Say in one sentence what the numbers of a figure show."""
     if not path.is_file():
         return "The run has no numbers of this figure."
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read_rows(path)
     if not rows:
         return f"{path.name} holds no numbers."
     for columns, sentence in _SENTENCES:
@@ -193,7 +215,7 @@ def _scores(rows: Sequence[Row]) -> str:
 def _sparsity(rows: Sequence[Row]) -> str:
     own = [(row["name"], _number(row["sparsity"])) for row in rows]
     least, most = min(own, key=lambda one: one[1]), max(own, key=lambda one: one[1])
-    if most[1] - least[1] < 0.005:
+    if most[1] - least[1] < _SAME:
         return f"Each of the {len(own)} weight matrices lost {most[1]:.0%} of its weights."
     return (
         f"{most[0]} lost the most of its weights, {most[1]:.1%}; {least[0]} lost the least, "

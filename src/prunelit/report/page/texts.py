@@ -18,6 +18,16 @@ def join(parts: Sequence[str], word: str = "and") -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 
+def shorten_middle(text: str, most: int = 72) -> str:
+    """Leave out the middle of a long text, such as a path, whose ends say the most.
+
+    Args:
+        text: to shorten.
+        most: characters that remain.
+    """
+    return text if len(text) <= most else f"{text[: most // 3]} ... {text[5 + most // 3 - most :]}"
+
+
 @dataclass(frozen=True)
 class Parts:
     """A text in three parts; the middle one is the first word that differs."""

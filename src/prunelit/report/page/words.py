@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from prunelit.report.options import list_options
 from prunelit.report.page.comparison import source
 from prunelit.report.page.runs import Run
-from prunelit.report.page.texts import join
+from prunelit.report.page.texts import join, shorten_middle
 from prunelit.report.verdicts import use_words
 
 NAMES = {
@@ -63,11 +63,12 @@ def tell_no_verdict(run: Run) -> str:
 
 def name_run(run: Run) -> str:
     """Say what was compared with what."""
-    dense = source(run) or "the dense model"
+    dense = shorten_middle(source(run) or "the dense model")
     if run.baseline is not None and (bits := run.baseline.get("bits")):
         return f"{dense}, rounded to {bits} bit, against the same model dense."
     if candidate := run.models.get("candidate"):
-        return f"{candidate.get('source')} against {dense}, which is called dense here."
+        other = shorten_middle(str(candidate.get("source")))
+        return f"{other} against {dense}, which is called dense here."
     recipe = (run.pruning or {}).get("recipe") or {}
     pruner = recipe.get("pruner")
     if not isinstance(pruner, dict):
