@@ -35,3 +35,6 @@ def test_the_first_known_name_wins_whatever_its_case() -> None:
     assert find_column(["Frage"], QUESTIONS) is None
     assert find_column(["input", "output"], ANSWERS) == "output"
     assert find_column(["topic", "intent"], CLASSES) == "intent"
+    assert find_column(["answer_id", "Gold Answer", "x"], ANSWERS) == "Gold Answer"
+    assert find_column(["text", "old_label", "new_label"], CLASSES) is None
+    assert find_column(["Class", "first label"], CLASSES) == "Class"

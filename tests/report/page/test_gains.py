@@ -8,7 +8,6 @@ import pytest
 
 from prunelit import InputError
 from prunelit.report.page.gains import gain_lines, gain_notes, gain_sentence
-from prunelit.report.page.provenance import list_missing
 from prunelit.report.page.runs import read_run
 
 
@@ -47,7 +46,6 @@ def test_each_gain_has_a_line(make_run: Any, tmp_path: Path) -> None:
     assert found["Writing"]["gain"] == "none (0.97 to 1.02)"
     assert "The folder loads in stock transformers by from_pretrained." in gain_notes(run)
     assert "on cpu, 2 threads in float32; both models in turns, 5 rounds" in gain_notes(run)[1]
-    assert not any(text.startswith("Speed and memory") for text in list_missing(run))
     slower = {**GAINS, "speed": {"prefill": speed(10, 8, 0.8, 0.7, 0.9)}}
     assert gain_sentence(slower) == (
         "Gains: parameters 10.0%; memory none; reading slower, 0.80 times (0.70 to 0.90)."
@@ -58,7 +56,6 @@ def test_a_run_without_gains_has_the_sizes_of_its_files(make_run: Any, tmp_path:
     run = read_run(make_run(tmp_path / "run"))
     assert [line["gain"] for line in gain_lines(run)] == ["none", "none", ""]
     assert gain_notes(run)[1].startswith("Speed, and memory while the model is used, were not")
-    assert any(text.startswith("Speed and memory") for text in list_missing(run))
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"bytes": 1}'])

@@ -56,15 +56,27 @@ def read_file(path: str) -> tuple[list[str], list[Row]]:
 def find_column(names: Sequence[str], known: Sequence[str]) -> str | None:
     """Return the column whose name comes first in a list of known names; None if there is none.
 
+    If no name is known, it is the only column whose last word is.
+
     Example:
-        >>> from prunelit.core.new.columns import TEXTS, find_column
+        >>> from prunelit.core.new.columns import QUESTIONS, TEXTS, find_column
         >>> find_column(["Ticket ID", "Message", "title"], TEXTS)
         'Message'
+        >>> find_column(["question_id", "Ticket Question"], QUESTIONS)
+        'Ticket Question'
     """
     plain: dict[str, str] = {}
     for name in names:
         plain.setdefault(_plain(name), name)
-    return next((plain[word] for word in known if word in plain), None)
+    exact = next((plain[word] for word in known if word in plain), None)
+    if exact is not None:
+        return exact
+    ending = (
+        [name for own, name in plain.items() if own.endswith(f"_{word}")]
+        for word in known
+        if len(word) > 2
+    )
+    return next((found[0] for found in ending if len(found) == 1), None)
 
 
 def find_choices(names: Sequence[str], rows: Sequence[Row]) -> str | list[str] | None:
