@@ -167,7 +167,8 @@ class _Asked:
         if not self.session.writes:
             return
         verdicts = self._verdicts[name] = self.session.read(name).verdicts
-        _check_uses(verdicts, self._uses)
+        # A task of the user's own may name a use and give no scores.
+        _check_uses([verdict.use for verdict in verdicts], self._uses)
         text = f", calibration text {seed + 1}" if seed else ""
         again = " (measured already)" if known else ""
         line = setting_sentence(f"{knob.method} {knob.option}", setting, verdicts)
@@ -273,18 +274,19 @@ def _check_search(
         raise InputError(
             f"Expected `data.calibration` with `seeds` {seeds}: they draw other calibration text."
         )
+    if isinstance(data, PruneData) and data.tasks:
+        _check_uses(data.uses(), uses)
 
 
-def _check_uses(verdicts: Sequence[Verdict], uses: Sequence[str] | None) -> None:
-    """Refuse uses that no task measures; the uses of tasks are known with their results."""
-    found = list(dict.fromkeys(verdict.use for verdict in verdicts))
+def _check_uses(found: Sequence[str], uses: Sequence[str] | None) -> None:
+    """Refuse uses that no task measures."""
     if not found:
         raise InputError(
             "Expected a task with a main score, such as multiple choice, but got none: "
-            "add one to `data.tasks`."
+            "add one to `data.tasks`. A task of your own names its use in its attribute `use`."
         )
     if missing := [use for use in uses or () if use not in found]:
         raise InputError(
             f"`uses` names {missing[0]!r}, which no task measures: expected among "
-            f"{', '.join(map(repr, found))}."
+            f"{', '.join(map(repr, dict.fromkeys(found)))}."
         )

@@ -140,6 +140,17 @@ def test_rows_are_complete(task_class: type[Task], rows_file: Path, pair: ModelP
 
 
 @every_task
+def test_the_use_of_a_verdict_is_known_before_the_run(
+    task_class: type[Task], rows_file: Path, pair: ModelPair
+) -> None:
+    report = summed_up(task_class, rows_file, pair)
+    task = task_class(**small_arguments(task_class, rows_file))  # type: ignore[call-arg]
+    assert (task.use is None) == (report.scores is None)
+    used = [row.details["use"] for row in report.results if row.metric == "retained"]
+    assert used == ([] if task.use is None else [task.use])
+
+
+@every_task
 def test_figures_are_drawn_only_where_they_are_asked_for(
     task_class: type[Task], rows_file: Path, pair: ModelPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,11 @@ class Falling(Task):
 GRID = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
+def without_main_score(config: Config) -> None:
+    for task in config["data"]["tasks"]:
+        task["init_args"]["use"] = None
+
+
 def falling(name: str, use: str, **options: float) -> Config:
     return {"class_path": "falling.Falling", "init_args": {"name": name, "use": use, **options}}
 
@@ -268,6 +273,16 @@ def test_a_search_can_end_with_status_3(
         (lambda c: c.update(knobs={"wanda": "sparsity"}), "Expected a numeric option of 'wanda'"),
         (lambda c: c.update(uses=["cooking"]), "'generation', 'similarity' but got 'cooking'"),
         (lambda c: c.update(uses=[]), "at least one use in `uses`"),
+        (
+            lambda c: c.update(uses=["similarity"]),
+            "`uses` names 'similarity', which no task measures: expected among 'retrieval', ",
+        ),
+        (
+            lambda c: c.update(keep={"similarity": 0.9}),
+            "`keep` names 'similarity', which is no task of this run and no use that a task",
+        ),
+        (lambda c: c.update(margin={"similarity": 0.9}), "`margin` names 'similarity'"),
+        (lambda c: without_main_score(c), "Expected a task with a main score"),
         (lambda c: c.update(seeds=0), "Expected `seeds`"),
         (lambda c: c["model"].update(reference=False), "`model.reference` true for a search"),
         (lambda c: c.update(pruning=None), "not accept `pruning`"),
@@ -290,12 +305,3 @@ def test_what_cannot_be_searched_is_refused(
     assert part in line
     assert len(line) < 400
     assert not list(tmp_path.rglob("pruning.json"))
-
-
-def test_a_use_that_no_task_measures_is_named(
-    run: Callable[..., None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as left:
-        run("search", "--uses", "[similarity]")
-    assert left.value.code == 2
-    assert "`uses` names 'similarity', which no task measures" in capfd.readouterr().err

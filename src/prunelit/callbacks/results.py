@@ -64,7 +64,6 @@ from prunelit.report.tables import (
 from prunelit.report.task_report import TaskReport
 from prunelit.report.verdicts import (
     KEEP,
-    USES,
     Margins,
     Verdict,
     Word,
@@ -158,7 +157,7 @@ class Results(Callback):
             self.check(data)
 
     def check(self, data: PruneData) -> None:
-        """Refuse margins of tasks that the data does not have.
+        """Refuse margins of tasks and uses that the data does not have.
 
         Args:
             data: of the run.
@@ -166,7 +165,7 @@ class Results(Callback):
         Raises:
             InputError: naming the option and similar names.
         """
-        self.margins.check([*data.tasks, *USES])
+        self.margins.check([*data.tasks, *data.uses()])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder; on every rank, as Lightning shares the logger's folder between them."""

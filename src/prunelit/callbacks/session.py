@@ -308,6 +308,7 @@ def open_session(
     module, data = _check(trainer, model, data, pruners)
     callbacks, loggers = list(trainer.callbacks), list(trainer.loggers)  # type: ignore[attr-defined]
     results = next((c for c in callbacks if isinstance(c, Results)), None) or Results()
+    results.check(data)
     results.brief = True
     session = Session(trainer, module, data, results)
     try:

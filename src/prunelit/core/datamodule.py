@@ -80,6 +80,10 @@ class PruneData(LightningDataModule):
         self._documents: dict[str, list[str]] = {}
         self._read = False
 
+    def uses(self) -> list[str]:
+        """Return the uses of the model that the tasks measure."""
+        return list(dict.fromkeys(task.use for task in self.tasks.values() if task.use is not None))
+
     def prepare_data(self) -> None:
         """Read all rows in one process per machine, which fills the cache of the hub."""
         self.read()

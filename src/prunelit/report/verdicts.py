@@ -97,7 +97,7 @@ class Margins:
         """Refuse a name that is neither a task nor a use.
 
         Args:
-            names: of the tasks and uses of a run.
+            names: of the tasks of a run and the uses that they measure.
 
         Raises:
             InputError: naming the option and similar names.
@@ -107,8 +107,8 @@ class Margins:
             for name in values:
                 if name not in known and name != "default":
                     raise InputError(
-                        f"`{option}` names {name!r}, which is no task of this run and no use: "
-                        f"expected one of {', '.join(map(repr, known))}."
+                        f"`{option}` names {name!r}, which is no task of this run and no use that "
+                        f"a task measures: expected one of {', '.join(map(repr, known))}."
                     )
 
 

@@ -13,6 +13,7 @@ from prunelit.arguments import Checked
 from prunelit.errors import InputError, check_whole
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
+from prunelit.report.verdicts import Use
 from prunelit.tasks.item_table import ItemTable, Streamed
 
 _Own = TypeVar("_Own", bound="Task")
@@ -54,6 +55,8 @@ class Task(Checked, ABC):
         [[0], [1]]
     """
 
+    # Use of the model that the main score measures; None if the report has no `scores`.
+    use: Use | None = None
     needs_reference = False
     # True if the items are texts, so that each of two models can read them by its own tokenizer.
     own_tokenizers = False

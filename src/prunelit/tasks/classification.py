@@ -80,6 +80,8 @@ class Classification(RowTask, EmbeddingTask):
         ('classification', 0.5)
     """
 
+    use = "classification"
+
     def __init__(
         self,
         path: str,
@@ -304,6 +306,6 @@ class Classification(RowTask, EmbeddingTask):
             "seed": self.seed,
             "template": self.template,
             **embedding,
-            **score_details("classification", self.primary),
+            **score_details(self.use, self.primary),
             "chance": self._labels.constant_scores().mean().item(),
         }

@@ -94,6 +94,8 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
         ('test', 256)
     """
 
+    use = "retrieval"
+
     def __init__(
         self,
         path: str,
@@ -255,7 +257,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             "documents": count,
             "relevant": sum(map(len, grades)),
             "missing": sum(map(len, missing)),
-            **score_details("retrieval", "ndcg@10"),
+            **score_details(self.use, "ndcg@10"),
             "chance_ndcg@10": sum(chance) / len(chance),
         }
 

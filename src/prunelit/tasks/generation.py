@@ -126,6 +126,7 @@ brother. How many stamps do the three have together?'
             raise InputError(f"Expected `stop` to hold non-empty strings but got {stop}.")
         self.questions = questions
         self.judge = judge or ExactMatch(contains=True)
+        self.use = None if self.judge.primary is None else "generation"
         self.few_shot = few_shot
         self.delimiter = delimiter
         self.samples = samples

@@ -104,6 +104,7 @@ class MultipleChoice(QuestionTask):
 ('Q: What is the organ that covers the whole body? A:', ' chest')]
     """
 
+    use = "multiple choice"
     own_tokenizers = True
 
     def __init__(
@@ -357,7 +358,7 @@ class MultipleChoice(QuestionTask):
             "delimiter": self.delimiter,
             "scoring": self.scoring,
             "bos": self._start,
-            **score_details("multiple choice", self.primary),
+            **score_details(self.use, self.primary),
             "chance": self._chance().mean().item(),
         }
         if self.few_shot is not None:

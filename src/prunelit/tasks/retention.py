@@ -13,7 +13,7 @@ from prunelit.report.score_test import PairedScores
 from prunelit.report.verdicts import Use
 
 
-def score_details(use: Use, primary: str | None) -> dict[str, Any]:
+def score_details(use: Use | None, primary: str | None) -> dict[str, Any]:
     """Details that every result of a task with a main score has, see `report/main_scores.py`.
 
     Args:

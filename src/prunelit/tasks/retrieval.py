@@ -48,6 +48,8 @@ class Retrieval(QuestionTask, EmbeddingTask):
         79
     """
 
+    use = "retrieval"
+
     def __init__(
         self,
         path: str,
@@ -112,7 +114,7 @@ class Retrieval(QuestionTask, EmbeddingTask):
             **self.embedding_details(),
             "centre": self.centre,
             "documents": size,
-            **score_details("retrieval", "mrr"),
+            **score_details(self.use, "mrr"),
             "chance_mrr": self._chance().mean().item(),
         }
         metrics = ["mrr", *(f"recall@{k}" for k in self.recall_at), "ndcg@10"]

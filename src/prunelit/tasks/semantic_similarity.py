@@ -48,6 +48,8 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
         ('similarity', 128)
     """
 
+    use = "similarity"
+
     def __init__(
         self,
         path: str,
@@ -151,5 +153,5 @@ class SemanticSimilarity(RowTask, EmbeddingTask):
             "pairs_sha256": hash_rows(self._rows),
             "template": self.template,
             **self.embedding_details(),
-            **score_details("similarity", "spearman"),
+            **score_details(self.use, "spearman"),
         }

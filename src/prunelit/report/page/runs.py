@@ -15,7 +15,7 @@ from prunelit.errors import InputError, first_line, near_names, similar_paths
 from prunelit.report.items import read_items
 from prunelit.report.results import Result, read_results
 from prunelit.report.score_test import PairedScores
-from prunelit.report.verdicts import USES, Margins, Verdict, decide
+from prunelit.report.verdicts import Margins, Verdict, decide
 
 RESULTS, SCORES, PAGE, CONFIG = "results.jsonl", "scores.parquet", "report.html", "config.yaml"
 GAINS, OVERLAP, VERDICTS = "gains.json", "overlap.json", "verdicts.json"
@@ -140,7 +140,8 @@ def judge(runs: Sequence[Run], margins: Margins) -> None:
     Raises:
         InputError: if a margin names no task and no use, or the scores are damaged.
     """
-    margins.check([*USES, *(task for run in runs for task in run.tasks)])
+    uses = {r.details["use"] for run in runs for r in run.results if r.metric == "retained"}
+    margins.check([*uses, *(task for run in runs for task in run.tasks)])
     for run in runs:
         decide_run(run, margins)
 
