@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from jsonargparse import ActionYesNo, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
+from transformers.utils.logging import disable_progress_bar
 
 from prunelit.callbacks import LastCheckpoint, Pruning, Results, TaskProgressBar
 from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
+from prunelit.callbacks.overview import sweep_folder
 from prunelit.callbacks.results import OUTCOME
-from prunelit.callbacks.session import sweep_folder
 from prunelit.core.candidate import leave_out
 from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import check_nodes, config_paths
@@ -253,6 +255,8 @@ class PruneLitCLI(HookedCLI):
             bool(self.setting("verbose", False)),
             self.setting("baseline") or (),
         )
+        if not self._results.verbose:
+            _silence_transformers()
         callbacks.append(self._results)  # last, to print when the progress bar is gone
         if config.get("max_epochs") != 0 and config.get("enable_checkpointing") is not False:
             given = config.get("callbacks") or []
@@ -272,6 +276,14 @@ class PruneLitCLI(HookedCLI):
             raise InputError(f"The Trainer refuses its settings: {error}") from error
         except MisconfigurationException as error:
             raise InputError(_name_setting(str(error), config)) from error
+
+
+def _silence_transformers() -> None:
+    """Leave out the bars of weights that are read and written; those of downloads stay."""
+    downloads = not are_progress_bars_disabled()
+    disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
 
 
 def _name_setting(message: str, config: dict[str, Any]) -> str:

@@ -4,35 +4,19 @@ Internal: the public names are `PruneTrainer.sweep` and `PruneTrainer.search` in
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from prunelit.callbacks.overview import FIGURES
 from prunelit.callbacks.session import Session, open_session
 from prunelit.core.datamodule import PruneData
-from prunelit.core.knobs import Knob, read_knobs
+from prunelit.core.knobs import Knob, format_setting, read_knobs
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError, check_whole
-from prunelit.files import write_text
 from prunelit.pruners.base import Pruner
 from prunelit.report.bisection import next_setting
-from prunelit.report.page.runs import PAGE, Run
-from prunelit.report.page.search_view import view_search
-from prunelit.report.page.view import write_page
-from prunelit.report.search import (
-    SEARCH,
-    Answer,
-    closing,
-    find_answers,
-    format_search,
-    kept_by_use,
-    search_table,
-    setting_sentence,
-)
-from prunelit.report.settings import SETTINGS, Placed, place_settings
-from prunelit.report.tables import show
+from prunelit.report.placed import Placed, place_settings
+from prunelit.report.search import Answer, find_answers, kept_by_use, kept_words
 from prunelit.report.verdicts import USES, Verdict
 
 
@@ -78,8 +62,13 @@ def sweep(
         session.wanted = list(every)
         session.plan(every, places)
         for place, name in enumerate(every):
-            rank_zero_info(f"Variant {place + 1} of {len(every)}: {name}.")
+            again = " (measured already)" if name in session.known else ""
             session.measure(name)
+            if session.writes:
+                words = kept_words(session.read(name).verdicts) or "has no verdict"
+                session.tell(f"{name} ({place + 1} of {len(every)}): {words}{again}.")
+    if session.writes:
+        session.close()
 
 
 def search(
@@ -117,7 +106,6 @@ def search(
     places = {knob.variant(s): (knob, s) for knob in found.values() for s in knob.settings}
     needed = {name: knob.build(setting) for name, (knob, setting) in places.items()}
     with open_session(trainer, model, data, needed) as session:
-        session.results.silent = True
         extra = session.find_settings(found)
         others = {name: knob.build(s) for name, (knob, s) in extra.items() if name not in places}
         places |= extra
@@ -126,9 +114,8 @@ def search(
         for knob in found.values():
             _bisect(trainer, asked, knob)
         _repeat(trainer, asked, seeds)
-        session.results.words = [answer.word for answer in asked.answers()]
-    if trainer.is_global_zero:
-        _close(session.folder, asked.answers(), asked.runs())
+    if session.writes:
+        session.close(list(session.variants), uses)
 
 
 class _Asked:
@@ -171,8 +158,8 @@ class _Asked:
         _check_uses([verdict.use for verdict in verdicts], self._uses)
         text = f", calibration text {seed + 1}" if seed else ""
         again = " (measured already)" if known else ""
-        line = setting_sentence(f"{knob.method} {knob.option}", setting, verdicts)
-        print(f"{line.rstrip('.')}{text}{again}.", flush=True)
+        place = f"{knob.method} {knob.option} {format_setting(setting)}{text}"
+        self.session.tell(f"{place}: {kept_words(verdicts)}{again}.")
 
     def next(self, knob: Knob) -> float | None:
         """Choose the next setting of a method."""
@@ -186,12 +173,6 @@ class _Asked:
     def answers(self) -> list[Answer]:
         """Find the answers among all that is measured."""
         return find_answers(self._placed(), self._uses)
-
-    def runs(self) -> list[Run]:
-        """Read the runs of the settings around the answers, or that of the first setting."""
-        around = {(a.method, one.setting) for a in self.answers() for one in a.around}
-        names = [name for name, (knob, s) in self.places.items() if (knob.method, s) in around]
-        return [self.session.read(name) for name in names or list(self._verdicts)[:1]]
 
     def _placed(self) -> list[Placed]:
         return place_settings(list(self.session.variants.values()), self._verdicts)
@@ -218,32 +199,15 @@ def _repeat(trainer: Trainer, asked: _Asked, seeds: int) -> None:
     around = trainer.strategy.broadcast(around)
     places = [pair for pair in asked.places.values() if (pair[0].method, pair[1]) in around]
     for method in dict.fromkeys(knob.method for knob, _ in places):
-        if not session.reads_text[method]:
+        if not session.reads_text(method):
             rank_zero_info(f"Not repeated, as {method} looks at no calibration text.")
-    places = [pair for pair in places if session.reads_text[pair[0].method]]
+    places = [pair for pair in places if session.reads_text(pair[0].method)]
     for seed in range(1, seeds) if places else ():
         with session.calibrated(seed):
             own = {f"{knob.variant(s)}_text{seed + 1}": (knob, s) for knob, s in places}
             session.plan({name: knob.build(s) for name, (knob, s) in own.items()}, own, seed=seed)
             for name, (knob, setting) in own.items():
                 asked.measure(name, knob, setting, seed)
-
-
-def _close(folder: Path, answers: Sequence[Answer], runs: Sequence[Run]) -> None:
-    """Print and write the answers of a search; one process calls it.
-
-    Args:
-        folder: of all variants.
-        answers: of all methods.
-        runs: with their verdicts, which the page shows in full.
-    """
-    write_text(folder / SEARCH, format_search(answers))
-    page = write_page(
-        runs, folder / PAGE, view_search(answers, folder / FIGURES / f"{SETTINGS}.png")
-    )
-    show(search_table(answers))
-    print(*closing(answers), sep="\n")
-    print(f"Page: {page}", flush=True)
 
 
 def _check_search(

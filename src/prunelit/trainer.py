@@ -25,9 +25,9 @@ from prunelit.callbacks.checkpoints import (
     last_checkpoints,
     read_checkpoint,
 )
+from prunelit.callbacks.overview import sweep_folder
 from prunelit.callbacks.pruning import Pruning
 from prunelit.callbacks.results import RESULTS, Results, check_outcome
-from prunelit.callbacks.session import sweep_folder
 from prunelit.core.checks import check_trainer
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM

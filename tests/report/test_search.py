@@ -1,14 +1,15 @@
 """The answers of a search, its table and its figure."""
 
 import json
-import re
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from rich.console import Console
 
+from prunelit.report.placed import Placed, place_settings
 from prunelit.report.results import Result
 from prunelit.report.score_test import PairedScores
 from prunelit.report.search import (
@@ -16,11 +17,12 @@ from prunelit.report.search import (
     find_answers,
     format_search,
     kept_by_use,
+    kept_words,
+    read_search,
     search_table,
-    setting_sentence,
 )
-from prunelit.report.settings import Placed, place_settings, settings_picture
-from prunelit.report.tables import show
+from prunelit.report.settings import settings_picture
+from prunelit.report.tables import brief_table
 from prunelit.report.variants import Point, Variant, format_variants, read_variants
 from prunelit.report.verdicts import Margins, Verdict, decide
 
@@ -75,7 +77,7 @@ def test_the_answers_of_all_methods_and_uses() -> None:
     assert said[2].startswith(begin)
     assert said[2].endswith(" 2 keeps it: the scores do not fall evenly.")
     assert said[3].startswith("No measured setting of drop keeps generation: count 1 loses (0.10")
-    assert "Other calibration text (wanda, retrieval): 0.2: 0.94 to 0.99, keeps with 1 of 2" in (
+    assert "Other calibration text (wanda, retrieval): 0.2: 0.94 to 0.99, 1 of 2 texts keep" in (
         " ".join(said)
     )
     assert said[-1].startswith("6 settings were tried. Holm's procedure holds the chance")
@@ -114,17 +116,31 @@ def test_a_use_of_two_tasks_names_the_one_that_decides() -> None:
 
 
 def test_a_line_for_each_setting() -> None:
-    assert setting_sentence("wanda ratio", 0.2, WANDA[1].verdicts) == (
-        "wanda ratio 0.2: keeps retrieval; loses generation."
-    )
+    assert kept_words(WANDA[1].verdicts) == "keeps retrieval; loses generation"
+    assert kept_words([]) == ""
 
 
-def test_the_table_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(width=80, force_terminal=True, no_color=True, markup=False)
-    show(search_table(find_answers([*WANDA[:3], *DROP], None)), console)
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+def test_the_table_fits_a_terminal() -> None:
+    answers = find_answers([*WANDA, *DROP], None)
+    lines = brief_table(search_table(answers)).splitlines()
     assert max(map(len, lines)) <= 80
-    assert any("0.2: keeps" in line and "0.3: cannot tell" in line for line in lines)
+    text = " ".join(" ".join(lines).split())
+    for part in ("ratio, 3 tried", "0.2: keeps", "0.3: cannot tell", "0.94 to 0.99"):
+        assert part in text, text
+    assert text.count("1 of 2 texts keep") == 1
+    long = replace(place("drop", 1, found=0.8), point=Point("drop" * 12, "count", 1, "id"))
+    lines = brief_table(search_table(find_answers([long], None))).splitlines()
+    assert "  use: retrieval  largest that keeps: none" in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_answers_name_their_variants_and_uses(tmp_path: Path) -> None:
+    assert read_search(tmp_path) is None
+    answers = find_answers(WANDA, ["retrieval"])
+    (tmp_path / "search.json").write_text(format_search(answers, ["a", "b"], ["retrieval"]))
+    assert read_search(tmp_path) == (["a", "b"], ["retrieval"])
+    (tmp_path / "search.json").write_text(format_search(answers, ["a"]))
+    assert read_search(tmp_path) == (["a"], None)
 
 
 def variants(placed: Sequence[Placed]) -> tuple[list[Variant], dict[str, list[Verdict]]]:

@@ -38,7 +38,7 @@ def test_two_processes_find_what_one_finds(
     done = forked(tmp_path, "sweep", "--config", path, *options, ranks=2)
     assert done.returncode == 0, done.stderr
     assert "Starting with 2 processes" in done.stderr
-    assert done.stdout.count("Variants (value ± standard error)") == 1
+    assert done.stdout.count("Verdicts: share of the dense model's lead") == 1
     for variant in ("wanda", "attention_2", "block", "attention_1"):
         one, two = (
             load_file(folder / "run" / variant / "pruned" / "model.safetensors")

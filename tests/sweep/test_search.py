@@ -143,14 +143,20 @@ def test_the_largest_setting_of_each_use(
     assert not (board / "wanda_0.1").exists()
     # 0.4, 0.6 and 0.5 for one use; the other one needs 0.2 and 0.3 too.
     assert measured(tmp_path) == [f"wanda_{setting}" for setting in (0.2, 0.3, 0.4, 0.5, 0.6)]
-    out = capsys.readouterr().out
+    captured = capsys.readouterr()
+    out = captured.out
+    before, _, after = out.partition("Largest setting that keeps each use")
+    said = [*captured.err.splitlines(), *before.splitlines()]
+    assert len(said) <= 25, said
+    assert all(len(line) <= 80 for line in [*before.splitlines(), *after.splitlines()[:-1]])
+    text = " ".join(out.split())
     for line in (
         "wanda ratio 0.4: keeps retrieval; loses generation.",
         "wanda keeps retrieval up to ratio 0.5 (1.00 [0.98, 1.02], margin 0.95); 0.6 loses",
         "wanda keeps generation up to ratio 0.2 (1.00 [0.98, 1.02], margin 0.95); 0.3 loses",
         "5 settings were tried. Holm's procedure holds the chance of a wrong verdict at 5% over",
     ):
-        assert line in out, out
+        assert line in text, out
     page = (board / "report.html").read_text()
     assert "<h1>Largest setting that keeps each use</h1>" in page
     assert out.splitlines()[-1].endswith("board/report.html")
@@ -200,9 +206,11 @@ def test_other_calibration_text_shows_the_spread(
         for name in ("wanda_0.5", "wanda_0.5_text2", "wanda_0.6_text2")
     }
     assert texts["wanda_0.5_text2"] == texts["wanda_0.6_text2"] != texts["wanda_0.5"]
-    out = capsys.readouterr().out
-    assert "0.5: 1.00 to 1.00, keeps with 2 of 2 texts; 0.6: 0.00 to 0.00" in out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "0.5: 1.00 to 1.00, 2 of 2 texts keep; 0.6: 0.00 to 0.00" in out
     assert "4 settings were tried" in out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "0.5: 1.00 to 1.00, 2 of 2 texts keep" in page
 
 
 def test_a_killed_search_goes_on(
@@ -238,11 +246,19 @@ def test_two_processes_find_what_one_finds(
 
 
 def test_a_sweep_measures_the_grid_and_a_search_takes_it(
-    config: Config, run: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: Config,
+    run: Callable[..., None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config["variants"]["drop"] = {"class_path": "prunelit.pruners.SublayerDrop"}
     run("sweep", "--grid", "wanda=0.2,0.55")
-    assert "Variant 2 of 3: wanda_0.55." in caplog.text
+    out = capsys.readouterr().out
+    assert "wanda_0.55 (2 of 3): loses retrieval, generation." in out
+    # The settings have answers; the verdicts of a variant without a setting stand before them.
+    assert out.index("Verdicts: ") < out.index("Largest setting that keeps each use")
+    assert answers(tmp_path) == {"retrieval": (0.2, 0.55), "generation": (0.2, 0.55)}
     assert measured(tmp_path) == ["drop", "wanda_0.2", "wanda_0.55"]
     own = steps(tmp_path / "run" / "board" / "overview" / "wanda", "by_ratio_percent/found/kept")
     assert own == [(20, 1), (55, 0)]

@@ -67,37 +67,38 @@ def test_a_later_variant_is_as_if_it_were_the_only_one(
 
 
 def test_variants_come_in_the_order_of_the_file(table: Table, swept: Path) -> None:
-    said = (swept / "stderr").read_text()
+    said = (swept / "stdout").read_text()
     names = ["wanda", "attention_2", "block", "attention_1"]
-    places = [said.index(f"Variant {i + 1} of 4: {name}.") for i, name in enumerate(names)]
+    places = [said.index(f"{name} ({i + 1} of 4): ") for i, name in enumerate(names)]
     assert places == sorted(places)
     lines = table(swept / "run" / "board" / "figures" / "variants.csv")
     assert list(dict.fromkeys(line["variant"] for line in lines)) == ["dense", *names]
 
 
-def test_the_sweep_closes_with_one_table(results: Results, swept: Path) -> None:
-    printed = (swept / "stdout").read_text()
-    _, _, last = printed.partition("Variants (value ± standard error)")
-    for text in ("dense", "wanda", "block", "acc", "mrr", "contains", "perplexity", "kl_dense"):
+def test_the_sweep_closes_with_the_verdicts(swept: Path) -> None:
+    before, _, last = (swept / "stdout").read_text().partition("Verdicts: share of the dense")
+    for text in ("wanda", "block", "multiple choice", "retrieval", "generation"):
         assert text in last
-    row = next(
-        row
-        for row in results(swept, "wanda")
-        if (row.task, row.metric, row.model) == ("retrieval", "mrr", "pruned")
-    )
-    assert f"{row.value:.4g} ± {row.standard_error:.2g}" in last
+    assert "wanda (1 of 4): no lead in multiple choice, retrieval, generation." in before
+    *lines, page = last.splitlines()
+    assert page == f"Page: {swept / 'run' / 'board' / 'report.html'}"
+    said = [*(swept / "stderr").read_text().splitlines(), *before.splitlines()]
+    assert len(said) <= 25, said
+    # A line with a path is as long as the path.
+    assert all(len(line) <= 80 for line in [*said, *lines] if "/" not in line)
+    text = (swept / "run" / "board" / "report.html").read_text()
+    assert "Verdicts side by side" in text
+    assert len(text) < 3e6
 
 
 def test_a_variant_prints_a_line_and_not_its_tables(swept: Path) -> None:
     printed, said = ((swept / name).read_text() for name in ("stdout", "stderr"))
-    assert said.count("Achieved sparsity") == 4
     assert said.count("To see the figures") == 1
-    assert "peak memory" not in printed
-    assert "Dense against pruned" not in printed
-    assert "Verdicts: share of the dense model's lead" not in printed
-    assert printed.count("\nPage: ") + printed.startswith("Page: ") == 4
-    assert printed.splitlines()[-1].startswith(f"Pages: {swept}/")
-    assert printed.splitlines()[-1].endswith("/report.html")
+    for text in ("Achieved sparsity", "Loading weights", "Writing model shards", "Pruning, since"):
+        assert text not in said
+    for text in ("peak memory", "Dense against pruned", "value ± standard error", "Results: "):
+        assert text not in printed
+    assert printed.count("Page: ") == 1
 
 
 def test_the_table_holds_the_results_of_every_variant(
@@ -152,7 +153,8 @@ def test_figures_of_all_variants(table: Table, swept: Path) -> None:
 def test_every_variant_is_a_run_of_tensorboard(results: Results, swept: Path) -> None:
     board = swept / "run" / "board"
     assert sorted(path.name for path in board.iterdir()) == [
-        *("attention_1", "attention_2", "block", "config.yaml", "figures", "overview", "wanda")
+        *("attention_1", "attention_2", "block", "config.yaml", "figures", "overview"),
+        *("report.html", "wanda"),
     ]
     for variant in ("wanda", "attention_1", "attention_2", "block"):
         logged = events(board / variant)
@@ -179,7 +181,7 @@ def test_a_second_sweep_uses_what_is_there(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    run()
+    run("--verbose")
     files = [path for name in config["variants"] for path in (tmp_path / "run" / name).rglob("*")]
     before = {path: path.stat().st_mtime_ns for path in files}
     first = {name: str(results(tmp_path, name)) for name in config["variants"]}
@@ -189,7 +191,7 @@ def test_a_second_sweep_uses_what_is_there(
     capfd.readouterr()
     caplog.clear()
     config["variants"]["wanda"]["init_args"]["sparsity"]["init_args"]["ratio"] = 0.25
-    run()
+    run("--verbose")
     out, said = capfd.readouterr().out, caplog.text
     folder = tmp_path / "run"
     assert "attention_1 is measured already: nothing that its results depend on" in said
@@ -199,6 +201,13 @@ def test_a_second_sweep_uses_what_is_there(
     assert "in memory" not in said
     assert said.count("Achieved sparsity") == 1
     assert "Achieved sparsity" not in out
+    assert "Variants (value ± standard error)" in out
+    capfd.readouterr()
+    run()
+    lines = capfd.readouterr().out.splitlines()
+    assert "wanda (1 of 2): " in lines[0]
+    assert lines[1].startswith("attention_1 (2 of 2): ")
+    assert all(line.endswith(" (measured already).") for line in lines[:2])
     assert str(results(tmp_path, "attention_1")) == first["attention_1"]
     assert str(results(tmp_path, "wanda")) != first["wanda"]
     after = {path: path.stat().st_mtime_ns for path in files}
@@ -245,12 +254,17 @@ def test_figures_that_a_sweep_does_not_draw_are_kept_aside(
 
 
 def test_without_a_logger_results_lie_with_the_models(
-    run: Callable[..., None], config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Callable[..., None],
+    config: Config,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config["trainer"]["logger"] = False
     config["data"]["tasks"].pop(0)
     del config["variants"]["attention_1"]
     run()
+    assert "Variants (value ± standard error)" in capsys.readouterr().out  # there is no verdict
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*")}
     assert {"wanda/results.jsonl", "wanda/pruned/model.safetensors", "config.yaml"} <= names
     assert "figures/variants.csv" in names

@@ -1,98 +1,49 @@
-"""Write what all variants in a folder have in common, and the record of each one.
+"""Write what all variants in a folder have in common."""
 
-A record, `variant.json`, is written when a variant is measured. A later sweep or search with the
-same settings reads it instead of measuring the variant again.
-"""
-
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from prunelit.callbacks.results import RECORD, RESULTS
 from prunelit.callbacks.tensorboard import write_pictures, write_settings
 from prunelit.errors import InputError
 from prunelit.files import keep_earlier, write_text
 from prunelit.report.curves import as_csv, write_picture
 from prunelit.report.overview import ALL_FIGURES, overview
-from prunelit.report.page.outcome import write_outcome
-from prunelit.report.page.runs import PAGE, VERDICTS, Run, judge, read_run
-from prunelit.report.settings import place_settings
+from prunelit.report.page.records import (
+    FIGURES,
+    VARIANTS,
+    decide_again,
+    read_record,
+    read_records,
+)
+from prunelit.report.page.runs import PAGE
+from prunelit.report.placed import Placed, place_settings
+from prunelit.report.search import SEARCH
 from prunelit.report.tables import markdown_table, show
 from prunelit.report.variants import (
     Variant,
     format_variants,
-    parse_variant,
     read_variants,
     same_dense,
     variants_cells,
     variants_numbers,
     variants_table,
 )
-from prunelit.report.verdicts import Margins, Verdict, format_verdicts
+from prunelit.report.verdicts import Margins, Verdict
 
-OVERVIEW, FIGURES, VARIANTS = "overview", "figures", "variants.json"
-
-
-def write_record(folder: Path, variant: Variant, key: str) -> None:
-    """Write down that a variant is measured.
-
-    Args:
-        folder: of its results.
-        variant: with its results.
-        key: identifies all that the results depend on.
-    """
-    data = {"key": key, "results": _digest(folder), "variant": format_variants([variant])}
-    write_text(folder / RECORD, json.dumps(data) + "\n")
+OVERVIEW = "overview"
 
 
-def read_record(folder: Path, key: str | None = None) -> Variant | None:
-    """Read a variant that was measured; None if it was not, or the record is damaged.
-
-    Args:
-        folder: of its results.
-        key: of all that the results depend on; None is any.
-    """
-    try:
-        data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if data["results"] != _digest(folder) or key not in (None, data["key"]):
-            return None
-        return parse_variant(json.loads(data["variant"])[0])
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        return None
-
-
-def read_records(folder: Path) -> list[Variant]:
-    """Read every variant that was measured in a folder, in the order of their names."""
-    found = (read_record(path.parent) for path in sorted(folder.glob(f"*/{RECORD}")))
-    return [variant for variant in found if variant is not None]
-
-
-def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / RESULTS).read_bytes()).hexdigest()
-
-
-def decide_again(folder: Path, margins: Margins) -> Run:
-    """Decide the verdicts of a variant from its scores; write them if the margins are other ones.
-
-    Args:
-        folder: of its results.
-        margins: of this run.
-
-    Returns:
-        The run with its verdicts.
-    """
-    run = read_run(folder)
-    judge([run], margins)
-    text = format_verdicts(run.verdicts)
-    path = folder / VERDICTS
-    if run.verdicts and not (path.is_file() and path.read_bytes() == text.encode()):
-        write_outcome(run)
-    return run
+def sweep_folder(trainer: Trainer) -> Path:
+    """Return the folder of all variants: `<save_dir>/<name>` of a logger or `default_root_dir`."""
+    logger = trainer.logger
+    return Path(
+        logger.root_dir if isinstance(logger, TensorBoardLogger) else trainer.default_root_dir
+    )
 
 
 def write_overview(
@@ -100,7 +51,7 @@ def write_overview(
     folder: Path,
     logger: TensorBoardLogger | None,
     margins: Margins,
-    brief: bool = False,
+    verbose: bool = False,
 ) -> None:
     """Write the table and the figures of all variants; one process calls it.
 
@@ -109,28 +60,28 @@ def write_overview(
         folder: of all variants.
         logger: of the run; None writes nothing for TensorBoard.
         margins: of this run.
-        brief: print no table.
+        verbose: print the table, and why figures are missing, also if there are verdicts.
     """
+    new = {variant.name for variant in variants}
     variants, lost = _with_earlier(variants, folder)
-    verdicts = {v.name: _verdicts(folder / v.name, margins) for v in variants if v.point}
-    pictures, missing = overview(variants, verdicts)
+    # Those of this run are last, since the recipe of the last one counts.
+    set_ = sorted((v for v in variants if v.point), key=lambda variant: variant.name in new)
+    placed = place_settings(set_, {v.name: _verdicts(folder / v.name, margins) for v in set_})
+    pictures, missing = overview(variants, placed)
     kept = _keep_figures(folder, lost, pictures)
     for name, picture in pictures.items():
         write_picture(picture, folder / FIGURES, name)
     write_text(folder / FIGURES / "variants.csv", as_csv(variants_numbers(variants)))
     write_text(folder / FIGURES / VARIANTS, format_variants(variants))
     if logger is not None:
-        _log(logger, variants, verdicts, pictures, kept)
-    if not brief:
+        _log(logger, variants, placed, pictures, kept)
+    if verbose or not any(r.metric == "retained" for v in variants for r in v.results):
         show(variants_table(variants))
-    for sentence in missing:
-        rank_zero_info(sentence)
+        for sentence in missing:
+            rank_zero_info(sentence)
     rank_zero_info(f"All variants: {folder / FIGURES}")
     if logger is not None:
         rank_zero_info(f"To see the figures: tensorboard --logdir {logger.save_dir}")
-    names = ",".join(variant.name for variant in variants)
-    if not brief:
-        print(f"Pages: {folder}/{{{names}}}/{PAGE}", flush=True)
 
 
 def _verdicts(folder: Path, margins: Margins) -> list[Verdict]:
@@ -147,12 +98,11 @@ def _verdicts(folder: Path, margins: Margins) -> list[Verdict]:
 def _log(
     logger: TensorBoardLogger,
     variants: Sequence[Variant],
-    verdicts: Mapping[str, Sequence[Verdict]],
+    placed: Sequence[Placed],
     pictures: Mapping[str, Any],
     kept: Path | None,
 ) -> None:
     """Write the run `overview` of TensorBoard, and in it one run for each method with settings."""
-    placed = place_settings(variants, verdicts)
     methods = dict.fromkeys(one.point.method for one in placed)
     whole = version(logger, OVERVIEW)
     clear_events(sorted(Path(whole.log_dir).rglob("events.out.tfevents.*")), kept)
@@ -210,7 +160,7 @@ def _with_earlier(variants: Sequence[Variant], folder: Path) -> tuple[list[Varia
         All variants, and words for what the figures there have and the new ones will not.
     """
     path = folder / FIGURES / VARIANTS
-    drawn = read_variants(path) or [] if path.is_file() else []
+    drawn = read_variants(path) or []
     other = drawn and not same_dense(variants[0], drawn[0])
     # A run that was killed has left records of variants that are in no figure.
     left = {v.name for v in variants} | {v.name for v in drawn}
@@ -235,6 +185,6 @@ def _keep_figures(folder: Path, lost: str, pictures: Iterable[str]) -> Path | No
     undrawn = sorted(path.name for path in figures if path.name not in drawn)
     if not (lost or undrawn):
         return None
-    kept = keep_earlier(folder, (FIGURES,))
+    kept = keep_earlier(folder, (FIGURES, SEARCH, PAGE))
     rank_zero_info(f"Figures of {lost or ', '.join(undrawn)} are now in {kept}.")
     return kept

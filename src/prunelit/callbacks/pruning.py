@@ -86,7 +86,7 @@ class Pruning(Callback):
         self.schedule = schedule
         self.offload = offload
         self.report: dict[str, Any] | None = None
-        self.verbose = False  # True prints a line for each block
+        self.verbose = False  # True prints a line for each block; in a sweep the other lines too
         self.always_writes = False  # True also writes in `validate`, as a sweep needs
         self.masks = Masks()
         self.written: Path | None = None  # folder of the pruned model, if it is on disk
@@ -314,10 +314,11 @@ class Pruning(Callback):
             assert report is not None
             compared = check_unchanged(folder, report)
             del report["content"]
-            rank_zero_info(
-                f"Using the pruned model in {folder}: its recipe is this one. Its files and "
-                f"{compared} are as they were written."
-            )
+            if self._tells:
+                rank_zero_info(
+                    f"Using the pruned model in {folder}: its recipe is this one. Its files and "
+                    f"{compared} are as they were written."
+                )
             module.load(pruned_folder=folder)
             self.report, self.written = report, folder
             return True
@@ -326,8 +327,14 @@ class Pruning(Callback):
         if module.trains:
             raise InputError(f"{folder} {why}, and this recipe needs training: run `prunelit fit`.")
         where, then = ("", "") if self.always_writes else (" in memory", "; `fit` would write it")
-        rank_zero_info(f"Pruning{where}, since {folder} {why}{then}.")
+        if self._tells or read_report(folder) is not None:
+            rank_zero_info(f"Pruning{where}, since {folder} {why}{then}.")
         return False
+
+    @property
+    def _tells(self) -> bool:
+        """False in a sweep, which prints a line for each variant."""
+        return self.verbose or not self.always_writes
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         due = self._schedule.due(trainer.current_epoch, trainer.global_step)
@@ -393,17 +400,18 @@ class Pruning(Callback):
             module.pair.removed_blocks = report.removed["blocks"]
         self.report = report.as_dict()
         if trainer.is_global_zero:
-            if self.always_writes:  # a sweep prints a line for each variant
-                rank_zero_info(f"{sparsity_sentence(self.report)}. {size_sentence(self.report)}.")
-            else:
-                if self.verbose:
-                    show(pruning_table(self.report))
-                else:
-                    print(sparsity_sentence(self.report), size_sentence(self.report), sep="\n")
+            sentences = sparsity_sentence(self.report), size_sentence(self.report)
+            if self._tells and self.always_writes:
+                rank_zero_info(". ".join([*sentences, ""]).strip())
+            elif self._tells and self.verbose:
+                show(pruning_table(self.report))
+            elif self._tells:
+                print(*sentences, sep="\n")
             if write:
                 hashed = module.weights.full_hash
                 save_pretrained(module.model, module.tokenizer, self._into, report, hashed)
-                rank_zero_info(f"The pruned model is in {self._into}.")
+                if self._tells:
+                    rank_zero_info(f"The pruned model is in {self._into}.")
                 self.written = self._into
             self._lock.close()
         trainer.strategy.barrier("prunelit-pruned")

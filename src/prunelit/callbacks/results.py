@@ -39,6 +39,7 @@ from prunelit.report.page.baselines import baseline_sentences
 from prunelit.report.page.gains import gain_sentence
 from prunelit.report.page.outcome import write_outcome
 from prunelit.report.page.reasons import overlap_sentences
+from prunelit.report.page.records import RECORD
 from prunelit.report.page.runs import (
     BASELINES,
     GAINS,
@@ -73,7 +74,6 @@ from prunelit.report.verdicts import (
     use_words,
 )
 
-RECORD = "variant.json"  # of a sweep or a search: this variant is measured
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
 OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, GAINS, OVERLAP, PAGE, RECORD, "hparams.yaml")
 OUTCOME_FOLDERS = ("items", "figures", BASELINES)

@@ -21,12 +21,19 @@ class TaskProgressBar(RichProgressBar):
         >>> trainer = PruneTrainer(accelerator="cpu", callbacks=[bar], logger=False)
     """
 
+    variant = ""  # of a sweep or a search, whose bar leaves the screen when the variant is done
     _task_name = "Validation"
 
     @property
     def validation_description(self) -> str:
-        """Name of the current task."""
-        return self._task_name
+        """Name of the current task, after that of the variant."""
+        return f"{self.variant} {self._task_name}" if self.variant else self._task_name
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar; that of a variant leaves no line."""
+        super().on_validation_start(trainer, pl_module)
+        if self.progress is not None:
+            self.progress.live.transient = bool(self.variant)
 
     def on_validation_batch_start(
         self,

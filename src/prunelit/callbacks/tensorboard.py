@@ -8,8 +8,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from prunelit.report.curves import Curve, Picture
+from prunelit.report.placed import Placed
 from prunelit.report.quantities import find_quantity
-from prunelit.report.settings import Placed
 from prunelit.report.tables import markdown_table
 
 Layout = dict[str, dict[str, list[object]]]

@@ -152,6 +152,7 @@ class _BlockProgress(Progress):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             disable=not shown or not sys.stderr.isatty(),
+            transient=True,  # a sentence follows
             console=_stderr_console(),
         )
         self._blocks = blocks

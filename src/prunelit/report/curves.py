@@ -5,11 +5,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from prunelit.files import replace_file, write_text
+
+if TYPE_CHECKING:  # who reads numbers needs no matplotlib, which takes half a second
+    from matplotlib.figure import Figure
 
 DPI = 150
 
@@ -53,7 +56,7 @@ class Picture:
         numbers: columns of equal length, by name.
     """
 
-    figure: Figure
+    figure: "Figure"
     numbers: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 

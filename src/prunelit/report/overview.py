@@ -1,7 +1,7 @@
 """Figures of several prunings of one model, laid over each other."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,11 @@ from matplotlib.ticker import MaxNLocator
 
 from prunelit.report.curves import Curve, Picture, curve_numbers, square_root
 from prunelit.report.main_scores import axis_begin, chance, is_main_score
+from prunelit.report.placed import SETTINGS, Placed
 from prunelit.report.results import Result
-from prunelit.report.settings import SETTINGS, place_settings, settings_picture
+from prunelit.report.settings import settings_picture
 from prunelit.report.style import SPACES, draw, other_colours
 from prunelit.report.variants import Variant, main_scores
-from prunelit.report.verdicts import Verdict
 
 PERTURBATIONS, SCORES, COSINES = "perturbations", "score_by_dropped", "spaces_by_variant"
 # The beginnings of their names.
@@ -32,13 +32,13 @@ _RMS = "teacher_forced/logit_rms"
 
 
 def overview(
-    variants: Sequence[Variant], verdicts: Mapping[str, Sequence[Verdict]] | None = None
+    variants: Sequence[Variant], placed: Sequence[Placed] = ()
 ) -> tuple[dict[str, Picture], list[str]]:
     """Draw every figure for which the variants have data.
 
     Args:
         variants: in the order in which they are shown.
-        verdicts: of the variants with a setting, by their names; None if there are none.
+        placed: the measured settings of the variants that have one.
 
     Returns:
         The figures, and for each missing figure a sentence with the reason.
@@ -62,7 +62,7 @@ def overview(
         missing.append(f"No figure {SCORES!r}: no variant drops sublayers or blocks.")
     else:
         pictures[SCORES] = scores_picture(variants)
-    if placed := place_settings(variants, verdicts or {}):
+    if placed:
         pictures[SETTINGS] = settings_picture(placed)
     compared = [task for task in _tasks(variants) if all(_cosines(v, task) for v in variants)]
     for task in compared:

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from prunelit.errors import InputError, first_line
 from prunelit.report.bisection import find_bracket, find_uneven
+from prunelit.report.placed import Placed
 from prunelit.report.results import finite
 from prunelit.report.score_test import LEVEL
-from prunelit.report.settings import Placed
 from prunelit.report.verdicts import USES, Verdict, Word, use_words
 
 SEARCH = "search.json"
@@ -34,8 +36,7 @@ class Measured:
 
     def worst(self) -> Verdict:
         """Return the verdict of the task that decides."""
-        own = [verdict for verdict in self.verdicts if verdict.word == self.word]
-        return min(own or self.verdicts, key=lambda v: v.low if v.word == "keeps" else v.value)
+        return _decisive(self.word, self.verdicts)
 
     def plain(self) -> dict[str, Any]:
         """Return plain data."""
@@ -119,7 +120,8 @@ class Answer:
                 else f"No measured setting of {self.method} keeps {self.use}"
             )
             return f"{begin}: {self.option} {_above(high)}.{again}"
-        begin = f"{name} up to {self.option} {low.setting:.12g} ({_interval(low)})"
+        own = f"{_interval(low)}, margin {low.worst().bar()}"
+        begin = f"{name} up to {self.option} {low.setting:.12g} ({own})"
         if high is None:
             return f"{begin}, the largest that was measured."
         return f"{begin}; {_above(high)}.{again}"
@@ -168,7 +170,7 @@ def find_answers(placed: Sequence[Placed], uses: Sequence[str] | None) -> list[A
     """Find the answer of each method for each use.
 
     Args:
-        placed: every measured setting of every method, see `prunelit.report.settings`.
+        placed: every measured setting of every method, see `prunelit.report.placed`.
         uses: that are searched; None is all.
     """
     found = {v.use for one in placed for v in one.verdicts}
@@ -197,26 +199,16 @@ def search_table(answers: Sequence[Answer]) -> Table:
     Args:
         answers: of all methods.
     """
-    repeated = any(answer.repeated for answer in answers)
     table = Table(
         title="Largest setting that keeps each use: value [bounds]",
         title_justify="left",
         show_lines=True,
     )
-    for heading in ("method", "use", "largest that keeps", "smallest that does not", "measured"):
+    for heading in ("method", "use", "largest\nthat keeps", "smallest\nthat does not"):
         table.add_column(heading)
-    if repeated:
-        table.add_column("other calibration text")
     for answer in answers:
-        cells = [
-            f"{answer.method}\n{answer.option}",
-            answer.use,
-            *_cells(answer),
-            f"{len(answer.measured)}",
-        ]
-        if repeated:
-            cells.append("\n".join(_spreads(answer)))
-        table.add_row(*cells)
+        tried = f"{answer.method}\n{answer.option}, {len(answer.measured)} tried"
+        table.add_row(tried, answer.use, *_cells(answer))
     return table
 
 
@@ -225,22 +217,28 @@ def _cells(answer: Answer) -> tuple[str, str]:
     if answer.word == "no lead":
         return "no lead", ""
     low, high = (
-        "none" if one is None else f"{one.setting:.12g}: {one.word}\n{_interval(one, margin=False)}"
+        "none"
+        if one is None
+        else "\n".join([f"{one.setting:.12g}: {one.word}", _interval(one), *_spread(answer, one)])
         for one in (answer.largest, answer.smallest)
     )
     return low, high
 
 
+def _spread(answer: Answer, one: Measured) -> list[str]:
+    """Return the values with all calibration texts, and how many keep; empty if not repeated."""
+    if not (every := answer.spread(one)):
+        return []
+    values = sorted(each.worst().value for each in every)
+    kept = sum(each.word == "keeps" for each in every)
+    return [f"{values[0]:.2f} to {values[-1]:.2f}", f"{kept} of {len(every)} texts keep"]
+
+
 def _spreads(answer: Answer) -> Iterator[str]:
     """Say for each setting around the answer what other calibration text gives."""
     for one in answer.around:
-        if every := answer.spread(one):
-            values = sorted(each.worst().value for each in every)
-            kept = sum(each.word == "keeps" for each in every)
-            yield (
-                f"{one.setting:.12g}: {values[0]:.2f} to {values[-1]:.2f}, keeps with {kept} of "
-                f"{len(every)} texts"
-            )
+        if spread := _spread(answer, one):
+            yield f"{one.setting:.12g}: {', '.join(spread)}"
 
 
 def closing(answers: Sequence[Answer]) -> list[str]:
@@ -283,13 +281,19 @@ def _count(answers: Sequence[Answer]) -> int:
     return len({(method, one.setting, one.seed) for method, one in every})
 
 
-def format_search(answers: Sequence[Answer]) -> str:
+def format_search(
+    answers: Sequence[Answer], variants: Sequence[str] = (), uses: Sequence[str] | None = None
+) -> str:
     """Format the answers as JSON.
 
     Args:
         answers: of all methods.
+        variants: names of those that count.
+        uses: that were searched; None is all.
     """
     data = {
+        "variants": list(variants),
+        "uses": None if uses is None else list(uses),
         "answers": [answer.plain() for answer in answers],
         "sentences": closing(answers),
         "settings_tried": _count(answers),
@@ -298,33 +302,75 @@ def format_search(answers: Sequence[Answer]) -> str:
     return json.dumps(finite(data), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
-def setting_sentence(method: str, setting: float, verdicts: Sequence[Verdict]) -> str:
-    """Say in one line what a setting keeps.
+def read_search(folder: Path) -> tuple[list[str], list[str] | None] | None:
+    """Read which variants and uses the answers in a folder are of.
 
     Args:
-        method: name of the method.
-        setting: of its knob.
+        folder: of all variants.
+
+    Returns:
+        Names of the variants, and the uses or None for all; None if the folder has no answers.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = folder / SEARCH
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        names, uses = data["variants"], data["uses"]
+        for texts in (names, uses or []):
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("expected names in lists")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"{str(path)!r} is not as a search writes it ({first_line(error)}): run the search "
+            "again, or remove the file."
+        ) from error
+    return names, uses
+
+
+def kept_words(verdicts: Sequence[Verdict]) -> str:
+    """Say which uses are kept, such as `keeps retrieval; loses generation`; empty without verdicts.
+
+    Args:
         verdicts: of all tasks.
     """
     groups: dict[str, list[str]] = {}
     for use, word in use_words(verdicts).items():
         groups.setdefault(word, []).append(use)
-    parts = [f"{word} {', '.join(uses)}" for word, uses in groups.items()]
-    return f"{method} {setting:.12g}: {'; '.join(parts)}."
+    begin = {"no lead": "no lead in"}
+    return "; ".join(f"{begin.get(word, word)} {', '.join(uses)}" for word, uses in groups.items())
+
+
+def name_decisive(word: Word, verdicts: Sequence[Verdict]) -> str:
+    """Format the interval of the task that decides on a use, with its name if there are several.
+
+    Args:
+        word: verdict on the use.
+        verdicts: of its tasks.
+    """
+    if word == "no lead":
+        return ""
+    worst = _decisive(word, verdicts)
+    return f"{worst.task} {worst.interval()}" if len(verdicts) > 1 else worst.interval()
+
+
+def _decisive(word: Word, verdicts: Sequence[Verdict]) -> Verdict:
+    own = [verdict for verdict in verdicts if verdict.word == word]
+    return min(own or verdicts, key=lambda v: v.low if v.word == "keeps" else v.value)
 
 
 def _above(one: Measured) -> str:
     verb = "cannot be told" if one.word == "cannot tell" else one.word
     needed = one.worst().more_items()
-    return f"{one.setting:.12g} {verb} ({_interval(one)}{needed and f', {needed}'})"
+    own = f"{_interval(one)}, margin {one.worst().bar()}{needed and f', {needed}'}"
+    return f"{one.setting:.12g} {verb} ({own})"
 
 
-def _interval(one: Measured, margin: bool = True) -> str:
-    """Format the interval of the task that decides, with its name if the use has several."""
-    worst = one.worst()
-    name = f"{worst.task} " if len(one.verdicts) > 1 else ""
-    bar = f", margin {worst.bar()}" if margin else ""
-    return f"{name}{worst.interval()}{bar}"
+def _interval(one: Measured) -> str:
+    return name_decisive(one.word, one.verdicts)
 
 
 def _join(settings: Sequence[float]) -> str:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunelit.report.curves import Picture
+from prunelit.report.placed import Placed, settings_numbers
 from prunelit.report.style import other_colours
-from prunelit.report.variants import Point, Variant
 from prunelit.report.verdicts import USES, Verdict, Word
 
-SETTINGS = "score_by_setting"
 _LINES = ("solid", "dashed", "dotted", "dashdot")  # of the tasks of a use
 _MARKERS: dict[Word, dict[str, Any]] = {
     "keeps": {"marker": "o"},
@@ -23,47 +21,6 @@ _MARKERS: dict[Word, dict[str, Any]] = {
     "loses": {"marker": "x"},
     "no lead": {"marker": "_"},
 }
-_COLUMNS = (
-    *("method", "knob", "setting", "seed", "use", "task", "metric", "dense", "pruned", "floor"),
-    *("kept", "low", "high", "margin", "verdict", "n"),
-)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One measured setting of a method.
-
-    Args:
-        point: its place.
-        verdicts: of its tasks.
-    """
-
-    point: Point
-    verdicts: Sequence[Verdict]
-
-
-def place_settings(
-    variants: Sequence[Variant], verdicts: Mapping[str, Sequence[Verdict]]
-) -> list[Placed]:
-    """Collect the settings of each method in ascending order.
-
-    Of variants with the same name of a method, those with the recipe of the last one count.
-
-    Args:
-        variants: of all methods; a variant without a setting is left out.
-        verdicts: of their tasks, by the name of the variant.
-    """
-    with_verdicts = [v for v in variants if v.point is not None and verdicts.get(v.name)]
-    points = {v.name: v.point for v in with_verdicts if v.point is not None}
-    recipes = {p.method: p.recipe for p in points.values() if p.seed == 0}
-    placed = [
-        Placed(point, verdicts[name])
-        for name, point in points.items()
-        if point.seed or point.recipe == recipes[point.method]
-    ]
-    order = list(recipes)
-    placed = [one for one in placed if one.point.method in order]
-    return sorted(placed, key=lambda p: (order.index(p.point.method), p.point.setting))
 
 
 def settings_picture(placed: Sequence[Placed]) -> Picture:
@@ -83,7 +40,6 @@ def settings_picture(placed: Sequence[Placed]) -> Picture:
     size = max(8.0, 1 + 3.6 * len(kinds)), 0.9 + 3.2 * len(options)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(options), len(kinds), squeeze=False)
-    numbers: dict[str, list[object]] = {name: [] for name in _COLUMNS}
     for row, option in zip(panels, options, strict=True):
         own = [one for one in placed if one.point.option == option]
         for axes, (use, absolute) in zip(row, kinds, strict=True):
@@ -91,10 +47,6 @@ def settings_picture(placed: Sequence[Placed]) -> Picture:
             axes.set_xlabel(option)
             axes.set_title(use, fontsize=10)
         row[0].set_ylabel("change of the score" if kinds[0][1] else "share of the lead kept")
-    for one in placed:
-        for line in _lines(one):
-            for column, value in zip(numbers.values(), line, strict=True):
-                column.append(value)
     figure.legend(
         handles=list(_handles(placed, colours)),
         loc="outside lower center",
@@ -106,7 +58,7 @@ def settings_picture(placed: Sequence[Placed]) -> Picture:
         "What is kept, by setting (band: bounds of the verdict; dotted line: margin; 0: dense)",
         fontsize=11,
     )
-    return Picture(figure, numbers)
+    return Picture(figure, settings_numbers(placed))
 
 
 def _panel(
@@ -169,18 +121,6 @@ def _score_axis(axes: Axes, verdict: Verdict) -> None:
 def _tasks(placed: Sequence[Placed], use: str, absolute: bool) -> list[str]:
     found = [v for one in placed for v in one.verdicts if (v.use, v.absolute) == (use, absolute)]
     return list(dict.fromkeys(verdict.task for verdict in found))
-
-
-def _lines(one: Placed) -> Iterator[tuple[object, ...]]:
-    point = one.point
-    for verdict in one.verdicts:
-        own = verdict.result.details
-        yield (
-            *(point.method, point.knob, point.setting, point.seed, verdict.use, verdict.task),
-            *(own["primary"], own["dense"], own["pruned"], own["chance"]),
-            *(verdict.value, verdict.low, verdict.high, verdict.bar(), verdict.word),
-            verdict.result.n,
-        )
 
 
 def _handles(placed: Sequence[Placed], colours: Mapping[str, str]) -> Iterator[Line2D]:

@@ -58,7 +58,7 @@ def _paragraphs(table: Table, width: int) -> Iterator[str]:
         # A name that is left out is that of the line above.
         last = [cell or before for cell, before in zip(line[:names], last, strict=True)]
         values = [
-            f"{heading}: {' '.join(cell.split())}".replace(" ", _NO_BREAK)
+            _unbroken(f"{heading}: {' '.join(cell.split())}", width - 2)
             for heading, cell in zip(headings[names:], line[names:], strict=True)
             if cell
         ]
@@ -71,9 +71,14 @@ def _paragraphs(table: Table, width: int) -> Iterator[str]:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        yield f"{' '.join(last)}\n{text.replace(_NO_BREAK, ' ')}"
+        yield f"{' '.join(' '.join(last).split())}\n{text.replace(_NO_BREAK, ' ')}"
     if table.caption:
         yield str(table.caption)
+
+
+def _unbroken(text: str, width: int) -> str:
+    """Keep a text on one line, if it fits on one."""
+    return text.replace(" ", _NO_BREAK) if len(text) <= width else text
 
 
 def as_text(table: Table) -> str:
@@ -82,6 +87,19 @@ def as_text(table: Table) -> str:
     with console.capture() as capture:
         console.print(table)
     return capture.get()
+
+
+def brief_table(table: Table) -> str:
+    """Format a table as plain text of at most 80 columns.
+
+    A table that needs more columns becomes one paragraph a line.
+    """
+    if _console(width=10_000).measure(table).maximum <= _COLUMNS:
+        console = _console(width=_COLUMNS, file=io.StringIO())
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get().rstrip("\n")
+    return "\n".join([str(table.title), *_paragraphs(table, _COLUMNS)])
 
 
 def results_table(results: Sequence[Result]) -> Table:

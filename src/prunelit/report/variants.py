@@ -85,7 +85,7 @@ def read_variants(path: str | Path) -> list[Variant] | None:
     """Read what `format_variants` made; None if the file does not hold such variants."""
     try:
         return [parse_variant(data) for data in json.loads(Path(path).read_text(encoding="utf-8"))]
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

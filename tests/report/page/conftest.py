@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from prunelit.report.items import write_items
-from prunelit.report.results import Result, write_results
+from prunelit.report.page.records import write_record
+from prunelit.report.results import Result, read_results, write_results
 from prunelit.report.score_test import PairedScores
+from prunelit.report.variants import Point, Variant
 from prunelit.report.verdicts import score_rows
 
 PNG = base64.b64decode(
@@ -44,7 +46,12 @@ def make_run() -> MakeRun:
     """`make_run(folder, text=..., rows=...)` writes a run, and returns its folder."""
 
     def make(
-        folder: Path, text: str = "Rome", rows: str = "ab" * 32, answer: str = "yes", **more: Any
+        folder: Path,
+        text: str = "Rome",
+        rows: str = "ab" * 32,
+        answer: str = "yes",
+        after: Sequence[float] = PRUNED,
+        **more: Any,
     ) -> Path:
         (folder / "figures").mkdir(parents=True)
         place = f"{folder.name}/pruned"
@@ -56,13 +63,14 @@ def make_run() -> MakeRun:
         results, scored = [], []
         for task, (use, primary) in tasks.items():
             own = details(use, primary, rows_sha256=rows, max_new_tokens=24, **more)
-            for model, scores in (("dense", DENSE), ("pruned", PRUNED)):
+            for model, scores in (("dense", DENSE), ("pruned", after)):
                 value = float(np.mean(scores))
                 results.append(Result(task, primary, model, value, 0.05, N, own, "r1", place))
-            lost = own | {"dense": 0.9, "pruned": 0.5}
-            retained = Result(task, "retained", "pair", 0.5 / 0.9, 0.1, N, lost, "r1", place)
+            kept = float(np.mean(after))
+            lost = own | {"dense": 0.9, "pruned": kept}
+            retained = Result(task, "retained", "pair", kept / 0.9, 0.1, N, lost, "r1", place)
             results.append(retained)
-            pair = (np.array(DENSE), np.array(PRUNED), np.zeros(N))
+            pair = (np.array(DENSE), np.array(after), np.zeros(N))
             scored.append((retained, PairedScores(*pair)))
         results += [
             Result("answers", "end_of_text", "dense", 0.5, 0.1, N, own, "r1", place),
@@ -74,7 +82,7 @@ def make_run() -> MakeRun:
         ]
         write_results(results, folder / "results.jsonl")
         write_items(score_rows(scored), folder / "scores.parquet")
-        models = (("dense", DENSE), ("pruned", PRUNED))
+        models = (("dense", DENSE), ("pruned", after))
         items: dict[str, list[dict[str, Any]]] = {name: [] for name in tasks}
         for n in range(N):
             for model, scores in models:
@@ -115,3 +123,27 @@ def make_run() -> MakeRun:
         return folder
 
     return make
+
+
+@pytest.fixture
+def make_variant(make_run: MakeRun) -> MakeRun:
+    """`make_variant(folder, point)` writes a run and the record of its variant."""
+
+    def make(folder: Path, point: Point | None = None, **options: Any) -> Path:
+        make_run(folder, **options)
+        results = read_results(folder / "results.jsonl")
+        write_record(folder, Variant(folder.name, results, {}, 0.5, point=point), "key")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def searched(tmp_path: Path, make_variant: MakeRun) -> Path:
+    """A folder of three settings of a method: the first keeps, the last loses, by margin 0.75."""
+    shares = {0.1: 36, 0.2: 34, 0.3: 18}
+    for setting, right in shares.items():
+        point = Point("wanda", "sparsity.ratio", setting, "id")
+        after = [1.0] * right + [0.0] * (N - right)
+        make_variant(tmp_path / "search" / f"wanda_{setting}", point, after=after)
+    return tmp_path / "search"

@@ -10,10 +10,10 @@ import numpy as np
 from prunelit.report.page.runs import judge, read_run
 from prunelit.report.page.search_view import view_search
 from prunelit.report.page.view import write_page
+from prunelit.report.placed import Placed
 from prunelit.report.results import Result
 from prunelit.report.score_test import PairedScores
 from prunelit.report.search import find_answers
-from prunelit.report.settings import Placed
 from prunelit.report.variants import Point
 from prunelit.report.verdicts import Margins, Verdict, decide
 
@@ -32,10 +32,18 @@ def test_the_largest_setting_comes_first(make_run: Callable[..., Any], tmp_path:
         Placed(Point("<b>wanda", "sparsity.ratio", setting, "id"), judged(share))
         for setting, share in shares.items()
     ]
-    figure = tmp_path / "score_by_setting.png"
-    figure.write_bytes(b"figure")
-    view = view_search(find_answers(placed, None), figure)
-    assert [(line["look"], line["value"]) for line in view["lines"]] == [("keep", "ratio 0.2")]
+    placed.append(Placed(Point("drop", "count", 1, "id"), judged(0.5)))
+    view = view_search(find_answers(placed, None), b"figure")
+    assert [(line["look"], line["value"]) for line in view["lines"]] == [
+        *(("keep", "ratio 0.2"), ("lose", "none"))
+    ]
+    assert view["table"] == {
+        "uses": ["Retrieval"],
+        "rows": [
+            {"method": "<b>wanda", "cells": [{"look": "keep", "text": "ratio 0.2"}]},
+            {"method": "drop", "cells": [{"look": "lose", "text": "none"}]},
+        ],
+    }
     assert view["figure_sentence"] == (
         "The largest fall between two measured settings: retrieval by <b>wanda from 0.99 at ratio "
         "0.2 to 0.50 at 0.3."
@@ -47,13 +55,14 @@ def test_the_largest_setting_comes_first(make_run: Callable[..., Any], tmp_path:
     assert body.index("Largest setting that keeps each use") < body.index("ratio 0.2")
     assert body.index("ratio 0.2") < body.index("data:image/png;base64,ZmlndXJl")
     assert "<b>wanda" not in body
-    assert "3 settings were tried" in body
+    assert "4 settings were tried" in body
+    assert '<td class="lose"><b>none</b></td>' in body
     assert len(re.findall("<h1>Largest", body)) == 1
 
 
-def test_without_a_figure_and_with_one_setting(tmp_path: Path) -> None:
+def test_without_a_figure_and_with_one_setting() -> None:
     placed = [Placed(Point("drop", "count", 1, "id"), judged(0.5))]
-    view = view_search(find_answers(placed, None), tmp_path / "absent.png")
+    view = view_search(find_answers(placed, None), b"")
     assert view["figure"] == ""
     assert view["figure_sentence"] == "Each method has one measured setting."
     assert [(line["look"], line["value"]) for line in view["lines"]] == [("lose", "none")]

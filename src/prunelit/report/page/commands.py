@@ -11,7 +11,9 @@ from typing import NoReturn
 from prunelit.errors import InputError, explain, visible
 from prunelit.report.page.changes import Change, find_changes
 from prunelit.report.page.comparison import compare_runs
+from prunelit.report.page.folder import report_folder
 from prunelit.report.page.outcome import page_path, write_elsewhere, write_outcome
+from prunelit.report.page.records import holds_variants
 from prunelit.report.page.runs import Run, check_task, judge, read_run
 from prunelit.report.page.texts import cut, mark_difference
 from prunelit.report.page.view import closing_sentences
@@ -54,7 +56,9 @@ def _report(arguments: Sequence[str]) -> int:
         "several runs, or with -o, the runs stay as they are.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with results.jsonl")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder with results.jsonl, or of a sweep or search"
+    )
     parser.add_argument(
         *("-o", "--output"),
         metavar="FILE",
@@ -77,6 +81,11 @@ def _report(arguments: Sequence[str]) -> int:
     output = None if given.output is None else Path(given.output)
     if output is not None and (output.is_dir() or not output.name):
         raise InputError(f"Expected a file for the page but {given.output!r} is a folder.")
+    if len(given.runs) == 1 and holds_variants(Path(given.runs[0])):
+        report = report_folder(Path(given.runs[0]), margins, output)
+        for line in "\n".join(report.lines()).splitlines():
+            _print(line)
+        return 3 if any(word in FAILS.get(given.fail_on, ()) for word in report.words()) else 0
     runs = _read_runs(given.runs)
     judge(runs, margins)
     path = page_path(runs, output)

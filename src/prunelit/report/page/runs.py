@@ -191,7 +191,8 @@ def _read_scores(path: Path, results: Sequence[Result]) -> list[tuple[Result, Pa
             stored = pq.ParquetFile(file)
             names = [*_COLUMNS, *({_WEIGHT} & {*stored.schema_arrow.names})]
             table = stored.read(columns=names)
-        columns = {name: table[name].to_numpy() for name in names}
+        # `to_numpy` of the table imports pandas, which takes half a second.
+        columns = {name: np.array(table[name].to_pylist()) for name in names}
         columns.setdefault(_WEIGHT, np.ones(len(columns["task"])))
         kinds = ("dense", "pruned", "floor", _WEIGHT)
         numbers = {name: columns[name].astype(np.float64) for name in kinds}

@@ -4,7 +4,6 @@ import base64
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prunelit.report.page.verdict_view import BEGIN, LOOKS
@@ -12,31 +11,53 @@ from prunelit.report.page.words import NAMES
 from prunelit.report.search import Answer, multiplicity, tell_spread
 
 
-def view_search(answers: Sequence[Answer], figure: Path) -> dict[str, Any]:
+def view_search(answers: Sequence[Answer], figure: bytes) -> dict[str, Any]:
     """Return the section of a search, the largest setting of each use first.
 
     Args:
         answers: of all methods.
-        figure: of the settings; it need not exist.
+        figure: PNG of the settings; empty if there is none.
     """
-    uri = base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else ""
+    uri = base64.b64encode(figure).decode()
     return {
         "title": "Largest setting that keeps each use",
         "lines": [_line(answer) for answer in answers],
+        "table": _table(answers),
         "figure": f"data:image/png;base64,{uri}" if uri else "",
         "figure_sentence": _steepest(answers),
         "note": multiplicity(answers),
     }
 
 
+def _table(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the largest setting that keeps, one row a method and one column a use."""
+    uses = list(dict.fromkeys(answer.use for answer in answers))
+    rows: dict[str, dict[str, dict[str, str]]] = {}
+    for answer in answers:
+        cell = {"look": LOOKS[answer.word], "text": _largest(answer)}
+        rows.setdefault(answer.method, {})[answer.use] = cell
+    absent = {"look": "none", "text": "not measured"}
+    return {
+        "uses": [NAMES.get(use, use) for use in uses],
+        "rows": [
+            {"method": method, "cells": [own.get(use, absent) for use in uses]}
+            for method, own in rows.items()
+        ],
+    }
+
+
+def _largest(answer: Answer) -> str:
+    if answer.largest is None:
+        return "no lead" if answer.word == "no lead" else "none"
+    return f"{answer.option} {answer.largest.setting:.12g}"
+
+
 def _line(answer: Answer) -> dict[str, str]:
-    low = answer.largest
-    none = "no lead" if answer.word == "no lead" else "none"
     return {
         "look": LOOKS[answer.word],
         "word": BEGIN[answer.word],
         "name": f"{NAMES.get(answer.use, answer.use)} by {answer.method}",
-        "value": none if low is None else f"{answer.option} {low.setting:.12g}",
+        "value": _largest(answer),
         "text": " ".join([answer.sentence(), *tell_spread(answer)]),
     }
 
