@@ -185,6 +185,18 @@ def test_the_figure_has_a_column_for_each_use_and_a_row_for_each_knob() -> None:
     assert right.get_ylim() == pytest.approx((low, high))
 
 
+def test_where_much_is_kept_the_axis_leaves_out_the_floor() -> None:
+    kept = [place("wanda", 0.1, found=0.99), place("wanda", 0.1, 1, found=0.95)]
+    (axes,) = settings_picture(kept).figure.axes
+    assert 0.7 < axes.get_ylim()[0] < 0.95
+    # The bar over all calibration texts, and a dot for the other one.
+    drawn = [sorted(line.get_ydata()) for line in axes.lines if line.get_xdata()[0] == 0.1]
+    assert [0.95, 0.99] in drawn
+    assert [0.95] in drawn
+    lost = [place("wanda", 0.1, found=0.3)]
+    assert settings_picture(lost).figure.axes[0].get_ylim()[0] < 0
+
+
 def test_an_absolute_margin_has_its_own_scale() -> None:
     verdicts = judged({"found": 0.9}, Margins(margin="found=0.05"))
     placed = [Placed(Point("wanda", "ratio", 0.1, "id"), verdicts)]

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from prunelit.report.curves import Picture
 from prunelit.report.placed import Placed, settings_numbers
 from prunelit.report.style import other_colours
+from prunelit.report.variants import Point
 from prunelit.report.verdicts import USES, Verdict, Word
 
 _LINES = ("solid", "dashed", "dotted", "dashdot")  # of the tasks of a use
@@ -39,11 +40,15 @@ def settings_picture(placed: Sequence[Placed]) -> Picture:
     colours = dict(zip(methods, other_colours(len(methods)), strict=True))
     size = max(8.0, 1 + 3.6 * len(kinds)), 0.9 + 3.2 * len(options)
     figure = Figure(figsize=size, layout="constrained")
+    shares = [end for v in verdicts if not v.absolute for end in (v.value, v.low)]
+    lowest = min([1.0, *(end for end in shares if math.isfinite(end))])
+    # Where all settings keep much, the axis leaves out the floor.
+    bottom = math.floor(10 * lowest - 1) / 10 if lowest > 0.4 else max(-1.0, min(0.0, lowest))
     panels = figure.subplots(len(options), len(kinds), squeeze=False)
     for row, option in zip(panels, options, strict=True):
         own = [one for one in placed if one.point.option == option]
         for axes, (use, absolute) in zip(row, kinds, strict=True):
-            _panel(axes, own, use, absolute, colours)
+            _panel(axes, own, use, absolute, colours, bottom)
             axes.set_xlabel(option)
             axes.set_title(use, fontsize=10)
         row[0].set_ylabel("change of the score" if kinds[0][1] else "share of the lead kept")
@@ -62,7 +67,12 @@ def settings_picture(placed: Sequence[Placed]) -> Picture:
 
 
 def _panel(
-    axes: Axes, placed: Sequence[Placed], use: str, absolute: bool, colours: Mapping[str, str]
+    axes: Axes,
+    placed: Sequence[Placed],
+    use: str,
+    absolute: bool,
+    colours: Mapping[str, str],
+    bottom: float,
 ) -> None:
     tasks = _tasks(placed, use, absolute)
     points = [(one, v) for one in placed for v in one.verdicts if v.task in tasks]
@@ -70,20 +80,35 @@ def _panel(
         for task, style in zip(tasks, _LINES * len(tasks), strict=False):
             own = [(o.point, v) for o, v in points if o.point.method == method and v.task == task]
             _curve(axes, [(p.setting, v) for p, v in own if not p.seed], colours[method], style)
-            for point, verdict in own:
-                if point.seed:  # the same setting with other calibration text
-                    axes.plot(point.setting, verdict.value, ".", color=colours[method], alpha=0.6)
+            _spread(axes, own, colours[method])
     for margin in {verdict.margin for _, verdict in points}:
         level = -margin if absolute else margin
         axes.axhline(level, color="#444444", linestyle=(0, (1, 2)), linewidth=1)
-    axes.axhline(0, color="#444444", linewidth=0.8)
+    if absolute or bottom <= 0:
+        axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     if not absolute:
-        values = [end for _, v in points for end in (v.value, v.low) if math.isfinite(end)]
-        axes.set_ylim(max(-1.0, min([0.0, *values])) - 0.04, 1.12)
+        axes.set_ylim(bottom - 0.04 * (1 - bottom), 1 + 0.12 * (1 - bottom))
     if len(tasks) == 1 and not absolute:
         _score_axis(axes, points[0][1])
+
+
+def _spread(axes: Axes, own: Sequence[tuple[Point, Verdict]], colour: str) -> None:
+    """Draw the same settings with other calibration text: a dot each, and a bar over all texts."""
+    for setting in {point.setting for point, _ in own if point.seed}:
+        every = {point.seed: v.value for point, v in own if point.setting == setting}
+        ends = min(every.values()), max(every.values())
+        axes.plot(
+            *([setting] * 2, ends),
+            color=colour,
+            alpha=0.4,
+            linewidth=6,
+            solid_capstyle="butt",
+            zorder=1.5,
+        )
+        dots = [value for seed, value in every.items() if seed]
+        axes.plot([setting] * len(dots), dots, ".", color="black", markersize=4, zorder=3)
 
 
 def _curve(
@@ -136,6 +161,6 @@ def _handles(placed: Sequence[Placed], colours: Mapping[str, str]) -> Iterator[L
         if any(verdict.word == word for one in placed for verdict in one.verdicts):
             yield Line2D([], [], color="#444444", linestyle="", label=word, **marker)
     if any(one.point.seed for one in placed):
-        dot = Line2D([], [], color="#444444", linestyle="", marker=".")
-        dot.set_label("other calibration text")
+        dot = Line2D([], [], color="#bbbbbb", linewidth=6, marker=".", markersize=4)
+        dot.set(label="other calibration text", markerfacecolor="black", markeredgecolor="black")
         yield dot

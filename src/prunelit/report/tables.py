@@ -58,7 +58,7 @@ def _paragraphs(table: Table, width: int) -> Iterator[str]:
         # A name that is left out is that of the line above.
         last = [cell or before for cell, before in zip(line[:names], last, strict=True)]
         values = [
-            _unbroken(f"{heading}: {' '.join(cell.split())}", width - 2)
+            f"{heading}: {' '.join(cell.split())}".replace(" ", _NO_BREAK)
             for heading, cell in zip(headings[names:], line[names:], strict=True)
             if cell
         ]
@@ -74,11 +74,6 @@ def _paragraphs(table: Table, width: int) -> Iterator[str]:
         yield f"{' '.join(' '.join(last).split())}\n{text.replace(_NO_BREAK, ' ')}"
     if table.caption:
         yield str(table.caption)
-
-
-def _unbroken(text: str, width: int) -> str:
-    """Keep a text on one line, if it fits on one."""
-    return text.replace(" ", _NO_BREAK) if len(text) <= width else text
 
 
 def as_text(table: Table) -> str:
@@ -99,7 +94,20 @@ def brief_table(table: Table) -> str:
         with console.capture() as capture:
             console.print(table)
         return capture.get().rstrip("\n")
-    return "\n".join([str(table.title), *_paragraphs(table, _COLUMNS)])
+    lines = "\n".join([str(table.title), *_paragraphs(table, _COLUMNS)]).splitlines()
+    return "\n".join(line if len(line) <= _COLUMNS else _hang(line) for line in lines)
+
+
+def _hang(line: str) -> str:
+    """Break a line that is indented; the following lines are indented more."""
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(
+        line.lstrip(),
+        _COLUMNS,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+    )
 
 
 def results_table(results: Sequence[Result]) -> Table:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What was found and written.
+    """The answers and verdicts of a folder, and the page that shows them.
 
     Args:
         path: of the page.
@@ -105,6 +105,8 @@ def write_folder(
     Raises:
         InputError: if a file is damaged, or no variant is left.
     """
+    if output is not None and output.suffix == ".json":
+        raise InputError(f"Expected a page such as `report.html` but got {str(output)!r}.")
     every = read_all(folder)
     names = [variant.name for variant in every] if names is None else names
     order = {name: place for place, name in enumerate(names)}
@@ -152,13 +154,11 @@ def _around(
 ) -> list[Run]:
     """Return the runs of the settings around the answers."""
     around = {(answer.method, one.setting) for answer in answers for one in answer.around}
-    return [
-        runs[variant.name]
-        for variant in variants
-        if variant.point is not None
-        and not variant.point.seed
-        and (variant.point.method, variant.point.setting) in around
-    ]
+    methods = [answer.method for answer in answers]
+    points = {v.name: v.point for v in variants if v.point is not None and not v.point.seed}
+    found = [name for name, p in points.items() if (p.method, p.setting) in around]
+    found.sort(key=lambda name: (methods.index(points[name].method), points[name].setting))
+    return [runs[name] for name in found]
 
 
 def _figure(folder: Path, placed: Sequence[Placed], *, write: bool) -> bytes:
