@@ -10,6 +10,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 Config = dict[str, Any]
@@ -168,6 +169,15 @@ def test_the_largest_setting_of_each_use(
     # The step is the setting; 0 is the dense model.
     own = steps(board / "overview" / "wanda", "by_ratio_percent/found/acc")
     assert own == [(0, 1), (20, 1), (30, 1), (40, 1), (50, 1), (60, 0)]
+    # HPARAMS shows the own options of each variant.
+    for setting in (0.2, 0.6):
+        options = EventAccumulator(str(board / f"wanda_{setting}"))
+        options.Reload()
+        summary = options.SummaryMetadata("_hparams_/session_start_info")
+        content = plugin_data_pb2.HParamsPluginData.FromString(summary.plugin_data.content)
+        found = content.session_start_info.hparams
+        assert found["pruner"].string_value == "Wanda"
+        assert found["sparsity.ratio"].number_value == setting
     # A second search has nothing to measure, and a finer one measures what is new.
     before = {path: path.stat().st_mtime_ns for path in board.glob("*/results.jsonl")}
     run("search", "--grid", "wanda=0.2,0.25,0.5", "--uses", "[generation]")
