@@ -113,8 +113,10 @@ def test_each_baseline_is_a_run_of_its_own(
     assert (module.model.model.layers[0].mlp.up_proj.weight == 0).any()  # the pruned one again
     found = json.loads((folder / "verdicts.json").read_text())["baselines"]
     assert [*found] == ["4bit", "other"]
-    assert found["4bit"]["bytes_are"] == "theory"
-    assert 0.3 < found["4bit"]["bytes"]["pruned"] / found["4bit"]["bytes"]["dense"] < 0.5
+    assert found["4bit"]["file_bytes_are"] == "theory"
+    assert found["4bit"]["bytes"]["pruned"] == found["4bit"]["bytes"]["dense"]
+    sizes = found["4bit"]["file_bytes"]
+    assert 0.3 < sizes["pruned"] / sizes["dense"] < 0.5
     assert found["other"]["source"] == other
     assert found["other"]["parameters"]["pruned"] < found["other"]["parameters"]["dense"]
     assert [*found["other"]["left_out"].values()] == [["perplexity"]]
@@ -192,10 +194,11 @@ def test_the_option_is_given_once_for_each_baseline(
 
 
 def test_packed_bytes_count_scales_and_offsets(model: PreTrainedModel) -> None:
-    whole = sum(weight.nbytes for weight in model.parameters())
-    blocks = [w for name, w in model.named_parameters() if name.endswith("_proj.weight")]
-    expected = whole
-    for weight in blocks:
-        rows, columns = weight.shape  # 32 or 48 columns are one group
-        expected += rows * columns // 2 + 4 * rows - 4 * rows * columns
-    assert packed_bytes(model, Quantize(4)) == expected
+    expected = 0
+    for name, weight in model.named_parameters():
+        if name.endswith("_proj.weight"):
+            rows, columns = weight.shape  # 32 or 48 columns are one group
+            expected += rows * columns // 2 + 4 * rows
+        else:
+            expected += weight.numel() * 2  # of a model that is stored in 16 bits
+    assert packed_bytes(model, Quantize(4), stored=0.5) == expected

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
+from prunelit.callbacks.gains import file_bytes
 from prunelit.callbacks.results import BITS, Bits, Results
 from prunelit.callbacks.rounds import require_prunelit
 from prunelit.callbacks.session import sweep_folder
@@ -92,7 +94,10 @@ def check_baselines(trainer: Trainer, module: LightningModule, data: PruneData |
             f"Expected `model.reference` true with the baselines {results.baselines}: they are "
             "compared with the dense model."
         )
-    for baseline in _find_baselines(results, module, data):
+    found = _find_baselines(results, module, data)
+    # A mistake in the data is one of the run, and not of a baseline.
+    data.prepare(module.tokenizer, module.weights.other_tokenizer)
+    for baseline in found:
         for reason, names in baseline.left_out.items():
             rank_zero_info(f"Not measured for the baseline {baseline.name!r}: {names} {reason}.")
         try:
@@ -253,30 +258,44 @@ class _Rounding:
         module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
         prune(module.model, self._pruner)
         number, size = sum(p.numel() for p in module.model.parameters()), weight_bytes(module.model)
-        rounded = packed_bytes(module.model, self._pruner)
+        stored = min(size, _stored_bytes(module.weights, number) or size)
         self.sizes = {
             "parameters": {"dense": number, "pruned": number},
-            "bytes": {"dense": size, "pruned": rounded},
+            "bytes": {"dense": size, "pruned": size},  # floats, since rounding is simulated
+            "file_bytes": {
+                "dense": stored,
+                "pruned": packed_bytes(module.model, self._pruner, stored / size),
+            },
         }
 
 
-def packed_bytes(model: PreTrainedModel, pruner: Quantize) -> int:
-    """Count the bytes that rounded weights would take if they were packed.
+def _stored_bytes(weights: Weights, number: int) -> int | None:
+    """Return the bytes of the stored dense model; None if its files do not tell."""
+    dtype = weights.origin.text_config.dtype
+    known = number * dtype.itemsize if isinstance(dtype, torch.dtype) else None
+    return file_bytes(weights.source) or known
 
-    Each group has a scale and an offset of 16 bits. Other weights keep their bytes.
+
+def packed_bytes(model: PreTrainedModel, pruner: Quantize, stored: float) -> int:
+    """Count the bytes of the files of a model whose rounded weights are packed.
+
+    Each group has a scale and an offset of 16 bits. Other weights have the bytes of the dense
+    files.
 
     Args:
         model: whose weights are rounded.
         pruner: that rounds them.
+        stored: bytes of the dense files, as a share of those in memory.
     """
-    size = weight_bytes(model)
+    others, packed = weight_bytes(model), 0
     for block in decoder_blocks(model)[1]:
         for linear in pruner.targets(block).values():
             weight = oriented_weight(linear)
             rows, columns = weight.shape
             groups = rows * math.ceil(columns / pruner.group)
-            size += math.ceil(weight.numel() * pruner.bits / 8) + 4 * groups - weight.nbytes
-    return size
+            packed += math.ceil(weight.numel() * pruner.bits / 8) + 4 * groups
+            others -= weight.nbytes
+    return packed + round(others * stored)
 
 
 def _find_key(
@@ -301,7 +320,8 @@ def _take(folder: Path, key: str | None, root: Path) -> bool:
     """Find what an earlier run measured, in this folder or in that of another run beside it."""
     if _is_measured(folder, key):
         return True
-    for place in sorted(root.glob(f"*/{BASELINES}/{folder.name}")):
+    beside = folder.parents[1].glob(f"*/{BASELINES}/{folder.name}")  # in `earlier_N`
+    for place in (*beside, *sorted(root.glob(f"*/{BASELINES}/{folder.name}"))):
         if not folder.exists() and _is_measured(place, key):
             with replace_folder(folder) as partial:
                 shutil.copytree(place, partial, dirs_exist_ok=True)

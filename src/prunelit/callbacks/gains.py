@@ -41,7 +41,7 @@ def measure_gains(
             key: sum(p.numel() for p in own.parameters()) for key, own in models.items()
         },
         "bytes": {key: weight_bytes(own) for key, own in models.items()},
-        "file_bytes": {key: _file_bytes(source) for key, source in sources.items()},
+        "file_bytes": {key: file_bytes(source) for key, source in sources.items()},
         "peak_bytes": {key: own["peak_bytes"] for key, own in found.items()},
         "speed": compare_speed(found),
         "loads_in": None if report is None else _loader(report),
@@ -50,8 +50,12 @@ def measure_gains(
     }
 
 
-def _file_bytes(source: str | None) -> int | None:
-    """Sum the files of weights and masks; None if they are not in a folder or file of this run."""
+def file_bytes(source: str | None) -> int | None:
+    """Sum the files of weights and masks of a source; None if it is no folder and no file.
+
+    Args:
+        source: of a model; None is a model in memory only.
+    """
     if source is None or is_hub_name(source):
         return None
     path = local_path(source)

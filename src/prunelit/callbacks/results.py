@@ -249,22 +249,20 @@ class Results(Callback):
             print(wrap(gain_sentence(self.gains)))
         if self.verbose and self.verdicts:
             show(headline_table(verdict_cells(self.verdicts)))
-        for sentence in use_sentences(self.verdicts):
-            print(wrap(sentence))
         self._written = None
         if not self.baselines:
-            self._tell_page()
+            self._tell_verdicts([])
 
     def close(self) -> None:
-        """Write and print again what follows from the results, now with their baselines."""
+        """Write again what follows from the results, now with their baselines; print the end."""
         run = self._write_outcome()
         if self.silent:
             return
-        for sentence in baseline_sentences(run):
-            print(wrap(visible(sentence)))
-        self._tell_page()
+        self._tell_verdicts(baseline_sentences(run))
 
-    def _tell_page(self) -> None:
+    def _tell_verdicts(self, baselines: Sequence[str]) -> None:
+        for sentence in (*use_sentences(self.verdicts), *baselines):
+            print(wrap(visible(sentence)))
         print(f"Page: {self.into / PAGE}", flush=True)
 
     def _write_outcome(self) -> Run:

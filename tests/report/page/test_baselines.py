@@ -16,7 +16,8 @@ ROUNDED = {
     "bits": 8,
     "left_out": {},
     "parameters": {"dense": 100, "pruned": 100},
-    "bytes": {"dense": 400, "pruned": 130},
+    "bytes": {"dense": 400, "pruned": 400},
+    "file_bytes": {"dense": 200, "pruned": 64},
 }
 OTHER = {"name": "small", "source": "a/small", "bits": None, "left_out": {"need x": ["text"]}}
 
@@ -43,17 +44,18 @@ def test_baselines_stand_beside_the_pruned_model(make_run: Any, tmp_path: Path) 
     view = view_baselines(run)
     assert view is not None
     assert view["sizes"] == [
-        ["dense", "0.0001", "0.0004", "100%"],
-        ["pruned", "0.0001", "0.0004", "100%"],
-        ["8bit", "0.0001", "0.00013", "32% (in theory)"],
-        ["small", "not known", "not known", "not known"],
+        ["dense", "0.0001", "0.0004", "0.0002", "100%"],
+        ["pruned", "0.0001", "0.0004", "not known", "100%"],
+        ["8bit", "0.0001", "0.0004", "6.4e-05", "32% (in theory)"],
+        ["small", "not known", "not known", "not known", "not known"],
     ]
     rows = [row["task"] for row in view["strips"][0]["strips"][0]["rows"]]
     assert rows == ["pruned", "8bit", "small"]
     assert view["notes"][1] == "small is not measured on text: they need x."
     found = list_baselines(run)
     assert found["8bit"]["uses"]["multiple choice"] == "keeps"
-    assert found["8bit"]["bytes"] == ROUNDED["bytes"]
+    assert found["8bit"]["file_bytes"] == ROUNDED["file_bytes"]
+    assert found["8bit"]["file_bytes_are"] == "theory"
     write_outcome(run)
     assert [*json.loads((folder / "verdicts.json").read_text())["baselines"]] == ["8bit", "small"]
     assert "- Baseline 8bit: keeps" in (folder / "pruned" / "README.md").read_text()

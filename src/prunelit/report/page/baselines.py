@@ -11,6 +11,7 @@ from prunelit.report.page.verdict_view import task_strips
 from prunelit.report.verdicts import list_verdicts, use_words
 
 _MILLION = 1_000_000
+_SIZES = ("parameters", "bytes", "file_bytes")
 
 
 def baseline_sentences(run: Run) -> list[str]:
@@ -54,8 +55,8 @@ def list_baselines(run: Run) -> dict[str, Any]:
             "source": own.get("source"),
             "folder": one.name,
             "comparable": _is_comparable(run, one),
-            **{key: known.get(key) for key in ("parameters", "bytes")},
-            "bytes_are": "theory" if _is_rounded(one) else "memory",
+            **{key: known.get(key) for key in _SIZES},
+            "file_bytes_are": "theory" if _is_rounded(one) else "measured",
             "left_out": own.get("left_out"),
             **list_verdicts(one.verdicts),
         }
@@ -76,6 +77,7 @@ def view_baselines(run: Run) -> dict[str, Any] | None:
     for one in shown:
         for reason, tasks in (one.baseline or {}).get("left_out", {}).items():
             notes.append(f"{_name(one)} is not measured on {join(tasks)}: they {reason}.")
+    notes.append("Each baseline has a page of its own: baselines/NAME/report.html beside this one.")
     return {
         "sentences": baseline_sentences(run),
         "strips": task_strips(named),
@@ -85,14 +87,13 @@ def view_baselines(run: Run) -> dict[str, Any] | None:
 
 
 def _size_lines(named: Sequence[tuple[str, Run]]) -> list[list[str]]:
-    """Return name, parameters, bytes and share of the bytes of the dense model and of each run."""
-    keys = ("parameters", "bytes")
-    every = [{key: sizes(run).get(key) or {} for key in keys} for _, run in named]
-    dense = next((own for own in every if own["bytes"].get("dense")), every[0])
-    lines = [["dense", *(_millions(dense[key].get("dense")) for key in keys), "100%"]]
+    """Return name, sizes and share of the bytes of the dense model and of each run."""
+    every = [{key: sizes(run).get(key) or {} for key in _SIZES} for _, run in named]
+    dense = [[own[key].get("dense") for own in every if own[key].get("dense")] for key in _SIZES]
+    lines = [["dense", *(_millions(next(iter(found), None)) for found in dense), "100%"]]
     for (name, run), own in zip(named, every, strict=True):
         theory = " (in theory)" if _is_rounded(run) else ""
-        cells = [_millions(own[key].get("pruned")) for key in keys]
+        cells = [_millions(own[key].get("pruned")) for key in _SIZES]
         lines.append([name, *cells, f"{_share(run) or 'not known'}{theory}"])
     return lines
 
@@ -102,10 +103,12 @@ def _millions(size: float | None) -> str:
 
 
 def _share(run: Run) -> str:
-    own = sizes(run).get("bytes") or {}
-    if not (own.get("dense") and own.get("pruned")):
-        return ""
-    return f"{own['pruned'] / own['dense']:.0%}"
+    """Return the share of the bytes of the dense files; of those in memory if a file is unknown."""
+    for key in ("file_bytes", "bytes"):
+        own = sizes(run).get(key) or {}
+        if own.get("dense") and own.get("pruned"):
+            return f"{own['pruned'] / own['dense']:.0%}"
+    return ""
 
 
 def _name(run: Run) -> str:

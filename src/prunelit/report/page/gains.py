@@ -7,9 +7,9 @@ from prunelit.report.page.runs import Run
 
 _MILLION = 1_000_000
 ROUNDED = (
-    "Rounding is simulated: the rounded weights stay numbers of full size here. The bytes are what "
-    "they would take in a program that packs them, with a scale and an offset of 16 bits for each "
-    "group of 64 weights; embeddings and other weights keep their bytes."
+    "Rounding is simulated: the rounded weights stay numbers of full size in memory, and no file "
+    "is written. The bytes in files are those of a program that packs the weights, with a scale "
+    "and an offset of 16 bits for each group of 64; embeddings and other weights keep their bytes."
 )
 _CLEAR = 0.05  # a smaller change of speed is none, even if every round has it
 # Label, key and unit of each size.
