@@ -102,6 +102,30 @@ def test_pseudo_values_get_a_t_test() -> None:
     assert (low, high) == pytest.approx((change.mean() - half, change.mean() + half), abs=1e-6)
 
 
+@pytest.mark.parametrize(("n", "keeps"), [(1, False), (3, False), (40, True)])
+def test_equal_pseudo_values_are_no_proof(n: int, keeps: bool) -> None:
+    one = np.ones(n)
+    test = ScoreTest(PairedScores(one, one, 0 * one, bounded=False))
+    for z in (test.lead_z(), test.share_z(0.5), test.loss_z(0.5)):
+        assert math.isfinite(z)
+        assert (z >= critical_value(0.05)) == keeps
+    if n > 1:
+        low, high = test.share_bounds(0.5)
+        assert low < 1 < high
+        assert (low >= 0.5) == keeps
+
+
+def test_the_items_of_pseudo_values_are_those_of_their_error() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.normal(0.8, 0.5, 50)
+    for change in (-0.06, 0.06):  # as far above the margin as below
+        pruned = dense - 0.05 + change + rng.normal(0, 0.2, 50)
+        test = ScoreTest(PairedScores(dense, pruned, 0 * dense, bounded=False))
+        own = pruned - dense + 0.05
+        n = ((1.645 + 0.842) * own.std() / own.mean()) ** 2
+        assert test.items_for_loss(0.05) == pytest.approx(n, rel=0.05)
+
+
 def test_items_that_differ_in_their_floor_are_tested_with_their_own() -> None:
     floor = np.array([0.25, 0.5] * 20)
     scores = answers(30, 6, 0, 4)

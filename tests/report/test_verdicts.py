@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from prunelit.report.results import Result
 from prunelit.report.score_test import PairedScores
 from prunelit.report.verdicts import (
     Margins,
+    Verdict,
     decide,
     format_verdicts,
     holm_levels,
@@ -160,3 +162,45 @@ def test_the_files_hold_what_was_printed() -> None:
         "task": "same", "item": 0, "dense": 1.0, "pruned": 1.0, "floor": 0.0, "bounded": True,
         "weight": 1.0,
     }  # fmt: skip
+
+
+def test_a_margin_without_a_name_is_that_of_all_tasks() -> None:
+    for given in ("0.05", 0.05, {"default": 0.05}):
+        assert Margins(margin=given).of("any", "generation") == (0.05, True)
+    margins = Margins(keep="qa=0.9", margin="0.05,retrieval=0.1")
+    found = [margins.of(*names) for names in (("qa", "generation"), ("docs", "retrieval"))]
+    assert found == [(0.9, False), (0.1, True)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.9496, 1.06, "1.0000 [0.9496, 1.0600]"),
+        (0.94996, 1.06, "1.00000 [0.94996, 1.06000]"),
+        (0.91, 0.9496, "1.0000 [0.9100, 0.9496]"),
+        (0.95, 1.06, "1.00 [0.95, 1.06]"),
+        (-math.inf, math.inf, "1.00 [-inf, inf]"),
+    ],
+)
+def test_no_bound_is_rounded_to_the_other_side_of_the_margin(
+    low: float, high: float, shown: str
+) -> None:
+    one = Verdict(CASES[0][0], "cannot tell", 0.95, False, 1.0, low, high, 0.05)
+    assert one.interval() == shown
+    bounds = [float(text) for text in shown[:-1].partition("[")[2].split(", ")]
+    assert [bound >= 0.95 for bound in bounds] == [low >= 0.95, high >= 0.95]
+    loss = replace(one, absolute=True, margin=0.05, low=-0.0504, high=0.01)
+    assert loss.interval() == "+1.0000 [-0.0504, +0.0100]"
+
+
+def test_a_score_that_is_not_defined_counts_as_the_floor() -> None:
+    rng = np.random.default_rng(0)
+    dense, none = rng.normal(0.8, 0.5, 100), np.full(100, math.nan)
+    result = replace(CASES[0][0], value=math.nan)
+    for margins in (Margins(), Margins(margin="0.05")):
+        (one,) = decide([(result, PairedScores(dense, none, 0 * dense, bounded=False))], margins)
+        assert one.word == "loses"
+        assert one.high < 0.2
+        assert math.isfinite(one.value)
+    (one,) = decide([(result, PairedScores(none, dense, 0 * dense, bounded=False))], Margins())
+    assert one.word == "no lead"

@@ -26,6 +26,7 @@ from prunelit.callbacks.tensorboard import (
     write_texts,
 )
 from prunelit.core.datamodule import PruneData
+from prunelit.core.environment import describe_environment
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError, first_line, visible
 from prunelit.files import check_names, keep_earlier, write_text
@@ -42,6 +43,7 @@ from prunelit.report.page.reasons import overlap_sentences
 from prunelit.report.page.records import RECORD
 from prunelit.report.page.runs import (
     BASELINES,
+    ENVIRONMENT,
     GAINS,
     OVERLAP,
     PAGE,
@@ -75,7 +77,8 @@ from prunelit.report.verdicts import (
 )
 
 # Files of a run, and the folders of its items and figures. TensorBoard adds files of its own.
-OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, GAINS, OVERLAP, PAGE, RECORD, "hparams.yaml")
+OUTCOME_FILES = (RESULTS, SCORES, VERDICTS, GAINS, OVERLAP, ENVIRONMENT, PAGE, RECORD)
+OUTCOME_FILES += ("hparams.yaml",)
 OUTCOME_FOLDERS = ("items", "figures", BASELINES)
 Bits = Literal[8, 4]
 BITS: dict[str, Bits] = {"8bit": 8, "4bit": 4}  # words for baselines
@@ -102,7 +105,8 @@ class Results(Callback):
     Args:
         keep: share of the dense model's lead over chance that must remain, for all tasks or by the
             name of a task or use, see `prunelit.report.verdicts.Margins`.
-        margin: highest loss of a score in its own unit, by the name of a task or use.
+        margin: highest loss of a score in its own unit, for all tasks or by the name of a task or
+            use.
         speed: measure speed and memory of both models; False leaves out the few seconds.
         verbose: print the tables of all metrics and verdicts.
         baselines: models to measure beside the pruned one, by the same tasks: `8bit` and `4bit` are
@@ -122,7 +126,7 @@ class Results(Callback):
     def __init__(
         self,
         keep: float | dict[str, float] | str = KEEP,
-        margin: dict[str, float] | str | None = None,
+        margin: float | dict[str, float] | str | None = None,
         speed: bool = True,
         verbose: bool = False,
         baselines: Sequence[str] = (),
@@ -199,6 +203,8 @@ class Results(Callback):
             for sentence in self.margins.without_verdict(list(reports), self.verdicts):
                 rank_zero_info(sentence)
         self._write_results(pl_module, callback)
+        around = json.dumps(describe_environment(trainer), indent=2)
+        write_text(folder / ENVIRONMENT, f"{around}\n")
         if scored:
             write_items(score_rows(scored), folder / SCORES)
         if evaluation.failed:

@@ -7,7 +7,7 @@ bounds cover there too; `benchmarks/coverage.py` simulates it.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri, stdtr  # `scipy.stats` takes a second to import
@@ -16,6 +16,7 @@ LEVEL = 0.05  # of a one-sided test
 POWER = 0.8
 MOST_ITEMS = 100_000
 _PSEUDO = 0.5  # items at each corner
+_EQUAL = 1e-18  # variance of pseudo-values that differ by the rounding of numbers alone
 _STEPS = 50  # of a bisection: 1e-15 of the bracket
 _STEEP = math.pi / 2 - 1e-9  # angle of a share of a billion
 
@@ -43,6 +44,16 @@ class PairedScores:
 
     def __len__(self) -> int:
         return len(self.dense)
+
+    def defined(self) -> "PairedScores":
+        """Give the floor to a score that is not defined, such as the correlation of equal numbers.
+
+        A model whose score is not defined is worth no more than none.
+        """
+        dense, pruned = (
+            np.where(np.isnan(own), self.floor, own) for own in (self.dense, self.pruned)
+        )
+        return replace(self, dense=dense, pruned=pruned)
 
     def weighted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return dense, pruned and floor of each item times its weight; their means are scores."""
@@ -175,12 +186,24 @@ class ScoreTest:
     def _z(self, items: np.ndarray, corners: np.ndarray) -> float:
         mean = float(self._counts @ items) / self.n
         if not self._bounded:
-            error = math.sqrt(float(self._counts @ (items - mean) ** 2) / (self.n - 1) / self.n)
-            return _as_z(mean / error, self.n - 1) if error else math.copysign(math.inf, mean)
+            if self.n == 1:
+                return 0.0
+            error = math.sqrt(self._spread(items, corners, mean) / (self.n - 1) / self.n)
+            return _as_z(mean / error, self.n - 1)
         variance = _null_variance(*self._weights(items, corners, self.n))
         if variance == 0:  # no item and no corner is on the other side
             return math.copysign(math.inf, mean) if mean else 0.0
         return mean / math.sqrt(variance / self.n)
+
+    def _spread(self, items: np.ndarray, corners: np.ndarray, mean: float) -> float:
+        """Sum the squares of the pseudo-values around their mean.
+
+        Equal pseudo-values, such as those of texts in the right order, say nothing about their
+        error: then half a pseudo-item at each corner does.
+        """
+        spread = float(self._counts @ (items - mean) ** 2)
+        equal = spread <= _EQUAL * self.n
+        return spread + _PSEUDO * float(((corners - mean) ** 2).sum()) if equal else spread
 
     def _weights(
         self, items: np.ndarray, corners: np.ndarray, n: int
@@ -211,7 +234,7 @@ class ScoreTest:
         )
 
     def _items(self, items: np.ndarray, corners: np.ndarray, level: float) -> int | None:
-        mean = abs(float(self._counts @ items) / self.n)
+        mean = float(self._counts @ items) / self.n
         critical, power = critical_value(level), float(ndtri(POWER))
 
         def decides(n: int) -> bool:
@@ -220,8 +243,8 @@ class ScoreTest:
                 null = _null_variance(values, weights)
                 own = float(weights @ (values - weights @ values) ** 2)
             else:
-                null = own = float(self._counts @ (items - mean) ** 2) / self.n
-            return mean * math.sqrt(n) >= critical * math.sqrt(null) + power * math.sqrt(own)
+                null = own = self._spread(items, corners, mean) / self.n
+            return abs(mean) * math.sqrt(n) >= critical * math.sqrt(null) + power * math.sqrt(own)
 
         if not decides(MOST_ITEMS):
             return None

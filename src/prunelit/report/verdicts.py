@@ -21,6 +21,7 @@ FAILS: dict[str, tuple[Word, ...]] = {
     "cannot_tell": ("loses", "cannot tell", "no lead"),
 }
 KEEP = 0.95
+_DIGITS = 6  # most that are printed after the point
 # The uses of a model that tasks measure.
 Use = Literal["multiple choice", "classification", "retrieval", "generation", "similarity"]
 USES: tuple[Use, ...] = get_args(Use)
@@ -34,8 +35,8 @@ class Margins:
         keep: share of the dense model's lead over the floor that must remain. A dictionary gives
             shares by the name of a task or of a use, and by `default`. As a text:
             `qa=0.9,default=0.95`.
-        margin: highest loss of a score in its own unit, by the name of a task or of a use. It takes
-            the place of the share. As a text: `qa=0.05`.
+        margin: highest loss of a score in its own unit, in place of the share: one for all tasks,
+            or a dictionary as for `keep`. As a text: `qa=0.05`.
 
     Raises:
         InputError: if a number is no share, or a text has another form.
@@ -50,10 +51,10 @@ class Margins:
     def __init__(
         self,
         keep: float | dict[str, float] | str = KEEP,
-        margin: dict[str, float] | str | None = None,
+        margin: float | dict[str, float] | str | None = None,
     ) -> None:
         self._keep = {"default": KEEP} | _by_name("keep", keep)
-        self._margin = _by_name("margin", margin or {})
+        self._margin = {} if margin is None else _by_name("margin", margin)
         for name, values in (("keep", self._keep), ("margin", self._margin)):
             for key, value in values.items():
                 if not 0 < value <= 1:
@@ -68,14 +69,15 @@ class Margins:
     def of(self, task: str, use: str) -> tuple[float, bool]:
         """Return the margin of a task, and True if it is an absolute loss.
 
-        The name of a task goes before that of its use, and a loss before a share.
+        The name of a task goes before that of its use, this before the default, and a loss before a
+        share.
         """
-        for name in (task, use):
+        for name in (task, use, "default"):
             if name in self._margin:
                 return self._margin[name], True
             if name in self._keep:
                 return self._keep[name], False
-        return self._keep["default"], False
+        raise AssertionError("There is a default.")
 
     def without_verdict(self, tasks: Iterable[str], verdicts: Sequence["Verdict"]) -> list[str]:
         """Say which tasks are named here but have no verdict.
@@ -171,13 +173,24 @@ class Verdict:
         return self.result.details["use"]
 
     def interval(self) -> str:
-        """Format the value and its bounds."""
+        """Format the value and its bounds, so that the verdict follows from what is seen.
+
+        They have two digits after the point, or more where a bound would be rounded to the other
+        side of the margin.
+        """
         if self.word == "no lead":
             return "-"
+        margin = -self.margin if self.absolute else self.margin
+        bounds = self.low, self.high
+
+        def agrees(digits: int) -> bool:
+            return all((round(own, digits) >= margin) == (own >= margin) for own in bounds)
+
+        digits = next(filter(agrees, range(2, _DIGITS)), _DIGITS)
         sign = "+" if self.absolute else ""
         # Adding 0 after rounding makes no number -0.00.
-        numbers = (round(number, 2) + 0.0 for number in (self.value, self.low, self.high))
-        value, low, high = (f"{number:{sign}.2f}" for number in numbers)
+        numbers = (round(number, digits) + 0.0 for number in (self.value, *bounds))
+        value, low, high = (f"{number:{sign}.{digits}f}" for number in numbers)
         return f"{value} [{low}, {high}]"
 
     def bar(self) -> str:
@@ -225,6 +238,7 @@ def decide(scored: Sequence[tuple[Result, PairedScores]], margins: Margins) -> l
         scored: the result `retained` of each task and its scores.
         margins: see `Margins`.
     """
+    scored = [(result, scores.defined()) for result, scores in scored]
     tests = [ScoreTest(scores) for _, scores in scored]
     own = [margins.of(result.task, result.details["use"]) for result, _ in scored]
     z, lead = [], []
@@ -246,8 +260,12 @@ def decide(scored: Sequence[tuple[Result, PairedScores]], margins: Margins) -> l
         low, high = (test.difference_bounds if absolute else test.share_bounds)(margin, level)
         items = test.items_for_loss if absolute else test.items_for_share
         needed = None if clear else items(margin, level)
-        dense, pruned, _ = scores.weighted()
-        kept = float((pruned - dense).mean()) if absolute else result.value
+        dense, pruned, floor = (float(column.mean()) for column in scores.weighted())
+        kept = result.value
+        if absolute:
+            kept = pruned - dense
+        elif math.isnan(kept):  # of a score that is not defined
+            kept = (pruned - floor) / (dense - floor)
         verdicts.append(Verdict(result, word, margin, absolute, kept, low, high, level, needed))
     return verdicts
 

@@ -50,3 +50,14 @@ def test_runs_without_a_common_task(make_run: Any, tmp_path: Path) -> None:
     found = compare_runs(runs)
     assert (found.word, found.sentence) == ("no", "No: the runs have no task in common.")
     assert found.alone[:2] == ["choose", "find"]
+
+
+def test_the_libraries_that_measured_are_compared(make_run: Any, tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name) for name in "ab"]  # pruned by the same versions
+    for folder, torch, device in zip(folders, ("2.13", "2.14"), ("cpu", "cuda"), strict=True):
+        around = {"device": device, "precision": "32-true", "versions": {"torch": torch}}
+        (folder / "environment.json").write_text(json.dumps(around))
+    found = compare_runs([read_run(folder) for folder in folders])
+    assert found.word == "with care"
+    values = {one.key: one.values for one in found.settings}
+    assert values == {"version of torch": ("2.13", "2.14"), "device": ("cpu", "cuda")}

@@ -1,7 +1,9 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,3 +86,42 @@ def test_scores_of_another_run_are_refused(make_run: Any, tmp_path: Path) -> Non
     pq.write_table(table.drop_columns("floor"), path)
     with pytest.raises(InputError, match="No scores could be read from"):
         judge([read_run(path.parent)], Margins())
+
+
+@pytest.mark.parametrize("part", [slice(0, 60), slice(0, 0, 2)])
+def test_a_part_of_the_scores_is_refused(make_run: Any, tmp_path: Path, part: slice) -> None:
+    path = make_run(tmp_path / "run") / "scores.parquet"
+    rows = pq.read_table(path).to_pylist()
+    changed = rows[part] or [row | {"dense": 1.0} for row in rows]
+    pq.write_table(pa.Table.from_pylist(changed), path)
+    with pytest.raises(InputError, match=r"does not belong to the results\.jsonl beside it"):
+        judge([read_run(path.parent)], Margins())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("gains.json", '{"parameters": {"dense": "x", "pruned": 1}}'),
+        ("overlap.json", '{"find": {"items": "1", "n": 2, "first": "x"}}'),
+        ("environment.json", "[]"),
+    ],
+)
+def test_a_file_with_other_values_is_named(
+    make_run: Any, tmp_path: Path, name: str, text: str
+) -> None:
+    folder = make_run(tmp_path / "run")
+    both = {"dense": 1, "pruned": 1}
+    keys = ("parameters", "bytes", "file_bytes", "peak_bytes")
+    whole = {**dict.fromkeys(keys, both), "speed": {}, "device": "cpu", "dtype": "float32"}
+    given = json.loads(text)
+    (folder / name).write_text(json.dumps(whole | given if name == "gains.json" else given))
+    with pytest.raises(InputError, match=f"{name}' is not as a run writes it"):
+        read_run(folder)
+
+
+def test_a_configuration_with_other_sections_is_read_without_them(
+    make_run: Any, tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "config.yaml").write_text("{model: {source: x}, trainer: hello, pruning: [1]}")
+    assert read_run(folder).config == {"model": {"source": "x"}}

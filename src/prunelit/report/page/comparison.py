@@ -134,14 +134,16 @@ def _run_differences(runs: Sequence[Run]) -> list[Difference]:
     """Compare the dense models, seeds, precision and versions of libraries."""
     own = []
     for run in runs:
-        pruning, trainer = run.pruning or {}, run.config.get("trainer") or {}
+        trainer, around = run.config.get("trainer") or {}, run.environment
         settings = {
             "dense model": source(run),
             "dense weights": _dense_content(run),
-            "precision": trainer.get("precision"),
+            "precision": around.get("precision", trainer.get("precision")),
+            "device": around.get("device"),
+            "matmul_precision": around.get("matmul_precision"),
             "accelerator": trainer.get("accelerator"),
             "seed_everything": run.config.get("seed_everything"),
-            **{f"version of {k}": v for k, v in (pruning.get("versions") or {}).items()},
+            **{f"version of {k}": v for k, v in run.versions.items()},
         }
         model = run.config.get("model")
         for key, value in model.items() if isinstance(model, dict) else ():

@@ -1,6 +1,7 @@
 """A run on disk: results, scores of items, items, the model's recipe and the configuration."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,12 @@ from prunelit.report.verdicts import Margins, Verdict, decide
 
 RESULTS, SCORES, PAGE, CONFIG = "results.jsonl", "scores.parquet", "report.html", "config.yaml"
 GAINS, OVERLAP, VERDICTS = "gains.json", "overlap.json", "verdicts.json"
+ENVIRONMENT = "environment.json"
 BASELINES, BASELINE = "baselines", "baseline.json"  # a folder of runs, and the record of each
 _GAINS = {"parameters", "bytes", "file_bytes", "peak_bytes", "speed", "device", "dtype"}
+_BOTH = ("parameters", "bytes", "file_bytes", "peak_bytes")
+_SPEED = ("dense", "pruned", "ratio", "low", "high", "rounds")
+_SECTIONS = ("trainer", "pruning")
 _BASELINE = {"name", "source", "bits", "left_out"}
 _COLUMNS = ("task", "dense", "pruned", "floor", "bounded")
 _WEIGHT = "weight"  # a run of an earlier version has none: all items weigh alike
@@ -41,6 +46,8 @@ class Run:
         written: folder of the pruned model, if it is on this machine.
         baseline: name, source or bits, and sizes, if the run is a baseline of another one.
         baselines: measured beside this run, in `baselines/` of its folder.
+        environment: device, precision and versions of libraries; empty if the run is of an earlier
+            version.
         verdicts: of the tasks; none before `judge`.
     """
 
@@ -54,6 +61,7 @@ class Run:
     written: Path | None = None
     baseline: dict[str, Any] | None = None
     baselines: list["Run"] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
 
     @property
@@ -65,6 +73,12 @@ class Run:
     def models(self) -> dict[str, Any]:
         """Source and content of `dense` and `candidate`; empty for a run that pruned a model."""
         return self.results[0].models or {}
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        """Versions of the libraries that measured; of an earlier run those that pruned."""
+        found = (own.get("versions") for own in (self.environment, self.pruning or {}))
+        return next((own for own in found if isinstance(own, dict)), {})
 
     @property
     def tasks(self) -> list[str]:
@@ -110,14 +124,14 @@ def read_run(folder: str | Path) -> Run:
     if not results:
         raise InputError(f"{str(path)!r} holds no results: measure at least one task.")
     config_path, config = _find_config(folder)
-    gains = _read_mapping(folder / GAINS, lambda data: data.keys() >= _GAINS)
+    gains = _read_mapping(folder / GAINS, _are_gains)
     overlaps = _read_mapping(folder / OVERLAP, _are_overlaps) or {}
     pruning, written = _read_pruning(folder, results)
     baseline = _read_mapping(folder / BASELINE, lambda data: data.keys() >= _BASELINE)
     beside = _read_baselines(folder)
-    return Run(
-        folder, results, pruning, config, config_path, gains, overlaps, written, baseline, beside
-    )
+    around = _read_mapping(folder / ENVIRONMENT, lambda data: "versions" in data) or {}
+    parts = gains, overlaps, written, baseline, beside, around
+    return Run(folder, results, pruning, config, config_path, *parts)
 
 
 def _read_baselines(folder: Path) -> list[Run]:
@@ -213,8 +227,26 @@ def _read_scores(path: Path, results: Sequence[Result]) -> list[tuple[Result, Pa
             )
         bounded = bool(columns["bounded"][own].all())
         given = None if bool((weights == 1).all()) else weights
-        scored.append((retained[task], PairedScores(*values, bounded=bounded, weights=given)))
+        scores = PairedScores(*values, bounded=bounded, weights=given)
+        _check_scores(path, retained[task], scores)
+        scored.append((retained[task], scores))
     return scored
+
+
+def _check_scores(path: Path, result: Result, scores: PairedScores) -> None:
+    """Refuse scores that are not those of a result, such as a part of them."""
+    means = [float(column.mean()) for column in scores.weighted()]
+    for key, mean in zip(("dense", "pruned", "chance"), means, strict=True):
+        known = result.details.get(key)
+        own = math.nan if known is None else known
+        same = isinstance(own, int | float) and np.isclose(mean, own, atol=1e-6, equal_nan=True)
+        if not same or result.n != len(scores):
+            raise InputError(
+                f"{str(path)!r} does not belong to the {RESULTS} beside it: of the task "
+                f"{result.task!r} it has {len(scores)} items with the mean {mean:.4g} as `{key}`, "
+                f"but the result has {result.n} with {known!r}. Repeat the run with `prunelit "
+                "validate`."
+            )
 
 
 def _read_pruning(
@@ -246,8 +278,24 @@ def _read_pruning(
 
 
 def _are_overlaps(data: dict[str, Any]) -> bool:
-    wanted = {"items", "n", "first"}
-    return all(isinstance(own, dict) and own.keys() >= wanted for own in data.values())
+    return all(
+        isinstance(own, dict) and "first" in own and _are_numbers(own, "items", "n")
+        for own in data.values()
+    )
+
+
+def _are_gains(data: dict[str, Any]) -> bool:
+    if not data.keys() >= _GAINS or not isinstance(data["speed"], dict):
+        return False
+    both = all(_are_numbers(data[key], "dense", "pruned") for key in _BOTH)
+    return both and all(_are_numbers(own, *_SPEED) for own in data["speed"].values())
+
+
+def _are_numbers(data: Any, *keys: str) -> bool:
+    """Return True for a mapping with numbers at these keys; one that is not known is None."""
+    return isinstance(data, dict) and all(
+        key in data and isinstance(data[key], int | float | None) for key in keys
+    )
 
 
 def _read_mapping(path: Path, check: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
@@ -288,4 +336,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
-    return data if isinstance(data, dict) else {}
+    if not isinstance(data, dict):
+        return {}
+    return {k: v for k, v in data.items() if k not in _SECTIONS or isinstance(v, dict)}
