@@ -103,11 +103,12 @@ def _report(arguments: Sequence[str]) -> int:
 
 
 def _read_runs(folders: Sequence[str]) -> list[Run]:
-    real = [os.path.realpath(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
+    real = [os.path.realpath(run.folder) for run in runs]
     for number, folder in enumerate(real):
         if folder in real[:number]:
             raise InputError(f"The run {folders[number]!r} is given twice: give other runs.")
-    return [read_run(folder) for folder in folders]
+    return runs
 
 
 def _fails(runs: Sequence[Run], fail_on: str | None) -> bool:

@@ -13,6 +13,7 @@ from prunelit.report.page.runs import PAGE, VERDICTS, Run
 from prunelit.report.page.view import write_page
 from prunelit.report.verdicts import as_json, list_verdicts
 
+_PAGES = (".html", ".htm")
 SEVERAL = "comparison.html"  # the page of several runs, in the folder of the first one
 
 
@@ -43,11 +44,18 @@ def write_elsewhere(runs: Sequence[Run], page: Path) -> None:
         page: path of the page.
 
     Raises:
-        InputError: if the page would be the file of the verdicts.
+        InputError: if the page does not end in .html, or its verdicts would replace another file.
     """
     path = page.with_suffix(".json")
-    if path == page:
-        raise InputError(f"Expected a page such as `report.html` but got {str(page)!r}.")
+    if page.suffix.lower() not in _PAGES:
+        raise InputError(
+            f"Expected a page that ends in .html but got {str(page)!r}: give another name."
+        )
+    if path.exists() and not page.exists() and page.name != SEVERAL:
+        raise InputError(
+            f"The verdicts of {str(page)!r} would replace {str(path)!r}, which is another file: "
+            "give the page another name, or remove it."
+        )
     write_page(runs, page)
     if len(runs) == 1:
         write_text(path, format_outcome(runs[0]))
