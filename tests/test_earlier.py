@@ -57,7 +57,7 @@ def test_a_run_with_other_settings_keeps_what_is_there(
     (kept,) = folder.glob("earlier_*")
     assert f"Files of another configuration were here; they are now in {kept}." in caplog.text
     assert {path.name: path.read_bytes() for path in (kept / "figures").iterdir()} == figures
-    files = ["config.yaml", "gains.json", "results.jsonl", "report.html"]
+    files = ["config.yaml", "environment.json", "gains.json", "results.jsonl", "report.html"]
     files += ["hparams.yaml"] if logger else []
     assert names(kept) == sorted([*files, "figures"])
     for name in files:
