@@ -156,6 +156,7 @@ def token_deviations(
     *,
     temperature: float = 1.0,
     subset: Tensor | None = None,
+    targets: Tensor | None = None,
     also: Callable[[Tensor, Tensor, slice], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Measure every deviation at N tokens, of embeddings only if both have the same width.
@@ -167,6 +168,7 @@ def token_deviations(
         pruned_hidden: (N, D'); D' may differ from D.
         temperature: of the softmax.
         subset: token ids; adds the `subspace_*` quantities.
+        targets: (N,) token ids; adds `dense_log_probability` and `pruned_log_probability` of them.
         also: computes further values, by name. It gets the logits of n tokens of both models,
             (n, V) each, and the positions of these tokens among the N.
 
@@ -187,7 +189,12 @@ def token_deviations(
             logits = unembed(dense, h), unembed(pruned, h_pruned)
             pair = (h, h_pruned) if h.shape[-1] == h_pruned.shape[-1] else (None, None)
             values = deviations(
-                *pair, *logits, temperature=temperature, subset=subset, buffers=buffers
+                *pair,
+                *logits,
+                temperature=temperature,
+                subset=subset,
+                targets=None if targets is None else targets[place],
+                buffers=buffers,
             )
             check_not_nan(values)
             if also is not None:

@@ -1,6 +1,6 @@
 """Dense against pruned in embedding, logit and probability space, on text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from prunelit.models.comparison import sum_rows
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable
-from prunelit.tasks.shared_pass import LogitTask, Values
+from prunelit.tasks.shared_pass import LOG_PROBABILITIES, LogitTask, Values
 
 
 class Deviation(LogitTask):
@@ -55,10 +55,11 @@ class Deviation(LogitTask):
         pair: ModelPair,
         batch: dict[str, Any],
         hidden: Sequence[Tensor],
-        values: dict[str, Tensor],
+        values: Mapping[str, Tensor],
     ) -> Values:
         mask = torch.ones_like(batch["input_ids"], dtype=torch.bool)
-        sums = sum_rows({name: value.flatten() for name, value in values.items()}, mask)
+        own = {name: x.flatten() for name, x in values.items() if name not in LOG_PROBABILITIES}
+        sums = sum_rows(own, mask)
         return {name: value / self.length for name, value in sums.items()}
 
     def report(self, table: ItemTable) -> TaskReport:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.metrics.quantization_ruler import RUNGS, SOURCE, place_on_ruler
 from prunelit.metrics.sketch import Sketch
-from prunelit.metrics.spaces.probability import log_probability
 from prunelit.models.architecture import final_hidden
 from prunelit.models.comparison import token_deviations
 from prunelit.models.model_pair import ModelPair
@@ -26,7 +25,7 @@ from prunelit.report.distribution import (
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.item_table import ItemTable, Streamed
-from prunelit.tasks.shared_pass import LogitTask, Values
+from prunelit.tasks.shared_pass import LOG_PROBABILITIES, LogitTask, Values
 
 # Reported quantiles, in percent of the tokens.
 KL_PERCENT = (99.9, 99, 90, 50, 10, 1)
@@ -113,22 +112,19 @@ class Distribution(LogitTask):
         self.floor = floor
         self.floor_windows = floor_windows
 
-    def token_values(self, logits: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
-        dense, pruned = logits
-        return _likelihoods(dense, pruned, targets)
-
     def summarise(
         self,
         pair: ModelPair,
         batch: dict[str, Any],
         hidden: Sequence[Tensor],
-        values: dict[str, Tensor],
+        values: Mapping[str, Tensor],
     ) -> Values:
         assert pair.dense is not None
         ids = batch["input_ids"]
         # The next token of the last one is not known.
-        found = {name: value[:, :-1].contiguous() for name, value in values.items()}
-        _check(found)
+        found = _with_likelihoods(
+            {name: value[:, :-1].contiguous() for name, value in values.items()}
+        )
         own: dict[str, Tensor | Streamed] = {
             f"{model}/nll": found[f"{model}/nll"].mean(1) for model in ("dense", "pruned")
         }
@@ -238,36 +234,33 @@ def _compare(
     dense: PreTrainedModel, pruned: PreTrainedModel, hidden: Tensor, other: Tensor, ids: Tensor
 ) -> Mapping[str, Tensor]:
     """Compute values (B, L - 1) by name from embeddings (B, L - 1, D) and token ids (B, L)."""
-    true = ids[:, 1:].flatten()
-
-    def likelihoods(z: Tensor, z_pruned: Tensor, place: slice) -> dict[str, Tensor]:
-        return _likelihoods(z, z_pruned, true[place])
-
     values = token_deviations(
-        dense, pruned, hidden.flatten(0, 1), other.flatten(0, 1), also=likelihoods
+        dense,
+        pruned,
+        hidden.flatten(0, 1),
+        other.flatten(0, 1),
+        targets=ids[:, 1:].flatten(),
     )
-    _check(values)
-    return {name: value.view(hidden.shape[:2]) for name, value in values.items()}
+    found = _with_likelihoods(values)
+    return {name: value.view(hidden.shape[:2]) for name, value in found.items()}
 
 
-def _likelihoods(dense: Tensor, pruned: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Compare the log-probabilities of n targets under (n, V) logits of both models."""
-    log_p, log_p_pruned = (log_probability(x, targets[:, None])[:, 0] for x in (dense, pruned))
-    return {
+def _with_likelihoods(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add what compares the log-probabilities of the true tokens."""
+    log_p, log_p_pruned = (values[name] for name in LOG_PROBABILITIES)
+    found = {
+        **values,
         "dense/nll": -log_p,
         "pruned/nll": -log_p_pruned,
         "delta_nll": log_p - log_p_pruned,
         "delta_p": log_p_pruned.exp() - log_p.exp(),
     }
-
-
-def _check(values: Mapping[str, Tensor]) -> None:
-    """Refuse log-probabilities that cannot be compared."""
-    if values["delta_nll"].isnan().any():
+    if found["delta_nll"].isnan().any():
         raise InputError(
             "Expected finite log-probabilities of the text but a model returns NaN, or both "
             "return -inf for the same token. Load the models in another dtype."
         )
+    return found
 
 
 def _floors(

@@ -1,12 +1,12 @@
 """Perplexity of a text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from prunelit.models.inference.scoring import check_log_probability, log_probability, window_nll
+from prunelit.models.inference.scoring import check_log_probability, window_nll
 from prunelit.models.model_pair import ModelPair
 from prunelit.report.results import Result
 from prunelit.report.task_report import TaskReport
@@ -49,20 +49,16 @@ class Perplexity(LogitTask):
     ) -> None:
         super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
 
-    def token_values(self, logits: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
-        return {
-            f"{name}/nll": -log_probability(own, targets[:, None])[:, 0]
-            for name, own in zip(("dense", "pruned"), logits, strict=True)
-        }
-
     def summarise(
         self,
         pair: ModelPair,
         batch: dict[str, Any],
         hidden: Sequence[Tensor],
-        values: dict[str, Tensor],
+        values: Mapping[str, Tensor],
     ) -> Values:
-        found = {f"{name}/nll": values[f"{name}/nll"][:, :-1] for name in pair.models()}
+        found = {
+            f"{name}/nll": -values[f"{name}_log_probability"][:, :-1] for name in pair.models()
+        }
         for name, model in pair.models().items():
             check_log_probability(model, found[f"{name}/nll"])
         return {name: value.contiguous().mean(1) for name, value in found.items()}

@@ -16,6 +16,9 @@ from prunelit.tasks.window_task import WindowTask
 
 Values = Mapping[str, Tensor | Streamed]
 
+# Values of a token that are no deviation: the log-probabilities of the next one.
+LOG_PROBABILITIES = ("dense_log_probability", "pruned_log_probability")
+
 
 class LogitTask(WindowTask):
     """A task on windows that compares both models by their logits, token by token.
@@ -43,25 +46,13 @@ class LogitTask(WindowTask):
         """
         raise NotImplementedError
 
-    def token_values(self, logits: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
-        """Compute further values of n tokens.
-
-        Args:
-            logits: (n, V) of the dense and of the pruned model.
-            targets: (n,), the next token. That of the last token of a window is no true one.
-
-        Returns:
-            (n,) values by name.
-        """
-        return {}
-
     @abstractmethod
     def summarise(
         self,
         pair: ModelPair,
         batch: dict[str, Any],
         hidden: Sequence[Tensor],
-        values: dict[str, Tensor],
+        values: Mapping[str, Tensor],
     ) -> Values:
         """Return what `step` returns.
 
@@ -69,7 +60,8 @@ class LogitTask(WindowTask):
             pair: both models.
             batch: the batch.
             hidden: final embeddings (B, L, D) of the dense and of the pruned model.
-            values: (B, L) values of each deviation and of `token_values`.
+            values: (B, L) values of each deviation, and in `LOG_PROBABILITIES` those of the true
+                next token. The last token of a window has no true one: its value has no meaning.
         """
 
 
@@ -94,30 +86,11 @@ def read_together(
     hidden = [pair.ask(name, final_hidden, ids, mask) for name in pair.models()]
     flat = [own.flatten(0, 1) for own in hidden]
     targets = ids.roll(-1, 1).flatten()
-
-    def further(dense: Tensor, pruned: Tensor, place: slice) -> dict[str, Tensor]:
-        return {
-            f"{number}/{name}": value
-            for number, task in enumerate(tasks)
-            for name, value in task.token_values((dense, pruned), targets[place]).items()
-        }
-
     found = token_deviations(
-        pair.dense, pair.pruned, *flat, temperature=tasks[0].temperature, also=further
+        pair.dense, pair.pruned, *flat, temperature=tasks[0].temperature, targets=targets
     )
     values = {name: value.view(ids.shape) for name, value in found.items()}
-    return [
-        task.summarise(pair, batch, hidden, _own(values, number))
-        for number, task in enumerate(tasks)
-    ]
-
-
-def _own(values: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Return the deviations, and the further values of one task."""
-    found = {name: value for name, value in values.items() if "/" not in name}
-    begin = f"{number}/"
-    own = {name.removeprefix(begin): x for name, x in values.items() if name.startswith(begin)}
-    return found | own
+    return [task.summarise(pair, batch, hidden, values) for task in tasks]
 
 
 class SharedPass:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunelit.arguments import checked
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.buffers import Buffers, rows_per_chunk
 from prunelit.metrics.spaces.embedding import embedding_pair
 from prunelit.metrics.spaces.estimates import (
@@ -23,7 +23,7 @@ from prunelit.metrics.spaces.logit import (
     logit_std_p,
     logit_std_top,
 )
-from prunelit.metrics.spaces.logit_pair import LogitPair
+from prunelit.metrics.spaces.logit_pair import LogitPair, check_subset
 from prunelit.metrics.spaces.probability import (
     js,
     kl,
@@ -31,6 +31,7 @@ from prunelit.metrics.spaces.probability import (
     top1_agreement,
     topk_overlap,
 )
+from prunelit.metrics.spaces.quick_pair import QuickPair
 from prunelit.metrics.spaces.vector_pair import check_shapes
 
 
@@ -44,6 +45,7 @@ def deviations(
     *,
     temperature: float = 1.0,
     subset: Tensor | None = None,
+    targets: Tensor | None = None,
     buffers: Buffers | None = None,
 ) -> dict[str, Tensor]:
     """Compare embeddings, logits and probabilities of the same tokens.
@@ -67,6 +69,8 @@ def deviations(
         subset: (S,) distinct token ids. Adds the logit and probability quantities on these columns,
             with `subspace_` before their names. If S is smaller than k, the top k are all S tokens,
             and the overlap is 1 for any logits.
+        targets: (...,) token ids. Adds `dense_log_probability` and `pruned_log_probability`, in
+            nats, of one token after each.
         buffers: memory to use again in many calls. None allocates and frees it.
 
     Returns:
@@ -95,19 +99,35 @@ def deviations(
         values = _embedding_deviations(dense_hidden, pruned_hidden, tokens)
     elif dense_hidden is not pruned_hidden:
         raise InputError("Expected embeddings of both models, or None for both, but got one.")
-    size = rows_per_chunk(dense_logits)
-    chunks = [x.reshape(-1, x.shape[-1]).split(size) for x in (dense_logits, pruned_logits)]
-    parts: dict[str, list[Tensor]] = {}
+    check_positive("temperature", temperature)
     buffers = buffers or Buffers()
-    for dense, pruned in zip(*chunks, strict=True):
-        pair = LogitPair(dense, pruned, temperature, buffers)
-        found = logit_deviations(pair)
-        if subset is not None:
-            inside = logit_deviations(pair.restrict(subset))
-            found |= {f"subspace_{name}": value for name, value in inside.items()}
-        for name, value in found.items():
-            parts.setdefault(name, []).append(value)
-    return values | {name: torch.cat(part).reshape(tokens) for name, part in parts.items()}
+    dense, pruned = (x.reshape(-1, x.shape[-1]) for x in (dense_logits, pruned_logits))
+    pair = QuickPair(dense, pruned, temperature, buffers)
+    found = _of_logits(pair, dense, pruned, buffers)
+    if targets is not None:
+        names = ("dense_log_probability", "pruned_log_probability")
+        found |= zip(names, pair.log_probability(targets.reshape(-1)), strict=True)
+    if subset is not None:
+        check_subset(subset, dense.shape[-1])
+        ids = subset.to(dense.device).long()
+        dense, pruned = (x.index_select(-1, ids) for x in (dense, pruned))
+        pair = QuickPair(dense, pruned, temperature, buffers)
+        inside = _of_logits(pair, dense, pruned, buffers)
+        found |= {f"subspace_{name}": value for name, value in inside.items()}
+    return values | {name: value.reshape(tokens) for name, value in found.items()}
+
+
+def _of_logits(
+    pair: QuickPair, dense: Tensor, pruned: Tensor, buffers: Buffers
+) -> dict[str, Tensor]:
+    """Return the quantities of (n, V) logits; those of a token that needs it by a `LogitPair`."""
+    found = logit_deviations(pair)
+    for rows in (~pair.exact).nonzero()[:, 0].split(rows_per_chunk(dense)):
+        if len(rows):
+            careful = LogitPair(dense[rows], pruned[rows], pair.temperature, buffers)
+            for name, value in logit_deviations(careful).items():
+                found[name] = found[name].index_copy(0, rows, value)
+    return found
 
 
 def _embedding_deviations(

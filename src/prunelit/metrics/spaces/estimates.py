@@ -63,10 +63,7 @@ def probability_cosine_estimate(pair: LogitPair) -> Tensor:
         >>> probability_cosine_estimate(pair)
         tensor(0.9950, dtype=torch.float64)
     """
-    norm = pair.dense_concentration
-    mean = pair.dot(pair.dense_probability, pair.dense_weighted) / norm
-    square = pair.dot(pair.dense_weighted, pair.dense_weighted) / norm
-    return 1 - _half_variance(mean, square, pair.dense_only)
+    return 1 - _half_variance(pair.concentrated_mean, pair.concentrated_square, pair.dense_only)
 
 
 @checked
@@ -100,10 +97,8 @@ def kl_estimate(pair: LogitPair, direction: Direction) -> Tensor:
     """
     check_direction(direction)
     if direction == "dense_pruned":
-        mean, weighted, alone = pair.dense_mean, pair.dense_weighted, pair.dense_only
-    else:
-        mean, weighted, alone = pair.pruned_mean, pair.pruned_weighted, pair.pruned_only
-    return _half_variance(mean, pair.dot(weighted, pair.log_ratio), alone)
+        return _half_variance(pair.dense_mean, pair.dense_square, pair.dense_only)
+    return _half_variance(pair.pruned_mean, pair.pruned_square, pair.pruned_only)
 
 
 def _half_variance(mean: Tensor, mean_square: Tensor, infinite: Tensor | None) -> Tensor:

@@ -199,7 +199,7 @@ def logit_std_top(pair: LogitPair, k: int) -> Tensor:
         tensor(1., dtype=torch.float64)
     """
     index = pair.top(k)[0]
-    difference = pair.vectors.difference.gather(-1, index)
+    difference = pair.top_difference[..., :k]
     if pair.excluded is None:
         return (difference - difference.mean(-1, keepdim=True)).square().mean(-1).sqrt()
     keep = ~pair.excluded.gather(-1, index)

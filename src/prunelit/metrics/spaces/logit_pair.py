@@ -129,6 +129,11 @@ class LogitPair:
         return self.dense_top[..., :k], self.pruned_top[..., :k]
 
     @cached_property
+    def top_difference(self) -> Tensor:
+        """(..., min(10, V)), difference of the logits of `dense_top`."""
+        return self.vectors.difference.gather(-1, self.dense_top)
+
+    @cached_property
     def _scaled(self) -> tuple[Tensor, Tensor]:
         if self.temperature == 1:
             return self.dense, self.pruned
@@ -227,9 +232,44 @@ class LogitPair:
         return self.pruned_weighted.sum(-1)
 
     @cached_property
+    def dense_square(self) -> Tensor:
+        """(...,), mean of u squared under p."""
+        return self.dot(self.dense_weighted, self.log_ratio)
+
+    @cached_property
+    def pruned_square(self) -> Tensor:
+        """(...,), mean of u squared under p'."""
+        return self.dot(self.pruned_weighted, self.log_ratio)
+
+    @cached_property
     def dense_concentration(self) -> Tensor:
         """(...,), squared norm of p."""
         return self.dot(self.dense_probability, self.dense_probability)
+
+    @cached_property
+    def pruned_concentration(self) -> Tensor:
+        """(...,), squared norm of p'."""
+        return self.dot(self.pruned_probability, self.pruned_probability)
+
+    @cached_property
+    def overlap(self) -> Tensor:
+        """(...,), sum of p p'."""
+        return self.dot(self.dense_probability, self.pruned_probability)
+
+    @cached_property
+    def concentrated_mean(self) -> Tensor:
+        """(...,), mean of u under weights p squared."""
+        return self.dot(self.dense_probability, self.dense_weighted) / self.dense_concentration
+
+    @cached_property
+    def concentrated_square(self) -> Tensor:
+        """(...,), mean of u squared under weights p squared."""
+        return self.dot(self.dense_weighted, self.dense_weighted) / self.dense_concentration
+
+    @cached_property
+    def mean_log_cosh(self) -> Tensor:
+        """(...,), sum of log cosh(u / 2) times p + p'."""
+        return self.dot(self.log_cosh, self.mixture)
 
     def dot(self, x: Tensor, y: Tensor) -> Tensor:
         """Sum x * y over the vocabulary, both (..., V), to (...,) float64."""

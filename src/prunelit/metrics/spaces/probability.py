@@ -13,8 +13,9 @@ from torch import Tensor
 
 from prunelit.arguments import checked
 from prunelit.errors import InputError, check_positive
-from prunelit.metrics.spaces.buffers import rows_per_chunk
+from prunelit.metrics.spaces.buffers import Buffers, rows_per_chunk
 from prunelit.metrics.spaces.logit_pair import LogitPair
+from prunelit.metrics.spaces.quick_pair import exponentials
 from prunelit.metrics.spaces.token_mean import TokenMean
 from prunelit.metrics.spaces.vector_pair import widen
 
@@ -44,9 +45,8 @@ def probability_cosine(pair: LogitPair) -> Tensor:
         >>> probability_cosine(LogitPair(dense, pruned))
         tensor(0.9231, dtype=torch.float64)
     """
-    dense, pruned = pair.dense_probability, pair.pruned_probability
-    norm = (pair.dense_concentration * pair.dot(pruned, pruned)).sqrt()
-    return (pair.dot(dense, pruned) / norm).clamp(max=1)
+    norm = (pair.dense_concentration * pair.pruned_concentration).sqrt()
+    return (pair.overlap / norm).clamp(max=1)
 
 
 @checked
@@ -114,7 +114,7 @@ def js(pair: LogitPair) -> Tensor:
     """
     # log(m / p) = u/2 + log cosh(u/2), and log(m / p') is that minus u.
     both = pair.pruned_mean - pair.dense_mean  # KL(p || p') + KL(p' || p)
-    return (both / 2 - pair.dot(pair.log_cosh, pair.mixture)).clamp_min(0) / 2
+    return (both / 2 - pair.mean_log_cosh).clamp_min(0) / 2
 
 
 @checked
@@ -192,11 +192,14 @@ def log_probability(logits: Tensor, token_ids: Tensor, temperature: float = 1.0)
     """
     size = rows_per_chunk(logits)
     parts = []
+    buffers = Buffers()
     for rows, ids in zip(logits.split(size), token_ids.split(size), strict=True):
-        scaled = widen(rows)
+        scaled = widen(rows, buffers, "scaled")
         if temperature != 1:
-            scaled = scaled / temperature
-        parts.append(scaled.gather(-1, ids) - scaled.logsumexp(-1, keepdim=True))
+            scaled = torch.div(scaled, temperature, out=buffers.get("divided", scaled))
+        highest = scaled.amax(-1, keepdim=True)
+        total = exponentials(scaled, highest, buffers.get("exponentials", scaled))[1]
+        parts.append(scaled.gather(-1, ids) - highest - total.log())
     return torch.cat(parts)
 
 

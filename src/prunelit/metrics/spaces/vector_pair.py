@@ -64,20 +64,24 @@ class VectorPair:
         return dot(self.difference, self.difference, self._buffers)
 
     @cached_property
-    def _squared_norm(self) -> Tensor:
+    def squared_norm(self) -> Tensor:
+        """(...,), squared norm of the dense vector."""
         return dot(self.dense, self.dense, self._buffers)
+
+    @cached_property
+    def along(self) -> Tensor:
+        """(...,), dot product of the dense vector and the difference."""
+        return dot(self.dense, self.difference, self._buffers)
 
     @cached_property
     def projection(self) -> Tensor:
         """(...,), signed length of the difference along the dense vector, relative to its norm."""
-        norm = self._squared_norm
-        along = dot(self.dense, self.difference, self._buffers)
-        return torch.where(norm == 0, 0.0, along / norm)
+        return torch.where(self.squared_norm == 0, 0.0, self.along / self.squared_norm)
 
     @cached_property
     def squared_orthogonal(self) -> Tensor:
         """(...,), the square of `orthogonal`."""
-        norm = self._squared_norm
+        norm = self.squared_norm
         rest = self.squared_distance - self.projection.square() * norm
         # Rounding can leave the difference of two equal squares below zero.
         share = rest.clamp_min(0) / norm
@@ -96,6 +100,26 @@ class VectorPair:
         """
         return self.squared_orthogonal.sqrt()
 
+    @cached_property
+    def product(self) -> Tensor:
+        """(...,), dot product of the dense and the pruned vector."""
+        return dot(self.dense, self.pruned, self._buffers)
+
+    @cached_property
+    def pruned_squared_norm(self) -> Tensor:
+        """(...,), squared norm of the pruned vector."""
+        return dot(self.pruned, self.pruned, self._buffers)
+
+    @cached_property
+    def length(self) -> Tensor:
+        """(...,), norm of the pruned vector relative to the dense one, from both parts."""
+        return ((1 + self.projection).square() + self.squared_orthogonal).sqrt()
+
+    @cached_property
+    def short(self) -> Tensor:
+        """(...,) bool, True if the pruned vector is so short that `1 + projection` is rounding."""
+        return self.length < 0.1
+
     @property
     def cosine(self) -> Tensor:
         """(...,), cosine of dense and pruned, in [-1, 1] and exactly 1 for equal vectors.
@@ -103,17 +127,34 @@ class VectorPair:
         It is computed from the two parts of the difference. Unlike a quotient of dot products, this
         keeps the digits of 1 - cosine for close vectors.
         """
-        along = 1 + self.projection
-        length = (along.square() + self.squared_orthogonal).sqrt()
-        cosine = along / length
-        # For a pruned vector much shorter than the dense one, `1 + projection` is mostly rounding.
-        short = length < 0.1
-        if short.any():
-            norm = (self._squared_norm * dot(self.pruned, self.pruned, self._buffers)).sqrt()
-            quotient = dot(self.dense, self.pruned, self._buffers) / norm
-            quotient = torch.where(norm == 0, 0.0, quotient.clamp(-1, 1))
-            cosine = torch.where(short, quotient, cosine)
+        cosine = (1 + self.projection) / self.length
+        if self.short.any():
+            norm = (self.squared_norm * self.pruned_squared_norm).sqrt()
+            quotient = torch.where(norm == 0, 0.0, (self.product / norm).clamp(-1, 1))
+            cosine = torch.where(self.short, quotient, cosine)
         return cosine
+
+
+class VectorSums(VectorPair):
+    """A pair of which only sums over N are known.
+
+    Args:
+        squared_norm: (...,), of the dense vector.
+        along: (...,), dot product of the dense vector and the difference.
+        squared_distance: (...,), squared norm of the difference.
+        total: (...,), sum of the difference.
+    """
+
+    def __init__(
+        self, squared_norm: Tensor, along: Tensor, squared_distance: Tensor, total: Tensor
+    ) -> None:
+        self.squared_norm = squared_norm
+        self.along = along
+        self.squared_distance = squared_distance
+        self.total = total
+        # Few digits where the pruned vector is `short`.
+        self.product = squared_norm + along
+        self.pruned_squared_norm = (squared_norm + 2 * along + squared_distance).clamp_min(0)
 
 
 def dot(x: Tensor, y: Tensor, buffers: Buffers | None = None) -> Tensor:

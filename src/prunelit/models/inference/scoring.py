@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.metrics.spaces.buffers import rows_per_chunk
+from prunelit.metrics.spaces.probability import log_probability
 from prunelit.models.architecture import final_hidden, unembed
 
 # Positions to unembed at a time, which bounds the (positions, V) float32 logits.
@@ -21,9 +21,8 @@ def log_likelihoods(
         model: a causal LM.
         hidden: (N, D), final embeddings of the positions before the targets.
         targets: (N,) token ids, or (N, K) for several targets per position.
-        exact: sum over the vocabulary in float64, which leaves an error of about 1e-9. Otherwise
-            all is in float32, as in lm-evaluation-harness: with V = 49152 the result is about 1e-5
-            nats per token too high.
+        exact: compute in float64. Otherwise all is in float32, as in lm-evaluation-harness: with
+            V = 49152 the result is about 1e-5 nats per token too high.
 
     Returns:
         (N,) or (N, K) float64, nats.
@@ -56,20 +55,6 @@ def check_log_probability(model: PreTrainedModel, values: Tensor) -> None:
             f"Expected numbers as log-probabilities but {type(model).__name__} gives NaN: load it "
             "in another dtype."
         )
-
-
-def log_probability(logits: Tensor, columns: Tensor) -> Tensor:
-    """Return the log-probabilities of the columns, (n, K) float64, of (n, V) float32 logits.
-
-    A few rows at a time fit into the cache of a CPU.
-    """
-    size = rows_per_chunk(logits)
-    pieces = []
-    for rows, ids in zip(logits.split(size), columns.split(size), strict=True):
-        highest = rows.amax(1, keepdim=True)
-        total = (rows - highest).exp_().sum(1, keepdim=True, dtype=torch.float64)
-        pieces.append(rows.gather(1, ids).double() - highest.double() - total.log())
-    return torch.cat(pieces)
 
 
 def window_nll(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
