@@ -35,7 +35,7 @@ def test_every_quantity_is_that_of_a_logit_pair(
 
 
 @pytest.mark.parametrize("shift", [0.0, 40.0])
-@pytest.mark.parametrize("size", [1e-3, 3e-3, 1e-2])
+@pytest.mark.parametrize("size", [1e-3, 6e-3, 5e-2])
 def test_nine_digits_where_exact(size: float, shift: float) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 200, 400, dtype=torch.float64, generator=generator)
@@ -51,11 +51,11 @@ def test_nine_digits_where_exact(size: float, shift: float) -> None:
         "js": (p * (np.exp(u) * (u - half) - half)).sum(-1) / 2,
     }
     chosen = quick.exact.numpy()
-    assert chosen.any() == (expected["kl_dense_pruned"].max() > 1e-6 * (1 + shift))
+    assert chosen.any() == (expected["kl_dense_pruned"].max() > 1e-5 * (1 + shift))
     found = logit_deviations(quick)
     for name, value in expected.items():
         np.testing.assert_allclose(
-            found[name].numpy()[chosen], value.astype(float)[chosen], rtol=2e-9, err_msg=name
+            found[name].numpy()[chosen], value.astype(float)[chosen], rtol=1e-9, err_msg=name
         )
 
 

@@ -198,7 +198,7 @@ def log_probability(logits: Tensor, token_ids: Tensor, temperature: float = 1.0)
         if temperature != 1:
             scaled = torch.div(scaled, temperature, out=buffers.get("divided", scaled))
         highest = scaled.amax(-1, keepdim=True)
-        total = exponentials(scaled, highest, buffers.get("exponentials", scaled))[1]
+        total = exponentials(scaled, highest, buffers.get("exponentials", scaled))
         parts.append(scaled.gather(-1, ids) - highest - total.log())
     return torch.cat(parts)
 

@@ -10,23 +10,21 @@ from prunelit.metrics.spaces.logit_pair import TOP, LogitPair
 from prunelit.metrics.spaces.topk import top_indices
 from prunelit.metrics.spaces.vector_pair import VectorSums, widen
 
-# The sums are right to about 2e-16, times 1 + the shift that the log ratios leave out. A KL below
+# The sums are right to about 1e-15, times 1 + the shift that the log ratios leave out. A KL below
 # this, in nats, would have fewer than nine digits.
-_LEAST_KL = 1e-6
+_LEAST_KL = 1e-5
 # Logits further than this below the highest have an exponential that loses digits.
 _RANGE = 600.0
-# Eight intermediates of a few tokens fit into the cache of a core, those of a whole chunk do not.
+# The intermediates of one thread are this part of a chunk, so that a cache holds all seven.
 _SHARE = 2
-# The dot product of longer rows is one call of BLAS for each: it reads them once.
-_LONG = 2**13
 
 
 class QuickPair(LogitPair):
     """A pair whose sums over the vocabulary are computed together, without a gradient.
 
     It takes two exponentials and a logarithm of each token of the vocabulary where `LogitPair`
-    takes five, and works on as few tokens at a time as the cache holds. Digits are lost where both
-    models are all but equal: `exact` says where none is.
+    takes five, and its sums of products in two matrix products. That loses digits where both models
+    are all but equal: `exact` says for which tokens none is lost.
 
     Args:
         dense: (n, V) logits, any float type.
@@ -44,14 +42,16 @@ class QuickPair(LogitPair):
         size = few = rows_per_chunk(dense)
         if dense.device.type == "cpu":
             few = min(size, max(1, size * torch.get_num_threads() // _SHARE))
-        tops: list[list[Tensor]] = []
-        found: list[dict[str, Tensor]] = []
-        for rows in zip(dense.split(size), pruned.split(size), strict=True):
-            tops.append([top_indices(x, TOP) for x in rows])
-            blocks = [x.split(few) for x in (*rows, *tops[-1])]
-            for z, y, top, other_top in zip(*blocks, strict=True):
-                found.append(_sums(z, y, top, other_top, self.temperature, buffers))
-        self.dense_top, self.pruned_top = (torch.cat(top) for top in zip(*tops, strict=True))
+        # A call for all tokens: the many small steps of a search cost more than the reading.
+        self.dense_top, self.pruned_top = (top_indices(x, TOP) for x in (dense, pruned))
+        found = [
+            _sums(*logits, *tops, self.temperature, buffers)
+            for logits, tops in zip(
+                zip(dense.split(few), pruned.split(few), strict=True),
+                zip(self.dense_top.split(few), self.pruned_top.split(few), strict=True),
+                strict=True,
+            )
+        ]
         sums = {name: torch.cat([one[name] for one in found]) for name in found[0]}
         self._levels = (
             (dense, sums["highest"], sums["norm"].log()),
@@ -68,14 +68,15 @@ class QuickPair(LogitPair):
         self.pruned_mean = sums["q_u"] / other
         self.dense_square = sums["p_uu"] / norm
         self.pruned_square = sums["q_uu"] / other
-        self.dense_concentration = sums["p_p"] / norm.square()
-        self.pruned_concentration = sums["q_q"] / other.square()
+        # Equal logits are exactly equal; sums in another order would differ in the last bit.
+        same = self.vectors.squared_distance == 0
         self.overlap = sums["p_q"] / (norm * other)
+        self.dense_concentration = torch.where(same, self.overlap, sums["p_p"] / norm.square())
+        self.pruned_concentration = torch.where(same, self.overlap, sums["q_q"] / other.square())
         self.concentrated_mean = sums["pp_u"] / sums["p_p"]
         self.concentrated_square = sums["pp_uu"] / sums["p_p"]
         # log((p + p') / p) is log 2 + log cosh(u / 2) + u / 2.
         rise = sums["rise"] / norm - 2 * math.log(2)
-        same = self.vectors.squared_distance == 0
         self.mean_log_cosh = (rise - (self.dense_mean + self.pruned_mean) / 2).masked_fill(same, 0)
         least = _LEAST_KL * (1 + sums["shift"].abs())
         apart = (-self.dense_mean > least) & (self.pruned_mean > least)
@@ -110,66 +111,65 @@ def _sums(
     Here p and q are e^z and e^z', relative to the highest, and u is the log of their ratio after
     both are normalised.
     """
-    z, y = widen(dense, buffers, "dense"), widen(pruned, buffers, "pruned")
-
-    def out(name: str) -> Tensor:
-        return buffers.get(name, z)
-
-    difference = torch.sub(y, z, out=out("difference"))
+    logits = buffers.get("logits", dense.expand(2, *dense.shape), torch.float64)
+    z, difference = logits
+    # A slice of this memory is an operand of the product below.
+    memory = buffers.get("sums", logits[:1].expand(5, *dense.shape))
+    pp, p, q, u, uu = memory
+    z.copy_(dense)
+    q.copy_(pruned)
+    torch.sub(q, z, out=difference)
+    squares = torch.bmm(logits.transpose(0, 1), logits.permute(1, 2, 0))
     found = {
-        "squared_norm": _dot(z, z),
-        "along": _dot(z, difference),
-        "squared_distance": _dot(difference, difference),
+        "squared_norm": squares[:, 0, 0],
+        "along": squares[:, 0, 1],
+        "squared_distance": squares[:, 1, 1],
         "total": difference.sum(-1),
         "top_difference": difference.gather(-1, dense_top),
     }
     if temperature != 1:
-        z = torch.div(z, temperature, out=out("dense_scaled"))
-        y = torch.div(y, temperature, out=out("pruned_scaled"))
-        difference.div_(temperature)
-    tops = z.gather(-1, dense_top[:, :1]), y.gather(-1, pruned_top[:, :1])
-    p, norm = exponentials(z, tops[0], out("dense_probability"))
-    q, other = exponentials(y, tops[1], out("pruned_probability"))
-    totals = norm.log(), other.log()
-    shift = (tops[1] - tops[0]) + (totals[1] - totals[0])
-    u = torch.sub(difference, shift, out=difference)
-    uu = torch.mul(u, u, out=out("square"))
+        logits.div_(temperature)
+        q.div_(temperature)
+    tops = z.gather(-1, dense_top[:, :1]), q.gather(-1, pruned_top[:, :1])
+    norm = exponentials(z, tops[0], p)
+    other = exponentials(q, tops[1], q)
+    # The shift of the log ratios is that of the log-sum-exps. Few digits cancel in this order.
+    shift = (tops[1] - tops[0]) + (other.log() - norm.log())
+    torch.sub(difference, shift, out=u)
+    torch.mul(u, u, out=uu)
+    torch.mul(p, p, out=pp)
+    products = torch.bmm(memory[:3].transpose(0, 1), memory[2:].permute(1, 2, 0))
     found |= {
-        "range": tops[0][:, 0] - dense.amin(-1) / temperature,
-        "shift": shift[:, 0],
         "highest": tops[0][:, 0],
         "pruned_highest": tops[1][:, 0],
+        "range": tops[0][:, 0] - dense.amin(-1) / temperature,
+        "shift": shift[:, 0],
         "norm": norm[:, 0],
         "pruned_norm": other[:, 0],
-        "p_u": _dot(p, u),
-        "q_u": _dot(q, u),
-        "p_uu": _dot(p, uu),
-        "q_uu": _dot(q, uu),
-        "p_q": _dot(p, q),
-        "q_q": _dot(q, q),
+        "p_p": pp.sum(-1),
+        "pp_u": products[:, 0, 1],
+        "pp_uu": products[:, 0, 2],
+        "p_q": products[:, 1, 0],
+        "p_u": products[:, 1, 1],
+        "p_uu": products[:, 1, 2],
+        "q_q": products[:, 2, 0],
+        "q_u": products[:, 2, 1],
+        "q_uu": products[:, 2, 2],
     }
-    pp = torch.mul(p, p, out=out("product"))
-    found |= {"p_p": pp.sum(-1), "pp_u": _dot(pp, u), "pp_uu": _dot(pp, uu)}
     both = torch.addcmul(p, q, norm / other, out=pp)
-    return found | {"rise": _dot(both, torch.div(both, p, out=u).log_())}
+    rise = torch.div(both, p, out=u).log_()
+    return found | {"rise": torch.mul(both, rise, out=uu).sum(-1)}
 
 
-def exponentials(scaled: Tensor, highest: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute e^(z - highest), and the sum over the vocabulary.
+def exponentials(scaled: Tensor, highest: Tensor, out: Tensor) -> Tensor:
+    """Compute e^(z - highest).
 
     Args:
         scaled: (n, V) float64.
         highest: (n, 1), the maximum over V.
-        out: (n, V), the memory of the result.
+        out: (n, V), the memory of the exponentials; may be `scaled`.
 
     Returns:
-        (n, V) and (n, 1).
+        (n, 1), their sum over the vocabulary.
     """
-    found = torch.sub(scaled, highest, out=out).exp_()
-    return found, found.sum(-1, keepdim=True)
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    if x.device.type == "cpu" and x.shape[-1] >= _LONG and len(x):
-        return torch.stack([a.dot(b) for a, b in zip(x, y, strict=True)])
-    return (x * y).sum(-1)
+    return torch.sub(scaled, highest, out=out).exp_().sum(-1, keepdim=True)
