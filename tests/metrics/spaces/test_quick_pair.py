@@ -21,7 +21,7 @@ def exact(dense: Tensor, pruned: Tensor, temperature: float = 1.0) -> list[bool]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(7, 300), (5, 12), (3, 9000)])  # the last by BLAS
 def test_every_quantity_is_that_of_a_logit_pair(
     make_logits, shape: tuple[int, int], dtype: torch.dtype, temperature: float

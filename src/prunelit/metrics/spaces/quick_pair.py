@@ -8,7 +8,7 @@ from torch import Tensor
 from prunelit.metrics.spaces.buffers import Buffers, rows_per_chunk
 from prunelit.metrics.spaces.logit_pair import TOP, LogitPair
 from prunelit.metrics.spaces.topk import top_indices
-from prunelit.metrics.spaces.vector_pair import VectorSums, widen
+from prunelit.metrics.spaces.vector_pair import VectorSums, check_float64, widen
 
 # The sums are right to about 1e-15, times 1 + the shift that the log ratios leave out. A KL below
 # this, in nats, would have fewer than nine digits.
@@ -32,12 +32,16 @@ class QuickPair(LogitPair):
         temperature: T of the softmax.
         buffers: memory for intermediates of size V.
 
+    Raises:
+        InputError: if the device has no float64.
+
     Attributes:
         exact: (n,) bool, True where every quantity has nine digits. It is False where the models
             are nearly equal, or a model excludes a token of the vocabulary.
     """
 
     def __init__(self, dense: Tensor, pruned: Tensor, temperature: float, buffers: Buffers) -> None:
+        check_float64(dense.device)
         self.temperature = float(temperature)
         size = few = rows_per_chunk(dense)
         if dense.device.type == "cpu":

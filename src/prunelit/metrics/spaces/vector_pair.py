@@ -174,14 +174,23 @@ def widen(x: Tensor, buffers: Buffers | None = None, name: str = "") -> Tensor:
     Raises:
         InputError: if the device has no float64.
     """
-    if x.device.type == "mps":
+    check_float64(x.device)
+    if x.dtype == torch.float64:
+        return x
+    return buffers.get(name, x, torch.float64).copy_(x) if buffers else x.double()
+
+
+def check_float64(device: torch.device) -> None:
+    """Refuse a device that has no float64.
+
+    Raises:
+        InputError: naming MPS.
+    """
+    if device.type == "mps":
         raise InputError(
             "Models are compared in float64, which MPS does not support: move the tensors to the "
             "CPU."
         )
-    if x.dtype == torch.float64:
-        return x
-    return buffers.get(name, x, torch.float64).copy_(x) if buffers else x.double()
 
 
 def check_shapes(dense: Tensor, pruned: Tensor) -> None:
