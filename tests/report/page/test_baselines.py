@@ -45,7 +45,7 @@ def test_baselines_stand_beside_the_pruned_model(make_run: Any, tmp_path: Path) 
     assert view is not None
     assert view["sizes"] == [
         ["dense", "0.0001", "0.0004", "0.0002", "100%"],
-        ["pruned", "0.0001", "0.0004", "not known", "100%"],
+        ["pruned", "0.0001", "0.0004", "not known", "100% (in memory)"],
         ["8bit", "0.0001", "0.0004", "6.4e-05", "32% (in theory)"],
         ["small", "not known", "not known", "not known", "not known"],
     ]

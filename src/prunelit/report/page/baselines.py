@@ -35,9 +35,9 @@ def _sentence(run: Run, baseline: Run) -> str:
         for word in ("keeps", "loses", "cannot tell", "no lead")
         if word in groups
     ]
-    if share := _share(baseline):
-        theory = ", in theory" if _is_rounded(baseline) else ""
-        parts.append(f"{share} of the dense model's bytes{theory}")
+    if (found := _share(baseline)) is not None:
+        share, where = found
+        parts.append(f"{share} of the dense model's bytes{f', {where}' if where else ''}")
     return f"{begin}: {'; '.join(parts) or 'no verdict'}."
 
 
@@ -92,9 +92,9 @@ def _size_lines(named: Sequence[tuple[str, Run]]) -> list[list[str]]:
     dense = [[own[key].get("dense") for own in every if own[key].get("dense")] for key in _SIZES]
     lines = [["dense", *(_millions(next(iter(found), None)) for found in dense), "100%"]]
     for (name, run), own in zip(named, every, strict=True):
-        theory = " (in theory)" if _is_rounded(run) else ""
         cells = [_millions(own[key].get("pruned")) for key in _SIZES]
-        lines.append([name, *cells, f"{_share(run) or 'not known'}{theory}"])
+        share, where = _share(run) or ("not known", "")
+        lines.append([name, *cells, share + (f" ({where})" if where else "")])
     return lines
 
 
@@ -102,13 +102,14 @@ def _millions(size: float | None) -> str:
     return "not known" if size is None else f"{size / _MILLION:,.4g}"
 
 
-def _share(run: Run) -> str:
-    """Return the share of the bytes of the dense files; of those in memory if a file is unknown."""
-    for key in ("file_bytes", "bytes"):
+def _share(run: Run) -> tuple[str, str] | None:
+    """Return the share of the bytes of the dense files, or of those in memory, and which it is."""
+    for key, where in (("file_bytes", ""), ("bytes", "in memory")):
         own = sizes(run).get(key) or {}
         if own.get("dense") and own.get("pruned"):
-            return f"{own['pruned'] / own['dense']:.0%}"
-    return ""
+            share = f"{own['pruned'] / own['dense']:.0%}"
+            return share, "in theory" if _is_rounded(run) else where
+    return None
 
 
 def _name(run: Run) -> str:
