@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
+from prunelit.report.page.commands import run_command
+
 Config = dict[str, Any]
 
 # A task whose items are right as long as a matrix has few zeros, and one of another use.
@@ -252,7 +254,7 @@ def test_two_processes_find_what_one_finds(
         assert done.returncode == 0, done.stderr
         assert answers(tmp_path) == {"retrieval": (0.5, 0.6), "generation": (0.2, 0.5)}
         assert done.stdout.count("Largest setting that keeps each use") == 1
-    assert done.stdout.count("(measured already)") == 6
+    assert " ".join(done.stdout.split()).count("(measured already)") == 6
 
 
 def test_a_sweep_measures_the_grid_and_a_search_takes_it(
@@ -276,6 +278,15 @@ def test_a_sweep_measures_the_grid_and_a_search_takes_it(
     # The setting that is not in the grid counts too.
     assert answers(tmp_path) == {"retrieval": (0.3, 0.55), "generation": (0.2, 0.3)}
     assert "Not searched, as `grid` has no settings of them: drop." in caplog.text
+    assert "drop</bdi>" not in (tmp_path / "run" / "board" / "report.html").read_text()
+    # A sweep in the folder of a search adds to its answers.
+    run("sweep", "--grid", "wanda=0.4")
+    assert answers(tmp_path) == {"retrieval": (0.4, 0.55), "generation": (0.2, 0.3)}
+    assert len({line["setting"] for line in drawn(tmp_path)}) == 4
+    # `report` gives what the sweep gave, and other margins other answers.
+    page = (tmp_path / "run" / "board" / "report.html").read_bytes()
+    run_command(["report", str(tmp_path / "run" / "board")])
+    assert (tmp_path / "run" / "board" / "report.html").read_bytes() == page
 
 
 def test_a_search_can_end_with_status_3(
