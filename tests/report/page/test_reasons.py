@@ -102,3 +102,10 @@ def test_items_in_the_calibration_text_are_a_warning(make_run: Any, tmp_path: Pa
     (added,) = [text for text in warn(read_run(folder)) if text not in before]
     assert added.startswith("answers: 3 of 40 items are in the calibration text")
     assert "'Where is my order today?'" in added
+
+
+def test_damaged_numbers_of_a_figure_are_none(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "figures" / "text_cosines.csv").write_bytes(b"\xff\xfe")
+    figures, _ = choose_figures(read_run(folder), 1000)
+    assert [one.sentence for one in figures] == ["text_cosines.csv holds no numbers."]

@@ -47,6 +47,15 @@ def test_a_damaged_record_is_none(searched: Path, text: str) -> None:
     assert not is_recorded(searched / "wanda_0.1")
 
 
+def test_a_variant_with_other_scores_is_measured_again(searched: Path) -> None:
+    folder = searched / "wanda_0.1"
+    (folder / "scores.parquet").write_bytes(b"damaged")
+    assert read_record(folder, "key") is None
+    assert not is_recorded(folder)
+    (folder / "scores.parquet").unlink()
+    assert read_record(folder, "key") is None
+
+
 def test_other_margins_are_written(searched: Path) -> None:
     folder = searched / "wanda_0.3"
     assert {v.word for v in decide_again(folder, Margins()).verdicts} == {"loses"}

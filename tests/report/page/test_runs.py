@@ -125,3 +125,10 @@ def test_a_configuration_with_other_sections_is_read_without_them(
     folder = make_run(tmp_path / "run")
     (folder / "config.yaml").write_text("{model: {source: x}, trainer: hello, pruning: [1]}")
     assert read_run(folder).config == {"model": {"source": "x"}}
+
+
+def test_results_without_a_use_are_refused(make_run: Any, tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run") / "results.jsonl"
+    path.write_text(path.read_text().replace('"use"', '"used"'))
+    with pytest.raises(InputError, match="'choose' that do not belong to the"):
+        judge([read_run(path.parent)], Margins())

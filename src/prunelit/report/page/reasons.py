@@ -143,10 +143,14 @@ def _flat_sparsity(path: Path) -> str:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
+    """Read the numbers of a figure; none if there is no file, or it holds no table."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error):
+        return []
 
 
 def _read_out(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prunelit.files import write_text
 from prunelit.report.page.outcome import write_outcome
-from prunelit.report.page.runs import RESULTS, VERDICTS, Run, judge, read_run
+from prunelit.report.page.runs import RESULTS, SCORES, VERDICTS, Run, judge, read_run
 from prunelit.report.variants import (
     Variant,
     format_variants,
@@ -69,7 +69,9 @@ def read_records(folder: Path) -> list[Variant]:
 
 
 def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / RESULTS).read_bytes()).hexdigest()
+    """Hash the results, and the scores from which verdicts follow; no dense model, no scores."""
+    paths = [folder / RESULTS, *(path for path in [folder / SCORES] if path.exists())]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def decide_again(folder: Path, margins: Margins) -> Run:

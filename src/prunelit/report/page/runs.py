@@ -154,7 +154,8 @@ def judge(runs: Sequence[Run], margins: Margins) -> None:
     Raises:
         InputError: if a margin names no task and no use, or the scores are damaged.
     """
-    uses = {r.details["use"] for run in runs for r in run.results if r.metric == "retained"}
+    every = [one for run in runs for one in run.results if one.metric == "retained"]
+    uses = {one.details["use"] for one in every if "use" in one.details}
     margins.check([*uses, *(task for run in runs for task in run.tasks)])
     for run in runs:
         decide_run(run, margins)
@@ -220,7 +221,7 @@ def _read_scores(path: Path, results: Sequence[Result]) -> list[tuple[Result, Pa
         own = columns["task"] == task
         values = [numbers[name][own] for name in ("dense", "pruned", "floor")]
         weights = numbers[_WEIGHT][own]
-        if task not in retained:
+        if task not in retained or "use" not in retained[task].details:
             raise InputError(
                 f"{str(path)!r} has scores of the task {task!r} that do not belong to the "
                 f"{RESULTS} beside it: repeat the run with `prunelit validate`."
