@@ -1,6 +1,8 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.fingerprint import fingerprint, fingerprint_files
+from prunelit.models.fingerprint import fingerprint, fingerprint_files, stored_parts
+from prunelit.models.loading import check_weights
+from prunelit.models.saving import weight_bytes
 
 
 def test_a_copy_on_disk_is_the_same_model(
@@ -146,3 +150,40 @@ def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> N
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.safetensors' is no complete safetensors file"):
         fingerprint_files(tmp_path)
+
+
+class Scaled(torch.Tensor):
+    """A quantised tensor as libraries make them: nothing can be computed of it here."""
+
+    @staticmethod
+    def __new__(cls, whole: torch.Tensor, scale: torch.Tensor) -> "Scaled":
+        return torch.Tensor._make_wrapper_subclass(cls, whole.shape, dtype=scale.dtype)
+
+    def __init__(self, whole: torch.Tensor, scale: torch.Tensor) -> None:
+        self.whole, self.scale = whole, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["whole", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(func)
+
+
+def test_a_quantised_tensor_is_read_by_its_parts(model: PreTrainedModel) -> None:
+    whole, scale = torch.ones(4, 8, dtype=torch.int8), torch.ones(4, 1)
+    weight = Scaled(whole, scale)
+    assert [part.dtype for part in stored_parts(weight)] == [torch.int8, torch.float32]
+    assert weight_bytes(SimpleNamespace(parameters=lambda: [weight])) == 32 + 16  # type: ignore[arg-type]
+    model.register_buffer("own", weight)
+    marks = [fingerprint(model)]
+    check_weights(model, "here")
+    whole[2, 3] = 5
+    marks.append(fingerprint(model))
+    scale[1] = float("inf")
+    marks.append(fingerprint(model))
+    assert len(set(marks)) == 3
+    with pytest.raises(InputError, match="'own' of 'here' holds NaN or infinite values"):
+        check_weights(model, "here")

@@ -265,8 +265,9 @@ class PairedLM(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin a new evaluation with an empty table for each task."""
-        for model in self.pair.models().values():
-            model.to(self.device).eval()  # type: ignore[arg-type]
+        with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
+            for model in self.pair.models().values():
+                model.to(self.device).eval()  # type: ignore[arg-type]
         self.evaluation = Evaluation(
             self.trainer, self.pair, self._data(), dense_cache=self.dense_cache
         )

@@ -43,7 +43,8 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(part.encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(content_of(tensor))
+        for part in stored_parts(tensor):
+            digest.update(content_of(part))
     return digest.hexdigest()
 
 
@@ -59,10 +60,11 @@ def quick_state(model: PreTrainedModel) -> list[Any]:
     """
     found: list[Any] = [*_structure(model)]
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        version = None if tensor.is_inference() else tensor._version
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SAMPLE)].cpu()
-        found.append((name, tensor.data_ptr(), tensor.dtype, version, bytes(content_of(sample))))
+        for part in stored_parts(tensor):
+            version = None if part.is_inference() else part._version
+            flat = part.detach().flatten()
+            sample = content_of(flat[:: max(1, flat.numel() // _SAMPLE)])
+            found.append((name, part.data_ptr(), part.dtype, version, bytes(sample)))
     return found
 
 
@@ -73,6 +75,21 @@ def _structure(model: PreTrainedModel) -> tuple[str, str]:
     # The structure shows modules that were dropped or replaced and have no weights.
     kernel = model.config._attn_implementation
     return json.dumps([config, ends, kernel], sort_keys=True, default=str), repr(model)
+
+
+def stored_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the plain tensors that hold a tensor; a quantised one has integers and scales.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.models.fingerprint import stored_parts
+        >>> [part.shape for part in stored_parts(torch.ones(2, 3))]
+        [torch.Size([2, 3])]
+    """
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    return [part for name in names for part in stored_parts(getattr(tensor, name))]
 
 
 def content_of(tensor: Tensor) -> memoryview:

@@ -30,7 +30,7 @@ from prunelit.data.sources import is_hub_name, local_path, split_revision
 from prunelit.data.tokens import limit_ids, pad_token
 from prunelit.errors import InputError, close_names, first_line
 from prunelit.files import POINTER, is_pointer
-from prunelit.models.fingerprint import fingerprint_files
+from prunelit.models.fingerprint import fingerprint_files, stored_parts
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
 from prunelit.models.saving import REPORT_FILE, read_report
@@ -295,7 +295,8 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
         InputError: naming the first such tensor.
     """
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not all_finite(tensor):
+        parts = [part for part in stored_parts(tensor) if part.is_floating_point()]
+        if not all(map(all_finite, parts)):
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
 
 

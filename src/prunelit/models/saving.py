@@ -14,7 +14,7 @@ from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
 from prunelit.files import check_replaceable, is_replaceable, real_path, replace_folder
 from prunelit.models.architecture import check_merged, check_model
-from prunelit.models.fingerprint import fingerprint_files
+from prunelit.models.fingerprint import fingerprint_files, stored_parts
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
 REPORT_FILE = "pruning.json"
@@ -38,7 +38,7 @@ def check_writable(folder: str | Path) -> None:
 
 def weight_bytes(model: PreTrainedModel) -> int:
     """Count the bytes of the weights of a model; tied ones count once."""
-    return sum(weight.nbytes for weight in model.parameters())
+    return sum(part.nbytes for weight in model.parameters() for part in stored_parts(weight))
 
 
 def check_apart(source: str, folder: str | Path) -> None:

@@ -217,7 +217,6 @@ def _show(found: "dict[str, DenseScore]", plans: Sequence[Plan], margins: Margin
         lines.append(
             {
                 "task": plan.name,
-                "use": str(plan.use),
                 "items": f"{own.score.n:,}",
                 "metric": own.score.metric,
                 "dense": f"{own.score.value:.2f} ± {own.score.standard_error:.2f}",

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from prunelit.models.fingerprint import stored_parts
 from prunelit.models.saving import weight_bytes
 
 PROMPT, WRITTEN = 128, 8  # tokens
@@ -108,14 +109,15 @@ class _Alive(TorchDispatchMode):
         super().__init__()
         self.peak = self._bytes = 0
         own = [*model.parameters(), *model.buffers()]
-        self._known = {id(tensor.untyped_storage()) for tensor in own}
+        parts = [part for tensor in own for part in stored_parts(tensor)]
+        self._known = {id(part.untyped_storage()) for part in parts}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count what it makes."""
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
+            for part in stored_parts(tensor) if isinstance(tensor, Tensor) else ():
+                self._add(part.untyped_storage())
         return output
 
     def _add(self, storage: torch.UntypedStorage) -> None:
