@@ -82,6 +82,11 @@ def test_a_page_elsewhere_leaves_the_folder_as_it_is(searched: Path, tmp_path: P
     assert report.path == tmp_path / "own" / "page.html"
     found = json.loads((tmp_path / "own" / "page.json").read_text())
     assert {one["largest_that_keeps"]["setting"] for one in found["answers"]} == {0.3}
+    with pytest.raises(InputError, match=r"Expected a page that ends in \.html but got"):
+        report_folder(searched, MARGINS, searched / "search.json")
+    with pytest.raises(InputError, match=r"would replace '.*search\.json', which is another file"):
+        report_folder(searched, MARGINS, searched / "search.html")
+    assert content(searched) == before
 
 
 def test_a_killed_run_and_variants_without_a_setting(

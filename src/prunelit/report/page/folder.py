@@ -14,6 +14,7 @@ from rich.table import Table
 from prunelit.errors import InputError
 from prunelit.files import write_text
 from prunelit.report.curves import DPI, as_csv, write_picture
+from prunelit.report.page.outcome import beside
 from prunelit.report.page.records import FIGURES, decide_again, is_recorded, read_all
 from prunelit.report.page.runs import PAGE, Run, judge, read_run
 from prunelit.report.page.search_view import view_search
@@ -103,10 +104,9 @@ def write_folder(
         output: see `report_folder`.
 
     Raises:
-        InputError: if a file is damaged, or no variant is left.
+        InputError: if a file is damaged, no variant is left, or `output` is no name for a page.
     """
-    if output is not None and output.suffix == ".json":
-        raise InputError(f"Expected a page such as `report.html` but got {str(output)!r}.")
+    target = folder / SEARCH if output is None else beside(output)
     every = read_all(folder)
     names = [variant.name for variant in every] if names is None else names
     order = {name: place for place, name in enumerate(names)}
@@ -126,7 +126,6 @@ def write_folder(
     view = view_search(answers, figure) if answers else None
     path = write_page(shown, output or folder / PAGE, view)
     if answers:
-        target = folder / SEARCH if output is None else output.with_suffix(".json")
         write_text(target, format_search(answers, [v.name for v in counted], uses))
     return FolderReport(path, answers, alone, notes)
 

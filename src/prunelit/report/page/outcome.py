@@ -46,16 +46,7 @@ def write_elsewhere(runs: Sequence[Run], page: Path) -> None:
     Raises:
         InputError: if the page does not end in .html, or its verdicts would replace another file.
     """
-    path = page.with_suffix(".json")
-    if page.suffix.lower() not in _PAGES:
-        raise InputError(
-            f"Expected a page that ends in .html but got {str(page)!r}: give another name."
-        )
-    if path.exists() and not page.exists() and page.name != SEVERAL:
-        raise InputError(
-            f"The verdicts of {str(page)!r} would replace {str(path)!r}, which is another file: "
-            "give the page another name, or remove it."
-        )
+    path = beside(page)
     write_page(runs, page)
     if len(runs) == 1:
         write_text(path, format_outcome(runs[0]))
@@ -67,6 +58,28 @@ def write_elsewhere(runs: Sequence[Run], page: Path) -> None:
         "runs": {run.name: _list_outcome(run) for run in shown},
     }
     write_text(path, as_json(data))
+
+
+def beside(page: Path) -> Path:
+    """Return the path of the verdicts beside a page that is not in the folder of its run.
+
+    Args:
+        page: path of the page.
+
+    Raises:
+        InputError: if the page does not end in .html, or its verdicts would replace another file.
+    """
+    path = page.with_suffix(".json")
+    if page.suffix.lower() not in _PAGES:
+        raise InputError(
+            f"Expected a page that ends in .html but got {str(page)!r}: give another name."
+        )
+    if path.exists() and not page.exists() and page.name != SEVERAL:
+        raise InputError(
+            f"The verdicts of {str(page)!r} would replace {str(path)!r}, which is another file: "
+            "give the page another name, or remove it."
+        )
+    return path
 
 
 def format_outcome(run: Run) -> str:

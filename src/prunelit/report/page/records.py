@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from prunelit.files import write_text
-from prunelit.report.page.outcome import write_outcome
+from prunelit.report.page.outcome import format_outcome, write_outcome
 from prunelit.report.page.runs import RESULTS, SCORES, VERDICTS, Run, judge, read_run
 from prunelit.report.variants import (
     Variant,
@@ -18,7 +18,7 @@ from prunelit.report.variants import (
     read_variants,
     same_dense,
 )
-from prunelit.report.verdicts import Margins, format_verdicts
+from prunelit.report.verdicts import Margins
 
 RECORD = "variant.json"
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
@@ -86,7 +86,7 @@ def decide_again(folder: Path, margins: Margins) -> Run:
     """
     run = read_run(folder)
     judge([run], margins)
-    text = format_verdicts(run.verdicts)
+    text = format_outcome(run)
     path = folder / VERDICTS
     if run.verdicts and not (path.is_file() and path.read_bytes() == text.encode()):
         write_outcome(run)
