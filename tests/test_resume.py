@@ -55,7 +55,7 @@ def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> 
         perplexity = config["data"]["tasks"][1:2]
         material = Path(__file__).parent / "material"
         (folder / "dying.py").write_text((material / "dying.py").read_text())
-        config["data"]["tasks"] = []
+        del config["data"]["tasks"]
         config["data"]["recovery"] = {
             "path": config["data"]["calibration"]["path"],
             "sequences": 12,

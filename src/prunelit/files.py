@@ -27,6 +27,7 @@ except ImportError:  # Windows
 
 _LFS = b"version https://git-lfs"
 POINTER = "a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder"
+UNFINISHED = "unfinished"  # folder in that of a run: the items measured so far
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIXED = (errno.EBUSY, errno.EXDEV)  # a mount point, a folder of a container's image
 # Names inside a folder that is replaced in its place, and one that new disks have.

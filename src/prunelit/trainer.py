@@ -38,10 +38,10 @@ from prunelit.core.private_api import (
     leave_signals,
     restores_checkpoint,
 )
-from prunelit.core.resume import UNFINISHED
 from prunelit.core.signals import Stopped, launching, stop_on_signals
 from prunelit.errors import InputError, first_line
 from prunelit.files import (
+    UNFINISHED,
     check_folder,
     check_names,
     explain_full,

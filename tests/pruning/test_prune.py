@@ -187,6 +187,13 @@ def test_progress_over_the_blocks(
     assert "blocks/s" in shown
     assert written(Terminal(), progress=False) == ""
     assert written(io.StringIO()) == ""
+    said: list[str] = []
+    monkeypatch.setattr(module, "rank_zero_info", said.append)
+    monkeypatch.setattr(module, "_A_MINUTE", 0.0)
+    assert written(io.StringIO()) == ""
+    assert [line.partition(",")[0] for line in said] == [
+        f"Pruning with Wanda: {done} of 3 blocks" for done in (1, 2, 3)
+    ]
 
 
 def test_sequences_longer_than_the_positions_are_refused(

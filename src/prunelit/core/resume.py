@@ -19,14 +19,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from prunelit.core.environment import describe_environment
-from prunelit.files import make_folder
+from prunelit.files import UNFINISHED, make_folder
 from prunelit.models.model_pair import ModelPair
 from prunelit.recipe import describe_code, tell_differences
 from prunelit.tasks.base import Task
 
 Values = Mapping[str, Any]
 
-UNFINISHED = "unfinished"  # folder of the journals
 
 _NAME = re.compile(r"(?P<task>.+)-(?P<key>[0-9a-f]{16})-\d+\.jsonl")
 

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,6 +34,8 @@ from prunelit.pruning.offload import make_store
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.report import BlockCost, PruningReport, count_weights, find_missing
 from prunelit.recipe import describe
+
+_A_MINUTE = 60.0  # seconds
 
 
 @torch.no_grad()
@@ -136,12 +140,12 @@ def prune(
 
 
 class _BlockProgress(Progress):
-    """Progress bar over the blocks, on stderr.
+    """Progress bar over the blocks, on stderr; in a log, a line a minute.
 
     Args:
         title: text before the bar.
         blocks: number of blocks.
-        shown: False hides it; it is also hidden if stderr is no terminal.
+        shown: False hides both.
     """
 
     def __init__(self, title: str, blocks: int, shown: bool) -> None:
@@ -156,6 +160,8 @@ class _BlockProgress(Progress):
             console=_stderr_console(),
         )
         self._blocks = blocks
+        self._logs = shown and self.disable  # no terminal
+        self._said = time.monotonic()
         self._bar = self.add_task(title, total=blocks, rate="")
 
     def show(self, costs: list[BlockCost]) -> None:
@@ -164,6 +170,10 @@ class _BlockProgress(Progress):
         rate = len(costs) / sum(cost.seconds for cost in costs)
         total = passes * self._blocks
         self.update(self._bar, completed=len(costs), total=total, rate=f"{rate:.2f} blocks/s")
+        if self._logs and time.monotonic() - self._said >= _A_MINUTE:
+            self._said = time.monotonic()
+            title = self.tasks[self._bar].description
+            rank_zero_info(f"{title}: {len(costs)} of {total} blocks, {rate:.2f} blocks/s.")
 
 
 def describe_batches(batches: list[Batch] | None) -> dict[str, Any] | None:

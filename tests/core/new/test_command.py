@@ -41,8 +41,9 @@ def test_the_files_are_measured_and_other_commands_take_the_result(
         "Warning: intents: 1 of 12 texts are in the calibration text",
         "qa: the model has no chat template, so it reads plain questions.",
         "Written: decision.yaml, decision.fit.yaml, decision.sweep.yaml, decision.search.yaml.",
-        "items needed: to find with 80% power that the margin is kept at 3 tasks, if",
-        "nothing is lost and 10% of the items flip",
+        "items needed: for the verdict `keeps` in 80 of 100 runs, if nothing is lost and",
+        "The 3 tasks are judged together (Holm).",
+        "10% of the items flip: 5% get worse and 5% get better.",
         "qa: the dense model is not above chance",
         "  prunelit fit --config decision.yaml --config decision.fit.yaml",
     ):

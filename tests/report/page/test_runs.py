@@ -54,6 +54,10 @@ def test_a_folder_above_a_run_names_it(make_run: Any, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"holds no results.jsonl: give '{folder}'"):
             read_run(above)
     assert read_run(folder / "results.jsonl").folder == folder
+    (folder / "results.jsonl").unlink()
+    (folder / "unfinished").mkdir()
+    with pytest.raises(InputError, match="was stopped before it had results: start its command"):
+        read_run(folder)
     with pytest.raises(InputError, match=r"does not exist \(similar: .*version_0"):
         read_run(folder.parent / "version_1")
 

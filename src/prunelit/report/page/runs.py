@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from prunelit.errors import InputError, first_line, near_names, similar_paths
+from prunelit.files import UNFINISHED
 from prunelit.report.items import read_items
 from prunelit.report.results import Result, read_results
 from prunelit.report.score_test import PairedScores
@@ -189,6 +190,11 @@ def _refuse(folder: Path) -> None:
         kind = "is a file" if folder.exists() else f"does not exist{similar_paths(str(folder))}"
         raise InputError(
             f"Expected the folder of a run, which holds {RESULTS}, but {str(folder)!r} {kind}."
+        )
+    if (folder / UNFINISHED).is_dir():
+        raise InputError(
+            f"The run in {str(folder)!r} was stopped before it had results: start its command "
+            "again, and it goes on."
         )
     inside = [path for depth in ("*/", "*/*/") for path in sorted(folder.glob(depth + RESULTS))]
     found = " or ".join(repr(str(path.parent)) for path in inside[-3:]) or "another folder"
