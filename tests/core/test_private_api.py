@@ -42,6 +42,7 @@ LIBRARIES = ("lightning", "jsonargparse")
 ELSEWHERE = {
     "os._exit",
     "model.config._attn_implementation",
+    "part._version",  # PyTorch counts changes in place by it, and its documentation names it
     "model._keys_to_ignore_on_load_unexpected",  # transformers: authors of models set it
     "super()._apply",
 }

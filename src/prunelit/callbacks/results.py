@@ -131,6 +131,9 @@ class Results(Callback):
         verbose: bool = False,
         baselines: Sequence[str] = (),
     ) -> None:
+        texts = isinstance(baselines, list | tuple) and all(isinstance(b, str) for b in baselines)
+        if not texts:
+            raise InputError(f"Expected `baselines` as a list of texts but got {baselines!r}.")
         for text in baselines:
             if text not in BITS and re.fullmatch(r"\W*(int)?\d+[\W_]*(bits?)?\W*", text, re.I):
                 raise InputError(
