@@ -221,7 +221,7 @@ def _show(found: "dict[str, DenseScore]", plans: Sequence[Plan], margins: Margin
                 "metric": own.score.metric,
                 "dense": f"{own.score.value:.2f} ± {own.score.standard_error:.2f}",
                 "chance": f"{own.floor:.2f}",
-                "must stay": f"loss <= {margin:g}" if absolute else f"{margin:g} of lead",
+                "margin": f"{'lose' if absolute else 'keep'} {margin:g}",
                 "items needed": needed if own.lead or absolute else "no lead",
             }
         )
@@ -230,12 +230,14 @@ def _show(found: "dict[str, DenseScore]", plans: Sequence[Plan], margins: Margin
         lines_table(
             "The dense model",
             "chance: random guessing, or the most frequent answer where answers are fixed.\n"
-            "must stay: the margin, --keep (share of the lead over chance) or --margin (loss).\n"
+            "margin: keep at least this share of the lead over chance (--keep), or lose at most\n"
+            "this much of the score (--margin).\n"
             "items needed: for the verdict `keeps` in 80 of 100 runs, if nothing is lost and\n"
             f"10% of the items flip: 5% get worse and 5% get better.{holm}",
             lines,
         )
     )
+    few = []
     for plan in plans:
         own = found[plan.name]
         if not own.lead:
@@ -244,10 +246,12 @@ def _show(found: "dict[str, DenseScore]", plans: Sequence[Plan], margins: Margin
                 "Use more rows, another template or a better model."
             )
         elif own.needed is None or own.needed > own.score.n:
-            _print(
-                f"{plan.name}: with {own.score.n:,} items a small loss cannot be told. Add items, "
-                "or allow a larger loss with `--margin`; a large loss shows all the same."
-            )
+            few.append(plan.name)
+    if few:
+        _print(
+            f"Too few items to tell a small loss: {', '.join(few)}. A large loss shows all the "
+            "same. Add items, or allow a larger loss with `--keep` or `--margin`."
+        )
 
 
 def _print(line: str) -> None:
