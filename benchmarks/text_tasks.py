@@ -74,7 +74,8 @@ def main() -> None:
 
     @torch.no_grad()
     def floor() -> None:
-        _floors(dense, ids[: options.batch], list(range(options.batch)), hidden[: options.batch])
+        first = ids[: options.batch]
+        _floors(dense, first, list(range(len(first))), hidden[: len(first)])
 
     functions = {"the three tasks": run, "noise floor": floor}
     measured: dict[str, list[float]] = {name: [] for name in functions}
