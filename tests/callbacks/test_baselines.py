@@ -127,11 +127,12 @@ def test_each_baseline_is_a_run_of_its_own(
     assert "Rounding is simulated" in page
 
     # The same command measures only what is missing.
-    (folder / "baselines" / "other" / "baseline.json").unlink()
+    (folder / "baselines" / "other" / "scores.parquet").write_bytes(b"damaged")
+    written = (folder / "baselines" / "other" / "baseline.json").stat().st_mtime_ns
     before = (folder / "baselines" / "4bit" / "results.jsonl").stat().st_mtime_ns
     start("4bit", other, stage="validate", epochs=1)
     assert len(rounded) == 1
-    assert (folder / "baselines" / "other" / "baseline.json").exists()
+    assert (folder / "baselines" / "other" / "baseline.json").stat().st_mtime_ns > written
     assert (folder / "baselines" / "4bit" / "results.jsonl").stat().st_mtime_ns == before
 
 

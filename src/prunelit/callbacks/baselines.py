@@ -5,7 +5,6 @@ with the tasks, rows and dense answers of the run, and has the files of a run in
 `baselines/<name>/` of the run's folder. `baseline.json` says that it is finished.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -39,7 +38,8 @@ from prunelit.models.saving import weight_bytes
 from prunelit.pruners import Quantize
 from prunelit.pruning.prune import prune
 from prunelit.recipe import describe
-from prunelit.report.page.runs import BASELINE, BASELINES, RESULTS
+from prunelit.report.page.record_file import digest_results, is_recorded
+from prunelit.report.page.runs import BASELINE, BASELINES
 
 
 @dataclass
@@ -232,7 +232,7 @@ def _measure(
             "left_out": baseline.left_out,
             **({} if rounding is None else rounding.sizes),
             "key": key,
-            "results": _digest(folder),
+            "results": digest_results(folder),
         }
         write_text(folder / BASELINE, json.dumps(record, indent=2) + "\n")
         own.close()  # the page says now that it is a baseline
@@ -318,24 +318,14 @@ def _find_key(
 
 def _take(folder: Path, key: str | None, root: Path) -> bool:
     """Find what an earlier run measured, in this folder or in that of another run beside it."""
-    if _is_measured(folder, key):
+    if key is None:
+        return False
+    if is_recorded(folder / BASELINE, key):
         return True
     beside = folder.parents[1].glob(f"*/{BASELINES}/{folder.name}")  # in `earlier_N`
     for place in (*beside, *sorted(root.glob(f"*/{BASELINES}/{folder.name}"))):
-        if not folder.exists() and _is_measured(place, key):
+        if not folder.exists() and is_recorded(place / BASELINE, key):
             with replace_folder(folder) as partial:
                 shutil.copytree(place, partial, dirs_exist_ok=True)
             return True
     return False
-
-
-def _is_measured(folder: Path, key: str | None) -> bool:
-    try:
-        data = json.loads((folder / BASELINE).read_text(encoding="utf-8"))
-        return key is not None and data["key"] == key and data["results"] == _digest(folder)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
-
-
-def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / RESULTS).read_bytes()).hexdigest()

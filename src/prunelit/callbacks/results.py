@@ -40,6 +40,7 @@ from prunelit.report.page.baselines import baseline_sentences
 from prunelit.report.page.gains import gain_sentence
 from prunelit.report.page.outcome import write_outcome
 from prunelit.report.page.reasons import overlap_sentences
+from prunelit.report.page.record_file import RESULTS, SCORES
 from prunelit.report.page.records import RECORD
 from prunelit.report.page.runs import (
     BASELINES,
@@ -47,8 +48,6 @@ from prunelit.report.page.runs import (
     GAINS,
     OVERLAP,
     PAGE,
-    RESULTS,
-    SCORES,
     VERDICTS,
     Run,
     decide_run,

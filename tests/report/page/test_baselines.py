@@ -6,6 +6,7 @@ from typing import Any
 
 from prunelit.report.page.baselines import baseline_sentences, list_baselines, view_baselines
 from prunelit.report.page.outcome import write_outcome
+from prunelit.report.page.record_file import digest_results
 from prunelit.report.page.runs import judge, read_run
 from prunelit.report.page.view import build_page, closing_sentences
 from prunelit.report.verdicts import Margins
@@ -25,7 +26,8 @@ OTHER = {"name": "small", "source": "a/small", "bits": None, "left_out": {"need 
 def beside(make_run: Any, folder: Path, record: dict[str, Any], **options: Any) -> None:
     own = make_run(folder / "baselines" / record["name"], **options)
     (own / "pruned" / "pruning.json").unlink()
-    (own / "baseline.json").write_text(json.dumps(record))
+    whole = {**record, "key": None, "results": digest_results(own)}
+    (own / "baseline.json").write_text(json.dumps(whole))
 
 
 def test_baselines_stand_beside_the_pruned_model(make_run: Any, tmp_path: Path) -> None:
@@ -72,3 +74,11 @@ def test_other_rows_are_not_compared(make_run: Any, tmp_path: Path) -> None:
     view = view_baselines(run)
     assert view is not None
     assert view["strips"] == []
+
+
+def test_a_damaged_baseline_is_left_out(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    beside(make_run, folder, OTHER)
+    assert len(read_run(folder).baselines) == 1
+    (folder / "baselines" / "small" / "scores.parquet").write_bytes(b"damaged")
+    assert read_run(folder).baselines == []

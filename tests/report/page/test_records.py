@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from prunelit.report.page.record_file import is_recorded
 from prunelit.report.page.records import (
     decide_again,
     holds_variants,
-    is_recorded,
     read_all,
     read_record,
     read_records,
@@ -32,11 +32,11 @@ def test_a_record_belongs_to_its_results(searched: Path) -> None:
     write_record(folder, variant, None)  # what the results depend on is not known
     assert read_record(folder, "key") is None
     assert read_record(folder) == variant
-    assert is_recorded(folder)
+    assert is_recorded(folder / "variant.json")
     with (folder / "results.jsonl").open("a") as file:
         file.write("\n")
     assert read_record(folder) is None
-    assert not is_recorded(folder)
+    assert not is_recorded(folder / "variant.json")
     assert [one.name for one in read_records(searched)] == ["wanda_0.2", "wanda_0.3"]
 
 
@@ -44,14 +44,14 @@ def test_a_record_belongs_to_its_results(searched: Path) -> None:
 def test_a_damaged_record_is_none(searched: Path, text: str) -> None:
     (searched / "wanda_0.1" / "variant.json").write_text(text)
     assert read_record(searched / "wanda_0.1") is None
-    assert not is_recorded(searched / "wanda_0.1")
+    assert not is_recorded(searched / "wanda_0.1" / "variant.json")
 
 
 def test_a_variant_with_other_scores_is_measured_again(searched: Path) -> None:
     folder = searched / "wanda_0.1"
     (folder / "scores.parquet").write_bytes(b"damaged")
     assert read_record(folder, "key") is None
-    assert not is_recorded(folder)
+    assert not is_recorded(folder / "variant.json")
     (folder / "scores.parquet").unlink()
     assert read_record(folder, "key") is None
 

@@ -50,6 +50,7 @@ def test_a_variant_has_the_configuration_of_its_sweep(make_run: Any, tmp_path: P
 
 def test_a_folder_above_a_run_names_it(make_run: Any, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "runs" / "version_0")
+    (folder.parent / "unfinished").mkdir()  # of a later run
     for above in (folder.parent, tmp_path):
         with pytest.raises(InputError, match=f"holds no results.jsonl: give '{folder}'"):
             read_run(above)

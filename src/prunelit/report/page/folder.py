@@ -15,7 +15,8 @@ from prunelit.errors import InputError
 from prunelit.files import write_text
 from prunelit.report.curves import DPI, as_csv, write_picture
 from prunelit.report.page.outcome import beside
-from prunelit.report.page.records import FIGURES, decide_again, is_recorded, read_all
+from prunelit.report.page.record_file import is_recorded
+from prunelit.report.page.records import FIGURES, RECORD, decide_again, read_all
 from prunelit.report.page.runs import PAGE, Run, judge, read_run
 from prunelit.report.page.search_view import view_search
 from prunelit.report.page.view import write_page
@@ -137,7 +138,7 @@ def _decide(
     runs, notes = {}, []
     for variant in variants:
         own = folder / variant.name
-        if not is_recorded(own):
+        if not is_recorded(own / RECORD):
             notes.append(f"Without {variant.name}: its results were moved or changed.")
             continue
         if write:

@@ -4,13 +4,13 @@ A record, `variant.json`, is written when a variant is measured. A later sweep o
 same settings reads it instead of measuring the variant again.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
 from prunelit.files import write_text
 from prunelit.report.page.outcome import format_outcome, write_outcome
-from prunelit.report.page.runs import RESULTS, SCORES, VERDICTS, Run, judge, read_run
+from prunelit.report.page.record_file import DAMAGED, RESULTS, digest_results, read_digested
+from prunelit.report.page.runs import VERDICTS, Run, judge, read_run
 from prunelit.report.variants import (
     Variant,
     format_variants,
@@ -21,7 +21,6 @@ from prunelit.report.variants import (
 from prunelit.report.verdicts import Margins
 
 RECORD = "variant.json"
-_DAMAGED = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 FIGURES, VARIANTS = "figures", "variants.json"
 
 
@@ -33,7 +32,7 @@ def write_record(folder: Path, variant: Variant, key: str | None) -> None:
         variant: with its results.
         key: identifies all that the results depend on; None if that is not known.
     """
-    data = {"key": key, "results": _digest(folder), "variant": format_variants([variant])}
+    data = {"key": key, "results": digest_results(folder), "variant": format_variants([variant])}
     write_text(folder / RECORD, json.dumps(data) + "\n")
 
 
@@ -45,33 +44,16 @@ def read_record(folder: Path, key: str | None = None) -> Variant | None:
         key: of all that the results depend on; None is any.
     """
     try:
-        data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if data["results"] != _digest(folder) or key not in (None, data["key"]):
-            return None
-        return parse_variant(json.loads(data["variant"])[0])
-    except _DAMAGED:
+        data = read_digested(folder / RECORD, key)
+        return None if data is None else parse_variant(json.loads(data["variant"])[0])
+    except DAMAGED:
         return None
-
-
-def is_recorded(folder: Path) -> bool:
-    """Return True if a folder has the results that were measured; faster than `read_record`."""
-    try:
-        data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return data["results"] == _digest(folder)
-    except _DAMAGED:
-        return False
 
 
 def read_records(folder: Path) -> list[Variant]:
     """Read every variant that was measured in a folder, in the order of their names."""
     found = (read_record(path.parent) for path in sorted(folder.glob(f"*/{RECORD}")))
     return [variant for variant in found if variant is not None]
-
-
-def _digest(folder: Path) -> str:
-    """Hash the results, and the scores from which verdicts follow; no dense model, no scores."""
-    paths = [folder / RESULTS, *(path for path in [folder / SCORES] if path.exists())]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def decide_again(folder: Path, margins: Margins) -> Run:

@@ -15,11 +15,12 @@ import yaml
 from prunelit.errors import InputError, first_line, near_names, similar_paths
 from prunelit.files import UNFINISHED
 from prunelit.report.items import read_items
+from prunelit.report.page.record_file import RESULTS, SCORES, is_recorded
 from prunelit.report.results import Result, read_results
 from prunelit.report.score_test import PairedScores
 from prunelit.report.verdicts import Margins, Verdict, decide
 
-RESULTS, SCORES, PAGE, CONFIG = "results.jsonl", "scores.parquet", "report.html", "config.yaml"
+PAGE, CONFIG = "report.html", "config.yaml"
 GAINS, OVERLAP, VERDICTS = "gains.json", "overlap.json", "verdicts.json"
 ENVIRONMENT = "environment.json"
 BASELINES, BASELINE = "baselines", "baseline.json"  # a folder of runs, and the record of each
@@ -138,7 +139,7 @@ def read_run(folder: str | Path) -> Run:
 def _read_baselines(folder: Path) -> list[Run]:
     """Read the baselines that were measured completely: roundings first, fewer bits last."""
     records = (folder / BASELINES).glob(f"*/{BASELINE}")
-    found = [read_run(path.parent) for path in records if (path.parent / RESULTS).is_file()]
+    found = [read_run(path.parent) for path in records if is_recorded(path)]
 
     def place(run: Run) -> tuple[int, str]:
         bits = (run.baseline or {}).get("bits")
@@ -191,12 +192,12 @@ def _refuse(folder: Path) -> None:
         raise InputError(
             f"Expected the folder of a run, which holds {RESULTS}, but {str(folder)!r} {kind}."
         )
-    if (folder / UNFINISHED).is_dir():
+    inside = [path for depth in ("*/", "*/*/") for path in sorted(folder.glob(depth + RESULTS))]
+    if not inside and (folder / UNFINISHED).is_dir():
         raise InputError(
             f"The run in {str(folder)!r} was stopped before it had results: start its command "
             "again, and it goes on."
         )
-    inside = [path for depth in ("*/", "*/*/") for path in sorted(folder.glob(depth + RESULTS))]
     found = " or ".join(repr(str(path.parent)) for path in inside[-3:]) or "another folder"
     raise InputError(
         f"Expected the folder of a run but {str(folder)!r} holds no {RESULTS}: give {found}."
