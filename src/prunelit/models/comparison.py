@@ -22,9 +22,9 @@ from prunelit.models.architecture import (
     unembed,
 )
 
-# Tokens per matrix product with the unembedding. A chunk bounds the memory of the (tokens, V)
-# logits and is large enough for a fast product. Accelerators are faster with larger chunks.
-CPU_CHUNK, ACCELERATOR_CHUNK = 128, 512
+# Tokens per matrix product with the unembedding: a large chunk makes the product fast. On a CPU the
+# logits of more than a few tokens have at most this many entries, 128 MiB in float32.
+_TOKENS, _FEW_TOKENS, _CPU_ENTRIES = 512, 128, 2**25
 
 
 @torch.no_grad()
@@ -182,7 +182,10 @@ def token_deviations(
     buffers = Buffers()
     # Autocast of the Trainer's precision is switched off: the logits are in float32.
     with torch.autocast(dense_hidden.device.type, enabled=False):
-        size = CPU_CHUNK if dense_hidden.device.type == "cpu" else ACCELERATOR_CHUNK
+        size = _TOKENS
+        if dense_hidden.device.type == "cpu":
+            vocabulary = dense.config.get_text_config(decoder=True).vocab_size
+            size = min(_TOKENS, max(_FEW_TOKENS, _CPU_ENTRIES // vocabulary))
         for start in range(0, len(dense_hidden), size):
             place = slice(start, start + size)
             h, h_pruned = dense_hidden[place], pruned_hidden[place]

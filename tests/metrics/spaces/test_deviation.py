@@ -157,8 +157,8 @@ def test_memory_does_not_grow_with_the_tokens(make_logits, monkeypatch, temperat
         with Allocations() as made:
             deviations(*inputs, temperature=temperature, buffers=memory)
         large = [size for size in made.sizes if size >= 8 * chunk]
-        assert max(large, default=8 * chunk) == 8 * chunk
-        assert len(large) <= 15 * first  # each buffer once
+        assert max(large, default=0) <= 2 * 8 * chunk  # four intermediates of half a chunk in one
+        assert sum(large) <= 15 * 8 * chunk * first  # each buffer once
 
 
 def test_buffers_may_be_used_again(inputs: Inputs) -> None:

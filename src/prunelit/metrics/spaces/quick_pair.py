@@ -117,12 +117,11 @@ def _sums(
     Here p and q are e^z and e^z', relative to the highest, and u is the log of their ratio after
     both are normalised.
     """
-
-    def memory(name: str) -> Tensor:
-        return buffers.get(name, dense, torch.float64)
-
-    z, q = memory("dense").copy_(dense), memory("pruned").copy_(pruned)
-    difference = torch.sub(q, z, out=memory("difference"))
+    stack = buffers.get("stack", dense[:, None].expand(-1, 4, -1), torch.float64)
+    z, q, difference, _ = stack.unbind(1)
+    z.copy_(dense)
+    q.copy_(pruned)
+    torch.sub(q, z, out=difference)
     found = {
         "squared_norm": _dot(z, z),
         "along": _dot(z, difference),
@@ -145,18 +144,25 @@ def _sums(
         "shift": shift[:, 0],
         "norm": norm[:, 0],
         "pruned_norm": other[:, 0],
-        "p_u": _dot(p, u),
-        "q_u": _dot(q, u),
-        "p_q": _dot(p, q),
-        "p_p": _dot(p, p),
-        "q_q": _dot(q, q),
     }
-    pp = torch.mul(p, p, out=memory("product"))
-    found["pp_u"] = _dot(pp, u)
-    uu = u.mul_(u)
-    found |= {"p_uu": _dot(p, uu), "q_uu": _dot(q, uu), "pp_uu": _dot(pp, uu)}
-    both = torch.addcmul(p, q, norm / other, out=pp)
-    return found | {"rise": _dot(both, torch.div(both, p, out=uu).log_())}
+    torch.mul(u, u, out=stack[:, 3])
+    # The fourth of the stack is u^2 now.
+    found |= zip(("p_p", "p_q", "p_u", "p_uu"), _dots(stack, p), strict=True)
+    found |= zip(("q_q", "q_u", "q_uu"), _dots(stack, q)[1:], strict=True)
+    pu = u.mul_(p)
+    found |= {"pp_u": _dot(pu, p), "pp_uu": _dot(pu, pu)}
+    both = torch.addcmul(p, q, norm / other, out=pu)
+    return found | {"rise": _dot(both, torch.div(both, p, out=stack[:, 3]).log_())}
+
+
+def _dots(stack: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """Sum the products of each of four and x over the last axis, (n, 4, V) and (n, V) to (n,)."""
+    if x.device.type == "cpu" and x.shape[-1] >= _LONG and len(x):
+        # BLAS reads x once for all four.
+        found = torch.stack([a.mv(b) for a, b in zip(stack, x, strict=True)])
+    else:
+        found = torch.bmm(stack, x.unsqueeze(-1)).squeeze(-1)
+    return found.unbind(-1)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
