@@ -337,8 +337,28 @@ def console() -> Callable[..., CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
+def start_process() -> Callable[..., BaseProcess]:
+    """`start_process(script, names)` runs a script in a process that need not import the libraries.
+
+    It is a fork of a process that did.
+    """
+    context = multiprocessing.get_context("forkserver")
+    modules = ["prunelit.cli", "prunelit.tasks.collection_retrieval"]
+    context.set_forkserver_preload([*modules, "transformers.models.llama.modeling_llama"])
+
+    def run(script: Path, names: dict[str, Any]) -> BaseProcess:
+        process = context.Process(target=runpy.run_path, args=(str(script), names))
+        process.start()
+        return process
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def forked(
-    tmp_path_factory: pytest.TempPathFactory, own_cache: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    own_cache: Path,
+    start_process: Callable[..., BaseProcess],
 ) -> Callable[..., CompletedProcess[str]]:
     """As `console`, but the process need not import the libraries, which takes seconds.
 
@@ -348,16 +368,8 @@ def forked(
     process, and bytes that it may allocate; figures are then empty files. A test of the launcher or
     of what happens at the start needs `console`.
     """
-    context = multiprocessing.get_context("forkserver")
-    modules = ["prunelit.cli", "prunelit.tasks.collection_retrieval"]
-    context.set_forkserver_preload([*modules, "transformers.models.llama.modeling_llama"])
     script = Path(__file__).parent / "material" / "forked_console.py"
     streams = [tmp_path_factory.mktemp("streams") / name for name in ("stdout", "stderr")]
-
-    def start(names: dict[str, Any]) -> BaseProcess:
-        process = context.Process(target=runpy.run_path, args=(str(script), names))
-        process.start()
-        return process
 
     def run(
         folder: Path,
@@ -384,7 +396,7 @@ def forked(
             group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
             own = [{**group, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
         environments = [{**names["ENVIRONMENT"], **more} for more in own]
-        processes = [start({**names, "ENVIRONMENT": each}) for each in environments]
+        processes = [start_process(script, {**names, "ENVIRONMENT": each}) for each in environments]
         for process in processes:
             process.join(300)
         late = [process for process in processes if process.is_alive()]

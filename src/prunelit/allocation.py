@@ -12,6 +12,7 @@ from prunelit.activations import Probe, SquaredNorm
 from prunelit.arguments import Checked
 from prunelit.errors import InputError, near_names
 from prunelit.models.architecture import oriented_weight
+from prunelit.models.stores import each_whole, whole
 from prunelit.sparsity import Sparsity, Unstructured, count_removed
 
 __all__ = ["OWL", "Allocation", "LinearDepth"]
@@ -127,12 +128,12 @@ class OWL(Allocation):
     def _outliers(self, linears: Linears, probes: dict[str, Probe]) -> float:
         def scores(name: str) -> Tensor:
             weight = oriented_weight(linears[name]).float()
-            # An offloaded block may have left the device of its statistic.
-            return weight.abs() * probes[name].statistic.value.sqrt().to(weight.device)
+            return weight.abs() * probes[name].statistic.value.sqrt()
 
         size = sum(oriented_weight(linear).numel() for linear in linears.values())
-        mean = sum(float(scores(name).sum(dtype=torch.float64)) for name in linears) / size
-        return sum(int((scores(name) > self.outlier * mean).sum()) for name in linears) / size
+        with whole(next(iter(linears.values()))):  # all are in one block
+            mean = sum(float(scores(name).sum(dtype=torch.float64)) for name in linears) / size
+            return sum(int((scores(name) > self.outlier * mean).sum()) for name in linears) / size
 
 
 def check_allocation(
@@ -204,7 +205,7 @@ def allocate(
     base = np.array([ratio for _, ratio, _ in maps])
     gone = [
         size - int(oriented_weight(m).count_nonzero())
-        for size, (m, _, _) in zip(sizes, maps, strict=True)
+        for size, m in zip(sizes, each_whole(linear for linear, _, _ in maps), strict=True)
     ]
     counts = spread_counts(sizes, base, np.array([offset for _, _, offset in maps]), np.array(gone))
     return {

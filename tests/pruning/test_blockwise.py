@@ -21,7 +21,6 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.pruners import Pruner, Wanda
 from prunelit.pruning.blockwise import RankText, prune_blocks
-from prunelit.pruning.offload import BlockStore
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
 
@@ -37,7 +36,7 @@ def first_real(batch: Batch) -> Batch:
 def run_blocks(model: PreTrainedModel, pruner: Pruner, text: RankText | None) -> list[int]:
     """Prune, and give the index of each block in the order of work."""
     memory = PeakMemory(model.device)
-    return [cost.index for cost in prune_blocks(model, pruner, text, BlockStore(), memory)]
+    return [cost.index for cost in prune_blocks(model, pruner, text, memory)]
 
 
 def run(model: PreTrainedModel, pruner: Pruner, batches: list[Batch]) -> None:

@@ -16,9 +16,9 @@ from prunelit.models.architecture import (
     linear_modules,
     oriented_weight,
 )
+from prunelit.models.stores import Store, keep_in
 from prunelit.pruners import Probe, Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
-from prunelit.pruning.offload import BlockStore
 from prunelit.pruning.peak_memory import PeakMemory
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -73,14 +73,13 @@ def run(
     model: PreTrainedModel,
     pruner: Pruner,
     batches: list[Batch],
-    store: BlockStore | None = None,
     sample: Batch | None = None,
 ) -> list[int]:
     """Prune, and give the index of each block in the order of work."""
     sample = sample or {key: value[-1:] for key, value in batches[0].items()}
     text, memory = RankText(batches, sample), PeakMemory(model.device)
     with torch.no_grad():
-        costs = prune_blocks(model, pruner, text, store or BlockStore(), memory)
+        costs = prune_blocks(model, pruner, text, memory)
         return [cost.index for cost in costs]
 
 
@@ -173,21 +172,26 @@ def test_blocks_are_worked_on_in_order_and_the_model_is_finished_once(
     model: PreTrainedModel, padded: Batch
 ) -> None:
     recorder = Recorder()
-    moves: list[tuple[str, nn.Module, int]] = []
+    moves: list[tuple[str, int, int]] = []
 
-    class Store(BlockStore):
-        def bring(self, block: nn.Module) -> None:
-            moves.append(("bring", block, len(recorder.probes)))
+    class Noted(Store):
+        def __init__(self, index: int) -> None:
+            super().__init__()
+            self.index = index
 
-        def put_away(self, block: nn.Module) -> None:
-            moves.append(("put away", block, len(recorder.probes)))
+        def fetch(self) -> None:
+            moves.append(("fetch", self.index, len(recorder.probes)))
 
-    assert run(model, recorder, [padded], Store()) == [0, 1, 2]
-    assert moves == [
-        (move, block, pruned)
-        for index, block in enumerate(model.model.layers)
-        for move, pruned in (("bring", index), ("put away", index + 1))
-    ]
+        def leave(self, edited: bool) -> None:
+            moves.append(("keep" if edited else "forget", self.index, len(recorder.probes)))
+
+    for index, block in enumerate(model.model.layers):
+        keep_in(block, Noted(index))
+    assert run(model, recorder, [padded]) == [0, 1, 2]
+    # The model's own run, the blocks one by one, and the pass that prunes.
+    looks = [(move, index, 0) for index in range(3) for move in ("fetch", "forget")]
+    prunes = [(move, i, i + n) for i in range(3) for n, move in enumerate(("fetch", "keep"))]
+    assert moves == [*looks, *looks, *prunes]
     assert recorder.finished == [model]
 
 
@@ -235,6 +239,6 @@ def test_a_method_that_looks_needs_text(model: PreTrainedModel) -> None:
         def watch(self, block: nn.Module) -> dict[str, Probe]:
             return {}
 
-    blocks = prune_blocks(model, Looks(), None, BlockStore(), PeakMemory(model.device))
+    blocks = prune_blocks(model, Looks(), None, PeakMemory(model.device))
     with pytest.raises(InputError, match=r"`data\.calibration`: Looks needs it"):
         list(blocks)

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
+from prunelit.models.stores import each_weight, store_of
 
 # Files of a model folder that decide what it computes and what its tokenizer does.
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -41,7 +43,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for part in _structure(model):
         digest.update(part.encode())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in chain(each_weight(model), model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         for part in stored_parts(tensor):
             digest.update(content_of(part))
@@ -53,13 +55,18 @@ def quick_state(model: PreTrainedModel) -> list[Any]:
 
     That is all that `fingerprint` covers, but of each tensor its place in memory, the version that
     PyTorch counts up at every change in place, and some values. A change through `.data` is the
-    only one that is not counted, and pruning or training so changes some of the values.
+    only one that is not counted, and pruning or training so changes some of the values. Weights
+    that wait in a store change when they are taken there.
 
     Args:
         model: on any device.
     """
     found: list[Any] = [*_structure(model)]
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        store = store_of(model.get_submodule(name.rpartition(".")[0]))
+        if store is not None and isinstance(tensor, nn.Parameter):
+            found.append((name, id(store), tensor.dtype, store.edits))
+            continue
         for part in stored_parts(tensor):
             version = None if part.is_inference() else part._version
             flat = part.detach().flatten()

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
 from prunelit.models.saving import REPORT_FILE, read_report
 from prunelit.models.stored_weights import count_blocks, find_cast
+from prunelit.models.stores import each_weight
 from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
 
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
@@ -294,8 +296,10 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
     Raises:
         InputError: naming the first such tensor.
     """
-    for name, tensor in model.state_dict().items():
-        parts = [part for part in stored_parts(tensor) if part.is_floating_point()]
+    names = {name for name, _ in model.named_parameters()}
+    others = [(name, value) for name, value in model.state_dict().items() if name not in names]
+    for name, tensor in chain(each_weight(model), others):
+        parts = [part.detach() for part in stored_parts(tensor) if part.is_floating_point()]
         if not all(map(all_finite, parts)):
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from prunelit.data.batches import Batch
 from prunelit.errors import InputError
 from prunelit.models.architecture import block_output, decoder_blocks, final_hidden
+from prunelit.models.stores import whole
 
 Form = type[Tensor] | type[tuple]
 
@@ -39,11 +40,12 @@ class Stream:
             index: index of the block, which selects the other arguments.
             hidden: (B, T, D), input of the block; None takes `self.hidden`.
         """
-        device = next(block.parameters()).device
         args, kwargs = self.calls[index]
         own = self.hidden if hidden is None else hidden
-        inputs = move_data_to_device((own, args, kwargs), device)
-        return block_output(block(inputs[0], *inputs[1], **inputs[2]))
+        with whole(block):
+            device = next(block.parameters()).device
+            inputs = move_data_to_device((own, args, kwargs), device)
+            return block_output(block(inputs[0], *inputs[1], **inputs[2]))
 
 
 def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: Form) -> Stream:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules
+from prunelit.models.stores import check_here
 
 
 @torch.no_grad()
@@ -39,6 +40,7 @@ def to_semi_structured(model: PreTrainedModel) -> int:
         ...     print(error)
         Expected a CUDA device of compute capability 8.0 or higher but got cpu: ...
     """
+    check_here(model, "`to_semi_structured`")
     device = model.device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise InputError(

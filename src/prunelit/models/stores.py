@@ -1,22 +1,34 @@
 """Stores: places where the weights of a block wait until something works on the block."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import groupby
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+
+from prunelit.errors import InputError
 
 _ATTRIBUTE = "prunelit_store"
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Store(ABC):
     """Place where the weights of one block wait.
 
     `whole` calls `fetch` and `leave`; nothing else does.
+
+    Attributes:
+        collective: True if all ranks must fetch a block together, in the same order.
+        edits: number of times that changed weights were taken away.
     """
 
+    collective = False
+
     def __init__(self) -> None:
+        self.edits = 0
         self._inside = 0
         self._edited = False
 
@@ -32,7 +44,7 @@ class Store(ABC):
             edited: keep the weights as they are now; False may forget a change.
         """
 
-    def prefetch(self) -> None:
+    def prefetch(self) -> None:  # noqa: B027 - most stores have nothing to begin
         """Begin to bring the weights; `fetch` comes soon. It changes no result."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Store":
@@ -50,22 +62,53 @@ class Store(ABC):
             self._inside -= 1
             if not self._inside:
                 edited, self._edited = self._edited, False
+                self.edits += edited
                 self.leave(edited)
 
 
-def keep_in(block: nn.Module, store: Store) -> None:
-    """Let a store keep the weights of a block.
+def keep_in(block: nn.Module, store: Store | None) -> None:
+    """Let a store keep the weights of a block; the forward pass of the block has them here.
 
     Args:
-        block: a decoder block; its views, which share its attributes, have the same store.
-        store: of this block alone.
+        block: a decoder block; its views, which share its attributes, have the same store. So have
+            all modules inside.
+        store: of this block alone; None if its weights stay here from now on.
     """
-    setattr(block, _ATTRIBUTE, store)
+    for module in block.modules():
+        vars(module).pop(_ATTRIBUTE, None)
+        if store is not None:
+            setattr(module, _ATTRIBUTE, store)
+    vars(block).pop("forward", None)
+    if store is not None:
+        block.forward = partial(_forward, block)
 
 
-def store_of(block: nn.Module) -> Store | None:
-    """Return the store of a block; None if its weights are always here."""
-    return vars(block).get(_ATTRIBUTE)
+def _forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    with whole(block):
+        return type(block).forward(block, *args, **kwargs)
+
+
+def store_of(module: nn.Module) -> Store | None:
+    """Return the store of a block or of a module inside; None if its weights are always here."""
+    return vars(module).get(_ATTRIBUTE)
+
+
+def check_here(model: nn.Module, what: str) -> None:
+    """Refuse a model whose blocks wait in stores.
+
+    Args:
+        model: any.
+        what: needs the whole model at once; first words of the error.
+
+    Raises:
+        InputError: naming `what`.
+    """
+    store = next((store for module in model.modules() if (store := store_of(module))), None)
+    if store is not None:
+        raise InputError(
+            f"{what} needs all weights of the model at once, but its blocks wait in "
+            f"{type(store).__name__}: load the model with the placement resident."
+        )
 
 
 @contextmanager
@@ -75,7 +118,7 @@ def whole(block: nn.Module, *, edited: bool = False) -> Iterator[None]:
     Does nothing for a block without a store.
 
     Args:
-        block: a decoder block.
+        block: a decoder block, or a module inside.
         edited: the weights are changed inside.
     """
     store = store_of(block)
@@ -84,3 +127,35 @@ def whole(block: nn.Module, *, edited: bool = False) -> Iterator[None]:
     else:
         with store._whole(edited):
             yield
+
+
+def each_whole(modules: Iterable[_Module], *, edited: bool = False) -> Iterator[_Module]:
+    """Give modules one by one, each while the weights of its block are here.
+
+    Modules of one block that follow one another bring it once.
+
+    Args:
+        modules: blocks, modules inside blocks, or others.
+        edited: the weights are changed.
+    """
+    for store, same in groupby(modules, key=store_of):
+        with nullcontext() if store is None else store._whole(edited):
+            yield from same
+
+
+def each_weight(
+    model: nn.Module, names: Iterable[str] | None = None, *, edited: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """Give parameters one by one, each while the weights of its block are here.
+
+    Args:
+        model: any.
+        names: names of parameters; None gives all, as `named_parameters` does.
+        edited: the weights are changed.
+    """
+    if names is None:
+        names = [name for name, _ in model.named_parameters()]
+    split = [name.rpartition(".") for name in names]
+    owners = each_whole([model.get_submodule(path) for path, _, _ in split], edited=edited)
+    for (path, dot, last), owner in zip(split, owners, strict=True):
+        yield f"{path}{dot}{last}", owner.get_parameter(last)

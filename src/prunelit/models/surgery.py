@@ -16,6 +16,7 @@ from prunelit.models.architecture import (
     oriented_weight,
     sublayers,
 )
+from prunelit.models.stores import check_here, each_whole, whole
 
 # The configuration's names for the width of the MLP.
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
@@ -45,19 +46,24 @@ class Removed:
 @torch.no_grad()
 def drop_(block: nn.Module, kind: str) -> None:
     """Set weight and bias of the last linear map of a sublayer to 0, so that it adds nothing."""
-    for parameter in block.get_submodule(sublayers(block)[kind].output).parameters():
-        parameter.zero_()
+    with whole(block, edited=True):
+        for parameter in block.get_submodule(sublayers(block)[kind].output).parameters():
+            parameter.zero_()
 
 
 def is_dropped(block: nn.Module, kind: str) -> bool:
     """Return True if weight and bias of the last linear map of a sublayer are all 0."""
     linear = block.get_submodule(sublayers(block)[kind].output)
-    return not any(bool(parameter.any()) for parameter in linear.parameters())
+    with whole(block):
+        return not any(bool(parameter.any()) for parameter in linear.parameters())
 
 
 @torch.no_grad()
 def find_dropped(block: nn.Module) -> dict[str, Tensor]:
     """Find the entries of a block's linear weights that `shrink_` takes out.
+
+    Args:
+        block: a decoder block, whole.
 
     Returns:
         By name of the linear map: all its entries if its sublayer is dropped; those of neurons
@@ -122,7 +128,7 @@ def shrink_(model: PreTrainedModel) -> Removed:
         InputError: if all blocks are dropped, or the configuration cannot hold the new shape.
     """
     _, blocks = decoder_blocks(model)
-    gone = [{kind for kind in KINDS if is_dropped(b, kind)} for b in blocks]
+    gone = [{kind for kind in KINDS if is_dropped(b, kind)} for b in each_whole(blocks)]
     removed = Removed(blocks=[i for i, kinds in enumerate(gone) if len(kinds) == 2])
     kept = [i for i in range(len(blocks)) if i not in removed.blocks]
     if not kept:
@@ -140,10 +146,13 @@ def shrink_(model: PreTrainedModel) -> Removed:
         _set_width(config, dense_width, narrow)
     for new, old in enumerate(kept):
         block = blocks[old]
-        if removed.intermediate_size is not None and "mlp" not in gone[old]:
-            _narrow(block, narrow)
-        for kind in gone[old]:
-            _leave_out(block, kind)
+        narrows = removed.intermediate_size is not None and "mlp" not in gone[old]
+        if narrows or gone[old]:
+            with whole(block, edited=True):
+                if narrows:
+                    _narrow(block, narrow)
+                for kind in gone[old]:
+                    _leave_out(block, kind)
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = new  # type: ignore[assignment]
@@ -165,6 +174,7 @@ def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
     Raises:
         InputError: as `shrink_` does.
     """
+    check_here(model, "Saving a model with dropped parts that are still in it as zeros")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     smaller = copy.deepcopy(model, shared)
     return smaller, shrink_(smaller)
@@ -279,7 +289,8 @@ def _leave_out(block: nn.Module, kind: str) -> None:
 
 def _alive(block: nn.Module) -> Tensor:
     """(I,) bool, True for neurons of the MLP whose column of the last map is not all zeros."""
-    return oriented_weight(block.get_submodule(sublayers(block)["mlp"].output)).any(0)
+    with whole(block):
+        return oriented_weight(block.get_submodule(sublayers(block)["mlp"].output)).any(0)
 
 
 def _narrow(block: nn.Module, width: int) -> None:

@@ -115,7 +115,7 @@ class Pruner(Checked, ABC):
         """Give the probes of one block, by submodule name.
 
         Probes of the same kind that read the same input tensor share one statistic. The driver also
-        calls this once before any heavy work.
+        calls this before any heavy work, when the weights may be elsewhere: read their shapes only.
 
         Args:
             block: a decoder block.

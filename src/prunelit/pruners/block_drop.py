@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from prunelit.activations import MeanDistance, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import KINDS, decoder_blocks, sublayers
+from prunelit.models.stores import each_whole
 from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Probe, Pruner
 
@@ -132,7 +133,7 @@ def _find_dropped(blocks: nn.ModuleList) -> set[int]:
     """Indices of the blocks that an earlier round dropped."""
     return {
         index
-        for index, block in enumerate(blocks)
+        for index, block in enumerate(each_whole(blocks))
         if is_dropped(block, "attention") and is_dropped(block, "mlp")
     }
 

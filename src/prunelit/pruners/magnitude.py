@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from prunelit.activations import Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, oriented_weight
+from prunelit.models.stores import each_whole
 from prunelit.pruners.base import LinearPruner, Probe
 from prunelit.sparsity import Unstructured, count_removed
 
@@ -87,10 +88,12 @@ def lowest_counts(linears: list[nn.Module], total: int) -> list[int]:
 
     if total == 0:
         return [0] * len(linears)
-    upper = [torch.bincount((bits(m) >> 16).flatten(), minlength=_BINS) for m in linears]
+    upper = [
+        torch.bincount((bits(m) >> 16).flatten(), minlength=_BINS) for m in each_whole(linears)
+    ]
     high, below = threshold(upper, total - 1)
     lower = []
-    for linear in linears:
+    for linear in each_whole(linears):
         values = bits(linear)
         inside = values[(values >> 16) == high] & (_BINS - 1)
         lower.append(torch.bincount(inside, minlength=_BINS))

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from prunelit.activations import MeanDistance
 from prunelit.errors import InputError
 from prunelit.models.architecture import KINDS, decoder_blocks, sublayers
+from prunelit.models.stores import each_whole
 from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Probe, Pruner
 
@@ -109,7 +110,7 @@ class SublayerDrop(Pruner):
         """Block index and kind of each sublayer that no earlier round dropped."""
         return [
             (index, kind)
-            for index, block in enumerate(decoder_blocks(model)[1])
+            for index, block in enumerate(each_whole(decoder_blocks(model)[1]))
             for kind in self.kinds
             if not is_dropped(block, kind)
         ]

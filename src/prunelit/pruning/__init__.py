@@ -1,4 +1,4 @@
-"""Prune a model block by block, offload blocks that wait, keep masks, and train to recover."""
+"""Prune a model block by block, keep masks, and train to recover."""
 
 from prunelit.pruning.prune import prune
 from prunelit.pruning.report import PruningReport

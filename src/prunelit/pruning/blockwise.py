@@ -13,9 +13,9 @@ from prunelit.data.batches import Batch
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.replay import Form, Stream, capture, check_replay
+from prunelit.models.stores import whole
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruning.hooks import Feed, Trial
-from prunelit.pruning.offload import BlockStore
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.report import BlockCost
 
@@ -37,7 +37,6 @@ def prune_blocks(
     model: PreTrainedModel,
     pruner: Pruner,
     text: RankText | None,
-    store: BlockStore,
     memory: PeakMemory,
 ) -> Iterator[BlockCost]:
     """Prune every block in place, each calibrated on the outputs of the pruned blocks before it.
@@ -46,10 +45,9 @@ def prune_blocks(
     its new output on. A method with no probes costs none.
 
     Args:
-        model: in evaluation mode, gradients off.
+        model: in evaluation mode, gradients off; its blocks may wait in stores.
         pruner: the method.
         text: calibration text of this rank; None if there is none.
-        store: place where blocks wait.
         memory: measures the peak memory of a block.
 
     Yields:
@@ -72,12 +70,12 @@ def prune_blocks(
         form, trials = _try_out(model, pruner, text.sample)
     batches = [] if text is None else text.batches
     if looks:
-        yield from _look_and_decide(model, pruner, batches, form, store, memory)
+        yield from _look_and_decide(model, pruner, batches, form, memory)
     else:
         pruner.decide(model, [])
     streams = _capture_all(model, blocks, batches, form) if watches else []
     prune = _PrunePass(pruner, streams, trials if watches else None, last=len(blocks) - 1)
-    yield from _take_blocks(prune, blocks, store, memory)
+    yield from _take_blocks(prune, blocks, memory)
     pruner.finish(model)
 
 
@@ -102,7 +100,6 @@ def _look_and_decide(
     pruner: Pruner,
     batches: list[Batch],
     form: Form,
-    store: BlockStore,
     memory: PeakMemory,
 ) -> Iterator[BlockCost]:
     """Show the method the statistics of the whole model, again as often as it asks for them."""
@@ -110,7 +107,7 @@ def _look_and_decide(
     again = True
     while again:
         look = _LookPass(iter(pruner.look(model)), _capture_all(model, blocks, batches, form))
-        yield from _take_blocks(look, blocks, store, memory)
+        yield from _take_blocks(look, blocks, memory)
         again = pruner.decide(model, look.probes)
         del look  # frees the hidden states before the next ones are captured
 
@@ -122,6 +119,8 @@ class _LookPass:
         wanted: the probes of each block, asked for when the block is reached.
         streams: the batches, at the input of the next block.
     """
+
+    edits = False
 
     def __init__(self, wanted: Iterator[dict[str, Probe]], streams: list[Stream]) -> None:
         self.probes: list[dict[str, Probe]] = []
@@ -149,6 +148,8 @@ class _PrunePass:
         trials: of each block; None if the method has no probes.
         last: index of the last block, whose output nothing reads.
     """
+
+    edits = True
 
     def __init__(
         self, pruner: Pruner, streams: list[Stream], trials: list[Trial] | None, last: int
@@ -179,17 +180,14 @@ class _PrunePass:
 
 
 def _take_blocks(
-    work: _LookPass | _PrunePass, blocks: nn.ModuleList, store: BlockStore, memory: PeakMemory
+    work: _LookPass | _PrunePass, blocks: nn.ModuleList, memory: PeakMemory
 ) -> Iterator[BlockCost]:
     """Bring each block, work on it and put it away."""
     for index, block in enumerate(blocks):
         memory.start()
         start = time.perf_counter()
-        store.bring(block)
-        try:
+        with whole(block, edited=work.edits):
             work.work(index, block)
-        finally:
-            store.put_away(block)
         peak = memory.peak()  # waits for the device, so it belongs to the time
         yield BlockCost(index, time.perf_counter() - start, peak)
 

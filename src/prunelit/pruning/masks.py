@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from prunelit.errors import InputError
+from prunelit.models.stores import check_here, each_weight
 
 
 class Masks:
@@ -53,16 +54,14 @@ class Masks:
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
         """Set removed weights to 0."""
-        for name in self:
-            parameter = model.get_parameter(name)
+        for name, parameter in each_weight(model, self, edited=True):
             parameter.mul_(self[name].to(parameter.device))
 
     def count_regrown(self, model: nn.Module) -> dict[str, int]:
         """Count the removed weights that are not 0, by name of the parameters that have some."""
         counts = {}
-        for name in self:
-            parameter = model.get_parameter(name).detach()
-            regrown = (parameter != 0).logical_and_(~self[name].to(parameter.device))
+        for name, parameter in each_weight(model, self):
+            regrown = (parameter.detach() != 0).logical_and_(~self[name].to(parameter.device))
             counts[name] = int(regrown.sum())
         return {name: count for name, count in counts.items() if count}
 
@@ -84,7 +83,11 @@ class Masks:
 
         Returns:
             Handles; call `remove` on each to stop.
+
+        Raises:
+            InputError: if blocks wait in stores.
         """
+        check_here(model, "Training")
         parameters = {name: model.get_parameter(name) for name in self}
         pairs = [
             (parameter, self[name].to(parameter.device))
@@ -138,9 +141,7 @@ class Masks:
 
 def count_zeros(model: nn.Module) -> dict[str, int]:
     """Count the entries that are exactly 0, by parameter name."""
-    return {
-        name: value.numel() - int(value.count_nonzero()) for name, value in model.named_parameters()
-    }
+    return {name: value.numel() - int(value.count_nonzero()) for name, value in each_weight(model)}
 
 
 def build_masks(model: nn.Module, before: Mapping[str, int], after: Mapping[str, int]) -> Masks:
@@ -154,9 +155,9 @@ def build_masks(model: nn.Module, before: Mapping[str, int], after: Mapping[str,
         after: its `count_zeros` now.
     """
     masks = Masks()
-    for name, value in model.named_parameters():
-        if after[name] > before[name]:
-            masks.set(name, value.detach() != 0)
+    names = [name for name, _ in model.named_parameters() if after[name] > before[name]]
+    for name, value in each_weight(model, names):
+        masks.set(name, value.detach() != 0)
     for name, module in model.named_modules():
         weight = f"{name}.weight"
         if weight in masks and isinstance(getattr(module, "bias", None), nn.Parameter):

@@ -27,10 +27,10 @@ from prunelit.models.architecture import (
     embedded_tokens,
 )
 from prunelit.models.loading import check_weights
+from prunelit.models.offload import offloaded
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.masks import Masks, build_masks, count_zeros
-from prunelit.pruning.offload import make_store
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.report import BlockCost, PruningReport, count_weights, find_missing
 from prunelit.recipe import describe
@@ -107,14 +107,16 @@ def prune(
     before = count_zeros(model)
     missing = find_missing(model, shrinks=pruner.shrinks)
     memory = PeakMemory(offload_to or model.device)
-    store = make_store(blocks, offload_to)
     costs: list[BlockCost] = []
     was_training = model.training
     model.eval()
     try:
         title = f"Pruning with {type(pruner).__name__}"
-        with _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar:
-            for cost in prune_blocks(model, pruner, text, store, memory):
+        with (
+            offloaded(blocks, offload_to),
+            _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar,
+        ):
+            for cost in prune_blocks(model, pruner, text, memory):
                 costs.append(cost)
                 bar.show(costs)
     finally:

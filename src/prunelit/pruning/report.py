@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import decoder_blocks, linear_weights
+from prunelit.models.stores import each_whole
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
 from prunelit.recipe import recipe_id
@@ -272,7 +273,7 @@ def find_missing(model: PreTrainedModel, *, shrinks: bool) -> dict[str, Missing]
     """
     prefix, blocks = decoder_blocks(model)
     missing = {}
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(each_whole(blocks)):
         dropped = find_dropped(block) if shrinks else {}
         for part, weight in linear_weights(block).items():
             entries = dropped.get(part, weight[:0])

@@ -1,0 +1,131 @@
+"""Every method gives the weights, masks and reports of one process if ranks share the blocks."""
+
+import itertools
+import json
+import runpy
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prunelit.pruners import Pruner
+
+from ..contracts.walk import classes
+
+pytestmark = pytest.mark.distributed
+
+SCRIPT = Path(__file__).parents[1] / "material" / "prune_sharded.py"
+
+# Expressions that build a method, and the fractions of its rounds.
+METHODS = {
+    "Wanda(Unstructured(0.5))": (0.5, 1),
+    "Wanda(Unstructured(0.5), variant=True)": (1,),
+    "Wanda(SemiStructured(2, 4))": (1,),
+    "Wanda(Unstructured(0.5), allocation=OWL(2.0))": (0.5, 1),
+    "RIA(Unstructured(0.5), ratios={'*': 0.4}, allocation=LinearDepth(0.1))": (1,),
+    "SparseGPT(Unstructured(0.5))": (0.5, 1),
+    "SparseGPT(SemiStructured(2, 4))": (1,),
+    "OBSUpdate(Magnitude(Unstructured(0.5, within='model')))": (1,),
+    "Magnitude(Unstructured(0.5, within='model'))": (0.5, 1),
+    "Random(Unstructured(0.5))": (0.5, 1),
+    "Quantize(4)": (1,),
+    "Neuron(0.25)": (0.5, 1),
+    "SublayerDrop(2, 'both', rescore=True)": (0.5, 1),
+    "BlockDrop(1)": (1,),
+    "BlockDrop(2, consecutive=True)": (0.5, 1),
+}
+KINDS = ("llama", "llama_untied", "gpt2", "qwen3", "gemma2")
+DTYPES = ("float32", "bfloat16")
+WORLDS = (1, 2, 3)
+TABLE = list(itertools.product(METHODS, KINDS, DTYPES))
+
+
+def sample(world: int) -> list[tuple[str, str, str]]:
+    """Take of each method one model and type: every pair of the two, and each kind for a world."""
+    return [
+        (method, KINDS[(place + 2 * world) % 5], DTYPES[(place + place // 5 + world) % 2])
+        for place, method in enumerate(METHODS)
+    ]
+
+
+@pytest.fixture
+def measure(
+    make_model: Callable[..., PreTrainedModel],
+    padded: dict[str, Tensor],
+    tmp_path: Path,
+    start_process: Callable[..., BaseProcess],
+) -> Callable[..., list[list[dict[str, Any]]]]:
+    """`measure(world, table)` prunes and gives what each rank found; 0 keeps whole models."""
+    for kind in KINDS:
+        model = make_model(kind.removesuffix("_untied"))
+        if kind == "llama_untied":
+            head = model.lm_head.weight.detach().clone()
+            model.lm_head.weight = torch.nn.Parameter(head)
+            model.config.tie_word_embeddings = False
+        torch.save(model, tmp_path / f"{kind}.pt")
+    # Four batches do not divide evenly among three ranks.
+    batches = [{key: value[i : i + 1, :12] for key, value in padded.items()} for i in (0, 2, 3, 4)]
+    torch.save(batches, tmp_path / "batches.pt")
+
+    def run(world: int, table: list[tuple[str, str, str]]) -> list[list[dict[str, Any]]]:
+        cases = [(kind, dtype, method, METHODS[method]) for method, kind, dtype in table]
+        names = {"FOLDER": str(tmp_path), "WORLD": world, "CASES": cases}
+        if not world:
+            runpy.run_path(str(SCRIPT), {**names, "RANK": 0})
+        ranks = [start_process(SCRIPT, {**names, "RANK": rank}) for rank in range(world)]
+        for rank in ranks:
+            rank.join(300)
+        assert [rank.exitcode for rank in ranks] == [0] * world
+        files = [tmp_path / f"{world}-{rank}.json" for rank in range(max(world, 1))]
+        return [json.loads(file.read_text()) for file in files]
+
+    return run
+
+
+def compare(
+    world: int,
+    table: list[tuple[str, str, str]],
+    measure: Callable[..., list[list[dict[str, Any]]]],
+) -> None:
+    """Compare the ranks with one process that keeps whole models."""
+    same = ("weights", "masks", "reports", "fingerprint")
+    ranks, resident = measure(world, table), measure(0, table)[0]
+    for place, case in enumerate(table):
+        expected = resident[place]
+        for rank in ranks:
+            found = rank[place]
+            for key in same:
+                assert found[key] == expected[key], (case, world, key)
+            # A share of the blocks, up to the alignment of each parameter and share.
+            outside = found["dense_bytes"] - found["block_bytes"]
+            share = found["block_bytes"] / world
+            assert share <= found["held_before"] - outside <= share + 64 * 3 * (20 / world + 1)
+            assert found["held"] <= found["held_before"]
+            assert any(found["away"])
+        assert expected["held_before"] == expected["dense_bytes"]
+
+
+def test_every_method_is_in_the_table() -> None:
+    names = {member.__name__ for member in classes("pruners", Pruner)}
+    assert names == {method.partition("(")[0] for method in METHODS}
+    pairs = {(world, kind) for world in WORLDS for _, kind, _ in sample(world)}
+    assert pairs == set(itertools.product(WORLDS, KINDS))
+    pairs = {(kind, dtype) for world in WORLDS for _, kind, dtype in sample(world)}
+    assert pairs == set(itertools.product(KINDS, DTYPES))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_shares_give_what_whole_models_give(world: int, measure: Callable[..., Any]) -> None:
+    compare(world, sample(world), measure)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_combinations(world: int, kind: str, measure: Callable[..., Any]) -> None:
+    compare(world, [case for case in TABLE if case[1] == kind], measure)
