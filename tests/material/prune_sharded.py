@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-from prunelit import prune, pruners
+from prunelit import prune, pruners, save_pretrained
 from prunelit.allocation import OWL, LinearDepth
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.fingerprint import content_of, fingerprint
@@ -60,13 +62,24 @@ def prune_case(kind, dtype, method, fractions):
     for each in reports:
         for block in each["blocks"]:
             del block["seconds"], block["peak_bytes"]
+    found["fingerprint"] = fingerprint(model)
+    if method.startswith("Wanda(Uns"):
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        into = folder / f"saved-{world}-{kind}-{dtype}-{len(method)}"
+        save_pretrained(model, tokenizer, into, report)
+        assert (into / "pruning.json").is_file()  # on every rank
+        saved = AutoModelForCausalLM.from_pretrained(into)
+        found["saved"] = {name: digest(weight) for name, weight in saved.named_parameters()}
+        found["files"] = len(list(into.glob("*.safetensors")))
     found["held"], found["away"] = held(model), [p.is_meta for p in model.parameters()]
     found["weights"] = {name: digest(weight) for name, weight in each_weight(model)}
     found["masks"] = {name: digest(bits) for name, bits in masks.pack().items()}
-    return found | {"reports": reports, "fingerprint": fingerprint(model)}
+    return found | {"reports": reports}
 
 
 folder, rank, world = Path(FOLDER), RANK, WORLD  # noqa: F821
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 batches = torch.load(folder / "batches.pt")
 if world:
     signal.alarm(300)

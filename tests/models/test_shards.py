@@ -10,15 +10,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit import prune, to_semi_structured
+from prunelit import prune, save_pretrained, to_semi_structured
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.loading import check_weights
 from prunelit.models.shards import Shards, shard_blocks
 from prunelit.models.stores import each_weight, keep_in, store_of, whole
-from prunelit.pruners import Magnitude
+from prunelit.pruners import BlockDrop, Magnitude
 from prunelit.pruning.masks import Masks
 from prunelit.sparsity import Unstructured
 
@@ -187,7 +187,9 @@ def test_weights_that_are_not_finite_are_found(sharded: PreTrainedModel) -> None
         prune(sharded, Magnitude(Unstructured(0.5)))
 
 
-def test_what_needs_the_whole_model_is_refused(sharded: PreTrainedModel, tmp_path: Path) -> None:
+def test_what_needs_the_whole_model_is_refused(
+    sharded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"`to_semi_structured` needs all .* wait in Shards"):
         to_semi_structured(sharded)
     with pytest.raises(InputError, match=r"^Training needs all weights .* wait in Shards"):
@@ -196,5 +198,10 @@ def test_what_needs_the_whole_model_is_refused(sharded: PreTrainedModel, tmp_pat
         shard_blocks(sharded)
     with pytest.raises(InputError, match=r"^`offload_to` needs all weights .* wait in Shards"):
         prune(sharded, Magnitude(Unstructured(0.5)), offload_to=torch.device("cpu"))
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    report = prune(sharded, BlockDrop(1), ids, shrink=False)
+    with pytest.raises(InputError, match=r"^Writing a model with dropped parts .* in Shards"):
+        save_pretrained(sharded, tokenizer, tmp_path / "pruned", report)
+    assert not (tmp_path / "pruned").exists()
     with pytest.raises(RuntimeError, match="cannot be copied"):
         copy.deepcopy(sharded)

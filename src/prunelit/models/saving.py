@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,8 +14,10 @@ from prunelit.arguments import checked
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.errors import InputError
 from prunelit.files import check_replaceable, is_replaceable, real_path, replace_folder
-from prunelit.models.architecture import check_merged, check_model
+from prunelit.models.architecture import check_merged, check_model, decoder_blocks
+from prunelit.models.block_files import write_blocks
 from prunelit.models.fingerprint import fingerprint_files, stored_parts
+from prunelit.models.stores import check_here, each_whole, store_of
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
 REPORT_FILE = "pruning.json"
@@ -84,6 +87,9 @@ def save_pretrained(
     then is an earlier pruned model replaced. `pruning.json` holds hashes of all files, by which
     `prunelit validate` notices a later change.
 
+    A model whose blocks the ranks share is written by the first rank, a file for each block. Call
+    it on every rank.
+
     Args:
         model: the pruned model; tied weights stay tied.
         tokenizer: its tokenizer.
@@ -122,6 +128,16 @@ def save_pretrained(
     if model.name_or_path and os.path.exists(model.name_or_path):
         check_apart(model.name_or_path, folder)
     report.check(model)
+    blocks = decoder_blocks(model)[1]
+    stores = [store for block in blocks if (store := store_of(block)) is not None]
+    if report.shrinks and report.removed is None:
+        check_here(model, "Writing a model with dropped parts that are still in it as zeros")
+    shared = any(store.collective for store in stores)
+    if shared and dist.get_rank():
+        for _ in each_whole(blocks):  # the first rank writes them
+            pass
+        dist.barrier()
+        return
     with replace_folder(folder, size=weight_bytes(model)) as partial:
         plain = report.as_dict() | count_stored(model)  # it may have another dtype now
         if report.shrinks and report.removed is None:
@@ -132,11 +148,16 @@ def save_pretrained(
             if (before := find_removed(model)) != Removed():  # removed by an earlier method
                 plain["removed"] = before.as_dict()
             save_file(report.masks.pack(), partial / MASKS_FILE)
-        model.save_pretrained(partial)
+        if stores:
+            write_blocks(model, partial)
+        else:
+            model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         plain["content"] = _content(partial, plain, full_hash)
         text = json.dumps(plain, indent=2, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+    if shared:
+        dist.barrier()
 
 
 def read_report(folder: str | Path) -> dict[str, Any] | None:

@@ -13,6 +13,8 @@ from prunelit.models.architecture import check_plain, decoder_blocks
 from prunelit.models.stores import Store, check_here, keep_in
 
 _ALIGNMENT = 64  # bytes; last bits of results can depend on the alignment of weights
+# torch 2.13 deprecates the older name.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Shards(Store):
         if self._coming is None and not self._inside:
             with torch.inference_mode(False):
                 everything = self._share.new_empty(self._share.numel() * dist.get_world_size())
-                work = dist.all_gather_into_tensor(everything, self._share, async_op=True)
+                work = _gather(everything, self._share, async_op=True)
             self._coming = everything, work
 
     def fetch(self) -> None:

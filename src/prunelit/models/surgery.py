@@ -16,7 +16,7 @@ from prunelit.models.architecture import (
     oriented_weight,
     sublayers,
 )
-from prunelit.models.stores import check_here, each_whole, whole
+from prunelit.models.stores import each_whole, whole
 
 # The configuration's names for the width of the MLP.
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
@@ -174,7 +174,6 @@ def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
     Raises:
         InputError: as `shrink_` does.
     """
-    check_here(model, "Saving a model with dropped parts that are still in it as zeros")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     smaller = copy.deepcopy(model, shared)
     return smaller, shrink_(smaller)
