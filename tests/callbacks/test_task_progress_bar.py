@@ -8,6 +8,9 @@ import pytest
 from prunelit.callbacks import TaskProgressBar
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
+from prunelit.models.architecture import decoder_blocks
+from prunelit.models.offload import DiskStore
+from prunelit.models.stores import keep_in
 from prunelit.tasks import MultipleChoice, Perplexity
 from prunelit.trainer import PruneTrainer
 
@@ -45,3 +48,47 @@ def test_each_batch_is_shown_under_the_name_of_its_task(
     names = [next(n for n in ("facts", "text") if n in said) for said in bar.said]
     assert names == ["facts"] * 3 + ["text"] * 2
     assert "text" in capsys.readouterr().out
+
+
+class Blocks(Watched):
+    """Record the bar of blocks after each flight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[tuple[str, float]] = []
+
+    def on_validation_batch_end(self, *arguments: Any, **named: Any) -> None:
+        super().on_validation_batch_end(*arguments, **named)
+        self.counts += [(bar.description, bar.completed) for bar in self.blocks()]
+
+    def blocks(self) -> list[Any]:
+        assert self.progress is not None
+        return [bar for bar in self.progress.tasks if bar.visible and "blocks" in bar.description]
+
+
+def test_the_blocks_of_a_flight_are_counted(material: Path, tmp_path: Path) -> None:
+    tasks = [
+        Perplexity(str(material / "text.jsonl"), length=20, limit=5, batch_size=1, name="text"),
+        MultipleChoice(str(material / "questions.jsonl"), name="facts"),
+    ]
+    bar = Blocks()
+    trainer = PruneTrainer(
+        accelerator="cpu",
+        callbacks=[bar],
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        logger=False,
+        max_epochs=0,
+    )
+    module = PairedLM(str(material / "dense"), flight=3, dense_cache=False)
+    module.load()
+    for model in module.pair.models().values():
+        for block in decoder_blocks(model)[1]:
+            keep_in(block, DiskStore(block))
+    trainer.validate(module, datamodule=PruneData(None, tasks))
+    first, second, third = bar.counts
+    assert "text blocks" in first[0]
+    assert "facts blocks" in third[0]
+    assert (first[1], second[1]) == (6, 12)  # three blocks of two models a flight
+    assert third[1] > 0
+    assert not bar.blocks()

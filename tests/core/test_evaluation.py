@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,20 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.evaluation import Evaluation
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks
+from prunelit.models.offload import DiskStore
+from prunelit.models.stores import keep_in
 from prunelit.report.results import scalar_name
-from prunelit.tasks import ItemTable, Perplexity, TaskReport
+from prunelit.tasks import (
+    Deviation,
+    Generation,
+    ItemTable,
+    ModelPair,
+    MultipleChoice,
+    Perplexity,
+    Task,
+    TaskReport,
+)
 from prunelit.trainer import PruneTrainer
 
 
@@ -95,3 +108,105 @@ def test_results_stay_when_the_reports_are_released(
     assert evaluation.reports == {}
     assert evaluation.results == before
     assert {(row.metric, row.n) for row in before} == {("nll", 3), ("perplexity", 3)}
+
+
+def validated(
+    module: PairedLM, tasks: list[Task], trainer: PruneTrainer
+) -> tuple[list[str], PairedLM]:
+    trainer.validate(module, datamodule=PruneData(None, tasks))
+    return [repr(row) for row in module.results], module
+
+
+def several(material: Path) -> list[Task]:
+    """Two tasks that share a pass, one of trees and one of texts."""
+    text, questions = str(material / "text.jsonl"), str(material / "questions.jsonl")
+    return [
+        Deviation(text, length=20, limit=5, batch_size=2),
+        Perplexity(text, length=20, limit=5, batch_size=2),
+        MultipleChoice(questions, batch_size=2),
+        Generation(questions, batch_size=2, max_new_tokens=5, samples=2, temperature=1.0),
+    ]
+
+
+def waiting(module: PairedLM) -> PairedLM:
+    """Read the models of a module and let their blocks wait in stores."""
+    module.load()
+    with torch.no_grad():
+        module.pair.pruned.get_parameter("model.layers.1.mlp.up_proj.weight")[::2] = 0
+    if module.flight is not None:
+        for model in module.pair.models().values():
+            for block in decoder_blocks(model)[1]:
+                keep_in(block, DiskStore(block))
+    return module
+
+
+@pytest.mark.parametrize("flight", [1, 3])
+def test_flights_give_the_same_results_and_the_same_answers_of_the_dense_model(
+    flight: int,
+    material: Path,
+    make_trainer: Callable[..., PruneTrainer],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = str(material / "dense")
+    expected, _ = validated(
+        waiting(PairedLM(folder, dense_cache=False)), several(material), make_trainer()
+    )
+    found, module = validated(
+        waiting(PairedLM(folder, flight=flight)), several(material), make_trainer()
+    )
+    assert found == expected
+    evaluation = module.evaluation
+    assert evaluation is not None
+    answers = evaluation._answers
+    assert answers is not None
+    names = ["deviation", "perplexity", "multiple_choice", "generation"]
+    assert list(answers.counts) == names
+    assert all(measured and not read for read, measured in answers.counts.values())
+    with caplog.at_level("INFO"):
+        again, module = validated(
+            waiting(PairedLM(folder, flight=flight)), several(material), make_trainer()
+        )
+    assert again == expected
+    assert "Dense answers of 4 of 4 tasks were read" in caplog.text
+    assert module.evaluation is not None
+    assert 0 < module.evaluation.brought < evaluation.brought
+
+
+class Dying(Generation):
+    """Fails at its third batch, but not the next time."""
+
+    measured = 0
+    fails = True
+
+    def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        values = super().step(pair, batch)
+        Dying.measured += 1
+        if Dying.measured == 3 and Dying.fails:
+            raise InputError("It has had enough.")
+        return values
+
+
+def test_a_flight_that_failed_goes_on_with_what_it_measured(
+    material: Path, make_trainer: Callable[..., PruneTrainer], tmp_path: Path
+) -> None:
+    folder, questions = str(material / "dense"), str(material / "questions.jsonl")
+
+    def tasks() -> list[Task]:
+        return [Dying(questions, batch_size=1, max_new_tokens=9)]
+
+    Dying.fails, Dying.measured = False, 0
+    trainer = make_trainer(default_root_dir=tmp_path / "whole")
+    expected, _ = validated(waiting(PairedLM(folder)), tasks(), trainer)
+    Dying.fails, Dying.measured = True, 0
+    with pytest.raises(InputError, match="had enough"):
+        validated(waiting(PairedLM(folder, flight=7)), tasks(), make_trainer())
+    assert list((tmp_path / "run" / "unfinished").iterdir())
+    Dying.fails, Dying.measured = False, 0
+    found, _ = validated(waiting(PairedLM(folder, flight=7)), tasks(), make_trainer())
+    assert Dying.measured == 5
+    assert found == expected
+
+
+def test_a_flight_of_no_batch_is_refused(material: Path) -> None:
+    with pytest.raises(InputError, match="`flight`"):
+        PairedLM(str(material / "dense"), flight=0)

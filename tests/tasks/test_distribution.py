@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from prunelit import InputError
 from prunelit.models.architecture import final_hidden
+from prunelit.models.views import recast
 from prunelit.report.results import read_results, write_results
 from prunelit.tasks import ModelPair
-from prunelit.tasks.distribution import Distribution, _recast
+from prunelit.tasks.distribution import Distribution
 
 MakeModel = Callable[..., PreTrainedModel]
 Measure = Callable[..., Any]
@@ -98,7 +99,7 @@ def test_the_floor_does_not_depend_on_the_pruned_model(
 
 def test_a_copy_in_another_dtype_is_as_if_loaded(folder: Path, model: PreTrainedModel) -> None:
     expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    twin = _recast(model, torch.bfloat16)
+    twin = recast(model, torch.bfloat16)
     for name, parameter in expected.named_parameters():
         assert twin.get_parameter(name).equal(parameter), name
         assert twin.get_parameter(name).dtype == torch.bfloat16

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunelit.arguments import checked
 from prunelit.core.calibration_text import CalibrationText
+from prunelit.core.conveyor import Flights
 from prunelit.core.recovery_text import EpochBatches, RecoveryText
 from prunelit.data.batches import Batch, as_batches
 from prunelit.data.rows import load_texts
@@ -199,9 +200,13 @@ class PruneData(LightningDataModule):
             return self.calibration_batches() or [{}]
         return self.recovery_batches()
 
-    def val_dataloader(self) -> dict[str, RankBatches]:
-        """Return this rank's batches of every task, by the task's name."""
+    def val_dataloader(self) -> dict[str, RankBatches] | dict[str, Flights]:
+        """Return this rank's batches of every task, or flights of them, by the task's name."""
         assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
         rank, world = self.trainer.global_rank, self.trainer.world_size
         tasks = self.tasks if self.measures else {}
-        return {name: task.batches(self.sizes[name], rank, world) for name, task in tasks.items()}
+        every = {name: task.batches(self.sizes[name], rank, world) for name, task in tasks.items()}
+        if module.flight is None:
+            return every
+        return {name: Flights(batches, module.flight) for name, batches in every.items()}

@@ -20,7 +20,7 @@ from prunelit.core.evaluation import Evaluation
 from prunelit.core.processes import barrier
 from prunelit.core.weights import Weights
 from prunelit.data.sources import as_source
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_whole
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
@@ -54,6 +54,9 @@ class PairedLM(LightningModule):
         candidate_revision: branch, tag or commit of the candidate on the hub.
         dense_cache: keep on disk what the dense model gave to the tasks, and read it in later runs,
             see `prunelit.models.dense_answers`.
+        flight: number of batches of a task that are measured together: blocks that wait in a store
+            come once for all of them, and memory holds what all of them need. None measures one
+            batch after the other.
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -85,6 +88,7 @@ class PairedLM(LightningModule):
         candidate: str | None = None,
         candidate_revision: str | None = None,
         dense_cache: bool = True,
+        flight: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("source", source), ("candidate", candidate)):
@@ -98,6 +102,8 @@ class PairedLM(LightningModule):
                 f"Expected `candidate` with `candidate_revision` {candidate_revision!r}: name the "
                 "model on the hub, or leave the revision out."
             )
+        if flight is not None:
+            check_whole("flight", flight, 1)
         self.source = as_source(source)
         self.weights = Weights(
             self.source,
@@ -115,6 +121,7 @@ class PairedLM(LightningModule):
         self.evaluation: Evaluation | None = None
         self.rounds_left = 0
         self.dense_cache = dense_cache
+        self.flight = flight
         self._optimizer = optimizer or adamw
         self._lr_scheduler = lr_scheduler
         self._checked: list[Task] = []
@@ -273,11 +280,18 @@ class PairedLM(LightningModule):
         )
 
     def validation_step(
-        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+        self,
+        batch: dict[str, Any] | list[dict[str, Any]],
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Measure one batch of one task with both models."""
+        """Measure one batch, or one flight of batches, of one task with both models."""
         assert self.evaluation is not None
-        self.evaluation.measure(list(self._data().tasks)[dataloader_idx], batch)
+        name = list(self._data().tasks)[dataloader_idx]
+        if isinstance(batch, list):
+            self.evaluation.measure_flight(name, batch)
+        else:
+            self.evaluation.measure(name, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Collect the items of all ranks and log `val/<task>/<metric>`."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from prunelit.errors import InputError, first_line
 from prunelit.files import readable, replace_file
 from prunelit.models.fingerprint import content_of, fingerprint, quick_state
 from prunelit.models.gguf import cache_folder
+from prunelit.models.stores import one_at_a_time
 from prunelit.recipe import describe_code
 
 Answer = TypeVar("Answer")
@@ -65,6 +67,7 @@ class DenseAnswers:
         self._tokenizers: dict[int, str] = {}
         self._told: set[str] = set()
         self._full = False
+        self._lock = threading.Lock()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -95,6 +98,7 @@ class DenseAnswers:
         inputs: Sequence[Any],
         settings: Mapping[str, Any],
         memo: Mapping[str, Any],
+        model: PreTrainedModel | None = None,
     ) -> Answer:
         """Read the answer of a function of the model from disk, or else compute and store it.
 
@@ -105,6 +109,7 @@ class DenseAnswers:
                 dataclasses of these.
             settings: its arguments by name, of the same kinds.
             memo: arguments by name that change no value, such as a `SharedPrefix`.
+            model: a view of the dense model, which is asked in its place; None asks itself.
         """
         key = self._key(function, inputs, settings)
         known = self._read(key)
@@ -114,7 +119,7 @@ class DenseAnswers:
         if known is not None:
             device = self.model.device
             return _as_answer(function, {name: x.to(device) for name, x in known.items()})
-        answer = function(self.model, *inputs, **settings, **memo)
+        answer = function(model or self.model, *inputs, **settings, **memo)
         # The layout in memory is that of an answer from disk.
         tensors = {name: x.detach().contiguous() for name, x in _as_tensors(answer).items()}
         self._write(key, tensors)
@@ -155,7 +160,9 @@ class DenseAnswers:
         device = self.model.device
         around = {**_versions(), **_numerics(device.type), **describe_code(function)}
         digest = hashlib.sha256()
-        self._feed(digest, [self._identity, name, around, list(inputs), dict(settings)])
+        with one_at_a_time(self._lock):
+            identity = self._identity
+        self._feed(digest, [identity, name, around, list(inputs), dict(settings)])
         return digest.hexdigest()[:32]
 
     def _feed(self, digest: Any, value: Any) -> None:

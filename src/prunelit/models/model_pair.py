@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.models.dense_answers import DenseAnswers
 from prunelit.models.fingerprint import fingerprint
+from prunelit.models.views import original
 
 _Answer = TypeVar("_Answer")
 
@@ -86,8 +87,8 @@ class ModelPair:
             torch.Size([1, 3, 4])
         """
         model = self.models()[name]
-        if self.answers is not None and model is self.answers.model:
-            return self.answers.ask(function, inputs, settings, memo or {})
+        if self.answers is not None and original(model) is self.answers.model:
+            return self.answers.ask(function, inputs, settings, memo or {}, model)
         return function(model, *inputs, **settings, **(memo or {}))
 
     def fingerprint(self, name: str) -> str:
@@ -97,7 +98,7 @@ class ModelPair:
             name: `dense` or `pruned`.
         """
         model = self.models()[name]
-        if self.answers is not None and model is self.answers.model:
+        if self.answers is not None and original(model) is self.answers.model:
             return self.answers.fingerprint
         return fingerprint(model)
 

@@ -1,11 +1,13 @@
 """Stores: places where the weights of a block wait until something works on the block."""
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,6 +15,20 @@ from prunelit.errors import InputError
 
 _ATTRIBUTE = "prunelit_store"
 _Module = TypeVar("_Module", bound=nn.Module)
+
+
+class Turn(Protocol):
+    """Work that shares blocks with other work, see `prunelit.core.conveyor`."""
+
+    def wait_for(self, store: "Store") -> None:
+        """Wait until the conveyor has brought a block."""
+
+    def give_way(self) -> None:
+        """Let other work go on first."""
+
+
+# Of the current thread; None outside a conveyor.
+TURN: ContextVar[Turn | None] = ContextVar("TURN", default=None)
 
 
 class Store(ABC):
@@ -52,6 +68,8 @@ class Store(ABC):
 
     @contextmanager
     def _whole(self, edited: bool) -> Iterator[None]:
+        if (turn := TURN.get()) is not None:
+            turn.wait_for(self)
         if not self._inside:
             self.fetch()
         self._inside += 1
@@ -159,3 +177,20 @@ def each_weight(
     owners = each_whole([model.get_submodule(path) for path, _, _ in split], edited=edited)
     for (path, dot, last), owner in zip(split, owners, strict=True):
         yield f"{path}{dot}{last}", owner.get_parameter(last)
+
+
+@contextmanager
+def one_at_a_time(lock: threading.Lock) -> Iterator[None]:
+    """Hold a lock; a batch on a conveyor lets the others go on until it is free.
+
+    Args:
+        lock: held by one batch at a time, which may wait for blocks meanwhile.
+    """
+    turn = TURN.get()
+    while not lock.acquire(blocking=turn is None):
+        assert turn is not None
+        turn.give_way()
+    try:
+        yield
+    finally:
+        lock.release()

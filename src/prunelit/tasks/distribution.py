@@ -1,12 +1,11 @@
 """Compare the next-token distributions on a text, beside the noise floor."""
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
@@ -15,6 +14,7 @@ from prunelit.metrics.sketch import Sketch
 from prunelit.models.architecture import final_hidden
 from prunelit.models.comparison import token_deviations
 from prunelit.models.model_pair import ModelPair
+from prunelit.models.views import recast
 from prunelit.report.curves import Picture
 from prunelit.report.distribution import (
     Spread,
@@ -275,27 +275,17 @@ def _floors(
     ids, hidden = ids[chosen], hidden[chosen]
     again = torch.cat([_hidden(dense, window.expand(copies, -1))[:1] for window in windows])
     dtype = torch.bfloat16 if dense.dtype == torch.float32 else torch.float32
-    twin = _recast(dense, dtype)
+    twin = recast(dense, dtype)
     # The twin keeps its own dtype, even if the Trainer's precision casts.
     with torch.autocast(ids.device.type, enabled=False):
-        recast = torch.cat([_hidden(twin, window) for window in windows])
+        found = torch.cat([_hidden(twin, window) for window in windows])
     floors = {
         _BATCH: _compare(dense, dense, hidden, again, ids),
-        f"floor_{str(dtype).removeprefix('torch.')}/": _compare(dense, twin, hidden, recast, ids),
+        f"floor_{str(dtype).removeprefix('torch.')}/": _compare(dense, twin, hidden, found, ids),
     }
     return {
         prefix + name: compared[name] for prefix, compared in floors.items() for name in _SKETCHED
     }
-
-
-def _recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Copy a model with parameters of another dtype. Buffers keep theirs, as when loading."""
-    # deepcopy takes the parameters from the memo, so it makes no copy in the old dtype.
-    memo = {
-        id(parameter): nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-        for parameter in model.parameters()
-    }
-    return copy.deepcopy(model, memo)
 
 
 def _spread(name: str, sketch: Sketch, percent: Sequence[float]) -> list[tuple[str, float, str]]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from prunelit.errors import InputError
 from prunelit.files import replace_file
 from prunelit.models.fingerprint import fingerprint
 from prunelit.models.gguf import cache_folder
+from prunelit.models.stores import one_at_a_time
+from prunelit.models.views import original
 
 _CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of a file
 
@@ -33,12 +36,15 @@ class Fingerprints:
 
     def __init__(self) -> None:
         self._known: dict[int, str] = {}
+        self._lock = threading.Lock()
 
     def get(self, model: PreTrainedModel) -> str:
         """Return the fingerprint of a model; it is computed on first use."""
-        if id(model) not in self._known:
-            self._known[id(model)] = fingerprint(model)
-        return self._known[id(model)]
+        model = original(model)
+        with one_at_a_time(self._lock):
+            if id(model) not in self._known:
+                self._known[id(model)] = fingerprint(model)
+            return self._known[id(model)]
 
 
 def content_key(model: str, batch: Sequence[Tensor], recipe: Mapping[str, Any]) -> bytes:

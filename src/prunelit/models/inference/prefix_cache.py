@@ -1,5 +1,6 @@
 """Share the KV cache of a common prefix between sequences."""
 
+import threading
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
@@ -10,6 +11,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import takes_positions
+from prunelit.models.stores import one_at_a_time
+from prunelit.models.views import original
 
 # Keys and values of a layer, each (B, heads, T, width).
 KeysValues = tuple[Tensor, Tensor]
@@ -37,6 +40,7 @@ class SharedPrefix:
         self._prefixes: WeakKeyDictionary[PreTrainedModel, tuple[list[int], list[KeysValues]]] = (
             WeakKeyDictionary()
         )
+        self._lock = threading.Lock()
 
     def find_problem(self, model: PreTrainedModel, check: Check) -> str | None:
         """Run a check once per model, and warn if the cache cannot be shared.
@@ -48,15 +52,16 @@ class SharedPrefix:
         Returns:
             The reason why the cache cannot be shared, or None if it can.
         """
-        known = self._problems.setdefault(model, {})
-        if check not in known:
-            known[check] = problem = check(model)
-            if problem is not None:
-                rank_zero_warn(
-                    f"{type(model).__name__} reads every sequence whole, which takes longer: "
-                    f"{problem}."
-                )
-        return known[check]
+        with one_at_a_time(self._lock):
+            known = self._problems.setdefault(original(model), {})
+            if check not in known:
+                known[check] = problem = check(model)
+                if problem is not None:
+                    rank_zero_warn(
+                        f"{type(model).__name__} reads every sequence whole, which takes longer: "
+                        f"{problem}."
+                    )
+            return known[check]
 
     def compute_keys_values(
         self, model: PreTrainedModel, tokens: Sequence[int]
@@ -67,10 +72,11 @@ class SharedPrefix:
             model: in evaluation mode.
             tokens: P ids, at least 1. Only the last prefix of each model is kept.
         """
-        tokens = list(tokens)
-        if model not in self._prefixes or self._prefixes[model][0] != tokens:
-            self._prefixes[model] = (tokens, compute_keys_values(model, tokens))
-        return self._prefixes[model][1]
+        tokens, key = list(tokens), original(model)
+        with one_at_a_time(self._lock):
+            if key not in self._prefixes or self._prefixes[key][0] != tokens:
+                self._prefixes[key] = (tokens, compute_keys_values(model, tokens))
+            return self._prefixes[key][1]
 
     def make_cache(
         self, model: PreTrainedModel, tokens: Sequence[int], attention_mask: Tensor
