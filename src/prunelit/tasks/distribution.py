@@ -75,7 +75,8 @@ class Distribution(LogitTask):
       only one window, the model reads two copies of it as a batch.
     * `floor_bfloat16/` for a float32 model, `floor_float32/` for any other: a copy of the model in
       this dtype reads the windows. The copy exists only during this step. In addition to both
-      models it needs half the memory of a float32 model, or twice that of a 16-bit model.
+      models it needs half the memory of a float32 model, or twice that of a 16-bit model. A block
+      that waits in a store is cast whenever it comes.
 
     Args:
         path: text rows, see `prunelit.data.load_rows`.
