@@ -196,7 +196,6 @@ class _Batch(Turn, Generic[Value]):
             here: the store whose block is here.
         """
         self.wanted, self.paused, self._here = None, False, here
-        self._moves = True
         try:
             if self._thread.ident is None:
                 self._thread.start()
@@ -230,10 +229,12 @@ class _Batch(Turn, Generic[Value]):
             self._moves = False
             self._back.release()
             self._go.acquire()
+            self._moves = True
         if self._ended:
             raise _Ended
 
     def _run(self) -> None:
+        self._moves = True
         TURN.set(self)
         try:
             with ExitStack() as stack:
