@@ -134,6 +134,14 @@ def replace_folder(folder: str | Path, *, size: int | None = None) -> Iterator[P
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def put_back(folder: Path) -> None:
+    """Put back a folder that a process killed in `replace_folder` had moved away."""
+    folder = real_path(folder)
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
 def _is_fixed(folder: Path) -> bool:
     below = os.path.isdir(folder) and not os.access(folder.parent, os.W_OK)
     return os.path.ismount(folder) or below

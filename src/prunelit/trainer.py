@@ -37,6 +37,7 @@ from prunelit.core.private_api import (
     claim_version,
     leave_signals,
     restores_checkpoint,
+    writes_folders,
 )
 from prunelit.core.signals import Stopped, launching, stop_on_signals
 from prunelit.errors import InputError, first_line
@@ -48,6 +49,8 @@ from prunelit.files import (
     is_full,
     make_folder,
     only_writer,
+    put_back,
+    replace_folder,
 )
 from prunelit.pruners.base import Pruner
 from prunelit.sweep import search, sweep
@@ -105,13 +108,15 @@ class PruneTrainer(ResumingTrainer):
         measures = not isinstance(datamodule, PruneData) or bool(datamodule.tasks)
         if not measures:
             rank_zero_info("Nothing is measured, since `data.tasks` is not given.")
+        for callback in last_callbacks(self):
+            callback.starts_anew = ckpt_path is None
+            if self.is_global_zero:
+                put_back(callback.path)
         if ckpt_path not in (None, "last"):
             read_checkpoint(ckpt_path, checksums=True)
         elif ckpt_path == "last" and self.is_global_zero:
             for path in last_checkpoints(self):
                 read_checkpoint(path, checksums=True)
-        for callback in last_callbacks(self):
-            callback.starts_anew = ckpt_path is None
         own = [callback.path for callback in last_callbacks(self) if self.max_epochs != 0]
         finished = False
         with self._one_run(lambda: _VALIDATE if finished else self._after_fit(), datamodule, *own):
@@ -240,6 +245,16 @@ class PruneTrainer(ResumingTrainer):
         with self._one_run(lambda: _SAME_COMMAND, datamodule, *self._folders(), logs=False):
             search(self, model, datamodule, variants, grid, knobs, uses, seeds)
 
+    def save_checkpoint(
+        self, filepath: Any, weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint as Lightning does; a kill leaves the last one, file or folder."""
+        with ExitStack() as stack:
+            if writes_folders(self.strategy) and self.is_global_zero:  # whose path is that of all
+                filepath = stack.enter_context(replace_folder(filepath))
+            super().save_checkpoint(filepath, weights_only, storage_options)
+        self.strategy.barrier("prunelit-checkpoint")
+
     def _folders(self) -> set[Path]:
         """Return what a sweep or a search locks."""
         return {Path(self.default_root_dir) / "sweep", sweep_folder(self) / "sweep"}
@@ -325,9 +340,12 @@ class PruneTrainer(ResumingTrainer):
             check_folder(folder)
         check_names(self.default_root_dir, folders=[UNFINISHED])
         for path in [callback.path for callback in last_callbacks(self)]:
-            if path.is_dir():
+            folder = writes_folders(self.strategy)
+            if path.exists() and path.is_dir() != folder:
+                wanted, found = ("folder", "file") if folder else ("file", "folder")
                 raise InputError(
-                    f"Expected a checkpoint at {str(path)!r} but found a folder: move it away."
+                    f"Expected a checkpoint at {str(path)!r} that is a {wanted}, as the strategy "
+                    f"{type(self.strategy).__name__} writes, but found a {found}: move it away."
                 )
 
     def _after_fit(self) -> str:

@@ -30,6 +30,7 @@ from prunelit.models.saving import (
     save_pretrained,
     weight_bytes,
 )
+from prunelit.models.stores import whole
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
 from prunelit.pruning.masks import Masks
@@ -219,15 +220,16 @@ class Pruning(Callback):
             return
         for handle in self._handles:
             handle.remove()
-        assert module.model is not None
         if module.rounds_left:
             raise InputError(
                 f"Training ended after {len(self._rounds)} of {self._schedule.rounds} rounds, so "
                 "no pruned model was written: train longer and continue with `--ckpt_path last`."
             )
+        module.end_training()
+        assert module.model is not None
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, BestCheckpoint):
-                module.load_state_dict(callback.best_weights())
+                callback.restore(module)
                 rank_zero_info(f"The best weights are those of {callback.best_model_path}.")
         module.weights.merge_adapters()
         self.masks.apply_(module.model)
@@ -284,14 +286,14 @@ class Pruning(Callback):
         """
         device = trainer.strategy.root_device
         module.load(reference=not self.offload)
-        assert module.model is not None
+        model = module.pair.pruned
         if not self.offload:
-            module.model.to(device)  # type: ignore[arg-type]
+            model.to(device)  # type: ignore[arg-type]
         fraction = self._schedule.fraction(len(self._rounds))
         pruner = self.pruner if fraction == 1 else self.pruner.scale(fraction)
         with trainer.precision_plugin.forward_context():
             report = prune(
-                module.model,
+                model,
                 pruner,
                 data.calibration_batches(),
                 offload_to=device if self.offload else None,
@@ -345,10 +347,10 @@ class Pruning(Callback):
 
     def _round(self, trainer: Trainer, module: PairedLM, data: PruneData) -> None:
         index, start = len(self._rounds), time.perf_counter()
-        report = self._last = self._recount(self.apply(trainer, module, data), module)
-        self.masks.merge(report.masks)
-        assert module.model is not None
-        self.masks.apply_(module.model)  # a user's method may change removed weights
+        with whole(module.pair.pruned, edited=True):
+            report = self._last = self._recount(self.apply(trainer, module, data), module)
+            self.masks.merge(report.masks)
+            self.masks.apply_(module.pair.pruned)  # a user's method may change removed weights
         entry = {
             "round": index + 1,
             "fraction": self._schedule.fraction(index),
@@ -374,8 +376,9 @@ class Pruning(Callback):
 
     def _recount(self, report: PruningReport, module: PairedLM) -> PruningReport:
         """Count what this round and those before it removed."""
-        assert module.model is not None
-        return report.recount(module.model, self._dense) if self.pruner.sparsifies else report
+        if not self.pruner.sparsifies:
+            return report
+        return report.recount(module.pair.pruned, self._dense)
 
     def _hold(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, PairedLM)
@@ -383,7 +386,7 @@ class Pruning(Callback):
         for handle in self._handles:
             handle.remove()
         if module.weights.adapters is not None:  # the pruned weights are frozen
-            module.weights.adapters.hold(self.masks)
+            module.hold_adapters(self.masks)
         else:
             self._handles = self.masks.hold(module.model, trainer.optimizers)
 

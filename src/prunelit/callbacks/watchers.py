@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
+from torch.distributed.checkpoint import load as load_sharded
 
 from prunelit.arguments import checked
-from prunelit.callbacks.checkpoints import read_checkpoint
+from prunelit.callbacks.checkpoints import is_sharded, read_checkpoint
 from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.recipe import describe
@@ -45,8 +46,11 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         if not _rounds_left(pl_module):
             super().on_validation_end(trainer, pl_module)
 
-    def best_weights(self) -> dict[str, Any]:
-        """Load the state of the module with the best `monitor`.
+    def restore(self, module: LightningModule) -> None:
+        """Give a module the weights with the best `monitor`; every rank must call it.
+
+        Args:
+            module: with whole weights.
 
         Raises:
             InputError: if there was no validation after the last round.
@@ -57,8 +61,13 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
                 "pruning, so no pruned model was written: validate more often, or train longer."
             )
         read_checkpoint(self.best_model_path, checksums=True)
-        saved = torch.load(self.best_model_path, weights_only=True, map_location="cpu")
-        return saved["state_dict"]
+        if is_sharded(self.best_model_path):
+            weights = module.state_dict()  # which shares its memory with the module
+            load_sharded({"state_dict": weights}, checkpoint_id=self.best_model_path)
+        else:
+            saved = torch.load(self.best_model_path, weights_only=True, map_location="cpu")
+            weights = saved["state_dict"]
+        module.load_state_dict(weights)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of a checkpoint; the best weights must be there.

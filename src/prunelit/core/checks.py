@@ -2,10 +2,16 @@
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from transformers import PreTrainedConfig
 
 from prunelit.core.datamodule import PruneData
+from prunelit.core.private_api import parallel_sizes
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_length
 from prunelit.pruning.recovery import Recovery
@@ -17,13 +23,7 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         InputError: naming the option.
     """
-    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-    if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy
-        raise InputError(
-            f"Expected a single device or the strategy `ddp` but got "
-            f"{type(trainer.strategy).__name__}, which shards the weights that pruning and tasks "
-            "read."
-        )
+    _check_strategy(trainer)
     if trainer.precision.endswith("-true") and trainer.precision != "32-true":
         raise InputError(
             f"Expected `trainer.precision` '32-true' or a mixed one but got "
@@ -59,6 +59,27 @@ def check_trainer(trainer: Trainer) -> None:
         raise InputError(
             f"Expected `trainer.limit_val_batches` 1.0 but got {limit}: set the `limit` of a "
             "task to measure fewer items."
+        )
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that leave no rank a whole weight to prune or to measure."""
+    strategy = trainer.strategy
+    if isinstance(strategy, ModelParallelStrategy):
+        sizes, expected = parallel_sizes(strategy), (trainer.world_size, 1)
+        if sizes != expected:
+            raise InputError(
+                f"Expected `data_parallel_size` {expected[0]} and `tensor_parallel_size` 1 of "
+                f"ModelParallelStrategy, one share of the weights for each process, but got "
+                f"{sizes[0]} and {sizes[1]}: set both under `trainer.strategy`."
+            )
+        return
+    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy
+        raise InputError(
+            f"Expected a single device, the strategy `ddp`, or `ModelParallelStrategy`, which "
+            f"shards the weights that are trained, but got {type(strategy).__name__}: choose one "
+            "of them."
         )
 
 

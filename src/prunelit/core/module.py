@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,11 +20,14 @@ from prunelit.core.checks import check_data, check_trainer, check_training
 from prunelit.core.datamodule import PruneData
 from prunelit.core.evaluation import Evaluation
 from prunelit.core.processes import barrier
+from prunelit.core.sharding import Sharding
 from prunelit.core.weights import Weights
 from prunelit.data.sources import as_source
 from prunelit.errors import InputError, check_whole
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
+from prunelit.models.stores import store_of, whole
+from prunelit.pruning.masks import Masks
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
 from prunelit.report.results import Result, scalar_name
@@ -60,7 +65,9 @@ class PairedLM(LightningModule):
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
-        model: the pruned model; None before the weights are read.
+        model: the pruned model; None before the weights are read. A strategy that shards replaces
+            its parameters while it is trained; the model of `pair` is plain, and
+            `prunelit.models.stores.whole` fills it.
         evaluation: the current or last validation; None before the first one.
         rounds_left: rounds of pruning that are still to come, set by the pruning callback.
 
@@ -125,6 +132,8 @@ class PairedLM(LightningModule):
         self._optimizer = optimizer or adamw
         self._lr_scheduler = lr_scheduler
         self._checked: list[Task] = []
+        self._sharding: Sharding | None = None
+        self._filled = ExitStack()  # open while the models are measured
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -153,7 +162,8 @@ class PairedLM(LightningModule):
     def load(self, pruned_folder: str | Path | None = None, reference: bool = True) -> None:
         """Read the weights, see `Weights.load`, and register the pruned model as a submodule."""
         self.weights.load(pruned_folder, reference)
-        self.model = self.pair.pruned
+        if self._sharding is None:
+            self.model = self.pair.pruned
 
     def discard_pruned(self) -> None:
         """Forget the pruned model. The next `load` starts from the dense weights."""
@@ -220,6 +230,32 @@ class PairedLM(LightningModule):
             self.weights.attach_adapters(self.recovery.lora)
         model.train()  # dropout, if the model has any
 
+    def configure_model(self) -> None:
+        """Shard the weights before they are trained, if the strategy does.
+
+        Lightning calls it after `setup`.
+        """
+        sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if not sharding or not self.trains or self.trainer.state.fn != "fit":
+            return
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        self._sharding = Sharding(self.recovery, self.pair, self.weights.adapters, mesh)
+        self.weights.take_reference()
+
+    def end_training(self) -> None:
+        """Have the trained model whole on every rank, as the model of `pair`."""
+        if self._sharding is not None:
+            self._sharding.end()
+            self.model, self.weights.adapters = self.pair.pruned, self._sharding.adapters
+            self._sharding = None
+
+    def hold_adapters(self, masks: Masks) -> None:
+        """Mask the updates of removed weights by adapters from now on."""
+        for adapters in (self.weights.adapters, self._sharding and self._sharding.adapters):
+            if adapters is not None:
+                adapters.hold(masks, self.device)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer and the scheduler; None if `max_epochs` is 0."""
         if not self.trains:
@@ -237,6 +273,8 @@ class PairedLM(LightningModule):
         Raises:
             InputError: naming the first weight that differs, with both shapes.
         """
+        if "state_dict" not in checkpoint:  # a strategy that shards has compared and loaded it
+            return
         states = self.state_dict(), checkpoint["state_dict"]
         mine, other = ({key: list(w.shape) for key, w in state.items()} for state in states)
         differing = [key for key in {**mine, **other} if mine.get(key) != other.get(key)]
@@ -250,7 +288,7 @@ class PairedLM(LightningModule):
 
     def on_train_start(self) -> None:
         """Move the dense model to the device, since Lightning moves submodules only."""
-        if self.pair.dense is not None:
+        if self.pair.dense is not None and store_of(self.pair.dense) is None:
             self.pair.dense.to(self.device)  # type: ignore[arg-type]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -259,7 +297,10 @@ class PairedLM(LightningModule):
         # Dropout depends only on the position in training, so that a resumed run is the same.
         place = (trainer.current_epoch << 32) + batch_idx * trainer.world_size + trainer.global_rank
         torch.manual_seed(place)
-        losses = self.recovery.losses(self.pair.pruned, self.pair.dense, batch["input_ids"])
+        if self._sharding is None:
+            losses = self.recovery.losses(self.pair.pruned, self.pair.dense, batch["input_ids"])
+        else:
+            losses = self._sharding.loss(batch["input_ids"])
         loss = losses["loss"]
         if not torch.isfinite(loss):
             raise InputError(
@@ -274,6 +315,7 @@ class PairedLM(LightningModule):
         """Begin a new evaluation with an empty table for each task."""
         with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
             for model in self.pair.models().values():
+                self._filled.enter_context(whole(model))
                 model.to(self.device).eval()  # type: ignore[arg-type]
         self.evaluation = Evaluation(
             self.trainer, self.pair, self._data(), dense_cache=self.dense_cache
@@ -295,11 +337,12 @@ class PairedLM(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Collect the items of all ranks and log `val/<task>/<metric>`."""
-        if self.trainer.sanity_checking:
-            return
-        assert self.evaluation is not None
-        # `validate` writes the results of the other tasks before it raises the error of one.
-        self.evaluation.summarise(keep_going=self.trainer.state.fn == "validate")
+        with self._filled:
+            if self.trainer.sanity_checking:
+                return
+            assert self.evaluation is not None
+            # `validate` writes the results of the other tasks before it raises the error of one.
+            self.evaluation.summarise(keep_going=self.trainer.state.fn == "validate")
         for result in self.results:
             # Every rank has the same complete table, so no synchronisation is needed.
             self.log(scalar_name(result), result.value, sync_dist=False)

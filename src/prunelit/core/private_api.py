@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 try:
     from jsonargparse._typehints import ActionTypeHint
@@ -31,6 +32,17 @@ def child_processes(trainer: Trainer) -> list[Popen]:
     """Return the processes that Lightning started; empty if another program started this one."""
     launcher = trainer.strategy.launcher
     return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def parallel_sizes(strategy: ModelParallelStrategy) -> tuple[int | str, int | str]:
+    """Return the sizes of a data-parallel and of a tensor-parallel group; each may be `auto`."""
+    return strategy._data_parallel_size, strategy._tensor_parallel_size
+
+
+def writes_folders(strategy: Strategy) -> bool:
+    """Return True if a checkpoint is a folder, into which every rank writes its shards."""
+    sharded = isinstance(strategy, ModelParallelStrategy)
+    return sharded and strategy._save_distributed_checkpoint
 
 
 def optimizer_stepped(trainer: Trainer) -> bool:

@@ -262,6 +262,10 @@ class Weights:
                 self._dense = self.origin.read()
             self.pair.dense = self._dense.requires_grad_(False)
 
+    def take_reference(self) -> None:
+        """Let the dense model of `pair` be the one to copy in the next `load`."""
+        self._dense = self.pair.dense
+
     def discard_pruned(self) -> None:
         """Forget the pruned model. The next `load` copies the dense model instead of reading it."""
         self._pair = None

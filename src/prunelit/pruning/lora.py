@@ -79,14 +79,18 @@ class Adapters:
             raise InputError(f"`model.recovery.lora` does not fit this model: {error}") from error
         self._model = model
 
-    def hold(self, masks: Masks) -> None:
-        """Mask the updates of removed weights from now on."""
+    def hold(self, masks: Masks, device: torch.device) -> None:
+        """Mask the updates of removed weights from now on.
+
+        Args:
+            masks: of the weights of the model.
+            device: of the model.
+        """
         from peft.tuners.lora import LoraLayer
 
         for name, module in self._model.named_modules():
             if isinstance(module, LoraLayer) and f"{name}.weight" in masks:
-                weight = module.get_base_layer().get_parameter("weight")
-                mask = masks[f"{name}.weight"].to(weight.device)
+                mask = masks[f"{name}.weight"].to(device)
                 setattr(module, "forward", _Masked(module, mask))  # noqa: B010 - a mixin without one
 
     def merge(self) -> None:

@@ -1,11 +1,13 @@
 """Masks of removed weights, which keep them at 0 while the model is trained."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
@@ -16,6 +18,8 @@ from prunelit.models.stores import check_here, each_weight
 
 class Masks:
     """Keep masks of the pruned parameters, stored with one bit per weight.
+
+    The parameters of a model may be sharded. Every rank then deals with its own part.
 
     Args:
         masks: bool tensors by the name of the parameter in the model; True keeps.
@@ -55,13 +59,13 @@ class Masks:
     def apply_(self, model: nn.Module) -> None:
         """Set removed weights to 0."""
         for name, parameter in each_weight(model, self, edited=True):
-            parameter.mul_(self[name].to(parameter.device))
+            _local(parameter).mul_(self._part(name, parameter))
 
     def count_regrown(self, model: nn.Module) -> dict[str, int]:
         """Count the removed weights that are not 0, by name of the parameters that have some."""
         counts = {}
         for name, parameter in each_weight(model, self):
-            regrown = (parameter.detach() != 0).logical_and_(~self[name].to(parameter.device))
+            regrown = (_local(parameter.detach()) != 0).logical_and_(~self._part(name, parameter))
             counts[name] = int(regrown.sum())
         return {name: count for name, count in counts.items() if count}
 
@@ -75,7 +79,7 @@ class Masks:
 
         Gradients of removed weights are set to 0 before they are clipped, and the weights are set
         to 0 after each step. Masks of trained parameters are unpacked for this, one byte per
-        weight.
+        weight. For sharded parameters, FSDP2 calls only hooks of the gradient that it has reduced.
 
         Args:
             model: the model that is trained.
@@ -90,7 +94,7 @@ class Masks:
         check_here(model, "Training")
         parameters = {name: model.get_parameter(name) for name in self}
         pairs = [
-            (parameter, self[name].to(parameter.device))
+            (parameter, self._part(name, parameter))
             for name, parameter in parameters.items()
             if parameter.requires_grad
         ]
@@ -98,13 +102,23 @@ class Masks:
         def after_step(*_: Any) -> None:
             with torch.no_grad():
                 for parameter, mask in pairs:
-                    parameter.mul_(mask)
+                    _local(parameter).mul_(mask)
+
+        def summed(parameter: Tensor, mask: Tensor) -> None:
+            assert parameter.grad is not None
+            _local(parameter.grad).mul_(mask)
 
         handles = [
-            parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
+            parameter.register_post_accumulate_grad_hook(partial(summed, mask=mask))
+            if isinstance(parameter, DTensor)
+            else parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
             for parameter, mask in pairs
         ]
         return handles + [optimizer.register_step_post_hook(after_step) for optimizer in optimizers]
+
+    def _part(self, name: str, parameter: Tensor) -> Tensor:
+        """Unpack this rank's part of the mask of a parameter, on its device."""
+        return own_part(self[name].to(parameter.device), parameter)
 
     def pack(self) -> dict[str, Tensor]:
         """Give the packed masks: bit i of byte j (least significant first) is weight 8 j + i.
@@ -137,6 +151,25 @@ class Masks:
                 )
             masks._bits[name], masks._shapes[name] = bits, shape
         return masks
+
+
+def own_part(whole: Tensor, parameter: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank has of a parameter; all, if it is not sharded.
+
+    Args:
+        whole: of the shape of the parameter, on its device; equal on every rank.
+        parameter: plain, or sharded by FSDP2.
+    """
+    if not isinstance(parameter, DTensor):
+        return whole
+    # Every rank has the whole tensor, so that nothing is sent.
+    return distribute_tensor(
+        whole, parameter.device_mesh, parameter.placements, src_data_rank=None
+    ).to_local()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def count_zeros(model: nn.Module) -> dict[str, int]:
