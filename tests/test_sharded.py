@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.distributed
 
 Run = Callable[..., CompletedProcess[str]]
+Change = Callable[[dict[str, Any]], None]
 SHARDED = {
     "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
     "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1},
@@ -21,9 +22,15 @@ SHARDED = {
 
 @pytest.fixture(scope="module")
 def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> Callable[..., None]:
-    """`prepare(folder, change)` writes a training of four steps on two processes, in shards."""
+    """`prepare(folder, *changes)` writes a run in two processes: two epochs of two steps.
 
-    def prepare(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> None:
+    The second round of pruning comes after the second step. Every step has its checkpoint.
+    """
+
+    def prepare(folder: Path, *changes: Change) -> None:
+        folder.mkdir(exist_ok=True)
+        material = Path(__file__).parent / "material"
+        (folder / "dying.py").write_text((material / "dying.py").read_text())
         config = make_config(folder)
         config["data"]["tasks"] = config["data"]["tasks"][1:2]  # perplexity
         text = config["data"]["calibration"]["path"]
@@ -33,96 +40,154 @@ def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> 
             "class_path": "torch.optim.AdamW",
             "init_args": {"lr": 0.01, "weight_decay": 0.1},
         }
+        config["pruning"]["init_args"]["schedule"] = {
+            "class_path": "prunelit.schedule.Cubic",
+            "init_args": {"rounds": 2},
+        }
+        last = {"dirpath": "run/checkpoints", "every_n_train_steps": 1}
         config["trainer"] |= {
             "devices": 2,
             "strategy": SHARDED,
             "max_epochs": 2,
             "num_sanity_val_steps": 0,
+            "check_val_every_n_epoch": None,
+            "val_check_interval": 1000,
+            "callbacks": [
+                {"class_path": "prunelit.callbacks.LastCheckpoint", "init_args": last},
+                {"class_path": "dying.Dying"},
+            ],
         }
-        if change:
+        for change in changes:
             change(config)
         save_config(folder, config)
 
     return prepare
 
 
-def fit(folder: Path, forked: Run, *options: str) -> CompletedProcess[str]:
-    done = forked(folder, "fit", "--config", "config.yaml", *options, ranks=2)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def whole(config: dict[str, Any]) -> None:
+    """Keep all weights on each process."""
     config["trainer"]["strategy"] = "ddp"
 
 
-def written(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    pruned = folder / "run" / "pruned"
-    return load_file(pruned / "model.safetensors"), json.loads(
-        (pruned / "pruning.json").read_text()
-    )
-
-
-def assert_equal(folder: Path, expected: Path, **tolerance: float) -> None:
-    (mine, report), (theirs, expected_report) = written(folder), written(expected)
-    assert mine.keys() == theirs.keys()
-    for name, weight in theirs.items():
-        torch.testing.assert_close(mine[name], weight, **{"rtol": 0, "atol": 0, **tolerance})
-    for key in ("tensors", "sparsity"):
-        assert report[key] == expected_report[key]
-    masks = [path / "run" / "pruned" / "masks.safetensors" for path in (folder, expected)]
-    assert masks[0].read_bytes() == masks[1].read_bytes()
-
-
-def test_weights_are_those_of_ddp(
-    tmp_path: Path, prepare: Callable[..., None], forked: Run
-) -> None:
-    folders = [tmp_path / "sharded", tmp_path / "ddp"]
-    for folder, change in zip(folders, (None, whole), strict=True):
-        folder.mkdir()
-        prepare(folder, change)
-        fit(folder, forked)
-    assert_equal(*folders)
-    assert_not_dense(folders[0])
-
-
-def assert_not_dense(folder: Path) -> None:
-    weights, report = written(folder)
-    for tensor in report["tensors"]:
-        assert int((weights[tensor["name"]] == 0).sum()) == tensor["size"] // 2
-
-
 def harsh(config: dict[str, Any]) -> None:
-    """Clip gradients, prune in rounds within training, measure within it and choose the best."""
+    """Clip gradients, measure between the steps and choose the best weights."""
     config["trainer"] |= {"gradient_clip_val": 0.5, "val_check_interval": 1}
-    config["trainer"]["callbacks"] = [
+    config["trainer"]["callbacks"].append(
         {
             "class_path": "prunelit.callbacks.BestCheckpoint",
             "init_args": {"monitor": "val/perplexity/nll", "dirpath": "run/checkpoints"},
         }
-    ]
-    config["pruning"]["init_args"]["schedule"] = {
-        "class_path": "prunelit.schedule.Cubic",
-        "init_args": {"rounds": 2},
-    }
+    )
+
+
+def hidden(config: dict[str, Any]) -> None:
+    """Add the loss of hidden states, whose gradients come together in another order."""
+    config["model"]["recovery"]["hidden"] = 0.1
 
 
 def adapters(config: dict[str, Any]) -> None:
+    """Train adapters, which allow one round."""
     config["model"]["recovery"]["lora"] = {"rank": 2}
+    del config["pruning"]["init_args"]["schedule"]
 
 
-@pytest.mark.parametrize("change", [harsh, adapters])
-def test_all_kinds(
-    change: Any, tmp_path: Path, prepare: Callable[..., None], forked: Run
+def in_one_file(config: dict[str, Any]) -> None:
+    """Write checkpoints as one file."""
+    options = {**SHARDED["init_args"], "save_distributed_checkpoint": False}  # type: ignore[dict-item]
+    config["trainer"]["strategy"] = {**SHARDED, "init_args": options}
+
+
+def fit(folder: Path, forked: Run, *options: str) -> CompletedProcess[str]:
+    return forked(folder, "fit", "--config", "config.yaml", *options, ranks=2)
+
+
+def fitted_by(folder: Path, forked: Run) -> Path:
+    done = fit(folder, forked)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: Any, prepare: Callable[..., None], forked: Run) -> Path:
+    """The read-only folder of a run in shards."""
+    folder = tmp_path_factory.mktemp("sharded")
+    prepare(folder)
+    return fitted_by(folder, forked)
+
+
+def assert_equal(folder: Path, expected: Path, atol: float = 0) -> None:
+    """Check that the weights, masks, rounds and results of two runs are equal."""
+    mine, theirs = (load_file(path / "run/pruned/model.safetensors") for path in (folder, expected))
+    assert mine.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        torch.testing.assert_close(mine[name], weight, rtol=0, atol=atol)
+    masks = [path / "run" / "pruned" / "masks.safetensors" for path in (folder, expected)]
+    assert masks[0].read_bytes() == masks[1].read_bytes()
+    reports = [
+        json.loads((path / "run" / "pruned" / "pruning.json").read_text())
+        for path in (folder, expected)
+    ]
+    for tensor in reports[0]["tensors"]:
+        assert int((mine[tensor["name"]] == 0).sum()) == tensor["size"] // 2
+    for report in reports:
+        for entry in report["rounds"]:
+            del entry["seconds"]
+    for key in ("tensors", "rounds", "recipe"):
+        assert reports[0][key] == reports[1][key]
+    lines = [
+        (path / "run" / "board" / "only" / "results.jsonl").read_text().splitlines()
+        for path in (folder, expected)
+    ]
+    for one, other in zip(*(map(json.loads, text) for text in lines), strict=True):
+        assert one["metric"] == other["metric"]
+        assert one["value"] == pytest.approx(other["value"], rel=0, abs=10 * atol, nan_ok=True)
+
+
+def test_weights_are_those_of_ddp(
+    sharded: Path, tmp_path: Path, prepare: Callable[..., None], forked: Run
 ) -> None:
-    def both(config: dict[str, Any]) -> None:
-        change(config)
-        whole(config)
+    prepare(tmp_path, whole)
+    assert_equal(sharded, fitted_by(tmp_path, forked))
 
-    folders = [tmp_path / "sharded", tmp_path / "ddp"]
-    for folder, options in zip(folders, (change, both), strict=True):
-        folder.mkdir()
-        prepare(folder, options)
-        fit(folder, forked)
+
+@pytest.mark.full
+@pytest.mark.parametrize("changes", [(harsh,), (adapters,), (hidden, in_one_file, harsh)])
+def test_all_that_training_can_do(
+    changes: tuple[Change, ...], tmp_path: Path, prepare: Callable[..., None], forked: Run
+) -> None:
+    prepare(tmp_path / "sharded", *changes)
+    prepare(tmp_path / "ddp", *changes, whole)
+    folders = [fitted_by(tmp_path / name, forked) for name in ("sharded", "ddp")]
     assert_equal(*folders, atol=1e-6)
-    assert_not_dense(folders[0])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "step 4",
+        pytest.param("step 2", marks=pytest.mark.full),
+        pytest.param("block 5", marks=pytest.mark.full),
+        pytest.param("epoch 1", marks=pytest.mark.full),
+    ],
+)
+def test_killed_and_taken_up_is_bitwise_the_same(
+    place: str,
+    sharded: Path,
+    tmp_path: Path,
+    prepare: Callable[..., None],
+    forked: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dying(config: dict[str, Any]) -> None:
+        config["pruning"]["init_args"]["pruner"]["class_path"] = "dying.DyingWanda"
+
+    prepare(tmp_path, *([dying] if place.startswith("block") else []))
+    monkeypatch.setenv("DIE_AT", place)
+    assert fit(tmp_path, forked).returncode != 0
+    assert (tmp_path / "died").exists()
+    assert not (tmp_path / "run" / "pruned").exists()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt" / ".metadata").is_file()
+    second = fit(tmp_path, forked, "--ckpt_path", "last")
+    assert second.returncode == 0, second.stderr
+    if place.startswith("step"):
+        assert_equal(tmp_path, sharded)

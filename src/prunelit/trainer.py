@@ -114,6 +114,7 @@ class PruneTrainer(ResumingTrainer):
                 put_back(callback.path)
         if ckpt_path not in (None, "last"):
             read_checkpoint(ckpt_path, checksums=True)
+            self._check_kind(Path(ckpt_path), "choose another one")
         elif ckpt_path == "last" and self.is_global_zero:
             for path in last_checkpoints(self):
                 read_checkpoint(path, checksums=True)
@@ -339,14 +340,19 @@ class PruneTrainer(ResumingTrainer):
                     make_folder(path)
             check_folder(folder)
         check_names(self.default_root_dir, folders=[UNFINISHED])
-        for path in [callback.path for callback in last_callbacks(self)]:
-            folder = writes_folders(self.strategy)
-            if path.exists() and path.is_dir() != folder:
-                wanted, found = ("folder", "file") if folder else ("file", "folder")
-                raise InputError(
-                    f"Expected a checkpoint at {str(path)!r} that is a {wanted}, as the strategy "
-                    f"{type(self.strategy).__name__} writes, but found a {found}: move it away."
-                )
+        for callback in last_callbacks(self):
+            self._check_kind(callback.path, "move it away")
+
+    def _check_kind(self, path: Path, then: str) -> None:
+        """Refuse a checkpoint of another strategy: a folder holds shards, a file whole weights."""
+        folder = writes_folders(self.strategy)
+        if path.exists() and path.is_dir() != folder:
+            wanted, found = ("folder", "file") if folder else ("file", "folder")
+            raise InputError(
+                f"Expected a checkpoint at {str(path)!r} that is a {wanted}, as "
+                f"{type(self.strategy).__name__} writes, but found a {found}: {then}, or use the "
+                "strategy of that run."
+            )
 
     def _after_fit(self) -> str:
         if written := last_checkpoints(self):

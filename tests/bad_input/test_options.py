@@ -257,7 +257,7 @@ def test_part_of_the_items(refuse: Refuse) -> None:
 
 @pytest.mark.parametrize("pruned", [True, False])
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
-def test_strategy_that_shards_weights(
+def test_strategy_that_splits_matrices(
     refuse: Refuse, config: Config, subcommand: str, pruned: bool
 ) -> None:
     if not pruned:
@@ -267,8 +267,8 @@ def test_strategy_that_shards_weights(
     config["trainer"] |= {"devices": 2, "strategy": strategy}
     # In this process: no other one was started.
     sentence = refuse(subcommand=subcommand)
-    assert sentence.startswith("Expected a single device or the strategy `ddp` but got ")
-    assert f"{name}, which shards the weights that pruning and tasks read" in sentence
+    assert sentence.startswith("Expected `data_parallel_size` 2 and `tensor_parallel_size` 1 of ")
+    assert "but got auto and auto: set both under `trainer.strategy`" in sentence
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])

@@ -55,11 +55,21 @@ def test_device_without_float64() -> None:
         check_trainer(apple)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("strategy", [ModelParallelStrategy, FSDPStrategy, DeepSpeedStrategy])
-def test_strategy_that_shards_weights(strategy: type[Strategy]) -> None:
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategy_that_leaves_no_weight_whole(strategy: type[Strategy]) -> None:
     # Made without what its constructor wants: several GPUs, or a package.
     sharded: Any = SimpleNamespace(strategy=strategy.__new__(strategy))
-    with pytest.raises(InputError, match=f"but got {strategy.__name__}, which shards the weights"):
+    message = f"or `ModelParallelStrategy`, which shards .* but got {strategy.__name__}: choose one"
+    with pytest.raises(InputError, match=message):
+        check_trainer(sharded)
+
+
+@pytest.mark.parametrize("sizes", [("auto", "auto"), (1, 2), (2, 2), (1, 1)])
+def test_a_matrix_that_is_split(sizes: tuple[Any, Any]) -> None:
+    parallel = ModelParallelStrategy(*sizes)
+    sharded: Any = SimpleNamespace(strategy=parallel, world_size=2)
+    message = rf"2 and `tensor_parallel_size` 1 of .* but got {sizes[0]} and {sizes[1]}:"
+    with pytest.raises(InputError, match=message):
         check_trainer(sharded)
 
 

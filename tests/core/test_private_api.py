@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 import prunelit
@@ -30,8 +31,10 @@ from prunelit.core.private_api import (
     claim_version,
     leave_signals,
     optimizer_stepped,
+    parallel_sizes,
     replace_lists,
     validation_follows,
+    writes_folders,
 )
 
 PACKAGE = Path(prunelit.__file__).parent
@@ -102,6 +105,14 @@ def test_started_processes_are_those_of_the_launcher() -> None:
     launcher.procs = [process]  # type: ignore[union-attr]
     assert child_processes(trainer) == [process]
     process.wait()
+
+
+def test_a_strategy_tells_how_it_shards() -> None:
+    strategies = [ModelParallelStrategy(2, 1), ModelParallelStrategy(2, "auto", False)]
+    sentence = changed("`ModelParallelStrategy._data_parallel_size`")
+    assert [parallel_sizes(strategy) for strategy in strategies] == [(2, 1), (2, "auto")], sentence
+    assert [writes_folders(strategy) for strategy in strategies] == [True, False], sentence
+    assert not writes_folders(DDPStrategy())
 
 
 @pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])

@@ -30,7 +30,6 @@ from prunelit.models.saving import (
     save_pretrained,
     weight_bytes,
 )
-from prunelit.models.stores import whole
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
 from prunelit.pruning.masks import Masks
@@ -347,7 +346,7 @@ class Pruning(Callback):
 
     def _round(self, trainer: Trainer, module: PairedLM, data: PruneData) -> None:
         index, start = len(self._rounds), time.perf_counter()
-        with whole(module.pair.pruned, edited=True):
+        with module.whole(module.pair.pruned, edited=True):
             report = self._last = self._recount(self.apply(trainer, module, data), module)
             self.masks.merge(report.masks)
             self.masks.apply_(module.pair.pruned)  # a user's method may change removed weights

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from prunelit.data.sources import as_source
 from prunelit.errors import InputError, check_whole
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
-from prunelit.models.stores import store_of, whole
 from prunelit.pruning.masks import Masks
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
@@ -67,7 +67,7 @@ class PairedLM(LightningModule):
         weights: reads both models, see `prunelit.core.weights.Weights`.
         model: the pruned model; None before the weights are read. A strategy that shards replaces
             its parameters while it is trained; the model of `pair` is plain, and
-            `prunelit.models.stores.whole` fills it.
+            `whole` fills it.
         evaluation: the current or last validation; None before the first one.
         rounds_left: rounds of pruning that are still to come, set by the pruning callback.
 
@@ -250,6 +250,21 @@ class PairedLM(LightningModule):
             self.model, self.weights.adapters = self.pair.pruned, self._sharding.adapters
             self._sharding = None
 
+    @contextmanager
+    def whole(self, model: PreTrainedModel, *, edited: bool = False) -> Iterator[None]:
+        """Have the weights of a model of `pair` here, within the context; on every rank.
+
+        Does nothing unless the model is sharded for training.
+
+        Args:
+            model: the pruned or the dense one.
+            edited: the weights are changed inside.
+        """
+        with ExitStack() as stack:
+            if self._sharding is not None:
+                stack.enter_context(self._sharding.whole(model, edited=edited))
+            yield
+
     def hold_adapters(self, masks: Masks) -> None:
         """Mask the updates of removed weights by adapters from now on."""
         for adapters in (self.weights.adapters, self._sharding and self._sharding.adapters):
@@ -288,8 +303,9 @@ class PairedLM(LightningModule):
 
     def on_train_start(self) -> None:
         """Move the dense model to the device, since Lightning moves submodules only."""
-        if self.pair.dense is not None and store_of(self.pair.dense) is None:
-            self.pair.dense.to(self.device)  # type: ignore[arg-type]
+        dense = self.pair.dense
+        if dense is not None and not (self._sharding and self._sharding.shards(dense)):
+            dense.to(self.device)  # type: ignore[arg-type]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of one batch and log it with its parts."""
@@ -315,7 +331,7 @@ class PairedLM(LightningModule):
         """Begin a new evaluation with an empty table for each task."""
         with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
             for model in self.pair.models().values():
-                self._filled.enter_context(whole(model))
+                self._filled.enter_context(self.whole(model))
                 model.to(self.device).eval()  # type: ignore[arg-type]
         self.evaluation = Evaluation(
             self.trainer, self.pair, self._data(), dense_cache=self.dense_cache

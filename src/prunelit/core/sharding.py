@@ -1,7 +1,8 @@
 """Training of weights that are sharded: FSDP2 spreads them over the ranks, block by block."""
 
 import copy
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.model_pair import ModelPair
-from prunelit.models.stores import Store, keep_in, store_of
 from prunelit.pruning.lora import Adapters
 from prunelit.pruning.masks import own_part
 from prunelit.pruning.recovery import Recovery
@@ -23,7 +23,7 @@ class Sharding:
 
     FSDP2 keeps a share of every weight on each rank, and brings a block together when the loss
     needs it. All other work, such as a round of pruning or a task, uses the models of `pair`, which
-    become plain models without weights: `prunelit.models.stores.whole` fills one, on every rank.
+    become plain models without weights: `whole` fills one, on every rank.
 
     Args:
         recovery: the loss. A dense model that it does not need stays whole.
@@ -42,27 +42,43 @@ class Sharding:
     ) -> None:
         self.model = pair.pruned
         dense = pair.dense if recovery.needs_reference else None
-        plain, self.adapters = _without_weights(self.model, adapters)
-        self._plain = [plain]
-        keep_in(plain, ShardStore(self.model, plain))
-        pair.pruned = plain
+        pair.pruned, self.adapters = _without_weights(self.model, adapters)
+        self._shards = {id(pair.pruned): Shards(self.model, pair.pruned)}
         if dense is not None:
             pair.dense, _ = _without_weights(dense)
-            keep_in(pair.dense, ShardStore(dense, pair.dense))
-            self._plain.append(pair.dense)
+            self._shards[id(pair.dense)] = Shards(dense, pair.dense)
         for model in (self.model, dense):
             for block in () if model is None else decoder_blocks(model)[1]:
                 fully_shard(block, mesh=mesh)
         self.loss = RecoveryLoss(recovery, self.model, dense)
         fully_shard(self.loss, mesh=mesh)  # the root: what lies outside the blocks
 
+    @contextmanager
+    def whole(self, model: PreTrainedModel, *, edited: bool = False) -> Iterator[None]:
+        """Have the weights of a plain model here, within the context; every rank must enter it.
+
+        Args:
+            model: of the pair; one that is not sharded is left as it is.
+            edited: the weights are changed inside, and the shards after it.
+        """
+        shards = self._shards.get(id(model))
+        if shards is None:
+            yield
+            return
+        shards.gather()
+        try:
+            yield
+        finally:
+            shards.leave(edited)
+
+    def shards(self, model: PreTrainedModel) -> bool:
+        """Return True if the weights of a model of the pair are sharded."""
+        return id(model) in self._shards
+
     def end(self) -> None:
         """Fill the models of the pair for good. The shards are no longer needed."""
-        for model in self._plain:
-            store = store_of(model)
-            assert store is not None
-            store.fetch()
-            keep_in(model, None)
+        for shards in self._shards.values():
+            shards.gather()
 
 
 class RecoveryLoss(nn.Module):
@@ -83,10 +99,8 @@ class RecoveryLoss(nn.Module):
         return {name: loss.clone() for name, loss in losses.items()}
 
 
-class ShardStore(Store):
-    """Keeps the weights of a plain model as the shards of another one, between training steps.
-
-    Every rank must call it at the same time.
+class Shards:
+    """The weights of a plain model while they are the shards of another one.
 
     Args:
         model: is or will be sharded by FSDP2.
@@ -94,7 +108,6 @@ class ShardStore(Store):
     """
 
     def __init__(self, model: PreTrainedModel, plain: PreTrainedModel) -> None:
-        super().__init__()
         self._model = model
         names = {id(weight): name for name, weight in plain.named_parameters()}
         self._owners: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names.values()}
@@ -103,14 +116,14 @@ class ShardStore(Store):
                 self._owners[names[id(weight)]].append((module, key))  # a tied one has several
 
     @torch.no_grad()
-    def fetch(self) -> None:
-        """Gather all weights."""
+    def gather(self) -> None:
+        """Fill the plain model."""
         for name, shard in self._shards():
             self._place(name, shard.full_tensor())
 
     @torch.no_grad()
     def leave(self, edited: bool) -> None:
-        """Cut the edited weights into shards, and drop the whole ones."""
+        """Empty the plain model; its weights become shards if they were edited."""
         for name, shard in self._shards():
             module, key = self._owners[name][0]
             weight = module.get_parameter(key)
@@ -127,9 +140,6 @@ class ShardStore(Store):
         weight = nn.Parameter(tensor, requires_grad=False)
         for module, key in self._owners[name]:
             module.register_parameter(key, weight)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """Leave the store out of a copy, which is a model of its own."""
 
 
 def _without_weights(
