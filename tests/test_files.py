@@ -21,6 +21,7 @@ from prunelit.files import (
     is_replaceable,
     make_folder,
     only_writer,
+    put_back,
     replace_file,
     replace_folder,
     write_text,
@@ -105,6 +106,18 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path) -> None:
         fail()
     assert names(folder) == ["old"]
     assert names(tmp_path) == ["pruned"]
+
+
+def test_a_folder_that_a_killed_process_moved_away_is_put_back(tmp_path: Path) -> None:
+    folder = tmp_path / "last.ckpt"
+    folder.mkdir()
+    (folder / "old").touch()
+    old = tmp_path / ".last.ckpt.old"
+    folder.rename(old)
+    put_back(folder)
+    put_back(folder)
+    assert names(folder) == ["old"]
+    assert not old.exists()
 
 
 @pytest.mark.parametrize("exists", [True, False])

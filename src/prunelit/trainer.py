@@ -349,9 +349,9 @@ class PruneTrainer(ResumingTrainer):
         if path.exists() and path.is_dir() != folder:
             wanted, found = ("folder", "file") if folder else ("file", "folder")
             raise InputError(
-                f"Expected a checkpoint at {str(path)!r} that is a {wanted}, as "
-                f"{type(self.strategy).__name__} writes, but found a {found}: {then}, or use the "
-                "strategy of that run."
+                f"Expected a checkpoint at {str(path)!r} but found a {found}, and "
+                f"{type(self.strategy).__name__} writes a {wanted}: {then}, or use the strategy of "
+                "that run."
             )
 
     def _after_fit(self) -> str:

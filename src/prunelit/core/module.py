@@ -250,6 +250,13 @@ class PairedLM(LightningModule):
             self.model, self.weights.adapters = self.pair.pruned, self._sharding.adapters
             self._sharding = None
 
+    def on_fit_end(self) -> None:
+        """Leave no shards behind, also without a pruning callback.
+
+        Lightning calls it after the callbacks.
+        """
+        self.end_training()
+
     @contextmanager
     def whole(self, model: PreTrainedModel, *, edited: bool = False) -> Iterator[None]:
         """Have the weights of a model of `pair` here, within the context; on every rank.

@@ -29,7 +29,7 @@ def prepare(make_config: Callable[[Path], dict[str, Any]], save_config: Any) -> 
 
     def prepare(folder: Path, *changes: Change) -> None:
         folder.mkdir(exist_ok=True)
-        material = Path(__file__).parent / "material"
+        material = Path(__file__).parents[1] / "material"
         (folder / "dying.py").write_text((material / "dying.py").read_text())
         config = make_config(folder)
         config["data"]["tasks"] = config["data"]["tasks"][1:2]  # perplexity
