@@ -79,18 +79,19 @@ class Adapters:
             raise InputError(f"`model.recovery.lora` does not fit this model: {error}") from error
         self._model = model
 
-    def hold(self, masks: Masks, device: torch.device) -> None:
+    def hold(self, masks: Masks, device: torch.device | None = None) -> None:
         """Mask the updates of removed weights from now on.
 
         Args:
             masks: of the weights of the model.
-            device: of the model.
+            device: where the model computes; None is that of its weights.
         """
         from peft.tuners.lora import LoraLayer
 
         for name, module in self._model.named_modules():
             if isinstance(module, LoraLayer) and f"{name}.weight" in masks:
-                mask = masks[f"{name}.weight"].to(device)
+                weight = module.get_base_layer().get_parameter("weight")
+                mask = masks[f"{name}.weight"].to(device or weight.device)
                 setattr(module, "forward", _Masked(module, mask))  # noqa: B010 - a mixin without one
 
     def merge(self) -> None:
