@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
-from torch.distributed.checkpoint import load as load_sharded
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 
 from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import is_sharded, read_checkpoint
