@@ -24,12 +24,14 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 from prunelit.files import check_local, check_space, only_writer
+from prunelit.models.architecture import decoder_blocks
 from prunelit.models.saving import (
     check_unchanged,
     read_report,
     save_pretrained,
     weight_bytes,
 )
+from prunelit.models.stores import store_of
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
 from prunelit.pruning.masks import Masks
@@ -224,16 +226,18 @@ class Pruning(Callback):
                 f"Training ended after {len(self._rounds)} of {self._schedule.rounds} rounds, so "
                 "no pruned model was written: train longer and continue with `--ckpt_path last`."
             )
-        module.end_training()
-        assert module.model is not None
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, BestCheckpoint):
                 callback.restore(module)
                 rank_zero_info(f"The best weights are those of {callback.best_model_path}.")
+        if self.pruner.shrinks or module.weights.adapters is not None:
+            module.end_training()  # since shards keep their shapes
         module.weights.merge_adapters()
-        self.masks.apply_(module.model)
-        self.masks.check(module.model)
-        self._finish(trainer, module, write=True)
+        with module.whole(module.pair.pruned, edited=True):
+            self.masks.apply_(module.pair.pruned)
+            self.masks.check(module.pair.pruned)
+            self._finish(trainer, module, write=True)
+        module.end_training()
 
     def state_dict(self) -> dict[str, Any]:
         """Collect the masks, the recipe, the rounds and the report for a checkpoint."""
@@ -286,7 +290,7 @@ class Pruning(Callback):
         device = trainer.strategy.root_device
         module.load(reference=not self.offload)
         model = module.pair.pruned
-        if not self.offload:
+        if not self.offload and not _is_shared(model):  # whose blocks come to the device
             model.to(device)  # type: ignore[arg-type]
         fraction = self._schedule.fraction(len(self._rounds))
         pruner = self.pruner if fraction == 1 else self.pruner.scale(fraction)
@@ -392,12 +396,12 @@ class Pruning(Callback):
     def _finish(self, trainer: Trainer, module: PairedLM, write: bool) -> None:
         """Report the present model, and write it."""
         assert self._last is not None
-        assert module.model is not None
         assert self._recipe is not None
+        model = module.pair.pruned
         report = self._recount(self._last, module)
         report = dataclasses.replace(
             report, recipe=self._recipe, rounds=self._rounds, masks=self.masks
-        ).shrink(module.model)  # so that time and memory are those of the model that is written
+        ).shrink(model)  # so that time and memory are those of the model that is written
         if report.removed is not None:
             module.pair.removed_blocks = report.removed["blocks"]
         self.report = report.as_dict()
@@ -409,13 +413,13 @@ class Pruning(Callback):
                 show(pruning_table(self.report))
             elif self._tells:
                 print(*sentences, sep="\n")
-            if write:
-                hashed = module.weights.full_hash
-                save_pretrained(module.model, module.tokenizer, self._into, report, hashed)
-                if self._tells:
-                    rank_zero_info(f"The pruned model is in {self._into}.")
-                self.written = self._into
-            self._lock.close()
+        if write and (trainer.is_global_zero or _is_shared(model)):
+            hashed = module.weights.full_hash
+            save_pretrained(model, module.tokenizer, self._into, report, hashed)
+            if self._tells:
+                rank_zero_info(f"The pruned model is in {self._into}.")
+            self.written = self._into if trainer.is_global_zero else None
+        self._lock.close()
         trainer.strategy.barrier("prunelit-pruned")
 
     def recipe(self, data: PruneData, module: PairedLM) -> dict[str, Any]:
@@ -453,6 +457,12 @@ class Pruning(Callback):
         elsewhere = ("pruner", "output", "offload")
         kept = {k: v for k, v in described["init_args"].items() if k not in elsewhere}
         return {**described, "init_args": kept}
+
+
+def _is_shared(model: PreTrainedModel) -> bool:
+    """Return True if every rank has a share of the blocks, so that all must write together."""
+    stores = map(store_of, decoder_blocks(model)[1])
+    return any(store is not None and store.collective for store in stores)
 
 
 def _digest(masks: Mapping[str, Tensor], text: str) -> str:

@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.tensor import DTensor
 
 from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import is_sharded, read_checkpoint
@@ -50,7 +52,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         """Give a module the weights with the best `monitor`; every rank must call it.
 
         Args:
-            module: with whole weights.
+            module: with plain weights, or with shards.
 
         Raises:
             InputError: if there was no validation after the last round.
@@ -64,10 +66,14 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         if is_sharded(self.best_model_path):
             weights = module.state_dict()  # which shares its memory with the module
             load_sharded({"state_dict": weights}, checkpoint_id=self.best_model_path)
+            module.load_state_dict(weights)
+            return
+        saved = torch.load(self.best_model_path, weights_only=True, map_location="cpu")
+        if any(isinstance(weight, DTensor) for weight in module.parameters()):
+            own_part = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(module, saved["state_dict"], options=own_part)
         else:
-            saved = torch.load(self.best_model_path, weights_only=True, map_location="cpu")
-            weights = saved["state_dict"]
-        module.load_state_dict(weights)
+            module.load_state_dict(saved["state_dict"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of a checkpoint; the best weights must be there.

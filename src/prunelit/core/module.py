@@ -259,13 +259,14 @@ class PairedLM(LightningModule):
 
     @contextmanager
     def whole(self, model: PreTrainedModel, *, edited: bool = False) -> Iterator[None]:
-        """Have the weights of a model of `pair` here, within the context; on every rank.
+        """Have the weights of a model of `pair` outside its blocks here, within the context.
 
-        Does nothing unless the model is sharded for training.
+        Every rank must enter it. The blocks come one by one from their stores, see
+        `prunelit.models.stores`. It does nothing unless the model is sharded for training.
 
         Args:
             model: the pruned or the dense one.
-            edited: the weights are changed inside.
+            edited: these weights are changed inside.
         """
         with ExitStack() as stack:
             if self._sharding is not None:
@@ -311,7 +312,7 @@ class PairedLM(LightningModule):
     def on_train_start(self) -> None:
         """Move the dense model to the device, since Lightning moves submodules only."""
         dense = self.pair.dense
-        if dense is not None and not (self._sharding and self._sharding.shards(dense)):
+        if dense is not None and not (self._sharding and self._sharding.holds(dense)):
             dense.to(self.device)  # type: ignore[arg-type]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -338,7 +339,8 @@ class PairedLM(LightningModule):
         """Begin a new evaluation with an empty table for each task."""
         with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
             for model in self.pair.models().values():
-                self._filled.enter_context(self.whole(model))
+                if self._sharding is not None:
+                    self._filled.enter_context(self._sharding.filled(model))
                 model.to(self.device).eval()  # type: ignore[arg-type]
         self.evaluation = Evaluation(
             self.trainer, self.pair, self._data(), dense_cache=self.dense_cache

@@ -1,7 +1,7 @@
 """Training of weights that are sharded: FSDP2 spreads them over the ranks, block by block."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.model_pair import ModelPair
+from prunelit.models.stores import Store, keep_in
 from prunelit.pruning.lora import Adapters
 from prunelit.pruning.masks import own_part
 from prunelit.pruning.recovery import Recovery
@@ -23,7 +24,7 @@ class Sharding:
 
     FSDP2 keeps a share of every weight on each rank, and brings a block together when the loss
     needs it. All other work, such as a round of pruning or a task, uses the models of `pair`, which
-    become plain models without weights: `whole` fills one, on every rank.
+    become plain models without weights: `whole` and `filled` bring these, on every rank.
 
     Args:
         recovery: the loss. A dense model that it does not need stays whole.
@@ -43,10 +44,10 @@ class Sharding:
         self.model = pair.pruned
         dense = pair.dense if recovery.needs_reference else None
         pair.pruned, self.adapters = _without_weights(self.model, adapters)
-        self._shards = {id(pair.pruned): Shards(self.model, pair.pruned)}
+        self._views = {id(pair.pruned): _View(self.model, pair.pruned)}
         if dense is not None:
             pair.dense, _ = _without_weights(dense)
-            self._shards[id(pair.dense)] = Shards(dense, pair.dense)
+            self._views[id(pair.dense)] = _View(dense, pair.dense)
         for model in (self.model, dense):
             for block in () if model is None else decoder_blocks(model)[1]:
                 fully_shard(block, mesh=mesh)
@@ -55,30 +56,51 @@ class Sharding:
 
     @contextmanager
     def whole(self, model: PreTrainedModel, *, edited: bool = False) -> Iterator[None]:
-        """Have the weights of a plain model here, within the context; every rank must enter it.
+        """Have the weights outside the blocks here; the blocks come one by one from their stores.
+
+        Every rank must enter it.
 
         Args:
             model: of the pair; one that is not sharded is left as it is.
-            edited: the weights are changed inside, and the shards after it.
+            edited: the weights outside the blocks are changed inside.
         """
-        shards = self._shards.get(id(model))
-        if shards is None:
+        view = self._views.get(id(model))
+        if view is None:
             yield
             return
-        shards.gather()
+        view.rest.fetch()
         try:
             yield
         finally:
-            shards.leave(edited)
+            view.rest.leave(edited)
 
-    def shards(self, model: PreTrainedModel) -> bool:
+    @contextmanager
+    def filled(self, model: PreTrainedModel) -> Iterator[None]:
+        """Have all weights of a model here, as ranks with different numbers of batches need them.
+
+        Every rank must enter it. Changes are lost.
+
+        Args:
+            model: as in `whole`.
+        """
+        view = self._views.get(id(model))
+        if view is None:
+            yield
+            return
+        view.fill()
+        try:
+            yield
+        finally:
+            view.empty()
+
+    def holds(self, model: PreTrainedModel) -> bool:
         """Return True if the weights of a model of the pair are sharded."""
-        return id(model) in self._shards
+        return id(model) in self._views
 
     def end(self) -> None:
         """Fill the models of the pair for good. The shards are no longer needed."""
-        for shards in self._shards.values():
-            shards.gather()
+        for view in self._views.values():
+            view.fill()
 
 
 class RecoveryLoss(nn.Module):
@@ -99,31 +121,76 @@ class RecoveryLoss(nn.Module):
         return {name: loss.clone() for name, loss in losses.items()}
 
 
-class Shards:
-    """The weights of a plain model while they are the shards of another one.
+class _View:
+    """A plain model whose weights are the shards of another one.
 
     Args:
         model: is or will be sharded by FSDP2.
         plain: has the same parameters, by name.
+
+    Attributes:
+        rest: store of what is outside the blocks. Every block has one of its own.
     """
 
     def __init__(self, model: PreTrainedModel, plain: PreTrainedModel) -> None:
+        prefix, blocks = decoder_blocks(plain)
+        self.rest = ShardStore(model, plain, lambda name: not name.startswith(f"{prefix}."))
+        self._stores = [
+            (block, ShardStore(model, plain, lambda name, own=own: name.startswith(own)))
+            for block, own in ((block, f"{prefix}.{index}.") for index, block in enumerate(blocks))
+        ]
+        for block, store in self._stores:
+            keep_in(block, store)
+
+    def fill(self) -> None:
+        """Bring all weights, which are in no store until `empty`."""
+        self.rest.fetch()
+        for block, store in self._stores:
+            store.fetch()
+            keep_in(block, None)
+
+    def empty(self) -> None:
+        """Drop all weights."""
+        self.rest.leave(edited=False)
+        for block, store in self._stores:
+            store.leave(edited=False)
+            keep_in(block, store)
+
+
+class ShardStore(Store):
+    """Keep a part of a plain model as shards of another one, between training steps.
+
+    Args:
+        model: is or will be sharded by FSDP2.
+        plain: has the same parameters, by name.
+        has: tells by its name if a parameter belongs to the part.
+    """
+
+    collective = True
+
+    def __init__(
+        self, model: PreTrainedModel, plain: PreTrainedModel, has: Callable[[str], bool]
+    ) -> None:
+        super().__init__()
         self._model = model
-        names = {id(weight): name for name, weight in plain.named_parameters()}
+        names = {id(weight): name for name, weight in plain.named_parameters() if has(name)}
         self._owners: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in names.values()}
         for module in plain.modules():
             for key, weight in module.named_parameters(recurse=False):
-                self._owners[names[id(weight)]].append((module, key))  # a tied one has several
+                if id(weight) in names:
+                    self._owners[names[id(weight)]].append((module, key))  # tied ones have several
 
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def gather(self) -> None:
-        """Fill the plain model."""
+    def fetch(self) -> None:
+        """Gather the weights."""
         for name, shard in self._shards():
             self._place(name, shard.full_tensor())
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def leave(self, edited: bool) -> None:
-        """Empty the plain model; its weights become shards if they were edited."""
+        """Drop the whole weights; those that were edited become shards."""
         for name, shard in self._shards():
             module, key = self._owners[name][0]
             weight = module.get_parameter(key)
@@ -131,10 +198,11 @@ class Shards:
                 shard.to_local().copy_(own_part(weight.detach(), shard))
             self._place(name, torch.empty_like(weight, device="meta"))
 
-    def _shards(self) -> list[tuple[str, DTensor]]:
-        shards = list(self._model.named_parameters())
-        assert all(isinstance(shard, DTensor) for _, shard in shards)
-        return shards  # type: ignore[return-value]
+    def _shards(self) -> Iterator[tuple[str, DTensor]]:
+        for name in self._owners:
+            shard = self._model.get_parameter(name)
+            assert isinstance(shard, DTensor)
+            yield name, shard
 
     def _place(self, name: str, tensor: Tensor) -> None:
         weight = nn.Parameter(tensor, requires_grad=False)
