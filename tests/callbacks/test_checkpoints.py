@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
-import torch.distributed.checkpoint as checkpoint
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from transformers import PreTrainedModel
 
 from prunelit.callbacks.checkpoints import LastCheckpoint, WholeFileCheckpointIO, read_checkpoint
@@ -91,7 +91,7 @@ def test_a_folder_of_shards_and_a_damaged_one(tmp_path: Path) -> None:
     content = {"callbacks": {}, "loops": {}, "epoch": 1, "global_step": 2}
     weights = {"model.weight": torch.arange(1000.0)}
     with pytest.warns(UserWarning, match="save in a single process"):
-        checkpoint.save({"state_dict": weights}, checkpoint_id=folder, no_dist=True)
+        save_shards({"state_dict": weights}, checkpoint_id=folder, no_dist=True)
     torch.save(content, folder / "meta.pt")
     assert read_checkpoint(folder, checksums=True) == content
     (shards,) = folder.glob("*.distcp")
