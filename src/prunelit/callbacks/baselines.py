@@ -35,6 +35,7 @@ from prunelit.errors import InputError
 from prunelit.files import replace_folder, write_text
 from prunelit.models.architecture import decoder_blocks, oriented_weight
 from prunelit.models.saving import weight_bytes
+from prunelit.models.streaming import place_model
 from prunelit.pruners import Quantize
 from prunelit.pruning.prune import prune
 from prunelit.recipe import describe
@@ -255,7 +256,7 @@ class _Rounding:
         module.check_run()
         module.load()
         assert module.model is not None
-        module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+        place_model(module.model, trainer.strategy.root_device)
         prune(module.model, self._pruner)
         number, size = sum(p.numel() for p in module.model.parameters()), weight_bytes(module.model)
         stored = min(size, _stored_bytes(module.weights, number) or size)

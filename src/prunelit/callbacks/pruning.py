@@ -32,6 +32,7 @@ from prunelit.models.saving import (
     weight_bytes,
 )
 from prunelit.models.stores import store_of
+from prunelit.models.streaming import place_model
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
 from prunelit.pruning.masks import Masks
@@ -62,8 +63,6 @@ class Pruning(Callback):
         output: folder of the pruned model, which must not hold one of another recipe; None is
             `pruned` under `trainer.default_root_dir`, or `pruned-<id>` if another recipe is there.
         schedule: the rounds; None is one round.
-        offload: keep waiting blocks in memory (if pruning runs on a GPU) or on disk (on the CPU),
-            and load the dense reference after pruning. For one round without training.
 
     Example:
         >>> from prunelit.callbacks import Pruning
@@ -80,13 +79,11 @@ class Pruning(Callback):
         pruner: Pruner,
         output: str | None = None,
         schedule: Schedule | None = None,
-        offload: bool = False,
     ) -> None:
         check_local(output or "")
         self.pruner = pruner
         self.output = output
         self.schedule = schedule
-        self.offload = offload
         self.report: dict[str, Any] | None = None
         self.verbose = False  # True prints a line for each block; in a sweep the other lines too
         self.always_writes = False  # True also writes in `validate`, as a sweep needs
@@ -113,7 +110,7 @@ class Pruning(Callback):
         if stage == "fit":
             self._claim(trainer)
             check_output(folder, recipe)
-            check_rounds(self._schedule, self.pruner, module, data, offload=self.offload)
+            check_rounds(self._schedule, self.pruner, module, data)
             self._check_unfinished(trainer, module)
             if trainer.ckpt_path is not None:  # the checkpoint holds the result of the first round
                 self._check_saved(read_checkpoint(trainer.ckpt_path), trainer.ckpt_path)
@@ -125,7 +122,7 @@ class Pruning(Callback):
         elif self.always_writes:
             self._claim(trainer)
         # All checks come before the first round, also those of a later round.
-        module.load(reference=not self.offload)
+        module.load()
         self._count(module)
         assert module.model is not None
         self.pruner.check(module.model)
@@ -288,22 +285,13 @@ class Pruning(Callback):
             The report of this round.
         """
         device = trainer.strategy.root_device
-        module.load(reference=not self.offload)
+        module.load()
         model = module.pair.pruned
-        if not self.offload and not _is_shared(model):  # whose blocks come to the device
-            model.to(device)  # type: ignore[arg-type]
+        place_model(model, device)
         fraction = self._schedule.fraction(len(self._rounds))
         pruner = self.pruner if fraction == 1 else self.pruner.scale(fraction)
         with trainer.precision_plugin.forward_context():
-            report = prune(
-                model,
-                pruner,
-                data.calibration_batches(),
-                offload_to=device if self.offload else None,
-                shrink=False,
-            )
-        module.weights.load_reference()
-        return report
+            return prune(model, pruner, data.calibration_batches(), shrink=False)
 
     @property
     def _schedule(self) -> Schedule:
@@ -454,7 +442,7 @@ class Pruning(Callback):
     def _describe(self) -> dict[str, Any]:
         described = describe(self)
         # The recipe has a key for the pruner; the place of the model decides nothing.
-        elsewhere = ("pruner", "output", "offload")
+        elsewhere = ("pruner", "output")
         kept = {k: v for k, v in described["init_args"].items() if k not in elsewhere}
         return {**described, "init_args": kept}
 

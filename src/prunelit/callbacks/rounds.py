@@ -12,9 +12,7 @@ from prunelit.pruners.base import Pruner
 from prunelit.schedule import Schedule
 
 
-def check_rounds(
-    schedule: Schedule, pruner: Pruner, module: PairedLM, data: PruneData, offload: bool
-) -> None:
+def check_rounds(schedule: Schedule, pruner: Pruner, module: PairedLM, data: PruneData) -> None:
     """Refuse rounds that this run cannot reach, or options that do not fit together.
 
     Args:
@@ -22,16 +20,11 @@ def check_rounds(
         pruner: the method.
         module: attached to its Trainer.
         data: prepared.
-        offload: True if waiting blocks are offloaded.
 
     Raises:
         InputError: names the option.
     """
     trainer, rounds = module.trainer, schedule.rounds
-    if offload and module.trains:
-        raise InputError(
-            "Expected `trainer.max_epochs` 0 with `pruning.offload`: turn one of them off."
-        )
     if module.trains and not pruner.sparsifies:
         raise InputError(
             f"Expected `trainer.max_epochs` 0 with {type(pruner).__name__}: it removes no weights, "

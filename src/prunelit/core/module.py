@@ -13,13 +13,21 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.arguments import checked
 from prunelit.core.candidate import check_candidate, tell_models
 from prunelit.core.checks import check_data, check_trainer, check_training
 from prunelit.core.datamodule import PruneData
 from prunelit.core.evaluation import Evaluation
+from prunelit.core.placement import (
+    Needs,
+    Placement,
+    choose,
+    find_needs,
+    free_memory,
+    measure_sizes,
+)
 from prunelit.core.processes import barrier
 from prunelit.core.sharding import Sharding
 from prunelit.core.weights import Weights
@@ -27,7 +35,11 @@ from prunelit.data.sources import as_source
 from prunelit.errors import InputError, check_whole
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
+<<<<<<< HEAD
 from prunelit.pruning.masks import Masks
+=======
+from prunelit.models.streaming import place_model
+>>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
 from prunelit.report.results import Result, scalar_name
@@ -59,9 +71,15 @@ class PairedLM(LightningModule):
         candidate_revision: branch, tag or commit of the candidate on the hub.
         dense_cache: keep on disk what the dense model gave to the tasks, and read it in later runs,
             see `prunelit.models.dense_answers`.
+<<<<<<< HEAD
         flight: number of batches of a task that are measured together: blocks that wait in a store
             come once for all of them, and memory holds what all of them need. None measures one
             batch after the other.
+=======
+        placement: `resident` keeps both models in the memory of the device. `streamed` keeps their
+            blocks in files and brings one at a time to the device; it trains no weights. `auto`
+            is `resident` if the run fits the free memory, else `streamed`, and says why.
+>>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -95,7 +113,11 @@ class PairedLM(LightningModule):
         candidate: str | None = None,
         candidate_revision: str | None = None,
         dense_cache: bool = True,
+<<<<<<< HEAD
         flight: int | None = None,
+=======
+        placement: Placement = "resident",
+>>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
     ) -> None:
         super().__init__()
         for name, value in (("source", source), ("candidate", candidate)):
@@ -123,6 +145,8 @@ class PairedLM(LightningModule):
             None if candidate is None else as_source(candidate),
             candidate_revision,
         )
+        self.placement = placement
+        self.weights.streamed = placement == "streamed"
         self.recovery = recovery or Recovery()
         self.model: PreTrainedModel | None = None
         self.evaluation: Evaluation | None = None
@@ -162,7 +186,14 @@ class PairedLM(LightningModule):
     def load(self, pruned_folder: str | Path | None = None, reference: bool = True) -> None:
         """Read the weights, see `Weights.load`, and register the pruned model as a submodule."""
         self.weights.load(pruned_folder, reference)
+<<<<<<< HEAD
         if self._sharding is None:
+=======
+        if self.weights.streamed:
+            # A submodule would be moved to the device as a whole.
+            vars(self)["model"] = self.pair.pruned
+        else:
+>>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
             self.model = self.pair.pruned
 
     def discard_pruned(self) -> None:
@@ -195,11 +226,43 @@ class PairedLM(LightningModule):
         """
         config, reference = self.weights.load_config(), self.weights.reference
         check_trainer(self.trainer)
+        if self.placement == "streamed" and self.trains:
+            raise InputError(
+                "Expected `trainer.max_epochs` 0 with `model.placement` 'streamed', which trains "
+                "no weights: set `model.placement: resident`, or prune without recovery."
+            )
         check_data(self._data(), config, reference=reference)
         if self.weights.candidate is not None:
             check_candidate(self.trainer, self._data(), self.weights)
         elif self.trains:
             check_training(self._data(), config, self.recovery, reference=reference)
+        self._choose_placement(config)
+
+    def _choose_placement(self, config: PreTrainedConfig) -> None:
+        """Choose where the weights wait, if that is left to the run, and say why."""
+        if self.placement != "auto" or self.trains:  # training needs all weights on the device
+            return
+        resident, streamed = self.needs(config, streamed=False), self.needs(config, streamed=True)
+        free = free_memory(self.trainer.strategy.root_device)
+        self.weights.streamed, why = choose(resident, streamed, free)
+        self.placement = "streamed" if self.weights.streamed else "resident"
+        rank_zero_info(why)
+
+    def needs(self, config: PreTrainedConfig, *, streamed: bool) -> Needs:
+        """Compute the memory that this run takes on its device.
+
+        Args:
+            config: of the model.
+            streamed: the placement.
+        """
+        return find_needs(
+            measure_sizes(config, self.weights.origin.dtype or torch.float32),
+            config,
+            self._data(),
+            self.trainer.strategy.root_device,
+            models=1 + self.weights.reference,
+            streamed=streamed,
+        )
 
     def check_tasks(self) -> None:
         """Refuse a model that a task cannot measure; needs the weights."""
@@ -311,9 +374,14 @@ class PairedLM(LightningModule):
 
     def on_train_start(self) -> None:
         """Move the dense model to the device, since Lightning moves submodules only."""
+<<<<<<< HEAD
         dense = self.pair.dense
         if dense is not None and not (self._sharding and self._sharding.holds(dense)):
             dense.to(self.device)  # type: ignore[arg-type]
+=======
+        if self.pair.dense is not None:
+            place_model(self.pair.dense, self.device)
+>>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of one batch and log it with its parts."""
@@ -339,9 +407,14 @@ class PairedLM(LightningModule):
         """Begin a new evaluation with an empty table for each task."""
         with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
             for model in self.pair.models().values():
+<<<<<<< HEAD
                 if self._sharding is not None:
                     self._filled.enter_context(self._sharding.filled(model))
                 model.to(self.device).eval()  # type: ignore[arg-type]
+=======
+                place_model(model, self.device)
+                model.eval()
+>>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
         self.evaluation = Evaluation(
             self.trainer, self.pair, self._data(), dense_cache=self.dense_cache
         )

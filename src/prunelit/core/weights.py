@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.data.vocabularies import tell_vocabulary
@@ -22,6 +23,7 @@ from prunelit.models.loading import (
 )
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.saving import weight_bytes
+from prunelit.models.streaming import stream
 from prunelit.pruning.lora import Adapters, LoRA
 from prunelit.report.results import name_content
 
@@ -78,11 +80,28 @@ class Origin:
         """Blocks that an earlier pruning by prunelit removed."""
         return read_removed(self.source, self._same["revision"]).blocks
 
-    def read(self) -> PreTrainedModel:
-        """Read the weights."""
-        model = load_pretrained(self.source, **self._numerics, **self._same)[0]
+    def read(self, streamed: bool = False) -> PreTrainedModel:
+        """Read the weights.
+
+        Args:
+            streamed: the blocks wait in files, see `prunelit.models.streaming`.
+        """
+        # Weights of another dtype than the stored one would all be in memory.
+        own = {**self._numerics, "dtype": "auto"} if streamed else self._numerics
+        model = load_pretrained(self.source, **own, **self._same)[0]
+        if streamed:
+            stream(model, self.dtype or model.dtype)
         check_unembedding(model)
         return model
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Dtype of the weights of a run; None if only their files tell."""
+        name = self._numerics["dtype"]
+        if name != "auto":
+            return getattr(torch, name)
+        stored = self.text_config.dtype
+        return stored if isinstance(stored, torch.dtype) else None
 
     @cached_property
     def version(self) -> dict[str, Any]:
@@ -130,6 +149,9 @@ class Weights:
         full_hash: identify the weights of a folder by all of them; False takes a sample.
         candidate: source of a model that takes the place of the pruned one; None prunes.
         candidate_revision: branch, tag or commit of the candidate on the hub.
+
+    Attributes:
+        streamed: the blocks of both models wait in files; set it before `load`.
     """
 
     def __init__(
@@ -145,6 +167,7 @@ class Weights:
         candidate_revision: str | None = None,
     ) -> None:
         self.source = source
+        self.streamed = False
         self.reference = reference
         self.full_hash = full_hash
         self.adapters: Adapters | None = None
@@ -237,20 +260,21 @@ class Weights:
             return
         removed: Sequence[int] = ()
         if self.candidate is not None:
-            pruned, removed = self.candidate.read().requires_grad_(False), self.removed_blocks
+            pruned, removed = self.candidate.read(self.streamed), self.removed_blocks
+            pruned.requires_grad_(False)
         elif pruned_folder is not None:
             folder = Origin(
                 str(pruned_folder), None, self._numerics, self._trust_remote_code, False
             )
-            pruned, removed = folder.read(), folder.removed_blocks
-        elif self._dense is not None:
+            pruned, removed = folder.read(self.streamed), folder.removed_blocks
+        elif self._dense is not None and not self.streamed:
             pruned = copy.deepcopy(self._dense).requires_grad_(True)
         else:
-            pruned = self.origin.read()
+            pruned = self.origin.read(self.streamed)
         self._pair = ModelPair(pruned, None, self.tokenizer, removed, self.other_tokenizer)
         if reference:
             copied = self.candidate is None and pruned_folder is None
-            if copied and self.reference and self._dense is None:
+            if copied and self.reference and self._dense is None and not self.streamed:
                 # Both are still equal: copying is faster than reading again.
                 self._dense = copy.deepcopy(pruned)
             self.load_reference()
@@ -259,7 +283,7 @@ class Weights:
         """Read the dense model if the run keeps one and has not read it yet."""
         if self.reference:
             if self._dense is None:
-                self._dense = self.origin.read()
+                self._dense = self.origin.read(self.streamed)
             self.pair.dense = self._dense.requires_grad_(False)
 
     def take_reference(self) -> None:
@@ -267,7 +291,7 @@ class Weights:
         self._dense = self.pair.dense
 
     def discard_pruned(self) -> None:
-        """Forget the pruned model. The next `load` copies the dense model instead of reading it."""
+        """Forget the pruned model. The next `load` copies the dense model, or reads it again."""
         self._pair = None
 
     def attach_adapters(self, lora: LoRA) -> None:

@@ -182,10 +182,8 @@ def token_deviations(
     buffers = Buffers()
     # Autocast of the Trainer's precision is switched off: the logits are in float32.
     with torch.autocast(dense_hidden.device.type, enabled=False):
-        size = _TOKENS
-        if dense_hidden.device.type == "cpu":
-            vocabulary = dense.config.get_text_config(decoder=True).vocab_size
-            size = min(_TOKENS, max(_FEW_TOKENS, _CPU_ENTRIES // vocabulary))
+        vocabulary = dense.config.get_text_config(decoder=True).vocab_size
+        size = tokens_per_chunk(dense_hidden.device, vocabulary)
         for start in range(0, len(dense_hidden), size):
             place = slice(start, start + size)
             h, h_pruned = dense_hidden[place], pruned_hidden[place]
@@ -205,6 +203,18 @@ def token_deviations(
             for name, value in values.items():
                 parts.setdefault(name, []).append(value)
     return {name: torch.cat(part) for name, part in parts.items()}
+
+
+def tokens_per_chunk(device: torch.device, vocabulary: int) -> int:
+    """Return the number of tokens whose logits are compared at one time.
+
+    Args:
+        device: of the logits.
+        vocabulary: V.
+    """
+    if device.type != "cpu":
+        return _TOKENS
+    return min(_TOKENS, max(_FEW_TOKENS, _CPU_ENTRIES // vocabulary))
 
 
 def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel) -> None:

