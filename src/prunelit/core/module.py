@@ -35,15 +35,14 @@ from prunelit.data.sources import as_source
 from prunelit.errors import InputError, check_whole
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
-<<<<<<< HEAD
-from prunelit.pruning.masks import Masks
-=======
 from prunelit.models.streaming import place_model
->>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
+from prunelit.pruning.masks import Masks
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
 from prunelit.report.results import Result, scalar_name
 from prunelit.tasks.base import Task
+
+_FLIGHT = 8  # batches that are measured together where blocks wait in files
 
 
 @checked
@@ -71,15 +70,12 @@ class PairedLM(LightningModule):
         candidate_revision: branch, tag or commit of the candidate on the hub.
         dense_cache: keep on disk what the dense model gave to the tasks, and read it in later runs,
             see `prunelit.models.dense_answers`.
-<<<<<<< HEAD
         flight: number of batches of a task that are measured together: blocks that wait in a store
             come once for all of them, and memory holds what all of them need. None measures one
-            batch after the other.
-=======
+            batch after the other; eight together if the models are streamed.
         placement: `resident` keeps both models in the memory of the device. `streamed` keeps their
             blocks in files and brings one at a time to the device; it trains no weights. `auto`
             is `resident` if the run fits the free memory, else `streamed`, and says why.
->>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -113,11 +109,8 @@ class PairedLM(LightningModule):
         candidate: str | None = None,
         candidate_revision: str | None = None,
         dense_cache: bool = True,
-<<<<<<< HEAD
         flight: int | None = None,
-=======
         placement: Placement = "resident",
->>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
     ) -> None:
         super().__init__()
         for name, value in (("source", source), ("candidate", candidate)):
@@ -186,14 +179,10 @@ class PairedLM(LightningModule):
     def load(self, pruned_folder: str | Path | None = None, reference: bool = True) -> None:
         """Read the weights, see `Weights.load`, and register the pruned model as a submodule."""
         self.weights.load(pruned_folder, reference)
-<<<<<<< HEAD
-        if self._sharding is None:
-=======
         if self.weights.streamed:
             # A submodule would be moved to the device as a whole.
             vars(self)["model"] = self.pair.pruned
-        else:
->>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
+        elif self._sharding is None:
             self.model = self.pair.pruned
 
     def discard_pruned(self) -> None:
@@ -236,12 +225,17 @@ class PairedLM(LightningModule):
             check_candidate(self.trainer, self._data(), self.weights)
         elif self.trains:
             check_training(self._data(), config, self.recovery, reference=reference)
-        self._choose_placement(config)
+        self._place(config)
+
+    def _place(self, config: PreTrainedConfig) -> None:
+        """Settle where the weights wait, and how many batches share a block that comes."""
+        if self.placement == "auto" and not self.trains:  # which needs all weights on the device
+            self._choose_placement(config)
+        if self.weights.streamed and self.flight is None:
+            self.flight = _FLIGHT
 
     def _choose_placement(self, config: PreTrainedConfig) -> None:
-        """Choose where the weights wait, if that is left to the run, and say why."""
-        if self.placement != "auto" or self.trains:  # training needs all weights on the device
-            return
+        """Choose where the weights wait, and say why."""
         resident, streamed = self.needs(config, streamed=False), self.needs(config, streamed=True)
         free = free_memory(self.trainer.strategy.root_device)
         self.weights.streamed, why = choose(resident, streamed, free)
@@ -374,14 +368,8 @@ class PairedLM(LightningModule):
 
     def on_train_start(self) -> None:
         """Move the dense model to the device, since Lightning moves submodules only."""
-<<<<<<< HEAD
-        dense = self.pair.dense
-        if dense is not None and not (self._sharding and self._sharding.holds(dense)):
-            dense.to(self.device)  # type: ignore[arg-type]
-=======
         if self.pair.dense is not None:
             place_model(self.pair.dense, self.device)
->>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of one batch and log it with its parts."""
@@ -407,14 +395,10 @@ class PairedLM(LightningModule):
         """Begin a new evaluation with an empty table for each task."""
         with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
             for model in self.pair.models().values():
-<<<<<<< HEAD
                 if self._sharding is not None:
                     self._filled.enter_context(self._sharding.filled(model))
-                model.to(self.device).eval()  # type: ignore[arg-type]
-=======
                 place_model(model, self.device)
                 model.eval()
->>>>>>> a4d535a (Streamed placement: blocks wait in files, one at a time comes to the device)
         self.evaluation = Evaluation(
             self.trainer, self.pair, self._data(), dense_cache=self.dense_cache
         )

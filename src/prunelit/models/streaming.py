@@ -54,6 +54,8 @@ class FileStore(Store):
         elif self.device.type != "cpu":
             for weight, away in zip(weights, self._away, strict=True):
                 weight.data = away
+        elif self._file is not None:
+            self._file.release()
         self._away = []
 
     def keep(self, weights: Sequence[nn.Parameter]) -> None:
@@ -111,6 +113,10 @@ class MappedFile:
             if weight.data_ptr() != view.data_ptr():
                 view.copy_(weight.data)
                 weight.data = view
+        self.release()
+
+    def release(self) -> None:
+        """Give up the memory that holds the content; the next access reads it from the file."""
         self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
@@ -163,18 +169,22 @@ def offloaded(blocks: nn.ModuleList, device: torch.device | None) -> Iterator[No
 def place_model(model: PreTrainedModel, device: torch.device) -> None:
     """Move a model to a device; blocks in a `FileStore` come there when they are worked on.
 
+    A model whose ranks share the blocks is where it belongs already.
+
     Args:
         model: any.
         device: where it computes.
     """
-    stores = [store_of(block) for block in decoder_blocks(model)[1]]
-    inside = {part for block in decoder_blocks(model)[1] for part in block.modules()}
+    blocks = decoder_blocks(model)[1]
+    stores = [store for block in blocks if (store := store_of(block))]
+    if not stores:
+        model.to(device)  # type: ignore[arg-type]
+        return
     for store in stores:
-        if store is None:
-            model.to(device)  # type: ignore[arg-type]
+        if not isinstance(store, FileStore):
             return
-        assert isinstance(store, FileStore)
         store.device = device
+    inside = {part for block in blocks for part in block.modules()}
     for module in model.modules():
         if module not in inside:
             module._apply(lambda tensor: tensor.to(device), recurse=False)
