@@ -71,8 +71,8 @@ def write_model(folder: Path, shape: str) -> int:
             tensors[name] = drawn if like.ndim == 1 else drawn.normal_(0, 0.02, generator=random)
         save_file(tensors, folder / file, metadata={"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}}
-    index["weight_map"] = {name: file for file, names in files.items() for name in names}
+    places = {name: file for file, names in files.items() for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": places}
     write_text(folder / "model.safetensors.index.json", json.dumps(index))
     config.save_pretrained(folder)
     prunelit.load_tokenizer(TOKENIZER).save_pretrained(folder)
@@ -139,7 +139,7 @@ def watch(command: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Prune and validate a pair streamed from disk.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--placement", default="streamed")

@@ -9,8 +9,8 @@ from prunelit.callbacks import TaskProgressBar
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.offload import DiskStore
 from prunelit.models.stores import keep_in
+from prunelit.models.streaming import FileStore
 from prunelit.tasks import MultipleChoice, Perplexity
 from prunelit.trainer import PruneTrainer
 
@@ -84,7 +84,7 @@ def test_the_blocks_of_a_flight_are_counted(material: Path, tmp_path: Path) -> N
     module.load()
     for model in module.pair.models().values():
         for block in decoder_blocks(model)[1]:
-            keep_in(block, DiskStore(block))
+            keep_in(block, FileStore(block))
     trainer.validate(module, datamodule=PruneData(None, tasks))
     first, second, third = bar.counts
     assert "text blocks" in first[0]

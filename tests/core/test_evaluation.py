@@ -12,8 +12,8 @@ from prunelit.core.evaluation import Evaluation
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.offload import DiskStore
 from prunelit.models.stores import keep_in
+from prunelit.models.streaming import FileStore
 from prunelit.report.results import scalar_name
 from prunelit.tasks import (
     Deviation,
@@ -136,7 +136,7 @@ def waiting(module: PairedLM) -> PairedLM:
     if module.flight is not None:
         for model in module.pair.models().values():
             for block in decoder_blocks(model)[1]:
-                keep_in(block, DiskStore(block))
+                keep_in(block, FileStore(block))
     return module
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.core import module
@@ -18,7 +19,8 @@ GIB = 2**30
 def test_sizes_are_those_of_the_model(
     family: str, make_model: Callable[..., PreTrainedModel], dtype: torch.dtype
 ) -> None:
-    model = make_model(family).to(dtype)
+    model = make_model(family)
+    nn.Module.to(model, dtype)
     sizes = measure_sizes(model.config, dtype)
     assert sizes.model == sum(weight.nbytes for weight in model.parameters())
     block = decoder_blocks(model)[1][0]
