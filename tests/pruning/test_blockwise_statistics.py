@@ -17,7 +17,7 @@ from prunelit.models.architecture import (
     oriented_weight,
 )
 from prunelit.models.stores import Store, keep_in
-from prunelit.pruners import Probe, Pruner
+from prunelit.pruners import Probe, Pruner, whole
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.peak_memory import PeakMemory
 
@@ -216,7 +216,9 @@ class LooksTwice(Recorder):
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
         self.looks.append([probe["mlp.down_proj"].statistic.value for probe in probes])
-        decoder_blocks(model)[1][0].get_submodule("mlp.up_proj").weight.mul_(2)
+        block = decoder_blocks(model)[1][0]
+        with whole(block, edited=True):
+            block.get_submodule("mlp.up_proj").weight.mul_(2)
         return len(self.looks) < 2
 
 

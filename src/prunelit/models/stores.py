@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from prunelit.arguments import checked
 from prunelit.errors import InputError
 
 _ATTRIBUTE = "prunelit_store"
@@ -129,15 +130,27 @@ def check_here(model: nn.Module, what: str) -> None:
         )
 
 
+@checked
 @contextmanager
 def whole(block: nn.Module, *, edited: bool = False) -> Iterator[None]:
     """Have the weights of a block here, within the context; it may be entered again inside.
 
-    Does nothing for a block without a store.
+    A block may wait on a disk, or other processes may have parts of it. A method needs this where
+    it looks at a whole model, as in `Pruner.decide`; `Pruner.prune_block` gets a block that is
+    here. It does nothing for a block that is always here.
 
     Args:
         block: a decoder block, or a module inside.
-        edited: the weights are changed inside.
+        edited: the weights are changed inside; False may forget a change.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.pruners import whole
+        >>> block = torch.nn.Sequential(torch.nn.Linear(2, 2)).requires_grad_(False)
+        >>> with whole(block, edited=True):
+        ...     block[0].weight[0] = 0
+        >>> block[0].weight[0]
+        tensor([0., 0.])
     """
     store = store_of(block)
     if store is None:

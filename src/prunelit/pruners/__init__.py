@@ -1,6 +1,7 @@
 """Pruning methods, one in each file."""
 
 from prunelit.models.architecture import oriented_weight
+from prunelit.models.stores import whole
 from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
 from prunelit.pruners.magnitude import Magnitude
@@ -28,4 +29,5 @@ __all__ = [
     "SublayerDrop",
     "Wanda",
     "oriented_weight",
+    "whole",
 ]

@@ -87,7 +87,8 @@ class Pruner(Checked, ABC):
         """Take decisions about the whole model, before the first block is pruned.
 
         Args:
-            model: in evaluation mode, gradients off; it may be edited in place.
+            model: in evaluation mode, gradients off; it may be edited in place. A block that waits
+                elsewhere is read inside `with whole(block)`, see `prunelit.pruners.whole`.
             probes: one dict for each block, the probes of `look`, filled with all tokens of all
                 ranks; empty if `look` gave nothing.
 
