@@ -11,6 +11,7 @@ from prunelit.models.fingerprint import fingerprint, quick_state
 from prunelit.models.stores import (
     Store,
     check_here,
+    each_part,
     each_weight,
     each_whole,
     keep_in,
@@ -105,6 +106,19 @@ def test_one_after_the_other_is_forgotten(model: PreTrainedModel, stores: list[N
     assert not any(store_of(module) for module in model.modules())
     check_here(model, "A copy")
     copy.deepcopy(model)
+
+
+def test_parts_are_here_together(model: PreTrainedModel, stores: list[Noted]) -> None:
+    found = []
+    for part, names in enumerate(each_part(model)):
+        found += names
+        assert len(dict(each_weight(model, names))) == len(names)
+        assert [store.moves for store in stores] == [
+            ["fetch", False][: max(0, min(2, 2 * part - 2 * index - (part == index + 1)))]
+            for index in range(3)
+        ]
+    assert found == [name for name, _ in model.named_parameters()]
+    assert [store.moves for store in stores] == [["fetch", False]] * 3
 
 
 def test_what_needs_all_weights_is_refused(model: PreTrainedModel, stores: list[Noted]) -> None:

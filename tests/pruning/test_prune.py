@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from prunelit import prune, save_pretrained
 from prunelit.errors import InputError
 from prunelit.models.saving import read_report
+from prunelit.models.stores import Store, keep_in
 from prunelit.pruners import Wanda
 from prunelit.pruning.prune import describe_batches
 from prunelit.sparsity import SemiStructured, Unstructured
@@ -257,3 +258,27 @@ def test_weights_that_are_no_plain_numbers_are_refused_before_any_work(
     with pytest.raises(InputError, match=named):
         prune(model, wanda, input_ids)
     assert before.equal(model.model.layers[1].input_layernorm.weight)
+
+
+def test_a_block_that_waits_is_brought_a_few_times(
+    make_model: Callable[..., PreTrainedModel], input_ids: Tensor
+) -> None:
+    class Counted(Store):
+        fetched = 0
+        kept = 0
+
+        def fetch(self) -> None:
+            self.fetched += 1
+
+        def leave(self, edited: bool) -> None:
+            self.kept += edited
+
+    here, model = make_model("llama"), make_model("llama")
+    stores = [Counted() for _ in model.model.layers]
+    for block, store in zip(model.model.layers, stores, strict=True):
+        keep_in(block, store)
+    found, expected = (prune(each, Wanda(Unstructured(0.5)), input_ids) for each in (model, here))
+    # Checked, counted, run by the model and alone, pruned, counted.
+    assert [(store.fetched, store.kept) for store in stores] == [(6, 1)] * 3
+    assert list(found.masks) == list(expected.masks)
+    assert all(torch.equal(found.masks[name], expected.masks[name]) for name in expected.masks)

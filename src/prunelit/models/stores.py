@@ -174,6 +174,22 @@ def each_whole(modules: Iterable[_Module], *, edited: bool = False) -> Iterator[
             yield from same
 
 
+def each_part(model: nn.Module) -> Iterator[list[str]]:
+    """Give the names of the parameters that are here together, while they are.
+
+    What is done with all of them then brings every block once. A model without stores is one part.
+
+    Args:
+        model: any.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    owners = (model.get_submodule(name.rpartition(".")[0]) for name in names)
+    stores = dict(zip(names, map(store_of, owners), strict=True))
+    for store, same in groupby(names, key=stores.__getitem__):
+        with nullcontext() if store is None else store._whole(False):
+            yield list(same)
+
+
 def each_weight(
     model: nn.Module, names: Iterable[str] | None = None, *, edited: bool = False
 ) -> Iterator[tuple[str, Tensor]]:

@@ -172,9 +172,15 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def count_zeros(model: nn.Module) -> dict[str, int]:
-    """Count the entries that are exactly 0, by parameter name."""
-    return {name: value.numel() - int(value.count_nonzero()) for name, value in each_weight(model)}
+def count_zeros(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, int]:
+    """Count the entries that are exactly 0, by parameter name.
+
+    Args:
+        model: any.
+        names: of the parameters; None counts all.
+    """
+    weights = each_weight(model, names)
+    return {name: value.numel() - int(value.count_nonzero()) for name, value in weights}
 
 
 def build_masks(model: nn.Module, before: Mapping[str, int], after: Mapping[str, int]) -> Masks:
@@ -185,10 +191,10 @@ def build_masks(model: nn.Module, before: Mapping[str, int], after: Mapping[str,
     Args:
         model: the model after a round of pruning.
         before: its `count_zeros` before that round.
-        after: its `count_zeros` now.
+        after: its `count_zeros` now, of some parameters or of all.
     """
     masks = Masks()
-    names = [name for name, _ in model.named_parameters() if after[name] > before[name]]
+    names = [name for name, zeros in after.items() if zeros > before[name]]
     for name, value in each_weight(model, names):
         masks.set(name, value.detach() != 0)
     for name, module in model.named_modules():

@@ -27,12 +27,20 @@ from prunelit.models.architecture import (
     embedded_tokens,
 )
 from prunelit.models.loading import check_weights
+from prunelit.models.stores import each_part
 from prunelit.models.streaming import offloaded
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.masks import Masks, build_masks, count_zeros
 from prunelit.pruning.peak_memory import PeakMemory
-from prunelit.pruning.report import BlockCost, PruningReport, count_weights, find_missing
+from prunelit.pruning.report import (
+    BlockCost,
+    Missing,
+    PruningReport,
+    count_entries,
+    count_weights,
+    find_missing,
+)
 from prunelit.recipe import describe
 
 _A_MINUTE = 60.0  # seconds
@@ -104,8 +112,7 @@ def prune(
     _, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     text = None if batches is None else RankText(batches[rank::world], _first_sequence(batches))
-    before = count_zeros(model)
-    missing = find_missing(model, shrinks=pruner.shrinks)
+    before, missing = count_entries(model, shrinks=pruner.shrinks)
     memory = PeakMemory(offload_to or model.device)
     costs: list[BlockCost] = []
     was_training = model.training
@@ -121,22 +128,28 @@ def prune(
                 bar.show(costs)
     finally:
         model.train(was_training)
-    zeros = count_zeros(model)
-    # A method that only rounds weights, such as quantisation, removes none.
-    now = find_missing(model, shrinks=pruner.shrinks) if pruner.sparsifies else missing
+    zeros: dict[str, int] = {}
+    now: dict[str, Missing] = {}
+    masks = Masks()
+    for names in each_part(model):  # brings every block once
+        zeros |= (own := count_zeros(model, names))
+        if pruner.sparsifies:
+            now |= find_missing(model, shrinks=pruner.shrinks, names=names)
+            masks.merge(build_masks(model, before, own))
     report = PruningReport(
         recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
         blocks=_by_block(costs),
         peak_memory=memory.meaning,
         shrinks=pruner.shrinks,
-        masks=build_masks(model, before, zeros) if pruner.sparsifies else Masks(),
+        masks=masks,
         versions={
             "prunelit": version("prunelit"),
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        **count_weights(model, missing, now, zeros),
+        # A method that only rounds weights, such as quantisation, removes none.
+        **count_weights(model, missing, now if pruner.sparsifies else missing, zeros),
     )
     return report.shrink(model) if shrink else report
 

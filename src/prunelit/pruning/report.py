@@ -1,6 +1,6 @@
 """Report of a pruning: removed weights of each tensor and block, time and memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import decoder_blocks, linear_weights
-from prunelit.models.stores import each_whole
+from prunelit.models.stores import each_part, each_whole
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
 from prunelit.recipe import recipe_id
@@ -191,8 +191,8 @@ class PruningReport:
         """
         if self.removed is not None:
             return self
-        missing = find_missing(model, shrinks=self.shrinks)
-        return replace(self, **count_weights(model, dense, missing, count_zeros(model)))
+        zeros, missing = count_entries(model, shrinks=self.shrinks)
+        return replace(self, **count_weights(model, dense, missing, zeros))
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model that is not the one of this report, as far as its weights show.
@@ -263,17 +263,25 @@ def block_prefix(name: str) -> str:
     return ".".join(parts[: number + 1])
 
 
-def find_missing(model: PreTrainedModel, *, shrinks: bool) -> dict[str, Missing]:
+def find_missing(
+    model: PreTrainedModel, *, shrinks: bool, names: Collection[str] | None = None
+) -> dict[str, Missing]:
     """Count the missing entries of each linear weight in the blocks, by name of the parameter.
 
     Args:
         model: with zeros in dropped parts.
         shrinks: a sublayer whose last linear map is 0, and a neuron of the MLP without output, are
             dropped.
+        names: of the parameters of some blocks, all or none of each; None counts in all blocks.
     """
     prefix, blocks = decoder_blocks(model)
+    chosen = [
+        index
+        for index in range(len(blocks))
+        if names is None or any(name.startswith(f"{prefix}.{index}.") for name in names)
+    ]
     missing = {}
-    for index, block in enumerate(each_whole(blocks)):
+    for index, block in zip(chosen, each_whole(blocks[i] for i in chosen), strict=True):
         dropped = find_dropped(block) if shrinks else {}
         for part, weight in linear_weights(block).items():
             entries = dropped.get(part, weight[:0])
@@ -282,6 +290,23 @@ def find_missing(model: PreTrainedModel, *, shrinks: bool) -> dict[str, Missing]
                 entries.numel(), zeros, whole=entries.numel() == weight.numel()
             )
     return missing
+
+
+def count_entries(
+    model: PreTrainedModel, *, shrinks: bool
+) -> tuple[dict[str, int], dict[str, Missing]]:
+    """Give `count_zeros` and `find_missing` of a model; every block is brought once.
+
+    Args:
+        model: see `find_missing`.
+        shrinks: see `find_missing`.
+    """
+    zeros: dict[str, int] = {}
+    missing: dict[str, Missing] = {}
+    for names in each_part(model):
+        zeros |= count_zeros(model, names)
+        missing |= find_missing(model, shrinks=shrinks, names=names)
+    return zeros, missing
 
 
 def count_weights(
