@@ -199,3 +199,19 @@ def test_killed_and_taken_up_is_bitwise_the_same(
     assert second.returncode == 0, second.stderr
     if place.startswith("step"):
         assert_equal(tmp_path, sharded)
+
+
+@pytest.mark.full
+def test_shards_of_another_number_of_processes_and_of_another_strategy(
+    tmp_path: Path, prepare: Callable[..., None], forked: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path)
+    monkeypatch.setenv("DIE_AT", "step 2")
+    assert fit(tmp_path, forked).returncode != 0
+    go_on = ("fit", "--config", "config.yaml", "--ckpt_path", "last", "--trainer.devices", "1")
+    one = forked(tmp_path, *go_on, "--trainer.strategy.init_args.data_parallel_size", "1")
+    assert one.returncode == 2
+    assert "was written by a run with another recipe (processes: 1 now, 2 there)" in one.stderr
+    plain = forked(tmp_path, *go_on, "--trainer.strategy", "auto")
+    assert plain.returncode == 2
+    assert "last.ckpt' but found a folder, and SingleDeviceStrategy writes a file" in plain.stderr
