@@ -23,8 +23,8 @@ from prunelit.models.architecture import (
 )
 
 # Tokens per matrix product with the unembedding: a large chunk makes the product fast. On a CPU the
-# logits of more than a few tokens have at most this many entries, 128 MiB in float32.
-_TOKENS, _FEW_TOKENS, _CPU_ENTRIES = 512, 128, 2**25
+# logits of more than a few tokens have at most this many entries, 64 MiB in float32.
+_TOKENS, _FEW_TOKENS, _CPU_ENTRIES = 512, 128, 2**24
 
 
 @torch.no_grad()
@@ -200,6 +200,7 @@ def token_deviations(
             check_not_nan(values)
             if also is not None:
                 values |= also(*logits, place)
+            del logits  # before the next ones come
             for name, value in values.items():
                 parts.setdefault(name, []).append(value)
     return {name: torch.cat(part) for name, part in parts.items()}
