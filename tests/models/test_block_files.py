@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from prunelit.models import block_files
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.block_files import write_blocks
 from prunelit.models.stores import Store, keep_in
@@ -66,3 +67,21 @@ def test_stock_transformers_reads_it(
     )
     assert mine["weight_map"].keys() == own["weight_map"].keys()
     assert mine["metadata"]["total_size"] == own["metadata"]["total_size"]
+
+
+@pytest.mark.parametrize(("name", "files"), [("llama", 2), ("gpt2", 4)])  # both tie
+def test_a_large_tensor_outside_the_blocks_has_a_file_of_its_own(
+    make_model: Callable[..., PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    files: int,
+) -> None:
+    monkeypatch.setattr(block_files, "_SMALL", 0)
+    model = make_model(name)
+    write_blocks(model, tmp_path)
+    written = list(tmp_path.glob("*.safetensors"))
+    assert len(written) == files + len(decoder_blocks(model)[1])
+    found = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for key, weight in found.named_parameters():
+        assert torch.equal(weight, model.get_parameter(key)), key

@@ -71,7 +71,9 @@ class TaskProgressBar(RichProgressBar):
             self.progress.update(self._blocks, visible=False)
         if begins or self._blocks is None:
             # Nobody knows how many steps a text will take.
-            self._blocks = self._add_task(math.inf, f"{self.validation_description} blocks")
+            style, words = self.theme.description, f"{self.validation_description} blocks"
+            words = f"[{style}]{words}" if style else words
+            self._blocks = self.progress.add_task(words, total=math.inf)
 
     def _count_block(self) -> None:
         assert self.progress is not None

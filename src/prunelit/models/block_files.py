@@ -14,6 +14,7 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.stores import each_whole
 
 _ONE_FILE = 10**18  # bytes
+_SMALL = 2**24  # bytes of a tensor that shares a file with others
 
 
 def write_blocks(model: PreTrainedModel, folder: Path) -> None:
@@ -22,14 +23,15 @@ def write_blocks(model: PreTrainedModel, folder: Path) -> None:
     Ranks that share the blocks run `each_whole` over the blocks meanwhile.
 
     Args:
-        model: any; what is outside the blocks is in the first file.
+        model: any; what is outside the blocks is in the first files.
         folder: exists; it gets the configuration, a file of weights for each part, and their index.
     """
     own = folder / "part"
-    count = 1 + len(decoder_blocks(model)[1])
+    groups = _outside(model)
+    count = len(groups) + len(decoder_blocks(model)[1])
     places: dict[str, str] = {}
     size = 0
-    for number, weights in enumerate(_parts(model), 1):
+    for number, weights in enumerate(_parts(model, groups), 1):
         size += sum({value.data_ptr(): value.nbytes for value in weights.values()}.values())
         # The library leaves out tied weights, renames others, and empties the dictionary.
         into = folder if number == 1 else own
@@ -44,10 +46,26 @@ def write_blocks(model: PreTrainedModel, folder: Path) -> None:
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _parts(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Give the tensors outside the blocks, then those of each block, by their names."""
+def _outside(model: PreTrainedModel) -> list[list[str]]:
+    """Group the names of tensors outside the blocks: each file is in memory while it is written.
+
+    Returns:
+        The names of each large tensor, which are several if it is tied, then those of all others.
+    """
+    prefix, _ = decoder_blocks(model)
+    state = model.state_dict()
+    groups: dict[int, list[str]] = {}
+    for name, value in state.items():
+        if not name.startswith(f"{prefix}."):
+            groups.setdefault(value.data_ptr() if value.nbytes > _SMALL else 0, []).append(name)
+    return list(groups.values())
+
+
+def _parts(model: PreTrainedModel, groups: list[list[str]]) -> Iterator[dict[str, Tensor]]:
+    """Give the tensors outside the blocks by groups, then those of each block, by their names."""
     prefix, blocks = decoder_blocks(model)
     state = model.state_dict()
-    yield {name: value for name, value in state.items() if not name.startswith(f"{prefix}.")}
+    for names in groups:
+        yield {name: state[name] for name in names}
     for index, block in enumerate(each_whole(blocks)):
         yield dict(block.state_dict(prefix=f"{prefix}.{index}."))

@@ -124,7 +124,7 @@ def _copy_tree(module: _Module, known: dict[int, nn.Module]) -> _Module:
     attributes["_buffers"] = dict(module._buffers)
     attributes["_modules"] = {
         name: None if child is None else _copy_tree(child, known)
-        for name, child in module._modules.items()
+        for name, child in attributes["_modules"].items()
     }
     vars(new).update(attributes)
     if (store := store_of(module)) is not None and "forward" in attributes:
