@@ -169,15 +169,8 @@ def test_all_that_training_can_do(
     assert_equal(*folders, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "step 4",
-        pytest.param("step 2", marks=pytest.mark.full),
-        pytest.param("block 5", marks=pytest.mark.full),
-        pytest.param("epoch 1", marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("place", ["step 4", "step 2", "block 5", "epoch 1"])
 def test_killed_and_taken_up_is_bitwise_the_same(
     place: str,
     sharded: Path,
