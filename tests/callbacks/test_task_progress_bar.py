@@ -28,6 +28,17 @@ class Watched(TaskProgressBar):
         self.said += [task.description for task in self.progress.tasks if task.visible]
 
 
+def make_trainer(bar: Watched, folder: Path) -> PruneTrainer:
+    return PruneTrainer(
+        accelerator="cpu",
+        callbacks=[bar],
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        logger=False,
+        max_epochs=0,
+    )
+
+
 def test_each_batch_is_shown_under_the_name_of_its_task(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,14 +47,7 @@ def test_each_batch_is_shown_under_the_name_of_its_task(
         Perplexity(str(material / "text.jsonl"), length=20, limit=4, batch_size=2, name="text"),
     ]
     bar = Watched()
-    trainer = PruneTrainer(
-        accelerator="cpu",
-        callbacks=[bar],
-        default_root_dir=tmp_path,
-        enable_checkpointing=False,
-        logger=False,
-        max_epochs=0,
-    )
+    trainer = make_trainer(bar, tmp_path)
     trainer.validate(PairedLM(str(material / "dense")), datamodule=PruneData(None, tasks))
     names = [next(n for n in ("facts", "text") if n in said) for said in bar.said]
     assert names == ["facts"] * 3 + ["text"] * 2
@@ -72,14 +76,7 @@ def test_the_blocks_of_a_flight_are_counted(material: Path, tmp_path: Path) -> N
         MultipleChoice(str(material / "questions.jsonl"), name="facts"),
     ]
     bar = Blocks()
-    trainer = PruneTrainer(
-        accelerator="cpu",
-        callbacks=[bar],
-        default_root_dir=tmp_path,
-        enable_checkpointing=False,
-        logger=False,
-        max_epochs=0,
-    )
+    trainer = make_trainer(bar, tmp_path)
     module = PairedLM(str(material / "dense"), flight=3, dense_cache=False)
     module.load()
     for model in module.pair.models().values():

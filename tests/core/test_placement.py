@@ -33,9 +33,9 @@ def test_needs_are_those_of_both_models_or_of_one_block(model: PreTrainedModel) 
     sizes = measure_sizes(config, torch.float32)
     text = CalibrationText("text.jsonl", sequences=8, length=16, batch_size=2)
     for data in (PruneData(), PruneData(text)):
-        both = find_needs(sizes, config, data, cpu, models=2, streamed=False)
-        one = find_needs(sizes, config, data, cpu, models=1, streamed=False)
-        away = find_needs(sizes, config, data, cpu, models=2, streamed=True)
+        both = find_needs(sizes, config, data, cpu, torch.float32, models=2, streamed=False)
+        one = find_needs(sizes, config, data, cpu, torch.float32, models=1, streamed=False)
+        away = find_needs(sizes, config, data, cpu, torch.float32, models=2, streamed=True)
         assert both.weights == 2 * one.weights == 2 * sizes.model
         assert away.weights == 2 * sizes.skeleton + sizes.block
         assert both.activations == away.activations

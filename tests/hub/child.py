@@ -68,7 +68,6 @@ def weights(source: str) -> list[Any]:
     """Read the two models of a run, one after the other."""
     own = Weights(source, dtype="float32")
     own.load()
-    own.load_reference()
     assert own.pair.dense is not None
     return [*map(fingerprint, (own.pair.pruned, own.pair.dense)), own.recipe()["version"]]
 

@@ -31,7 +31,7 @@ from prunelit.models.saving import (
     save_pretrained,
     weight_bytes,
 )
-from prunelit.models.stores import store_of
+from prunelit.models.stores import is_shared
 from prunelit.models.streaming import place_model
 from prunelit.pruners.base import Pruner
 from prunelit.pruning import PruningReport, prune
@@ -401,7 +401,8 @@ class Pruning(Callback):
                 show(pruning_table(self.report))
             elif self._tells:
                 print(*sentences, sep="\n")
-        if write and (trainer.is_global_zero or _is_shared(model)):
+        # Ranks that share the blocks write them together.
+        if write and (trainer.is_global_zero or is_shared(decoder_blocks(model)[1])):
             hashed = module.weights.full_hash
             save_pretrained(model, module.tokenizer, self._into, report, hashed)
             if self._tells:
@@ -445,12 +446,6 @@ class Pruning(Callback):
         elsewhere = ("pruner", "output")
         kept = {k: v for k, v in described["init_args"].items() if k not in elsewhere}
         return {**described, "init_args": kept}
-
-
-def _is_shared(model: PreTrainedModel) -> bool:
-    """Return True if every rank has a share of the blocks, so that all must write together."""
-    stores = map(store_of, decoder_blocks(model)[1])
-    return any(store is not None and store.collective for store in stores)
 
 
 def _digest(masks: Mapping[str, Tensor], text: str) -> str:

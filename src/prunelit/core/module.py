@@ -176,9 +176,9 @@ class PairedLM(LightningModule):
         """True if this run, or the `fit` it belongs to, trains the pruned model."""
         return self.trainer.max_epochs != 0
 
-    def load(self, pruned_folder: str | Path | None = None, reference: bool = True) -> None:
+    def load(self, pruned_folder: str | Path | None = None) -> None:
         """Read the weights, see `Weights.load`, and register the pruned model as a submodule."""
-        self.weights.load(pruned_folder, reference)
+        self.weights.load(pruned_folder)
         if self.weights.streamed:
             # A submodule would be moved to the device as a whole.
             vars(self)["model"] = self.pair.pruned
@@ -236,27 +236,26 @@ class PairedLM(LightningModule):
 
     def _choose_placement(self, config: PreTrainedConfig) -> None:
         """Choose where the weights wait, and say why."""
-        resident, streamed = self.needs(config, streamed=False), self.needs(config, streamed=True)
+        resident, streamed = self.needs(config)
         free = free_memory(self.trainer.strategy.root_device)
         self.weights.streamed, why = choose(resident, streamed, free)
         self.placement = "streamed" if self.weights.streamed else "resident"
         rank_zero_info(why)
 
-    def needs(self, config: PreTrainedConfig, *, streamed: bool) -> Needs:
-        """Compute the memory that this run takes on its device.
+    def needs(self, config: PreTrainedConfig) -> tuple[Needs, Needs]:
+        """Compute the memory that this run takes on its device, resident and streamed.
 
         Args:
             config: of the model.
-            streamed: the placement.
         """
-        return find_needs(
-            measure_sizes(config, self.weights.origin.dtype or torch.float32),
-            config,
-            self._data(),
-            self.trainer.strategy.root_device,
-            models=1 + self.weights.reference,
-            streamed=streamed,
+        dtype = self.weights.origin.dtype or torch.float32
+        sizes, device = measure_sizes(config, dtype), self.trainer.strategy.root_device
+        models = 1 + self.weights.reference
+        resident, streamed = (
+            find_needs(sizes, config, self._data(), device, dtype, models=models, streamed=streamed)
+            for streamed in (False, True)
         )
+        return resident, streamed
 
     def check_tasks(self) -> None:
         """Refuse a model that a task cannot measure; needs the weights."""

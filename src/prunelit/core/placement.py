@@ -85,6 +85,7 @@ def find_needs(
     config: PreTrainedConfig,
     data: PruneData,
     device: torch.device,
+    dtype: torch.dtype,
     *,
     models: int,
     streamed: bool,
@@ -96,11 +97,11 @@ def find_needs(
         config: of the model.
         data: prepared.
         device: where the models compute.
+        dtype: of the weights and the activations.
         models: 2 with the dense reference, 1 without.
         streamed: one block is on the device at a time.
     """
     text = config.get_text_config(decoder=True)
-    dtype = text.dtype if isinstance(text.dtype, torch.dtype) else torch.float32
     width = text.hidden_size
     inner = getattr(text, "intermediate_size", None) or 4 * width
     weights = models * sizes.skeleton + sizes.block if streamed else models * sizes.model

@@ -248,13 +248,12 @@ class Weights:
             raise RuntimeError("Expected `load` to be called before the models are used.")
         return self._pair
 
-    def load(self, pruned_folder: str | Path | None = None, reference: bool = True) -> None:
-        """Read the weights; does nothing if they are loaded.
+    def load(self, pruned_folder: str | Path | None = None) -> None:
+        """Read the weights, also of the dense model if the run keeps one; once.
 
         Args:
             pruned_folder: a pruned model to use as the model under test. None uses the dense
                 weights, which are then pruned in place.
-            reference: read the dense model too, if the run keeps one; see `load_reference`.
         """
         if self._pair is not None:
             return
@@ -272,19 +271,13 @@ class Weights:
         else:
             pruned = self.origin.read(self.streamed)
         self._pair = ModelPair(pruned, None, self.tokenizer, removed, self.other_tokenizer)
-        if reference:
-            copied = self.candidate is None and pruned_folder is None
-            if copied and self.reference and self._dense is None and not self.streamed:
-                # Both are still equal: copying is faster than reading again.
-                self._dense = copy.deepcopy(pruned)
-            self.load_reference()
-
-    def load_reference(self) -> None:
-        """Read the dense model if the run keeps one and has not read it yet."""
-        if self.reference:
-            if self._dense is None:
-                self._dense = self.origin.read(self.streamed)
-            self.pair.dense = self._dense.requires_grad_(False)
+        if not self.reference:
+            return
+        if self._dense is None:
+            # Where both are still equal, copying is faster than reading again.
+            equal = self.candidate is None and pruned_folder is None and not self.streamed
+            self._dense = copy.deepcopy(pruned) if equal else self.origin.read(self.streamed)
+        self._pair.dense = self._dense.requires_grad_(False)
 
     def take_reference(self) -> None:
         """Let the dense model of `pair` be the one to copy in the next `load`."""

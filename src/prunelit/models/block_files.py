@@ -27,11 +27,11 @@ def write_blocks(model: PreTrainedModel, folder: Path) -> None:
         folder: exists; it gets the configuration, a file of weights for each part, and their index.
     """
     own = folder / "part"
-    groups = _outside(model)
-    count = len(groups) + len(decoder_blocks(model)[1])
+    outside = _outside(model)
+    count = len(outside) + len(decoder_blocks(model)[1])
     places: dict[str, str] = {}
     size = 0
-    for number, weights in enumerate(_parts(model, groups), 1):
+    for number, weights in enumerate(_parts(model, outside), 1):
         size += sum({value.data_ptr(): value.nbytes for value in weights.values()}.values())
         # The library leaves out tied weights, renames others, and empties the dictionary.
         into = folder if number == 1 else own
@@ -46,26 +46,23 @@ def write_blocks(model: PreTrainedModel, folder: Path) -> None:
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _outside(model: PreTrainedModel) -> list[list[str]]:
-    """Group the names of tensors outside the blocks: each file is in memory while it is written.
+def _outside(model: PreTrainedModel) -> list[dict[str, Tensor]]:
+    """Group the tensors outside the blocks: each file is in memory while it is written.
 
     Returns:
-        The names of each large tensor, which are several if it is tied, then those of all others.
+        Each large tensor by its names, which are several if it is tied, and all others together.
     """
     prefix, _ = decoder_blocks(model)
-    state = model.state_dict()
-    groups: dict[int, list[str]] = {}
-    for name, value in state.items():
+    groups: dict[int, dict[str, Tensor]] = {}
+    for name, value in model.state_dict().items():
         if not name.startswith(f"{prefix}."):
-            groups.setdefault(value.data_ptr() if value.nbytes > _SMALL else 0, []).append(name)
+            groups.setdefault(value.data_ptr() if value.nbytes > _SMALL else 0, {})[name] = value
     return list(groups.values())
 
 
-def _parts(model: PreTrainedModel, groups: list[list[str]]) -> Iterator[dict[str, Tensor]]:
-    """Give the tensors outside the blocks by groups, then those of each block, by their names."""
+def _parts(model: PreTrainedModel, outside: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Give the tensors of each file by their names: those outside the blocks, then each block."""
     prefix, blocks = decoder_blocks(model)
-    state = model.state_dict()
-    for names in groups:
-        yield {name: state[name] for name in names}
+    yield from outside
     for index, block in enumerate(each_whole(blocks)):
         yield dict(block.state_dict(prefix=f"{prefix}.{index}."))

@@ -17,7 +17,7 @@ from prunelit.files import check_replaceable, is_replaceable, real_path, replace
 from prunelit.models.architecture import check_merged, check_model, decoder_blocks
 from prunelit.models.block_files import write_blocks
 from prunelit.models.fingerprint import fingerprint_files, stored_parts
-from prunelit.models.stores import check_here, each_whole, store_of
+from prunelit.models.stores import check_here, each_whole, is_shared, store_of
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
 REPORT_FILE = "pruning.json"
@@ -129,10 +129,9 @@ def save_pretrained(
         check_apart(model.name_or_path, folder)
     report.check(model)
     blocks = decoder_blocks(model)[1]
-    stores = [store for block in blocks if (store := store_of(block)) is not None]
     if report.shrinks and report.removed is None:
         check_here(model, "Writing a model with dropped parts that are still in it as zeros")
-    shared = any(store.collective for store in stores)
+    shared = is_shared(blocks)
     if shared and dist.get_rank():
         for _ in each_whole(blocks):  # the first rank writes them
             pass
@@ -148,7 +147,7 @@ def save_pretrained(
             if (before := find_removed(model)) != Removed():  # removed by an earlier method
                 plain["removed"] = before.as_dict()
             save_file(report.masks.pack(), partial / MASKS_FILE)
-        if stores:
+        if any(map(store_of, blocks)):
             write_blocks(model, partial)
         else:
             model.save_pretrained(partial)

@@ -112,6 +112,15 @@ def store_of(module: nn.Module) -> Store | None:
     return vars(module).get(_ATTRIBUTE)
 
 
+def is_shared(blocks: Iterable[nn.Module]) -> bool:
+    """Return True if all ranks must bring these blocks together, since each has a share.
+
+    Args:
+        blocks: of a model.
+    """
+    return any(store is not None and store.collective for store in map(store_of, blocks))
+
+
 def check_here(model: nn.Module, what: str) -> None:
     """Refuse a model whose blocks wait in stores.
 
