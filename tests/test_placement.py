@@ -3,56 +3,88 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-Measured = tuple[list[dict[str, Any]], dict[str, Any]]
+pytestmark = pytest.mark.distributed
+
+Found = tuple[list[dict[str, Any]], dict[str, Any], str]
 
 
 @pytest.fixture
 def measure(
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    cli: Callable[..., None],
+    forked: Callable[..., CompletedProcess[str]],
     tmp_path: Path,
-) -> Callable[..., Measured]:
-    """`measure(placement, *options)` returns the results of `fit`, and the weights it wrote."""
+) -> Callable[..., Found]:
+    """`measure(placement, ranks, *options)`: results, weights and stdout of `fit`."""
 
-    def run(placement: str, *options: str) -> Measured:
-        folder = tmp_path / placement
+    def run(placement: str, ranks: int, *options: str) -> Found:
+        folder = tmp_path / f"{placement}_{ranks}"
         folder.mkdir()
-        config = save_config(folder, make_config(folder))
-        cli("fit", "--config", str(config), "--model.placement", placement, *options)
+        config = make_config(folder)
+        config["model"]["placement"] = placement
+        config["trainer"] |= {"devices": ranks, "strategy": "ddp" if ranks > 1 else "auto"}
+        save_config(folder, config)
+        done = forked(folder, "fit", "--config", "config.yaml", *options, ranks=ranks)
+        assert done.returncode == 0, done.stderr
         (file,) = folder.rglob("results.jsonl")
         results = [json.loads(line) for line in file.read_text().splitlines()]
         (report,) = folder.rglob("pruning.json")
         weights = {}
         for part in report.parent.glob("model*.safetensors"):
             weights |= load_file(part)
-        return results, weights
+        return results, weights, done.stdout
 
     return run
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.full), "bfloat16"])
-def test_a_streamed_run_gives_the_numbers_of_a_resident_one(
-    measure: Callable[..., Measured], dtype: str
+@pytest.mark.parametrize(
+    ("placement", "ranks", "dtype"),
+    [
+        ("streamed", 1, "bfloat16"),
+        ("sharded", 2, "float32"),
+        pytest.param("streamed", 1, "float32", marks=pytest.mark.full),
+        pytest.param("sharded", 2, "bfloat16", marks=pytest.mark.full),
+        pytest.param("sharded", 3, "float32", marks=pytest.mark.full),
+    ],
+)
+def test_a_run_gives_the_numbers_of_a_resident_one(
+    measure: Callable[..., Found], placement: str, ranks: int, dtype: str
 ) -> None:
-    results, weights = measure("resident", "--model.dtype", dtype)
-    streamed, other = measure("streamed", "--model.dtype", dtype)
+    results, weights, _ = measure("resident", 1, "--model.dtype", dtype)
+    others, same, said = measure(placement, ranks, "--model.dtype", dtype, "--speed", "true")
     assert [(one["task"], one["metric"], one["model"]) for one in results] == [
-        (one["task"], one["metric"], one["model"]) for one in streamed
+        (one["task"], one["metric"], one["model"]) for one in others
     ]
-    assert [one["value"] for one in results] == [one["value"] for one in streamed]
-    assert weights.keys() == other.keys()
-    assert all(weights[name].equal(other[name]) for name in weights)
+    assert [one["value"] for one in results] == [one["value"] for one in others]
+    assert weights.keys() == same.keys()
+    assert all(weights[name].equal(same[name]) for name in weights)
+    assert "Gains: parameters none." in said
 
 
-def test_training_of_streamed_weights_is_refused(
-    measure: Callable[..., Measured], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("placement", "options", "sentence"),
+    [
+        ("streamed", ["--trainer.max_epochs", "1"], "`model.placement` 'streamed'"),
+        ("sharded", [], "`model.placement` 'sharded', which keeps a share of the weights on each"),
+    ],
+)
+def test_what_a_placement_cannot_do_is_refused(
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    cli: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    placement: str,
+    options: list[str],
+    sentence: str,
 ) -> None:
+    config = save_config(tmp_path, make_config(tmp_path))
     with pytest.raises(SystemExit):
-        measure("streamed", "--trainer.max_epochs", "1")
-    assert "`model.placement` 'streamed'" in capsys.readouterr().err
+        cli("fit", "--config", str(config), "--model.placement", placement, *options)
+    assert sentence in capsys.readouterr().err

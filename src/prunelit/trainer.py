@@ -39,6 +39,7 @@ from prunelit.core.private_api import (
     restores_checkpoint,
     writes_folders,
 )
+from prunelit.core.processes import without_gradients
 from prunelit.core.signals import Stopped, launching, stop_on_signals
 from prunelit.errors import InputError, first_line
 from prunelit.files import (
@@ -123,7 +124,7 @@ class PruneTrainer(ResumingTrainer):
         with self._one_run(lambda: _VALIDATE if finished else self._after_fit(), datamodule, *own):
             if self.is_global_zero:
                 check_baselines(self, model, datamodule)
-            with _restoring(ckpt_path):
+            with _restoring(ckpt_path), without_gradients(self):
                 super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, **kwargs)
             finished = self.state.finished
             if finished and measures:

@@ -152,7 +152,7 @@ def test_it_is_refused_before_weights_are_read(
     options: dict[str, Any],
     words: str,
 ) -> None:
-    monkeypatch.setattr("prunelit.core.weights.load_pretrained", None)
+    monkeypatch.setattr("prunelit.core.weights.load_placed", None)
     with pytest.raises(InputError, match=words):
         start(name, **options)
 
@@ -164,7 +164,7 @@ def test_texts_that_a_baseline_cannot_read_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short = make_folder("short", tokenizer, max_position_embeddings=4)
-    monkeypatch.setattr("prunelit.core.weights.load_pretrained", None)
+    monkeypatch.setattr("prunelit.core.weights.load_placed", None)
     with pytest.raises(InputError, match=r"The baseline '.*short' cannot be measured.*positions"):
         start(short)
 

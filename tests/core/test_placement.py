@@ -1,4 +1,6 @@
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,20 @@ from transformers import PreTrainedModel
 
 from prunelit.core import module
 from prunelit.core.datamodule import CalibrationText, PruneData
-from prunelit.core.placement import Needs, choose, find_needs, free_memory, measure_sizes
+from prunelit.core.placement import (
+    Needs,
+    Placement,
+    build_shapes,
+    find_needs,
+    fits,
+    free_memory,
+    measure_sizes,
+    measure_statistics,
+    tell_choice,
+)
 from prunelit.models.architecture import decoder_blocks
+from prunelit.pruners import Magnitude, SparseGPT, Wanda
+from prunelit.sparsity import Unstructured
 
 GIB = 2**30
 
@@ -21,41 +35,56 @@ def test_sizes_are_those_of_the_model(
 ) -> None:
     model = make_model(family)
     nn.Module.to(model, dtype)
-    sizes = measure_sizes(model.config, dtype)
+    sizes = measure_sizes(build_shapes(model.config, dtype))
     assert sizes.model == sum(weight.nbytes for weight in model.parameters())
     block = decoder_blocks(model)[1][0]
     assert sizes.block == sum(weight.nbytes for weight in block.parameters())
     assert sizes.blocks == sizes.block * len(decoder_blocks(model)[1])
 
 
-def test_needs_are_those_of_both_models_or_of_one_block(model: PreTrainedModel) -> None:
+def test_needs_are_those_of_both_models_or_of_the_blocks_that_are_here(
+    model: PreTrainedModel,
+) -> None:
     config, cpu = model.config, torch.device("cpu")
-    sizes = measure_sizes(config, torch.float32)
+    sizes = measure_sizes(model)
     text = CalibrationText("text.jsonl", sequences=8, length=16, batch_size=2)
+    find = partial(find_needs, sizes, config, device=cpu, dtype=torch.float32)
     for data in (PruneData(), PruneData(text)):
-        both = find_needs(sizes, config, data, cpu, torch.float32, models=2, streamed=False)
-        one = find_needs(sizes, config, data, cpu, torch.float32, models=1, streamed=False)
-        away = find_needs(sizes, config, data, cpu, torch.float32, models=2, streamed=True)
+        both = find(data=data, placement="resident")
+        one = find(data=data, placement="resident", models=1)
+        away = find(data=data, placement="streamed")
+        share = find(data=data, placement="sharded", ranks=3)
         assert both.weights == 2 * one.weights == 2 * sizes.model
-        assert away.weights == 2 * sizes.skeleton + sizes.block
-        assert both.activations == away.activations
+        assert away.weights == 2 * sizes.skeleton + 2 * sizes.block
+        assert share.weights == away.weights + math.ceil(2 * sizes.blocks / 3)
+        assert both.activations == away.activations >= share.activations
         assert (both.activations > 0) == (data.calibration is not None)
         assert both.total == both.weights + both.activations
 
 
-def test_a_run_that_fits_is_resident() -> None:
-    resident, streamed = Needs(8 * GIB, GIB, 0), Needs(2 * GIB, GIB, 0)
-    assert choose(resident, streamed, 11 * GIB) == (
-        False,
-        "Placement `resident`: the run takes 9 GiB (weights 8 GiB, activations 1 GiB, logits 0 "
-        "GiB) of 11 GiB that are free.",
+def test_statistics_of_a_method_are_counted(model: PreTrainedModel) -> None:
+    shapes = build_shapes(model.config, torch.bfloat16)
+    text = model.config
+    channels = 3 * text.hidden_size + text.intermediate_size  # of qkv, o, up and gate, down
+    half = Unstructured(0.5)
+    assert measure_statistics(shapes, Magnitude(half)) == 0
+    assert measure_statistics(shapes, Wanda(half)) >= 8 * channels
+    assert measure_statistics(shapes, SparseGPT(half)) >= 8 * text.intermediate_size**2
+
+
+def test_a_choice_is_told() -> None:
+    resident, streamed = Needs(8 * GIB, GIB, 0), Needs(2 * GIB, GIB, 0, GIB // 2)
+    assert fits(resident, 11 * GIB)
+    assert not fits(resident, 9 * GIB)
+    needs: dict[Placement, Needs] = {"resident": resident, "streamed": streamed}
+    assert tell_choice("resident", needs, 11 * GIB) == (
+        "Placement `resident`: the run takes 9 GiB (weights 8 GiB, activations 1 GiB) of 11 GiB "
+        "that are free."
     )
-    chosen, why = choose(resident, streamed, 9 * GIB)
-    assert chosen
-    assert why == (
+    assert tell_choice("streamed", needs, 9 * GIB) == (
         "Placement `streamed`: resident the run would take 9 GiB (weights 8 GiB, activations 1 "
-        "GiB, logits 0 GiB), and 9 GiB are free. Streamed it takes 3 GiB (weights 2 GiB, "
-        "activations 1 GiB, logits 0 GiB); blocks wait in files."
+        "GiB), and 9 GiB are free. So it takes 3.5 GiB (weights 2 GiB, activations 1 GiB, "
+        "statistics 0.5 GiB); blocks wait in files."
     )
 
 

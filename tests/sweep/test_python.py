@@ -60,19 +60,19 @@ def test_the_dense_model_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[str] = []
-    load = prunelit.core.weights.load_pretrained
+    load = prunelit.core.weights.load_placed
 
-    def noting(source: str, **options: Any) -> Any:
+    def noting(source: str, *place: Any, **options: Any) -> Any:
         read.append(source)
-        return load(source, **options)
+        return load(source, *place, **options)
 
-    monkeypatch.setattr(prunelit.core.weights, "load_pretrained", noting)
+    monkeypatch.setattr(prunelit.core.weights, "load_placed", noting)
     variants = {
         "wanda": Wanda(Unstructured(0.5)),
         "attention": SublayerDrop(1),
         "magnitude": Magnitude(Unstructured(0.5)),
     }
-    untouched = load(str(material / "dense"))[0].state_dict()
+    untouched = load(str(material / "dense"), None)[0].state_dict()
     other = [Perplexity(str(material / "text.jsonl"), length=20, limit=2)]
     # The second time all results are there. Other tasks read the pruned models.
     for tasks, reads in ((None, 1), (None, 1), (other, 4)):

@@ -18,6 +18,8 @@ def measure_gains(
 ) -> dict[str, Any]:
     """Measure both models as they are on their device; the pruned one is as it is written.
 
+    Speed and memory are those of models on one device. They are not measured where blocks wait.
+
     Args:
         weights: of both models.
         report: of the pruning; None for a candidate.
@@ -27,7 +29,8 @@ def measure_gains(
         Plain data; sizes that are not known are None.
     """
     models = weights.pair.models()
-    found = measure_speed(models)
+    # Where blocks wait, the speed would be that of bringing them.
+    found = {} if weights.waits else measure_speed(models)
     place = str(written) if written else None
     sources = {
         "dense": weights.source,
@@ -42,8 +45,8 @@ def measure_gains(
         },
         "bytes": {key: weight_bytes(own) for key, own in models.items()},
         "file_bytes": {key: file_bytes(source) for key, source in sources.items()},
-        "peak_bytes": {key: own["peak_bytes"] for key, own in found.items()},
-        "speed": compare_speed(found),
+        "peak_bytes": {key: found[key]["peak_bytes"] if found else None for key in models},
+        "speed": compare_speed(found) if found else {},
         "loads_in": None if report is None else _loader(report),
         "device": f"{name}{threads}",
         "dtype": str(weights.pair.pruned.dtype).removeprefix("torch."),

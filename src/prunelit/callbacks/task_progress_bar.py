@@ -12,8 +12,8 @@ from rich.progress import TaskID
 class TaskProgressBar(RichProgressBar):
     """Show which task is being measured, its batches and their rate.
 
-    If `model.flight` is set, a batch of the bar is a flight of batches, and a second bar counts the
-    blocks of the model that came, with their rate.
+    If batches are measured together, see `model.flight`, a batch of the bar is a flight of them,
+    and a second bar counts the blocks of the model that came, with their rate.
 
     The command line adds it to every run, unless `trainer.enable_progress_bar` is false.
 

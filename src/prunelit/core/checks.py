@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import (
 from transformers import PreTrainedConfig
 
 from prunelit.core.datamodule import PruneData
+from prunelit.core.placement import Placement
 from prunelit.core.private_api import parallel_sizes
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_length
@@ -80,6 +81,30 @@ def _check_strategy(trainer: Trainer) -> None:
             f"Expected a single device, the strategy `ddp`, or `ModelParallelStrategy`, which "
             f"shards the weights that are trained, but got {type(strategy).__name__}: choose one "
             "of them."
+        )
+
+
+def check_placement(placement: Placement, trainer: Trainer, *, trains: bool) -> None:
+    """Refuse a placement that the processes of a run cannot have, or that cannot be trained.
+
+    Args:
+        placement: of the models.
+        trainer: of the run.
+        trains: True if the run trains weights.
+
+    Raises:
+        InputError: naming the placement to use.
+    """
+    if placement == "sharded" and trainer.world_size == 1:
+        raise InputError(
+            "Expected several processes with `model.placement` 'sharded', which keeps a share of "
+            "the weights on each, but got one: set `trainer.devices`, or `model.placement: "
+            "streamed`."
+        )
+    if placement in ("streamed", "sharded") and trains:
+        raise InputError(
+            f"Expected `trainer.max_epochs` 0 with `model.placement` {placement!r}, which trains "
+            "no weights: set `model.placement: resident`, or prune without recovery."
         )
 
 

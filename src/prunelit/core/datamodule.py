@@ -207,6 +207,6 @@ class PruneData(LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         tasks = self.tasks if self.measures else {}
         every = {name: task.batches(self.sizes[name], rank, world) for name, task in tasks.items()}
-        if module.flight is None:
+        if module.in_flight is None:
             return every
-        return {name: Flights(batches, module.flight) for name, batches in every.items()}
+        return {name: Flights(batches, module.in_flight) for name, batches in every.items()}

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,24 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prunelit.arguments import checked
 from prunelit.core.candidate import check_candidate, tell_models
-from prunelit.core.checks import check_data, check_trainer, check_training
+from prunelit.core.checks import (
+    check_data,
+    check_placement,
+    check_trainer,
+    check_training,
+)
 from prunelit.core.datamodule import PruneData
 from prunelit.core.evaluation import Evaluation
 from prunelit.core.placement import (
     Needs,
     Placement,
-    choose,
+    build_shapes,
     find_needs,
+    fits,
     free_memory,
     measure_sizes,
+    measure_statistics,
+    tell_choice,
 )
 from prunelit.core.processes import barrier
 from prunelit.core.sharding import Sharding
@@ -36,13 +44,14 @@ from prunelit.errors import InputError, check_whole
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.streaming import place_model
+from prunelit.pruners.base import Pruner
 from prunelit.pruning.masks import Masks
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
 from prunelit.report.results import Result, scalar_name
 from prunelit.tasks.base import Task
 
-_FLIGHT = 8  # batches that are measured together where blocks wait in files
+_FLIGHT = 8  # batches that are measured together where blocks wait
 
 
 @checked
@@ -72,10 +81,12 @@ class PairedLM(LightningModule):
             see `prunelit.models.dense_answers`.
         flight: number of batches of a task that are measured together: blocks that wait in a store
             come once for all of them, and memory holds what all of them need. None measures one
-            batch after the other; eight together if the models are streamed.
-        placement: `resident` keeps both models in the memory of the device. `streamed` keeps their
-            blocks in files and brings one at a time to the device; it trains no weights. `auto`
-            is `resident` if the run fits the free memory, else `streamed`, and says why.
+            batch after the other; eight together where blocks wait.
+        placement: `resident` keeps both models in the memory of each device. `streamed` keeps their
+            blocks in files and brings one at a time to the device. `sharded` keeps a share of each
+            block on each process, and brings one at a time together. Both train no weights. `auto`
+            is `resident` if the run fits the free memory, else `streamed` on one device and
+            `sharded` on several, and says why.
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -138,8 +149,8 @@ class PairedLM(LightningModule):
             None if candidate is None else as_source(candidate),
             candidate_revision,
         )
-        self.placement = placement
-        self.weights.streamed = placement == "streamed"
+        self.placement: Placement = placement
+        self._chosen = False  # what `auto` is; it stays, since the models fill the memory
         self.recovery = recovery or Recovery()
         self.model: PreTrainedModel | None = None
         self.evaluation: Evaluation | None = None
@@ -179,8 +190,8 @@ class PairedLM(LightningModule):
     def load(self, pruned_folder: str | Path | None = None) -> None:
         """Read the weights, see `Weights.load`, and register the pruned model as a submodule."""
         self.weights.load(pruned_folder)
-        if self.weights.streamed:
-            # A submodule would be moved to the device as a whole.
+        if self.weights.waits:
+            # A submodule would be moved to the device, or sent to other ranks, as a whole.
             vars(self)["model"] = self.pair.pruned
         elif self._sharding is None:
             self.model = self.pair.pruned
@@ -215,47 +226,70 @@ class PairedLM(LightningModule):
         """
         config, reference = self.weights.load_config(), self.weights.reference
         check_trainer(self.trainer)
-        if self.placement == "streamed" and self.trains:
-            raise InputError(
-                "Expected `trainer.max_epochs` 0 with `model.placement` 'streamed', which trains "
-                "no weights: set `model.placement: resident`, or prune without recovery."
-            )
+        check_placement(self.placement, self.trainer, trains=self.trains)
         check_data(self._data(), config, reference=reference)
         if self.weights.candidate is not None:
             check_candidate(self.trainer, self._data(), self.weights)
         elif self.trains:
             check_training(self._data(), config, self.recovery, reference=reference)
-        self._place(config)
-
-    def _place(self, config: PreTrainedConfig) -> None:
-        """Settle where the weights wait, and how many batches share a block that comes."""
-        if self.placement == "auto" and not self.trains:  # which needs all weights on the device
+        self.weights.device = self.trainer.strategy.root_device
+        if self.placement != "auto":
+            self.weights.placement = self.placement
+        elif not (self.trains or self._chosen):  # training needs all weights on the device
             self._choose_placement(config)
-        if self.weights.streamed and self.flight is None:
-            self.flight = _FLIGHT
+
+    @property
+    def in_flight(self) -> int | None:
+        """Number of batches that share a block that comes; None if batches run one by one."""
+        return self.flight or (_FLIGHT if self.weights.waits else None)
 
     def _choose_placement(self, config: PreTrainedConfig) -> None:
         """Choose where the weights wait, and say why."""
-        resident, streamed = self.needs(config)
-        free = free_memory(self.trainer.strategy.root_device)
-        self.weights.streamed, why = choose(resident, streamed, free)
-        self.placement = "streamed" if self.weights.streamed else "resident"
-        rank_zero_info(why)
+        other: Placement = "streamed" if self.trainer.world_size == 1 else "sharded"
+        needs = self.needs(config, ("resident", other))
+        device = self.trainer.strategy.root_device
+        free = free_memory(device)
+        if device.type == "cpu":  # whose memory is that of all processes of the machine
+            free //= self.trainer.num_devices
+        # Ranks must agree, and each device has its own free memory.
+        fit = self.trainer.strategy.reduce_boolean_decision(fits(needs["resident"], free), all=True)
+        self.weights.placement = "resident" if fit else other
+        self._chosen = True
+        rank_zero_info(tell_choice(self.weights.placement, needs, free))
 
-    def needs(self, config: PreTrainedConfig) -> tuple[Needs, Needs]:
-        """Compute the memory that this run takes on its device, resident and streamed.
+    def needs(
+        self,
+        config: PreTrainedConfig,
+        placements: Iterable[Placement],
+        pruner: Pruner | None = None,
+    ) -> dict[Placement, Needs]:
+        """Compute the memory that this run takes on one device.
 
         Args:
             config: of the model.
+            placements: of the models; not `auto`.
+            pruner: the method of this run, if it prunes.
+
+        Returns:
+            The memory with each placement.
         """
         dtype = self.weights.origin.dtype or torch.float32
-        sizes, device = measure_sizes(config, dtype), self.trainer.strategy.root_device
-        models = 1 + self.weights.reference
-        resident, streamed = (
-            find_needs(sizes, config, self._data(), device, dtype, models=models, streamed=streamed)
-            for streamed in (False, True)
-        )
-        return resident, streamed
+        shapes = build_shapes(config, dtype)
+        return {
+            placement: find_needs(
+                measure_sizes(shapes),
+                config,
+                self._data(),
+                self.trainer.strategy.root_device,
+                dtype,
+                placement=placement,
+                models=1 + self.weights.reference,
+                ranks=self.trainer.world_size,
+                flight=self.flight or _FLIGHT,
+                statistics=0 if pruner is None else measure_statistics(shapes, pruner),
+            )
+            for placement in placements
+        }
 
     def check_tasks(self) -> None:
         """Refuse a model that a task cannot measure; needs the weights."""

@@ -1,19 +1,24 @@
 """Placement of the models of a run: the memory that it takes, and the one that fits."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from prunelit.core.datamodule import PruneData
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.comparison import tokens_per_chunk
+from prunelit.pruners.base import Pruner
 
-Placement = Literal["auto", "resident", "streamed"]
+Placement = Literal["auto", "resident", "streamed", "sharded"]
 # Share of the free memory that a run may fill: the allocator and the libraries take some.
 _SHARE = 0.9
+_HERE = 2  # blocks at one time: the one that is worked on and the next one
 
 
 @dataclass(frozen=True)
@@ -36,20 +41,40 @@ class Sizes:
         return self.skeleton + self.blocks
 
 
-def measure_sizes(config: PreTrainedConfig, dtype: torch.dtype) -> Sizes:
-    """Measure a model that is not read, from its configuration.
+def build_shapes(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Build a model whose weights have shapes and no values.
 
     Args:
         config: of a causal LM whose code is in transformers.
         dtype: of the weights.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def measure_sizes(model: PreTrainedModel) -> Sizes:
+    """Measure a model, which may have no values."""
     blocks = [
         sum(weight.nbytes for weight in block.parameters()) for block in decoder_blocks(model)[1]
     ]
     total = sum(weight.nbytes for weight in model.parameters())
     return Sizes(total - sum(blocks), max(blocks), sum(blocks))
+
+
+def measure_statistics(model: PreTrainedModel, pruner: Pruner) -> int:
+    """Measure what a method keeps about the inputs of one block while it prunes the block.
+
+    Args:
+        model: may have no values.
+        pruner: the method.
+
+    Returns:
+        Bytes of the tensors of all statistics.
+    """
+    block = decoder_blocks(model)[1][0]
+    kept = {id(probe.statistic): vars(probe.statistic) for probe in pruner.watch(block).values()}
+    values = (value for own in kept.values() for value in own.values())
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 @dataclass(frozen=True)
@@ -58,26 +83,31 @@ class Needs:
 
     Args:
         weights: of the dense and the pruned model, as far as they are there at one time.
-        activations: hidden states of the calibration text, or one batch of a task and its cache.
+        activations: hidden states of the calibration text, or one batch of a task and its cache,
+            times the batches under way.
         logits: of the tokens that are compared at one time, and their intermediates.
+        statistics: of the inputs of a block that is pruned.
     """
 
     weights: int
     activations: int
     logits: int
+    statistics: int = 0
 
     @property
     def total(self) -> int:
         """Sum of all parts."""
-        return self.weights + self.activations + self.logits
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of each part by its name."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     def __str__(self) -> str:
         """Words for the sum and its parts."""
-        parts = (("weights", self.weights), ("activations", self.activations))
-        named = ", ".join(
-            f"{name} {_gib(size)}" for name, size in (*parts, ("logits", self.logits))
-        )
-        return f"{_gib(self.total)} ({named})"
+        named = ", ".join(f"{name} {gib(size)}" for name, size in self.parts.items() if size)
+        return f"{gib(self.total)} ({named})"
 
 
 def find_needs(
@@ -87,10 +117,13 @@ def find_needs(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    models: int,
-    streamed: bool,
+    placement: Placement,
+    models: int = 2,
+    ranks: int = 1,
+    flight: int = 1,
+    statistics: int = 0,
 ) -> Needs:
-    """Compute the memory that a run takes on a device; statistics of the method come on top.
+    """Compute the memory that a run takes on one device.
 
     Args:
         sizes: of a model.
@@ -98,13 +131,21 @@ def find_needs(
         data: prepared.
         device: where the models compute.
         dtype: of the weights and the activations.
+        placement: of the models; not `auto`.
         models: 2 with the dense reference, 1 without.
-        streamed: one block is on the device at a time.
+        ranks: number of processes that share the blocks of a sharded run.
+        flight: batches that are measured together where blocks wait.
+        statistics: of the method, see `measure_statistics`.
     """
     text = config.get_text_config(decoder=True)
     width = text.hidden_size
     inner = getattr(text, "intermediate_size", None) or 4 * width
-    weights = models * sizes.skeleton + sizes.block if streamed else models * sizes.model
+    waiting = {"resident": models * sizes.blocks, "streamed": 0}
+    blocks = waiting.get(placement, math.ceil(models * sizes.blocks / ranks))
+    if placement == "resident":
+        flight = 1
+    else:
+        blocks += _HERE * sizes.block
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or width // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * heads * head
@@ -112,12 +153,15 @@ def find_needs(
     if data.calibration is not None:
         one = data.calibration
         working = one.batch_size * one.length * (4 * width + 3 * inner)
-        held.append(one.sequences * one.length * width + working)
+        own = math.ceil(one.sequences / ranks) * one.length * width
+        held.append(own + working)
     for task in data.tasks.values():
-        held.append(task.batch_size * task.longest * (4 * width + 3 * inner + cache))
+        waits = flight * (width + models * cache)
+        held.append(task.batch_size * task.longest * (4 * width + 3 * inner + waits))
     chunk = tokens_per_chunk(device, text.vocab_size)
     logits = (models * 4 + 40) * chunk * text.vocab_size if data.tasks else 0
-    return Needs(weights, max(held) * dtype.itemsize, logits)
+    weights = models * sizes.skeleton + blocks
+    return Needs(weights, max(held) * dtype.itemsize, logits, statistics)
 
 
 def free_memory(device: torch.device) -> int:
@@ -127,24 +171,34 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def choose(needs: Needs, streamed: Needs, free: int) -> tuple[bool, str]:
-    """Choose the placement that fits.
+def fits(needs: Needs, free: int) -> bool:
+    """Return True if a run fits the free memory, and some is left.
 
     Args:
-        needs: of a resident run.
-        streamed: of a streamed run.
-        free: bytes of the device.
-
-    Returns:
-        True for `streamed`, and a sentence that says what was chosen and why.
+        needs: of the run, on one device.
+        free: bytes of the device, for this run.
     """
-    if needs.total <= _SHARE * free:
-        return False, f"Placement `resident`: the run takes {needs} of {_gib(free)} that are free."
-    return True, (
-        f"Placement `streamed`: resident the run would take {needs}, and {_gib(free)} are free. "
-        f"Streamed it takes {streamed}; blocks wait in files."
+    return needs.total <= _SHARE * free
+
+
+def tell_choice(chosen: Placement, needs: Mapping[Placement, Needs], free: int) -> str:
+    """Say which placement was chosen and why.
+
+    Args:
+        chosen: one of those in `needs`.
+        needs: of `resident`, and of the other placement that was possible.
+        free: bytes of the device, for this run.
+    """
+    own, resident = needs[chosen], needs["resident"]
+    if chosen == "resident":
+        return f"Placement `resident`: the run takes {own} of {gib(free)} that are free."
+    where = "in files" if chosen == "streamed" else "on all processes, each with a share"
+    return (
+        f"Placement `{chosen}`: resident the run would take {resident}, and {gib(free)} are free. "
+        f"So it takes {own}; blocks wait {where}."
     )
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """Format bytes."""
     return f"{size / 2**30:.3g} GiB"

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from prunelit.core.private_api import child_processes
 from prunelit.core.signals import Stopped
@@ -79,6 +80,26 @@ def barrier(trainer: Trainer, failed: bool) -> None:
     """
     if not (failed and trainer.is_global_zero and trainer in _ending_together):
         trainer.strategy.barrier()
+
+
+@contextmanager
+def without_gradients(trainer: Trainer) -> Iterator[None]:
+    """Let a run that trains nothing keep no gradients.
+
+    DistributedDataParallel holds room for them, as much as the weights take.
+
+    Args:
+        trainer: of the run.
+    """
+    strategy = trainer.strategy
+    if trainer.max_epochs != 0 or not isinstance(strategy, DDPStrategy):
+        yield
+        return
+    strategy.configure_ddp = lambda: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del strategy.configure_ddp
 
 
 def misconfiguration(error: BaseException) -> str | None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.core.placement import Placement
 from prunelit.data.vocabularies import tell_vocabulary
 from prunelit.models.architecture import check_unembedding
 from prunelit.models.loading import (
     DType,
     check_vocabulary,
     load_config,
-    load_pretrained,
+    load_placed,
     load_tokenizer,
     pin_revision,
     read_removed,
@@ -23,6 +24,7 @@ from prunelit.models.loading import (
 )
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.saving import weight_bytes
+from prunelit.models.shards import shard_blocks
 from prunelit.models.streaming import stream
 from prunelit.pruning.lora import Adapters, LoRA
 from prunelit.report.results import name_content
@@ -80,17 +82,24 @@ class Origin:
         """Blocks that an earlier pruning by prunelit removed."""
         return read_removed(self.source, self._same["revision"]).blocks
 
-    def read(self, streamed: bool = False) -> PreTrainedModel:
+    def read(
+        self, placement: Placement = "resident", device: torch.device | None = None
+    ) -> PreTrainedModel:
         """Read the weights.
 
         Args:
-            streamed: the blocks wait in files, see `prunelit.models.streaming`.
+            placement: where the blocks wait; not `auto`.
+            device: of this rank, for the shares of a sharded model; None is the CPU.
         """
-        # Weights of another dtype than the stored one would all be in memory.
-        own = {**self._numerics, "dtype": "auto"} if streamed else self._numerics
-        model = load_pretrained(self.source, **own, **self._same)[0]
-        if streamed:
-            stream(model, self.dtype or model.dtype)
+        numerics, place = self._numerics, None
+        if placement != "resident":
+            # Weights of another dtype than the stored one would all be in memory.
+            numerics = {**numerics, "dtype": "auto"}
+            place = {
+                "streamed": lambda model: stream(model, self.dtype or model.dtype),
+                "sharded": lambda model: shard_blocks(model, self.dtype, device),
+            }[placement]
+        model = load_placed(self.source, place, **numerics, **self._same)[0]
         check_unembedding(model)
         return model
 
@@ -151,7 +160,8 @@ class Weights:
         candidate_revision: branch, tag or commit of the candidate on the hub.
 
     Attributes:
-        streamed: the blocks of both models wait in files; set it before `load`.
+        placement: of both models; set it before `load`.
+        device: see `Origin.read`.
     """
 
     def __init__(
@@ -167,7 +177,8 @@ class Weights:
         candidate_revision: str | None = None,
     ) -> None:
         self.source = source
-        self.streamed = False
+        self.placement: Placement = "resident"
+        self.device: torch.device | None = None
         self.reference = reference
         self.full_hash = full_hash
         self.adapters: Adapters | None = None
@@ -190,6 +201,11 @@ class Weights:
     def load_config(self) -> PreTrainedConfig:
         """Read the configuration of the model, without its weights."""
         return self.origin.config
+
+    @property
+    def waits(self) -> bool:
+        """True if the blocks of both models wait in stores, see `prunelit.models.stores`."""
+        return self.placement != "resident"
 
     @cached_property
     def other_vocabulary(self) -> str | None:
@@ -258,25 +274,26 @@ class Weights:
         if self._pair is not None:
             return
         removed: Sequence[int] = ()
+        place = self.placement, self.device
         if self.candidate is not None:
-            pruned, removed = self.candidate.read(self.streamed), self.removed_blocks
+            pruned, removed = self.candidate.read(*place), self.removed_blocks
             pruned.requires_grad_(False)
         elif pruned_folder is not None:
             folder = Origin(
                 str(pruned_folder), None, self._numerics, self._trust_remote_code, False
             )
-            pruned, removed = folder.read(self.streamed), folder.removed_blocks
-        elif self._dense is not None and not self.streamed:
+            pruned, removed = folder.read(*place), folder.removed_blocks
+        elif self._dense is not None and not self.waits:
             pruned = copy.deepcopy(self._dense).requires_grad_(True)
         else:
-            pruned = self.origin.read(self.streamed)
+            pruned = self.origin.read(*place)
         self._pair = ModelPair(pruned, None, self.tokenizer, removed, self.other_tokenizer)
         if not self.reference:
             return
         if self._dense is None:
             # Where both are still equal, copying is faster than reading again.
-            equal = self.candidate is None and pruned_folder is None and not self.streamed
-            self._dense = copy.deepcopy(pruned) if equal else self.origin.read(self.streamed)
+            equal = self.candidate is None and pruned_folder is None and not self.waits
+            self._dense = copy.deepcopy(pruned) if equal else self.origin.read(*place)
         self._pair.dense = self._dense.requires_grad_(False)
 
     def take_reference(self) -> None:

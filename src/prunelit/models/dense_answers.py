@@ -26,9 +26,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit.data.vocabularies import tokenizer_content
 from prunelit.errors import InputError, first_line
 from prunelit.files import readable, replace_file
+from prunelit.models.architecture import decoder_blocks
 from prunelit.models.fingerprint import content_of, fingerprint, quick_state
 from prunelit.models.gguf import cache_folder
-from prunelit.models.stores import one_at_a_time
+from prunelit.models.stores import is_shared, one_at_a_time
 from prunelit.recipe import describe_code
 
 Answer = TypeVar("Answer")
@@ -71,16 +72,8 @@ class DenseAnswers:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights of the model.
-
-        It takes about a second per gigabyte, once for a model that does not change: the variants of
-        a sweep share their dense model.
-        """
-        state = quick_state(self.model)
-        known = _FINGERPRINTS.get(self.model)
-        if known is None or known[0] != state:
-            known = _FINGERPRINTS[self.model] = state, fingerprint(self.model)
-        return known[1]
+        """Hash of the weights of the model, see `known_fingerprint`."""
+        return known_fingerprint(self.model)
 
     @functools.cached_property
     def _identity(self) -> str:
@@ -245,6 +238,22 @@ class DenseAnswers:
         self._told.add(what)
 
 
+def known_fingerprint(model: PreTrainedModel) -> str:
+    """Hash the weights of a model.
+
+    It takes about a second per gigabyte, once for a model that does not change: the variants of a
+    sweep share their dense model. Ranks that share the blocks call it together.
+
+    Args:
+        model: any.
+    """
+    state = quick_state(model)
+    known = _FINGERPRINTS.get(model)
+    if known is None or known[0] != state:
+        known = _FINGERPRINTS[model] = state, fingerprint(model)
+    return known[1]
+
+
 def open_answers(model: PreTrainedModel | None) -> DenseAnswers | None:
     """Open the answers of a dense model in the folder `dense` of the cache.
 
@@ -256,6 +265,8 @@ def open_answers(model: PreTrainedModel | None) -> DenseAnswers | None:
     """
     if model is None:
         return None
+    if is_shared(decoder_blocks(model)[1]):
+        known_fingerprint(model)  # on all ranks: one of them may have no batch that asks for it
     try:
         return DenseAnswers(model, cache_folder() / "dense")
     except InputError as error:

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -93,6 +93,40 @@ def load_pretrained(
         >>> model.dtype, tokenizer.padding_side
         (torch.float32, 'left')
     """
+    return load_placed(
+        source,
+        None,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+    )
+
+
+def load_placed(
+    source: str,
+    place: Callable[[PreTrainedModel], None] | None,
+    *,
+    dtype: DType = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model as `load_pretrained` does, and give its weights their place before any is read.
+
+    Until then, weights in the dtype of their file are mapped and take no memory.
+
+    Args:
+        source: as in `load_pretrained`; so are all other arguments.
+        place: takes weights to where they wait, in place; None leaves them.
+        dtype: of the weights.
+        attn_implementation: as in transformers.
+        trust_remote_code: run code that comes with the weights.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        InputError: as `load_pretrained` does.
+    """
     folder, options = _locate(source, revision)
     same: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
@@ -147,6 +181,8 @@ def load_pretrained(
     for part in model.modules():
         if isinstance(own := getattr(part, "config", None), PreTrainedConfig):
             own.return_dict = True  # False says nothing about the model; outputs are read by name
+    if place is not None:
+        place(model)
     check_weights(model, source)
     embedded = model.get_input_embeddings().get_parameter("weight").shape[0]
     check_vocabulary(tokenizer, embedded, source)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_plain, decoder_blocks
-from prunelit.models.stores import Store, check_here, keep_in
+from prunelit.models.stores import Store, check_here, keep_in, place_outside
 
 _ALIGNMENT = 64  # bytes; last bits of results can depend on the alignment of weights
 # torch 2.13 deprecates the older name.
@@ -47,17 +47,26 @@ class Shards(Store):
     `meta`, so that nothing reads them by mistake. Buffers stay.
 
     Args:
-        block: a decoder block, equal on all ranks and on one device.
+        block: a decoder block, equal on all ranks and on one device. Of weights that lie in a
+            mapped file, each rank reads its share.
+        dtype: of the weights; None is the one that they have.
+        device: place of the share and of the whole block; None is where the block is.
     """
 
     collective = True
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         self._block = block
+        self._device = device or next(block.parameters()).device
         self._coming: tuple[Tensor, dist.Work | None] | None = None
         self._weights: list[_Weight] = []
-        self._share = self._cut()
+        self._share = self._cut(dtype)
         self.leave(edited=False)
 
     @property
@@ -95,33 +104,40 @@ class Shards(Store):
             for weight in self._weights:
                 weight.away.requires_grad_(weight.here.requires_grad)
                 weight.put(weight.away)
-                weight.here.data = weight.here.data.new_empty(0)
+                weight.here.data = torch.empty(0, dtype=weight.away.dtype, device=self._device)
 
     @torch.no_grad()
     @torch.inference_mode(False)
-    def _cut(self) -> Tensor:
+    def _cut(self, dtype: torch.dtype | None = None) -> Tensor:
         """Find the present parameters of the block and copy the share of this rank."""
-        self._weights, size = _layout(self._block.modules())
+        self._weights, size = _layout(self._block.modules(), dtype)
         share = _aligned(-(-size // dist.get_world_size()))
         low = dist.get_rank() * share
-        device = next((weight.here.device for weight in self._weights), None)
-        own = torch.zeros(share, dtype=torch.uint8, device=device)
+        own = torch.zeros(share, dtype=torch.uint8, device=self._device)
         for weight in self._weights:
-            flat = weight.here.detach().contiguous().flatten().view(torch.uint8)
+            flat, item = weight.here.detach().contiguous().flatten(), weight.away.element_size()
             first = max(low, weight.start)
-            last = min(low + share, weight.start + flat.numel())
+            last = min(low + share, weight.start + flat.numel() * item)
             if first < last:
-                own[first - low : last - low] = flat[first - weight.start : last - weight.start]
+                part = flat[(first - weight.start) // item : (last - weight.start) // item]
+                part = part.to(self._device, weight.away.dtype)
+                own[first - low : last - low] = part.view(torch.uint8)
         return own
 
 
-def shard_blocks(model: PreTrainedModel) -> None:
+def shard_blocks(
+    model: PreTrainedModel,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> None:
     """Let every rank keep its share of the blocks of a model, in place.
 
     What is outside the blocks stays whole on every rank: embeddings, final norm, head, buffers.
 
     Args:
         model: the same on all ranks of the default process group.
+        dtype: of the weights; None is the one that they have. Buffers keep theirs.
+        device: of this rank; None is where the model is.
 
     Raises:
         InputError: before any change, if there is no process group, if weights are no plain
@@ -133,8 +149,11 @@ def shard_blocks(model: PreTrainedModel) -> None:
     check_plain(model)
     prefix, blocks = decoder_blocks(model)
     _check_apart(model, prefix)
+    device, dtype = device or model.device, dtype or model.dtype
     for block in blocks:
-        keep_in(block, Shards(block))
+        keep_in(block, Shards(block, dtype, device))
+    place_outside(model, blocks, device, dtype)
+    model.config.dtype = dtype
 
 
 def _check_apart(model: nn.Module, prefix: str) -> None:
@@ -151,8 +170,8 @@ def _check_apart(model: nn.Module, prefix: str) -> None:
             )
 
 
-def _layout(modules: Iterable[nn.Module]) -> tuple[list[_Weight], int]:
-    """Place the parameters of modules one after the other.
+def _layout(modules: Iterable[nn.Module], dtype: torch.dtype | None) -> tuple[list[_Weight], int]:
+    """Place the parameters of modules one after the other, in their dtype or in another one.
 
     Returns:
         The parameters, and the number of bytes.
@@ -164,10 +183,10 @@ def _layout(modules: Iterable[nn.Module]) -> tuple[list[_Weight], int]:
             if parameter is None:
                 continue
             if id(parameter) not in found:
-                blank = torch.empty_like(parameter, device="meta")
+                blank = torch.empty_like(parameter, device="meta", dtype=dtype)
                 away = nn.Parameter(blank, parameter.requires_grad)
                 found[id(parameter)] = _Weight(parameter, away, [], size)
-                size += _aligned(parameter.nbytes)
+                size += _aligned(blank.nbytes)
             found[id(parameter)].places.append((module._parameters, name))
     return list(found.values()), size
 

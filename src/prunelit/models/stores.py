@@ -9,6 +9,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from prunelit.arguments import checked
@@ -119,6 +120,32 @@ def is_shared(blocks: Iterable[nn.Module]) -> bool:
         blocks: of a model.
     """
     return any(store is not None and store.collective for store in map(store_of, blocks))
+
+
+@torch.no_grad()
+def place_outside(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Move all of a model but the weights of its blocks, in place.
+
+    Args:
+        model: any.
+        blocks: its blocks; their buffers, such as masks and positions of old families, move too.
+        device: where the model computes.
+        dtype: of the weights; None keeps theirs. Buffers keep theirs.
+    """
+    inside = {part for block in blocks for part in block.modules()}
+    for module in model.modules():
+        if module not in inside:
+            for weight in module.parameters(recurse=False):  # tied ones stay one
+                weight.data = weight.data.to(dtype)
+            module._apply(lambda tensor: tensor.to(device), recurse=False)
+        else:
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
 
 
 def check_here(model: nn.Module, what: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.stores import Store, check_here, keep_in, store_of
+from prunelit.models.stores import Store, check_here, keep_in, place_outside, store_of
 
 _ALIGNMENT = 64  # bytes, more than any dtype needs
 
@@ -184,10 +184,4 @@ def place_model(model: PreTrainedModel, device: torch.device) -> None:
         if not isinstance(store, FileStore):
             return
         store.device = device
-    inside = {part for block in blocks for part in block.modules()}
-    for module in model.modules():
-        if module not in inside:
-            module._apply(lambda tensor: tensor.to(device), recurse=False)
-    for module in inside:  # masks and positions of old families
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
+    place_outside(model, blocks, device)

@@ -78,7 +78,8 @@ def gain_sentence(gains: dict[str, Any]) -> str:
 
 def _parts(gains: dict[str, Any]) -> Iterator[str]:
     for name, key in (("parameters", "parameters"), ("memory", "peak_bytes")):
-        yield f"{name} {size_gain(gains[key]['dense'], gains[key]['pruned'])}"
+        if gains[key]["dense"] is not None:
+            yield f"{name} {size_gain(gains[key]['dense'], gains[key]['pruned'])}"
     for name, key in (("reading", "prefill"), ("writing", "decode")):
         if own := gains["speed"].get(key):
             yield f"{name} {_speed_gain(own)}"
@@ -118,21 +119,26 @@ def gain_notes(run: Run) -> list[str]:
         notes.append(ROUNDED)
     elif not run.models:
         notes.append("The pruned model is not on this machine.")
-    if run.gains:
-        rounds = [own["rounds"] for own in run.gains["speed"].values()]
+    if run.gains is None:
+        notes.append("Speed, and memory while the model is used, were not measured.")
+    elif own := run.gains["speed"].values():
         notes.append(
             f"Speed and memory are those of one text, on {run.gains['device']} in "
-            f"{run.gains['dtype']}; both models in turns, {max(rounds, default=0)} rounds. Memory "
-            "in use: the weights and what the text needs. In brackets: the lowest and the highest "
-            "ratio of a round."
+            f"{run.gains['dtype']}; both models in turns, {max(one['rounds'] for one in own)} "
+            "rounds. Memory in use: the weights and what the text needs. In brackets: the lowest "
+            "and the highest ratio of a round."
         )
+    else:
+        notes.append(
+            "Speed, and memory while the model is used, were not measured: the blocks of the "
+            "models waited in files or on several devices."
+        )
+    if run.gains is not None:
         files = run.gains.get("file_bytes") or {}
         if files.get("dense") and files["dense"] < 0.9 * run.gains["bytes"]["dense"]:
             notes.append("The dense model is stored in fewer bits than it is loaded in.")
         if loads := run.gains.get("loads_in"):
             notes.append(f"The folder loads in {loads}.")
-    else:
-        notes.append("Speed, and memory while the model is used, were not measured.")
     if run.models:
         notes.append(
             "Sizes are those of the weights as they were loaded: a GGUF file is loaded in float32, "
