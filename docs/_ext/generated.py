@@ -113,7 +113,7 @@ _SEARCHED = ("variants", "grid", "knobs", "uses", "seeds")
 _GROUPS = {
     "The run": (
         *("seed_", "allow_code", "ckpt_path"),
-        *("keep", "margin", "fail_on", "speed", "verbose", "baseline"),
+        *("keep", "margin", "fail_on", "speed", "verbose", "baseline", "dry_run"),
     ),
     "`model`: the model and its training": ("model.",),
     "`data`: texts and tasks": ("data.",),

@@ -32,11 +32,19 @@ from prunelit.core.candidate import leave_out
 from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
+from prunelit.core.dry_run import dry_run
 from prunelit.core.module import PairedLM
 from prunelit.core.option_errors import explain_types, name_owner, rephrase
 from prunelit.core.private_api import HookedCLI, collect_texts, replace_lists
 from prunelit.core.processes import end_together, misconfiguration
-from prunelit.errors import InputError, check_seed, explain, name_own_code, shorten
+from prunelit.errors import (
+    InputError,
+    check_seed,
+    explain,
+    name_own_code,
+    shorten,
+    visible,
+)
 from prunelit.files import is_text, keep_earlier, make_folder, write_text
 from prunelit.recipe import public_path
 from prunelit.report.verdicts import FAILS, KEEP
@@ -193,6 +201,13 @@ class PruneLitCLI(HookedCLI):
                 "`8bit`, `4bit` (the dense model rounded), or the source of another model.",
             )
             collect_texts(parser, "baseline")
+            parser.add_argument(
+                "--dry_run",
+                action=ActionYesNo,
+                nargs="?",
+                help="Print what the run would take: placement, memory, disk, sweeps over the "
+                "weights and time. Prune, measure and write nothing.",
+            )
         if subcommand in ("fit", "validate"):
             parser.add_lightning_class_args(Pruning, "pruning", subclass_mode=True, required=False)
         if subcommand == "compare" and not any(map(_CONFIG.match, sys.argv)):
@@ -235,11 +250,26 @@ class PruneLitCLI(HookedCLI):
 
     def run_subcommand(self, run: Callable[[], None]) -> None:
         """Run the subcommand; if one process fails, all of them end."""
+        if self.setting("dry_run", False):
+            self._tell()
+            return
         with end_together(self.trainer):
             run()
         fails = FAILS.get(self.setting("fail_on"), ())
         if self.trainer.is_global_zero and any(word in fails for word in self._results.words):
             sys.exit(3)
+
+    def _tell(self) -> None:
+        """Print what the run would take."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        pruning = next((one for one in callbacks if isinstance(one, Pruning)), None)
+        writes = pruning is not None and self.subcommand == "fit"
+        output = pruning.folder(self.trainer) if pruning is not None and writes else None
+        pruner = None if pruning is None else pruning.pruner
+        found = dry_run(self.trainer, self.model, self.datamodule, pruner, output)
+        width = max(map(len, found))
+        for topic, words in found.items():
+            print(f"{topic:{width}}  {visible(words)}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the callbacks that every run has."""
@@ -374,6 +404,7 @@ def _settings(text: str | bytes) -> Any:
             "speed",
             "verbose",
             "baseline",
+            "dry_run",
         ):  # they change no result
             settings.pop(name, None)
     return settings

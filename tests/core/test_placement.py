@@ -26,7 +26,7 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.pruners import Magnitude, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
 
-GIB = 2**30
+GB = 10**9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -73,18 +73,18 @@ def test_statistics_of_a_method_are_counted(model: PreTrainedModel) -> None:
 
 
 def test_a_choice_is_told() -> None:
-    resident, streamed = Needs(8 * GIB, GIB, 0), Needs(2 * GIB, GIB, 0, GIB // 2)
-    assert fits(resident, 11 * GIB)
-    assert not fits(resident, 9 * GIB)
+    resident, streamed = Needs(8 * GB, GB, 0), Needs(2 * GB, GB, 0, GB // 2)
+    assert fits(resident, 11 * GB)
+    assert not fits(resident, 9 * GB)
     needs: dict[Placement, Needs] = {"resident": resident, "streamed": streamed}
-    assert tell_choice("resident", needs, 11 * GIB) == (
-        "Placement `resident`: the run takes 9 GiB (weights 8 GiB, activations 1 GiB) of 11 GiB "
-        "that are free."
+    assert tell_choice("resident", needs, 11 * GB) == (
+        "Placement `resident`: the run takes 9.0 GB (weights 8.0 GB, activations 1.0 GB) of 11.0 "
+        "GB that are free."
     )
-    assert tell_choice("streamed", needs, 9 * GIB) == (
-        "Placement `streamed`: resident the run would take 9 GiB (weights 8 GiB, activations 1 "
-        "GiB), and 9 GiB are free. So it takes 3.5 GiB (weights 2 GiB, activations 1 GiB, "
-        "statistics 0.5 GiB); blocks wait in files."
+    assert tell_choice("streamed", needs, 9 * GB) == (
+        "Placement `streamed`: resident the run would take 9.0 GB (weights 8.0 GB, activations 1.0 "
+        "GB), and 9.0 GB are free. So it takes 3.5 GB (weights 2.0 GB, activations 1.0 GB, "
+        "statistics 500.0 MB); blocks wait in files."
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from prunelit.core.datamodule import PruneData
+from prunelit.files import readable
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.comparison import tokens_per_chunk
 from prunelit.pruners.base import Pruner
@@ -106,8 +107,8 @@ class Needs:
 
     def __str__(self) -> str:
         """Words for the sum and its parts."""
-        named = ", ".join(f"{name} {gib(size)}" for name, size in self.parts.items() if size)
-        return f"{gib(self.total)} ({named})"
+        named = ", ".join(f"{name} {readable(size)}" for name, size in self.parts.items() if size)
+        return f"{readable(self.total)} ({named})"
 
 
 def find_needs(
@@ -191,14 +192,9 @@ def tell_choice(chosen: Placement, needs: Mapping[Placement, Needs], free: int) 
     """
     own, resident = needs[chosen], needs["resident"]
     if chosen == "resident":
-        return f"Placement `resident`: the run takes {own} of {gib(free)} that are free."
+        return f"Placement `resident`: the run takes {own} of {readable(free)} that are free."
     where = "in files" if chosen == "streamed" else "on all processes, each with a share"
     return (
-        f"Placement `{chosen}`: resident the run would take {resident}, and {gib(free)} are free. "
-        f"So it takes {own}; blocks wait {where}."
+        f"Placement `{chosen}`: resident the run would take {resident}, and {readable(free)} are "
+        f"free. So it takes {own}; blocks wait {where}."
     )
-
-
-def gib(size: float) -> str:
-    """Format bytes."""
-    return f"{size / 2**30:.3g} GiB"
