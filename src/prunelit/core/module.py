@@ -51,7 +51,8 @@ from prunelit.recipe import describe
 from prunelit.report.results import Result, scalar_name
 from prunelit.tasks.base import Task
 
-_FLIGHT = 8  # batches that are measured together where blocks wait
+# Batches that are measured together where blocks wait: the most that fit into the memory.
+_FLIGHTS = (8, 4, 2, 1)
 
 
 @checked
@@ -81,7 +82,8 @@ class PairedLM(LightningModule):
             see `prunelit.models.dense_answers`.
         flight: number of batches of a task that are measured together: blocks that wait in a store
             come once for all of them, and memory holds what all of them need. None measures one
-            batch after the other; eight together where blocks wait.
+            batch after the other; where blocks wait, as many as fit into the free memory, eight at
+            most.
         placement: `resident` keeps both models in the memory of each device. `streamed` keeps their
             blocks in files and brings one at a time to the device. `sharded` keeps a share of each
             block on each process, and brings one at a time together. Both train no weights. `auto`
@@ -150,7 +152,9 @@ class PairedLM(LightningModule):
             candidate_revision,
         )
         self.placement: Placement = placement
-        self._chosen = False  # what `auto` is; it stays, since the models fill the memory
+        # What `auto` is, and the flight; both stay, since the models fill the memory.
+        self._chosen = False
+        self._flight: int | None = None
         self.recovery = recovery or Recovery()
         self.model: PreTrainedModel | None = None
         self.evaluation: Evaluation | None = None
@@ -237,31 +241,48 @@ class PairedLM(LightningModule):
             self.weights.placement = self.placement
         elif not (self.trains or self._chosen):  # training needs all weights on the device
             self._choose_placement(config)
+        if self.weights.waits and self._flight is None:
+            self._choose_flight(config)
 
     @property
     def in_flight(self) -> int | None:
         """Number of batches that share a block that comes; None if batches run one by one."""
-        return self.flight or (_FLIGHT if self.weights.waits else None)
+        return self.flight or self._flight
 
     def _choose_placement(self, config: PreTrainedConfig) -> None:
         """Choose where the weights wait, and say why."""
         other: Placement = "streamed" if self.trainer.world_size == 1 else "sharded"
         needs = self.needs(config, ("resident", other))
-        device = self.trainer.strategy.root_device
-        free = free_memory(device)
-        if device.type == "cpu":  # whose memory is that of all processes of the machine
-            free //= self.trainer.num_devices
-        # Ranks must agree, and each device has its own free memory.
-        fit = self.trainer.strategy.reduce_boolean_decision(fits(needs["resident"], free), all=True)
+        free = self._free()
+        fit = self._agree(fits(needs["resident"], free))
         self.weights.placement = "resident" if fit else other
         self._chosen = True
         rank_zero_info(tell_choice(self.weights.placement, needs, free))
+
+    def _choose_flight(self, config: PreTrainedConfig) -> None:
+        """Choose how many batches share a block that comes, by the memory that they take."""
+        placement, free = self.weights.placement, self._free()
+        for self._flight in _FLIGHTS:
+            needs = self.needs(config, [placement], flight=self._flight)[placement]
+            if self._agree(fits(needs, free)):
+                break
+
+    def _free(self) -> int:
+        """Return the bytes of free memory for this process."""
+        device = self.trainer.strategy.root_device
+        # The memory of a machine is that of all its processes.
+        return free_memory(device) // (self.trainer.num_devices if device.type == "cpu" else 1)
+
+    def _agree(self, fit: bool) -> bool:
+        """Return True if it is so on all ranks, as each device has its own memory."""
+        return self.trainer.strategy.reduce_boolean_decision(fit, all=True)
 
     def needs(
         self,
         config: PreTrainedConfig,
         placements: Iterable[Placement],
         pruner: Pruner | None = None,
+        flight: int | None = None,
     ) -> dict[Placement, Needs]:
         """Compute the memory that this run takes on one device.
 
@@ -269,6 +290,7 @@ class PairedLM(LightningModule):
             config: of the model.
             placements: of the models; not `auto`.
             pruner: the method of this run, if it prunes.
+            flight: batches that share a block; None is that of the run, or the fewest.
 
         Returns:
             The memory with each placement.
@@ -285,7 +307,7 @@ class PairedLM(LightningModule):
                 placement=placement,
                 models=1 + self.weights.reference,
                 ranks=self.trainer.world_size,
-                flight=self.flight or _FLIGHT,
+                flight=flight or self.in_flight or min(_FLIGHTS),
                 statistics=0 if pruner is None else measure_statistics(shapes, pruner),
             )
             for placement in placements

@@ -157,7 +157,7 @@ def find_needs(
         own = math.ceil(one.sequences / ranks) * one.length * width
         held.append(own + working)
     for task in data.tasks.values():
-        waits = flight * (width + models * cache)
+        waits = flight * (width + cache)  # of one model at a time
         held.append(task.batch_size * task.longest * (4 * width + 3 * inner + waits))
     chunk = tokens_per_chunk(device, text.vocab_size)
     logits = (models * 4 + 40) * chunk * text.vocab_size if data.tasks else 0
