@@ -29,6 +29,7 @@ from prunelit.files import readable, replace_file
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.fingerprint import content_of, fingerprint, quick_state
 from prunelit.models.gguf import cache_folder
+from prunelit.models.parallel import gather
 from prunelit.models.stores import is_shared, one_at_a_time
 from prunelit.recipe import describe_code
 
@@ -106,6 +107,8 @@ class DenseAnswers:
         """
         key = self._key(function, inputs, settings)
         known = self._read(key)
+        if not all(gather(self.model, known is not None)):  # all ranks read it, or all compute it
+            known = None
         for task in self.tasks:
             read, measured = self.counts.get(task, (0, 0))
             self.counts[task] = read + (known is not None), measured + (known is None)

@@ -9,9 +9,11 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
+from prunelit.models.parallel import gather
 from prunelit.models.stores import each_weight, store_of
 
 # Files of a model folder that decide what it computes and what its tokenizer does.
@@ -35,7 +37,8 @@ _IRRELEVANT = ("_name_or_path", "transformers_version")
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of weights, structure, configuration, attention kernel and end-of-text tokens.
 
-    It reads every weight, which takes about a second per GB.
+    It reads every weight, which takes about a second per GB. Of a model that several ranks compute
+    together each hashes its part; the hash depends on their number, as the last bits of outputs do.
 
     Args:
         model: on any device; the device does not change the result.
@@ -47,7 +50,8 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         for part in stored_parts(tensor):
             digest.update(content_of(part))
-    return digest.hexdigest()
+    first, *others = gather(model, digest.hexdigest())
+    return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
 
 
 def quick_state(model: PreTrainedModel) -> list[Any]:
@@ -85,7 +89,7 @@ def _structure(model: PreTrainedModel) -> tuple[str, str]:
 
 
 def stored_parts(tensor: Tensor) -> list[Tensor]:
-    """Return the plain tensors that hold a tensor; a quantised one has integers and scales.
+    """Return the plain tensors that hold a tensor here; a quantised one has integers and scales.
 
     Example:
         >>> import torch
@@ -93,6 +97,8 @@ def stored_parts(tensor: Tensor) -> list[Tensor]:
         >>> [part.shape for part in stored_parts(torch.ones(2, 3))]
         [torch.Size([2, 3])]
     """
+    if isinstance(tensor, DTensor):
+        return [tensor.to_local()]
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]

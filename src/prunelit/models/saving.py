@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.arguments import checked
@@ -40,8 +41,12 @@ def check_writable(folder: str | Path) -> None:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Count the bytes of the weights of a model; tied ones count once."""
-    return sum(part.nbytes for weight in model.parameters() for part in stored_parts(weight))
+    """Count the bytes of the weights of a model, of all ranks that share one; tied ones once."""
+    return sum(
+        part.nbytes
+        for weight in model.parameters()
+        for part in ([weight] if isinstance(weight, DTensor) else stored_parts(weight))
+    )
 
 
 def check_apart(source: str, folder: str | Path) -> None:

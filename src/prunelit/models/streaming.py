@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
+from prunelit.models.parallel import is_split
 from prunelit.models.stores import Store, check_here, keep_in, place_outside, store_of
 
 _ALIGNMENT = 64  # bytes, more than any dtype needs
@@ -169,7 +170,7 @@ def offloaded(blocks: nn.ModuleList, device: torch.device | None) -> Iterator[No
 def place_model(model: PreTrainedModel, device: torch.device) -> None:
     """Move a model to a device; blocks in a `FileStore` come there when they are worked on.
 
-    A model whose ranks share the blocks is where it belongs already.
+    A model whose ranks share the blocks, or compute it together, is where it belongs already.
 
     Args:
         model: any.
@@ -177,6 +178,8 @@ def place_model(model: PreTrainedModel, device: torch.device) -> None:
     """
     blocks = decoder_blocks(model)[1]
     stores = [store for block in blocks if (store := store_of(block))]
+    if is_split(model):
+        return
     if not stores:
         model.to(device)  # type: ignore[arg-type]
         return

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunelit.models.parallel import adopt
 from prunelit.models.stores import Store, keep_in, store_of, whole
 
 _ORIGIN = "prunelit_origin"
@@ -129,4 +130,5 @@ def _copy_tree(module: _Module, known: dict[int, nn.Module]) -> _Module:
     vars(new).update(attributes)
     if (store := store_of(module)) is not None and "forward" in attributes:
         keep_in(new, store)  # the `forward` of the other block would run its modules
+    adopt(new)
     return new

@@ -201,7 +201,7 @@ class CollectionRetrieval(RowTask, EmbeddingTask):
             options = self.embed_options(pair, name)
             key = content_key(fingerprints.get(model), [ids, mask], options)
             compute = partial(embed, model, ids, mask, **options)
-            vectors.append(self._cache.fetch(key, len(ids), compute).double())
+            vectors.append(self._cache.fetch(key, len(ids), compute, model).double())
             values[f"{name}/file"] = _numbers(key).expand(len(ids), -1)
         if same_width(vectors):
             values["cosine"] = embedding_cosine(*vectors)

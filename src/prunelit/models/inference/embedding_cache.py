@@ -20,6 +20,7 @@ from prunelit.errors import InputError
 from prunelit.files import replace_file
 from prunelit.models.fingerprint import fingerprint
 from prunelit.models.gguf import cache_folder
+from prunelit.models.parallel import gather
 from prunelit.models.stores import one_at_a_time
 from prunelit.models.views import original
 
@@ -101,27 +102,35 @@ class EmbeddingCache:
                 "it lacks ends the run."
             )
 
-    def fetch(self, key: bytes, count: int, compute: Callable[[], Tensor]) -> Tensor:
+    def fetch(
+        self,
+        key: bytes,
+        count: int,
+        compute: Callable[[], Tensor],
+        model: PreTrainedModel | None = None,
+    ) -> Tensor:
         """Load embeddings from disk, or else compute and store them.
 
         Args:
             key: see `content_key`.
             count: B, number of texts.
             compute: returns (B, D) float32.
+            model: computes them; with other ranks, if each of them has a part of it.
 
         Returns:
             (B, D) float32, on the CPU.
         """
         path = self._path(key)
-        if path.is_file():
-            if (known := _read(path)) is not None and len(known) == count:
-                return torch.from_numpy(known)
+        known = _read(path) if path.is_file() else None
+        if path.is_file() and (known is None or len(known) != count):
             if not self._told:
                 rank_zero_info(
                     f"{str(path)!r} in the cache of embeddings is damaged, or another version "
                     "wrote it: this file, and any other such file, is computed anew."
                 )
-            self._told = True
+            self._told, known = True, None
+        if all(gather(model, known is not None)) and known is not None:
+            return torch.from_numpy(known)
         embeddings = compute().detach().float().cpu()
         self._write(path, embeddings.numpy())
         return embeddings
