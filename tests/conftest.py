@@ -19,7 +19,7 @@ from typing import Any
 # Tests must not wait for a hub that cannot be reached. The libraries read this at import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import datasets
+import datasets.config
 import platformdirs
 import pytest
 import torch
@@ -355,6 +355,26 @@ def start_process() -> Callable[..., BaseProcess]:
 
 
 @pytest.fixture(scope="session")
+def run_ranks(start_process: Callable[..., BaseProcess]) -> Callable[..., None]:
+    """`run_ranks(script, world, FOLDER=...)` runs a script in processes, and all must succeed.
+
+    The script has the names RANK and WORLD beside those that are given.
+    """
+
+    def run(script: Path, world: int, **names: Any) -> None:
+        ranks = [start_process(script, {**names, "WORLD": world, "RANK": n}) for n in range(world)]
+        try:
+            for rank in ranks:
+                rank.join(300)
+            assert [rank.exitcode for rank in ranks] == [0] * world
+        finally:
+            for rank in ranks:
+                rank.kill()
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def forked(
     tmp_path_factory: pytest.TempPathFactory,
     own_cache: Path,
@@ -401,6 +421,7 @@ def forked(
             process.join(300)
         late = [process for process in processes if process.is_alive()]
         for process in processes:
+            assert process.pid is not None
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and what it left running
             process.join()

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +53,13 @@ def start(
     pair: ModelPair,
     tasks: list[Task],
     tmp_path: Path,
-    start_process: Callable[[Path, dict[str, Any]], BaseProcess],
+    run_ranks: Callable[..., None],
 ) -> Start:
     """`start(world, flight)` returns what each rank found."""
     torch.save((pair, tasks), tmp_path / "run.pt")
 
     def run(world: int, flight: int, fails: bool = False) -> list[dict[str, Any]]:
-        names = {"FOLDER": str(tmp_path), "WORLD": world, "FLIGHT": flight, "FAILS": fails}
-        ranks = [start_process(SCRIPT, {**names, "RANK": rank}) for rank in range(world)]
-        for rank in ranks:
-            rank.join(60)
-        assert [rank.exitcode for rank in ranks] == [0] * world
+        run_ranks(SCRIPT, world, FOLDER=str(tmp_path), FLIGHT=flight, FAILS=fails)
         files = [tmp_path / f"{world}-{rank}.json" for rank in range(world)]
         return [json.loads(file.read_text()) for file in files]
 

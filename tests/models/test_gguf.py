@@ -1,8 +1,6 @@
 import importlib.util
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,17 +18,19 @@ from .gguf_files import folders, write_gguf
 
 # Two processes run this and start to convert at the same moment.
 PROCESS = """
-import sys, time
+import os, time
 from pathlib import Path
 from prunelit import load_pretrained
-from prunelit.data.tokens import encode
 
-folder, own, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-(folder / own).touch()
-while not (folder / other).exists():
+folder = Path(FOLDER)
+os.environ["PRUNELIT_CACHE"] = str(folder / "cache")
+os.dup2(os.open(folder / f"stderr-{RANK}", os.O_WRONLY | os.O_CREAT), 2)
+(folder / f"ready-{RANK}").touch()
+while not (folder / f"ready-{1 - RANK}").exists():
     time.sleep(0.001)
 model, tokenizer = load_pretrained(str(folder / "tiny.gguf"))
-print(model.model.embed_tokens.weight.double().sum().item())
+found = model.model.embed_tokens.weight.double().sum().item()
+(folder / f"sum-{RANK}").write_text(str(found))
 """
 
 
@@ -205,26 +205,15 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("qwen2", [False], ids=["untied"], indirect=True)
-def test_two_processes_convert_once(file: Path, tmp_path: Path, qwen2: PreTrainedModel) -> None:
+def test_two_processes_convert_once(
+    file: Path, tmp_path: Path, qwen2: PreTrainedModel, run_ranks: Callable[..., None]
+) -> None:
     (tmp_path / "process.py").write_text(PROCESS)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, tmp_path / "process.py", tmp_path, f"ready-{own}", f"ready-{1 - own}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for own in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    run_ranks(tmp_path / "process.py", 2, FOLDER=str(tmp_path))
     expected = qwen2.model.embed_tokens.weight.double().sum().item()
-    assert [float(output) for output, _ in outputs] == [expected] * 2
-    assert sum("Converting tiny.gguf" in errors for _, errors in outputs) == 1
+    assert [float((tmp_path / f"sum-{own}").read_text()) for own in range(2)] == [expected] * 2
+    errors = [(tmp_path / f"stderr-{own}").read_text() for own in range(2)]
+    assert sum("Converting tiny.gguf" in text for text in errors) == 1
     assert len(folders(tmp_path)) == 1
 
 

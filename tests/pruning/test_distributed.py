@@ -1,8 +1,5 @@
 """Pruning on two ranks against one: the same masks."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +27,6 @@ NAMES = {**vars(pruners), "Unstructured": Unstructured, "OWL": OWL}
 
 # Run by every rank: prunes the model of `folder` with each number of batches, in turn.
 RANK = """
-import json, sys
 import torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from prunelit import prune
@@ -39,18 +35,18 @@ from prunelit.pruners import *
 from prunelit.sparsity import Unstructured
 
 torch.set_num_threads(1)
-folder, rank, methods = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-for place, method in enumerate(methods):
+store = f"file://{FOLDER}/store"
+dist.init_process_group("gloo", init_method=store, rank=RANK, world_size=WORLD)
+for place, method in enumerate(METHODS):
     for count in (1, 5):
-        model = AutoModelForCausalLM.from_pretrained(f"{folder}/dense").eval()
-        batches = torch.load(f"{folder}/batches.pt")[:count]
+        model = AutoModelForCausalLM.from_pretrained(f"{FOLDER}/dense").eval()
+        batches = torch.load(f"{FOLDER}/batches.pt")[:count]
         passes = []
         model.model.layers[1].self_attn.register_forward_hook(lambda *_: passes.append(1))
         report = prune(model, eval(method), batches)
         state = {"weights": model.state_dict(), "recipe": report.recipe, "zeros": report.zeros}
         state["passes"] = len(passes)
-        torch.save(state, f"{folder}/{place}-{count}-{rank}.pt")
+        torch.save(state, f"{FOLDER}/{place}-{count}-{RANK}.pt")
 dist.destroy_process_group()
 """
 
@@ -61,6 +57,7 @@ def test_two_ranks_make_the_masks_of_one(
     make_model: Callable[..., PreTrainedModel],
     input_ids: Tensor,
     padded: dict[str, Tensor],
+    run_ranks: Callable[..., None],
 ) -> None:
     root = folder.parent
     # Five uneven batches for two ranks, then a single one, of which rank 1 gets nothing.
@@ -69,21 +66,7 @@ def test_two_ranks_make_the_masks_of_one(
     batches += [{"input_ids": input_ids[:5, :6]}, {"input_ids": input_ids[:1, 3:5]}]
     torch.save(batches, root / "batches.pt")
     (root / "rank.py").write_text(RANK)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, root / "rank.py", root, str(rank), json.dumps(METHODS)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=120)
-            assert rank.returncode == 0, errors
-    finally:
-        for rank in ranks:
-            rank.kill()
+    run_ranks(root / "rank.py", 2, FOLDER=str(root), METHODS=METHODS)
     for place, method in enumerate(METHODS):
         for count in (1, 5):
             model = make_model()

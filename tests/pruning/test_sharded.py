@@ -4,7 +4,6 @@ import itertools
 import json
 import runpy
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def measure(
     padded: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
-    start_process: Callable[..., BaseProcess],
+    run_ranks: Callable[..., None],
 ) -> Callable[..., list[list[dict[str, Any]]]]:
     """`measure(world, table)` prunes and gives what each rank found; 0 keeps whole models."""
     for kind in KINDS:
@@ -77,13 +76,10 @@ def measure(
 
     def run(world: int, table: list[tuple[str, str, str]]) -> list[list[dict[str, Any]]]:
         cases = [(kind, dtype, method, METHODS[method]) for method, kind, dtype in table]
-        names = {"FOLDER": str(tmp_path), "WORLD": world, "CASES": cases}
+        names = {"FOLDER": str(tmp_path), "CASES": cases}
         if not world:
-            runpy.run_path(str(SCRIPT), {**names, "RANK": 0})
-        ranks = [start_process(SCRIPT, {**names, "RANK": rank}) for rank in range(world)]
-        for rank in ranks:
-            rank.join(300)
-        assert [rank.exitcode for rank in ranks] == [0] * world
+            runpy.run_path(str(SCRIPT), {**names, "WORLD": 0, "RANK": 0})
+        run_ranks(SCRIPT, world, **names)
         files = [tmp_path / f"{world}-{rank}.json" for rank in range(max(world, 1))]
         return [json.loads(file.read_text()) for file in files]
 

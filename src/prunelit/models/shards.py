@@ -149,11 +149,12 @@ def shard_blocks(
     check_plain(model)
     prefix, blocks = decoder_blocks(model)
     _check_apart(model, prefix)
-    device, dtype = device or model.device, dtype or model.dtype
+    device = device or model.device
     for block in blocks:
         keep_in(block, Shards(block, dtype, device))
     place_outside(model, blocks, device, dtype)
-    model.config.dtype = dtype
+    if dtype is not None:
+        model.config.dtype = dtype
 
 
 def _check_apart(model: nn.Module, prefix: str) -> None:

@@ -2,8 +2,7 @@ import copy
 import json
 import math
 import pickle
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,15 @@ class MeanDifference(TokenMean):
 
 # Every rank runs this with its own number of tokens.
 RANK = """
-import json, sys
+import json
 import torch, torch.distributed as dist
 from prunelit.metrics import LogitMSE, ProbabilityKL, Top1Agreement
 
 torch.set_num_threads(1)
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-data = torch.load(f"{folder}/data.pt")
-mine = slice(0, 5) if rank == 0 else slice(5, None)
+store = f"file://{FOLDER}/store"
+dist.init_process_group("gloo", init_method=store, rank=RANK, world_size=WORLD)
+data = torch.load(f"{FOLDER}/data.pt")
+mine = slice(0, 5) if RANK == 0 else slice(5, None)
 values = {}
 for metric in (LogitMSE(), ProbabilityKL("pruned_dense"), Top1Agreement()):
     name = type(metric).__name__
@@ -42,7 +41,7 @@ for metric in (LogitMSE(), ProbabilityKL("pruned_dense"), Top1Agreement()):
     # Afterwards each rank continues with its own tokens.
     metric.update(data["dense"][:0], data["pruned"][:0])
     values[name].append(metric.compute().item())
-json.dump(values, open(f"{folder}/{rank}.json", "w"))
+json.dump(values, open(f"{FOLDER}/{RANK}.json", "w"))
 dist.destroy_process_group()
 """
 
@@ -87,10 +86,10 @@ def test_two_updates_equal_one(tokens) -> None:
 @pytest.mark.parametrize("entries", [1, 4, 8, 20])
 def test_the_size_of_a_chunk_does_not_matter(tokens, monkeypatch, entries: int) -> None:
     mask = torch.tensor([[False, True, True], [True, True, False]])
-    whole, masked = value(*tokens), value(*tokens, mask)
+    whole, masked = value(*tokens), value(*tokens, mask=mask)
     monkeypatch.setattr(buffers, "_CPU_ENTRIES", entries)
     assert value(*tokens) == pytest.approx(whole)
-    assert value(*tokens, mask) == pytest.approx(masked)
+    assert value(*tokens, mask=mask) == pytest.approx(masked)
 
 
 def test_states_of_two_instances_merge_by_addition(tokens) -> None:
@@ -189,17 +188,14 @@ def test_bad_input(shape: tuple[int, ...], mask: Tensor | None, message: str) ->
 
 
 @pytest.mark.distributed
-def test_two_ranks_with_different_numbers_of_tokens(make_logits, tmp_path: Path) -> None:
+def test_two_ranks_with_different_numbers_of_tokens(
+    make_logits, tmp_path: Path, run_ranks: Callable[..., None]
+) -> None:
     dense, pruned = make_logits((9, 300))
     mask = torch.tensor([True] * 6 + [False, True, False])
     torch.save({"dense": dense, "pruned": pruned, "mask": mask}, tmp_path / "data.pt")
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
-    try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    (tmp_path / "rank.py").write_text(RANK)
+    run_ranks(tmp_path / "rank.py", 2, FOLDER=str(tmp_path))
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for metric in (LogitMSE(), ProbabilityKL("pruned_dense"), Top1Agreement()):
         metric.update(dense, pruned, mask)
