@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,7 +89,7 @@ class Bare:
         rollouts = {}
         stop = {"stop_strings": self.task.stop, "tokenizer": self.tokenizer}
         for chunk in self.chunks:
-            batch = self.task.collate(chunk)
+            batch = move_data_to_device(self.task.collate(chunk), self.model.device)
             ids = batch["input_ids"]
             written = self.model.generate(  # type: ignore[operator]
                 input_ids=ids,
@@ -103,6 +104,7 @@ def whole_task(task: Generation, pair: ModelPair) -> Rollouts:
     """Return the new tokens of each prompt from the task's table."""
     table = ItemTable(len(task.contexts))
     for batch in task.batches(table.size, 0, 1):
+        batch = move_data_to_device(batch, pair.pruned.device)
         table.assign(batch["indices"], task.step(pair, batch))
     task.report(table)
     tokens: Tensor = table["pruned/tokens"][:, 0]
@@ -112,7 +114,7 @@ def whole_task(task: Generation, pair: ModelPair) -> Rollouts:
 def gap(task: Generation, model: PreTrainedModel, index: int, written: list[int]) -> float:
     """Return the gap between the two best logits after a prompt and the written tokens."""
     ids = torch.tensor([[*task.collate([index])["input_ids"][0].tolist(), *written]])
-    best = model(input_ids=ids).logits[0, -1].topk(2).values
+    best = model(input_ids=ids.to(model.device)).logits[0, -1].topk(2).values
     return float(best[0] - best[1])
 
 

@@ -50,7 +50,7 @@ class PlainWanda:
 
     def __init__(self, linear: nn.Linear) -> None:
         self.linear, self.count = linear, 0
-        self.norm = torch.zeros(linear.in_features)
+        self.norm = torch.zeros(linear.in_features, device=linear.weight.device)
 
     def add(self, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1]).t().float()
@@ -72,7 +72,8 @@ class PlainSparseGPT:
 
     def __init__(self, linear: nn.Linear) -> None:
         self.linear, self.count = linear, 0
-        self.gram = torch.zeros(linear.in_features, linear.in_features)
+        size, device = linear.in_features, linear.weight.device
+        self.gram = torch.zeros(size, size, device=device)
 
     def add(self, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1]).t()
@@ -86,7 +87,7 @@ class PlainSparseGPT:
         dead = torch.diag(gram) == 0
         gram[dead, dead] = 1
         weight[:, dead] = 0
-        diagonal = torch.arange(len(gram))
+        diagonal = torch.arange(len(gram), device=gram.device)
         gram[diagonal, diagonal] += 0.01 * torch.mean(torch.diag(gram))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         inverse = torch.linalg.cholesky(inverse, upper=True)

@@ -18,12 +18,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase
 
 import prunelit
 from prunelit.files import write_text
@@ -38,9 +39,9 @@ SHAPES = {
 _POLL = 0.05  # seconds
 
 
-def write_model(folder: Path, shape: str) -> int:
+def write_model(folder: Path, shape: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
     """Write a random Llama, a file for each block; return its bytes."""
-    width, inner, blocks, heads, groups, vocabulary = SHAPES[shape]
+    width, inner, blocks, heads, groups, vocabulary = shape
     config = LlamaConfig(
         hidden_size=width,
         intermediate_size=inner,
@@ -75,7 +76,7 @@ def write_model(folder: Path, shape: str) -> int:
     index = {"metadata": {"total_size": total}, "weight_map": places}
     write_text(folder / "model.safetensors.index.json", json.dumps(index))
     config.save_pretrained(folder)
-    prunelit.load_tokenizer(TOKENIZER).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return total
 
 
@@ -148,7 +149,8 @@ def main() -> None:
     options = parser.parse_args()
     model, run = options.folder / "model", options.folder / f"run_{options.placement}"
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    size = size or write_model(model, options.shape)
+    tokenizer = prunelit.load_tokenizer(TOKENIZER)
+    size = size or write_model(model, SHAPES[options.shape], tokenizer)
     print(f"The model has {size / 2**30:.2f} GiB, a pair {2 * size / 2**30:.2f} GiB.", flush=True)
     for command in ("fit", "validate"):
         config = options.folder / f"{command}.yaml"
