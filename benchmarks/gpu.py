@@ -260,7 +260,8 @@ class Bench:
         if self.gpu:  # the allocator's peak begins anew with each block that is pruned
             blocks = [block["peak_bytes"] for block in pruning.report["blocks"]]
             peak = max(torch.cuda.max_memory_allocated(), *blocks) - before
-        needs = module.needs(module.weights.load_config())[placement == "streamed"]
+        config = module.weights.load_config()
+        needs = module.needs(config, [placement], pruning.pruner)[placement]
         values = {(one.task, one.metric, one.model): one.value for one in module.results}
         return Run(values, pruning.written, peak, needs)
 
