@@ -137,7 +137,7 @@ def report(task: Generation, model: PreTrainedModel, mine: Rollouts, other: Roll
 @torch.no_grad()
 def main() -> None:
     """Measure and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time Generation beside `generate`.")
     parser.add_argument("--gsm8k", help="file with the rows of GSM8K; adds the second workload")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=32)

@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 import prunelit
 from prunelit.callbacks import Pruning
 from prunelit.core.placement import Needs, Placement
+from prunelit.files import readable
 from prunelit.models.architecture import decoder_blocks, linear_modules
+from prunelit.models.loading import DType
 from prunelit.pruners import Magnitude
 from prunelit.sparsity import SemiStructured
 from prunelit.tasks import (
@@ -53,9 +55,8 @@ from prunelit.tasks import (
 )
 
 FACTS = "prunelit:facts.jsonl"
-GIB = 1 << 30
 # Shapes as in `streamed.SHAPES`: width, inner width, blocks, heads, key-value heads, vocabulary.
-TINY = (64, 128, 2, 4, 2, 512)
+TINY = (32, 64, 2, 2, 1, 512)
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ SCALES = {
     ),
     "cpu": Scale(
         shapes={"small": TINY, "large": TINY},
-        calibration=(4, 16),
+        calibration=(2, 16),
         timed=(2, 16),
-        items=4,
-        new_tokens=4,
+        items=2,
+        new_tokens=2,
         matrix=64,
         repeats=1,
     ),
@@ -122,12 +123,33 @@ class Line:
         return f"{word}  {self.name}: {self.figure}"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A run of the trainer: `prunelit fit` without a training.
+
+    Args:
+        model: `small` or `large`.
+        placement: of both models.
+        method: name of the pruner.
+        measured: with the tasks; False prunes alone.
+        dtype: of the weights.
+        precision: of the trainer.
+    """
+
+    model: str
+    placement: Placement
+    method: str
+    measured: bool = True
+    dtype: DType = "bfloat16"
+    precision: Any = "32-true"
+
+
 @dataclass
 class Run:
     """What a run of the trainer gave.
 
     Args:
-        values: text of the value of each result.
+        values: the value of each result by task, metric and model.
         folder: of the pruned model.
         peak: bytes on the device, beyond those that were there before; 0 on a CPU.
         needs: what the run was expected to take.
@@ -160,16 +182,16 @@ class Bench:
         self.scale = SCALES[device.type]
         self.tokenizer = byte_tokenizer()
         self._folder = folder
-        self._runs: dict[tuple[Any, ...], Run] = {}
+        self._runs: dict[Plan, Run] = {}
         for name, shape in self.scale.shapes.items():
             write_model(folder / name, shape, self.tokenizer)
         draw = random.Random(0)
         words = ["".join(draw.choices(string.ascii_lowercase, k=5)) for _ in range(20_000)]
         (folder / "text.jsonl").write_text(json.dumps({"text": " ".join(words)}) + "\n")
 
-    def load(self, name: str, dtype: str = "bfloat16") -> PreTrainedModel:
+    def load(self, name: str, dtype: DType = "bfloat16") -> PreTrainedModel:
         """Read a model to the CPU."""
-        return prunelit.load_pretrained(str(self._folder / name), dtype=dtype)[0]  # type: ignore[arg-type]
+        return prunelit.load_pretrained(str(self._folder / name), dtype=dtype)[0]
 
     def ids(self, name: str, sequences: int, length: int) -> Tensor:
         """Draw token ids of a model."""
@@ -177,72 +199,41 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, vocabulary, (sequences, length), generator=generator)
 
-    def text(self) -> dict[str, Any]:
-        """Return the options of a task on text."""
-        length = self.scale.calibration[1] // 2
-        path = str(self._folder / "text.jsonl")
-        return {"path": path, "length": length, "limit": self.scale.items}
-
     def tasks(self) -> list[Task]:
         """Return a task of each kind of data."""
-        facts: dict[str, Any] = {"path": FACTS, "limit": self.scale.items, "batch_size": 16}
+        length = self.scale.calibration[1] // 2
+        path, limit = str(self._folder / "text.jsonl"), self.scale.items
+        facts: dict[str, Any] = {"path": FACTS, "limit": limit, "batch_size": 16}
         return [
-            Deviation(**self.text()),
+            Deviation(path, length=length, limit=limit),
+            Perplexity(path, length=length, limit=limit),
             MultipleChoice(**facts),
             Retrieval(**facts),
             Generation(**facts, chat=False, max_new_tokens=self.scale.new_tokens),
         ]
 
-    def run(
-        self,
-        name: str,
-        placement: Placement,
-        method: str,
-        tasks: list[Task] | None,
-        dtype: str = "bfloat16",
-        precision: Any = "32-true",
-    ) -> Run:
-        """Prune and measure as `prunelit fit` does; a run that was made already is kept.
-
-        Args:
-            name: of the model.
-            placement: of both models.
-            method: name of the pruner.
-            tasks: the same for the same other options; None measures nothing.
-            dtype: of the weights.
-            precision: of the trainer.
-        """
-        key = name, placement, method, tasks is None, dtype, precision
-        if key not in self._runs:
-            folder = Path(tempfile.mkdtemp(dir=self._folder))
+    def run(self, plan: Plan) -> Run:
+        """Prune and measure as `prunelit fit` does; a run that was made already is kept."""
+        if plan not in self._runs:
             with contextlib.redirect_stdout(sys.stderr), deterministic(self.gpu):
-                self._runs[key] = self._run(
-                    folder, name, placement, method, tasks, dtype, precision
-                )
-        return self._runs[key]
+                self._runs[plan] = self._run(plan)
+        return self._runs[plan]
 
-    def _run(
-        self,
-        folder: Path,
-        name: str,
-        placement: Placement,
-        method: str,
-        tasks: list[Task] | None,
-        dtype: str,
-        precision: Any,
-    ) -> Run:
+    def _run(self, plan: Plan) -> Run:
         sequences, length = self.scale.calibration
         path = str(self._folder / "text.jsonl")
         text = prunelit.CalibrationText(path, sequences=sequences, length=length)
-        source = str(self._folder / name)
-        module = prunelit.PairedLM(source, dtype, placement=placement, dense_cache=False)  # type: ignore[arg-type]
-        pruning = Pruning(METHODS[method]())
+        data = prunelit.PruneData(text, self.tasks() if plan.measured else None)
+        module = prunelit.PairedLM(
+            str(self._folder / plan.model), plan.dtype, placement=plan.placement, dense_cache=False
+        )
+        pruning = Pruning(METHODS[plan.method]())
         trainer = prunelit.PruneTrainer(
             accelerator="gpu" if self.gpu else "cpu",
             devices=1,
             callbacks=[pruning],
-            default_root_dir=folder,
-            precision=precision,
+            default_root_dir=tempfile.mkdtemp(dir=self._folder),
+            precision=plan.precision,
             max_epochs=0,
             logger=False,
             enable_progress_bar=False,
@@ -253,15 +244,15 @@ class Bench:
         if self.gpu:
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-        trainer.fit(module, prunelit.PruneData(text, tasks))
-        peak = 0
+        trainer.fit(module, data)
         assert pruning.report is not None
         assert pruning.written is not None
+        peak = 0
         if self.gpu:  # the allocator's peak begins anew with each block that is pruned
             blocks = [block["peak_bytes"] for block in pruning.report["blocks"]]
             peak = max(torch.cuda.max_memory_allocated(), *blocks) - before
         config = module.weights.load_config()
-        needs = module.needs(config, [placement], pruning.pruner)[placement]
+        needs = module.needs(config, [plan.placement], pruning.pruner)[plan.placement]
         values = {(one.task, one.metric, one.model): one.value for one in module.results}
         return Run(values, pruning.written, peak, needs)
 
@@ -329,10 +320,8 @@ def check_masks(bench: Bench) -> Iterator[Line]:
 def check_streamed(bench: Bench) -> Iterator[Line]:
     """Prune and measure with blocks in files: all bits are those of a resident run."""
     for method, measured in (("Wanda", True), ("SparseGPT", False)):
-        resident, streamed = (
-            bench.run("large", placement, method, bench.tasks() if measured else None)
-            for placement in ("resident", "streamed")
-        )
+        plan = Plan("large", "resident", method, measured)
+        resident, streamed = bench.run(plan), bench.run(replace(plan, placement="streamed"))
         weights, other = resident.weights(), streamed.weights()
         differ = sum(name not in other or not w.equal(other[name]) for name, w in weights.items())
         yield Line(
@@ -341,28 +330,30 @@ def check_streamed(bench: Bench) -> Iterator[Line]:
             differ == 0 and weights.keys() == other.keys(),
         )
         if measured:
-            pairs = [(value, streamed.values.get(key)) for key, value in resident.values.items()]
-            differ = sum(repr(value) != repr(one) for value, one in pairs)
-            yield Line(
-                f"{method} streamed, results",
-                f"{differ} of {len(pairs)} values differ from the resident run (0)",
-                differ == 0 and len(pairs) == len(streamed.values),
-            )
+            yield equal_values(f"{method} streamed, results", resident, streamed)
+
+
+def equal_values(name: str, resident: Run, streamed: Run) -> Line:
+    """Compare all results of two runs, bit for bit."""
+    keys = resident.values.keys() | streamed.values.keys()
+    differ = sum(repr(resident.values.get(key)) != repr(streamed.values.get(key)) for key in keys)
+    figure = f"{differ} of {len(keys)} values differ from the resident run (0)"
+    return Line(name, figure, differ == 0 < len(keys))
 
 
 def check_memory(bench: Bench) -> Iterator[Line]:
     """Measure the peak of the device: the estimate holds it, and is not far above."""
-    for placement in ("resident", "streamed"):
-        name = f"peak memory {placement}"
+    plan = Plan("large", "resident", "Wanda")
+    for own in (plan, replace(plan, placement="streamed")):
+        name = f"peak memory {own.placement}"
         if not bench.gpu:
             yield Line(name, "needs CUDA, whose allocator counts", None)
             continue
-        found = bench.run("large", placement, "Wanda", bench.tasks())
+        found = bench.run(own)
         share = found.peak / found.needs.total
         yield Line(
             name,
-            f"{share:.2f} of the estimate (0.5 to 1.1), {found.peak / GIB:.2f} GiB of "
-            f"{found.needs}",
+            f"{share:.2f} of the estimate (0.5 to 1.1), {readable(found.peak)} of {found.needs}",
             0.5 <= share <= 1.1,
         )
 
@@ -392,26 +383,19 @@ def check_semi_structured(bench: Bench) -> Iterator[Line]:
 
 
 def check_autocast(bench: Bench) -> Iterator[Line]:
-    """Run float32 weights in mixed precision: streamed as resident, and near float32."""
-    tasks = lambda: [Perplexity(**bench.text())]  # noqa: E731
-    full = bench.run("small", "resident", "Wanda", tasks(), "float32")
-    mixed, streamed = (
-        bench.run("small", placement, "Wanda", tasks(), "float32", "bf16-mixed")
-        for placement in ("resident", "streamed")
-    )
+    """Run float32 weights in mixed precision: near float32, and streamed as resident."""
+    plan = Plan("small", "resident", "Wanda", dtype="float32")
+    mixed = replace(plan, precision="bf16-mixed")
+    full, own = bench.run(plan), bench.run(mixed)
     names = [key for key in full.values if key[1] == "nll" and key[2] != "difference"]
-    worst = max(abs(mixed.values[key] / full.values[key] - 1) for key in names)
+    worst = max(abs(own.values[key] / full.values[key] - 1) for key in names)
     yield Line(
         "bf16-mixed against float32",
         f"log-likelihoods differ by {worst:.1e} (above 0, at most 1e-2)",
         0 < worst <= 1e-2,
     )
-    differ = sum(repr(value) != repr(streamed.values[key]) for key, value in mixed.values.items())
-    yield Line(
-        "bf16-mixed streamed, results",
-        f"{differ} of {len(mixed.values)} values differ from the resident run (0)",
-        differ == 0,
-    )
+    streamed = bench.run(replace(mixed, placement="streamed"))
+    yield equal_values("bf16-mixed streamed, results", own, streamed)
 
 
 def check_tf32(bench: Bench) -> Iterator[Line]:
@@ -542,7 +526,7 @@ def lines(check: Callable[[Bench], Iterator[Line]], bench: Bench) -> Iterator[Li
 
 def main(arguments: list[str] | None = None) -> int:
     """Print all lines; return 1 if one failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Check what a CUDA GPU does.")
     parser.add_argument("--device", choices=SCALES, default="cuda")
     parser.add_argument("--folder", type=Path, help="where 10 GiB are free; default: temporary")
     options = parser.parse_args(arguments)

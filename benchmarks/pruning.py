@@ -152,7 +152,7 @@ def plain(model: PreTrainedModel, ids: Tensor, statistic: Callable[[nn.Linear], 
 
 def main() -> None:
     """Measure and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time pruning methods beside two passes.")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
