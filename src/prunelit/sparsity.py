@@ -17,6 +17,8 @@ __all__ = ["SemiStructured", "Sparsity", "Unstructured"]
 
 Ratio = restricted_number_type("Ratio", float, [(">=", 0), ("<", 1)])
 Within = Literal["row", "matrix", "model"]
+_ENTRIES = 2**21  # scores that are sorted at one time
+
 _Self = TypeVar("_Self", bound="Sparsity")
 
 
@@ -210,8 +212,15 @@ def keep_highest(scores: Tensor, keep: int) -> Tensor:
     remove = scores.shape[1] - keep
     if remove == 0:
         return torch.ones_like(scores, dtype=torch.bool)
+    # Some rows at a time, since the work takes several times the memory of the scores.
+    parts = scores.split(max(1, _ENTRIES // scores.shape[1]))
+    return torch.cat([_keep_highest(part, keep) for part in parts])
+
+
+def _keep_highest(scores: Tensor, keep: int) -> Tensor:
     # Unlike topk, ties are decided by index, so that masks do not depend on the device, the number
     # of threads or the number of ranks.
+    remove = scores.shape[1] - keep
     threshold = _kth_lowest(scores, remove)
     mask = scores > threshold
     missing = keep - mask.count_nonzero(1)[:, None]
