@@ -7,7 +7,8 @@ of Llama 3.1 8B, 15 GiB), runs `prunelit fit` with Wanda on 4 x 128 tokens witho
 `prunelit validate` with Deviation, 8 rows of multiple choice, 8 of retrieval and 2 rollouts of 8
 tokens. It prints the peak of the anonymous memory of each process, the bytes read from the disk,
 the seconds, and those in which the process waited for the disk (0 unless the kernel counts them:
-`sysctl kernel.task_delayacct=1`). FOLDER then holds the model and the run; without --keep all of it
+`sysctl kernel.task_delayacct=1`). glibc gives freed memory back at once (MALLOC_ARENA_MAX=1,
+MALLOC_MMAP_THRESHOLD_=131072); without that the peak is higher. FOLDER then holds the model and the run; without --keep all of it
 is removed.
 """
 
@@ -37,6 +38,7 @@ SHAPES = {
     "8b": (4096, 14336, 32, 32, 8, 128256),
 }
 _POLL = 0.05  # seconds
+_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 def write_model(folder: Path, shape: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
@@ -115,7 +117,7 @@ def settings(
 def watch(command: list[str]) -> dict[str, float]:
     """Run a command; return its peak of anonymous memory, bytes read, seconds and waiting."""
     start = time.perf_counter()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env={**os.environ, **_ALLOCATOR})
     found = {"anonymous": 0.0, "read": 0.0, "waited": 0.0}
     own = Path("/proc", str(process.pid))
     while process.poll() is None:
