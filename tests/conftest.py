@@ -46,6 +46,8 @@ import prunelit.__main__
 import prunelit.cli  # Lightning's log handler keeps the stderr of its import: import it once, here
 import prunelit.tasks.collection_retrieval
 
+# A run in the background ignores this signal, and some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tiny tensors gain nothing from threads, and threads on a busy machine wait for each other.
 torch.set_num_threads(1)
 
@@ -385,8 +387,9 @@ def forked(
     It is a fork of one that did. It reads nothing that the dense model gave in an earlier run. With
     `ranks`, as many start as torchrun would start them; the status is that of the first.
     `variables` are added to the environment. `limits` are seconds, after which SIGALRM ends the
-    process, and bytes that it may allocate; figures are then empty files. A test of the launcher or
-    of what happens at the start needs `console`.
+    process, and bytes that it may allocate; figures are then empty files. `meanwhile` is called
+    with the first process when all have started. A test of what happens at the start needs
+    `console`.
     """
     script = Path(__file__).parent / "material" / "forked_console.py"
     streams = [tmp_path_factory.mktemp("streams") / name for name in ("stdout", "stderr")]
@@ -397,6 +400,7 @@ def forked(
         ranks: int = 1,
         variables: dict[str, str] | None = None,
         limits: tuple[int, int] | None = None,
+        meanwhile: Callable[[BaseProcess], None] = lambda process: None,
     ) -> CompletedProcess[str]:
         for stream in streams:
             stream.write_text("")
@@ -404,7 +408,7 @@ def forked(
         names = {
             "FOLDER": str(folder),
             "ARGUMENTS": arguments,
-            "ENVIRONMENT": {**os.environ, **(variables or {})},
+            "ENVIRONMENT": {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})},
             "STREAMS": [str(stream) for stream in streams],
             "LIMITS": limits,
         }
@@ -417,6 +421,7 @@ def forked(
             own = [{**group, "LOCAL_RANK": str(rank)} for rank in range(ranks)]
         environments = [{**names["ENVIRONMENT"], **more} for more in own]
         processes = [start_process(script, {**names, "ENVIRONMENT": each}) for each in environments]
+        meanwhile(processes[0])
         for process in processes:
             process.join(300)
         late = [process for process in processes if process.is_alive()]

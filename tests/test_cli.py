@@ -5,10 +5,9 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -232,29 +231,28 @@ def test_classes_are_swapped_on_the_command_line(
 
 
 def test_an_interrupt_leaves_no_half_written_folder(
-    config: Config, tmp_path: Path, material: Path, save_config: Callable[..., Path]
+    config: Config,
+    tmp_path: Path,
+    material: Path,
+    save_config: Callable[..., Path],
+    forked: Callable[..., Any],
 ) -> None:
     shutil.copy(material / "mine.py", tmp_path)
     config["pruning"]["init_args"]["pruner"]["class_path"] = "mine.Slow"
     save_config(tmp_path, config)
-    with subprocess.Popen(
-        [sys.executable, "-m", "prunelit", "fit", "--config", "config.yaml"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A CI that runs in the background ignores the signal, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
+
+    def interrupt(process: BaseProcess) -> None:
         deadline = time.monotonic() + 120
         while not (tmp_path / "started").exists():
-            assert process.poll() is None, process.communicate()[1]
+            assert process.is_alive()
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert process.pid is not None
         os.kill(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "Traceback" not in err
+
+    done = forked(tmp_path, "fit", "--config", "config.yaml", meanwhile=interrupt)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
     left = [str(path.relative_to(tmp_path)) for path in (tmp_path / "run").rglob("*")]
     assert not [name for name in left if "pruned" in name or name.endswith(".safetensors")]
     assert "results.jsonl" not in "".join(left)

@@ -25,12 +25,12 @@ def two_ranks(
     tmp_path_factory: pytest.TempPathFactory,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> Path:
     """The folder of the run of `fitted`, on two ranks."""
     folder = tmp_path_factory.mktemp("two_ranks")
     save_config(folder, make_config(folder))
-    done = console(folder, "fit", "--config", "config.yaml", *DDP)
+    done = forked(folder, "fit", "--config", "config.yaml", *DDP)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)
@@ -88,12 +88,12 @@ def test_an_error_ends_both_ranks_with_one_sentence(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     config = make_config(tmp_path)
     config["pruning"]["init_args"]["pruner"]["init_args"]["include"] = ["mlp.up_prj"]
     save_config(tmp_path, config)
-    done = console(tmp_path, "fit", "--config", "config.yaml", *DDP)
+    done = forked(tmp_path, "fit", "--config", "config.yaml", *DDP)
     assert done.returncode != 0
     assert "'mlp.up_prj' matches no linear module" in done.stderr
     assert "Traceback" not in done.stderr
@@ -130,7 +130,7 @@ def test_an_error_on_any_rank_ends_all(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     (tmp_path / "failing.py").write_text(
         "import os\n"
@@ -144,7 +144,7 @@ def test_an_error_on_any_rank_ends_all(
     config = make_config(tmp_path)
     config["pruning"]["init_args"]["pruner"]["class_path"] = "failing.Failing"
     save_config(tmp_path, config)
-    done = console(tmp_path, "fit", "--config", "config.yaml", *DDP)
+    done = forked(tmp_path, "fit", "--config", "config.yaml", *DDP)
     assert done.returncode != 0
     assert "rank 1 has had enough" in done.stderr
     assert not (tmp_path / "run" / "pruned").exists()
@@ -155,7 +155,7 @@ def test_processes_that_python_spawns(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     config = make_config(tmp_path)
     config["data"]["tasks"] = config["data"]["tasks"][1:2]  # perplexity
@@ -163,7 +163,7 @@ def test_processes_that_python_spawns(
     config["trainer"] |= {"devices": 2, "strategy": "ddp_spawn"}
     save_config(tmp_path, config)
     # The arguments of a process go through pickle, and the parser of the command line too.
-    done = console(tmp_path, "validate", "--config", "config.yaml")
+    done = forked(tmp_path, "validate", "--config", "config.yaml")
     assert done.returncode == 0, done.stderr
     assert {row.task for row in results(tmp_path)} == {"perplexity"}
 
@@ -214,7 +214,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_its_sentence(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "signalling.py").write_text(SIGNALLING)
@@ -228,7 +228,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_its_sentence(
         config["trainer"] |= {"max_epochs": 1, "callbacks": [{"class_path": "signalling.Trained"}]}
     save_config(tmp_path, config)
     monkeypatch.setenv("SIGNALLED", f"{rank} {name} {place}")
-    done = console(tmp_path, "fit", "--config", "config.yaml", *DDP)
+    done = forked(tmp_path, "fit", "--config", "config.yaml", *DDP)
     how = {
         "pruning": "No checkpoint is written yet: start the same command again.",
         "training": f"Continue from {tmp_path}/run/checkpoints/last.ckpt with `--ckpt_path last`.",

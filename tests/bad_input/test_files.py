@@ -210,11 +210,11 @@ def test_a_process_ends_with_status_2_and_one_sentence(
     tmp_path: Path,
     config: Config,
     save_config: Callable[[Path, Config], Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     multiple_choice(config)["path"] = "nowhere.jsonl"
     save_config(tmp_path, config)
-    done = console(tmp_path, "fit", "--config", "config.yaml")
+    done = forked(tmp_path, "fit", "--config", "config.yaml")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == (

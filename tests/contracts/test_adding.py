@@ -1,5 +1,6 @@
 """Follow the recipes of CONTRIBUTING.md in a copy of the repository; one of each works there."""
 
+import json
 import os
 import re
 import shutil
@@ -105,7 +106,21 @@ def run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_contracts_find_one_of_each_and_its_tests_pass(copy: Path) -> None:
+# Run by one process, since it imports for seconds.
+PROGRAM = """
+import json, sys
+import pytest
+
+tests, options = map(json.loads, sys.argv[1:])
+assert pytest.main(tests) == 0
+import prunelit.__main__
+
+sys.argv = ["prunelit", *options]
+prunelit.__main__.main()
+"""
+
+
+def test_the_contracts_and_the_command_line_find_one_of_each(copy: Path) -> None:
     new = [
         path for recipe in RECIPES for language, path, _ in blocks(recipe) if language == "python"
     ]
@@ -118,7 +133,14 @@ def test_the_contracts_find_one_of_each_and_its_tests_pass(copy: Path) -> None:
             (*ADDED, "svamp", "starcoder2", "logit_spread", "wall_time", "method_has_a_line")
         ),
     ]
-    said = run(copy, "-m", "pytest", *selected, *only, *contracts, pages, *new)
+    options = [
+        *("fit", "--config", "configs/squared_wanda.yaml", "--print_config"),
+        "--trainer.callbacks+=prunelit.callbacks.WallTime",
+        "--data.tasks+=configs/tasks/confidence.yaml",
+        "--data.tasks+=configs/tasks/svamp.yaml",
+    ]
+    tests = [*selected, *only, *contracts, pages, *new]
+    said = run(copy, "-c", PROGRAM, json.dumps(tests), json.dumps(options))
     # Classes by their contracts, files by their tests, docstrings by their examples.
     for passed in (
         r"test_pruners.py::\S*SquaredWanda\S* PASSED",
@@ -133,16 +155,6 @@ def test_the_contracts_find_one_of_each_and_its_tests_pass(copy: Path) -> None:
         *(rf"{re.escape(path)}::\S+ PASSED" for path in new),
     ):
         assert re.search(passed, said), f"{passed}\n{said}"
-
-
-def test_the_command_line_knows_one_of_each(copy: Path) -> None:
-    said = run(
-        copy,
-        *("-m", "prunelit", "fit", "--config", "configs/squared_wanda.yaml", "--print_config"),
-        "--trainer.callbacks+=prunelit.callbacks.WallTime",
-        "--data.tasks+=configs/tasks/confidence.yaml",
-        "--data.tasks+=configs/tasks/svamp.yaml",
-    )
     for name in ("pruners.SquaredWanda", "callbacks.WallTime", "tasks.Confidence"):
         assert f"class_path: prunelit.{name}\n" in said, said
     assert "name: svamp\n" in said

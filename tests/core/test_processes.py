@@ -132,7 +132,7 @@ def test_what_others_measured_is_written_before_all_end(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
 ) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     config = make_config(tmp_path)
@@ -143,7 +143,7 @@ def test_what_others_measured_is_written_before_all_end(
     del config["pruning"]
     config["trainer"] |= {"devices": 2, "strategy": "ddp"}
     save_config(tmp_path, config)
-    done = console(tmp_path, "validate", "--config", "config.yaml")
+    done = forked(tmp_path, "validate", "--config", "config.yaml")
     assert done.returncode == 2
     assert "[rank0]: prunelit: error: Rank -1 has had enough." in done.stderr
     (file,) = tmp_path.rglob("results.jsonl")
@@ -198,7 +198,7 @@ def test_an_error_in_training_on_one_rank_ends_all(
     tmp_path: Path,
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],
-    console: Callable[..., Any],
+    forked: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FAILING", str(rank))
@@ -210,7 +210,7 @@ def test_an_error_in_training_on_one_rank_ends_all(
     config["trainer"] |= {"devices": 2, "strategy": "ddp", "max_epochs": 2}
     save_config(tmp_path, config)
     begin = time.monotonic()
-    done = console(tmp_path, "fit", "--config", "config.yaml")
+    done = forked(tmp_path, "fit", "--config", "config.yaml")
     assert time.monotonic() - begin < 60
     assert f"[rank{rank}]: prunelit: error: It has had enough of training." in done.stderr
     assert done.returncode in ({2, -9} if rank else {2})

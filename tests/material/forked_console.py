@@ -4,6 +4,8 @@
 With limits, figures are empty files.
 """
 
+# pyright: reportUndefinedVariable=false, reportAttributeAccessIssue=false
+
 import atexit
 import os
 import resource
@@ -21,7 +23,8 @@ os.setsid()
 os.chdir(FOLDER)  # noqa: F821
 os.environ.clear()
 os.environ.update(ENVIRONMENT)  # noqa: F821
-sys.argv = ["prunelit", *ARGUMENTS]  # noqa: F821
+# The script, which Lightning starts for the other processes of a run.
+sys.argv = [str(Path(sys.executable).with_name("prunelit")), *ARGUMENTS]  # noqa: F821
 sys.stdout.flush()
 sys.stderr.flush()
 for path, stream in zip(STREAMS, (1, 2), strict=True):  # noqa: F821
@@ -35,7 +38,7 @@ if LIMITS:  # noqa: F821
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(seconds)
     # Half of the time of a small run goes into figures.
-    matplotlib.figure.Figure.savefig = lambda self, path, **_: Path(path).touch()
+    matplotlib.figure.Figure.savefig = lambda self, path, **_: Path(str(path)).touch()
 try:
     prunelit.__main__.main()
 finally:

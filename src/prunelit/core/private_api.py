@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -151,8 +151,11 @@ class HookedCLI(LightningCLI):
     """LightningCLI with public methods in place of Lightning's private ones.
 
     A checkpoint given by `--ckpt_path` does not change the configuration: Lightning would let the
-    hyperparameters in it override the options that the user gives.
+    hyperparameters in it override the options that the user gives. None are written either, which
+    would need the configuration a second time, as text.
     """
+
+    config_dump: ClassVar[dict[str, Any]] = {}
 
     def add_subcommand_arguments(self, parser: LightningArgumentParser, subcommand: str) -> None:
         """Add arguments to the parser of one subcommand."""
