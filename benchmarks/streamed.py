@@ -8,8 +8,8 @@ of Llama 3.1 8B, 15 GiB), runs `prunelit fit` with Wanda on 4 x 128 tokens witho
 tokens. It prints the peak of the anonymous memory of each process, the bytes read from the disk,
 the seconds, and those in which the process waited for the disk (0 unless the kernel counts them:
 `sysctl kernel.task_delayacct=1`). glibc gives freed memory back at once (MALLOC_ARENA_MAX=1,
-MALLOC_MMAP_THRESHOLD_=131072); without that the peak is higher. FOLDER then holds the model and the run; without --keep all of it
-is removed.
+MALLOC_MMAP_THRESHOLD_=131072); without that the peak is higher. FOLDER then holds the model and the
+run; without --keep all of it is removed.
 """
 
 import argparse
