@@ -8,9 +8,6 @@ import pytest
 from prunelit.callbacks import TaskProgressBar
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
-from prunelit.models.architecture import decoder_blocks
-from prunelit.models.stores import keep_in
-from prunelit.models.streaming import FileStore
 from prunelit.tasks import MultipleChoice, Perplexity
 from prunelit.trainer import PruneTrainer
 
@@ -77,11 +74,8 @@ def test_the_blocks_of_a_flight_are_counted(material: Path, tmp_path: Path) -> N
     ]
     bar = Blocks()
     trainer = make_trainer(bar, tmp_path)
-    module = PairedLM(str(material / "dense"), flight=3, dense_cache=False)
-    module.load()
-    for model in module.pair.models().values():
-        for block in decoder_blocks(model)[1]:
-            keep_in(block, FileStore(block))
+    dense = str(material / "dense")
+    module = PairedLM(dense, placement="streamed", flight=3, dense_cache=False)
     trainer.validate(module, datamodule=PruneData(None, tasks))
     first, second, third = bar.counts
     assert "text blocks" in first[0]

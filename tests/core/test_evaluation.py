@@ -12,8 +12,7 @@ from prunelit.core.evaluation import Evaluation
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.stores import keep_in
-from prunelit.models.streaming import FileStore
+from prunelit.models.stores import whole
 from prunelit.report.results import scalar_name
 from prunelit.tasks import (
     Deviation,
@@ -129,14 +128,13 @@ def several(material: Path) -> list[Task]:
 
 
 def waiting(module: PairedLM) -> PairedLM:
-    """Read the models of a module and let their blocks wait in stores."""
-    module.load()
-    with torch.no_grad():
-        module.pair.pruned.get_parameter("model.layers.1.mlp.up_proj.weight")[::2] = 0
+    """Read the models of a module; their blocks wait in files if it has a flight."""
     if module.flight is not None:
-        for model in module.pair.models().values():
-            for block in decoder_blocks(model)[1]:
-                keep_in(block, FileStore(block))
+        module.placement = module.weights.placement = "streamed"
+    module.load()
+    block = decoder_blocks(module.pair.pruned)[1][1]
+    with torch.no_grad(), whole(block, edited=True):
+        block.get_parameter("mlp.up_proj.weight")[::2] = 0
     return module
 
 

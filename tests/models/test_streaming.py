@@ -1,5 +1,7 @@
 import copy
 import gc
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -7,80 +9,144 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import prunelit
 from prunelit import prune
+from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.stores import keep_in, store_of, whole
-from prunelit.models.streaming import FileStore, MappedFile, place_model, stream
+from prunelit.models.loading import load_placed
+from prunelit.models.stores import each_weight, keep_in, store_of, whole
+from prunelit.models.streaming import Coming, FileStore, place_model, stream
+from prunelit.models.weight_files import FoundFiles, WrittenFile
 from prunelit.pruners import Magnitude, Neuron, Pruner, SparseGPT, SublayerDrop, Wanda
+from prunelit.pruners.base import Probe
 from prunelit.sparsity import Unstructured
 
 
-class Copying(FileStore):
-    """Copies the weights at `fetch`, as for a GPU, on a machine that has none."""
-
-    def fetch(self) -> None:
-        self._away = [weight.data for weight in self._block.parameters()]
-        for weight in self._block.parameters():
-            weight.data = weight.data.clone()
-
-    def leave(self, edited: bool) -> None:
-        away = self._away
-        super().leave(edited)
-        if not edited:
-            for weight, one in zip(self._block.parameters(), away, strict=True):
-                weight.data = one
+@pytest.fixture
+def streamed(material: Path) -> PreTrainedModel:
+    """A model as a run reads it: its weights wait in the files of its folder."""
+    return load_placed(str(material / "dense"), lambda model: stream(model, model.dtype))[0]
 
 
-def test_weights_that_were_edited_stay_and_lie_in_a_file(model: PreTrainedModel) -> None:
-    block = decoder_blocks(model)[1][0]
-    weights = list(block.parameters())
+def test_blocks_are_away_and_come_to_aligned_places(
+    streamed: PreTrainedModel, material: Path
+) -> None:
+    dense = prunelit.load_pretrained(str(material / "dense"))[0]
+    assert any(weight.data_ptr() % 64 for weight in dense.parameters())
+    prefix, blocks = decoder_blocks(streamed)
+    for name, weight in streamed.named_parameters():
+        assert weight.is_meta == name.startswith(f"{prefix}."), name
+    here = {}
+    for name, weight in each_weight(streamed):
+        here[name] = weight
+        assert weight.data_ptr() % 64 == 0, name
+        assert torch.equal(weight, dense.get_parameter(name)), name
+    assert all(weight is here[name] for name, weight in each_weight(streamed))
+    assert all(weight.is_meta for weight in blocks.parameters())
+    # Linux tells in which files the weights lie; elsewhere they were written.
+    assert files_of(streamed) == {FoundFiles if sys.platform == "linux" else WrittenFile}
+
+
+def files_of(model: PreTrainedModel) -> set[type]:
+    """Kinds of the files in which the blocks of a model wait."""
+    return {type(vars(store_of(block))["_kept"]) for block in decoder_blocks(model)[1]}
+
+
+def test_another_dtype_is_written_into_files(material: Path) -> None:
+    model = load_placed(str(material / "dense"), lambda model: stream(model, torch.bfloat16))[0]
+    dense = prunelit.load_pretrained(str(material / "dense"), dtype="bfloat16")[0]
+    assert model.dtype == model.config.dtype == torch.bfloat16
+    assert files_of(model) == {WrittenFile}
+    for name, weight in each_weight(model):
+        assert torch.equal(weight, dense.get_parameter(name)), name
+
+
+@torch.no_grad()
+def test_weights_that_were_changed_in_memory_are_not_those_of_the_files(material: Path) -> None:
+    model = prunelit.load_pretrained(str(material / "dense"))[0]
+    weight = next(decoder_blocks(model)[1][1].parameters())
+    expected = weight.mul_(2).clone()
     stream(model, model.dtype)
-    before = [weight.data_ptr() for weight in weights]
+    block = decoder_blocks(model)[1][1]
     with whole(block):
-        pass
-    assert [weight.data_ptr() for weight in weights] == before
+        assert torch.equal(next(block.parameters()), expected)
+
+
+@torch.no_grad()
+def test_an_edit_is_kept_and_another_change_is_not(streamed: PreTrainedModel) -> None:
+    block = decoder_blocks(streamed)[1][1]
     with whole(block, edited=True), whole(block):
-        weights[0].data.fill_(3)
-    after = [weight.data_ptr() for weight in weights]
-    assert not set(before) & set(after)
-    assert (weights[0] == 3).all()
-    with whole(block, edited=True):  # in the same file
-        weights[0].data.fill_(4)
-    assert [weight.data_ptr() for weight in weights] == after
-    assert (weights[0] == 4).all()
-
-
-def test_a_change_that_is_not_announced_is_forgotten_on_a_device(model: PreTrainedModel) -> None:
-    block = decoder_blocks(model)[1][0]
-    keep_in(block, Copying(block, None))
-    weight = next(block.parameters())
-    expected = weight.detach().clone()
+        block.mlp.up_proj.weight[0, 3] = 7
+        block.mlp.down_proj.weight = nn.Parameter(torch.ones(32, 20))  # of another size
     with whole(block):
-        weight.data.zero_()
-    assert torch.equal(weight, expected)
-    with whole(block, edited=True):
-        weight.data.zero_()
-    assert not weight.any()
+        assert block.mlp.up_proj.weight[0, 3] == 7
+        assert block.mlp.down_proj.weight.eq(1).all()
+        assert block.mlp.down_proj.weight.shape == (32, 20)
+        block.mlp.up_proj.weight[0, 3] = 8
+    with whole(block):
+        assert block.mlp.up_proj.weight[0, 3] == 7
+
+
+def test_a_block_may_be_called_for_early(streamed: PreTrainedModel, material: Path) -> None:
+    dense = prunelit.load_pretrained(str(material / "dense"))[0]
+    block, store = streamed.model.layers[0], store_of(streamed.model.layers[0])
+    assert store is not None
+    store.prefetch()
+    store.prefetch()
+    with whole(block):
+        store.prefetch()  # it is here
+        assert vars(store)["_coming"] is None
+        assert torch.equal(block.mlp.up_proj.weight, dense.model.layers[0].mlp.up_proj.weight)
+
+
+def test_an_error_of_the_disk_is_raised_where_the_block_is_needed(
+    material: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(material / "dense", tmp_path / "dense")
+    model = load_placed(str(folder), lambda model: stream(model, model.dtype))[0]
+    (file,) = folder.glob("*.safetensors")
+    os.truncate(file, 1000)
+    block, store = decoder_blocks(model)[1][2], store_of(decoder_blocks(model)[1][2])
+    assert store is not None
+    for _ in range(2):
+        store.prefetch()
+        with pytest.raises(OSError, match="has become shorter"), whole(block):
+            pass
+    assert all(weight.is_meta for weight in block.parameters())
+
+
+def test_a_resident_model_is_aligned(material: Path, input_ids: Tensor) -> None:
+    model = prunelit.load_pretrained(str(material / "dense"))[0]
+    parameters = dict(model.named_parameters())
+    tied = model.get_input_embeddings().weight
+    place_model(model, torch.device("cpu"))
+    for name, weight in model.named_parameters():
+        assert weight is parameters[name]
+        assert weight.data_ptr() % 64 == 0
+    assert model.get_output_embeddings().weight is tied
+
+
+def test_a_weight_in_two_blocks_is_refused_by_name(model: PreTrainedModel) -> None:
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    with pytest.raises(InputError, match=r"LlamaForCausalLM cannot be taken block by block: 'mod"):
+        stream(model, model.dtype)
+    assert not any(map(store_of, decoder_blocks(model)[1]))
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "pruner"),
+    ("name", "pruner"),
     [
-        (FileStore, "llama", Wanda(Unstructured(0.5))),
-        (Copying, "gpt2", Wanda(Unstructured(0.5))),
-        (Copying, "llama", SparseGPT(Unstructured(0.5))),
-        (FileStore, "gpt2", SublayerDrop(1)),
-        (Copying, "qwen3", SublayerDrop(1)),
-        (FileStore, "gemma2", Neuron(0.25)),
-        (Copying, "llama", Magnitude(Unstructured(0.5, within="model"))),
+        ("gpt2", Wanda(Unstructured(0.5))),
+        ("llama", SparseGPT(Unstructured(0.5))),
+        ("qwen3", SublayerDrop(1)),
+        ("gemma2", Neuron(0.25)),
+        ("llama", Magnitude(Unstructured(0.5, within="model"))),
     ],
 )
 def test_a_streamed_model_is_pruned_as_a_resident_one(
-    kind: type[FileStore],
     name: str,
     pruner: Pruner,
     make_model: Callable[..., PreTrainedModel],
@@ -90,11 +156,11 @@ def test_a_streamed_model_is_pruned_as_a_resident_one(
 ) -> None:
     one, other = make_model(name).bfloat16(), make_model(name).bfloat16()
     for block in decoder_blocks(other)[1]:
-        keep_in(block, kind(block, tmp_path))
+        keep_in(block, FileStore(block, tmp_path))
     reports = [prunelit.prune(model, copy.deepcopy(pruner), input_ids) for model in (one, other)]
     assert reports[0].tensors == reports[1].tensors
-    for key, weight in one.named_parameters():
-        assert torch.equal(weight, other.get_parameter(key)), key
+    for key, weight in each_weight(other):
+        assert torch.equal(weight, one.get_parameter(key)), key
     for part, model, report in zip("ab", (one, other), reports, strict=True):
         prunelit.save_pretrained(model, tokenizer, tmp_path / part, report)
     loaded = [prunelit.load_pretrained(str(tmp_path / part))[0] for part in "ab"]
@@ -102,29 +168,48 @@ def test_a_streamed_model_is_pruned_as_a_resident_one(
     assert torch.equal(*(model(input_ids=input_ids).logits for model in loaded))
 
 
-def test_the_skeleton_moves_and_blocks_do_not(model: PreTrainedModel) -> None:
-    stream(model, model.dtype)
-    block = decoder_blocks(model)[1][0]
-    place_model(model, torch.device("meta"))
-    assert model.get_input_embeddings().weight.is_meta
-    assert not next(block.parameters()).is_meta
-    store = store_of(block)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_next_block_comes_meanwhile_and_changes_no_bit(
+    kind: str,
+    make_model: Callable[..., PreTrainedModel],
+    input_ids: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pruned = []
+    for early in (True, False):
+        if not early:
+            monkeypatch.setattr(FileStore, "prefetch", lambda self: None)
+        model = make_model(kind).bfloat16()
+        blocks = decoder_blocks(model)[1]
+        stores = [FileStore(block) for block in blocks]
+        for block, store in zip(blocks, stores, strict=True):
+            keep_in(block, store)
+        coming: list[list[bool]] = []
+
+        class Looking(Wanda):
+            def prune_block(self, block: nn.Module, probes: dict[str, Probe]) -> None:
+                super().prune_block(block, probes)
+                coming.append([vars(store)["_coming"] is not None for store in stores])  # noqa: B023
+
+        prune(model, Looking(Unstructured(0.5)), input_ids)
+        third = [[early and place == now + 1 for place in range(3)] for now in range(3)]
+        assert coming == third
+        pruned.append({name: weight.clone() for name, weight in each_weight(model)})
+    assert all(torch.equal(weight, pruned[1][name]) for name, weight in pruned[0].items())
+
+
+def test_the_skeleton_moves_and_blocks_do_not(streamed: PreTrainedModel) -> None:
+    place_model(streamed, torch.device("meta"))
+    assert streamed.get_input_embeddings().weight.is_meta
+    store = store_of(decoder_blocks(streamed)[1][0])
     assert isinstance(store, FileStore)
     assert store.device.type == "meta"
+    assert Coming(vars(store)["_kept"], 64, store.device).wait().is_meta
 
 
-def test_a_copy_is_refused(model: PreTrainedModel) -> None:
-    stream(model, model.dtype)
+def test_a_copy_is_refused(streamed: PreTrainedModel) -> None:
     with pytest.raises(RuntimeError, match="cannot be copied"):
-        copy.deepcopy(model)
-
-
-def test_a_file_of_other_shapes_is_not_used_again() -> None:
-    file = MappedFile([torch.ones(2, 3), torch.ones(4)], None)
-    assert file.fits([torch.zeros(2, 3), torch.zeros(4)])
-    assert not file.fits([torch.zeros(3, 2), torch.zeros(4)])
-    assert not file.fits([torch.zeros(2, 3), torch.zeros(4).double()])
-    assert not file.fits([torch.zeros(2, 3)])
+        copy.deepcopy(streamed)
 
 
 @pytest.mark.parametrize(

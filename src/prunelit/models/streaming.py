@@ -1,10 +1,10 @@
 """Streaming: the blocks of a model wait in files and come to a device one at a time."""
 
-import mmap
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,133 +12,150 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
+from prunelit.models.flat_block import ALIGNMENT, FlatBlock, check_flat, new_run
 from prunelit.models.parallel import is_split
 from prunelit.models.stores import Store, check_here, keep_in, place_outside, store_of
-
-_ALIGNMENT = 64  # bytes, more than any dtype needs
+from prunelit.models.weight_files import MappedWeights, Source, WrittenFile, write_all
 
 
 class FileStore(Store):
-    """Keeps the weights of a block in files that are mapped into memory.
+    """Keeps the weights of a block in files, and reads them into new memory when they come.
 
-    A weight that is away is a tensor on the CPU, which the system reads from its file on access. On
-    a GPU `fetch` copies it to the device. Weights that are edited move to a file without a name,
-    which vanishes with the process.
+    So they lie at aligned addresses on every device. While the block is away, its parameters are on
+    `meta`. Weights that are edited go to a file without a name, which vanishes with the process.
 
     Args:
-        block: a decoder block on the CPU; weights that `from_pretrained` read in their own dtype
-            lie in the files of the model.
-        folder: of the file of edited weights, on a disk; None is the system's temporary folder.
+        block: a decoder block on the CPU.
+        folder: of files without a name, on a disk; None is the system's temporary folder.
         device: where the block is worked on; None is the CPU.
-    """
+        dtype: of the weights; None is their own.
+        mapped: knows which weights lie in files already; others are written at once.
 
-    def __init__(
-        self, block: nn.Module, folder: Path | None = None, device: torch.device | None = None
-    ) -> None:
-        super().__init__()
-        self.device = device or torch.device("cpu")
-        self._block = block
-        self._folder = folder
-        self._away: list[Tensor] = []
-        self._file: MappedFile | None = None
-
-    def fetch(self) -> None:
-        if self.device.type != "cpu":
-            self._away = [weight.data for weight in self._block.parameters()]
-            for weight in self._block.parameters():
-                weight.data = weight.data.to(self.device)
-
-    def leave(self, edited: bool) -> None:
-        weights = list(self._block.parameters())
-        if edited:
-            self.keep(weights)
-        elif self.device.type != "cpu":
-            for weight, away in zip(weights, self._away, strict=True):
-                weight.data = away
-        elif self._file is not None:
-            self._file.release()
-        self._away = []
-
-    def keep(self, weights: Sequence[nn.Parameter]) -> None:
-        """Move the weights of the block to its file.
-
-        Args:
-            weights: its present ones; a smaller block has other ones.
-
-        Raises:
-            OSError: if the disk is full.
-        """
-        if self._file is None or not self._file.fits(weights):
-            self._file = MappedFile(weights, self._folder)
-        self._file.take(weights)
-
-
-class MappedFile:
-    """A file without a name that holds tensors.
-
-    Args:
-        tensors: gives shapes and dtypes.
-        folder: place of the file; None is the system's temporary folder.
+    Attributes:
+        device: see above.
 
     Raises:
         OSError: if the disk is full.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], folder: Path | None) -> None:
-        tensors = list(tensors)
-        starts, size = [], 0
-        for tensor in tensors:
-            starts.append(size)
-            size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(max(size, 1))
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash later
-                os.posix_fallocate(file.fileno(), 0, max(size, 1))
-            self._mapped = mmap.mmap(file.fileno(), max(size, 1))
-        self._views = [
-            torch.frombuffer(
-                self._mapped, dtype=tensor.dtype, count=tensor.numel(), offset=start
-            ).view(tensor.shape)
-            for tensor, start in zip(tensors, starts, strict=True)
-        ]
+    def __init__(
+        self,
+        block: nn.Module,
+        folder: Path | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        mapped: MappedWeights | None = None,
+    ) -> None:
+        super().__init__()
+        self.device = device or torch.device("cpu")
+        self._block = block
+        self._folder = folder
+        self._coming: Coming | None = None
+        self._flat = FlatBlock(block.modules(), dtype)
+        self._kept: Source = (mapped and mapped.find(self._flat)) or self._write()
+        self._flat.hide()
 
-    def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Return True if the tensors have the shapes and dtypes of this file."""
-        kinds = ([(one.shape, one.dtype) for one in many] for many in (tensors, self._views))
-        return next(kinds) == next(kinds)
+    def prefetch(self) -> None:
+        if self._coming is None and not self._inside:
+            self._coming = self._come()
 
-    @torch.no_grad()
-    def take(self, weights: Sequence[nn.Parameter]) -> None:
-        """Move weights to the file, in its dtypes; they stay usable. It frees their memory."""
-        for weight, view in zip(weights, self._views, strict=True):
-            if weight.data_ptr() != view.data_ptr():
-                view.copy_(weight.data)
-                weight.data = view
-        self.release()
+    def fetch(self) -> None:
+        coming, self._coming = self._coming or self._come(), None
+        self._flat.show(coming.wait())
 
-    def release(self) -> None:
-        """Give up the memory that holds the content; the next access reads it from the file."""
-        self._mapped.madvise(mmap.MADV_DONTNEED)
+    def leave(self, edited: bool) -> None:
+        if edited:
+            self._flat = FlatBlock(self._block.modules())
+            self._kept = self._write()
+        self._flat.hide()
+
+    def give(self) -> None:
+        """Let the weights stay in their file without a name, mapped into memory, from now on."""
+        assert isinstance(self._kept, WrittenFile)
+        self._flat.show(self._kept.map())
+
+    def _come(self) -> "Coming":
+        return Coming(self._kept, self._flat.size, self.device)
+
+    def _write(self) -> Source:
+        return write_all(self._flat.copy_into, self._flat.size, self._folder)
+
+
+class Coming:
+    """Run of bytes that a thread brings to a device.
+
+    Args:
+        source: has the bytes.
+        size: their number.
+        device: any.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(self, source: Source, size: int, device: torch.device) -> None:
+        self._device = device
+        pinned = device.type == "cuda"
+        run = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else new_run(size)
+        pool = ThreadPoolExecutor(1)
+        self._found: Future[tuple[Tensor, torch.cuda.Event | None]] = pool.submit(
+            self._bring, source, run
+        )
+        pool.shutdown(wait=False)
+
+    def wait(self) -> Tensor:
+        """Return the bytes, (size,) uint8 on the device.
+
+        Raises:
+            OSError: if the disk failed.
+        """
+        run, event = self._found.result()
+        if event is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(event)
+            run.record_stream(current)
+        return run
+
+    def _bring(self, source: Source, run: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        source.read(run)
+        if self._device.type != "cuda":
+            return run.to(self._device), None
+        event = torch.cuda.Event()
+        with torch.cuda.stream(_side_stream(self._device)):
+            there = run.to(self._device, non_blocking=True)
+            event.record()
+        return there, event
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def stream(model: PreTrainedModel, dtype: torch.dtype, folder: Path | None = None) -> None:
-    """Let the blocks of a model wait in files.
+    """Let the blocks of a model wait in files; the rest lies in a mapped file, at aligned places.
+
+    Weights that `from_pretrained` mapped from their files, in the dtype of the run, stay in these.
+    Others are written into files without a name, and so are all where the system is not Linux.
 
     Args:
-        model: on the CPU, as `from_pretrained` read it in its own dtype.
-        dtype: of the weights; another one than their own is written into files without a name.
+        model: on the CPU.
+        dtype: of the weights.
         folder: see `FileStore`.
+
+    Raises:
+        InputError: before any change, if the blocks cannot wait one by one.
+        OSError: if the disk is full.
     """
+    check_flat(model)
     blocks = decoder_blocks(model)[1]
-    parts = [list(block.parameters()) for block in blocks]
-    inside = {id(weight) for part in parts for weight in part}
-    parts.append([weight for weight in model.parameters() if id(weight) not in inside])
-    for part in parts:
-        if any(weight.dtype != dtype for weight in part):
-            MappedFile((weight.to("meta", dtype) for weight in part), folder).take(part)
-    model.config.dtype = dtype
+    mapped = MappedWeights()
     for block in blocks:
-        keep_in(block, FileStore(block, folder))
+        keep_in(block, FileStore(block, folder, dtype=dtype, mapped=mapped))
+    inside = {module for block in blocks for module in block.modules()}
+    rest = FlatBlock([module for module in model.modules() if module not in inside], dtype)
+    file = write_all(rest.copy_into, rest.size, folder)
+    rest.hide()
+    rest.show(file.map())
+    model.config.dtype = dtype
 
 
 @contextmanager
@@ -158,33 +175,42 @@ def offloaded(blocks: nn.ModuleList, device: torch.device | None) -> Iterator[No
     check_here(blocks, "`offload_to`")
     try:
         for block in blocks:
-            store = FileStore(block, device=device)
-            store.keep(list(block.parameters()))  # out of the memory that they take now
-            keep_in(block, store)
+            keep_in(block, FileStore(block, device=device))
         yield
     finally:
         for block in blocks:
+            if isinstance(store := store_of(block), FileStore):
+                store.give()
             keep_in(block, None)
 
 
 def place_model(model: PreTrainedModel, device: torch.device) -> None:
     """Move a model to a device; blocks in a `FileStore` come there when they are worked on.
 
+    On the CPU, weights that do not begin at a multiple of 64 bytes are copied there, since last
+    bits of results can depend on it. Weights that were mapped from their files then take memory.
     A model whose ranks share the blocks, or compute it together, is where it belongs already.
 
     Args:
         model: any.
         device: where it computes.
     """
-    blocks = decoder_blocks(model)[1]
-    stores = [store for block in blocks if (store := store_of(block))]
     if is_split(model):
         return
+    blocks = decoder_blocks(model)[1]
+    stores = [store for block in blocks if (store := store_of(block))]
     if not stores:
         model.to(device)  # type: ignore[arg-type]
-        return
-    for store in stores:
-        if not isinstance(store, FileStore):
-            return
-        store.device = device
-    place_outside(model, blocks, device)
+    elif moving := [store for store in stores if isinstance(store, FileStore)]:
+        for store in moving:
+            store.device = device
+        place_outside(model, blocks, device)
+    if device.type == "cpu":
+        _align(model)
+
+
+@torch.inference_mode(False)
+def _align(model: nn.Module) -> None:
+    for tensor in chain(model.parameters(), model.buffers()):
+        if type(tensor.data) is Tensor and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
