@@ -13,7 +13,7 @@ from prunelit.data.batches import Batch
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.replay import Form, Stream, capture, check_replay
-from prunelit.models.stores import whole
+from prunelit.models.stores import store_of, whole
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruning.hooks import Feed, Trial
 from prunelit.pruning.peak_memory import PeakMemory
@@ -182,11 +182,14 @@ class _PrunePass:
 def _take_blocks(
     work: _LookPass | _PrunePass, blocks: nn.ModuleList, memory: PeakMemory
 ) -> Iterator[BlockCost]:
-    """Bring each block, work on it and put it away."""
+    """Bring each block, work on it and put it away; the next one begins to come meanwhile."""
+    following = [store_of(block) for block in blocks][1:]
     for index, block in enumerate(blocks):
         memory.start()
         start = time.perf_counter()
         with whole(block, edited=work.edits):
+            if index < len(following) and (store := following[index]) is not None:
+                store.prefetch()
             work.work(index, block)
         peak = memory.peak()  # waits for the device, so it belongs to the time
         yield BlockCost(index, time.perf_counter() - start, peak)
