@@ -7,10 +7,9 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from transformers import PreTrainedModel
 
-from prunelit.callbacks.checkpoints import LastCheckpoint, WholeFileCheckpointIO, read_checkpoint
+from prunelit.callbacks.checkpoints import LastCheckpoint, WholeFileCheckpointIO
 from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 
@@ -84,36 +83,6 @@ def test_checkpoint_of_another_run_or_a_broken_one(
     last.unlink()
     last.mkdir()
     assert f"checkpoint at {str(last)!r} but found a folder" in refused("--config", configure())
-
-
-def test_a_folder_of_shards_and_a_damaged_one(tmp_path: Path) -> None:
-    folder = tmp_path / "last.ckpt"
-    content = {"callbacks": {}, "loops": {}, "epoch": 1, "global_step": 2}
-    weights = {"model.weight": torch.arange(1000.0)}
-    with pytest.warns(UserWarning, match="save in a single process"):
-        save_shards({"state_dict": weights}, checkpoint_id=folder, no_dist=True)
-    torch.save(content, folder / "meta.pt")
-    assert read_checkpoint(folder, checksums=True) == content
-    (shards,) = folder.glob("*.distcp")
-    whole = shards.read_bytes()
-    middle = len(whole) // 2
-    for damaged, reason in (
-        (whole[:middle], r"its part 'state_dict\.model\.weight' is not what was written"),
-        (whole[:middle] + bytes(64) + whole[middle + 64 :], "is not what was written"),
-    ):
-        shards.write_bytes(damaged)
-        with pytest.raises(InputError, match=reason):
-            read_checkpoint(folder, checksums=True)
-    shards.unlink()
-    with pytest.raises(InputError, match="is damaged and cannot be read"):
-        read_checkpoint(folder)
-    shards.write_bytes(whole)
-    (folder / ".metadata").write_bytes(b"")
-    with pytest.raises(InputError, match="is damaged and cannot be read"):
-        read_checkpoint(folder)
-    (folder / ".metadata").unlink()
-    with pytest.raises(InputError, match="there is no file"):
-        read_checkpoint(folder)
 
 
 def test_a_checkpoint_of_unfinished_work_is_not_overwritten(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from prunelit import prune, save_pretrained
 from prunelit.errors import InputError
 from prunelit.pruners import Wanda
-from prunelit.pruning.lora import Adapters, LoRA
+from prunelit.pruning.lora import LoRA, attach, hold, merge
 from prunelit.pruning.recovery import Recovery
 from prunelit.sparsity import Unstructured
 
@@ -32,13 +32,13 @@ def test_what_is_trained_is_what_merging_gives(model: PreTrainedModel, input_ids
     masks = prune(model, Wanda(Unstructured(0.5)), input_ids).masks
     names = list(dict(model.named_parameters()))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    adapters = Adapters(model, LoRA(rank=2, target_modules=TARGETS))
+    attach(model, LoRA(rank=2, target_modules=TARGETS))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == 3 * 2 * (32 + 32 + 48 + 32)
-    adapters.hold(masks)
+    hold(model, masks, model.device)
     train(model, input_ids)
     adapted = model(input_ids=input_ids).logits
-    adapters.merge()
+    merge(model)
     assert list(dict(model.named_parameters())) == names
     with pytest.raises(AssertionError, match="are not 0"):
         masks.check(model)
@@ -57,14 +57,14 @@ def test_gradients_are_those_of_the_masked_weights(
 ) -> None:
     masks = prune(model, Wanda(Unstructured(0.5)), input_ids).masks
     name = "model.layers.1.mlp.down_proj"
-    adapters = Adapters(model, LoRA(rank=2, alpha=6.0, target_modules=TARGETS))
-    adapters.hold(masks)
+    attach(model, LoRA(rank=2, alpha=6.0, target_modules=TARGETS))
+    hold(model, masks, model.device)
     train(model, input_ids)  # B begins at 0
     model.zero_grad()
     Recovery().losses(model, None, input_ids)["loss"].backward()
     layer = model.get_submodule(name)
     a, b = (getattr(layer, f"lora_{which}").default.weight for which in "AB")
-    adapters.merge()
+    merge(model)
     masks.apply_(model)
     weight = model.get_parameter(f"{name}.weight").requires_grad_()
     Recovery().losses(model, None, input_ids)["loss"].backward()

@@ -3,7 +3,6 @@
 An evaluation that stopped resumes from `prunelit/core/resume.py`.
 """
 
-import io
 import os
 import signal
 import zipfile
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from prunelit.arguments import checked
+from prunelit.callbacks.sharded_checkpoint import PLAIN, check_shards, is_sharded
 from prunelit.core.private_api import optimizer_stepped, validation_follows
 from prunelit.core.signals import Stopped, finish_first, requested
 from prunelit.errors import InputError, first_line
@@ -42,10 +41,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
-
-
-# Files of the folder that a strategy writes which shards: all but tensors, and an index of these.
-_PLAIN, _INDEX = "meta.pt", ".metadata"
 
 
 @checked
@@ -169,21 +164,23 @@ def last_checkpoints(trainer: Trainer, to_overwrite: bool = False) -> list[Path]
 def read_checkpoint(path: str | Path, *, checksums: bool = False) -> dict[str, Any]:
     """Read a checkpoint without the values of its tensors, which have shapes only.
 
+    It runs no code. What it has read can be read again by Lightning and torch, which would.
+
     Args:
         path: of the file, or of the folder of a run that shards weights.
         checksums: compare the checksum of every tensor. This reads the whole file; Lightning reads
             it again, since torch compares no checksums.
 
     Raises:
-        InputError: naming the file that is missing, damaged or of another kind.
+        InputError: naming the file that is missing, damaged, with code, or of another kind.
     """
     if not os.path.isfile(path) and not is_sharded(path):
         raise InputError(f"Expected a checkpoint, or `last`, but there is no file {str(path)!r}.")
     then = "continue from another one, or remove it and start without `ckpt_path`."
     try:
         if is_sharded(path):
-            damaged = _check_shards(Path(path), checksums)
-            path = Path(path) / _PLAIN
+            damaged = check_shards(Path(path), checksums)
+            path = Path(path) / PLAIN
         else:
             with zipfile.ZipFile(path) as file:
                 damaged = file.testzip() if checksums else None
@@ -199,7 +196,7 @@ def read_checkpoint(path: str | Path, *, checksums: bool = False) -> dict[str, A
             f"written: {then}"
         )
     kinds = {"callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
-    if Path(path).name != _PLAIN:
+    if Path(path).name != PLAIN:
         kinds["state_dict"] = dict
     keys = set(kinds)
     if not isinstance(content, dict) or (keys := keys - content.keys()):
@@ -209,24 +206,6 @@ def read_checkpoint(path: str | Path, *, checksums: bool = False) -> dict[str, A
     if other := sorted(key for key in kinds if not isinstance(content[key], kinds[key])):
         raise InputError(f"The checkpoint {str(path)!r} holds no valid {', '.join(other)}: {then}")
     return content
-
-
-def is_sharded(path: str | Path) -> bool:
-    """Return True if a path is the checkpoint of a run that shards weights, a folder."""
-    return os.path.isfile(Path(path) / _INDEX)
-
-
-def _check_shards(folder: Path, checksums: bool) -> str | None:
-    """Read the index of a folder; return the name of a part that is damaged."""
-    for part, place in FileSystemReader(folder).read_metadata().storage_data.items():
-        with (folder / place.relative_path).open("rb") as file:
-            file.seek(place.offset)
-            content = file.read(place.length if checksums else 0)
-            short = file.seek(0, os.SEEK_END) < place.offset + place.length
-        zipped = checksums and zipfile.is_zipfile(io.BytesIO(content))
-        if short or (zipped and zipfile.ZipFile(io.BytesIO(content)).testzip() is not None):
-            return part.fqn
-    return None
 
 
 def checkpoint_folders(trainer: Trainer) -> list[str]:

@@ -227,14 +227,10 @@ class Pruning(Callback):
             if isinstance(callback, BestCheckpoint):
                 callback.restore(module)
                 rank_zero_info(f"The best weights are those of {callback.best_model_path}.")
-        if self.pruner.shrinks or module.weights.adapters is not None:
-            module.end_training()  # since shards keep their shapes
-        module.weights.merge_adapters()
-        with module.whole(module.pair.pruned, edited=True):
-            self.masks.apply_(module.pair.pruned)
-            self.masks.check(module.pair.pruned)
-            self._finish(trainer, module, write=True)
         module.end_training()
+        self.masks.apply_(module.pair.pruned)
+        self.masks.check(module.pair.pruned)
+        self._finish(trainer, module, write=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Collect the masks, the recipe, the rounds and the report for a checkpoint."""
@@ -376,7 +372,7 @@ class Pruning(Callback):
         assert module.model is not None
         for handle in self._handles:
             handle.remove()
-        if module.weights.adapters is not None:  # the pruned weights are frozen
+        if module.recovery.lora is not None:  # the pruned weights are frozen
             module.hold_adapters(self.masks)
         else:
             self._handles = self.masks.hold(module.model, trainer.optimizers)

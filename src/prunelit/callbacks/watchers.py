@@ -9,7 +9,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.tensor import DTensor
 
 from prunelit.arguments import checked
-from prunelit.callbacks.checkpoints import is_sharded, read_checkpoint
+from prunelit.callbacks.checkpoints import read_checkpoint
+from prunelit.callbacks.sharded_checkpoint import is_sharded
 from prunelit.core.datamodule import PruneData
 from prunelit.errors import InputError
 from prunelit.recipe import describe

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from prunelit.core.datamodule import PruneData
 from prunelit.core.placement import Placement
-from prunelit.core.private_api import parallel_sizes
+from prunelit.core.private_api import parallel_sizes, writes_folders
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_length
 from prunelit.pruning.recovery import Recovery
@@ -93,7 +93,7 @@ def check_placement(placement: Placement, trainer: Trainer, *, trains: bool) -> 
         trains: True if the run trains weights.
 
     Raises:
-        InputError: naming the placement to use.
+        InputError: naming the placement or the strategy to use.
     """
     if placement == "sharded" and trainer.world_size == 1:
         raise InputError(
@@ -101,10 +101,26 @@ def check_placement(placement: Placement, trainer: Trainer, *, trains: bool) -> 
             "the weights on each, but got one: set `trainer.devices`, or `model.placement: "
             "streamed`."
         )
-    if placement in ("streamed", "sharded") and trains:
+    if not trains or placement in ("auto", "resident"):
+        return
+    if placement == "streamed":
         raise InputError(
-            f"Expected `trainer.max_epochs` 0 with `model.placement` {placement!r}, which trains "
-            "no weights: set `model.placement: resident`, or prune without recovery."
+            "Expected `trainer.max_epochs` 0 with `model.placement` 'streamed', which trains no "
+            "weights: prune without recovery, or set `model.placement` to `resident`, or to "
+            "`sharded` on several processes with `trainer.strategy: ModelParallelStrategy`."
+        )
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        raise InputError(
+            f"Expected `trainer.strategy` ModelParallelStrategy to train with `model.placement` "
+            f"'sharded' but got {type(strategy).__name__}, which needs whole weights: set it, with "
+            f"its `data_parallel_size` {trainer.world_size} and its `tensor_parallel_size` 1, or "
+            "set `trainer.max_epochs: 0`."
+        )
+    if not writes_folders(strategy):
+        raise InputError(
+            "Expected `save_distributed_checkpoint` true of ModelParallelStrategy with "
+            "`model.placement` 'sharded': one file would need the whole model in a process."
         )
 
 

@@ -36,6 +36,7 @@ from prunelit.core.placement import (
     measure_statistics,
     tell_choice,
 )
+from prunelit.core.private_api import writes_folders
 from prunelit.core.processes import barrier
 from prunelit.core.sharding import Sharding
 from prunelit.core.weights import Weights
@@ -45,6 +46,7 @@ from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.streaming import place_model
 from prunelit.pruners.base import Pruner
+from prunelit.pruning.lora import attach, hold, merge
 from prunelit.pruning.masks import Masks
 from prunelit.pruning.recovery import TRAINING, Recovery, adamw
 from prunelit.recipe import describe
@@ -85,10 +87,10 @@ class PairedLM(LightningModule):
             batch after the other; where blocks wait, as many as fit into the free memory, eight at
             most.
         placement: `resident` keeps both models in the memory of each device. `streamed` keeps their
-            blocks in files and brings one at a time to the device. `sharded` keeps a share of each
-            block on each process, and brings one at a time together. Both train no weights. `auto`
-            is `resident` if the run fits the free memory, else `streamed` on one device and
-            `sharded` on several, and says why.
+            blocks in files and brings one at a time to the device; it trains no weights. `sharded`
+            keeps a share of each block on each process, and brings one at a time together; it
+            trains under the strategy `ModelParallelStrategy`. `auto` is `resident` if the run fits
+            the free memory, else `streamed` on one device and `sharded` on several, and says why.
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -165,7 +167,7 @@ class PairedLM(LightningModule):
         self._lr_scheduler = lr_scheduler
         self._checked: list[Task] = []
         self._sharding: Sharding | None = None
-        self._filled = ExitStack()  # open while the models are measured
+        self._measured = ExitStack()  # open while the models are measured
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -192,12 +194,18 @@ class PairedLM(LightningModule):
         return self.trainer.max_epochs != 0
 
     def load(self, pruned_folder: str | Path | None = None) -> None:
-        """Read the weights, see `Weights.load`, and register the pruned model as a submodule."""
+        """Read the weights, see `Weights.load`; a pruned model that is here is a submodule then."""
         self.weights.load(pruned_folder)
+        if self._sharding is None:
+            self._take_model()
+
+    def _take_model(self) -> None:
+        """Let the pruned model of `pair` be `model`."""
+        del self.model
         if self.weights.waits:
             # A submodule would be moved to the device, or sent to other ranks, as a whole.
             vars(self)["model"] = self.pair.pruned
-        elif self._sharding is None:
+        else:
             self.model = self.pair.pruned
 
     def discard_pruned(self) -> None:
@@ -239,10 +247,15 @@ class PairedLM(LightningModule):
         self.weights.device = self.trainer.strategy.root_device
         if self.placement != "auto":
             self.weights.placement = self.placement
-        elif not (self.trains or self._chosen):  # training needs all weights on the device
+        elif not self._chosen and (not self.trains or self._trains_shares):
             self._choose_placement(config)
         if self.weights.waits and self._flight is None:
             self._choose_flight(config)
+
+    @property
+    def _trains_shares(self) -> bool:
+        """True if the strategy can train weights of which each rank has a share."""
+        return self.trainer.world_size > 1 and writes_folders(self.trainer.strategy)
 
     @property
     def in_flight(self) -> int | None:
@@ -339,7 +352,7 @@ class PairedLM(LightningModule):
         if self.recovery.lora is None:
             self.recovery.choose(model)
         else:
-            self.weights.attach_adapters(self.recovery.lora)
+            attach(model, self.recovery.lora)
         model.train()  # dropout, if the model has any
 
     def configure_model(self) -> None:
@@ -352,22 +365,31 @@ class PairedLM(LightningModule):
             return
         assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
-        self._sharding = Sharding(self.recovery, self.pair, self.weights.adapters, mesh)
+        self._sharding = Sharding(self.recovery, self.pair, mesh)
+        self.model = self._sharding.model
         self.weights.take_reference()
 
     def end_training(self) -> None:
-        """Have the trained model whole on every rank, as the model of `pair`."""
+        """Have the trained model as the model of `pair`, placed as before, and no adapters.
+
+        Every rank must call it.
+        """
         if self._sharding is not None:
+            # They hold the shards, and state of more than their size.
+            self.trainer.optimizers, self.trainer.strategy.lr_scheduler_configs = [], []
             self._sharding.end()
-            self.model, self.weights.adapters = self.pair.pruned, self._sharding.adapters
             self._sharding = None
+            self._take_model()
+        if self.recovery.lora is not None:
+            merge(self.pair.pruned)
 
     def on_fit_end(self) -> None:
         """Leave no shards behind, also without a pruning callback.
 
         Lightning calls it after the callbacks.
         """
-        self.end_training()
+        if self.trains:
+            self.end_training()
 
     @contextmanager
     def whole(self, model: PreTrainedModel, *, edited: bool = False) -> Iterator[None]:
@@ -387,9 +409,10 @@ class PairedLM(LightningModule):
 
     def hold_adapters(self, masks: Masks) -> None:
         """Mask the updates of removed weights by adapters from now on."""
-        for adapters in (self.weights.adapters, self._sharding and self._sharding.adapters):
-            if adapters is not None:
-                adapters.hold(masks, self.device)
+        assert self.model is not None
+        hold(self.model, masks, self.device)
+        if self._sharding is not None:
+            hold(self.pair.pruned, masks, self.device)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and the scheduler; None if `max_epochs` is 0."""
@@ -451,7 +474,7 @@ class PairedLM(LightningModule):
         with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
             for model in self.pair.models().values():
                 if self._sharding is not None:
-                    self._filled.enter_context(self._sharding.filled(model))
+                    self._measured.enter_context(self._sharding.measured(model))
                 place_model(model, self.device)
                 model.eval()
         self.evaluation = Evaluation(
@@ -474,7 +497,7 @@ class PairedLM(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Collect the items of all ranks and log `val/<task>/<metric>`."""
-        with self._filled:
+        with self._measured:
             if self.trainer.sanity_checking:
                 return
             assert self.evaluation is not None

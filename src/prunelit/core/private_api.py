@@ -1,4 +1,4 @@
-"""All uses of private parts of Lightning and jsonargparse.
+"""All uses of private parts of Lightning, jsonargparse and torch.
 
 A new release may change them without notice. `tests/core/test_private_api.py` checks each of them,
 and `pyproject.toml` allows the releases that pass.
@@ -8,22 +8,26 @@ Internal: nothing here is public.
 
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 from subprocess import Popen
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint import metadata
 
 try:
     from jsonargparse._typehints import ActionTypeHint
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
     from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
 except ImportError as error:
     raise ImportError(
-        f"This release of Lightning or jsonargparse has no private part that prunelit uses "
+        f"This release of Lightning, jsonargparse or torch has no private part that prunelit uses "
         f"({error}): install the releases that prunelit's requirements name."
     ) from error
 
@@ -78,6 +82,29 @@ def claim_version(logger: Logger) -> Path | None:
             return folder
 
 
+@cache
+def index_names() -> dict[tuple[str, str], Any]:
+    """Return what the index of a folder of `torch.distributed.checkpoint` names.
+
+    Returns:
+        Classes, dtypes and a function, by module and name; none of them does anything but build a
+        value.
+    """
+    classes = (
+        *(metadata.Metadata, metadata.MetadataIndex, metadata.StorageMeta, _StorageInfo),
+        *(metadata.TensorStorageMetadata, metadata.ChunkStorageMetadata, torch.Size),
+        *(metadata.TensorProperties, metadata._MEM_FORMAT_ENCODING, metadata.BytesStorageMetadata),
+    )
+    dtypes = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
+    return {
+        **{(one.__module__, one.__name__): one for one in classes},
+        **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in dtypes},
+        ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+        # The place of the folder when it was written; its module depends on the version of Python.
+        **dict.fromkeys(((name, "PosixPath") for name in ("pathlib", "pathlib._local")), PurePath),
+    }
+
+
 class ResumingTrainer(Trainer):
     """A Trainer whose `ckpt_path` is known when the callbacks are set up, and not only later."""
 
@@ -85,7 +112,7 @@ class ResumingTrainer(Trainer):
         self, model: LightningModule, ckpt_path: Any = None, weights_only: bool | None = None
     ) -> Any:
         self._checkpoint_connector._ckpt_path = ckpt_path
-        return super()._run(model, ckpt_path=ckpt_path, weights_only=weights_only)
+        return super()._run(model, ckpt_path=ckpt_path, weights_only=True)  # so that no code runs
 
 
 class _NoSignals(_SignalConnector):

@@ -1,6 +1,5 @@
 """Training of weights that are sharded: FSDP2 spreads them over the ranks, block by block."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,8 +12,9 @@ from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.model_pair import ModelPair
-from prunelit.models.stores import Store, keep_in
-from prunelit.pruning.lora import Adapters
+from prunelit.models.shards import Shards
+from prunelit.models.stores import Store, bring, is_shared, keep_in
+from prunelit.models.views import blank
 from prunelit.pruning.masks import own_part
 from prunelit.pruning.recovery import Recovery
 
@@ -24,32 +24,31 @@ class Sharding:
 
     FSDP2 keeps a share of every weight on each rank, and brings a block together when the loss
     needs it. All other work, such as a round of pruning or a task, uses the models of `pair`, which
-    become plain models without weights: `whole` and `filled` bring these, on every rank.
+    become plain models without weights: `whole` and `measured` bring these, on every rank.
 
     Args:
-        recovery: the loss. A dense model that it does not need stays whole.
-        pair: both models, whole on every rank; changed in place.
-        adapters: of the pruned model.
+        recovery: the loss. A dense model that it does not need stays as it is.
+        pair: both models, changed in place. Each is whole on every rank, or the ranks share its
+            blocks: then no rank ever has more than one block and what is outside the blocks.
         mesh: of the ranks that share the weights.
 
     Attributes:
         model: the pruned model with its shards, which is trained.
-        adapters: of the plain pruned model.
         loss: gives the losses of (B, T) token ids, see `Recovery.losses`.
     """
 
-    def __init__(
-        self, recovery: Recovery, pair: ModelPair, adapters: Adapters | None, mesh: DeviceMesh
-    ) -> None:
+    def __init__(self, recovery: Recovery, pair: ModelPair, mesh: DeviceMesh) -> None:
         self.model = pair.pruned
         dense = pair.dense if recovery.needs_reference else None
-        pair.pruned, self.adapters = _without_weights(self.model, adapters)
+        self._shared = is_shared(decoder_blocks(self.model)[1])
+        pair.pruned = blank(self.model)
         self._views = {id(pair.pruned): _View(self.model, pair.pruned)}
         if dense is not None:
-            pair.dense, _ = _without_weights(dense)
+            pair.dense = blank(dense)
             self._views[id(pair.dense)] = _View(dense, pair.dense)
         for model in (self.model, dense):
             for block in () if model is None else decoder_blocks(model)[1]:
+                bring(block)
                 fully_shard(block, mesh=mesh)
         self.loss = RecoveryLoss(recovery, self.model, dense)
         fully_shard(self.loss, mesh=mesh)  # the root: what lies outside the blocks
@@ -75,32 +74,34 @@ class Sharding:
             view.rest.leave(edited)
 
     @contextmanager
-    def filled(self, model: PreTrainedModel) -> Iterator[None]:
-        """Have all weights of a model here, as ranks with different numbers of batches need them.
+    def measured(self, model: PreTrainedModel) -> Iterator[None]:
+        """Have a model here as tasks need it. Every rank must enter it. Changes are lost.
 
-        Every rank must enter it. Changes are lost.
+        A model whose blocks the ranks shared is as in `whole`. Any other has all its weights, so
+        that ranks may run different numbers of batches.
 
         Args:
             model: as in `whole`.
         """
         view = self._views.get(id(model))
-        if view is None:
-            yield
-            return
-        view.fill()
-        try:
-            yield
-        finally:
-            view.empty()
-
-    def holds(self, model: PreTrainedModel) -> bool:
-        """Return True if the weights of a model of the pair are sharded."""
-        return id(model) in self._views
+        with self.whole(model):
+            if view is None or self._shared:
+                yield
+                return
+            view.fill()
+            try:
+                yield
+            finally:
+                view.empty()
 
     def end(self) -> None:
-        """Fill the models of the pair for good. The shards are no longer needed."""
+        """Let the models of the pair be as they came. The shards are no longer needed."""
         for view in self._views.values():
-            view.fill()
+            view.rest.fetch()
+            for block in view.blocks:
+                bring(block)
+                if self._shared:
+                    keep_in(block, Shards(block))
 
 
 class RecoveryLoss(nn.Module):
@@ -129,31 +130,33 @@ class _View:
         plain: has the same parameters, by name.
 
     Attributes:
-        rest: store of what is outside the blocks. Every block has one of its own.
+        rest: store of what is outside the blocks.
+        blocks: of the plain model; each has a store of its own.
     """
 
     def __init__(self, model: PreTrainedModel, plain: PreTrainedModel) -> None:
         prefix, blocks = decoder_blocks(plain)
         self.rest = ShardStore(model, plain, lambda name: not name.startswith(f"{prefix}."))
+        self.blocks = blocks
         self._stores = [
-            (block, ShardStore(model, plain, lambda name, own=own: name.startswith(own)))
-            for block, own in ((block, f"{prefix}.{index}.") for index, block in enumerate(blocks))
+            ShardStore(model, plain, lambda name, own=f"{prefix}.{index}.": name.startswith(own))
+            for index in range(len(blocks))
         ]
-        for block, store in self._stores:
-            keep_in(block, store)
+        self._keep()
 
     def fill(self) -> None:
-        """Bring all weights, which are in no store until `empty`."""
-        self.rest.fetch()
-        for block, store in self._stores:
-            store.fetch()
-            keep_in(block, None)
+        """Bring the weights of all blocks, which are in no store until `empty`."""
+        for block in self.blocks:
+            bring(block)
 
     def empty(self) -> None:
-        """Drop all weights."""
-        self.rest.leave(edited=False)
-        for block, store in self._stores:
+        """Drop the weights of all blocks."""
+        for store in self._stores:
             store.leave(edited=False)
+        self._keep()
+
+    def _keep(self) -> None:
+        for block, store in zip(self.blocks, self._stores, strict=True):
             keep_in(block, store)
 
 
@@ -208,14 +211,3 @@ class ShardStore(Store):
         weight = nn.Parameter(tensor, requires_grad=False)
         for module, key in self._owners[name]:
             module.register_parameter(key, weight)
-
-
-def _without_weights(
-    model: PreTrainedModel, adapters: Adapters | None = None
-) -> tuple[PreTrainedModel, Adapters | None]:
-    """Copy a model and its adapters; the parameters have shapes only."""
-    shapes = {
-        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
-        for weight in model.parameters()
-    }
-    return copy.deepcopy((model, adapters), shapes)  # type: ignore[arg-type]

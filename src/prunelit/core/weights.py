@@ -26,7 +26,6 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.models.saving import weight_bytes
 from prunelit.models.shards import shard_blocks
 from prunelit.models.streaming import stream
-from prunelit.pruning.lora import Adapters, LoRA
 from prunelit.report.results import name_content
 
 
@@ -181,7 +180,6 @@ class Weights:
         self.device: torch.device | None = None
         self.reference = reference
         self.full_hash = full_hash
-        self.adapters: Adapters | None = None
         self._numerics: dict[str, Any] = {
             "dtype": dtype,
             "attn_implementation": attn_implementation,
@@ -221,7 +219,7 @@ class Weights:
             candidate: source of a model in the place of the pruned one; None prunes.
         """
         other = copy.copy(self)
-        other._pair, other.adapters = None, None
+        other._pair = None
         other._dense = self._dense if self._pair is None else self._pair.dense
         vars(other).pop("other_vocabulary", None)
         same = (self._numerics, self._trust_remote_code, self.full_hash)
@@ -303,16 +301,6 @@ class Weights:
     def discard_pruned(self) -> None:
         """Forget the pruned model. The next `load` copies the dense model, or reads it again."""
         self._pair = None
-
-    def attach_adapters(self, lora: LoRA) -> None:
-        """Add LoRA adapters to the pruned model and freeze its own weights."""
-        self.adapters = Adapters(self.pair.pruned, lora)
-
-    def merge_adapters(self) -> None:
-        """Merge LoRA adapters into the weights, removed ones too; does nothing without adapters."""
-        if self.adapters is not None:
-            self.adapters.merge()
-            self.adapters = None
 
     def recipe(self) -> dict[str, Any]:
         """Plain data that identifies the dense model and the numerics of its activations."""

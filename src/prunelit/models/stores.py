@@ -36,7 +36,7 @@ TURN: ContextVar[Turn | None] = ContextVar("TURN", default=None)
 class Store(ABC):
     """Place where the weights of one block wait.
 
-    `whole` calls `fetch` and `leave`; nothing else does.
+    `whole` calls `fetch` and `leave`, and who replaces a store; nothing else does.
 
     Attributes:
         collective: True if all ranks must fetch a block together, in the same order.
@@ -101,6 +101,13 @@ def keep_in(block: nn.Module, store: Store | None) -> None:
     vars(block).pop("forward", None)
     if store is not None:
         block.forward = partial(_forward, block)
+
+
+def bring(block: nn.Module) -> None:
+    """Have the weights of a block here from now on, in no store."""
+    if (store := store_of(block)) is not None:
+        store.fetch()
+        keep_in(block, None)
 
 
 def _forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

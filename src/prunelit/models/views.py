@@ -1,11 +1,13 @@
 """Views of a model: module trees of their own on the same weights."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.models.parallel import adopt
@@ -34,6 +36,22 @@ def original(model: _Module) -> _Module:
     return found
 
 
+def blank(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Return a model with modules of its own, whose parameters have shapes and no values.
+
+    Buffers are those of the model.
+
+    Args:
+        model: stays as it is.
+        dtype: of the parameters; None keeps theirs.
+    """
+    new = _copy_tree(model, {})
+    shapes: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    for module in new.modules():
+        _make(module, module, partial(torch.empty_like, dtype=dtype, device="meta"), shapes)
+    return new
+
+
 def recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model with the same weights in another dtype. Buffers keep theirs, as when loading.
 
@@ -43,7 +61,7 @@ def recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         model: stays as it is.
         dtype: of the parameters.
     """
-    new = _copy_tree(model, {})
+    new = blank(model, dtype)
     cast: dict[int, nn.Parameter] = {}  # tied weights stay tied
     waiting: set[nn.Module] = set()
     for twin, own in zip(new.modules(), model.modules(), strict=True):
@@ -53,7 +71,7 @@ def recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
             keep_in(twin, _Recast(twin, own, store, dtype))
             waiting |= set(twin.modules())
         else:
-            _cast(twin, own, dtype, cast)
+            _make(twin, own, partial(Tensor.to, dtype=dtype), cast)
     return new
 
 
@@ -61,7 +79,7 @@ class _Recast(Store):
     """Casts the weights of a block when they come, and forgets them when they go.
 
     Args:
-        twin: gets the weights.
+        twin: gets the weights; it has none.
         block: has them in a store.
         store: of the block.
         dtype: of the weights that `twin` gets.
@@ -71,11 +89,6 @@ class _Recast(Store):
         super().__init__()
         self.collective = store.collective
         self._twin, self._block, self._dtype = twin, block, dtype
-        for module in twin.modules():
-            module._parameters = {
-                name: None if own is None else _without_values(own, dtype)
-                for name, own in module._parameters.items()
-            }
         self._away = {module: module._parameters for module in twin.modules()}
         self._here = ExitStack()
 
@@ -84,7 +97,7 @@ class _Recast(Store):
             stack.enter_context(whole(self._block))
             cast: dict[int, nn.Parameter] = {}
             for twin, own in zip(self._twin.modules(), self._block.modules(), strict=True):
-                _cast(twin, own, self._dtype, cast)
+                _make(twin, own, partial(Tensor.to, dtype=self._dtype), cast)
             self._here = stack.pop_all()
 
     def leave(self, edited: bool) -> None:
@@ -94,20 +107,18 @@ class _Recast(Store):
         self._here.close()
 
 
-def _without_values(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
-    shape = torch.empty(parameter.shape, dtype=dtype, device="meta")
-    return nn.Parameter(shape, requires_grad=False)
-
-
-def _cast(
-    twin: nn.Module, own: nn.Module, dtype: torch.dtype, cast: dict[int, nn.Parameter]
+def _make(
+    twin: nn.Module,
+    own: nn.Module,
+    make: Callable[[Tensor], Tensor],
+    made: dict[int, nn.Parameter],
 ) -> None:
-    """Give a module the parameters of another one in a dtype; `cast` keeps those that are made."""
+    """Give a module what `make` makes of the parameters of another one; `made` keeps all of it."""
     parameters: dict[str, nn.Parameter | None] = {}
     for name, parameter in own._parameters.items():
-        if parameter is not None and id(parameter) not in cast:
-            cast[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-        parameters[name] = None if parameter is None else cast[id(parameter)]
+        if parameter is not None and id(parameter) not in made:
+            made[id(parameter)] = nn.Parameter(make(parameter.detach()), requires_grad=False)
+        parameters[name] = None if parameter is None else made[id(parameter)]
     twin._parameters = parameters
 
 

@@ -1,6 +1,8 @@
 """Recovery with low-rank adapters that leave removed weights at 0."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.pruning.masks import Masks
+from prunelit.models.stores import each_whole
+from prunelit.pruning.masks import Masks, unpack
 
 
 @dataclass
@@ -50,60 +53,98 @@ class LoRA:
         """
         with torch.device("meta"):
             empty = type(model)(model.config)
-        Adapters(empty, self)
+        attach(empty, self)
 
 
-class Adapters:
-    """Add adapters to a model and freeze its own weights.
+def attach(model: PreTrainedModel, lora: LoRA) -> None:
+    """Add adapters to a model, in place, and freeze its own weights.
 
     Args:
-        model: gets the adapters in place.
+        model: its blocks may wait in stores, which do not know the adapters.
         lora: settings of the adapters.
 
     Raises:
         InputError: if the model has no such modules.
     """
+    from peft import LoraConfig, get_peft_model  # takes seconds
 
-    def __init__(self, model: PreTrainedModel, lora: LoRA) -> None:
-        from peft import LoraConfig, get_peft_model  # takes seconds
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with _stood_in(model):
+            get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"`model.recovery.lora` does not fit this model: {error}") from error
 
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        try:
-            self._adapted = get_peft_model(model, config)
-        except ValueError as error:
-            raise InputError(f"`model.recovery.lora` does not fit this model: {error}") from error
-        self._model = model
 
-    def hold(self, masks: Masks, device: torch.device | None = None) -> None:
-        """Mask the updates of removed weights from now on.
+@contextmanager
+def _stood_in(model: PreTrainedModel) -> Iterator[None]:
+    """Let weights that are away seem to be here: peft puts adapters where the weights are."""
+    away = [
+        (module, name, weight)
+        for module in model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.is_meta
+    ]
+    for module, name, weight in away:
+        empty = torch.empty((), dtype=weight.dtype, device=model.device).expand(weight.shape)
+        module.register_parameter(name, nn.Parameter(empty, weight.requires_grad))
+    try:
+        yield
+    finally:
+        for module, name, weight in away:
+            weight.requires_grad_(module.get_parameter(name).requires_grad)
+            module.register_parameter(name, weight)
 
-        Args:
-            masks: of the weights of the model.
-            device: where the model computes; None is that of its weights.
-        """
-        from peft.tuners.lora import LoraLayer
 
-        for name, module in self._model.named_modules():
-            if isinstance(module, LoraLayer) and f"{name}.weight" in masks:
-                weight = module.get_base_layer().get_parameter("weight")
-                mask = masks[f"{name}.weight"].to(device or weight.device)
-                setattr(module, "forward", _Masked(module, mask))  # noqa: B010 - a mixin without one
+def _adapted(model: nn.Module) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
 
-    def merge(self) -> None:
-        """Add the adapters to all weights and remove them from the model."""
-        self._adapted.merge_and_unload(safe_merge=True)
+    return {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+
+
+def hold(model: nn.Module, masks: Masks, device: torch.device) -> None:
+    """Mask the updates of removed weights by the adapters of a model from now on.
+
+    Args:
+        model: with adapters.
+        masks: of its weights.
+        device: where it computes.
+    """
+    packed = masks.pack()
+    for name, layer in _adapted(model).items():
+        if (bits := packed.get(f"{name}.weight")) is not None:
+            layer.forward = _Masked(layer, bits.to(device))
+
+
+def merge(model: nn.Module) -> None:
+    """Add the adapters of a model to all weights, removed ones too, and take the adapters away.
+
+    Args:
+        model: the stores of its blocks know the adapters, if it has any.
+    """
+    layers = _adapted(model)
+    for name, layer in zip(layers, each_whole(layers.values(), edited=True), strict=True):
+        layer.merge(safe_merge=True)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+    vars(model).pop("peft_config", None)
 
 
 class _Masked:
-    """Forward pass of a linear map with an adapter: W + mask * B A instead of W + B A."""
+    """Forward pass of a linear map with an adapter: W + mask * B A instead of W + B A.
 
-    def __init__(self, layer: Any, mask: Tensor) -> None:
-        self._layer, self._mask = layer, mask
+    Args:
+        layer: of peft.
+        bits: the mask, packed, where the model computes.
+    """
+
+    def __init__(self, layer: Any, bits: Tensor) -> None:
+        self._layer, self._bits = layer, bits
 
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         if torch.is_grad_enabled():  # a checkpoint does not keep the updates of each weight
@@ -113,7 +154,8 @@ class _Masked:
     def _run(self, x: Tensor) -> Tensor:
         base: nn.Module = self._layer.get_base_layer()
         weight = base.get_parameter("weight")
+        mask = unpack(self._bits, weight.shape)
         # In the precision of merging, even under autocast.
         with torch.autocast(x.device.type, enabled=False):
-            added = self._layer.get_delta_weight(self._layer.active_adapters[0]) * self._mask
+            added = self._layer.get_delta_weight(self._layer.active_adapters[0]) * mask
         return torch.func.functional_call(base, {"weight": weight + added.to(weight.dtype)}, (x,))

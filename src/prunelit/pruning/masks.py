@@ -153,6 +153,13 @@ class Masks:
         return masks
 
 
+def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
+    """Unpack one mask of `Masks.pack`, bool, on the device of its bits."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    flat = (bits[:, None] >> places).bitwise_and_(1).flatten()
+    return flat[: shape.numel()].view(shape).bool()
+
+
 def own_part(whole: Tensor, parameter: Tensor) -> Tensor:
     """Return the part of a tensor that this rank has of a parameter; all, if it is not sharded.
 
