@@ -105,6 +105,7 @@ class PruneTrainer(ResumingTrainer):
                 does not fit.
         """
         check_trainer(self)
+        _check_prunes(model)
         self._tell_unpruned(model)
         measures = not isinstance(datamodule, PruneData) or bool(datamodule.tasks)
         if not measures:
@@ -206,6 +207,7 @@ class PruneTrainer(ResumingTrainer):
             InputError: naming the variant or the setting that does not fit.
         """
         check_trainer(self)
+        _check_prunes(model)
         refuse_baselines(self)
         with self._one_run(lambda: _SAME_COMMAND, datamodule, *self._folders(), logs=False):
             sweep(self, model, datamodule, variants, grid, knobs)
@@ -243,6 +245,7 @@ class PruneTrainer(ResumingTrainer):
             InputError: naming the variant or the setting that does not fit.
         """
         check_trainer(self)
+        _check_prunes(model)
         refuse_baselines(self)
         with self._one_run(lambda: _SAME_COMMAND, datamodule, *self._folders(), logs=False):
             search(self, model, datamodule, variants, grid, knobs, uses, seeds)
@@ -359,6 +362,11 @@ class PruneTrainer(ResumingTrainer):
         if written := last_checkpoints(self):
             return f"Continue from {written[0]} with `--ckpt_path last`."
         return "No checkpoint is written yet: start the same command again."
+
+
+def _check_prunes(model: LightningModule) -> None:
+    if isinstance(model, PairedLM):
+        model.check_prunes()
 
 
 def _remove_unused(logger: Logger, folder: Path, _: Any, error: Any, __: Any) -> None:

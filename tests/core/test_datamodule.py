@@ -1,6 +1,8 @@
 """The data of a run, without a Trainer."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -71,3 +73,26 @@ def test_an_empty_list_of_tasks_is_refused() -> None:
     with pytest.raises(InputError, match=r"at least one task in `data\.tasks` but got none: give"):
         PruneData(None, [])
     assert PruneData().tasks == {}
+
+
+def test_ranks_that_compute_a_model_together_have_the_same_batches(
+    data: PruneData, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    data.prepare(tokenizer)
+    found = []
+    for rank in range(4):
+        module = SimpleNamespace(together=2, in_flight=None)
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=4, lightning_module=module
+        )
+        every: Any = data.val_dataloader()
+        found.append({name: [b["indices"].tolist() for b in every[name]] for name in data.tasks})
+    expected = [
+        {
+            name: [batch["indices"].tolist() for batch in task.batches(data.sizes[name], group, 2)]
+            for name, task in data.tasks.items()
+        }
+        for group in (0, 1)
+    ]
+    assert found == [expected[0], expected[0], expected[1], expected[1]]
+    assert expected[0] != expected[1]

@@ -33,8 +33,9 @@ def test_results_start_afresh_with_every_validation(
     trainer = make_trainer()
     trainer.validate(module, datamodule=data)
     before = list(module.results)
-    with torch.no_grad():
-        module.pair.pruned.get_output_embeddings().weight.zero_()
+    head = module.pair.pruned.get_output_embeddings()
+    assert head is not None
+    torch.nn.init.zeros_(head.get_parameter("weight"))
     trainer.validate(module, datamodule=data)
     assert len(module.results) == len(before)
     after = {scalar_name(row): row for row in module.results}
@@ -57,13 +58,13 @@ def make_evaluation(
 ) -> Callable[..., Evaluation]:
     """`make_evaluation(*tasks)` returns an evaluation that has measured every item."""
 
-    def make(*classes: type[Perplexity]) -> Evaluation:
+    def make(*classes: type[Perplexity], **options: Any) -> Evaluation:
         path = str(material / "text.jsonl")
         tasks = [task(path, name=task.__name__.lower(), length=20, limit=3) for task in classes]
         data = PruneData(None, list(tasks))
         data.prepare(module.tokenizer)
         module.load()
-        evaluation = Evaluation(make_trainer(), module.pair, data)
+        evaluation = Evaluation(make_trainer(), module.pair, data, **options)
         for name, task in data.tasks.items():
             for batch in task.batches(data.sizes[name], 0, 1):
                 evaluation.measure(name, batch)
@@ -208,3 +209,14 @@ def test_a_flight_that_failed_goes_on_with_what_it_measured(
 def test_a_flight_of_no_batch_is_refused(material: Path) -> None:
     with pytest.raises(InputError, match="`flight`"):
         PairedLM(str(material / "dense"), flight=0)
+
+
+@torch.no_grad()
+def test_one_of_the_ranks_that_compute_a_model_together_gives_the_values(
+    make_evaluation: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_evaluation(Perplexity, together=2).summarise(keep_going=False)
+    monkeypatch.setattr(PruneTrainer, "global_rank", 1)
+    with pytest.raises(RuntimeError, match="measured exactly once"):  # by the other rank
+        make_evaluation(Perplexity, together=2).summarise(keep_going=False)
+    make_evaluation(Perplexity).summarise(keep_going=False)

@@ -143,6 +143,15 @@ def test_a_file_of_another_recipe_under_this_name_is_not_read(
     assert f"The first line of {path} is damaged" in caplog.text
 
 
+def test_a_rank_reads_what_another_one_writes_for_both(tmp_path: Path) -> None:
+    for writes in (False, True, False):
+        journals = Journals(tmp_path, 1, writes=writes)
+        journals.open("task", RECIPE)
+        journals.values("task", torch.tensor([0]), measure := Measuring())
+        assert len([*tmp_path.iterdir()]) == 1 or not writes
+    assert measure.calls == 0
+
+
 def test_what_is_finished_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "unfinished"
     measured(folder, [0], rank=0)

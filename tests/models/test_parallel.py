@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def compare(
     padded: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
-    start_process: Callable[[Path, dict[str, Any]], BaseProcess],
+    run_ranks: Callable[..., None],
 ) -> Compare:
     """`compare(*cases)` gives what each of two ranks found, for each family and dtype."""
 
@@ -36,11 +35,7 @@ def compare(
                 model = AutoModelForCausalLM.from_config(model.config).eval()
             torch.save(model, tmp_path / f"{kind}.pt")
         torch.save((padded, tokenizer), tmp_path / "batch.pt")
-        names = {"FOLDER": str(tmp_path), "WORLD": 2, "CASES": cases}
-        ranks = [start_process(SCRIPT, {**names, "RANK": rank}) for rank in range(2)]
-        for rank in ranks:
-            rank.join(60)
-        assert [rank.exitcode for rank in ranks] == [0, 0]
+        run_ranks(SCRIPT, 2, FOLDER=str(tmp_path), CASES=cases)
         return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
 
     return run

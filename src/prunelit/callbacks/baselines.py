@@ -106,8 +106,12 @@ def check_baselines(trainer: Trainer, module: LightningModule, data: PruneData |
                 if not data.tasks:
                     raise InputError("No task can compare it with the dense model.")
                 data.prepare(module.tokenizer, baseline.weights.other_tokenizer)
-                if baseline.bits is None:
+                if baseline.bits is not None:
+                    module.check_prunes()  # rounding changes weights too
+                else:
                     check_compared(data, baseline.weights)
+                    if module.placement == "parallel":
+                        baseline.weights.check_parallel(1)  # its heads, when devices are known
         except InputError as error:
             raise _name(baseline.name, error) from error
 

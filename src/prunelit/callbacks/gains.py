@@ -18,7 +18,8 @@ def measure_gains(
 ) -> dict[str, Any]:
     """Measure both models as they are on their device; the pruned one is as it is written.
 
-    Speed and memory are those of models on one device. They are not measured where blocks wait.
+    Speed and memory are those of models on one device: they are measured with the placement
+    `resident` only.
 
     Args:
         weights: of both models.
@@ -29,8 +30,8 @@ def measure_gains(
         Plain data; sizes that are not known are None.
     """
     models = weights.pair.models()
-    # Where blocks wait, the speed would be that of bringing them.
-    found = {} if weights.waits else measure_speed(models)
+    # Where blocks wait, the speed would be that of bringing them; other ranks are not here.
+    found = measure_speed(models) if weights.resident else {}
     place = str(written) if written else None
     sources = {
         "dense": weights.source,

@@ -121,6 +121,7 @@ class Pruning(Callback):
             return
         elif self.always_writes:
             self._claim(trainer)
+        module.check_prunes()
         # All checks come before the first round, also those of a later round.
         module.load()
         self._count(module)

@@ -84,13 +84,16 @@ def _check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_placement(placement: Placement, trainer: Trainer, *, trains: bool) -> None:
+def check_placement(
+    placement: Placement, trainer: Trainer, *, trains: bool, together: int = 1
+) -> None:
     """Refuse a placement that the processes of a run cannot have, or that cannot be trained.
 
     Args:
         placement: of the models.
         trainer: of the run.
         trains: True if the run trains weights.
+        together: number of devices that compute a model together.
 
     Raises:
         InputError: naming the placement or the strategy to use.
@@ -101,11 +104,18 @@ def check_placement(placement: Placement, trainer: Trainer, *, trains: bool) -> 
             "the weights on each, but got one: set `trainer.devices`, or `model.placement: "
             "streamed`."
         )
+    if placement == "parallel" and (together == 1 or trainer.num_devices % together):
+        raise InputError(
+            f"Expected several devices of a machine that compute a model together with "
+            f"`model.placement` 'parallel' but got {trainer.num_devices} devices and groups of "
+            f"{together}: set `trainer.devices` to a multiple of `model.parallel_degree`, or "
+            "`model.placement: resident`."
+        )
     if not trains or placement in ("auto", "resident"):
         return
-    if placement == "streamed":
+    if placement in ("streamed", "parallel"):
         raise InputError(
-            "Expected `trainer.max_epochs` 0 with `model.placement` 'streamed', which trains no "
+            f"Expected `trainer.max_epochs` 0 with `model.placement` {placement!r}, which trains no "
             "weights: prune without recovery, or set `model.placement` to `resident`, or to "
             "`sharded` on several processes with `trainer.strategy: ModelParallelStrategy`."
         )

@@ -204,7 +204,10 @@ class PruneData(LightningDataModule):
         """Return this rank's batches of every task, or flights of them, by the task's name."""
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
-        rank, world = self.trainer.global_rank, self.trainer.world_size
+        # The ranks that compute a model together have the same batches.
+        rank, world = (
+            n // module.together for n in (self.trainer.global_rank, self.trainer.world_size)
+        )
         tasks = self.tasks if self.measures else {}
         every = {name: task.batches(self.sizes[name], rank, world) for name, task in tasks.items()}
         if module.in_flight is None:

@@ -106,7 +106,7 @@ def dry_run(
         pruner.check(shapes)
         looks = any(pruner.look(shapes))
     sizes, blocks = measure_sizes(shapes), decoder_blocks(shapes)[1]
-    tasks = dict(_count_tasks(module, data, trainer.world_size))
+    tasks = dict(_count_tasks(module, data, trainer.world_size // module.together))
     to_prune = 0 if pruner is None else _TO_PRUNE + _TO_LOOK * looks
     models = 1 + weights.reference
     sweeps = {"to read": _TO_READ * models, "to prune": to_prune}
@@ -168,7 +168,7 @@ def _existing(path: Path) -> Path:
 
 def _tell_sweeps(placement: Placement, sweeps: dict[str, int]) -> str:
     """Say how often the blocks of a model come."""
-    if placement == "resident":
+    if placement in ("resident", "parallel"):
         return "none: the blocks stay on the device"
     named = ", ".join(f"{name} {count}" for name, count in sweeps.items())
     return f"at most {sum(sweeps.values())} times all blocks of one model ({named})"

@@ -31,6 +31,7 @@ class Evaluation:
         pair: the models, on their device.
         data: the tasks, after `prepare`.
         dense_cache: read what the dense model gave from disk, and keep it there.
+        together: number of ranks that compute a model together, on the same batches.
 
     Attributes:
         watch: called after each block that came for a flight; None calls nothing.
@@ -41,7 +42,13 @@ class Evaluation:
     """
 
     def __init__(
-        self, trainer: Trainer, pair: ModelPair, data: PruneData, *, dense_cache: bool = False
+        self,
+        trainer: Trainer,
+        pair: ModelPair,
+        data: PruneData,
+        *,
+        dense_cache: bool = False,
+        together: int = 1,
     ) -> None:
         self.results: list[Result] = []
         self.reports: dict[str, TaskReport] = {}
@@ -53,13 +60,14 @@ class Evaluation:
         self._pair = replace(pair, answers=self._answers)
         self._shared = {} if pair.dense is None else find_shared(data.tasks.values())
         self._tables = {name: ItemTable(data.sizes[name]) for name in data.tasks}
-        self._journals = open_journals(trainer, self._pair, data.tasks)
+        self._counts = trainer.global_rank % together == 0  # one of them gives the values
+        self._journals = open_journals(trainer, self._pair, data.tasks, writes=self._counts)
 
     def measure(self, name: str, batch: dict[str, Any]) -> None:
         """Measure one batch of the task `name`, or read it from its journal."""
         if len(batch["indices"]):
             self._name(name)
-            self._tables[name].assign(batch["indices"], self._values(name, self._pair, batch))
+            self._assign(name, batch, self._values(name, self._pair, batch))
 
     def measure_flight(self, name: str, batches: Sequence[dict[str, Any]]) -> None:
         """Measure batches of the task `name` together, so that a block comes once for all of them.
@@ -72,6 +80,10 @@ class Evaluation:
         found = conveyor.run([partial(self._values_by_view, name, batch) for batch in full])
         self.brought += conveyor.brought
         for batch, values in zip(full, found, strict=True):
+            self._assign(name, batch, values)
+
+    def _assign(self, name: str, batch: dict[str, Any], values: Values) -> None:
+        if self._counts:
             self._tables[name].assign(batch["indices"], values)
 
     def _name(self, name: str) -> None:

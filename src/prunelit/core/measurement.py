@@ -46,6 +46,8 @@ def measurement_settings(trainer: Trainer, module: PairedLM, data: PruneData) ->
         "tasks": tasks,
         "content": {path: _content(path) for path in sorted({*_sources(tasks)})},
         "reference": module.weights.reference,
+        # The last bits of what several devices compute together depend on their number.
+        **({"together": module.together} if module.together > 1 else {}),
         **describe_environment(trainer),
     }
 

@@ -91,6 +91,10 @@ class PairedLM(LightningModule):
             keeps a share of each block on each process, and brings one at a time together; it
             trains under the strategy `ModelParallelStrategy`. `auto` is `resident` if the run fits
             the free memory, else `streamed` on one device and `sharded` on several, and says why.
+            `parallel` splits every matrix over the devices of a machine, by the plan of the family
+            in transformers. It only measures, and its results have other last bits.
+        parallel_degree: number of devices that compute a model together with `placement`
+            `parallel`; groups of this size measure different batches. None is all of a machine.
 
     Attributes:
         weights: reads both models, see `prunelit.core.weights.Weights`.
@@ -126,6 +130,7 @@ class PairedLM(LightningModule):
         dense_cache: bool = True,
         flight: int | None = None,
         placement: Placement = "resident",
+        parallel_degree: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("source", source), ("candidate", candidate)):
@@ -141,6 +146,13 @@ class PairedLM(LightningModule):
             )
         if flight is not None:
             check_whole("flight", flight, 1)
+        if parallel_degree is not None:
+            check_whole("parallel_degree", parallel_degree, 2)
+            if placement != "parallel":
+                raise InputError(
+                    f"Expected `placement` 'parallel' with `parallel_degree` {parallel_degree} but "
+                    f"got {placement!r}: set it, or leave `parallel_degree` out."
+                )
         self.source = as_source(source)
         self.weights = Weights(
             self.source,
@@ -154,6 +166,7 @@ class PairedLM(LightningModule):
             candidate_revision,
         )
         self.placement: Placement = placement
+        self.parallel_degree = parallel_degree
         # What `auto` is, and the flight; both stay, since the models fill the memory.
         self._chosen = False
         self._flight: int | None = None
@@ -202,7 +215,7 @@ class PairedLM(LightningModule):
     def _take_model(self) -> None:
         """Let the pruned model of `pair` be `model`."""
         del self.model
-        if self.weights.waits:
+        if not self.weights.resident:
             # A submodule would be moved to the device, or sent to other ranks, as a whole.
             vars(self)["model"] = self.pair.pruned
         else:
@@ -238,7 +251,9 @@ class PairedLM(LightningModule):
         """
         config, reference = self.weights.load_config(), self.weights.reference
         check_trainer(self.trainer)
-        check_placement(self.placement, self.trainer, trains=self.trains)
+        if self.placement == "parallel":
+            self.weights.check_parallel(self.together)
+        check_placement(self.placement, self.trainer, trains=self.trains, together=self.together)
         check_data(self._data(), config, reference=reference)
         if self.weights.candidate is not None:
             check_candidate(self.trainer, self._data(), self.weights)
@@ -247,6 +262,7 @@ class PairedLM(LightningModule):
         self.weights.device = self.trainer.strategy.root_device
         if self.placement != "auto":
             self.weights.placement = self.placement
+            self.weights.together = self.together
         elif not self._chosen and (not self.trains or self._trains_shares):
             self._choose_placement(config)
         if self.weights.waits and self._flight is None:
@@ -256,6 +272,13 @@ class PairedLM(LightningModule):
     def _trains_shares(self) -> bool:
         """True if the strategy can train weights of which each rank has a share."""
         return self.trainer.world_size > 1 and writes_folders(self.trainer.strategy)
+
+    @property
+    def together(self) -> int:
+        """Number of ranks that compute a model together, on the same batches."""
+        if self.placement != "parallel":
+            return 1
+        return self.parallel_degree or self.trainer.num_devices
 
     @property
     def in_flight(self) -> int | None:
@@ -319,12 +342,25 @@ class PairedLM(LightningModule):
                 dtype,
                 placement=placement,
                 models=1 + self.weights.reference,
-                ranks=self.trainer.world_size,
+                ranks=self.together if placement == "parallel" else self.trainer.world_size,
                 flight=flight or self.in_flight or min(_FLIGHTS),
                 statistics=0 if pruner is None else measure_statistics(shapes, pruner),
             )
             for placement in placements
         }
+
+    def check_prunes(self) -> None:
+        """Refuse to prune or to train models that a run only measures.
+
+        Raises:
+            InputError: naming the placements to use.
+        """
+        if self.placement == "parallel":
+            raise InputError(
+                "Expected `model.placement` 'sharded' or 'resident' to prune or to train but got "
+                "'parallel', which only measures: set one of them, and take 'parallel' for "
+                "`prunelit validate` or `prunelit compare`."
+            )
 
     def check_tasks(self) -> None:
         """Refuse a model that a task cannot measure; needs the weights."""
@@ -478,7 +514,11 @@ class PairedLM(LightningModule):
                 place_model(model, self.device)
                 model.eval()
         self.evaluation = Evaluation(
-            self.trainer, self.pair, self._data(), dense_cache=self.dense_cache
+            self.trainer,
+            self.pair,
+            self._data(),
+            dense_cache=self.dense_cache,
+            together=self.together,
         )
 
     def validation_step(

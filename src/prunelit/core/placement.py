@@ -16,7 +16,7 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.comparison import tokens_per_chunk
 from prunelit.pruners.base import Pruner
 
-Placement = Literal["auto", "resident", "streamed", "sharded"]
+Placement = Literal["auto", "resident", "streamed", "sharded", "parallel"]
 # Share of the free memory that a run may fill: the allocator and the libraries take some.
 _SHARE = 0.9
 _HERE = 2  # blocks at one time: the one that is worked on and the next one
@@ -134,7 +134,7 @@ def find_needs(
         dtype: of the weights and the activations.
         placement: of the models; not `auto`.
         models: 2 with the dense reference, 1 without.
-        ranks: number of processes that share the blocks of a sharded run.
+        ranks: number of processes that share the blocks of a sharded or parallel run.
         flight: batches that are measured together where blocks wait.
         statistics: of the method, see `measure_statistics`.
     """
@@ -143,7 +143,7 @@ def find_needs(
     inner = getattr(text, "intermediate_size", None) or 4 * width
     waiting = {"resident": models * sizes.blocks, "streamed": 0}
     blocks = waiting.get(placement, math.ceil(models * sizes.blocks / ranks))
-    if placement == "resident":
+    if placement in ("resident", "parallel"):
         flight = 1
     else:
         blocks += _HERE * sizes.block

@@ -41,11 +41,13 @@ class Journals:
     Args:
         folder: of the files; created with the first batch.
         rank: of this process.
+        writes: append what this process measures; False if another one measures the same.
     """
 
-    def __init__(self, folder: str | Path, rank: int) -> None:
+    def __init__(self, folder: str | Path, rank: int, *, writes: bool = True) -> None:
         self._folder = Path(folder)
         self._rank = rank
+        self._writes = writes
         self._recipes: dict[str, str] = {}
         self._keys: dict[str, str] = {}
         self._known: dict[str, dict[tuple[int, ...], str]] = {}
@@ -116,6 +118,8 @@ class Journals:
         if items in self._known[task]:
             return _unpacked(self._known[task][items])
         values = measure()
+        if not self._writes:
+            return values
         line = json.dumps({"items": items, "values": _packed(values)})
         self._append(task, f"{self._checksum(task, line)} {line}")
         return values
@@ -153,7 +157,9 @@ class Journals:
             file.write(f"{begin}{line}".encode())
 
 
-def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) -> Journals:
+def open_journals(
+    trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task], *, writes: bool = True
+) -> Journals:
     """Open the journals of a validation, in `unfinished` below the Trainer's root folder.
 
     Validations during training have none, since their weights change.
@@ -162,8 +168,10 @@ def open_journals(trainer: Trainer, pair: ModelPair, tasks: Mapping[str, Task]) 
         trainer: that validates.
         pair: the models, on their device.
         tasks: tasks with a recipe get a journal.
+        writes: see `Journals`.
     """
-    journals = Journals(Path(trainer.default_root_dir) / UNFINISHED, trainer.global_rank)
+    folder = Path(trainer.default_root_dir) / UNFINISHED
+    journals = Journals(folder, trainer.global_rank, writes=writes)
     recipes = {name: recipe_of(task) for name, task in tasks.items()}
     if trainer.state.fn != "validate":
         return journals

@@ -1,17 +1,18 @@
 """The weights of a run: the model that is pruned, and the dense model it is compared with."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.core.placement import Placement
 from prunelit.data.vocabularies import tell_vocabulary
-from prunelit.models.architecture import check_unembedding
+from prunelit.models.architecture import check_plain, check_unembedding
 from prunelit.models.loading import (
     DType,
     check_vocabulary,
@@ -23,6 +24,7 @@ from prunelit.models.loading import (
     source_version,
 )
 from prunelit.models.model_pair import ModelPair
+from prunelit.models.parallel import check_parallel, group_ranks, parallelize
 from prunelit.models.saving import weight_bytes
 from prunelit.models.shards import shard_blocks
 from prunelit.models.streaming import stream
@@ -82,23 +84,17 @@ class Origin:
         return read_removed(self.source, self._same["revision"]).blocks
 
     def read(
-        self, placement: Placement = "resident", device: torch.device | None = None
+        self, place: Callable[[PreTrainedModel, torch.dtype | None], None] | None = None
     ) -> PreTrainedModel:
         """Read the weights.
 
         Args:
-            placement: where the blocks wait; not `auto`.
-            device: of this rank, for the shares of a sharded model; None is the CPU.
+            place: takes weights to where they wait, in a dtype; None leaves them.
         """
-        numerics, place = self._numerics, None
-        if placement != "resident":
-            # Weights of another dtype than the stored one would all be in memory.
-            numerics = {**numerics, "dtype": "auto"}
-            place = {
-                "streamed": lambda model: stream(model, self.dtype or model.dtype),
-                "sharded": lambda model: shard_blocks(model, self.dtype, device),
-            }[placement]
-        model = load_placed(self.source, place, **numerics, **self._same)[0]
+        own = None if place is None else lambda model: place(model, self.dtype)
+        # Before they are placed, weights of another dtype than the stored one would take memory.
+        numerics = self._numerics if place is None else {**self._numerics, "dtype": "auto"}
+        model = load_placed(self.source, own, **numerics, **self._same)[0]
         check_unembedding(model)
         return model
 
@@ -160,7 +156,8 @@ class Weights:
 
     Attributes:
         placement: of both models; set it before `load`.
-        device: see `Origin.read`.
+        device: of this rank, for what it keeps of a sharded or parallel model.
+        together: number of ranks that compute a parallel model together.
     """
 
     def __init__(
@@ -177,7 +174,9 @@ class Weights:
     ) -> None:
         self.source = source
         self.placement: Placement = "resident"
-        self.device: torch.device | None = None
+        self.device = torch.device("cpu")
+        self.together = 1
+        self._mesh: DeviceMesh | None = None
         self.reference = reference
         self.full_hash = full_hash
         self._numerics: dict[str, Any] = {
@@ -203,7 +202,36 @@ class Weights:
     @property
     def waits(self) -> bool:
         """True if the blocks of both models wait in stores, see `prunelit.models.stores`."""
-        return self.placement != "resident"
+        return self.placement in ("streamed", "sharded")
+
+    @property
+    def resident(self) -> bool:
+        """True if both models are whole on each device."""
+        return self.placement == "resident"
+
+    def check_parallel(self, ranks: int) -> None:
+        """Refuse models that several ranks cannot compute together.
+
+        Args:
+            ranks: number of ranks in a group.
+
+        Raises:
+            InputError: naming the family, or the number of heads.
+        """
+        for origin in (self.origin, self.candidate):
+            if origin is not None:
+                check_parallel(origin.config, ranks)
+
+    def _place(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+        """Take the weights of a model to where they wait, or to the ranks that compute it."""
+        if self.placement == "streamed":
+            stream(model, dtype or model.dtype)
+        elif self.placement == "sharded":
+            shard_blocks(model, dtype, self.device)
+        else:
+            check_plain(model)
+            self._mesh = self._mesh or group_ranks(self.device, self.together)
+            parallelize(model, self._mesh, self.device, dtype)
 
     @cached_property
     def other_vocabulary(self) -> str | None:
@@ -272,26 +300,26 @@ class Weights:
         if self._pair is not None:
             return
         removed: Sequence[int] = ()
-        place = self.placement, self.device
+        place = None if self.resident else self._place
         if self.candidate is not None:
-            pruned, removed = self.candidate.read(*place), self.removed_blocks
+            pruned, removed = self.candidate.read(place), self.removed_blocks
             pruned.requires_grad_(False)
         elif pruned_folder is not None:
             folder = Origin(
                 str(pruned_folder), None, self._numerics, self._trust_remote_code, False
             )
-            pruned, removed = folder.read(*place), folder.removed_blocks
-        elif self._dense is not None and not self.waits:
+            pruned, removed = folder.read(place), folder.removed_blocks
+        elif self._dense is not None and self.resident:
             pruned = copy.deepcopy(self._dense).requires_grad_(True)
         else:
-            pruned = self.origin.read(*place)
+            pruned = self.origin.read(place)
         self._pair = ModelPair(pruned, None, self.tokenizer, removed, self.other_tokenizer)
         if not self.reference:
             return
         if self._dense is None:
             # Where both are still equal, copying is faster than reading again.
-            equal = self.candidate is None and pruned_folder is None and not self.waits
-            self._dense = copy.deepcopy(pruned) if equal else self.origin.read(*place)
+            equal = self.candidate is None and pruned_folder is None and self.resident
+            self._dense = copy.deepcopy(pruned) if equal else self.origin.read(place)
         self._pair.dense = self._dense.requires_grad_(False)
 
     def take_reference(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.tensor_parallel import (
@@ -52,6 +52,20 @@ def check_parallel(config: PreTrainedConfig, ranks: int) -> None:
             )
 
 
+def group_ranks(device: torch.device, ranks: int) -> DeviceMesh:
+    """Form groups of neighbouring ranks; all ranks must call it.
+
+    Args:
+        device: of this rank.
+        ranks: number of ranks in a group.
+
+    Returns:
+        The group of this rank.
+    """
+    shape = dist.get_world_size() // ranks, ranks
+    return init_device_mesh(device.type, shape, mesh_dim_names=("groups", "ranks"))["ranks"]
+
+
 @torch.no_grad()
 def parallelize(
     model: PreTrainedModel, mesh: DeviceMesh, device: torch.device, dtype: torch.dtype | None = None
@@ -68,7 +82,6 @@ def parallelize(
         device: of this rank.
         dtype: of the weights; None is the one that they have. Buffers keep theirs.
     """
-    dtype = dtype or model.dtype
     first: dict[int, str] = {}
     every = model.named_parameters(remove_duplicate=False)
     tied = {name: first.setdefault(id(weight), name) for name, weight in every}
@@ -85,12 +98,17 @@ def parallelize(
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    model.config.dtype = dtype
+    if dtype is not None:
+        model.config.dtype = dtype
     vars(model)[_GROUP] = mesh.get_group()
 
 
 def _split(
-    model: PreTrainedModel, name: str, module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype
+    model: PreTrainedModel,
+    name: str,
+    module: nn.Module,
+    mesh: DeviceMesh,
+    dtype: torch.dtype | None,
 ) -> None:
     """Take the part of this rank of the parameters of a module, and let its forward pass use it."""
     style = _style(model, name)
