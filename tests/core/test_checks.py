@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import (
 from transformers import LlamaConfig
 
 from prunelit.core.calibration_text import CalibrationText
-from prunelit.core.checks import check_data, check_trainer, check_training
+from prunelit.core.checks import check_data, check_placement, check_trainer, check_training
 from prunelit.core.datamodule import PruneData
 from prunelit.core.recovery_text import RecoveryText
 from prunelit.errors import InputError
@@ -71,6 +71,27 @@ def test_a_matrix_that_is_split(sizes: tuple[Any, Any]) -> None:
     message = rf"2 and `tensor_parallel_size` 1 of .* but got {sizes[0]} and {sizes[1]}:"
     with pytest.raises(InputError, match=message):
         check_trainer(sharded)
+
+
+def test_placements_that_are_trained() -> None:
+    run = trainer(devices=2, strategy=ModelParallelStrategy(2, 1), max_epochs=1)
+    for placement in ("auto", "resident", "sharded"):
+        check_placement(placement, run, trains=True)
+    check_placement("sharded", trainer(devices=2, strategy="ddp"), trains=False)
+
+
+@pytest.mark.parametrize(
+    ("placement", "options", "message"),
+    [
+        ("streamed", {}, r"'streamed', .* with `trainer\.strategy: ModelParallelStrategy`\."),
+        ("sharded", None, "ModelParallelStrategy to train .* but got DDPStrategy, .* 2 and its"),
+        ("sharded", {"save_distributed_checkpoint": False}, "`save_distributed_checkpoint` true"),
+    ],
+)
+def test_placements_that_are_not_trained(placement: Any, options: Any, message: str) -> None:
+    strategy = "ddp" if options is None else ModelParallelStrategy(2, 1, **options)
+    with pytest.raises(InputError, match=message):
+        check_placement(placement, trainer(devices=2, strategy=strategy), trains=True)
 
 
 def test_tasks_that_read_the_dense_model() -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.core import module
 from prunelit.core.datamodule import CalibrationText, PruneData
+from prunelit.core.module import PairedLM
 from prunelit.core.placement import (
     Needs,
     Placement,
@@ -20,11 +22,14 @@ from prunelit.core.placement import (
     free_memory,
     measure_sizes,
     measure_statistics,
+    measure_training,
     tell_choice,
 )
+from prunelit.core.recovery_text import RecoveryText
 from prunelit.models.architecture import decoder_blocks
 from prunelit.pruners import Magnitude, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
+from prunelit.trainer import PruneTrainer
 
 GB = 10**9
 
@@ -70,6 +75,47 @@ def test_statistics_of_a_method_are_counted(model: PreTrainedModel) -> None:
     assert measure_statistics(shapes, Magnitude(half)) == 0
     assert measure_statistics(shapes, Wanda(half)) >= 8 * channels
     assert measure_statistics(shapes, SparseGPT(half)) >= 8 * text.intermediate_size**2
+
+
+def test_training_keeps_gradients_and_moments(model: PreTrainedModel) -> None:
+    config, cpu, sizes = model.config, torch.device("cpu"), measure_sizes(model)
+    measure = partial(measure_training, sizes)
+    assert measure("resident", 2, 1, adapters=False) == 3 * sizes.model
+    assert measure("resident", 2, 2, adapters=False) == 5 * sizes.model // 2  # and shares of both
+    assert measure("sharded", 2, 3, adapters=False) == sizes.model
+    assert measure("sharded", 2, 2, adapters=True) == 3 * (sizes.model // 100) // 2
+    data = PruneData(recovery=RecoveryText("text.jsonl", length=16, batch_size=2))
+    find = partial(find_needs, sizes, config, data, cpu, torch.float32, placement="sharded")
+    assert find().activations == find().training == 0
+    assert find(training=1).training == 1
+    block = 4 * config.hidden_size + 3 * config.intermediate_size
+    assert find(training=1).activations == 2 * 16 * 3 * block * 4
+
+
+@pytest.mark.parametrize(
+    ("free", "files", "expected"),
+    [(2**40, False, "resident"), (0, False, "sharded"), (0, True, "resident")],
+)
+def test_auto_shards_a_pair_that_is_trained_and_does_not_fit(
+    material: Path,
+    make_trainer: Callable[..., PruneTrainer],
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    files: bool,
+    expected: str,
+) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda device: free)
+    strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=not files)
+    monkeypatch.setattr(strategy, "reduce_boolean_decision", lambda fit, all: fit)
+    paired = PairedLM(str(material / "dense"), placement="auto")
+    text = RecoveryText(str(material / "text.jsonl"), sequences=8, length=16, batch_size=2)
+    data = PruneData(recovery=text)
+    trainer: Any = make_trainer(devices=2, strategy=strategy, max_epochs=1)
+    paired.trainer = data.trainer = trainer
+    trainer.datamodule = data
+    data.prepare(paired.tokenizer)
+    paired.check_run()
+    assert paired.weights.placement == expected
 
 
 def test_a_choice_is_told() -> None:

@@ -115,8 +115,8 @@ def check_placement(
         return
     if placement in ("streamed", "parallel"):
         raise InputError(
-            f"Expected `trainer.max_epochs` 0 with `model.placement` {placement!r}, which trains no "
-            "weights: prune without recovery, or set `model.placement` to `resident`, or to "
+            f"Expected `trainer.max_epochs` 0 with `model.placement` {placement!r}, which trains "
+            "no weights: prune without recovery, or set `model.placement` to `resident`, or to "
             "`sharded` on several processes with `trainer.strategy: ModelParallelStrategy`."
         )
     strategy = trainer.strategy

@@ -34,6 +34,7 @@ from prunelit.core.placement import (
     free_memory,
     measure_sizes,
     measure_statistics,
+    measure_training,
     tell_choice,
 )
 from prunelit.core.private_api import writes_folders
@@ -333,18 +334,26 @@ class PairedLM(LightningModule):
         """
         dtype = self.weights.origin.dtype or torch.float32
         shapes = build_shapes(config, dtype)
+        sizes, models = measure_sizes(shapes), 1 + self.weights.reference
+        shards = isinstance(self.trainer.strategy, ModelParallelStrategy)
+
+        def training(placement: Placement) -> int:
+            ranks, lora = self.trainer.world_size if shards else 1, self.recovery.lora
+            return measure_training(sizes, placement, models, ranks, adapters=lora is not None)
+
         return {
             placement: find_needs(
-                measure_sizes(shapes),
+                sizes,
                 config,
                 self._data(),
                 self.trainer.strategy.root_device,
                 dtype,
                 placement=placement,
-                models=1 + self.weights.reference,
+                models=models,
                 ranks=self.together if placement == "parallel" else self.trainer.world_size,
                 flight=flight or self.in_flight or min(_FLIGHTS),
                 statistics=0 if pruner is None else measure_statistics(shapes, pruner),
+                training=training(placement) if self.trains else 0,
             )
             for placement in placements
         }

@@ -78,6 +78,27 @@ def measure_statistics(model: PreTrainedModel, pruner: Pruner) -> int:
     return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
+def measure_training(
+    sizes: Sizes, placement: Placement, models: int, ranks: int, *, adapters: bool
+) -> int:
+    """Compute what a process keeps beside the weights while the pruned model is trained.
+
+    Args:
+        sizes: of a model.
+        placement: of the models; not `auto`.
+        models: 2 with the dense reference, 1 without.
+        ranks: number of processes that share what is trained; 1 if none does.
+        adapters: adapters are trained, which are about 1% of the weights.
+
+    Returns:
+        Bytes of the gradients and of two moments, as AdamW has them, and of shares of the weights
+        beside whole models.
+    """
+    trained = sizes.model // 100 if adapters else sizes.model
+    beside = models * sizes.model if placement == "resident" and ranks > 1 else 0
+    return (3 * trained + beside) // ranks
+
+
 @dataclass(frozen=True)
 class Needs:
     """Memory that a run takes on a device at its peak, by arithmetic, in bytes.
@@ -88,12 +109,14 @@ class Needs:
             times the batches under way.
         logits: of the tokens that are compared at one time, and their intermediates.
         statistics: of the inputs of a block that is pruned.
+        training: gradients and what the optimizer keeps.
     """
 
     weights: int
     activations: int
     logits: int
     statistics: int = 0
+    training: int = 0
 
     @property
     def total(self) -> int:
@@ -123,6 +146,7 @@ def find_needs(
     ranks: int = 1,
     flight: int = 1,
     statistics: int = 0,
+    training: int = 0,
 ) -> Needs:
     """Compute the memory that a run takes on one device.
 
@@ -137,6 +161,7 @@ def find_needs(
         ranks: number of processes that share the blocks of a sharded or parallel run.
         flight: batches that are measured together where blocks wait.
         statistics: of the method, see `measure_statistics`.
+        training: see `measure_training`; 0 trains nothing.
     """
     text = config.get_text_config(decoder=True)
     width = text.hidden_size
@@ -156,13 +181,16 @@ def find_needs(
         working = one.batch_size * one.length * (4 * width + 3 * inner)
         own = math.ceil(one.sequences / ranks) * one.length * width
         held.append(own + working)
+    if training and data.recovery is not None:  # of all blocks, for the backward pass
+        kept = text.num_hidden_layers * (4 * width + 3 * inner)
+        held.append(data.recovery.batch_size * data.recovery.length * kept)
     for task in data.tasks.values():
         waits = flight * (width + cache)  # of one model at a time
         held.append(task.batch_size * task.longest * (4 * width + 3 * inner + waits))
     chunk = tokens_per_chunk(device, text.vocab_size)
     logits = (models * 4 + 40) * chunk * text.vocab_size if data.tasks else 0
     weights = models * sizes.skeleton + blocks
-    return Needs(weights, max(held) * dtype.itemsize, logits, statistics)
+    return Needs(weights, max(held) * dtype.itemsize, logits, statistics, training)
 
 
 def free_memory(device: torch.device) -> int:
