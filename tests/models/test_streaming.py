@@ -278,5 +278,5 @@ def test_blocks_that_wait_are_not_resident(
     process.join(120)
     assert process.exitcode == 0
     waiting, resident = map(float, (tmp_path / "grown").read_text().split())
-    # 12 blocks of 24.5 MB are 294 MB.
-    assert waiting < resident - 200
+    # 12 blocks of 24.5 MB are 294 MB; the allocator may keep some of what is free.
+    assert waiting < resident - 120
