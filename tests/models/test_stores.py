@@ -10,6 +10,7 @@ from prunelit.errors import InputError
 from prunelit.models.fingerprint import fingerprint, quick_state
 from prunelit.models.stores import (
     Store,
+    bring,
     check_here,
     each_part,
     each_weight,
@@ -47,6 +48,15 @@ def test_a_block_without_a_store_is_here() -> None:
     block = nn.Linear(2, 2)
     with whole(block, edited=True):
         assert store_of(block) is None
+
+
+def test_a_block_can_stay_for_good(model: PreTrainedModel, stores: list[Noted]) -> None:
+    block = model.model.layers[0]
+    for _ in range(2):
+        bring(block)
+    assert stores[0].moves == ["fetch"]
+    assert all(store_of(module) is None for module in block.modules())
+    assert "forward" not in vars(block)
 
 
 def test_a_block_comes_once_and_is_kept_if_it_was_edited_inside(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prunelit.models.architecture import decoder_blocks, final_hidden
 from prunelit.models.residual import without_sublayers
 from prunelit.models.stores import Store, keep_in, store_of, whole
-from prunelit.models.views import original, recast, view
+from prunelit.models.views import blank, original, recast, view
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -90,6 +90,21 @@ def test_blocks_that_wait_come_in_every_view(model: PreTrainedModel, batch: Any)
     with whole(blocks[0]):
         assert not next(decoder_blocks(model)[1][0].parameters()).is_meta
     assert next(blocks[0].parameters()).is_meta
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_blank_copy_has_shapes_and_no_values(
+    family: str, make_model: MakeModel, dtype: torch.dtype | None
+) -> None:
+    model = make_model(family)
+    new = blank(model, dtype)
+    assert list(dict(new.named_parameters())) == list(dict(model.named_parameters()))
+    for mine, own in zip(new.parameters(), model.parameters(), strict=True):
+        assert mine.is_meta
+        assert (mine.shape, mine.dtype) == (own.shape, dtype or own.dtype)
+    assert all(mine is own for mine, own in zip(new.buffers(), model.buffers(), strict=True))
+    assert not any(weight.is_meta for weight in model.parameters())
+    assert not {id(one) for one in new.modules()} & {id(one) for one in model.modules()}
 
 
 @torch.no_grad()
