@@ -2,12 +2,12 @@
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -294,16 +294,20 @@ def test_rights_cannot_be_won_back() -> None:
 
 @isolated
 def test_the_program_dies_with_who_started_it(
-    processes: Callable[[], set[int]], tmp_path_factory: pytest.TempPathFactory
+    processes: Callable[[], set[int]],
+    tmp_path_factory: pytest.TempPathFactory,
+    start_process: Callable[..., BaseProcess],
 ) -> None:
     before = processes()
-    code = (
+    # The folder that the program's root was built in is left to the killed process.
+    root = tmp_path_factory.mktemp("root")
+    (root / "parent.py").write_text(
+        "import tempfile\n"
         "from prunelit.tasks.judges.sandbox import run_program\n"
+        "tempfile.tempdir = FOLDER\n"
         "run_program('import time; time.sleep(1000)')\n"
     )
-    # The folder that the program's root was built in is left to the killed process.
-    environment = {**os.environ, "TMPDIR": str(tmp_path_factory.mktemp("root"))}
-    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    parent = start_process(root / "parent.py", {"FOLDER": str(root)})
     try:
         for _ in range(300):
             if processes() - before:
@@ -311,8 +315,8 @@ def test_the_program_dies_with_who_started_it(
             time.sleep(0.1)
         assert processes() - before
     finally:
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
+        parent.kill()
+        parent.join()
     for _ in range(100):
         if not processes() - before:
             break
