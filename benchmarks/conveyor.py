@@ -25,6 +25,7 @@ from prunelit.core.datamodule import PruneData
 from prunelit.core.evaluation import Evaluation
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.stores import Store, keep_in
+from prunelit.models.streaming import place_model
 from prunelit.pruners import Magnitude
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import (
@@ -129,8 +130,9 @@ def main() -> None:
     pair = make_pair(options.tiny)
     data = PruneData(None, make_tasks(options.questions, options.windows))
     data.prepare(pair.tokenizer)
-    resident = copy.deepcopy(pair.dense), copy.deepcopy(pair.pruned)
-    alone = ModelPair(resident[1], resident[0], pair.tokenizer)
+    alone = ModelPair(copy.deepcopy(pair.pruned), copy.deepcopy(pair.dense), pair.tokenizer)
+    for model in (*pair.models().values(), *alone.models().values()):
+        place_model(model, torch.device("cpu"))  # at aligned addresses, on which last bits depend
     for model in pair.models().values():
         for block in decoder_blocks(model)[1]:
             Counted(block)
