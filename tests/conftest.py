@@ -28,18 +28,23 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 import prunelit.__main__
@@ -110,6 +115,64 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }
 
+# Mixtures of experts whose weights are fused.
+MIXTURES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "mixtral": lambda: MixtralConfig(
+        **_common(intermediate_size=24, num_key_value_heads=2, num_local_experts=4)
+    ),
+    # A shared expert with a gate.
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **_common(
+            num_key_value_heads=2,
+            intermediate_size=24,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=40,
+            num_experts=4,
+            num_experts_per_tok=2,
+        )
+    ),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **_common(
+            num_key_value_heads=2,
+            head_dim=8,
+            moe_intermediate_size=24,
+            num_experts=4,
+            num_experts_per_tok=2,
+        )
+    ),
+    # Transposed tensors with biases, and a router with a bias.
+    "gpt_oss": lambda: GptOssConfig(
+        **_common(
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=24,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )
+    ),
+    # Block 0 is dense, the others have a shared expert, groups and a correction bias.
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **_common(
+            num_key_value_heads=4,
+            intermediate_size=48,
+            moe_intermediate_size=24,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=2,
+            first_k_dense_replace=1,
+            q_lora_rank=16,
+            kv_lora_rank=8,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=4,
+            v_head_dim=8,
+        )
+    ),
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of `tests/bad_input/test_fuzz.py`."""
@@ -119,29 +182,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test with the argument `family` on every family."""
+    """Run a test with the argument `family` on every family, with `mixture` on every mixture."""
     if "family" in metafunc.fixturenames:
         metafunc.parametrize("family", list(FAMILIES))
+    if "mixture" in metafunc.fixturenames:
+        metafunc.parametrize("mixture", list(MIXTURES))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark most of a table `full`, and put tests that need much first.
 
-    Of tests with a `family` and further parameters, every run tests each family and each other
-    value at least once. The remaining combinations are marked `full`. Tests that are marked `model`
-    or `distributed` come first: workers begin at different places, so that one of them runs these,
-    one after the other.
+    Of tests with a `family` or `mixture` and further parameters, every run tests each family and
+    each other value at least once. The remaining combinations are marked `full`. Tests that are
+    marked `model` or `distributed` come first: workers begin at different places, so that one of
+    them runs these, one after the other.
     """
     items.sort(key=lambda item: not any(map(item.get_closest_marker, ("model", "distributed"))))
     tables: dict[str, dict[tuple[str, str], list[pytest.Item]]] = {}
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is not None and "family" in callspec.params:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        family = params.get("family") or params.get("mixture")
+        if family is not None:
             # The id is `family-others` in some order; without the family it names the others.
-            others = callspec.id.replace(callspec.params["family"], "", 1)
+            others = item.callspec.id.replace(family, "", 1)
             table = tables.setdefault(item.nodeid.partition("[")[0], {})
-            table.setdefault((callspec.params["family"], others), []).append(item)
+            table.setdefault((family, others), []).append(item)
     for table in tables.values():
         families = list(dict.fromkeys(family for family, _ in table))
         others = list(dict.fromkeys(other for _, other in table))
@@ -155,7 +221,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def build_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    model = AutoModelForCausalLM.from_config((FAMILIES | MIXTURES)[family]()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

@@ -56,6 +56,16 @@ class Statistic(ABC):
     def all_reduce_(self) -> None:
         """Sum over ranks, in place; with one process, do nothing."""
 
+    def add_(self, other: "Statistic") -> None:
+        """Add the tokens of another statistic of this kind, in place.
+
+        Experts of a mixture that read few tokens need it; other models do not.
+
+        Raises:
+            NotImplementedError: if this kind of statistic cannot do it.
+        """
+        raise NotImplementedError
+
     @property
     @abstractmethod
     def value(self) -> Tensor:
@@ -75,6 +85,8 @@ class Probe:
         at: `input` reads the first input of a submodule, `output` its output. `residual` reads the
             residual stream before and after a part of the block, each (N, D); the name of the
             probe is then `attention`, `mlp` or `block` instead of the name of a submodule.
+        tokens: number of calibration tokens, without padding, that an expert of a mixture has read;
+            prunelit counts them.
 
     Example:
         >>> from prunelit.activations import MeanDistance, Probe, SquaredNorm
@@ -88,6 +100,7 @@ class Probe:
 
     statistic: Statistic
     at: Literal["input", "output", "residual"] = "input"
+    tokens: int = 0
 
 
 class SquaredNorm(Statistic):
@@ -118,6 +131,9 @@ class SquaredNorm(Statistic):
     def all_reduce_(self) -> None:
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self._sums)
+
+    def add_(self, other: "SquaredNorm") -> None:  # type: ignore[override]
+        self._sums += other._sums
 
     @property
     def value(self) -> Tensor:
@@ -164,6 +180,11 @@ class Gram(Statistic):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self._sum)
             dist.all_reduce(self._count)
+
+    def add_(self, other: "Gram") -> None:  # type: ignore[override]
+        self._sum += other._sum
+        self._count += other._count
+        self.memo.clear()
 
     @property
     def value(self) -> Tensor:
@@ -249,6 +270,10 @@ class StatisticPair(Statistic):
     def all_reduce_(self) -> None:
         self.first.all_reduce_()
         self.second.all_reduce_()
+
+    def add_(self, other: "StatisticPair") -> None:  # type: ignore[override]
+        self.first.add_(other.first)
+        self.second.add_(other.second)
 
     @property
     def value(self) -> Tensor:

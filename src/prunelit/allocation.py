@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunelit.activations import Probe, SquaredNorm
 from prunelit.arguments import Checked
 from prunelit.errors import InputError, near_names
-from prunelit.models.architecture import oriented_weight
+from prunelit.models.architecture import names_of, oriented_weight
 from prunelit.models.stores import each_whole, whole
 from prunelit.sparsity import Sparsity, Unstructured, count_removed
 
@@ -116,14 +116,19 @@ class OWL(Allocation):
             }
 
     def offsets(self, blocks: list[Linears], probes: list[dict[str, Probe]]) -> list[float]:
-        shares = [
-            self._outliers(linears, filled) for linears, filled in zip(blocks, probes, strict=True)
-        ]
-        lowest, highest = min(shares), max(shares)
+        shares = {
+            index: self._outliers(linears, filled)
+            for index, (linears, filled) in enumerate(zip(blocks, probes, strict=True))
+            if linears  # a block may have nothing to prune
+        }
+        lowest, highest = min(shares.values()), max(shares.values())
         if lowest == highest:
-            return [0.0] * len(shares)
+            return [0.0] * len(blocks)
         # Ratios differ by at most 2 * spread; the common shift of `allocate` sets their mean.
-        return [-2 * self.spread * (s - lowest) / (highest - lowest) for s in shares]
+        return [
+            -2 * self.spread * (shares.get(index, lowest) - lowest) / (highest - lowest)
+            for index in range(len(blocks))
+        ]
 
     def _outliers(self, linears: Linears, probes: dict[str, Probe]) -> float:
         def scores(name: str) -> Tensor:
@@ -160,7 +165,12 @@ def check_allocation(
             f"Expected `Unstructured` sparsity with `ratios` or `allocation` but got "
             f"{type(sparsity).__name__}, whose ratio is fixed."
         )
-    names = list(dict.fromkeys(name for linears in blocks for name in linears))
+    names = dict.fromkeys(
+        name
+        for linears in blocks
+        for full, linear in linears.items()
+        for name in reversed(names_of(full, linear))
+    )
     for pattern, ratio in (ratios or {}).items():
         if not 0 <= ratio < 1:
             raise InputError(f"Expected the ratio of {pattern!r} in [0, 1) but got {ratio}.")
@@ -197,7 +207,7 @@ def allocate(
     assert isinstance(sparsity, Unstructured)
     offsets = [0.0] * len(blocks) if allocation is None else allocation.offsets(blocks, probes)
     maps = [
-        (linear, _base(name, ratios or {}, sparsity.ratio), offset)
+        (linear, _base(names_of(name, linear), ratios or {}, sparsity.ratio), offset)
         for linears, offset in zip(blocks, offsets, strict=True)
         for name, linear in linears.items()
     ]
@@ -247,5 +257,11 @@ def spread_counts(
     return counts
 
 
-def _base(name: str, ratios: dict[str, float], default: float) -> float:
-    return next((r for pattern, r in ratios.items() if fnmatchcase(name, pattern)), default)
+def _base(names: tuple[str, ...], ratios: dict[str, float], default: float) -> float:
+    """Find the ratio of the first pattern that matches one of the names of a map."""
+    found = (
+        ratio
+        for pattern, ratio in ratios.items()
+        if any(fnmatchcase(name, pattern) for name in names)
+    )
+    return next(found, default)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from prunelit import prune
 from prunelit.activations import Gram
-from prunelit.models.architecture import decoder_blocks, linear_weights, sublayers
+from prunelit.models.architecture import block_weights, decoder_blocks, sublayers
 from prunelit.models.surgery import is_dropped
 from prunelit.pruners import LinearPruner
 
@@ -106,9 +106,9 @@ def rounds_only_add() -> Callable[..., None]:
         for fraction in (0.5, 1.0):
             prune(model, pruner.scale(fraction), input_ids)
             zeros = {
-                f"{i}.{name}": weight == 0
+                f"{i}.{name}": weight.value == 0
                 for i, block in enumerate(decoder_blocks(model)[1])
-                for name, weight in linear_weights(block).items()
+                for name, weight in block_weights(block).items()
             }
             for name, gone in before.items():
                 assert not (gone & ~zeros[name]).any(), name

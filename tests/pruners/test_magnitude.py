@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from prunelit import prune
 from prunelit.allocation import LinearDepth
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, linear_weights
+from prunelit.models.architecture import block_weights, decoder_blocks
 from prunelit.pruners import Magnitude, Wanda
 from prunelit.sparsity import SemiStructured, Unstructured
 
@@ -22,9 +22,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def matrices(model: PreTrainedModel) -> dict[str, Tensor]:
     prefix, blocks = decoder_blocks(model)
     return {
-        f"{prefix}.{index}.{name}": weight.detach().clone()
+        f"{prefix}.{index}.{name}": weight.value.detach().clone()
         for index, block in enumerate(blocks)
-        for name, weight in linear_weights(block).items()
+        for name, weight in block_weights(block).items()
     }
 
 
@@ -60,8 +60,8 @@ def test_over_the_model(family: str, make_model: MakeModel) -> None:
 def test_over_the_model_with_ties(model: PreTrainedModel) -> None:
     with torch.no_grad():
         for block in decoder_blocks(model)[1]:
-            for weight in linear_weights(block).values():
-                weight.copy_((weight * 4).round() / 4)
+            for weight in block_weights(block).values():
+                weight.value.copy_((weight.value * 4).round() / 4)
     before = np.concatenate([value.numpy().ravel() for value in matrices(model).values()])
     # The premise: far more ties at the threshold than weights to remove there.
     assert (before == 0).mean() < 0.7 < (np.abs(before) <= 0.25).mean()

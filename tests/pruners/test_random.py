@@ -2,16 +2,16 @@ import torch
 from transformers import PreTrainedModel
 
 from prunelit import prune
-from prunelit.models.architecture import decoder_blocks, linear_weights
+from prunelit.models.architecture import block_weights, decoder_blocks
 from prunelit.pruners import Random
 from prunelit.sparsity import SemiStructured, Unstructured
 
 
 def zeros(model: PreTrainedModel) -> list[torch.Tensor]:
     return [
-        weight == 0
+        weight.value == 0
         for block in decoder_blocks(model)[1]
-        for weight in linear_weights(block).values()
+        for weight in block_weights(block).values()
     ]
 
 

@@ -22,6 +22,7 @@ from prunelit.models.architecture import decoder_blocks, linear_modules, oriente
 from prunelit.pruners import Pruner, Wanda
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.peak_memory import PeakMemory
+from prunelit.pruning.pooling import Reach
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -35,8 +36,8 @@ def first_real(batch: Batch) -> Batch:
 @torch.no_grad()
 def run_blocks(model: PreTrainedModel, pruner: Pruner, text: RankText | None) -> list[int]:
     """Prune, and give the index of each block in the order of work."""
-    memory = PeakMemory(model.device)
-    return [cost.index for cost in prune_blocks(model, pruner, text, memory)]
+    memory, reach = PeakMemory(model.device), Reach(pruner.expert_tokens)
+    return [cost.index for cost in prune_blocks(model, pruner, text, memory, reach)]
 
 
 def run(model: PreTrainedModel, pruner: Pruner, batches: list[Batch]) -> None:

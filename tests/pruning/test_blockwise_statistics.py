@@ -20,6 +20,7 @@ from prunelit.models.stores import Store, keep_in
 from prunelit.pruners import Probe, Pruner, whole
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.peak_memory import PeakMemory
+from prunelit.pruning.pooling import Reach
 
 MakeModel = Callable[..., PreTrainedModel]
 Batch = dict[str, Tensor]
@@ -79,7 +80,7 @@ def run(
     sample = sample or {key: value[-1:] for key, value in batches[0].items()}
     text, memory = RankText(batches, sample), PeakMemory(model.device)
     with torch.no_grad():
-        costs = prune_blocks(model, pruner, text, memory)
+        costs = prune_blocks(model, pruner, text, memory, Reach(1))
         return [cost.index for cost in costs]
 
 
@@ -241,6 +242,6 @@ def test_a_method_that_looks_needs_text(model: PreTrainedModel) -> None:
         def watch(self, block: nn.Module) -> dict[str, Probe]:
             return {}
 
-    blocks = prune_blocks(model, Looks(), None, PeakMemory(model.device))
+    blocks = prune_blocks(model, Looks(), None, PeakMemory(model.device), Reach(1))
     with pytest.raises(InputError, match=r"`data\.calibration`: Looks needs it"):
         list(blocks)

@@ -15,6 +15,7 @@ from prunelit.sparsity import Unstructured
 # Methods that observe in different ways, by the expression that builds them.
 METHODS = [
     "Wanda(Unstructured(0.5))",
+    "SparseGPT(Unstructured(0.4), expert_tokens=30)",  # of a mixture, see below
     "Wanda(Unstructured(0.5), allocation=OWL(2.0))",
     "SparseGPT(Unstructured(0.5))",
     "OBSUpdate(RIA(Unstructured(0.5)))",
@@ -39,12 +40,14 @@ store = f"file://{FOLDER}/store"
 dist.init_process_group("gloo", init_method=store, rank=RANK, world_size=WORLD)
 for place, method in enumerate(METHODS):
     for count in (1, 5):
-        model = AutoModelForCausalLM.from_pretrained(f"{FOLDER}/dense").eval()
+        name = "mixture" if "expert_tokens" in method else "dense"
+        model = AutoModelForCausalLM.from_pretrained(f"{FOLDER}/{name}").eval()
         batches = torch.load(f"{FOLDER}/batches.pt")[:count]
         passes = []
         model.model.layers[1].self_attn.register_forward_hook(lambda *_: passes.append(1))
         report = prune(model, eval(method), batches)
         state = {"weights": model.state_dict(), "recipe": report.recipe, "zeros": report.zeros}
+        state["experts"] = report.experts
         state["passes"] = len(passes)
         torch.save(state, f"{FOLDER}/{place}-{count}-{RANK}.pt")
 dist.destroy_process_group()
@@ -66,10 +69,11 @@ def test_two_ranks_make_the_masks_of_one(
     batches += [{"input_ids": input_ids[:5, :6]}, {"input_ids": input_ids[:1, 3:5]}]
     torch.save(batches, root / "batches.pt")
     (root / "rank.py").write_text(RANK)
+    make_model("gpt_oss").save_pretrained(root / "mixture")
     run_ranks(root / "rank.py", 2, FOLDER=str(root), METHODS=METHODS)
     for place, method in enumerate(METHODS):
         for count in (1, 5):
-            model = make_model()
+            model = make_model("gpt_oss" if "expert_tokens" in method else "llama")
             report = prune(model, eval(method, NAMES), batches[:count])
             for rank in range(2):
                 found = torch.load(root / f"{place}-{count}-{rank}.pt")
@@ -78,5 +82,6 @@ def test_two_ranks_make_the_masks_of_one(
                     assert found["passes"] == 2 * len(range(rank, count, 2)) + 2
                 assert found["recipe"] == report.recipe
                 assert found["zeros"] == report.zeros
+                assert found["experts"] == report.experts
                 for name, tensor in model.state_dict().items():
                     assert torch.equal(found["weights"][name], tensor), (method, count, rank, name)

@@ -1,5 +1,6 @@
 """Adapters train the weights that are left, and merging changes no result."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,27 @@ def test_what_is_trained_is_what_merging_gives(model: PreTrainedModel, input_ids
         for index in range(3)
         for name in ("self_attn.q_proj", "mlp.down_proj")
     }
+
+
+def test_adapters_of_fused_experts_are_masked(
+    mixture: str, make_model: Callable[..., PreTrainedModel], input_ids: Tensor
+) -> None:
+    model = make_model(mixture)
+    masks = prune(model, Wanda(Unstructured(0.5)), input_ids).masks
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attach(model, LoRA(rank=2))
+    hold(model, masks, model.device)
+    train(model, input_ids)
+    adapted = model(input_ids=input_ids).logits
+    merge(model)
+    masks.apply_(model)
+    assert model.state_dict().keys() == before.keys()
+    torch.testing.assert_close(model(input_ids=input_ids).logits, adapted, rtol=1e-4, atol=1e-5)
+    for tensor in ("gate_up_proj", "down_proj"):
+        name = f"model.layers.2.mlp.experts.{tensor}"
+        weight = model.get_parameter(name)
+        assert (weight != before[name])[masks[name]].double().mean() > 0.9
+        assert torch.equal(weight == 0, ~masks[name])
 
 
 def test_gradients_are_those_of_the_masked_weights(

@@ -7,7 +7,7 @@ from typing import Literal
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from prunelit.core.datamodule import PruneData
@@ -63,19 +63,22 @@ def measure_sizes(model: PreTrainedModel) -> Sizes:
 
 
 def measure_statistics(model: PreTrainedModel, pruner: Pruner) -> int:
-    """Measure what a method keeps about the inputs of one block while it prunes the block.
+    """Measure what a method keeps about the inputs of a block while it prunes the block.
 
     Args:
         model: may have no values.
         pruner: the method.
 
     Returns:
-        Bytes of the tensors of all statistics.
+        Bytes of the tensors of all statistics, in the block that has most.
     """
-    block = decoder_blocks(model)[1][0]
-    kept = {id(probe.statistic): vars(probe.statistic) for probe in pruner.watch(block).values()}
-    values = (value for own in kept.values() for value in own.values())
-    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+    def measure(block: nn.Module) -> int:
+        kept = {id(one.statistic): vars(one.statistic) for one in pruner.watch(block).values()}
+        values = (value for own in kept.values() for value in own.values())
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+    return max(measure(block) for block in decoder_blocks(model)[1])
 
 
 def measure_training(

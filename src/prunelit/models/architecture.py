@@ -10,9 +10,11 @@ from transformers.pytorch_utils import Conv1D
 
 from prunelit.arguments import checked
 from prunelit.errors import InputError
+from prunelit.models.experts import ExpertMap, expert_maps, find_routers, fused_tensors
 
 # The sublayers of a block.
 KINDS = ("attention", "mlp")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -54,21 +56,19 @@ def check_plain(model: PreTrainedModel) -> None:
     check_merged(model)
     prefix, blocks = decoder_blocks(model)
     for name, module in blocks.named_modules(prefix=prefix):
-        weight = dict(module.named_parameters(recurse=False)).get("weight")
         linear = isinstance(module, nn.Linear | Conv1D)
-        if linear and weight is None:
+        own = dict(module.named_parameters(recurse=False))
+        if linear and "weight" not in own:
             raise InputError(
                 f"Expected the weight of {name!r} as a parameter but it is computed from others: "
                 "make it permanent, as with `torch.nn.utils.prune.remove` or "
                 "`torch.nn.utils.parametrize.remove_parametrizations`."
             )
-        plain = (
-            not linear
-            or weight is None
-            or (
-                (type(weight) is nn.Parameter and type(weight.data) is Tensor)
-                and weight.dtype in _FLOATS
-            )
+        plain = all(
+            type(own[part]) is nn.Parameter
+            and type(own[part].data) is Tensor
+            and own[part].dtype in _FLOATS
+            for part in (["weight"] if linear else fused_tensors(module))
         )
         if not plain or _is_from("torch.ao", module) or getattr(model, "is_quantized", False):
             raise InputError(
@@ -128,17 +128,20 @@ def check_length(config: PreTrainedConfig, length: int, what: str) -> None:
 
 
 def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
-    """Linear maps of a block by their names inside the block, including Conv1D of GPT-2."""
-    return {
-        name: module
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    }
+    """Find the linear maps of a block by their names inside the block.
 
-
-def linear_weights(block: nn.Module) -> dict[str, Tensor]:
-    """Weights of `linear_modules`, in the layout of the module."""
-    return {name: linear.get_parameter("weight") for name, linear in linear_modules(block).items()}
+    They are `Linear`, the Conv1D of GPT-2, routers that hold a matrix of their own, and a view
+    for each expert of a tensor that fuses experts, as `mlp.experts.down_proj.3`.
+    """
+    routers = find_routers(block)
+    found: dict[str, nn.Module] = {}
+    for name, module in block.named_modules():
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        matrix = name in routers and weight is not None and weight.ndim == 2
+        if isinstance(module, nn.Linear | Conv1D) or matrix:
+            found[name] = module
+        found |= expert_maps(name, module)
+    return found
 
 
 @checked
@@ -146,10 +149,11 @@ def oriented_weight(linear: nn.Module) -> Tensor:
     """View the weight of a linear map as (O, I).
 
     It shares the storage of the weight, so that changes in place reach the model. `Linear` stores
-    (O, I), the Conv1D of GPT-2 stores (I, O).
+    (O, I), the Conv1D of GPT-2 stores (I, O), and a mixture of experts may fuse the matrices of all
+    experts in one tensor.
 
     Args:
-        linear: a `torch.nn.Linear` or a `transformers` Conv1D.
+        linear: a linear map of a block, such as `LinearPruner.targets` gives.
 
     Example:
         >>> import torch
@@ -160,8 +164,79 @@ def oriented_weight(linear: nn.Module) -> Tensor:
         >>> oriented_weight(Conv1D(2, 3)).shape
         torch.Size([2, 3])
     """
+    if isinstance(linear, ExpertMap):
+        return linear.weight
     weight = linear.get_parameter("weight")
     return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def names_of(name: str, linear: nn.Module) -> tuple[str, ...]:
+    """Names by which patterns find a linear map: for an expert, also that of the fused tensor.
+
+    Args:
+        name: of the map, inside its block.
+        linear: the map.
+    """
+    return (name, name.rpartition(".")[0]) if isinstance(linear, ExpertMap) else (name,)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Tensor of a block with two dimensions or more.
+
+    Args:
+        value: the parameter.
+        kind: `linear` for linear maps and experts; or what no method for linear maps prunes unless
+            it is named: `router`, `gate` (a map with one output), `convolution`, `other`.
+    """
+
+    value: nn.Parameter
+    kind: str = "linear"
+
+
+def block_weights(block: nn.Module) -> dict[str, Weight]:
+    """Find all weights of a block: parameters of two dimensions or more, but no biases.
+
+    Args:
+        block: a decoder block; its weights may have no values.
+
+    Returns:
+        By the name of the parameter inside the block.
+    """
+    routers = find_routers(block)
+    found: dict[str, Weight] = {}
+    for path, module in block.named_modules():
+        fused = fused_tensors(module)
+        for name, value in module.named_parameters(recurse=False):
+            if value.ndim < 2 or (fused and name not in fused):
+                continue
+            if path in routers:
+                kind = "router"
+            elif _is_gate(module):
+                kind = "gate"
+            elif fused or isinstance(module, nn.Linear | Conv1D):
+                kind = "linear"
+            else:
+                kind = "convolution" if isinstance(module, _CONVOLUTIONS) else "other"
+            found[f"{path}.{name}" if path else name] = Weight(value, kind)
+    return found
+
+
+def left_dense(block: nn.Module) -> set[str]:
+    """Find the modules that methods for linear maps leave dense unless they are named.
+
+    Args:
+        block: a decoder block.
+
+    Returns:
+        Names inside the block: routers and what is in them, and linear maps with one output.
+    """
+    gates = {name for name, module in block.named_modules() if _is_gate(module)}
+    return find_routers(block) | gates
+
+
+def _is_gate(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D) and oriented_weight(module).shape[0] == 1
 
 
 @dataclass(frozen=True)

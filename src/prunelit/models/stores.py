@@ -120,6 +120,17 @@ def store_of(module: nn.Module) -> Store | None:
     return vars(module).get(_ATTRIBUTE)
 
 
+def share_store(module: nn.Module, owner: nn.Module) -> None:
+    """Let a module that reads the weights of another one have its store.
+
+    Args:
+        module: outside the block.
+        owner: has the weights.
+    """
+    if (store := store_of(owner)) is not None:
+        setattr(module, _ATTRIBUTE, store)
+
+
 def is_shared(blocks: Iterable[nn.Module]) -> bool:
     """Return True if all ranks must bring these blocks together, since each has a share.
 

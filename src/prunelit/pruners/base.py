@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -15,9 +16,12 @@ from prunelit.allocation import Allocation, allocate, check_allocation
 from prunelit.arguments import Checked
 from prunelit.errors import InputError, near_names
 from prunelit.models.architecture import (
+    block_weights,
     check_plain,
     decoder_blocks,
+    left_dense,
     linear_modules,
+    names_of,
     oriented_weight,
 )
 from prunelit.models.finite import all_finite
@@ -38,6 +42,8 @@ class Pruner(Checked, ABC):
     Attributes:
         sparsifies: True if a weight that becomes 0 is removed and must stay 0 in training.
         shrinks: True if whole parts become 0, so that the pruned model can do without them.
+        expert_tokens: an expert of a mixture that reads fewer calibration tokens than this gets the
+            statistics of all experts of its block together; at least 1.
 
     Example:
         >>> import torch
@@ -55,6 +61,7 @@ class Pruner(Checked, ABC):
 
     sparsifies = True
     shrinks = False
+    expert_tokens = 32
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model that this method cannot prune; called before any heavy work.
@@ -144,6 +151,10 @@ class LinearPruner(Pruner):
     A sub-class names a statistic of the inputs (`statistic`) and prunes a weight with it
     (`prune_weight`). Its constructor takes `**options` and passes them on to this one.
 
+    Each expert of a mixture has linear maps of its own, also if the model fuses them in one tensor:
+    `mlp.experts.down_proj.3` is one of them, and a pattern may name it or the tensor. Routers and
+    maps with one output stay dense, unless a pattern of `include` matches nothing else.
+
     Args:
         sparsity: how many weights to remove, and among which they compete.
         include: shell patterns of the module names to prune inside a block, such as `mlp.*`.
@@ -151,6 +162,8 @@ class LinearPruner(Pruner):
         ratios: other ratios for modules whose name matches a pattern, such as
             `{"self_attn.*": 0.3}`; the first match counts.
         allocation: how the ratio differs from block to block; None gives every block the same.
+        expert_tokens: an expert that reads fewer calibration tokens than this gets the statistics
+            of all experts of its block together.
 
     Attributes:
         within: group in which weights compete if the sparsity leaves it open; each method sets the
@@ -184,12 +197,16 @@ class LinearPruner(Pruner):
         exclude: Sequence[str] = (),
         ratios: dict[str, float] | None = None,
         allocation: Allocation | None = None,
+        expert_tokens: int = 32,
     ) -> None:
+        if expert_tokens < 1:
+            raise InputError(f"Expected `expert_tokens` of at least 1 but got {expert_tokens}.")
         self.sparsity = sparsity
         self.include = list(include)
         self.exclude = list(exclude)
         self.ratios = ratios
         self.allocation = allocation
+        self.expert_tokens = expert_tokens
         self._plan: dict[nn.Module, Sparsity] = {}
 
     def statistic(self, linear: nn.Module) -> Statistic | None:
@@ -211,39 +228,24 @@ class LinearPruner(Pruner):
         """
 
     def targets(self, block: nn.Module) -> dict[str, nn.Module]:
-        """Find the linear maps of `block` that the patterns choose.
+        """Find the linear maps of `block` that the patterns choose; a block may have none.
 
         Raises:
-            InputError: if a pattern matches nothing, if `sparsity` refuses the shape of a weight,
-                or if the block fuses its experts into 3-D weights.
+            InputError: if `sparsity` refuses the shape of a weight.
         """
-        for name, parameter in block.named_parameters():
-            owner = block.get_submodule(name.rpartition(".")[0])
-            fused = parameter.ndim == 3 and not isinstance(owner, nn.Conv1d)
-            if fused and not _matches(name, self.exclude):
-                raise InputError(
-                    f"{type(self).__name__} cannot prune {name!r}, a 3-D tensor that fuses the "
-                    "weights of all experts: exclude it by name."
-                )
-        linears = linear_modules(block)
-        for pattern in [*self.include, *self.exclude]:
-            if not any(fnmatchcase(name, pattern) for name in linears) and not any(
-                fnmatchcase(name, pattern) for name, _ in block.named_parameters()
-            ):
-                raise InputError(
-                    f"The pattern {pattern!r} matches no linear module of a "
-                    f"{type(block).__name__}; near names: {near_names(pattern, linears)}."
-                )
+        linears, dense = linear_modules(block), left_dense(block)
+        names = {name: names_of(name, linear) for name, linear in linears.items()}
+        naming = [
+            pattern
+            for pattern in self.include
+            if not any(_matches(own, [pattern]) for name, own in names.items() if name not in dense)
+        ]
         chosen = {
-            name: linear
-            for name, linear in linears.items()
-            if _matches(name, self.include) and not _matches(name, self.exclude)
+            name: linears[name]
+            for name, own in names.items()
+            if _matches(own, naming if name in dense else self.include)
+            and not _matches(own, self.exclude)
         }
-        if not chosen:
-            raise InputError(
-                f"`include` {self.include} without `exclude` {self.exclude} matches no linear "
-                "module: change the patterns."
-            )
         for name, linear in chosen.items():
             rows, columns = oriented_weight(linear).shape
             self.sparsity.check((rows, columns), name)
@@ -251,12 +253,51 @@ class LinearPruner(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
+        self._check_patterns(model)
         blocks = self._all_targets(model)
+        if not any(blocks):
+            raise InputError(
+                f"`include` {self.include} without `exclude` {self.exclude} matches no linear "
+                "module: change the patterns."
+            )
+        self._check_others(model)
         check_allocation(self.sparsity, blocks, self.ratios, self.allocation)
         if not self.model_wide and getattr(self.sparsity, "within", None) == "model":
             raise InputError(
                 f"Expected `within` row or matrix but got model: {type(self).__name__} cannot "
                 "compare weights of different matrices. Use `Magnitude` or an `allocation`."
+            )
+
+    def _check_patterns(self, model: PreTrainedModel) -> None:
+        """Refuse a pattern that matches in no block."""
+        known: dict[str, None] = {}
+        for block in decoder_blocks(model)[1]:
+            for name, linear in linear_modules(block).items():
+                known |= dict.fromkeys(reversed(names_of(name, linear)))
+            known |= dict.fromkeys(name for name, _ in block.named_parameters())
+        for pattern in [*self.include, *self.exclude]:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise InputError(
+                    f"The pattern {pattern!r} matches no linear module in the blocks of "
+                    f"{type(model).__name__}; near names: {near_names(pattern, known)}."
+                )
+
+    def _check_others(self, model: PreTrainedModel) -> None:
+        """Refuse a model most of whose weights are in tensors that are no linear maps."""
+        size, other = 0, Counter[str]()
+        for block in decoder_blocks(model)[1]:
+            for name, weight in block_weights(block).items():
+                size += weight.value.numel()
+                chosen = _matches([name], self.include) and not _matches([name], self.exclude)
+                if weight.kind == "other" and chosen:
+                    other[name] += weight.value.numel()
+        share = sum(other.values()) / size
+        if share > 0.5:
+            largest = max(other, key=other.__getitem__)
+            raise InputError(
+                f"{share:.0%} of the weights in the blocks of {type(model).__name__} are in "
+                f"tensors that prunelit cannot prune, such as {largest!r}: exclude them by name to "
+                "prune the others."
             )
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
@@ -328,8 +369,8 @@ def _check_finite(name: str, statistic: Statistic) -> None:
         value = statistic.value
     except ValueError as error:
         raise InputError(
-            f"{name!r} received no calibration token: exclude it, or give more text if it is an "
-            "expert of a mixture."
+            f"{name!r} received no calibration token: exclude it, or give more text if it is part "
+            "of a mixture."
         ) from error
     # Scores that are not finite would still give a mask, and finite weights.
     if not all_finite(value):
@@ -339,5 +380,5 @@ def _check_finite(name: str, statistic: Statistic) -> None:
         )
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(names: Iterable[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

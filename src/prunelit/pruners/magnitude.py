@@ -22,7 +22,8 @@ class Magnitude(LinearPruner):
 
     Args:
         sparsity: how many weights to remove, and among which they compete.
-        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
+        options: `include`, `exclude`, `ratios`, `allocation` and `expert_tokens` of
+            `LinearPruner`.
 
     Example:
         >>> import torch
@@ -80,28 +81,32 @@ def lowest_counts(linears: list[nn.Module], total: int) -> list[int]:
     def bits(linear: nn.Module) -> Tensor:
         return oriented_weight(linear).float().abs().contiguous().view(torch.int32)
 
-    def threshold(histograms: list[Tensor], rank: int) -> tuple[int, list[int]]:
-        """Find the bin of the element of this rank (from 0), and count each matrix below it."""
-        cumulative = torch.stack(histograms).sum(0).cumsum(0)
+    def find(histogram: Tensor, rank: int) -> tuple[int, int]:
+        """Find the bin of the element of this rank (from 0), and count the elements below it."""
+        cumulative = histogram.cumsum(0)
         place = int(torch.searchsorted(cumulative, rank, right=True))
-        return place, [int(histogram[:place].sum()) for histogram in histograms]
+        return place, int(cumulative[place] - histogram[place])
 
     if total == 0:
         return [0] * len(linears)
-    upper = [
-        torch.bincount((bits(m) >> 16).flatten(), minlength=_BINS) for m in each_whole(linears)
-    ]
-    high, below = threshold(upper, total - 1)
-    lower = []
+    upper, lower = torch.zeros(2, _BINS, dtype=torch.int64)
+    for linear in each_whole(linears):
+        upper += torch.bincount((bits(linear) >> 16).flatten(), minlength=_BINS).cpu()
+    high, below = find(upper, total - 1)
+    counts: list[int] = []
+    at: list[tuple[Tensor, Tensor]] = []  # a matrix has few different lower bits in one upper bin
     for linear in each_whole(linears):
         values = bits(linear)
+        counts.append(int((values >> 16 < high).sum()))
         inside = values[(values >> 16) == high] & (_BINS - 1)
-        lower.append(torch.bincount(inside, minlength=_BINS))
-    low, more = threshold(lower, total - 1 - sum(below))
-    counts = [a + b for a, b in zip(below, more, strict=True)]
-    left = total - sum(counts)
-    for index, histogram in enumerate(lower):
-        taken = min(left, int(histogram[low]))
+        found, number = (part.cpu() for part in inside.unique(return_counts=True))
+        lower[found.long()] += number
+        at.append((found, number))
+    low, more = find(lower, total - 1 - below)
+    left = total - below - more
+    for index, (found, number) in enumerate(at):
+        counts[index] += int(number[found < low].sum())
+        taken = min(left, int(number[found == low].sum()))
         counts[index] += taken
         left -= taken
     assert left == 0

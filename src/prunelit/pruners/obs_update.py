@@ -39,7 +39,12 @@ class OBSUpdate(LinearPruner):
 
     def __init__(self, pruner: LinearPruner, damping: float = 0.01, block_size: int = 128) -> None:
         super().__init__(
-            pruner.sparsity, pruner.include, pruner.exclude, pruner.ratios, pruner.allocation
+            pruner.sparsity,
+            pruner.include,
+            pruner.exclude,
+            pruner.ratios,
+            pruner.allocation,
+            pruner.expert_tokens,
         )
         if not pruner.sparsifies:
             raise InputError(

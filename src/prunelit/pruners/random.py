@@ -18,7 +18,8 @@ class Random(LinearPruner):
     Args:
         sparsity: how many weights to remove, and among which they compete.
         seed: seed of the random numbers; the same on every rank and in every round.
-        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
+        options: `include`, `exclude`, `ratios`, `allocation` and `expert_tokens` of
+            `LinearPruner`.
 
     Example:
         >>> import torch

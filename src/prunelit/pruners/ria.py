@@ -20,7 +20,8 @@ class RIA(LinearPruner):
     Args:
         sparsity: how many weights to remove, and among which they compete.
         power: exponent of the input norm, a of the paper.
-        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
+        options: `include`, `exclude`, `ratios`, `allocation` and `expert_tokens` of
+            `LinearPruner`.
 
     Example:
         >>> import torch

@@ -32,7 +32,8 @@ class SparseGPT(LinearPruner):
         damping: lambda of the paper, a share of the mean diagonal of H; it is raised if H is not
             positive definite.
         block_size: number of columns that are chosen together.
-        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
+        options: `include`, `exclude`, `ratios`, `allocation` and `expert_tokens` of
+            `LinearPruner`.
 
     Differs from the source: exactly the asked number of weights is removed; the public code removes
     one more in each column block. Maps that read the same input share one H and its factor.

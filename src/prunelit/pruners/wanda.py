@@ -24,7 +24,8 @@ class Wanda(LinearPruner):
         variant: `use_variant` of the public code: all rows lose the same share of their total
             score, instead of the same number of weights. Sort the scores of a row and sum them up;
             a weight is removed if the sum up to it is a small share of the row's total.
-        options: `include`, `exclude`, `ratios` and `allocation` of `LinearPruner`.
+        options: `include`, `exclude`, `ratios`, `allocation` and `expert_tokens` of
+            `LinearPruner`.
 
     Differs from the source: the public variant searches for the share until the ratio is met within
     0.1%; here exactly the asked number of weights is removed.

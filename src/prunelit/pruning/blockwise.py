@@ -17,6 +17,7 @@ from prunelit.models.stores import store_of, whole
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruning.hooks import Feed, Trial
 from prunelit.pruning.peak_memory import PeakMemory
+from prunelit.pruning.pooling import Reach, pool_experts
 from prunelit.pruning.report import BlockCost
 
 
@@ -38,6 +39,7 @@ def prune_blocks(
     pruner: Pruner,
     text: RankText | None,
     memory: PeakMemory,
+    reach: Reach,
 ) -> Iterator[BlockCost]:
     """Prune every block in place, each calibrated on the outputs of the pruned blocks before it.
 
@@ -49,6 +51,7 @@ def prune_blocks(
         pruner: the method.
         text: calibration text of this rank; None if there is none.
         memory: measures the peak memory of a block.
+        reach: counts experts, and those that few tokens reach.
 
     Yields:
         Time and memory of a block, each time one is done. A method that looks at the whole model
@@ -70,11 +73,12 @@ def prune_blocks(
         form, trials = _try_out(model, pruner, text.sample)
     batches = [] if text is None else text.batches
     if looks:
-        yield from _look_and_decide(model, pruner, batches, form, memory)
+        yield from _look_and_decide(model, pruner, batches, form, memory, reach.least)
     else:
         pruner.decide(model, [])
     streams = _capture_all(model, blocks, batches, form) if watches else []
-    prune = _PrunePass(pruner, streams, trials if watches else None, last=len(blocks) - 1)
+    last = len(blocks) - 1
+    prune = _PrunePass(pruner, streams, trials if watches else None, reach, last)
     yield from _take_blocks(prune, blocks, memory)
     pruner.finish(model)
 
@@ -101,12 +105,15 @@ def _look_and_decide(
     batches: list[Batch],
     form: Form,
     memory: PeakMemory,
+    expert_tokens: int,
 ) -> Iterator[BlockCost]:
     """Show the method the statistics of the whole model, again as often as it asks for them."""
     _, blocks = decoder_blocks(model)
     again = True
     while again:
-        look = _LookPass(iter(pruner.look(model)), _capture_all(model, blocks, batches, form))
+        streams = _capture_all(model, blocks, batches, form)
+        look = _LookPass(iter(pruner.look(model)), streams, expert_tokens)
+        del streams
         yield from _take_blocks(look, blocks, memory)
         again = pruner.decide(model, look.probes)
         del look  # frees the hidden states before the next ones are captured
@@ -118,14 +125,18 @@ class _LookPass:
     Args:
         wanted: the probes of each block, asked for when the block is reached.
         streams: the batches, at the input of the next block.
+        expert_tokens: see `Pruner`.
     """
 
     edits = False
 
-    def __init__(self, wanted: Iterator[dict[str, Probe]], streams: list[Stream]) -> None:
+    def __init__(
+        self, wanted: Iterator[dict[str, Probe]], streams: list[Stream], expert_tokens: int
+    ) -> None:
         self.probes: list[dict[str, Probe]] = []
         self._wanted = wanted
         self._streams = streams
+        self._expert_tokens = expert_tokens
 
     def work(self, index: int, block: nn.Module) -> None:
         """Observe one block and take the streams through it."""
@@ -136,6 +147,7 @@ class _LookPass:
             assert output is not None  # without a trial a block runs to its end
             stream.hidden.copy_(output)
         feed.all_reduce_()
+        pool_experts(feed.modules, probes, self._expert_tokens)
         self.probes.append(probes)
 
 
@@ -146,15 +158,22 @@ class _PrunePass:
         pruner: the method.
         streams: the batches, at the input of the next block.
         trials: of each block; None if the method has no probes.
+        reach: counts experts, and those that few tokens reach.
         last: index of the last block, whose output nothing reads.
     """
 
     edits = True
 
     def __init__(
-        self, pruner: Pruner, streams: list[Stream], trials: list[Trial] | None, last: int
+        self,
+        pruner: Pruner,
+        streams: list[Stream],
+        trials: list[Trial] | None,
+        reach: Reach,
+        last: int,
     ) -> None:
         self._pruner = pruner
+        self._reach = reach
         self._streams = streams
         self._trials = trials
         self._last = last
@@ -167,6 +186,7 @@ class _PrunePass:
             for stream in self._streams:
                 feed.observe(stream)
             feed.all_reduce_()
+            self._reach.add_(pool_experts(feed.modules, probes, self._reach.least))
         with torch.autocast(next(block.parameters()).device.type, enabled=False):
             try:
                 self._pruner.prune_block(block, probes)

@@ -1,15 +1,19 @@
 """Hooks that fill the probes of a block while it runs."""
 
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunelit.activations import Probe
 from prunelit.errors import InputError
+from prunelit.models.experts import ExpertMap, called_one_by_one, expert_maps, find_experts
 from prunelit.models.replay import Stream
 from prunelit.models.residual import residual_steps
 
@@ -18,7 +22,7 @@ class Trial:
     """Find which probes of a block read the same tensor, and how often each module runs.
 
     Hooks are attached until `remove` is called. If the block runs more than once, the last run
-    counts.
+    counts. Experts must compute what their maps do.
 
     Args:
         block: a decoder block.
@@ -34,20 +38,25 @@ class Trial:
         self.calls: Counter[str] = Counter()
         self._kinds = {name: type(probe.statistic) for name, probe in probes.items()}
         self._seen: list[tuple[Tensor, str]] = []
+        modules = find_modules(block, [n for n, p in probes.items() if p.at != "residual"])
+        maps = [module for module in modules.values() if isinstance(module, ExpertMap)]
+        self._called = ExitStack()
+        self._called.enter_context(called_one_by_one(maps, checked=True))
         self._handles = [
             block.register_forward_pre_hook(self._begin),
             block.register_forward_hook(self._end),
         ]
         self._handles += [
-            block.get_submodule(name).register_forward_pre_hook(partial(self._note, name))
-            for name, probe in probes.items()
-            if probe.at == "input"
+            module.register_forward_pre_hook(partial(self._note, name))
+            for name, module in modules.items()
+            if probes[name].at == "input"
         ]
 
     def remove(self) -> None:
         """Detach the hooks."""
         for handle in self._handles:
             handle.remove()
+        self._called.close()
         self._seen.clear()
 
     def _begin(self, _module: nn.Module, _args: Any) -> None:
@@ -81,6 +90,9 @@ class Feed:
         probes: the probes to fill.
         trial: a trial run of the same probes. If given, probes that read the same tensor share one
             statistic, and `observe` may stop the block after the last tensor that is read.
+
+    Attributes:
+        modules: those that the probes watch, by name.
     """
 
     def __init__(
@@ -92,8 +104,11 @@ class Feed:
         distinct = {name: probe for name, probe in probes.items() if name not in leaders}
         self._block = block
         self._index = index
+        self._probes, self._leaders = probes, leaders
         self._inside = {name: probe for name, probe in distinct.items() if probe.at != "residual"}
         self._around = {name: probe for name, probe in distinct.items() if probe.at == "residual"}
+        self.modules = find_modules(block, [n for n, p in probes.items() if p.at != "residual"])
+        self._maps = [one for one in self.modules.values() if isinstance(one, ExpertMap)]
         self._last: int | None = None  # after so many reads the rest of the block is not needed
         if trial is not None and all(probe.at == "input" for probe in distinct.values()):
             self._last = sum(trial.calls[name] for name in distinct)
@@ -113,7 +128,8 @@ class Feed:
         self._reads = 0
         handles = [self._attach(name, probe, stream) for name, probe in self._inside.items()]
         try:
-            output = run()
+            with called_one_by_one(self._maps):
+                output = run()
         except _AllReadError:
             return None
         finally:
@@ -130,12 +146,20 @@ class Feed:
         return output
 
     def all_reduce_(self) -> None:
-        """Sum the statistics over ranks, in place."""
+        """Sum the statistics, and the tokens that experts have read, over ranks, in place."""
         for probe in (self._inside | self._around).values():
             probe.statistic.all_reduce_()
+        if self._maps and dist.is_available() and dist.is_initialized():
+            device = next(self._block.parameters()).device
+            tokens = torch.tensor([p.tokens for p in self._inside.values()], device=device)
+            dist.all_reduce(tokens)
+            for probe, number in zip(self._inside.values(), tokens.tolist(), strict=True):
+                probe.tokens = number
+        for name, leader in self._leaders.items():
+            self._probes[name].tokens = self._probes[leader].tokens
 
     def _attach(self, name: str, probe: Probe, stream: Stream) -> RemovableHandle:
-        module = self._block.get_submodule(name)
+        module = self.modules[name]
         # No mask where no token is padding: it would copy the activations.
         real = None if stream.tokens.all() else stream.tokens
         hook = partial(self._update, name, probe, stream.tokens.shape, real)
@@ -149,24 +173,40 @@ class Feed:
         probe: Probe,
         shape: torch.Size,
         real: Tensor | None,
-        _module: nn.Module,
+        module: nn.Module,
         args: Any,
         output: Any = None,
     ) -> None:
         x = args[0] if probe.at == "input" else output
         x = x if isinstance(x, Tensor) else x[0]
-        if x.numel() != shape.numel() * x.shape[-1]:
+        # An expert reads some of the tokens.
+        reached: Tensor | None = args[1] if isinstance(module, ExpertMap) else None
+        tokens = x.numel() // x.shape[-1] if reached is None else reached.numel()
+        if tokens != shape.numel():
             raise InputError(
                 f"{name!r} reads a tensor of shape {tuple(x.shape)} while the batch has "
                 f"{tuple(shape)} tokens, so padding cannot be removed: exclude this module."
             )
         x = x.reshape(-1, x.shape[-1])
-        # Mixed precision, if the caller asks for it, is for the forward passes only.
-        with torch.autocast(x.device.type, enabled=False):
-            probe.statistic.update(x if real is None else x[real.reshape(-1).to(x.device)])
+        if real is not None:
+            real = real.reshape(-1).to(x.device)
+            x = x[real if reached is None else real[reached]]
+        probe.tokens += len(x)
+        if len(x):
+            # Mixed precision, if the caller asks for it, is for the forward passes only.
+            with torch.autocast(x.device.type, enabled=False):
+                probe.statistic.update(x)
         self._reads += 1
         if self._reads == self._last:
             raise _AllReadError
+
+
+def find_modules(block: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Find modules of a block by name; those of experts that a tensor fuses are views of it."""
+    maps: dict[str, nn.Module] = {}
+    for name, experts in find_experts(block).items():
+        maps |= expert_maps(name, experts)
+    return {name: maps.get(name) or block.get_submodule(name) for name in names}
 
 
 class _AllReadError(Exception):

@@ -1,6 +1,7 @@
 """Recovery with low-rank adapters that leave removed weights at 0."""
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
+from prunelit.models.experts import fused_tensors
 from prunelit.models.stores import each_whole
 from prunelit.pruning.masks import Masks, unpack
+
+_INNER = ".base_layer"
 
 
 @dataclass
@@ -27,7 +31,8 @@ class LoRA:
         rank: rank of the adapters.
         alpha: adapters are scaled by `alpha / rank`.
         target_modules: as in `peft.LoraConfig`; `all-linear` is every linear map except the
-            unembedding.
+            unembedding, and the fused experts of a mixture. In some families `peft` then leaves out
+            what has the names of expert maps elsewhere, such as shared experts.
     """
 
     rank: int = 8
@@ -68,14 +73,22 @@ def attach(model: PreTrainedModel, lora: LoRA) -> None:
     """
     from peft import LoraConfig, get_peft_model  # takes seconds
 
+    fused = [
+        f"{name}.{tensor}"
+        for name, module in model.named_modules()
+        for tensor in fused_tensors(module)
+    ]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         target_modules=lora.target_modules,
+        target_parameters=fused if lora.target_modules == "all-linear" and fused else None,
         task_type="CAUSAL_LM",
     )
     try:
-        with _stood_in(model):
+        with _stood_in(model), warnings.catch_warnings():
+            # Of the ranks that peft itself gives to fused experts.
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
             get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"`model.recovery.lora` does not fit this model: {error}") from error
@@ -107,6 +120,11 @@ def _adapted(model: nn.Module) -> dict[str, Any]:
     return {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
 
 
+def _parameter(layer: Any) -> str:
+    """Name of the parameter that an adapter adapts, inside its module."""
+    return getattr(layer, "parameter_name", "weight")
+
+
 def hold(model: nn.Module, masks: Masks, device: torch.device) -> None:
     """Mask the updates of removed weights by the adapters of a model from now on.
 
@@ -116,9 +134,11 @@ def hold(model: nn.Module, masks: Masks, device: torch.device) -> None:
         device: where it computes.
     """
     packed = masks.pack()
-    for name, layer in _adapted(model).items():
-        if (bits := packed.get(f"{name}.weight")) is not None:
-            layer.forward = _Masked(layer, bits.to(device))
+    for path, layer in _adapted(model).items():
+        # Adapters of several tensors of one module are around each other.
+        owner, inner, _ = path.partition(_INNER)
+        if (bits := packed.get(f"{owner}.{_parameter(layer)}")) is not None:
+            layer.forward = _Masked(layer, bits.to(device), outermost=not inner)
 
 
 def merge(model: nn.Module) -> None:
@@ -130,32 +150,39 @@ def merge(model: nn.Module) -> None:
     layers = _adapted(model)
     for name, layer in zip(layers, each_whole(layers.values(), edited=True), strict=True):
         layer.merge(safe_merge=True)
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+        if _INNER not in name:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, layer.get_base_layer())
     vars(model).pop("peft_config", None)
 
 
 class _Masked:
-    """Forward pass of a linear map with an adapter: W + mask * B A instead of W + B A.
+    """Forward pass of a module with an adapter: W + mask * B A instead of W + B A.
 
     Args:
         layer: of peft.
         bits: the mask, packed, where the model computes.
+        outermost: no other adapter is around this one.
     """
 
-    def __init__(self, layer: Any, bits: Tensor) -> None:
-        self._layer, self._bits = layer, bits
+    def __init__(self, layer: Any, bits: Tensor, outermost: bool) -> None:
+        self._layer, self._bits, self._outermost = layer, bits, outermost
+        self._name = _parameter(layer)
+        module, self._path = layer.base_layer, self._name
+        while module is not layer.get_base_layer():
+            module, self._path = module.base_layer, f"base_layer.{self._path}"
 
-    def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        if torch.is_grad_enabled():  # a checkpoint does not keep the updates of each weight
-            return checkpoint(self._run, x, use_reentrant=False)  # type: ignore[return-value]
-        return self._run(x)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A checkpoint does not keep the updates of each weight.
+        if self._outermost and torch.is_grad_enabled():
+            return checkpoint(self._run, *args, use_reentrant=False, **kwargs)
+        return self._run(*args, **kwargs)
 
-    def _run(self, x: Tensor) -> Tensor:
-        base: nn.Module = self._layer.get_base_layer()
-        weight = base.get_parameter("weight")
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        weight = self._layer.get_base_layer().get_parameter(self._name)
         mask = unpack(self._bits, weight.shape)
         # In the precision of merging, even under autocast.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(weight.device.type, enabled=False):
             added = self._layer.get_delta_weight(self._layer.active_adapters[0]) * mask
-        return torch.func.functional_call(base, {"weight": weight + added.to(weight.dtype)}, (x,))
+        changed = {self._path: weight + added.to(weight.dtype)}
+        return torch.func.functional_call(self._layer.base_layer, changed, args, kwargs)

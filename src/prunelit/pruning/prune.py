@@ -5,13 +5,14 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import transformers
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -33,6 +34,7 @@ from prunelit.pruners.base import Pruner
 from prunelit.pruning.blockwise import RankText, prune_blocks
 from prunelit.pruning.masks import Masks, build_masks, count_zeros
 from prunelit.pruning.peak_memory import PeakMemory
+from prunelit.pruning.pooling import Reach
 from prunelit.pruning.report import (
     BlockCost,
     Missing,
@@ -115,6 +117,7 @@ def prune(
     before, missing = count_entries(model, shrinks=pruner.shrinks)
     memory = PeakMemory(offload_to or model.device)
     costs: list[BlockCost] = []
+    reach = Reach(pruner.expert_tokens)
     was_training = model.training
     model.eval()
     try:
@@ -123,7 +126,7 @@ def prune(
             offloaded(blocks, offload_to),
             _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar,
         ):
-            for cost in prune_blocks(model, pruner, text, memory):
+            for cost in prune_blocks(model, pruner, text, memory, reach):
                 costs.append(cost)
                 bar.show(costs)
     finally:
@@ -136,12 +139,16 @@ def prune(
         if pruner.sparsifies:
             now |= find_missing(model, shrinks=pruner.shrinks, names=names)
             masks.merge(build_masks(model, before, own))
+    calibration = describe_batches(batches)
+    if calibration is not None and (warning := reach.warning(calibration["tokens"])):
+        rank_zero_warn(warning)
     report = PruningReport(
-        recipe={"pruner": describe(pruner), "calibration": describe_batches(batches)},
+        recipe={"pruner": describe(pruner), "calibration": calibration},
         blocks=_by_block(costs),
         peak_memory=memory.meaning,
         shrinks=pruner.shrinks,
         masks=masks,
+        experts=asdict(reach) if reach.experts else None,
         versions={
             "prunelit": version("prunelit"),
             "torch": str(torch.__version__),

@@ -1,5 +1,6 @@
 """Report of a pruning: removed weights of each tensor and block, time and memory."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -8,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, first_line
-from prunelit.models.architecture import decoder_blocks, linear_weights
+from prunelit.models.architecture import block_weights, decoder_blocks
 from prunelit.models.stores import each_part, each_whole
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
@@ -18,7 +19,7 @@ from prunelit.report.tables import as_text, pruning_table
 
 @dataclass
 class TensorSparsity:
-    """Achieved sparsity of one weight matrix.
+    """Achieved sparsity of one weight of a block: a matrix, or all matrices of fused experts.
 
     Args:
         name: name of the parameter in the model.
@@ -27,6 +28,8 @@ class TensorSparsity:
         zeros: number of entries that are exactly 0, before dropped parts are taken out.
         removed: number of entries that pruning set to 0, or dropped with their sublayer or neuron.
             Other entries that were 0 before do not count. None is all zeros.
+        kind: `linear`, or what is left dense unless it is named: `router`, `gate`, `convolution`,
+            `other`.
     """
 
     name: str
@@ -34,6 +37,7 @@ class TensorSparsity:
     size: int
     zeros: int
     removed: int | None = None
+    kind: str = "linear"
 
     def __post_init__(self) -> None:
         self.removed = self.zeros if self.removed is None else self.removed
@@ -63,7 +67,7 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class Missing:
-    """Entries of a linear weight that do nothing.
+    """Entries of a weight that do nothing.
 
     Args:
         dropped: number of entries in dropped sublayers and dropped neurons, which are taken out.
@@ -90,7 +94,7 @@ class PruningReport:
 
     Args:
         recipe: plain data that decides the masks: the pruner and the calibration tokens.
-        tensors: every linear weight inside the blocks, pruned or not.
+        tensors: every weight inside the blocks with two dimensions or more, pruned or not.
         blocks: time and memory of each block.
         peak_memory: meaning of `peak_bytes` on this device.
         parameters: number of parameters of the dense model; shared ones count once.
@@ -103,6 +107,9 @@ class PruningReport:
         stored_bytes: their size.
         removed: parts that the pruned model does not have, see `pruning.json`; None if it has all.
         masks: masks of the removed weights; `pruning.json` does not hold them.
+        experts: of a mixture, how many were pruned (`experts`), how many of them read fewer
+            calibration tokens than `least` and share statistics (`pooled`), and how many read none
+            (`unreached`); None if no data was read or nothing is fused.
 
     Example:
         >>> from prunelit import PruningReport
@@ -128,14 +135,25 @@ class PruningReport:
     stored_bytes: int = 0
     removed: dict[str, Any] | None = None
     masks: Masks = field(default_factory=Masks, repr=False, compare=False)
+    experts: dict[str, int] | None = None
 
     @property
     def sparsity(self) -> float:
-        """Share of the linear weights of all blocks that pruning removed."""
+        """Share of the weights of all blocks that pruning removed."""
         return _sparsity(self.tensors)
 
+    @property
+    def left_out(self) -> dict[str, float]:
+        """Share of the weights of all blocks that were left dense as a kind, by kind."""
+        size = sum(tensor.size for tensor in self.tensors)
+        left: Counter[str] = Counter()
+        for tensor in self.tensors:
+            if tensor.kind != "linear" and not tensor.removed:
+                left[tensor.kind] += tensor.size
+        return {kind: count / size for kind, count in left.items()}
+
     def block_sparsity(self, prefix: str) -> float:
-        """Achieved sparsity over the linear weights under `prefix`, such as `model.layers.0`."""
+        """Achieved sparsity over the weights under `prefix`, such as `model.layers.0`."""
         return _sparsity([t for t in self.tensors if t.name.startswith(prefix + ".")])
 
     def __str__(self) -> str:
@@ -152,6 +170,7 @@ class PruningReport:
             **plain,
             "recipe_id": recipe_id(self.recipe),
             "sparsity": self.sparsity,
+            "left_out": self.left_out,
             "tensors": [{**asdict(t), "sparsity": t.sparsity} for t in self.tensors],
             "blocks": [
                 {**asdict(b), "name": prefix, "sparsity": self.block_sparsity(prefix)}
@@ -169,7 +188,7 @@ class PruningReport:
         try:
             known = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
             known["tensors"] = [
-                TensorSparsity(t["name"], t["shape"], t["size"], t["zeros"], t.get("removed"))
+                TensorSparsity(**{f.name: t[f.name] for f in fields(TensorSparsity) if f.name in t})
                 for t in plain["tensors"]
             ]
             known["blocks"] = [
@@ -207,9 +226,9 @@ class PruningReport:
         count = len(blocks) + len(removed.blocks)
         kept = [index for index in range(count) if index not in removed.blocks]
         present = {
-            f"{prefix}.{old}.{part}.weight": list(block.get_parameter(f"{part}.weight").shape)
+            f"{prefix}.{old}.{part}": list(weight.value.shape)
             for old, block in zip(kept, blocks, strict=False)
-            for part in linear_weights(block)
+            for part, weight in block_weights(block).items()
         }
         reported = {tensor.name: tensor for tensor in self.tensors}
         stored = count_stored(model)
@@ -266,7 +285,7 @@ def block_prefix(name: str) -> str:
 def find_missing(
     model: PreTrainedModel, *, shrinks: bool, names: Collection[str] | None = None
 ) -> dict[str, Missing]:
-    """Count the missing entries of each linear weight in the blocks, by name of the parameter.
+    """Count the missing entries of each weight in the blocks, by name of the parameter.
 
     Args:
         model: with zeros in dropped parts.
@@ -283,11 +302,11 @@ def find_missing(
     missing = {}
     for index, block in zip(chosen, each_whole(blocks[i] for i in chosen), strict=True):
         dropped = find_dropped(block) if shrinks else {}
-        for part, weight in linear_weights(block).items():
-            entries = dropped.get(part, weight[:0])
-            zeros = _zeros(weight) - _zeros(entries)
-            missing[f"{prefix}.{index}.{part}.weight"] = Missing(
-                entries.numel(), zeros, whole=entries.numel() == weight.numel()
+        for part, weight in block_weights(block).items():
+            entries = dropped.get(part.removesuffix(".weight"), weight.value[:0])
+            zeros = _zeros(weight.value) - _zeros(entries)
+            missing[f"{prefix}.{index}.{part}"] = Missing(
+                entries.numel(), zeros, whole=entries.numel() == weight.value.numel()
             )
     return missing
 
@@ -324,6 +343,12 @@ def count_weights(
         zeros: `count_zeros` of the pruned model.
     """
     parameters = dict(model.named_parameters())
+    prefix, blocks = decoder_blocks(model)
+    kinds = {
+        f"{prefix}.{index}.{part}": weight.kind
+        for index, block in enumerate(blocks)
+        for part, weight in block_weights(block).items()
+    }
     stored = count_stored(model)
     return {
         "tensors": [
@@ -333,6 +358,7 @@ def count_weights(
                 parameters[name].numel(),
                 zeros[name],
                 after[name].beyond(before[name]),
+                kinds[name],
             )
             for name in after
         ],

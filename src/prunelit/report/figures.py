@@ -79,7 +79,7 @@ def scores_figure(results: Sequence[Result]) -> Figure:
 
 
 def sparsity_figure(report: dict[str, Any]) -> Figure:
-    """Draw the achieved sparsity of all linear weights: columns are blocks, rows are modules."""
+    """Draw the achieved sparsity of each weight: columns are blocks, rows are modules."""
     blocks = [block["name"] for block in report["blocks"]]
     modules: list[str] = []
     cells: dict[tuple[str, str], float] = {}
@@ -100,7 +100,7 @@ def sparsity_figure(report: dict[str, Any]) -> Figure:
     axes.set_xticks(range(0, len(blocks), step), [str(i) for i in range(0, len(blocks), step)])
     axes.set_xlabel("block")
     axes.set_title(
-        f"Achieved sparsity (all linear weights: {report['sparsity']:.4f})\n"
+        f"Achieved sparsity (all weights of the blocks: {report['sparsity']:.4f})\n"
         f"{size_sentence(report)}",
         fontsize=10,
     )

@@ -16,6 +16,12 @@ from prunelit.report.results import Result
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _CLASS = "class"  # in the details of a result of one fixed answer
 _TELLING = ("perplexity", "kl_dense_pruned")  # of a task without a main score
+_KINDS = {
+    "router": "routers",
+    "gate": "gates",
+    "convolution": "convolutions",
+    "other": "other tensors",
+}
 _COLUMNS, _LINES = 80, 14  # of a terminal; of a brief table
 
 
@@ -300,8 +306,23 @@ def pruning_table(report: dict[str, Any]) -> Table:
 
 
 def sparsity_sentence(report: dict[str, Any]) -> str:
-    """Say which share of the weights pruning removed."""
-    return f"Achieved sparsity {report['sparsity']:.4f} of the linear weights in all blocks"
+    """Say which share of the weights pruning removed, what was left out, and how much text lacked.
+
+    Args:
+        report: plain data of a `PruningReport`.
+    """
+    left = report.get("left_out")
+    kind = "weights" if left else "linear weights"
+    sentence = f"Achieved sparsity {report['sparsity']:.4f} of the {kind} in all blocks"
+    if left:
+        named = (f"{_KINDS[kind]} {share:.2%}" for kind, share in left.items())
+        sentence += f"; left dense: {', '.join(named)} of them"
+    if (experts := report.get("experts")) and experts["pooled"]:
+        sentence += (
+            f"; {experts['pooled']} of {experts['experts']} experts read fewer than "
+            f"{experts['least']} calibration tokens and share statistics"
+        )
+    return sentence
 
 
 def size_sentence(report: dict[str, Any]) -> str:
