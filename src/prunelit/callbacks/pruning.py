@@ -39,7 +39,7 @@ from prunelit.pruning.masks import Masks
 from prunelit.pruning.prune import describe_batches
 from prunelit.pruning.report import Missing, find_missing
 from prunelit.recipe import describe, find_differences, tell_differences
-from prunelit.report.tables import pruning_table, show, size_sentence, sparsity_sentence
+from prunelit.report.tables import pruning_table, show, size_sentence, sparsity_sentence, wrap
 from prunelit.schedule import OneShot, Schedule
 
 
@@ -397,7 +397,7 @@ class Pruning(Callback):
             elif self._tells and self.verbose:
                 show(pruning_table(self.report))
             elif self._tells:
-                print(*sentences, sep="\n")
+                print(*map(wrap, sentences), sep="\n")
         # Ranks that share the blocks write them together.
         if write and (trainer.is_global_zero or is_shared(decoder_blocks(model)[1])):
             hashed = module.weights.full_hash

@@ -164,8 +164,9 @@ class PruningReport:
         """Convert to plain data for JSON, with the sparsity of each tensor, block and the model."""
         prefixes = list(dict.fromkeys(block_prefix(t.name) for t in self.tensors))
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
-        if self.removed is None:
-            del plain["removed"]
+        for name in ("removed", "experts"):
+            if plain[name] is None:
+                del plain[name]
         return {
             **plain,
             "recipe_id": recipe_id(self.recipe),

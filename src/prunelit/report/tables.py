@@ -312,8 +312,8 @@ def sparsity_sentence(report: dict[str, Any]) -> str:
         report: plain data of a `PruningReport`.
     """
     left = report.get("left_out")
-    kind = "weights" if left else "linear weights"
-    sentence = f"Achieved sparsity {report['sparsity']:.4f} of the {kind} in all blocks"
+    meant = "weights" if left else "linear weights"
+    sentence = f"Achieved sparsity {report['sparsity']:.4f} of the {meant} in all blocks"
     if left:
         named = (f"{_KINDS[kind]} {share:.2%}" for kind, share in left.items())
         sentence += f"; left dense: {', '.join(named)} of them"

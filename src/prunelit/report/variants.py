@@ -49,7 +49,7 @@ class Variant:
         name: name of the variant.
         results: its results.
         curves: its curves, by task.
-        sparsity: share of the linear weights of all blocks that were removed.
+        sparsity: share of the weights of all blocks that were removed.
         dropped: kind and number of dropped parts, such as `("blocks", 4)`; None if pruning sets
             single weights to 0.
         dense_size: number of parameters of the dense model, and their bytes.
