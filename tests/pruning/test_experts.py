@@ -15,6 +15,7 @@ from prunelit.activations import Gram, SquaredNorm, Statistic, StatisticPair
 from prunelit.allocation import OWL, LinearDepth
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
+from prunelit.models.stores import each_whole
 from prunelit.models.streaming import stream
 from prunelit.pruners import (
     RIA,
@@ -149,7 +150,7 @@ def every_matrix(model: PreTrainedModel) -> dict[tuple[int, str, int], Tensor]:
     """(O, I) by block, tensor and expert."""
     return {
         (index, tensor, expert): oriented(experts, tensor, expert).clone()
-        for index, block in enumerate(decoder_blocks(model)[1])
+        for index, block in enumerate(each_whole(decoder_blocks(model)[1]))
         if (experts := experts_of(block)) is not None
         for tensor in TENSORS
         for expert in range(4)
