@@ -85,6 +85,8 @@ class Probe:
         at: `input` reads the first input of a submodule, `output` its output. `residual` reads the
             residual stream before and after a part of the block, each (N, D); the name of the
             probe is then `attention`, `mlp` or `block` instead of the name of a submodule.
+            `routing` reads what the fused experts of a mixture read: hidden states (N, D), the
+            experts of each token (N, K) and their shares (N, K).
         tokens: number of calibration tokens, without padding, that an expert of a mixture has read;
             prunelit counts them.
 
@@ -99,7 +101,7 @@ class Probe:
     """
 
     statistic: Statistic
-    at: Literal["input", "output", "residual"] = "input"
+    at: Literal["input", "output", "residual", "routing"] = "input"
     tokens: int = 0
 
 

@@ -102,8 +102,28 @@ def expert_maps(name: str, module: nn.Module) -> dict[str, ExpertMap]:
     return {
         f"{name}.{tensor}.{index}": ExpertMap(module, tensor, index)
         for tensor in fused_tensors(module)
-        for index in range(_count(module))
+        for index in range(count_experts(module))
     }
+
+
+def expert_output(experts: nn.Module, index: int, x: Tensor) -> Tensor:
+    """Compute the output of one expert, without the share that the router gives it.
+
+    Args:
+        experts: the module that holds fused experts.
+        index: number of the expert.
+        x: (M, D).
+
+    Returns:
+        (M, D).
+    """
+    first, last = fused_tensors(experts)
+    reached = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    between = ExpertMap(experts, first, index)(x, reached)
+    output = ExpertMap(experts, last, index)(_activate(experts, first, between), reached)
+    if getattr(experts, "has_post_expert_norm", False):
+        output = experts.post_expert_norm(output)  # type: ignore[operator]
+    return output
 
 
 def find_routers(block: nn.Module) -> set[str]:
@@ -115,7 +135,7 @@ def find_routers(block: nn.Module) -> set[str]:
     found: set[str] = set()
     for name, experts in find_experts(block).items():
         parent, dot, _ = name.rpartition(".")
-        count, width = _count(experts), _width(experts)
+        count, width = count_experts(experts), _width(experts)
         for child, module in block.get_submodule(parent).named_children():
             if find_experts(module):
                 continue
@@ -196,7 +216,7 @@ def _run(
         shares: (N, K), the weights of their outputs.
     """
     first, last = fused_tensors(experts)
-    count = _count(experts)
+    count = count_experts(experts)
     output = torch.zeros_like(hidden)
     for index in range(count):
         up, down = (
@@ -228,7 +248,8 @@ def _activate(experts: Any, first: str, x: Tensor) -> Tensor:
     return experts.act_fn(gate) * up
 
 
-def _count(experts: nn.Module) -> int:
+def count_experts(experts: nn.Module) -> int:
+    """Count the experts of a module that fuses them."""
     return experts.get_parameter(_LAST).shape[0]
 
 

@@ -187,7 +187,7 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
     for key, value in removed.items():
         numbers = value if isinstance(value, list) else [value]
         whole = all(type(number) is int and number >= 0 for number in numbers)
-        expected = int | None if key == "intermediate_size" else list
+        expected = int | None if key in ("intermediate_size", "experts") else list
         if not isinstance(value, expected) or not (whole or value is None):
             raise InputError(
                 f"Expected indices of blocks as `removed.{key}` in {str(path)!r} but got "

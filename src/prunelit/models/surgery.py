@@ -16,6 +16,7 @@ from prunelit.models.architecture import (
     oriented_weight,
     sublayers,
 )
+from prunelit.models.fewer_experts import drop_experts_, is_mixture
 from prunelit.models.stores import each_whole, whole
 
 # The configuration's names for the width of the MLP.
@@ -31,12 +32,14 @@ class Removed:
         attention: indices, in the stored model, of blocks without attention.
         mlp: indices, in the stored model, of blocks without MLP.
         intermediate_size: width of the MLPs; None means that of the dense model.
+        experts: number of experts of each mixture; None means that of the dense model.
     """
 
     blocks: list[int] = field(default_factory=list)
     attention: list[int] = field(default_factory=list)
     mlp: list[int] = field(default_factory=list)
     intermediate_size: int | None = None
+    experts: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dict that JSON can hold."""
@@ -114,7 +117,8 @@ def neuron_rows(block: nn.Module, name: str, width: int) -> Tensor:
 def shrink_(model: PreTrainedModel) -> Removed:
     """Take dropped blocks, dropped sublayers and zero neurons out of a model, in place.
 
-    A block is removed if both its sublayers are dropped. All MLPs get the same width: that of the
+    A mixture loses its dropped experts, see `drop_experts_`. In other models a block is removed if
+    both its sublayers are dropped. All MLPs get the same width: that of the
     block with the most neurons that are not 0. If one sublayer is dropped, its module is replaced
     as in `remove_sublayers`. The model gets a configuration of its own.
 
@@ -128,6 +132,11 @@ def shrink_(model: PreTrainedModel) -> Removed:
         InputError: if all blocks are dropped, or the configuration cannot hold the new shape.
     """
     _, blocks = decoder_blocks(model)
+    if is_mixture(model):
+        _own_config(model)
+        removed = Removed(experts=drop_experts_(model))
+        _check_shape(model, removed)
+        return removed
     gone = [{kind for kind in KINDS if is_dropped(b, kind)} for b in each_whole(blocks)]
     removed = Removed(blocks=[i for i, kinds in enumerate(gone) if len(kinds) == 2])
     kept = [i for i in range(len(blocks)) if i not in removed.blocks]

@@ -4,6 +4,7 @@ from prunelit.models.architecture import oriented_weight
 from prunelit.models.stores import whole
 from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
+from prunelit.pruners.expert_drop import ExpertDrop
 from prunelit.pruners.magnitude import Magnitude
 from prunelit.pruners.neuron import Neuron
 from prunelit.pruners.obs_update import OBSUpdate
@@ -17,6 +18,7 @@ from prunelit.pruners.wanda import Wanda
 __all__ = [
     "RIA",
     "BlockDrop",
+    "ExpertDrop",
     "LinearPruner",
     "Magnitude",
     "Neuron",

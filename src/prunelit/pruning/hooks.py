@@ -1,5 +1,6 @@
 """Hooks that fill the probes of a block while it runs."""
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -162,10 +163,28 @@ class Feed:
         module = self.modules[name]
         # No mask where no token is padding: it would copy the activations.
         real = None if stream.tokens.all() else stream.tokens
+        if probe.at == "routing":
+            hook = partial(self._update_routing, probe, real)
+            return module.register_forward_pre_hook(hook, with_kwargs=True)
         hook = partial(self._update, name, probe, stream.tokens.shape, real)
         if probe.at == "input":
             return module.register_forward_pre_hook(hook)
         return module.register_forward_hook(hook)
+
+    def _update_routing(
+        self,
+        probe: Probe,
+        real: Tensor | None,
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+    ) -> None:
+        read = inspect.signature(type(module).forward).bind(module, *args, **kwargs).args[1:]
+        if real is not None:
+            tokens = real.reshape(-1).to(read[0].device)
+            read = tuple(x[tokens] for x in read)
+        with torch.autocast(read[0].device.type, enabled=False):
+            probe.statistic.update(*read)
 
     def _update(
         self,

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import block_weights, decoder_blocks
+from prunelit.models.fewer_experts import find_dropped_experts, is_mixture
 from prunelit.models.stores import each_part, each_whole
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
@@ -244,7 +245,7 @@ class PruningReport:
             present.keys() - reported.keys()
             or stored["stored_parameters"] != self.stored_parameters
             or replace(find_removed(model), blocks=removed.blocks)
-            != replace(removed, intermediate_size=None)
+            != replace(removed, intermediate_size=None, experts=None)
         ):
             raise _refuse("it has other parts than those that were left")
         if unknown := sorted({*self.masks} - {name for name, _ in model.named_parameters()}):
@@ -301,8 +302,11 @@ def find_missing(
         if names is None or any(name.startswith(f"{prefix}.{index}.") for name in names)
     ]
     missing = {}
+    mixture = is_mixture(model)
     for index, block in zip(chosen, each_whole(blocks[i] for i in chosen), strict=True):
-        dropped = find_dropped(block) if shrinks else {}
+        dropped = {}
+        if shrinks:
+            dropped = find_dropped_experts(block) if mixture else find_dropped(block)
         for part, weight in block_weights(block).items():
             entries = dropped.get(part.removesuffix(".weight"), weight.value[:0])
             zeros = _zeros(weight.value) - _zeros(entries)

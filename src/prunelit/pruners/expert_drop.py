@@ -1,0 +1,205 @@
+"""Drop the experts of a mixture that matter least."""
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.activations import Statistic
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks
+from prunelit.models.experts import count_experts, expert_output, find_experts
+from prunelit.models.fewer_experts import alive_experts, is_mixture, routed_tensors
+from prunelit.pruners.base import Probe, Pruner
+from prunelit.sparsity import Ratio, count_removed
+
+Criterion = Literal["reap", "frequency", "gate", "output_norm", "random"]
+
+
+class ExpertDrop(Pruner):
+    """Drop the experts with the lowest scores, the same number in every mixture.
+
+    The router loses the rows, biases and correction biases of these experts, so that other experts
+    take their tokens. Where a router first chooses groups of experts, every group loses the same
+    number. A dropped expert is 0 until `prunelit.prune` takes it out of the model; so long the
+    router may choose it.
+
+    With the share g of an expert for a token and its output f, the score of an expert is
+
+    * `reap`: the mean of g ||f|| over the tokens that reach it (arXiv:2510.13999, eq. 9)
+    * `frequency`: the number of these tokens
+    * `gate`: the sum of g over them
+    * `output_norm`: the sum of ||f|| over them
+    * `random`: a random number, the floor; it needs no text
+
+    An expert that no token reaches has the score 0.
+
+    Args:
+        ratio: share of the experts to drop, in [0, 1).
+        count: number of experts to drop in each mixture, instead of `ratio`.
+        criterion: how an expert is scored.
+        seed: of `random`.
+
+    Example:
+        >>> import torch
+        >>> from prunelit import prune
+        >>> from prunelit.pruners import ExpertDrop
+        >>> from transformers import AutoModelForCausalLM, MixtralConfig
+        >>> config = MixtralConfig(vocab_size=64, hidden_size=16, intermediate_size=8,
+        ...                        num_hidden_layers=2, num_attention_heads=2,
+        ...                        num_key_value_heads=2, num_local_experts=4)
+        >>> model = AutoModelForCausalLM.from_config(config)
+        >>> report = prune(model, ExpertDrop(0.25), torch.arange(64).view(4, 16))
+        >>> model.model.layers[0].mlp.experts.down_proj.shape
+        torch.Size([3, 16, 8])
+    """
+
+    shrinks = True
+
+    def __init__(
+        self,
+        ratio: Ratio = 0.25,  # type: ignore[valid-type]
+        count: int | None = None,
+        criterion: Criterion = "reap",
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= ratio < 1:
+            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
+        if count is not None and count < 0:
+            raise InputError(f"Expected `count` of at least 0 but got {count}.")
+        self.ratio = float(ratio)
+        self.count = count
+        self.criterion: Criterion = criterion
+        self.seed = seed
+        self._groups = 1
+        self._generator = torch.Generator()
+
+    def scale(self, fraction: float) -> "ExpertDrop":
+        other = copy.copy(self)
+        other.ratio = self.ratio * fraction
+        if self.count is not None:
+            other.count = math.ceil(round(fraction * self.count, 9))
+        return other
+
+    def check(self, model: PreTrainedModel) -> None:
+        super().check(model)
+        if not is_mixture(model):
+            raise InputError(
+                f"Expected a mixture with fused experts but {type(model).__name__} has none: take "
+                "another method, such as `Neuron`."
+            )
+        config = model.config.get_text_config(decoder=True)
+        groups = _groups(config)
+        active = getattr(config, "num_experts_per_tok", None) or 1
+        for block in decoder_blocks(model)[1]:
+            for name, experts in find_experts(block).items():
+                if len(inspect.signature(type(experts).forward).parameters) != 4:
+                    raise InputError(
+                        f"{name!r} gets no list of the experts of each token, so that "
+                        f"{type(self).__name__} cannot score them: take another method."
+                    )
+                before = count_experts(experts)
+                kept = before - self._number(before)
+                if kept % groups or before % groups:
+                    raise InputError(
+                        f"Expected to keep a multiple of {groups} experts, the groups of the "
+                        f"router, but {kept} of {before} are left: change `ratio` or `count`."
+                    )
+                # A router with groups scores a group by its two best experts.
+                open_groups = (getattr(config, "topk_group", None) or 1) if groups > 1 else 1
+                least = max(active, 2 * groups if groups > 1 else 1)
+                if kept < least or kept // groups * open_groups < active:
+                    raise InputError(
+                        f"Expected at least {least} experts to be left, of which each token gets "
+                        f"{active}, but {kept} of {before} are: drop fewer."
+                    )
+                routed = [value for value, _ in routed_tensors(block, name).values()]
+                if all(value.ndim != 2 for value in routed):
+                    raise InputError(
+                        f"Expected a router beside {name!r} with a row for each of {before} "
+                        "experts but found none: take another method."
+                    )
+
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
+        self._groups = _groups(model.config.get_text_config(decoder=True))
+        self._generator = torch.Generator().manual_seed(self.seed)
+        return False
+
+    def watch(self, block: nn.Module) -> dict[str, Probe]:
+        if self.criterion == "random":
+            return {}
+        return {
+            name: Probe(_Use(experts, self.criterion), at="routing")
+            for name, experts in find_experts(block).items()
+        }
+
+    def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
+        for name, experts in find_experts(block).items():
+            count = count_experts(experts)
+            if self.criterion == "random":
+                scores = torch.rand(count, generator=self._generator)
+            else:
+                scores = probes[name].statistic.value.cpu()
+            # Experts of an earlier round are dropped first.
+            scores = scores.masked_fill(~alive_experts(experts).cpu(), -torch.inf)
+            number = self._number(count) // self._groups
+            grouped = scores.view(self._groups, -1).argsort(dim=1, stable=True)[:, :number]
+            starts = torch.arange(0, count, count // self._groups)[:, None]
+            gone = (grouped + starts).flatten()
+            for value in experts.parameters(recurse=False):
+                if len(value) == count:
+                    value[gone.to(value.device)] = 0
+
+    def _number(self, count: int) -> int:
+        """Number of experts to drop of so many."""
+        return count_removed(self.ratio, count) if self.count is None else self.count
+
+
+def _groups(config: Any) -> int:
+    return getattr(config, "n_group", None) or 1
+
+
+class _Use(Statistic):
+    """Sums over the tokens of each expert.
+
+    Args:
+        experts: the module that holds them.
+        criterion: what is summed.
+    """
+
+    def __init__(self, experts: nn.Module, criterion: Criterion) -> None:
+        self._experts, self._criterion = experts, criterion
+        device = experts.get_parameter("down_proj").device
+        device = torch.device("cpu") if device.type == "meta" else device
+        self._sums = torch.zeros(count_experts(experts), dtype=torch.float64, device=device)
+        self._tokens = torch.zeros_like(self._sums)
+
+    def update(self, hidden: Tensor, chosen: Tensor, shares: Tensor) -> None:  # type: ignore[override]
+        for index in chosen.unique().tolist():
+            tokens, place = torch.where(chosen == index)
+            values = torch.ones(len(tokens), dtype=torch.float64, device=hidden.device)
+            if self._criterion in ("reap", "gate"):
+                values = values * shares[tokens, place]
+            if self._criterion in ("reap", "output_norm"):
+                output = expert_output(self._experts, index, hidden[tokens])
+                values = values * output.double().norm(dim=-1)
+            self._sums[index] += values.sum()
+            self._tokens[index] += len(tokens)
+
+    def all_reduce_(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sums)
+            dist.all_reduce(self._tokens)
+
+    @property
+    def value(self) -> Tensor:
+        """(E,)."""
+        if self._criterion == "reap":
+            return self._sums / self._tokens.clamp(min=1)
+        return self._sums

@@ -1,0 +1,254 @@
+"""A model without some experts is the dense model whose router may not choose them."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Glm4MoeConfig,
+    OlmoeConfig,
+    PreTrainedModel,
+)
+
+from prunelit import prune
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks
+from prunelit.models.experts import find_experts
+from prunelit.models.loading import load_pretrained
+from prunelit.models.saving import save_pretrained
+from prunelit.models.streaming import stream
+from prunelit.pruners import ExpertDrop
+
+MakeModel = Callable[..., PreTrainedModel]
+Batch = dict[str, Tensor]
+CRITERIA = ["reap", "frequency", "gate", "output_norm"]
+
+
+def randomised(config: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=0.15)
+        for name, buffer in model.named_buffers():
+            if "correction" in name:
+                buffer.normal_(std=0.1)
+    return model
+
+
+def grouped(make_model: MakeModel) -> PreTrainedModel:
+    """8 experts in 2 groups, with a correction bias; block 0 is dense."""
+    plain = make_model("deepseek_v3").config.to_dict()
+    return randomised(DeepseekV3Config(**{**plain, "n_routed_experts": 8, "topk_group": 1}))
+
+
+def glm(make_model: MakeModel) -> PreTrainedModel:
+    plain = make_model("qwen3_moe").config.to_dict()
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+            "num_key_value_heads", "moe_intermediate_size", "pad_token_id")  # fmt: skip
+    return randomised(Glm4MoeConfig(
+        **{name: plain[name] for name in same}, intermediate_size=48, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1,
+    ))  # fmt: skip
+
+
+def olmoe(make_model: MakeModel) -> PreTrainedModel:
+    plain = make_model("mixtral").config.to_dict()
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "intermediate_size", "pad_token_id")  # fmt: skip
+    return randomised(OlmoeConfig(
+        **{name: plain[name] for name in same}, num_experts=4, num_experts_per_tok=2,
+    ))  # fmt: skip
+
+
+BUILD: dict[str, Callable[[MakeModel], PreTrainedModel]] = {
+    **{
+        name: lambda make_model, name=name: make_model(name)
+        for name in ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")
+    },
+    "deepseek_v3": grouped,
+    "glm4_moe": glm,
+    "olmoe": olmoe,
+}
+every_family = pytest.mark.parametrize("name", list(BUILD))
+
+
+def experts_of(model: PreTrainedModel) -> list[tuple[nn.Module, Any]]:
+    """The mixture and the fused experts of each block that has them."""
+    return [
+        (block.mlp, experts)
+        for block in decoder_blocks(model)[1]
+        for experts in find_experts(block).values()
+    ]
+
+
+@torch.no_grad()
+def barred(dense: PreTrainedModel, gone: list[set[int]], ids: Tensor) -> Tensor:
+    """Logits of the dense model, whose routers give dropped experts no chance."""
+    own = F.linear
+    routers = {}
+    for (mlp, experts), places in zip(experts_of(dense), gone, strict=True):
+        router = mlp.router if hasattr(mlp, "router") else mlp.gate
+        routers[id(router.weight)] = (sorted(places), router)
+        assert len(router.weight) == len(experts.down_proj)
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        result = own(x, weight, bias)
+        if id(weight) in routers:
+            result = result.clone()
+            result[..., routers[id(weight)][0]] = -1e4
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "linear", linear)
+        patch.setattr(torch.nn.functional, "linear", linear)
+        return dense(ids, use_cache=False).logits
+
+
+def find_gone(dense: PreTrainedModel, small: PreTrainedModel) -> list[set[int]]:
+    """Experts of the dense model that the small one lacks, block by block."""
+    gone = []
+    for (_, before), (_, after) in zip(experts_of(dense), experts_of(small), strict=True):
+        kept = [tuple(x.flatten().tolist()) for x in after.down_proj]
+        gone.append(
+            {i for i, x in enumerate(before.down_proj) if tuple(x.flatten().tolist()) not in kept}
+        )
+    return gone
+
+
+@every_family
+def test_it_is_the_dense_model_that_may_not_choose_them(
+    name: str, make_model: MakeModel, padded: Batch, tmp_path: Path, tokenizer: Any
+) -> None:
+    model = BUILD[name](make_model)
+    dense = copy.deepcopy(model)
+    before = len(experts_of(dense)[0][1].down_proj)
+    report = prune(model, ExpertDrop(0.25), [padded])
+    assert report.removed is not None
+    assert report.removed["experts"] == before - before // 4
+    gone = find_gone(dense, model)
+    assert {len(places) for places in gone} == {before // 4}
+    ids = padded["input_ids"]
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits
+    torch.testing.assert_close(logits, barred(dense, gone, ids), atol=2e-5, rtol=1e-4)
+    fewer = sum(p.numel() for p in dense.parameters()) - sum(p.numel() for p in model.parameters())
+    # Correction biases are buffers or parameters without a share in the weights.
+    removed = sum(tensor.removed or 0 for tensor in report.tensors)
+    assert 0 < removed <= fewer
+    assert report.sparsity == pytest.approx(removed / sum(t.size for t in report.tensors))
+    save_pretrained(model, tokenizer, tmp_path / "small", report)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
+    with torch.no_grad():
+        assert torch.equal(stock(ids, use_cache=False).logits, logits)
+    again = load_pretrained(str(tmp_path / "small"))[0]
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    start = ids[-1:]
+    cached, plain = (again.generate(start, use_cache=c, **options) for c in (True, False))
+    assert torch.equal(cached, plain)
+
+
+@torch.no_grad()
+def scores_by_hand(model: PreTrainedModel, criterion: str, batch: Batch) -> Tensor:
+    """(E,) of block 0, token by token."""
+    _, experts = experts_of(model)[0]
+    seen: list[tuple[Tensor, ...]] = []
+    handle = experts.register_forward_pre_hook(lambda _, args: seen.append(args))
+    model(**batch)
+    handle.remove()
+    ((hidden, chosen, shares),) = seen
+    count = len(experts.down_proj)
+    values: list[list[float]] = [[] for _ in range(count)]
+    for token in batch["attention_mask"].flatten().nonzero().flatten().tolist():
+        for expert, share in zip(chosen[token].tolist(), shares[token].tolist(), strict=True):
+            gate, up = (experts.gate_up_proj[expert] @ hidden[token]).chunk(2)
+            norm = float((experts.down_proj[expert] @ (F.silu(gate) * up)).norm())
+            by = {"reap": share * norm, "frequency": 1.0, "gate": share, "output_norm": norm}
+            values[expert].append(by[criterion])
+    if criterion == "reap":
+        return torch.tensor([sum(own) / max(len(own), 1) for own in values])
+    return torch.tensor([sum(own) for own in values])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_lowest_score_of_a_sum_over_real_tokens_goes(
+    criterion: Any, make_model: MakeModel, padded: Batch
+) -> None:
+    model = make_model("qwen3_moe")
+    dense = copy.deepcopy(model)
+    expected = scores_by_hand(dense, criterion, padded)
+    pruner = ExpertDrop(count=2, ratio=0.9, criterion=criterion)
+    probes = pruner.watch(decoder_blocks(model)[1][0])
+    assert list(probes) == ["mlp.experts"]
+    prune(model, pruner, [padded])
+    assert find_gone(dense, model)[0] == set(expected.argsort()[:2].tolist())
+
+
+def test_random_experts_need_no_text_and_have_a_seed(make_model: MakeModel) -> None:
+    def gone(seed: int) -> list[set[int]]:
+        model, dense = make_model("mixtral"), make_model("mixtral")
+        prune(model, ExpertDrop(0.5, criterion="random", seed=seed))
+        return find_gone(dense, model)
+
+    assert gone(0) == gone(0)
+    assert len({str(gone(seed)) for seed in range(4)}) > 1
+    assert {len(places) for places in gone(0)} == {2}
+
+
+def test_a_later_round_drops_more(make_model: MakeModel, padded: Batch) -> None:
+    model, dense = make_model("qwen2_moe"), make_model("qwen2_moe")
+    pruner = ExpertDrop(0.5)
+    prune(model, pruner.scale(0.5), [padded], shrink=False)
+    first = [{i for i, x in enumerate(e.down_proj) if not x.any()} for _, e in experts_of(model)]
+    prune(model, pruner, [padded])
+    assert {len(places) for places in first} == {1}
+    for before, after in zip(first, find_gone(dense, model), strict=True):
+        assert before < after
+
+
+def test_every_group_loses_the_same_number(make_model: MakeModel, padded: Batch) -> None:
+    dense = grouped(make_model)
+    model = copy.deepcopy(dense)
+    prune(model, ExpertDrop(count=4), [padded])
+    for places in find_gone(dense, model):
+        assert sum(place < 4 for place in places) == sum(place >= 4 for place in places) == 2
+
+
+def test_blocks_that_wait_in_files(make_model: MakeModel, padded: Batch) -> None:
+    here, away = make_model("qwen2_moe"), make_model("qwen2_moe")
+    stream(away, torch.float32)
+    for model in (here, away):
+        prune(model, ExpertDrop(0.25), [padded])
+    with torch.no_grad():
+        expected = here(**padded).logits
+        assert torch.equal(away(**padded).logits, expected)
+
+
+@pytest.mark.parametrize(("pruner", "build", "match"), [
+    (ExpertDrop(0.25), lambda make: make("llama"), r"a mixture with fused experts but Llama"),
+    (ExpertDrop(0.75), lambda make: make("mixtral"), r"at least 2 experts .* 1 of 4 are"),
+    (ExpertDrop(count=3), grouped, r"a multiple of 2 experts, .* but 5 of 8"),
+    (ExpertDrop(count=6), grouped, r"at least 4 experts .* 2 of 8"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(
+    pruner: ExpertDrop, build: Any, match: str, make_model: MakeModel, padded: Batch
+) -> None:
+    model = build(make_model)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with pytest.raises(InputError, match=match):
+        prune(model, pruner, [padded])
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{"ratio": 1.0}, {"count": -1}])
+def test_bad_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"Expected `(ratio|count)`"):
+        ExpertDrop(**options)
