@@ -32,7 +32,7 @@ class ExpertDrop(Pruner):
 
     With the share g of an expert for a token and its output f, the score of an expert is
 
-    * `reap`: the mean of g ||f|| over the tokens that reach it (arXiv:2510.13999, eq. 9)
+    * `reap`: the mean of g ||f|| over the tokens that reach it (arXiv:2510.13999)
     * `frequency`: the number of these tokens
     * `gate`: the sum of g over them
     * `output_norm`: the sum of ||f|| over them
