@@ -17,7 +17,8 @@ if [[ ${1-} == full ]]; then
 elif (($#)); then
     exec .venv/bin/pytest "$@"
 fi
-# One run, since each imports and collects for half a minute. The tests of several processes or with
-# much memory come first, in one worker: see tests/conftest.py.
-echo "test: the examples in docstrings, and every test but those marked full" >&2
-.venv/bin/pytest "${parallel[@]}" -m "not full"
+echo "test: the examples in docstrings and the fast tests" >&2
+.venv/bin/pytest "${parallel[@]}" -m "not model and not distributed and not full"
+# After the fast ones: a test of these uses several processes or much memory.
+echo "test: the tests with the real model or two processes" >&2
+.venv/bin/pytest "${parallel[@]}" -m "(model or distributed) and not full"

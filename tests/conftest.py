@@ -191,14 +191,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark most of a table `full`, and put tests that need much first.
+    """Mark most of a table `full`: tests with a `family` and further parameters.
 
-    Of tests with a `family` or `mixture` and further parameters, every run tests each family and
-    each other value at least once. The remaining combinations are marked `full`. Tests that are
-    marked `model` or `distributed` come first: workers begin at different places, so that one of
-    them runs these, one after the other.
+    Every run tests each family and each other value at least once. The remaining combinations are
+    marked `full`.
     """
-    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("model", "distributed"))))
     tables: dict[str, dict[tuple[str, str], list[pytest.Item]]] = {}
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}

@@ -90,6 +90,7 @@ def test_pruning_json_tells_what_was_done(fitted: Path, material: Path) -> None:
             "exclude": [],
             "ratios": None,
             "allocation": None,
+            "expert_tokens": 32,
             "variant": False,
         },
     }

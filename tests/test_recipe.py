@@ -43,6 +43,7 @@ DESCRIBED = {
         "exclude": [],
         "ratios": None,
         "allocation": None,
+        "expert_tokens": 32,
         "variant": False,
     },
 }

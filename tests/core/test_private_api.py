@@ -48,6 +48,7 @@ ELSEWHERE = {
     "part._version",  # PyTorch counts changes in place by it, and its documentation names it
     "model._keys_to_ignore_on_load_unexpected",  # transformers: authors of models set it
     "super()._apply",
+    "experts._apply_gate",  # transformers: authors of experts set it
 }
 
 
