@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
@@ -79,6 +79,37 @@ def test_an_index_that_runs_code_is_refused(folder: Path, tmp_path: Path) -> Non
     assert not ran.exists()
     FileSystemReader(folder).read_metadata()  # which Lightning and torch call
     assert ran.exists()
+
+
+class Taken:
+    """Takes an attribute when it is read, as some versions of Python write an enumeration."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self._call = owner, name
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, str]]:
+        return getattr, self._call
+
+
+@single
+@pytest.mark.parametrize(
+    ("taken", "sentence"),
+    [
+        (Taken(_MEM_FORMAT_ENCODING, "TORCH_CHANNELS_LAST"), None),
+        (Taken(_MEM_FORMAT_ENCODING, "mro"), "damaged and cannot be read"),
+        (Taken(Metadata, "__init__"), "it would take '__init__' of .*, which is not done"),
+    ],
+)
+def test_only_a_memory_format_is_taken_by_name(
+    folder: Path, taken: Taken, sentence: str | None
+) -> None:
+    index = FileSystemReader(folder).read_metadata()
+    (folder / ".metadata").write_bytes(pickle.dumps(replace(index, planner_data=taken)))
+    if sentence is None:
+        assert read_checkpoint(folder) == CONTENT
+    else:
+        with pytest.raises(InputError, match=sentence):
+            read_checkpoint(folder)
 
 
 @single

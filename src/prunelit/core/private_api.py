@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path, PurePath
+from pickle import UnpicklingError
 from subprocess import Popen
 from typing import Any, ClassVar
 
@@ -87,7 +88,7 @@ def index_names() -> dict[tuple[str, str], Any]:
     """Return what the index of a folder of `torch.distributed.checkpoint` names.
 
     Returns:
-        Classes, dtypes and a function, by module and name; none of them does anything but build a
+        Classes, dtypes and functions, by module and name; none of them does anything but build a
         value.
     """
     classes = (
@@ -100,9 +101,17 @@ def index_names() -> dict[tuple[str, str], Any]:
         **{(one.__module__, one.__name__): one for one in classes},
         **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in dtypes},
         ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+        # So some releases of Python 3.11, as that of Debian 12, write a member of an enumeration.
+        ("builtins", "getattr"): _memory_format,
         # The place of the folder when it was written; its module depends on the version of Python.
         **dict.fromkeys(((name, "PosixPath") for name in ("pathlib", "pathlib._local")), PurePath),
     }
+
+
+def _memory_format(owner: object, name: str) -> metadata._MEM_FORMAT_ENCODING:
+    if owner is not metadata._MEM_FORMAT_ENCODING:
+        raise UnpicklingError(f"it would take {name!r} of {owner!r}, which is not done")
+    return metadata._MEM_FORMAT_ENCODING[name]
 
 
 class ResumingTrainer(Trainer):
