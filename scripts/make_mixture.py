@@ -17,7 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from prunelit import load_pretrained
 from prunelit.data.rows import load_texts
@@ -169,12 +174,12 @@ def make_mixture(dense: PreTrainedModel, tokens: Tensor) -> Qwen2MoeForCausalLM:
     return mixture
 
 
-def read_text(tokenizer: object) -> Tensor:
+def read_text(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Read calibration text; the last quarter of each file is left for the tasks."""
     found = [
         pack(
             load_texts(TEXT.format(name), column="text", split="train[:75%]", documents="lines"),
-            tokenizer,  # type: ignore[arg-type]
+            tokenizer,
             sequences=int(RECIPE[name]),
             length=int(RECIPE["length"]),
             seed=int(RECIPE["seed"]),

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prunelit.activations import Gram, SquaredNorm
+from prunelit.activations import Gram, SquaredNorm, Statistic, StatisticPair
 
 
 def oracle(x: torch.Tensor) -> np.ndarray:
@@ -89,3 +90,16 @@ def test_gram_is_the_mean_outer_product_whatever_the_batches() -> None:
     torch.testing.assert_close(gram.value.diagonal(), norm.value)
     with pytest.raises(ValueError, match="at least one calibration token"):
         _ = Gram(3).value
+
+
+@pytest.mark.parametrize("statistic", [
+    lambda: SquaredNorm(3), lambda: Gram(3), lambda: StatisticPair(Gram(3), SquaredNorm(3)),
+])  # fmt: skip
+def test_added_statistics_are_those_of_all_tokens(statistic: Callable[[], Statistic]) -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    whole, first, second = statistic(), statistic(), statistic()
+    whole.update(x)
+    first.update(x[:2])
+    second.update(x[2:])
+    first.add_(second)
+    torch.testing.assert_close(first.value, whole.value)

@@ -22,7 +22,7 @@ from .situations import SITUATIONS, Situation
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are those of Linux")
 Outcome = CompletedProcess[str]
 NAMES = list(SITUATIONS)
-MORE = range(146, 230)  # every run tries those before
+ALL = 230  # spoiled files: 10 of each kind; every run tries the first of them, see `--fuzz`
 PARTS = 4  # of the kinds of files, which run at once
 LIMITS = (30, 2 << 30)  # of a run: seconds, and bytes beside those of the libraries
 LONGEST = 420  # characters of a sentence
@@ -93,15 +93,17 @@ def workplace(
 def test_spoiled_files(
     part: int, workplace: Workplace, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    count: Any = request.config.getoption("--fuzz")
-    chosen = request.config.getoption("--fuzz-case") or range(count)
-    assert_right(part, chosen, workplace, tmp_path)
+    numbers = request.config.getoption("--fuzz-case") or range(request.config.getoption("--fuzz"))
+    assert_right(part, numbers, workplace, tmp_path)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("part", range(PARTS))
-def test_more_spoiled_files(part: int, workplace: Workplace, tmp_path: Path) -> None:
-    assert_right(part, MORE, workplace, tmp_path)
+def test_more_spoiled_files(
+    part: int, workplace: Workplace, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    numbers = range(request.config.getoption("--fuzz"), ALL)
+    assert_right(part, numbers, workplace, tmp_path)
 
 
 def assert_right(part: int, numbers: Iterable[int], workplace: Workplace, folder: Path) -> None:

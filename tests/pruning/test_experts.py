@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit import PruningReport, prune
-from prunelit.activations import Gram, SquaredNorm, Statistic, StatisticPair
 from prunelit.allocation import OWL, LinearDepth
-from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.stores import each_whole
 from prunelit.models.streaming import stream
@@ -26,7 +24,6 @@ from prunelit.pruners import (
     Random,
     SparseGPT,
     Wanda,
-    oriented_weight,
 )
 from prunelit.report.tables import sparsity_sentence
 from prunelit.sparsity import SemiStructured, Unstructured
@@ -344,61 +341,3 @@ def test_the_report_knows_fused_tensors_and_what_was_left(
     )
     report.check(model)
     assert PruningReport.from_dict(report.as_dict()) == report
-
-
-class Unsummed(SquaredNorm):
-    add_ = Statistic.add_  # type: ignore[assignment]
-
-
-class Plain(Wanda):
-    def statistic(self, linear: nn.Module) -> Statistic:
-        return Unsummed(oriented_weight(linear).shape[1])
-
-
-def unreachable(model: PreTrainedModel) -> PreTrainedModel:
-    """Expert 3 of block 1 is never chosen."""
-    router = decoder_blocks(model)[1][1].mlp.router
-    with torch.no_grad():
-        router.bias[3] = -1e4
-    return model
-
-
-def test_experts_without_a_token_are_told_with_the_text_that_they_need(
-    make_model: MakeModel, padded: Batch
-) -> None:
-    model = unreachable(make_model("gpt_oss"))
-    with pytest.warns(UserWarning, match=(
-        r"1 of 12 experts read none of the 111 calibration tokens\..* needs 8 times as much text, "
-        r"888 tokens"
-    )):  # fmt: skip
-        report = prune(model, Wanda(Unstructured(0.5), expert_tokens=8), [padded])
-    assert report.experts == {"least": 8, "experts": 12, "pooled": 1, "unreached": 1}
-    assert "1 of 12 experts read fewer than 8 calibration tokens and share" in " ".join(
-        str(report).split()
-    )
-    for weight in every_matrix(model).values():
-        assert (weight == 0).double().mean() == 0.5
-
-
-def test_a_statistic_that_cannot_be_added_up_is_named(make_model: MakeModel, padded: Batch) -> None:
-    with pytest.raises(InputError, match=r"Few .* an expert, and Unsummed cannot .* `add_`"):
-        prune(unreachable(make_model("gpt_oss")), Plain(Unstructured(0.5)), [padded])
-    prune(make_model("gpt_oss"), Plain(Unstructured(0.5), expert_tokens=1), [padded])
-
-
-@pytest.mark.parametrize("statistic", [
-    lambda: SquaredNorm(3), lambda: Gram(3), lambda: StatisticPair(Gram(3), SquaredNorm(3)),
-])  # fmt: skip
-def test_added_statistics_are_those_of_all_tokens(statistic: Callable[[], Any]) -> None:
-    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    whole, first, second = statistic(), statistic(), statistic()
-    whole.update(x)
-    first.update(x[:2])
-    second.update(x[2:])
-    first.add_(second)
-    torch.testing.assert_close(first.value, whole.value)
-
-
-def test_fewer_than_one_token_is_refused() -> None:
-    with pytest.raises(InputError, match=r"`expert_tokens` of at least 1 but got 0"):
-        Wanda(Unstructured(0.5), expert_tokens=0)

@@ -117,13 +117,23 @@ def expert_output(experts: nn.Module, index: int, x: Tensor) -> Tensor:
     Returns:
         (M, D).
     """
-    first, last = fused_tensors(experts)
     reached = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    between = ExpertMap(experts, first, index)(x, reached)
-    output = ExpertMap(experts, last, index)(_activate(experts, first, between), reached)
-    if getattr(experts, "has_post_expert_norm", False):
-        output = experts.post_expert_norm(output)  # type: ignore[operator]
-    return output
+    return _run_one(experts, {}, index, x, reached)
+
+
+def routed_inputs(experts: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
+    """Return what fused experts read, in order.
+
+    Args:
+        experts: the module.
+        args: of its forward pass.
+        kwargs: of its forward pass.
+
+    Returns:
+        Hidden states; in most families also the experts of each token and their shares.
+    """
+    bound = inspect.signature(type(experts).forward).bind(experts, *args, **kwargs)
+    return bound.args[1:]
 
 
 def find_routers(block: nn.Module) -> set[str]:
@@ -184,8 +194,7 @@ def _forward(
     **kwargs: Any,
 ) -> Tensor:
     """Forward pass of experts, map by map."""
-    bound = inspect.signature(type(experts).forward).bind(experts, *args, **kwargs)
-    output = _run(experts, known, *bound.args[1:])
+    output = _run(experts, known, *routed_inputs(experts, args, kwargs))
     if own is not None:
         expected = own(*args, **kwargs)
         tolerance = 1e-4 if output.dtype.itemsize >= 4 else 3e-2
@@ -215,26 +224,37 @@ def _run(
         chosen: (N, K), the experts of each token.
         shares: (N, K), the weights of their outputs.
     """
-    first, last = fused_tensors(experts)
     count = count_experts(experts)
     output = torch.zeros_like(hidden)
     for index in range(count):
-        up, down = (
-            known.get((tensor, index)) or ExpertMap(experts, tensor, index)
-            for tensor in (first, last)
-        )
         if chosen is None or shares is None:
             own, into = (x.view(count, -1, x.shape[-1])[index] for x in (hidden, output))
             reached = own.any(-1)
-            into[reached] = down(_activate(experts, first, up(own[reached], reached)), reached)
+            into[reached] = _run_one(experts, known, index, own[reached], reached)
         else:
-            tokens, place = torch.where(chosen == index)
-            reached = (chosen == index).any(-1)
-            result = down(_activate(experts, first, up(hidden[tokens], reached)), reached)
-            if getattr(experts, "has_post_expert_norm", False):
-                result = experts.post_expert_norm(result)  # type: ignore[operator]
+            mine = chosen == index
+            tokens, place = torch.where(mine)
+            result = _run_one(experts, known, index, hidden[tokens], mine.any(-1))
             result = result * shares[tokens, place, None]
             output.index_add_(0, tokens, result.to(output.dtype))
+    return output
+
+
+def _run_one(
+    experts: nn.Module,
+    known: dict[tuple[str, int], ExpertMap],
+    index: int,
+    x: Tensor,
+    reached: Tensor,
+) -> Tensor:
+    """Compute the output of one expert for its tokens, see `ExpertMap.forward`."""
+    first, last = fused_tensors(experts)
+    up, down = (
+        known.get((tensor, index)) or ExpertMap(experts, tensor, index) for tensor in (first, last)
+    )
+    output = down(_activate(experts, first, up(x, reached)), reached)
+    if getattr(experts, "has_post_expert_norm", False):
+        output = experts.post_expert_norm(output)  # type: ignore[operator]
     return output
 
 

@@ -118,9 +118,9 @@ def shrink_(model: PreTrainedModel) -> Removed:
     """Take dropped blocks, dropped sublayers and zero neurons out of a model, in place.
 
     A mixture loses its dropped experts, see `drop_experts_`. In other models a block is removed if
-    both its sublayers are dropped. All MLPs get the same width: that of the
-    block with the most neurons that are not 0. If one sublayer is dropped, its module is replaced
-    as in `remove_sublayers`. The model gets a configuration of its own.
+    both its sublayers are dropped. All MLPs get the same width: that of the block with the most
+    neurons that are not 0. If one sublayer is dropped, its module is replaced as in
+    `remove_sublayers`. The model gets a configuration of its own.
 
     Args:
         model: with zeros in dropped parts.

@@ -1,8 +1,7 @@
 """Hooks that fill the probes of a block while it runs."""
 
-import inspect
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -14,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from prunelit.activations import Probe
 from prunelit.errors import InputError
-from prunelit.models.experts import ExpertMap, called_one_by_one, expert_maps, find_experts
+from prunelit.models.architecture import linear_modules
+from prunelit.models.experts import ExpertMap, called_one_by_one, routed_inputs
 from prunelit.models.replay import Stream
 from prunelit.models.residual import residual_steps
 
@@ -39,7 +39,7 @@ class Trial:
         self.calls: Counter[str] = Counter()
         self._kinds = {name: type(probe.statistic) for name, probe in probes.items()}
         self._seen: list[tuple[Tensor, str]] = []
-        modules = find_modules(block, [n for n, p in probes.items() if p.at != "residual"])
+        modules = watched_modules(block, probes)
         maps = [module for module in modules.values() if isinstance(module, ExpertMap)]
         self._called = ExitStack()
         self._called.enter_context(called_one_by_one(maps, checked=True))
@@ -105,10 +105,9 @@ class Feed:
         distinct = {name: probe for name, probe in probes.items() if name not in leaders}
         self._block = block
         self._index = index
-        self._probes, self._leaders = probes, leaders
         self._inside = {name: probe for name, probe in distinct.items() if probe.at != "residual"}
         self._around = {name: probe for name, probe in distinct.items() if probe.at == "residual"}
-        self.modules = find_modules(block, [n for n, p in probes.items() if p.at != "residual"])
+        self.modules = watched_modules(block, probes)
         self._maps = [one for one in self.modules.values() if isinstance(one, ExpertMap)]
         self._last: int | None = None  # after so many reads the rest of the block is not needed
         if trial is not None and all(probe.at == "input" for probe in distinct.values()):
@@ -156,8 +155,6 @@ class Feed:
             dist.all_reduce(tokens)
             for probe, number in zip(self._inside.values(), tokens.tolist(), strict=True):
                 probe.tokens = number
-        for name, leader in self._leaders.items():
-            self._probes[name].tokens = self._probes[leader].tokens
 
     def _attach(self, name: str, probe: Probe, stream: Stream) -> RemovableHandle:
         module = self.modules[name]
@@ -179,7 +176,7 @@ class Feed:
         args: Any,
         kwargs: Any,
     ) -> None:
-        read = inspect.signature(type(module).forward).bind(module, *args, **kwargs).args[1:]
+        read = routed_inputs(module, args, kwargs)
         if real is not None:
             tokens = real.reshape(-1).to(read[0].device)
             read = tuple(x[tokens] for x in read)
@@ -220,11 +217,10 @@ class Feed:
             raise _AllReadError
 
 
-def find_modules(block: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """Find modules of a block by name; those of experts that a tensor fuses are views of it."""
-    maps: dict[str, nn.Module] = {}
-    for name, experts in find_experts(block).items():
-        maps |= expert_maps(name, experts)
+def watched_modules(block: nn.Module, probes: Mapping[str, Probe]) -> dict[str, nn.Module]:
+    """Find the modules of a block that probes watch, by name; fused experts have views."""
+    maps = linear_modules(block)
+    names = (name for name, probe in probes.items() if probe.at != "residual")
     return {name: maps.get(name) or block.get_submodule(name) for name in names}
 
 

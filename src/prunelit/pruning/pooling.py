@@ -68,15 +68,15 @@ def pool_experts(
         if isinstance(module, ExpertMap):
             group = groups.setdefault((id(module.experts), module.tensor), [])
             group.append((module.index, probes[name]))
-    fewest: dict[tuple[int, int], int] = {}
+    read: dict[tuple[int, int], int] = {}
     for (experts, _), group in groups.items():
         short = [probe for _, probe in group if probe.tokens < least]
         if short:
             pooled = _add_up([probe.statistic for _, probe in group])
             for probe in short:
                 probe.statistic = pooled
-        fewest |= {(experts, index): probe.tokens for index, probe in group}
-    counts = fewest.values()
+        read |= {(experts, index): probe.tokens for index, probe in group}
+    counts = read.values()
     return Reach(
         least,
         experts=len(counts),
