@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 ROOT = Path(__file__).parents[1]
 SHOWN = ROOT / "docs" / "examples"
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-# Each takes most of a minute with the real model. Every run takes this one, and all of them with a
+# Each takes most of a minute with the real model. Every run takes these two, and all of them with a
 # tiny model.
-OFTEN = "prune_and_compare"
+OFTEN = ("own_data", "prune_and_compare")
 RUN = """
 import os, runpy
 import matplotlib, torch
@@ -62,7 +62,7 @@ def words(output: str) -> list[str | float]:
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(path, id=path.stem, marks=() if path.stem == OFTEN else pytest.mark.full)
+        pytest.param(path, id=path.stem, marks=() if path.stem in OFTEN else pytest.mark.full)
         for path in SCRIPTS
     ],
 )

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from subprocess import CompletedProcess
@@ -22,7 +22,6 @@ from .situations import SITUATIONS, Situation
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are those of Linux")
 Outcome = CompletedProcess[str]
 NAMES = list(SITUATIONS)
-ALL = 230  # spoiled files: 10 of each kind; every run tries the first of them, see `--fuzz`
 PARTS = 4  # of the kinds of files, which run at once
 LIMITS = (30, 2 << 30)  # of a run: seconds, and bytes beside those of the libraries
 LONGEST = 420  # characters of a sentence
@@ -94,23 +93,10 @@ def test_spoiled_files(
     part: int, workplace: Workplace, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     numbers = request.config.getoption("--fuzz-case") or range(request.config.getoption("--fuzz"))
-    assert_right(part, numbers, workplace, tmp_path)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("part", range(PARTS))
-def test_more_spoiled_files(
-    part: int, workplace: Workplace, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    numbers = range(request.config.getoption("--fuzz"), ALL)
-    assert_right(part, numbers, workplace, tmp_path)
-
-
-def assert_right(part: int, numbers: Iterable[int], workplace: Workplace, folder: Path) -> None:
     complaints = []
     for number in numbers:
         if number % len(NAMES) * PARTS // len(NAMES) == part:
-            complaints += try_case(number, workplace, folder / "case")
+            complaints += try_case(number, workplace, tmp_path / "case")
     assert not complaints, "\n".join([f"{len(complaints)} cases", *complaints])
 
 
