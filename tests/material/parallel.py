@@ -19,14 +19,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from prunelit.models.architecture import decoder_blocks, final_hidden, unembed
 from prunelit.models.dense_answers import DenseAnswers
-from prunelit.models.fingerprint import fingerprint, stored_parts
+from prunelit.models.fingerprint import fingerprint, stored_parts, weight_bytes
 from prunelit.models.inference.embedding import embed, residual_after
 from prunelit.models.inference.embedding_cache import EmbeddingCache
 from prunelit.models.inference.generation import rollout
 from prunelit.models.inference.token_tree import build_branch, build_tree
 from prunelit.models.inference.tree_scoring import find_tree_problem, tree_scores
 from prunelit.models.parallel import gather, parallelize
-from prunelit.models.saving import weight_bytes
 from prunelit.models.views import recast, view
 
 

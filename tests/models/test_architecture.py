@@ -70,13 +70,18 @@ def test_encoder_decoder_is_refused() -> None:
         vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, pad_token_id=0
     )
     model = AutoModelForSeq2SeqLM.from_config(config)
-    with pytest.raises(InputError, match=r"decoder-only .* T5ForConditionalGeneration"):
+    with pytest.raises(
+        InputError, match=r"decoder-only .* T5ForConditionalGeneration is an encoder-decoder"
+    ):
         decoder_blocks(model)
 
 
 def test_model_without_a_list_of_its_layers_is_refused(model: PreTrainedModel) -> None:
     model.config.num_hidden_layers = 5
-    with pytest.raises(InputError, match="a list of 5 blocks but found none in LlamaForCausalLM"):
+    with pytest.raises(
+        InputError,
+        match=r"as many blocks as its `num_hidden_layers` \(5\) but found none in LlamaForCausalLM",
+    ):
         decoder_blocks(model)
 
 

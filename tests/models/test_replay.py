@@ -1,5 +1,6 @@
 """Blocks run one by one, compared with the model's own forward pass."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 
 from prunelit import InputError
 from prunelit.models.architecture import decoder_blocks, final_hidden
-from prunelit.models.replay import apply_final_norm, capture, check_replay, replace_forward
+from prunelit.models.replay import Form, apply_final_norm, capture, check_replay, replace_forward
 
 
 @torch.no_grad()
@@ -51,6 +52,7 @@ def test_a_model_that_skips_a_block_is_refused(
 ) -> None:
     blocks = decoder_blocks(model)[1]
     inner = model.base_model
-    monkeypatch.setattr(inner.config, "num_hidden_layers", len(blocks) - 1)
+    monkeypatch.setattr(inner, "config", copy.deepcopy(inner.config))
+    inner.config.num_hidden_layers -= 1
     with pytest.raises(InputError, match=f"called {len(blocks) - 1} of its {len(blocks)} blocks"):
-        capture(model, blocks, padded, torch.Tensor)
+        capture(model, blocks, padded, Form(None))

@@ -8,18 +8,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
+from prunelit.models.absent import Absent
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.replay import capture
 from prunelit.models.sublayers import block_steps, counterfactual, find_layout
-from prunelit.models.surgery import NoAttention, NoMLP
 
 MakeModel = Callable[..., PreTrainedModel]
 
 
 def test_layout_of_every_family(family: str, make_model: MakeModel) -> None:
     found = find_layout(make_model(family))
-    assert found.parallel == [family in ("phi", "gpt_neox")] * 3
-    assert [set(parts) for parts in found.parts] == [{"attention", "mlp"}] * 3
+    assert [own.parallel for own in found.blocks] == [family in ("phi", "gpt_neox")] * 3
+    assert [list(own.sublayers) for own in found.blocks] == [["mixer", "mlp"]] * 3
+    assert found.names == {"mixer": "attention", "mlp": "mlp"}
     assert found.width == 32
 
 
@@ -51,14 +52,7 @@ def test_decoding_positions_hold_what_cached_decoding_computes(
         for handle in handles:
             handle.remove()
         for index, block in enumerate(blocks):
-            steps = block_steps(
-                stream,
-                block,
-                index,
-                stream.hidden,
-                found.parts[index],
-                parallel=found.parallel[index],
-            )
+            steps = block_steps(stream, block, index, stream.hidden, found.blocks[index])
             stream.hidden = steps.output
             torch.testing.assert_close(
                 stream.hidden, torch.cat(outputs[index], 1), rtol=1e-4, atol=1e-5
@@ -74,13 +68,11 @@ def test_the_counterfactual_of_a_copy_is_what_the_model_computes(
     stream = capture(model, blocks, padded, found.form)
     other = capture(copy, decoder_blocks(copy)[1], padded, found.form)
     for index, block in enumerate(blocks):
-        parts = found.parts[index]
-        steps = block_steps(
-            stream, block, index, stream.hidden, parts, parallel=found.parallel[index]
-        )
-        made = counterfactual(other, decoder_blocks(copy)[1][index], index, steps, parts)
-        for kind in ("attention", "mlp"):
-            assert made[kind][stream.tokens].equal(steps.get(kind)[1][stream.tokens])
+        structure = found.blocks[index]
+        steps = block_steps(stream, block, index, stream.hidden, structure)
+        made = counterfactual(other, decoder_blocks(copy)[1][index], index, steps, structure)
+        for kind in ("mixer", "mlp"):
+            assert made[kind][stream.tokens].equal(steps.sublayers[kind][1][stream.tokens])
         stream.hidden = steps.output
 
 
@@ -92,9 +84,12 @@ def test_a_block_that_is_more_than_its_sublayers(model: PreTrainedModel) -> None
     class Scaled(type(block)):  # type: ignore[misc]
         def forward(self, *args: object, **kwargs: object) -> Tensor:
             output = super().forward(*args, **kwargs)
-            silent = isinstance(self.mlp, NoMLP) or isinstance(self.self_attn, NoAttention)
-            return output if silent else output * 1.1
+            silent = isinstance(self.mlp, Absent) or isinstance(self.self_attn, Absent)
+            whole = all(
+                bool(part.weight.any()) for part in self.modules() if hasattr(part, "weight")
+            )
+            return output if silent or not whole else output * 1.1
 
     block.__class__ = Scaled
-    with pytest.raises(InputError, match="to give the output of the block but they differ"):
+    with pytest.raises(InputError, match="run one by one, do not give its output"):
         find_layout(model)

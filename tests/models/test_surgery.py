@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from prunelit import load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, sublayers
-from prunelit.models.surgery import build_exported, drop_
+from prunelit.models.architecture import decoder_blocks
+from prunelit.models.neurons import find_neurons
+from prunelit.models.parts import drop_, sublayers
+from prunelit.models.surgery import build_exported
 from prunelit.pruners import (
     RIA,
     BlockDrop,
@@ -136,12 +138,14 @@ def test_narrowed_mlps(
     assert plain["removed"]["intermediate_size"] == width * 3 // 4
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     for small, large in zip(decoder_blocks(stock)[1], decoder_blocks(model)[1], strict=True):
-        mlp = sublayers(large)["mlp"]
+        mlp = find_neurons(large)
+        assert mlp is not None
         for name in (*mlp.inputs, mlp.output):
             before, after = (b.get_submodule(name).weight.numel() for b in (large, small))
             assert after * 4 == before * 3
 
 
+KINDS = {"attention": "mixer", "mlp": "mlp"}
 DROPS = [
     ("attention", [0]),
     ("attention", [0, 2]),
@@ -165,7 +169,7 @@ def test_dropped_sublayers_are_left_out_and_the_rest_is_put_together_again(
     class Chosen(SublayerDrop):
         def decide(self, model: PreTrainedModel, probes: list) -> bool:
             for index in indices:
-                drop_(decoder_blocks(model)[1][index], kind)
+                drop_(decoder_blocks(model)[1][index], KINDS[kind])
             return False
 
     model = make_model(family)
@@ -174,7 +178,7 @@ def test_dropped_sublayers_are_left_out_and_the_rest_is_put_together_again(
     stored = load_file(tmp_path / "pruned" / "model.safetensors")
     prefix, blocks = decoder_blocks(model)
     for index in range(3):
-        for part in sublayers(blocks[index])[kind].parts:
+        for part in sublayers(blocks[index])[KINDS[kind]].parts:
             inside = [name for name in stored if name.startswith(f"{prefix}.{index}.{part}.")]
             assert bool(inside) == (index not in indices)
     again, _ = load_pretrained(str(tmp_path / "pruned"))
@@ -239,7 +243,9 @@ def test_a_configuration_that_makes_other_weights_is_refused(
     model: PreTrainedModel, input_ids: Tensor
 ) -> None:
     model.model.layers[1].mlp.up_proj.register_parameter("extra", torch.nn.Parameter(torch.ones(1)))
-    with pytest.raises(InputError, match=r"its configuration makes another '.*extra'"):
+    with pytest.raises(
+        InputError, match=r"with the same fields in config.json, the tensor '.*extra' is another"
+    ):
         prune(model, SublayerDrop(1), input_ids)
 
 
@@ -270,8 +276,7 @@ def test_a_folder_that_lacks_more_than_it_says_is_refused(
 
 def test_nothing_left_is_refused(model: PreTrainedModel) -> None:
     for block in decoder_blocks(model)[1]:
-        drop_(block, "attention")
-        drop_(block, "mlp")
+        drop_(block, "mixer", "mlp")
     with pytest.raises(InputError, match="a block to be left"):
         build_exported(model)
 
@@ -312,7 +317,7 @@ def test_a_folder_without_sublayers_is_pruned_again(
     model, _ = load_pretrained(str(tmp_path / "pruned"))
     pruner = second()
     if pruner.shrinks:
-        with pytest.raises(InputError, match=r"lacks attention in blocks \[\d\] and MLPs in"):
+        with pytest.raises(InputError, match=r"lacks mixers in blocks \[\d\] and MLPs in"):
             prune(model, pruner, input_ids)
         return
     store(model, pruner, input_ids, tmp_path / "again", tokenizer)

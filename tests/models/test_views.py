@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks, final_hidden
-from prunelit.models.residual import without_sublayers
+from prunelit.models.parts import sublayers
+from prunelit.models.residual import Structure, without_sublayers
 from prunelit.models.stores import Store, keep_in, store_of, whole
 from prunelit.models.views import blank, original, recast, view
 
@@ -63,7 +64,8 @@ def test_hooks_modules_and_attributes_of_one_view_touch_no_other(
     decoder_blocks(one)[1][0].register_forward_hook(lambda *_: calls.append(1))
     one.generation_config = None
     one.base_model.norm.register_buffer("scale", torch.ones(1))
-    with without_sublayers(decoder_blocks(one)[1][1], "mlp"):
+    structure = Structure(sublayers(decoder_blocks(model)[1][1]), {"mlp": "zeros"}, parallel=False)
+    with without_sublayers(decoder_blocks(one)[1][1], "mlp", structure=structure):
         assert torch.equal(final_hidden(other, *batch), expected)
         assert torch.equal(final_hidden(model, *batch), expected)
         assert not calls

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from prunelit import prune
 from prunelit.activations import Gram
-from prunelit.models.architecture import block_weights, decoder_blocks, sublayers
-from prunelit.models.surgery import is_dropped
+from prunelit.models.architecture import block_weights, decoder_blocks
+from prunelit.models.parts import find_zeros, sublayers
 from prunelit.pruners import LinearPruner
 
 # If a norm follows a sublayer, the norm's output is added to the stream.
@@ -42,9 +42,10 @@ def read_stream() -> Callable[..., list[dict[str, np.ndarray]]]:
                 block.register_forward_pre_hook(lambda _m, args, v=values: keep(v, "input", args))
             )
             modules = {"output": block}
-            for kind, part in sublayers(block).items():
+            for sublayer in sublayers(block).values():
                 norms = POST_NORMS.get(model.config.model_type, {})
-                modules[kind] = block.get_submodule(norms.get(kind, part.output))
+                name = norms.get(sublayer.name, sublayer.parts[-1])
+                modules[sublayer.name] = block.get_submodule(name)
             handles += [
                 module.register_forward_hook(lambda _m, _a, out, v=values, n=name: keep(v, n, out))
                 for name, module in modules.items()
@@ -76,10 +77,9 @@ def dropped() -> Callable[[PreTrainedModel], set[tuple[int, str]]]:
 
     def find(model: PreTrainedModel) -> set[tuple[int, str]]:
         return {
-            (index, kind)
+            (index, sublayers(block)[kind].name)
             for index, block in enumerate(decoder_blocks(model)[1])
-            for kind in ("attention", "mlp")
-            if is_dropped(block, kind)
+            for kind in find_zeros(block)
         }
 
     return find

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prunelit import prune
 from prunelit.errors import InputError
-from prunelit.models.surgery import drop_
+from prunelit.models.parts import drop_
 from prunelit.pruners import BlockDrop
 
 Dropped = Callable[[PreTrainedModel], set[tuple[int, str]]]
@@ -122,7 +122,6 @@ def test_bad_settings(
 def test_blocks_dropped_before_that_fit_in_no_run(padded: dict[str, Tensor]) -> None:
     model = six_blocks(0)
     for index in (0, 5):
-        for kind in ("attention", "mlp"):
-            drop_(model.model.layers[index], kind)
+        drop_(model.model.layers[index], "mixer", "mlp")
     with pytest.raises(InputError, match=r"\[0, 5\] of an earlier round to lie within 3"):
         prune(model, BlockDrop(3, consecutive=True), [padded])

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from prunelit import prune
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, oriented_weight, sublayers
+from prunelit.models.architecture import decoder_blocks, oriented_weight
+from prunelit.models.neurons import find_neurons
 from prunelit.pruners import Neuron
 
 
@@ -22,7 +23,8 @@ def test_neurons_that_matter_least_go(
 ) -> None:
     model = make_model(family)
     block = decoder_blocks(model)[1][0]  # whose inputs no earlier pruning changes
-    mlp = sublayers(block)["mlp"]
+    mlp = find_neurons(block)
+    assert mlp is not None
     seen: list[Tensor] = []
     real = padded["attention_mask"].bool()
     handle = block.get_submodule(mlp.output).register_forward_pre_hook(

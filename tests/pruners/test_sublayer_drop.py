@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit import prune
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, sublayers
+from prunelit.models.architecture import decoder_blocks
+from prunelit.models.parts import drop_
 from prunelit.pruners import SublayerDrop
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -70,8 +71,7 @@ def test_scored_again_after_each_drop(
         left = [p for p in scores if target in ("both", p[1]) and p not in expected]
         index, kind = min(left, key=lambda place: scores[place])
         expected.add((index, kind))
-        output = sublayers(decoder_blocks(slow)[1][index])[kind].output
-        nn.init.zeros_(decoder_blocks(slow)[1][index].get_submodule(output).weight)
+        drop_(decoder_blocks(slow)[1][index], {"attention": "mixer"}.get(kind, kind))
     prune(model, SublayerDrop(2, target, rescore=True), [padded], shrink=False)  # type: ignore[arg-type]
     assert dropped(model) == expected
 
@@ -94,7 +94,7 @@ def test_later_rounds_only_add(
         (lambda: SublayerDrop(3), r"below the 3 sublayers of the model \(attention\)"),
         (lambda: SublayerDrop(6, "both"), r"below the 6 sublayers of the model \(both\)"),
         (lambda: SublayerDrop(0), "`count` of at least 1"),
-        (lambda: SublayerDrop(1, "heads"), "attention, mlp or both but got 1 and 'heads'"),
+        (lambda: SublayerDrop(1, "heads"), "attention, mixer, mlp or both but got 1 and 'heads'"),
     ],
 )
 def test_bad_settings(

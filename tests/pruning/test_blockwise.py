@@ -259,11 +259,11 @@ def test_linear_map_that_reads_another_number_of_tokens_is_refused(
             self.summary = nn.Linear(32, 32)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) + self.summary(x.mean(1, keepdim=True))
+            return self.inner(x) + self.summary(x[:, :1])
 
     for block in model.model.layers:
         block.mlp = Pooled(block.mlp)
-    with pytest.raises(InputError, match=r"'mlp\.summary' .* \(6, 1, 32\) while .* \(6, 20\)"):
+    with pytest.raises(InputError, match=r"'mlp\.summary' .* \(\d+, 1, 32\) while .* \(\d+, 20\)"):
         run(model, Wanda(Unstructured(0.5)), [padded])
     run(model, Wanda(Unstructured(0.5), exclude=["mlp.summary"]), [padded])
     assert (model.model.layers[0].mlp.inner.up_proj.weight == 0).float().mean() == 0.5

@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    NemotronHConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prunelit import load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.surgery import drop_
+from prunelit.models.parts import drop_
 from prunelit.pruners import BlockDrop, SublayerDrop, Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import ModelPair, Transitions
@@ -48,7 +53,7 @@ def test_a_dropped_attention_is_seen_where_it_was_and_only_there(
     tokenizer: PreTrainedTokenizerBase,
     transitions: Callable[..., Any],
 ) -> None:
-    drop_(decoder_blocks(model)[1][1], "attention")
+    drop_(decoder_blocks(model)[1][1], "mixer")
     _, table, _ = transitions(ModelPair(model, make_model(), tokenizer))
     local = table.sketches["local/attention/decode/embedding_cosine"].mean
     assert local[1] < 0.999
@@ -179,3 +184,30 @@ def test_an_unembedding_that_reads_something_else(make_model: MakeModel) -> None
     task = Transitions("prompts.jsonl", final_norm=False)
     with pytest.raises(InputError, match="needs 16 numbers per token but its blocks return 32"):
         task.check(make_model("opt"))
+
+
+def test_blocks_of_a_hybrid_have_the_sublayers_that_they_have(
+    tokenizer: PreTrainedTokenizerBase, transitions: Callable[..., Any]
+) -> None:
+    torch.manual_seed(0)
+    config = NemotronHConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_attention_heads=4, head_dim=8,
+        layers_block_type=["mamba", "attention", "mlp", "mamba", "attention"],
+        num_key_value_heads=2,
+        mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8, n_groups=1, pad_token_id=0,
+    )  # fmt: skip
+    dense = AutoModelForCausalLM.from_config(config).eval()
+    pruned = copy.deepcopy(dense)
+    report = prune(pruned, SublayerDrop(1, "mixer"), torch.arange(64).view(4, 16))
+    assert report.removed is not None
+    (gone,) = report.removed["blocks"]  # a block with nothing else goes with its mixer
+    task, table, _ = transitions(ModelPair(pruned, dense, tokenizer, removed_blocks=[gone]))
+    mixer = table.sketches["local/mixer/decode/embedding_cosine"]
+    mlp = table.sketches["local/mlp/decode/embedding_cosine"]
+    assert mixer.n.tolist() == [5, 5, 0, 5, 5]
+    assert mlp.n.tolist() == [0, 0, 5, 0, 0]
+    assert mixer.mean[gone] < 0.9999
+    assert all(mixer.mean[i] == pytest.approx(1, abs=1e-6) for i in (0, 1, 3, 4) if i != gone)
+    assert not any("/attention/" in name for name in table.sketches)
+    names = [name for name, _ in task.report(table).pictures]
+    assert names[:2] == ["transitions_mixer", "transitions_mlp"]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit import prune
 from prunelit.metrics.spaces.deviation import deviations
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.surgery import drop_
+from prunelit.models.parts import drop_
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import ModelPair
@@ -111,7 +111,7 @@ def test_every_family_by_hand(
         pytest.skip("its projections make it a family of its own: the null test runs it")
     dense, pruned = make_model(family), make_model(family)
     prune(pruned, Wanda(Unstructured(0.5)), input_ids)
-    drop_(decoder_blocks(pruned)[1][1], "attention")
+    drop_(decoder_blocks(pruned)[1][1], "mixer")
     _, _, outputs = transitions(ModelPair(pruned, dense, tokenizer), final_norm=final_norm)
     hands = ByHand(dense), ByHand(pruned)
     item = 0

@@ -7,8 +7,8 @@ import torch
 
 from prunelit.core.weights import Weights
 from prunelit.data.sources import is_hub_name, local_path
+from prunelit.models.fingerprint import weight_bytes
 from prunelit.models.inference.speed import compare_speed, measure_speed
-from prunelit.models.saving import weight_bytes
 
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 
@@ -70,6 +70,6 @@ def file_bytes(source: str | None) -> int | None:
 def _loader(report: dict[str, Any]) -> str:
     """Say what can load the folder: no stock class has a block with one sublayer."""
     removed = report.get("removed") or {}
-    if removed.get("attention") or removed.get("mlp"):
+    if any(removed.get(kind) for kind in ("attention", "mixer", "mlp")):
         return "prunelit.load_pretrained, as no stock class has a block without one sublayer"
     return "stock transformers by from_pretrained"

@@ -45,6 +45,7 @@ _MOST_LINES = 14
 
 _KINDS = {
     "attention": "attention sublayers",
+    "mixer": "mixers",
     "mlp": "MLP sublayers",
     "both": "sublayers of both kinds",
 }

@@ -23,7 +23,7 @@ from prunelit.core.module import PairedLM
 from prunelit.core.placement import Placement, Sizes, build_shapes, measure_sizes
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.files import readable
-from prunelit.models.architecture import decoder_blocks
+from prunelit.models.architecture import decoder_blocks, trunk
 from prunelit.models.model_pair import ModelPair
 from prunelit.pruners.base import LinearPruner, Pruner
 from prunelit.tasks.base import Task
@@ -245,7 +245,7 @@ def _measure(measurer: Any, name: str, pair: ModelPair, batch: dict[str, Any]) -
     with torch.inference_mode():
         if isinstance(measurer, EmbeddingTask):  # it would keep the vectors on disk
             for model in pair.models().values():
-                model.base_model(input_ids=batch["input_ids"], use_cache=False)
+                trunk(model)(input_ids=batch["input_ids"], use_cache=False)
         elif isinstance(measurer, Task):
             measurer.check(pair.dense or pair.pruned)
             measurer.measure(pair, batch)
@@ -312,7 +312,7 @@ def _one_block(config: PreTrainedConfig, dtype: torch.dtype, device: torch.devic
             setattr(text, name, value[:1])
     text.num_hidden_layers = 1
     shapes = build_shapes(config, dtype)
-    model = shapes.base_model.to_empty(device=device)
+    model = trunk(shapes).to_empty(device=device)
     with torch.no_grad():
         for values in (*decoder_blocks(shapes)[1].parameters(), *model.buffers()):
             values.fill_(0.01)

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunelit.arguments import checked
-from prunelit.errors import InputError
+from prunelit.errors import InputError, first_line
 from prunelit.models.experts import ExpertMap, expert_maps, find_routers, fused_tensors
 
-# The sublayers of a block.
-KINDS = ("attention", "mlp")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -81,6 +80,16 @@ def _is_from(package: str, module: nn.Module) -> bool:
     return any(f"{cls.__module__}.".startswith(f"{package}.") for cls in type(module).__mro__)
 
 
+def probe_ids(model: PreTrainedModel, rows: int, length: int) -> Tensor:
+    """Return (rows, length) different token ids for a check.
+
+    They are in the middle of the vocabulary, where it has no special tokens, such as of images.
+    """
+    tokens = embedded_tokens(model)
+    ids = (tokens // 2 + torch.arange(rows * length, device=model.device)) % tokens
+    return ids.view(rows, length)
+
+
 def embedded_tokens(model: PreTrainedModel) -> int:
     """Count the tokens that the model embeds."""
     return model.get_input_embeddings().get_parameter("weight").shape[0]
@@ -90,22 +99,50 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Find the name and the list of the decoder blocks.
 
     They are the shallowest `ModuleList` with as many entries as the text configuration has layers.
+    The towers of a multimodal model are left out.
 
     Raises:
         InputError: if there is none, as in an encoder-decoder.
     """
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    config = model.config.get_text_config(decoder=True)
+    count = getattr(config, "num_hidden_layers", None)
+    text = None if config is model.config else set(model.get_decoder().modules())
     lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
+        if text is None or module in text
     ]
-    if not lists or model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder:
         raise InputError(
-            f"Expected a decoder-only model with a list of {count} blocks but found none in "
-            f"{type(model).__name__}."
+            f"Expected a decoder-only model but {type(model).__name__} is an encoder-decoder: "
+            "prunelit prunes models that read and write one text. Load a decoder-only model."
+        )
+    if not lists:
+        raise InputError(
+            "Expected a decoder-only model with a list of as many blocks as its "
+            f"`num_hidden_layers` ({count}) but found none in {type(model).__name__}: prunelit "
+            "works block by block. Load a model that is one list of blocks."
         )
     return min(lists, key=lambda item: item[0].count("."))
+
+
+def trunk(model: PreTrainedModel) -> PreTrainedModel:
+    """Find the part that computes the final embedding from tokens: all but the unembedding.
+
+    It is the innermost model of transformers that holds the blocks.
+
+    Args:
+        model: a causal LM, which may have towers for other inputs than text.
+    """
+    prefix, _ = decoder_blocks(model)
+    inside = (
+        module
+        for name, module in model.named_modules()
+        if name and prefix.startswith(f"{name}.") and isinstance(module, PreTrainedModel)
+    )
+    *_, found = (model.base_model, *inside)
+    return found
 
 
 def check_length(config: PreTrainedConfig, length: int, what: str) -> None:
@@ -222,6 +259,24 @@ def block_weights(block: nn.Module) -> dict[str, Weight]:
     return found
 
 
+def repeated_weights(model: PreTrainedModel) -> list[set[str]]:
+    """Find the weights that blocks share: they are pruned once and counted once.
+
+    Returns:
+        For each block, names inside it of the parameters that an earlier block has too.
+    """
+    _, blocks = decoder_blocks(model)
+    owners: dict[int, int] = {}
+    return [
+        {
+            name
+            for name, value in block.named_parameters(remove_duplicate=False)
+            if owners.setdefault(id(value), index) != index
+        }
+        for index, block in enumerate(blocks)
+    ]
+
+
 def left_dense(block: nn.Module) -> set[str]:
     """Find the modules that methods for linear maps leave dense unless they are named.
 
@@ -239,48 +294,9 @@ def _is_gate(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D) and oriented_weight(module).shape[0] == 1
 
 
-@dataclass(frozen=True)
-class Sublayer:
-    """Attention or MLP of a block; all names are inside the block.
-
-    Args:
-        parts: its modules: one, or several if the family has them directly in the block.
-        inputs: its linear maps before the last one.
-        output: its last linear map. If its weight and bias are 0, the sublayer adds nothing.
-    """
-
-    parts: tuple[str, ...]
-    inputs: tuple[str, ...]
-    output: str
-
-
-# Names of the sublayer's module and of its last linear map in all families.
-_ATTENTION = ("self_attn", "attn", "attention"), ("o_proj", "out_proj", "dense", "c_proj")
-_MLP = ("mlp",), ("down_proj", "fc2", "dense_4h_to_h", "c_proj")
-
-
-def sublayers(block: nn.Module) -> dict[str, Sublayer]:
-    """Find the `attention` and the `mlp` of a block.
-
-    Raises:
-        InputError: if the block has another structure, such as a mixture of experts.
-    """
-    linears = linear_modules(block)
-    found = {}
-    for kind, (modules, outputs) in (("attention", _ATTENTION), ("mlp", _MLP)):
-        name = next((name for name in modules if hasattr(block, name)), None)
-        if name is None and kind == "mlp" and {"fc1", "fc2"} <= set(linears):
-            found[kind] = Sublayer(("fc1", "fc2"), ("fc1",), "fc2")  # OPT
-            continue
-        output = next((o for last in outputs if (o := f"{name}.{last}") in linears), None)
-        if name is None or output is None:
-            raise InputError(
-                f"Expected one {kind} in {type(block).__name__} but found none among its modules "
-                f"{sorted(dict(block.named_children()))}: it cannot be pruned as a whole."
-            )
-        inside = [other for other in linears if other.startswith(f"{name}.") and other != output]
-        found[kind] = Sublayer((name,), tuple(inside), output)
-    return found
+def device_of(block: nn.Module) -> torch.device:
+    """Return the device of a block; a block without weights has none, and is on the CPU."""
+    return next((weight.device for weight in block.parameters()), torch.device("cpu"))
 
 
 def block_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -290,7 +306,7 @@ def block_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def takes_positions(model: PreTrainedModel) -> bool:
     """Return True for a family with `position_ids`; others derive positions from the mask."""
-    return "position_ids" in inspect.signature(model.base_model.forward).parameters
+    return "position_ids" in inspect.signature(trunk(model).forward).parameters
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -311,7 +327,7 @@ def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     left_padded = bool((attention_mask[:, 0] == 0).any())
     if left_padded and takes_positions(model):
         options["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-    return model.base_model(
+    return trunk(model)(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
     ).last_hidden_state
 
@@ -349,9 +365,10 @@ def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_unembedding(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits differ from `unembed` of its final embedding.
+    """Refuse a model that does not predict the next token, or not as `unembed` computes it.
 
-    It runs a few tokens through the model, twice.
+    It runs a few tokens through the model, twice. The second time another token is the last one: it
+    must not change what the model says of earlier ones.
 
     Args:
         model: a causal LM, in evaluation mode.
@@ -359,16 +376,46 @@ def check_unembedding(model: PreTrainedModel) -> None:
     Raises:
         InputError: naming the model's class and the difference.
     """
-    embedded = model.get_input_embeddings().get_parameter("weight").shape[0]
-    input_ids = torch.arange(8, device=model.device)[None] % embedded
+    input_ids = probe_ids(model, 1, 9)
+    other = input_ids.clone()
+    other[:, -1] = input_ids[:, 0]
     mask = torch.ones_like(input_ids)
-    own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
-    ours = unembed(model, final_hidden(model, input_ids, mask))
-    difference = (own - ours).abs().max().item()
+    try:
+        own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{type(model).__name__} cannot run on tokens alone: {first_line(error).rstrip('.')}. "
+            "Load a model of text."
+        ) from error
     # Half-precision heads may fuse or round differently. A missing scale or cap gives far more.
     tolerance = (1e-4 if model.dtype.itemsize >= 4 else 3e-2) * max(1.0, own.abs().max().item())
-    if not difference <= tolerance:
-        raise InputError(
-            f"The logits of {type(model).__name__} differ by {difference:.3g} from the unembedding "
-            "of its last hidden state, so prunelit cannot compare models of this class."
-        )
+
+    head: Any = model.get_output_embeddings()
+
+    def difference(ids: Tensor) -> float:
+        hidden = final_hidden(model, ids, mask)
+        if head is None or head.weight.shape[-1] != hidden.shape[-1]:
+            return float("inf")
+        return (own - unembed(model, hidden))[:, :-1].abs().max().item()
+
+    if difference(other) <= tolerance:
+        return
+    changed = model(input_ids=other, attention_mask=mask, use_cache=False).logits.float()
+    if (own - changed)[:, :-1].abs().max() > tolerance:
+        raise bidirectional(model)
+    worst = difference(input_ids)
+    how = "differ" if worst == float("inf") else f"differ by {worst:.3g}"
+    raise InputError(
+        f"The logits of {type(model).__name__} {how} from the "
+        "unembedding of its last hidden state, so prunelit cannot compare models of this class. "
+        "Load a model whose logits are a linear map of that state."
+    )
+
+
+def bidirectional(model: PreTrainedModel) -> InputError:
+    """Return the error of a model in which a token changes what comes before it."""
+    return InputError(
+        f"{type(model).__name__} is bidirectional: a token changes the logits of earlier ones, so "
+        "it cannot predict the next token. Load a decoder-only model, or set `is_decoder` in its "
+        "config.json if it was trained as one."
+    )

@@ -68,7 +68,7 @@ def find_dropped_experts(block: nn.Module) -> dict[str, Tensor]:
         block: a decoder block, whole.
 
     Returns:
-        By the name of the weight, without `.weight`.
+        By the name of the parameter.
     """
     found: dict[str, Tensor] = {}
     for name, experts in find_experts(block).items():
@@ -76,8 +76,7 @@ def find_dropped_experts(block: nn.Module) -> dict[str, Tensor]:
         if gone.any():
             places = gone.nonzero().flatten()
             for part, (value, axis) in routed_tensors(block, name).items():
-                chosen = value.index_select(axis, places.to(value.device))
-                found[part.removesuffix(".weight")] = chosen
+                found[part] = value.index_select(axis, places.to(value.device))
     return found
 
 
@@ -101,9 +100,9 @@ def drop_experts_(model: PreTrainedModel) -> int | None:
         {name: alive_experts(experts) for name, experts in find_experts(block).items()}
         for block in each_whole(blocks)
     ]
-    kept = max(int(one.sum()) for own in alive for one in own.values())
-    count = max(len(one) for own in alive for one in own.values())
-    if kept == count:
+    kept = max((int(one.sum()) for own in alive for one in own.values()), default=0)
+    count = max((len(one) for own in alive for one in own.values()), default=0)
+    if kept in (0, count):
         return None
     config = model.config.get_text_config(decoder=True)
     if not (names := [name for name in _COUNTS if getattr(config, name, None) == count]):

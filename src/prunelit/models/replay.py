@@ -11,11 +11,35 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.data.batches import Batch
-from prunelit.errors import InputError
-from prunelit.models.architecture import block_output, decoder_blocks, final_hidden
+from prunelit.errors import InputError, first_line
+from prunelit.models.architecture import (
+    bidirectional,
+    block_output,
+    decoder_blocks,
+    embedded_tokens,
+    final_hidden,
+)
 from prunelit.models.stores import whole
 
-Form = type[Tensor] | type[tuple]
+
+@dataclass(frozen=True)
+class Form:
+    """Form in which the blocks of a model return the hidden state.
+
+    Args:
+        length: of the tuple whose first value it is, as in older families; None is a tensor.
+    """
+
+    length: int | None
+
+    @classmethod
+    def of(cls, output: Any) -> "Form":
+        """Return the form of the output of a block."""
+        return cls(None if isinstance(output, Tensor) else len(output))
+
+    def wrap(self, hidden: Tensor) -> Tensor | tuple[Tensor | None, ...]:
+        """Return a hidden state as a block would."""
+        return hidden if self.length is None else (hidden, *[None] * (self.length - 1))
 
 
 @dataclass
@@ -23,7 +47,8 @@ class Stream:
     """One batch between two blocks.
 
     Args:
-        hidden: (B, T, D), the input of the next block.
+        hidden: (B, T, D), the input of the next block. In a few families each token has several
+            rows, (A, B, T, D) or (B, T, A, D).
         calls: positional and keyword arguments of each block, without the hidden state.
         tokens: (B, T) bool, False at padding.
     """
@@ -43,9 +68,15 @@ class Stream:
         args, kwargs = self.calls[index]
         own = self.hidden if hidden is None else hidden
         with whole(block):
-            device = next(block.parameters()).device
+            device = next((weight.device for weight in block.parameters()), own.device)
             inputs = move_data_to_device((own, args, kwargs), device)
             return block_output(block(inputs[0], *inputs[1], **inputs[2]))
+
+    def by_token(self, hidden: Tensor) -> Tensor:
+        """View a hidden state of this batch as (B, T, D), with all rows of a token in one."""
+        if hidden.ndim > 3 and hidden.shape[-3:-1] == self.tokens.shape:
+            hidden = hidden.movedim((-3, -2), (0, 1))
+        return hidden.flatten(2)
 
 
 def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: Form) -> Stream:
@@ -55,8 +86,7 @@ def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: F
         model: in evaluation mode.
         blocks: blocks of the model.
         batch: `input_ids` and `attention_mask`.
-        form: `Tensor` if blocks return the hidden state, `tuple` if they return it as the first
-            entry of a tuple, as in older families.
+        form: of the output of its blocks.
 
     Raises:
         InputError: if the model does not call each block once.
@@ -64,12 +94,12 @@ def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: F
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     first: list[Tensor] = []
 
-    def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+    def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not first:
             first.append(hidden)
         # Each replay would append to a cache.
         calls.append((args, {key: value for key, value in kwargs.items() if "past" not in key}))
-        return (hidden,) if form is tuple else hidden
+        return form.wrap(hidden)
 
     with replace_forward(blocks, record):
         final_hidden(model, **move_data_to_device(batch, model.device))
@@ -100,57 +130,95 @@ def replace_forward(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Itera
 def check_replay(model: PreTrainedModel, batch: Batch) -> Form:
     """Run the blocks one by one and compare the result with the model's own run.
 
-    Each block runs twice: in the model's own run, then on its own.
+    Each block runs twice: in the model's own run, then on its own. A second sequence, whose last
+    token is another one, shows if tokens change what comes before them.
 
     Args:
         model: in evaluation mode, gradients off.
-        batch: a small one.
+        batch: one sequence, or a few.
 
     Returns:
         The form in which blocks return the hidden state.
 
     Raises:
-        InputError: if the blocks cannot be run one by one, or if the results differ.
+        InputError: if the blocks cannot be run one by one, if the results differ, or if the model
+            is bidirectional.
     """
     _, blocks = decoder_blocks(model)
-    last: list[Tensor] = []
-    forms: list[Form] = []
-
-    def keep_last(_module: nn.Module, _args: Any, output: Any) -> None:
-        forms.append(Tensor if isinstance(output, Tensor) else tuple)
-        last.append(block_output(output))
-
-    handle = blocks[-1].register_forward_hook(keep_last)
+    batch = _with_other_end(batch, embedded_tokens(model))
+    last: list[Any] = []
+    handle = blocks[-1].register_forward_hook(lambda _module, _args, output: last.append(output))
     try:
         final_hidden(model, **move_data_to_device(batch, model.device))
     finally:
         handle.remove()
+    if not last:
+        raise InputError(
+            f"{type(model).__name__} does not call its last block: its blocks cannot be run one by "
+            "one."
+        )
+    form = Form.of(last[0])
     with _refusing(model):
-        stream = capture(model, blocks, batch, forms[0])
+        stream = capture(model, blocks, batch, form)
     for index, block in enumerate(blocks):
         # A block that does not come, since a rank is gone, is another error.
         with whole(block), _refusing(model):
-            stream.hidden = stream.run(block, index)
-    mine, own = stream.hidden[stream.tokens].float(), last[0][stream.tokens].float()
+            stream.hidden = _run_again(stream, block, index)
+    own = stream.by_token(block_output(last[0]))
+    mine = stream.by_token(stream.hidden)
     # Equal to the last bit on a CPU. Some GPU kernels add in another order in each call.
     tolerance = 1e-5 if stream.hidden.dtype.itemsize >= 4 else 2e-2
-    worst = (mine - own).abs().max().item()
-    if not worst <= tolerance * own.abs().max().item():
+    real = stream.tokens
+    tolerance *= own[real].float().abs().max().item()
+    worst = (mine[real].float() - own[real].float()).abs().max().item()
+    if not worst <= tolerance:
         raise InputError(
             f"Running the blocks of {type(model).__name__} one by one differs by {worst:.3g} from "
-            "running the model: methods that need the inputs of blocks cannot be used."
+            "running the model: methods that need the inputs of blocks cannot be used; `Magnitude` "
+            "and `Random` can."
         )
-    return forms[0]
+    count = len(own) // 2
+    ends = (batch["input_ids"][:count] != batch["input_ids"][count:]).to(real.device)
+    earlier = real[:count] & (ends.long().cumsum(1) == 0)
+    changes = (own[:count] - own[count:])[earlier].float().abs()
+    if changes.numel() and changes.max().item() > 10 * tolerance:
+        raise bidirectional(model)
+    return form
+
+
+def _with_other_end(batch: Batch, tokens: int) -> Batch:
+    """Add the same sequences once more, with another last token."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    places = torch.arange(ids.shape[1], device=ids.device)
+    last = (mask * places).argmax(1, keepdim=True)
+    other = ids.scatter(1, last, (ids.gather(1, last) + tokens // 2) % tokens)
+    return {"input_ids": torch.cat([ids, other]), "attention_mask": torch.cat([mask, mask])}
 
 
 @contextmanager
 def _refusing(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
-    except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except (TypeError, AttributeError, LookupError, RuntimeError) as error:
         raise InputError(
-            f"The blocks of {type(model).__name__} cannot be run one by one: {error}."
+            f"The blocks of {type(model).__name__} cannot be run one by one: "
+            f"{first_line(error).rstrip('.')}. Methods that need the inputs of blocks cannot be "
+            "used; `Magnitude` and `Random` can."
         ) from error
+
+
+def _run_again(stream: Stream, block: nn.Module, index: int) -> Tensor:
+    """Run a block; one that misses what the model hands on refuses its input twice."""
+    try:
+        return stream.run(block, index)
+    except InputError:
+        raise
+    except ValueError as error:
+        try:
+            stream.run(block, index)
+        except ValueError as same:
+            raise RuntimeError(str(same)) from error
+        raise  # a fault that does not come back
 
 
 def apply_final_norm(model: PreTrainedModel, hidden: Tensor, form: Form) -> Tensor:
@@ -169,8 +237,8 @@ def apply_final_norm(model: PreTrainedModel, hidden: Tensor, form: Form) -> Tens
     """
     rows = hidden[:, None]
 
-    def return_hidden(*_args: Any, **_kwargs: Any) -> Tensor | tuple[Tensor]:
-        return (rows,) if form is tuple else rows
+    def return_hidden(*_args: Any, **_kwargs: Any) -> Any:
+        return form.wrap(rows)
 
     ids = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
     with replace_forward(decoder_blocks(model)[1], return_hidden):

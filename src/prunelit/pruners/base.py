@@ -23,6 +23,7 @@ from prunelit.models.architecture import (
     linear_modules,
     names_of,
     oriented_weight,
+    repeated_weights,
 )
 from prunelit.models.finite import all_finite
 from prunelit.models.surgery import check_whole
@@ -42,6 +43,7 @@ class Pruner(Checked, ABC):
     Attributes:
         sparsifies: True if a weight that becomes 0 is removed and must stay 0 in training.
         shrinks: True if whole parts become 0, so that the pruned model can do without them.
+        drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
         expert_tokens: an expert of a mixture that reads fewer calibration tokens than this gets the
             statistics of all experts of its block together; at least 1.
 
@@ -61,6 +63,7 @@ class Pruner(Checked, ABC):
 
     sparsifies = True
     shrinks = False
+    drops_blocks = False
     expert_tokens = 32
 
     def check(self, model: PreTrainedModel) -> None:
@@ -208,6 +211,7 @@ class LinearPruner(Pruner):
         self.allocation = allocation
         self.expert_tokens = expert_tokens
         self._plan: dict[nn.Module, Sparsity] = {}
+        self._repeated: dict[nn.Module, set[str]] = {}
 
     def statistic(self, linear: nn.Module) -> Statistic | None:
         """Build an empty statistic for the input of `linear`; None if the method reads no data."""
@@ -230,11 +234,15 @@ class LinearPruner(Pruner):
     def targets(self, block: nn.Module) -> dict[str, nn.Module]:
         """Find the linear maps of `block` that the patterns choose; a block may have none.
 
+        A map that an earlier block has too belongs to that one.
+
         Raises:
             InputError: if `sparsity` refuses the shape of a weight.
         """
         linears, dense = linear_modules(block), left_dense(block)
         names = {name: names_of(name, linear) for name, linear in linears.items()}
+        for name in self._repeated.get(block, ()):
+            names.pop(name.removesuffix(".weight"), None)
         naming = [
             pattern
             for pattern in self.include
@@ -253,6 +261,8 @@ class LinearPruner(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
+        repeated = zip(decoder_blocks(model)[1], repeated_weights(model), strict=True)
+        self._repeated = {block: names for block, names in repeated if names}
         self._check_patterns(model)
         blocks = self._all_targets(model)
         if not any(blocks):

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from prunelit.activations import MeanDistance, Statistic
 from prunelit.errors import InputError
-from prunelit.models.architecture import KINDS, decoder_blocks, sublayers
+from prunelit.models.architecture import decoder_blocks, device_of
+from prunelit.models.parts import drop_, find_zeros, sublayers
+from prunelit.models.removal import Parts, find_removal
 from prunelit.models.stores import each_whole
-from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Probe, Pruner
 
 
@@ -22,8 +23,8 @@ class BlockDrop(Pruner):
 
     Blocks are scored one by one (block influence of ShortGPT, Men et al. 2024, arXiv:2403.03853).
     Or runs of `count` neighbours are scored, from the input of the first block to the output of the
-    last one (Gromov et al. 2024, arXiv:2403.17887, eq. 6). A dropped block has zeros in the last
-    linear map of both sublayers until `prunelit.prune` takes it out of the model.
+    last one (Gromov et al. 2024, arXiv:2403.17887, eq. 6). All weights of a dropped block's
+    sublayers are 0 until `prunelit.prune` takes it out of the model.
 
     Args:
         count: number of blocks to drop.
@@ -48,6 +49,7 @@ class BlockDrop(Pruner):
     """
 
     shrinks = True
+    drops_blocks = True
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class BlockDrop(Pruner):
         history: deque[list[Tensor]] = deque(maxlen=self._length)
         for block in blocks:
             history.append([])
-            device = next(block.parameters()).device
+            device = device_of(block)
             yield {"block": Probe(_RunDistance(history, self.distance, device), at="residual")}
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
@@ -97,9 +99,10 @@ class BlockDrop(Pruner):
             last - self._length + 1: float(probes[last]["block"].statistic.value)
             for last in range(self._length - 1, len(blocks))
         }
-        for index in self._choose(scores, before):
-            for kind in KINDS:
-                drop_(blocks[index], kind)
+        chosen = self._choose(scores, before)
+        find_removal(model, Parts(sorted(chosen)))  # refuses what could not be written
+        for index in chosen:
+            drop_(blocks[index], *sublayers(blocks[index]))
         return False
 
     @property
@@ -122,7 +125,6 @@ class BlockDrop(Pruner):
         return list(range(best, best + self._length))
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        sublayers(block)  # raises if the family is unknown
         return {}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
@@ -134,7 +136,7 @@ def _find_dropped(blocks: nn.ModuleList) -> set[int]:
     return {
         index
         for index, block in enumerate(each_whole(blocks))
-        if is_dropped(block, "attention") and is_dropped(block, "mlp")
+        if find_zeros(block) == set(sublayers(block))
     }
 
 

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from prunelit.activations import SquaredNorm
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, oriented_weight, sublayers
+from prunelit.models.architecture import decoder_blocks, oriented_weight
 from prunelit.models.finite import all_finite
-from prunelit.models.surgery import neuron_rows
+from prunelit.models.neurons import Neurons, find_neurons, find_width_changes, neuron_rows
+from prunelit.models.parts import sublayers
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, count_removed, keep_highest
 
@@ -54,30 +55,43 @@ class Neuron(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
+        widths = set()
         for block in decoder_blocks(model)[1]:
-            _check_narrowable(block)
+            if (neurons := find_neurons(block)) is not None:
+                _check_narrowable(block, neurons)
+                widths.add(neurons.width)
+        if len(widths) != 1:
+            raise InputError(
+                f"Expected MLPs of one width in {type(model).__name__} but got "
+                f"{sorted(widths) or 'no MLP'}: they cannot all be narrowed. Prune weights instead."
+            )
+        (width,) = widths
+        if removed := count_removed(self.ratio, width):
+            find_width_changes(model, width - removed)
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        mlp = sublayers(block)["mlp"]
-        weight = oriented_weight(block.get_submodule(mlp.output))
-        return {mlp.output: Probe(SquaredNorm(weight.shape[1], weight.device))}
+        if (neurons := find_neurons(block)) is None:
+            return {}
+        weight = oriented_weight(block.get_submodule(neurons.output))
+        return {neurons.output: Probe(SquaredNorm(weight.shape[1], weight.device))}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
-        mlp = sublayers(block)["mlp"]
-        weight = oriented_weight(block.get_submodule(mlp.output))
-        activation = probes[mlp.output].statistic.value
+        if (neurons := find_neurons(block)) is None:
+            return
+        weight = oriented_weight(block.get_submodule(neurons.output))
+        activation = probes[neurons.output].statistic.value
         if not all_finite(activation):
             raise InputError(
-                f"The calibration inputs of {mlp.output!r} or their squares are not finite: load "
-                "the model in a wider dtype, such as float32."
+                f"The calibration inputs of {neurons.output!r} or their squares are not finite: "
+                "load the model in a wider dtype, such as float32."
             )
         scores = weight.float().abs().mean(0) * activation
         # Neurons of an earlier round are removed first.
         scores = scores.masked_fill(~weight.any(0), -torch.inf)
-        width = len(scores)
+        width = neurons.width
         gone = ~keep_highest(scores[None], width - count_removed(self.ratio, width))[0]
         weight[:, gone] = 0
-        for name in mlp.inputs:
+        for name in neurons.inputs:
             linear = block.get_submodule(name)
             rows = neuron_rows(block, name, width)[gone.cpu()].reshape(-1).to(weight.device)
             oriented_weight(linear)[rows] = 0
@@ -85,16 +99,13 @@ class Neuron(Pruner):
                 linear.get_parameter("bias")[rows] = 0
 
 
-def _check_narrowable(block: nn.Module) -> None:
-    mlp = sublayers(block)["mlp"]
-    width = oriented_weight(block.get_submodule(mlp.output)).shape[1]
-    for name in mlp.inputs:
-        neuron_rows(block, name, width)  # raises if the shapes do not fit
-    for part in mlp.parts:
+def _check_narrowable(block: nn.Module, neurons: Neurons) -> None:
+    for part in sublayers(block)["mlp"].parts:
         for name, value in block.get_submodule(part).named_parameters():
             owner = f"{part}.{name}".rpartition(".")[0]
-            if width in value.shape and owner not in (*mlp.inputs, mlp.output):
+            if neurons.width in value.shape and owner not in (*neurons.inputs, neurons.output):
                 raise InputError(
                     f"The MLP of {type(block).__name__} cannot be made smaller: beside its linear "
-                    f"maps, {part}.{name} has an entry for each neuron too."
+                    f"maps, {part}.{name} has an entry for each neuron too. Prune weights, or drop "
+                    "sublayers or blocks."
                 )

@@ -1,4 +1,4 @@
-"""Drop the attention or MLP sublayers that change their input least."""
+"""Drop the mixers or MLPs that change their input least."""
 
 import copy
 import math
@@ -10,22 +10,26 @@ from transformers import PreTrainedModel
 
 from prunelit.activations import MeanDistance
 from prunelit.errors import InputError
-from prunelit.models.architecture import KINDS, decoder_blocks, sublayers
+from prunelit.models.architecture import decoder_blocks, device_of
+from prunelit.models.parts import KINDS, drop_, find_zeros, sublayers
+from prunelit.models.removal import Parts, find_removal
 from prunelit.models.stores import each_whole
-from prunelit.models.surgery import drop_, is_dropped
 from prunelit.pruners.base import Probe, Pruner
+
+_Place = tuple[int, str]  # index of a block, kind of a sublayer
 
 
 class SublayerDrop(Pruner):
     """Drop the sublayers that change the residual stream least (He et al. 2024, arXiv:2406.15786).
 
     The importance of a sublayer is 1 - cos between the residual stream before and after it, as a
-    mean over tokens. A dropped sublayer has zeros in its last linear map until `prunelit.prune`
-    takes it out of the model.
+    mean over tokens. All weights of a dropped sublayer are 0 until `prunelit.prune` takes it out of
+    the model.
 
     Args:
         count: number of sublayers to drop.
-        target: `attention`, `mlp`, or `both`, which ranks them together.
+        target: `attention`; `mixer`, which is attention or what a block has in its place, such as a
+            state space; `mlp`; or `both`, which ranks mixers and MLPs together.
         rescore: compute new scores after each drop; this costs one pass over the calibration tokens
             for each.
 
@@ -47,22 +51,17 @@ class SublayerDrop(Pruner):
     def __init__(
         self,
         count: int = 1,
-        target: Literal["attention", "mlp", "both"] = "attention",
+        target: Literal["attention", "mixer", "mlp", "both"] = "attention",
         rescore: bool = False,
     ) -> None:
-        if count < 1 or target not in ("attention", "mlp", "both"):
+        if count < 1 or target not in ("attention", "mixer", "mlp", "both"):
             raise InputError(
-                f"Expected `count` of at least 1 and `target` attention, mlp or both but got "
-                f"{count} and {target!r}."
+                f"Expected `count` of at least 1 and `target` attention, mixer, mlp or both but "
+                f"got {count} and {target!r}."
             )
         self.count = count
         self.target = target
         self.rescore = rescore
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of sublayers that compete."""
-        return KINDS if self.target == "both" else (self.target,)
 
     def scale(self, fraction: float) -> "SublayerDrop":
         other = copy.copy(self)
@@ -71,50 +70,73 @@ class SublayerDrop(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
-        places = len(decoder_blocks(model)[1]) * len(self.kinds)
-        if self.count >= places:
+        places = self._places(model)
+        if not places:
+            names = {own.name for block in _blocks(model) for own in sublayers(block).values()}
             raise InputError(
-                f"Expected `count` below the {places} sublayers of the model ({self.target}) but "
-                f"got {self.count}."
+                f"Expected blocks with the sublayer {self.target!r} but {type(model).__name__} has "
+                f"{' and '.join(sorted(names)) or 'none'}: choose another `target`."
+            )
+        if self.count >= len(places):
+            raise InputError(
+                f"Expected `count` below the {len(places)} sublayers of the model ({self.target}) "
+                f"but got {self.count}."
             )
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
-        if len(self._left(model)) <= self._kept(model):
+        places = self._places(model)
+        if len(_find_dropped(model, places)) >= self.count:
             return
-        for block in decoder_blocks(model)[1]:
-            device = next(block.parameters()).device
+        for index, block in enumerate(_blocks(model)):
+            device = device_of(block)
             yield {
-                kind: Probe(MeanDistance("cosine", device), at="residual") for kind in self.kinds
+                kind: Probe(MeanDistance("cosine", device), at="residual")
+                for kind in KINDS
+                if (index, kind) in places
             }
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
-        left = self._left(model)
-        missing = len(left) - self._kept(model)
+        places = self._places(model)
+        dropped = _find_dropped(model, places)
+        missing = self.count - len(dropped)
         if missing <= 0:
             return False
+        left = [place for place in places if place not in dropped]
         distances = {place: float(probes[place[0]][place[1]].statistic.value) for place in left}
-        chosen = sorted(left, key=lambda place: distances[place])  # stable: first block first
-        blocks = decoder_blocks(model)[1]
-        for index, kind in chosen[: 1 if self.rescore else missing]:
+        ranked = sorted(left, key=lambda place: distances[place])  # stable: first block first
+        chosen = ranked[: 1 if self.rescore else missing]
+        blocks = _blocks(model)
+        gone: dict[int, list[str]] = {}
+        for index, kind in sorted([*dropped, *chosen]):
+            gone.setdefault(index, []).append(kind)
+        whole = [i for i, kinds in gone.items() if set(kinds) == set(sublayers(blocks[i]))]
+        # Refuses what could not be written.
+        find_removal(model, Parts(whole, {i: k for i, k in gone.items() if i not in whole}))
+        for index, kind in chosen:
             drop_(blocks[index], kind)
         return self.rescore and missing > 1
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        sublayers(block)  # raises if the family is unknown
         return {}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         """Do nothing: `decide` dropped the sublayers."""
 
-    def _left(self, model: PreTrainedModel) -> list[tuple[int, str]]:
-        """Block index and kind of each sublayer that no earlier round dropped."""
+    def _places(self, model: PreTrainedModel) -> list[_Place]:
+        """Sublayers that compete."""
         return [
             (index, kind)
-            for index, block in enumerate(each_whole(decoder_blocks(model)[1]))
-            for kind in self.kinds
-            if not is_dropped(block, kind)
+            for index, block in enumerate(_blocks(model))
+            for kind, own in sublayers(block).items()
+            if self.target in (kind, own.name, "both")
         ]
 
-    def _kept(self, model: PreTrainedModel) -> int:
-        """Number of sublayers that stay in the end."""
-        return len(decoder_blocks(model)[1]) * len(self.kinds) - self.count
+
+def _blocks(model: PreTrainedModel) -> nn.ModuleList:
+    return decoder_blocks(model)[1]
+
+
+def _find_dropped(model: PreTrainedModel, places: list[_Place]) -> list[_Place]:
+    """Sublayers that an earlier round dropped."""
+    zeros = [find_zeros(block) for block in each_whole(_blocks(model))]
+    return [place for place in places if place[1] in zeros[place[0]]]

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from prunelit.data.batches import Batch
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks
-from prunelit.models.replay import Form, Stream, capture, check_replay
+from prunelit.models.architecture import decoder_blocks, device_of
+from prunelit.models.replay import Form, Stream, capture
 from prunelit.models.stores import store_of, whole
 from prunelit.pruners.base import Probe, Pruner
+from prunelit.pruning.dry_walk import walk_blocks
 from prunelit.pruning.hooks import Feed, Trial
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.pooling import Reach, pool_experts
@@ -65,12 +66,12 @@ def prune_blocks(
     _, blocks = decoder_blocks(model)
     watches = sum(bool(pruner.watch(block)) for block in blocks) > 0  # all: one may be refused
     looks = any(pruner.look(model))
-    form: Form = Tensor
+    form = Form(None)
     trials: list[Trial] = []
     if watches or looks:
         if text is None:
             raise _missing_text(pruner)
-        form, trials = _try_out(model, pruner, text.sample)
+        form, trials = walk_blocks(model, pruner, text.sample)
     batches = [] if text is None else text.batches
     if looks:
         yield from _look_and_decide(model, pruner, batches, form, memory, reach.least)
@@ -187,7 +188,7 @@ class _PrunePass:
                 feed.observe(stream)
             feed.all_reduce_()
             self._reach.add_(pool_experts(feed.modules, probes, self._reach.least))
-        with torch.autocast(next(block.parameters()).device.type, enabled=False):
+        with torch.autocast(device_of(block).type, enabled=False):
             try:
                 self._pruner.prune_block(block, probes)
             except InputError as error:
@@ -215,16 +216,6 @@ def _take_blocks(
         yield BlockCost(index, time.perf_counter() - start, peak)
 
 
-def _try_out(model: PreTrainedModel, pruner: Pruner, sample: Batch) -> tuple[Form, list[Trial]]:
-    """Check that blocks can be run one by one, and note the inputs of their probes."""
-    trials = [Trial(block, pruner.watch(block)) for block in decoder_blocks(model)[1]]
-    try:
-        return check_replay(model, sample), trials
-    finally:
-        for trial in trials:
-            trial.remove()
-
-
 def _missing_text(pruner: Pruner) -> InputError:
     return InputError(
         f"Expected calibration text, `data.calibration`: {type(pruner).__name__} needs it."
@@ -245,10 +236,11 @@ def _capture_all(
         stream = capture(model, blocks, batch, form)
         if room is None:
             tokens = sum(other["input_ids"].numel() for other in batches)
-            room = stream.hidden.new_empty(tokens, stream.hidden.shape[-1])
-        own = room[place : place + stream.tokens.numel()].view_as(stream.hidden)
+            width = stream.hidden.numel() // stream.tokens.numel()
+            room = stream.hidden.new_empty(tokens * width)
+        own = room[place : place + stream.hidden.numel()].view_as(stream.hidden)
         stream.hidden = own.copy_(stream.hidden)
-        place += stream.tokens.numel()
+        place += stream.hidden.numel()
         if streams:
             _share_arguments(stream, streams[-1])
         streams.append(stream)

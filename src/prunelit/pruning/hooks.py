@@ -1,7 +1,7 @@
 """Hooks that fill the probes of a block while it runs."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import linear_modules
 from prunelit.models.experts import ExpertMap, called_one_by_one, routed_inputs
 from prunelit.models.replay import Stream
-from prunelit.models.residual import residual_steps
+from prunelit.models.residual import Structure, residual_steps
 
 
 class Trial:
@@ -32,17 +32,20 @@ class Trial:
     Attributes:
         leaders: for each probe that reads the same tensor as an earlier one, the earlier one.
         calls: number of calls of each module in one run.
+        inputs: shape of the last input of each module, and the tokens among which it read rows.
     """
 
     def __init__(self, block: nn.Module, probes: dict[str, Probe]) -> None:
         self.leaders: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
+        self.inputs: dict[str, tuple[torch.Size, int]] = {}
         self._kinds = {name: type(probe.statistic) for name, probe in probes.items()}
         self._seen: list[tuple[Tensor, str]] = []
         modules = watched_modules(block, probes)
         maps = [module for module in modules.values() if isinstance(module, ExpertMap)]
         self._called = ExitStack()
         self._called.enter_context(called_one_by_one(maps, checked=True))
+        self._watched = [name for name, probe in probes.items() if probe.at == "input"]
         self._handles = [
             block.register_forward_pre_hook(self._begin),
             block.register_forward_hook(self._end),
@@ -60,17 +63,22 @@ class Trial:
         self._called.close()
         self._seen.clear()
 
+    def find_unread(self) -> list[str]:
+        """Find the modules whose input a probe waits for, and that the last run did not call."""
+        return [name for name in self._watched if not self.calls[name]]
+
     def _begin(self, _module: nn.Module, _args: Any) -> None:
         self.leaders.clear()
         self.calls.clear()
         self._seen.clear()
 
-    def _note(self, name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _note(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not args:
             raise InputError(
                 f"{name!r} gets its input by keyword, so it cannot be observed: exclude it."
             )
         self.calls[name] += 1
+        self.inputs[name] = (args[0].shape, rows_read(module, args[0], args))
         leader = next((other for tensor, other in self._seen if tensor is args[0]), None)
         if leader is None:
             # The tensors are kept until the block ends, so that their identities stay unique.
@@ -113,7 +121,7 @@ class Feed:
         if trial is not None and all(probe.at == "input" for probe in distinct.values()):
             self._last = sum(trial.calls[name] for name in distinct)
         self._reads = 0
-        self._parallel: bool | None = None  # known after the first batch
+        self._structure: Structure | None = None  # known after the first batch
 
     def observe(self, stream: Stream) -> Tensor | None:
         """Run the block on one batch and update the statistics.
@@ -137,10 +145,11 @@ class Feed:
                 handle.remove()
         if self._around:
             real, hidden = stream.tokens.to(output.device), stream.hidden.to(output.device)
-            steps, self._parallel = residual_steps(
-                self._block, run, hidden, output, self._around, self._parallel
+            steps, self._structure = residual_steps(
+                self._block, run, hidden, output, self._around, self._structure
             )
-            for name, (before, after) in steps.items():
+            for name, step in steps.items():
+                before, after = map(stream.by_token, step)
                 with torch.autocast(output.device.type, enabled=False):
                     self._around[name].statistic.update(before[real], after[real])
         return output
@@ -197,12 +206,7 @@ class Feed:
         x = x if isinstance(x, Tensor) else x[0]
         # An expert reads some of the tokens.
         reached: Tensor | None = args[1] if isinstance(module, ExpertMap) else None
-        tokens = x.numel() // x.shape[-1] if reached is None else reached.numel()
-        if tokens != shape.numel():
-            raise InputError(
-                f"{name!r} reads a tensor of shape {tuple(x.shape)} while the batch has "
-                f"{tuple(shape)} tokens, so padding cannot be removed: exclude this module."
-            )
+        check_rows(name, x.shape, rows_read(module, x, args), shape)
         x = x.reshape(-1, x.shape[-1])
         if real is not None:
             real = real.reshape(-1).to(x.device)
@@ -222,6 +226,36 @@ def watched_modules(block: nn.Module, probes: Mapping[str, Probe]) -> dict[str, 
     maps = linear_modules(block)
     names = (name for name, probe in probes.items() if probe.at != "residual")
     return {name: maps.get(name) or block.get_submodule(name) for name in names}
+
+
+def rows_read(module: nn.Module, x: Tensor, args: Sequence[Any]) -> int:
+    """Count the tokens among which a module reads some rows; all but experts read each of them.
+
+    Args:
+        module: that is called.
+        x: (..., I), its input or output.
+        args: of the call.
+    """
+    return args[1].numel() if isinstance(module, ExpertMap) else x.numel() // x.shape[-1]
+
+
+def check_rows(name: str, read: torch.Size, rows: int, tokens: torch.Size) -> None:
+    """Refuse a tensor that was not chosen from one row for each token.
+
+    Args:
+        name: of the module that reads it.
+        read: shape of the tensor.
+        rows: see `rows_read`.
+        tokens: shape of the batch, (B, T).
+
+    Raises:
+        InputError: giving both shapes.
+    """
+    if rows != tokens.numel():
+        raise InputError(
+            f"{name!r} reads a tensor of shape {tuple(read)} while the batch has {tuple(tokens)} "
+            "tokens, so padding cannot be removed: exclude this module."
+        )
 
 
 class _AllReadError(Exception):

@@ -28,6 +28,7 @@ from prunelit.models.architecture import (
     embedded_tokens,
 )
 from prunelit.models.loading import check_weights
+from prunelit.models.removal import check_zero_blocks
 from prunelit.models.stores import each_part
 from prunelit.models.streaming import offloaded
 from prunelit.pruners.base import Pruner
@@ -121,6 +122,8 @@ def prune(
     was_training = model.training
     model.eval()
     try:
+        if pruner.drops_blocks and not shrink:
+            check_zero_blocks(model)
         title = f"Pruning with {type(pruner).__name__}"
         with (
             offloaded(blocks, offload_to),

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, check_positive, first_line, near_names
-from prunelit.models.architecture import unembed
+from prunelit.models.architecture import trunk, unembed
 from prunelit.pruning.lora import LoRA
 from prunelit.recipe import describe, describe_code, public_path
 
@@ -186,7 +186,7 @@ class Recovery:
 
 def _hidden_states(model: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
     """Run the model: token embeddings, output of every block but the last, final embedding h."""
-    output = model.base_model(
+    output = trunk(model)(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         use_cache=False,

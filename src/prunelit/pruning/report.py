@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, first_line
-from prunelit.models.architecture import block_weights, decoder_blocks
-from prunelit.models.fewer_experts import find_dropped_experts, is_mixture
+from prunelit.models.architecture import block_weights, decoder_blocks, repeated_weights
 from prunelit.models.stores import each_part, each_whole
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
@@ -229,8 +228,9 @@ class PruningReport:
         kept = [index for index in range(count) if index not in removed.blocks]
         present = {
             f"{prefix}.{old}.{part}": list(weight.value.shape)
-            for old, block in zip(kept, blocks, strict=False)
+            for old, block, repeated in zip(kept, blocks, repeated_weights(model), strict=False)
             for part, weight in block_weights(block).items()
+            if part not in repeated
         }
         reported = {tensor.name: tensor for tensor in self.tensors}
         stored = count_stored(model)
@@ -289,9 +289,11 @@ def find_missing(
 ) -> dict[str, Missing]:
     """Count the missing entries of each weight in the blocks, by name of the parameter.
 
+    A weight that blocks share counts in the first one.
+
     Args:
         model: with zeros in dropped parts.
-        shrinks: a sublayer whose last linear map is 0, and a neuron of the MLP without output, are
+        shrinks: a sublayer whose weights are all 0, and a neuron of the MLP without output, are
             dropped.
         names: of the parameters of some blocks, all or none of each; None counts in all blocks.
     """
@@ -302,13 +304,13 @@ def find_missing(
         if names is None or any(name.startswith(f"{prefix}.{index}.") for name in names)
     ]
     missing = {}
-    mixture = is_mixture(model)
+    repeated = repeated_weights(model)
     for index, block in zip(chosen, each_whole(blocks[i] for i in chosen), strict=True):
-        dropped = {}
-        if shrinks:
-            dropped = find_dropped_experts(block) if mixture else find_dropped(block)
+        dropped = find_dropped(block) if shrinks else {}
         for part, weight in block_weights(block).items():
-            entries = dropped.get(part.removesuffix(".weight"), weight.value[:0])
+            if part in repeated[index]:
+                continue
+            entries = dropped.get(part, weight.value[:0])
             zeros = _zeros(weight.value) - _zeros(entries)
             missing[f"{prefix}.{index}.{part}"] = Missing(
                 entries.numel(), zeros, whole=entries.numel() == weight.value.numel()

@@ -17,7 +17,7 @@ _VARIANTS = {
     "cumulative": "cumulative: the pruned model's own stream",
 }
 _PHASES = {"prompt": "prompt tokens", "decode": "decoding steps"}
-_KINDS = {"attention": "#8172B3", "mlp": "#CCB974"}
+KINDS = {"attention": "#8172B3", "mixer": "#8172B3", "mlp": "#CCB974"}
 
 Curves = Mapping[str, Curve]
 
@@ -48,7 +48,7 @@ def kl_picture(curves: Curves) -> Picture:
     used = []
     for row, variant in zip(panels, _VARIANTS, strict=True):
         for axes, phase in zip(row, _PHASES, strict=True):
-            for kind, colour in _KINDS.items():
+            for kind, colour in _present(curves).items():
                 name = f"{variant}/{kind}/{phase}/kl_dense_pruned"
                 exact, estimate = curves[name], curves[f"{name}_estimate"]
                 used += [exact, estimate]
@@ -116,8 +116,14 @@ def theory_picture(curves: Curves) -> Picture:
     return Picture(figure, numbers)
 
 
+def _present(curves: Curves) -> dict[str, str]:
+    """Colours of the kinds of sublayers that were measured."""
+    kinds = {tag.split("/")[1] for tag in curves}
+    return {kind: colour for kind, colour in KINDS.items() if kind in kinds}
+
+
 def _name(kind: str) -> str:
-    return "the MLP" if kind == "mlp" else "the attention"
+    return "the MLP" if kind == "mlp" else f"the {kind}"
 
 
 def _finish(panels: np.ndarray, label: str) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError, check_positive
 from prunelit.metrics.spaces.buffers import Buffers
 from prunelit.metrics.spaces.deviation import check_not_nan, deviations
-from prunelit.models.architecture import KINDS, decoder_blocks, unembed
+from prunelit.models.architecture import decoder_blocks, unembed
 from prunelit.models.inference.generation import rollout
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.replay import apply_final_norm, capture
@@ -20,7 +20,7 @@ from prunelit.report.quantities import LEADING
 from prunelit.report.results import Result
 from prunelit.report.tables import grouped_table
 from prunelit.report.task_report import TaskReport
-from prunelit.report.transitions import kind_picture, kl_picture, theory_picture
+from prunelit.report.transitions import KINDS, kind_picture, kl_picture, theory_picture
 from prunelit.tasks.item_table import ItemTable, Streamed, mean
 from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
@@ -40,8 +40,10 @@ class Transitions(PromptTask):
       of one sublayer alone.
     * *Cumulative*: the pruned model's own stream, final norm and unembedding.
 
-    A dropped sublayer passes its input on. In blocks where attention and MLP read the same input
-    (GPT-NeoX, Phi), each of them is one step from that input.
+    The sublayers are `attention` and `mlp`. If some blocks have another mixer in the place of
+    attention, such as a state space, all are called `mixer`. A dropped sublayer passes its input
+    on. In blocks where mixer and MLP read the same input (GPT-NeoX, Phi), each of them is one step
+    from that input.
 
     Decoding step s is the position whose logits choose the s-th token of the rollout. The tokens
     before step 0 are the prompt tokens.
@@ -112,7 +114,7 @@ class Transitions(PromptTask):
         room = int(number.max()) + 1
         column = (slot // width) * room + number
         values: dict[str, Tensor] = {}
-        blocks = len(self._layout.parts)
+        blocks = len(self._layout.blocks)
         for index, name, found in self._blocks(pair, text, row, place):
             for quantity, value in found.items():
                 key = f"{name}/{quantity}"
@@ -162,37 +164,30 @@ class Transitions(PromptTask):
         """Yield the deviations at N positions, each (N,), for each block, variant and sublayer."""
         assert pair.dense is not None
         batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
-        form, parts, parallel = self._layout.form, self._layout.parts, self._layout.parallel
+        form, structures, names = self._layout.form, self._layout.blocks, self._layout.names
         own = decoder_blocks(pair.dense)[1]
         kept = _kept(pair, len(own))
         theirs = decoder_blocks(pair.pruned)[1]
         dense = capture(pair.dense, own, batch, form)
         pruned = capture(pair.pruned, theirs, batch, form)
         for index, block in enumerate(own):
-            steps = block_steps(
-                dense, block, index, dense.hidden, parts[index], parallel=parallel[index]
-            )
+            structure = structures[index]
+            steps = block_steps(dense, block, index, dense.hidden, structure)
             found: dict[str, dict[str, Tensor]] = {
-                "local": {kind: steps.get(kind)[0] for kind in KINDS},
-                "cumulative": dict.fromkeys(KINDS, pruned.hidden),
+                "local": {kind: before for kind, (before, _) in steps.sublayers.items()},
+                "cumulative": dict.fromkeys(steps.sublayers, pruned.hidden),
             }
             if (other := kept.get(index)) is not None:
-                found["local"] = counterfactual(pruned, theirs[other], other, steps, parts[index])
-                mine = block_steps(
-                    pruned,
-                    theirs[other],
-                    other,
-                    pruned.hidden,
-                    parts[index],
-                    parallel=parallel[index],
-                )
-                found["cumulative"] = {kind: mine.get(kind)[1] for kind in KINDS}
+                block = theirs[other]
+                found["local"] = counterfactual(pruned, block, other, steps, structure)
+                mine = block_steps(pruned, block, other, pruned.hidden, structure)
+                found["cumulative"] = {kind: after for kind, (_, after) in mine.sublayers.items()}
                 pruned.hidden = mine.output
-            for kind in KINDS:
-                stands = [steps.get(kind)[1], *(found[variant][kind] for variant in VARIANTS)]
+            for kind, (_, after) in steps.sublayers.items():
+                stands = [after, *(found[variant][kind] for variant in VARIANTS)]
                 compared = self._compare(pair, [hidden[row, place] for hidden in stands])
                 for variant, deviation in zip(VARIANTS, compared, strict=True):
-                    yield index, f"{variant}/{kind}", deviation
+                    yield index, f"{variant}/{names[kind]}", deviation
             dense.hidden = steps.output
 
     def _compare(self, pair: ModelPair, stands: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -256,7 +251,8 @@ def _curves(table: ItemTable) -> Iterator[Curve]:
 def _pictures(table: ItemTable) -> Iterator[tuple[str, Picture]]:
     curves = {curve.tag: curve for curve in _curves(table)}
     for kind in KINDS:
-        yield f"transitions_{kind}", kind_picture(curves, kind)
+        if any(tag.startswith(f"{VARIANTS[0]}/{kind}/") for tag in curves):
+            yield f"transitions_{kind}", kind_picture(curves, kind)
     yield "transitions_kl", kl_picture(curves)
     yield "transitions_theory", theory_picture(curves)
 

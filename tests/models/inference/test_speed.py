@@ -3,8 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
+from prunelit.models.fingerprint import weight_bytes
 from prunelit.models.inference.speed import _Alive, compare_speed, measure_speed
-from prunelit.models.saving import weight_bytes
 
 
 def test_every_family_reads_and_writes(make_model, family: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from prunelit.errors import InputError, first_line
-from prunelit.models.architecture import takes_positions
+from prunelit.models.architecture import takes_positions, trunk
 from prunelit.models.stores import one_at_a_time
 from prunelit.models.views import original
 
@@ -123,7 +123,7 @@ def compute_keys_values(model: PreTrainedModel, tokens: Sequence[int]) -> list[K
     """
     # Without a configuration no layer drops the tokens before its sliding window.
     cache = DynamicCache()
-    model.base_model(
+    trunk(model)(
         input_ids=torch.tensor([list(tokens)], device=model.device),
         past_key_values=cache,
         use_cache=True,

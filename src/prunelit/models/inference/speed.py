@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from prunelit.models.fingerprint import stored_parts
-from prunelit.models.saving import weight_bytes
+from prunelit.models.fingerprint import stored_parts, weight_bytes
 
 PROMPT, WRITTEN = 128, 8  # tokens
 _ROUNDS = 5

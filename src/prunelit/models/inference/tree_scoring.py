@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from prunelit.models.architecture import decoder_blocks, final_hidden, takes_positions
+from prunelit.models.architecture import decoder_blocks, final_hidden, takes_positions, trunk
 from prunelit.models.inference.prefix_cache import (
     CacheNotSharedError,
     KeysValues,
@@ -199,7 +199,7 @@ def _run(
 ) -> Tensor:
     """Compute final embeddings, (B, T, D). A family without `position_ids` uses the mask."""
     options = {"position_ids": positions} if takes_positions(model) else {}
-    return model.base_model(
+    return trunk(model)(
         input_ids=ids,
         attention_mask=mask,
         past_key_values=Cache(layers=layers),  # type: ignore[arg-type]

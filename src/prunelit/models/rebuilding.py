@@ -1,0 +1,109 @@
+"""Build the model that `from_pretrained` would build of a configuration, on weights in memory."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from prunelit.models.absent import Absent
+from prunelit.models.architecture import decoder_blocks
+from prunelit.models.stores import keep_in, store_of
+
+Shapes = Mapping[str, torch.Size]
+
+
+def changed(config: PreTrainedConfig, changes: Mapping[str, Any]) -> PreTrainedConfig:
+    """Copy a configuration, with other values for fields of its language model.
+
+    Args:
+        config: of a model, which may have parts for other inputs.
+        changes: new values by the name of a field.
+    """
+    new = copy.deepcopy(config)
+    text = new.get_text_config(decoder=True)
+    for name, value in changes.items():
+        setattr(text, name, value)
+    return new
+
+
+def build_skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model of the same class from a configuration, with its buffers and without weights.
+
+    Args:
+        model: gives the class, the dtype and the sublayers that are left out.
+        config: of the new model.
+
+    Raises:
+        Exception: whatever the class raises for a configuration that it cannot build.
+    """
+    with _without_weights(model.dtype):
+        new = type(model)(config).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, Absent):
+            new.set_submodule(name, module)
+    return new
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """Return the shape of each tensor that a model stores, by name."""
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def fill(skeleton: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Let a skeleton have the weights of a model, in place; they are shared and not copied.
+
+    Weights of blocks that wait in stores come and go in both.
+
+    Args:
+        skeleton: of the same shapes.
+        model: with its weights.
+    """
+    stored = set(shapes_of(model))
+    for name, own in model.named_modules():
+        twin = skeleton.get_submodule(name)
+        twin._parameters = own._parameters
+        for key, value in own.named_buffers(recurse=False):
+            if f"{name}.{key}".removeprefix(".") in stored:
+                setattr(twin, key, value)
+    for module in skeleton.modules():
+        for key, value in module.named_buffers(recurse=False):
+            setattr(module, key, value.to(model.device))
+    blocks = [decoder_blocks(one)[1] for one in (skeleton, model)]
+    for twin, own in zip(*blocks, strict=True):
+        if (store := store_of(own)) is not None:
+            keep_in(twin, store)
+
+
+def find_attribute(small: PreTrainedModel, new: PreTrainedModel) -> str:
+    """Name a number that a module of a block keeps and that differs between two models."""
+    prefix, _ = decoder_blocks(small)
+    for name, own in small.get_submodule(prefix).named_modules():
+        twin = new.get_submodule(f"{prefix}.{name}" if name else prefix)
+        for key, value in vars(own).items():
+            other = vars(twin).get(key)
+            if isinstance(value, float | str | bool) and value != other:
+                return f", since `{prefix}.{name}.{key}` is {other} and not {value}"
+    return ""
+
+
+@contextmanager
+def _without_weights(dtype: torch.dtype) -> Iterator[None]:
+    """Let parameters that are made within the context have no values."""
+    register, before = nn.Module.register_parameter, torch.get_default_dtype()
+
+    def register_blank(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_blank  # type: ignore[method-assign]
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        torch.set_default_dtype(before)
