@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prunelit import read_results
-from prunelit.models.saving import read_report
+from prunelit.models.report_file import read_report
 
 ROOT = Path(__file__).parents[1]
 # CONTRIBUTING.md has a test of its own, `contracts/test_adding.py`.

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.fingerprint import fingerprint, fingerprint_files, stored_parts
+from prunelit.models.fingerprint import fingerprint, fingerprint_files, stored_parts, weight_bytes
 from prunelit.models.loading import check_weights
-from prunelit.models.saving import weight_bytes
 
 
 def test_a_copy_on_disk_is_the_same_model(

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from prunelit import PruningReport, load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
-from prunelit.models.saving import check_unchanged, check_writable, read_report
+from prunelit.models.report_file import read_report
+from prunelit.models.saving import check_unchanged, check_writable
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from prunelit import prune, save_pretrained
 from prunelit.errors import InputError
-from prunelit.models.saving import read_report
+from prunelit.models.report_file import read_report
 from prunelit.models.stores import Store, keep_in
 from prunelit.pruners import Wanda
 from prunelit.pruning.prune import describe_batches

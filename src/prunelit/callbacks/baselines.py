@@ -34,7 +34,7 @@ from prunelit.core.weights import Weights
 from prunelit.errors import InputError
 from prunelit.files import replace_folder, write_text
 from prunelit.models.architecture import decoder_blocks, oriented_weight
-from prunelit.models.saving import weight_bytes
+from prunelit.models.fingerprint import weight_bytes
 from prunelit.models.streaming import place_model
 from prunelit.pruners import Quantize
 from prunelit.pruning.prune import prune

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from prunelit.errors import InputError
-from prunelit.models.saving import check_apart, check_unchanged, check_writable, read_report
+from prunelit.models.report_file import read_report
+from prunelit.models.saving import check_apart, check_unchanged, check_writable
 from prunelit.recipe import find_differences, recipe_id, tell_differences
 
 

@@ -25,12 +25,9 @@ from prunelit.core.module import PairedLM
 from prunelit.errors import InputError
 from prunelit.files import check_local, check_space, only_writer
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.saving import (
-    check_unchanged,
-    read_report,
-    save_pretrained,
-    weight_bytes,
-)
+from prunelit.models.fingerprint import weight_bytes
+from prunelit.models.report_file import read_report
+from prunelit.models.saving import check_unchanged, save_pretrained
 from prunelit.models.stores import is_shared
 from prunelit.models.streaming import place_model
 from prunelit.pruners.base import Pruner
@@ -288,7 +285,9 @@ class Pruning(Callback):
         fraction = self._schedule.fraction(len(self._rounds))
         pruner = self.pruner if fraction == 1 else self.pruner.scale(fraction)
         with trainer.precision_plugin.forward_context():
-            return prune(model, pruner, data.calibration_batches(), shrink=False)
+            # Later rounds and training need the places of dropped parts.
+            shrink = not module.trains and self._schedule.rounds == 1
+            return prune(model, pruner, data.calibration_batches(), shrink=shrink)
 
     @property
     def _schedule(self) -> Schedule:

@@ -31,8 +31,9 @@ from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.shared_pass import find_shared
 
 # Times that all blocks of a model come, beside the tasks: to read, check and identify a model; to
-# check, count, calibrate, prune, count and write it; more if the method looks at the model first.
-_TO_READ, _TO_PRUNE, _TO_LOOK = 4, 13, 4
+# check, count, calibrate, prune, count, write and prove it; more if the method looks at the model
+# first, and proves that parts can go.
+_TO_READ, _TO_PRUNE, _TO_LOOK = 4, 15, 8
 _PROBE = 5.0  # seconds of each of two measurements
 _READ = 2**28  # bytes that are read to see how fast the disk is
 _MOST_TOKENS = 2**12  # of one pass of the probe

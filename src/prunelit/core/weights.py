@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from prunelit.core.placement import Placement
 from prunelit.data.vocabularies import tell_vocabulary
 from prunelit.models.architecture import check_plain, check_unembedding
+from prunelit.models.fingerprint import weight_bytes
 from prunelit.models.loading import (
     DType,
     check_vocabulary,
@@ -25,7 +26,6 @@ from prunelit.models.loading import (
 )
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.parallel import check_parallel, group_ranks, parallelize
-from prunelit.models.saving import weight_bytes
 from prunelit.models.shards import shard_blocks
 from prunelit.models.streaming import stream
 from prunelit.report.results import name_content

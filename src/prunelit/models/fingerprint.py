@@ -21,7 +21,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _OTHERS = (
     *("config.json", "generation_config.json", "adapter_config.json", "*.index.json", "*.py"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.jinja"),
-    *("vocab*", "merges.txt", "tekken.json", "*.model", "*.tiktoken"),
+    *("*processor_config.json", "vocab*", "merges.txt", "tekken.json", "*.model", "*.tiktoken"),
     "additional_chat_templates/*.jinja",
 )
 # A tensor is read whole up to this number of bytes. From a larger one blocks are read.
@@ -86,6 +86,15 @@ def _structure(model: PreTrainedModel) -> tuple[str, str]:
     # The structure shows modules that were dropped or replaced and have no weights.
     kernel = model.config._attn_implementation
     return json.dumps([config, ends, kernel], sort_keys=True, default=str), repr(model)
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Count the bytes of the weights of a model, of all ranks that share one; tied ones once."""
+    return sum(
+        part.nbytes
+        for weight in model.parameters()
+        for part in ([weight] if isinstance(weight, DTensor) else stored_parts(weight))
+    )
 
 
 def stored_parts(tensor: Tensor) -> list[Tensor]:

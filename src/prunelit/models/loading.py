@@ -14,15 +14,25 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, logging
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    VIDEO_PROCESSOR_NAME,
+    logging,
+)
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
 from prunelit.arguments import checked
@@ -34,7 +44,7 @@ from prunelit.files import POINTER, is_pointer
 from prunelit.models.fingerprint import fingerprint_files, stored_parts
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
-from prunelit.models.saving import REPORT_FILE, read_report
+from prunelit.models.report_file import REPORT_FILE, keep_processor, read_report
 from prunelit.models.stored_weights import count_blocks, find_cast
 from prunelit.models.stores import each_weight
 from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
@@ -42,6 +52,12 @@ from prunelit.models.surgery import Removed, find_missing_names, remove_sublayer
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
 _TELLING = (ImportError, OSError, RuntimeError, ValueError)
 _JSON_FILES = (CONFIG_NAME, GENERATION_CONFIG_NAME, "tokenizer_config.json", "tokenizer.json")
+_PROCESSOR_FILES = (
+    PROCESSOR_NAME,
+    IMAGE_PROCESSOR_NAME,
+    VIDEO_PROCESSOR_NAME,
+    "chat_template.json",
+)
 _MOST_BLOCKS = 10_000  # of a model whose weights are not read yet
 # Transformers would attach the adapter, and its matrices would be pruned in place of the model's.
 _ADAPTER = (
@@ -136,9 +152,9 @@ def load_placed(
     tokenizer = load_tokenizer(source, **same)
     removed = _removed(source, revision, folder, options)
     # For removed sublayers, transformers makes new weights and prints a long warning.
-    quiet = _errors_only if removed.attention or removed.mlp else nullcontext
+    quiet = _errors_only if removed.sublayers else nullcontext
     # Transformers would fill missing blocks with random weights, which may need too much memory.
-    if not (options or trust_remote_code or removed.attention or removed.mlp):
+    if not (options or trust_remote_code or removed.sublayers):
         blocks = config.get_text_config(decoder=True).num_hidden_layers
         try:
             held = count_blocks(Path(folder))
@@ -148,7 +164,7 @@ def load_placed(
             raise _too_many(source, blocks, f"{held}, the blocks that its weights have")
     try:
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = _auto_class(config).from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
@@ -166,18 +182,14 @@ def load_placed(
         if attn_implementation is not None and _concerns_attention(error):
             raise _no_attention(attn_implementation, error) from error
         raise _refuse("model", source, error, revision) from error
-    expected = find_missing_names(model, removed)
-    if missing := sorted(set(info["missing_keys"]) - expected):
-        raise InputError(
-            f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
-            f"the first is {missing[0]!r}."
-        )
+    _check_complete(model, info, removed, source)
     surplus: set[str] = info["unexpected_keys"]
     if getattr(config, "quantization_config", None) is None:
         _check_types(find_cast(model, stored, surplus), model, source)
     _tell_surplus(surplus, model, source)
     _check_ends(model, source)
     model = remove_sublayers(model, removed)
+    keep_processor(model, list(_find_processor(source, folder, options, config)))
     for part in model.modules():
         if isinstance(own := getattr(part, "config", None), PreTrainedConfig):
             own.return_dict = True  # False says nothing about the model; outputs are read by name
@@ -340,6 +352,61 @@ def check_weights(model: PreTrainedModel, source: str) -> None:
             raise InputError(f"The weight {name!r} of {source!r} holds NaN or infinite values.")
 
 
+def load_written(folder: Path) -> PreTrainedModel:
+    """Load the model of a folder that was just written, in evaluation mode and without a word.
+
+    Raises:
+        Exception: whatever the libraries raise; InputError if the folder lacks weights.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    removed = Removed(**(read_report(folder) or {}).get("removed", {}))
+    with _errors_only():
+        model, info = _auto_class(config).from_pretrained(
+            folder, dtype="auto", output_loading_info=True
+        )
+    _check_complete(model, info, removed, str(folder))
+    return remove_sublayers(model, removed).eval()
+
+
+def _find_processor(
+    source: str, folder: str, options: dict[str, Any], config: PreTrainedConfig
+) -> Iterator[Path]:
+    """Find the files of a model that turn images, sounds and videos into its inputs."""
+    if _auto_class(config) is AutoModelForCausalLM:
+        return
+    for name in _PROCESSOR_FILES:
+        if not options:
+            if (path := Path(folder, name)).is_file():
+                yield path
+            continue
+        try:
+            yield Path(hf_hub_download(source, name, **options))
+        except (LocalEntryNotFoundError, RemoteEntryNotFoundError):
+            continue  # no model has all of them
+
+
+def _check_complete(model: PreTrainedModel, info: Any, removed: Removed, source: str) -> None:
+    """Refuse a checkpoint that lacks other weights than those of removed sublayers."""
+    expected = find_missing_names(model, removed)
+    if missing := sorted(set(info["missing_keys"]) - expected):
+        raise InputError(
+            f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
+            f"the first is {missing[0]!r}."
+        )
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """Return the class that reads a model with all its parts, such as the towers of images."""
+    text: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    named = config.architectures or [cls.__name__ for cls in (whole, text) if cls]
+    return (
+        AutoModelForImageTextToText
+        if whole is not None and whole.__name__ in named
+        else AutoModelForCausalLM
+    )
+
+
 def _check_types(cast: Mapping[str, str], model: PreTrainedModel, source: str) -> None:
     """Refuse integers in the place of weights, see `find_cast`.
 
@@ -437,12 +504,16 @@ def _removed(source: str, revision: str | None, folder: str, options: dict[str, 
 
 @contextmanager
 def _errors_only() -> Iterator[None]:
-    before = logging.get_verbosity()
+    """Hide all but errors of transformers, and its progress bars, within the context."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embedded: int, source: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.arguments import checked
@@ -17,11 +16,12 @@ from prunelit.errors import InputError
 from prunelit.files import check_replaceable, is_replaceable, real_path, replace_folder
 from prunelit.models.architecture import check_merged, check_model, decoder_blocks
 from prunelit.models.block_files import write_blocks
-from prunelit.models.fingerprint import fingerprint_files, stored_parts
+from prunelit.models.fingerprint import fingerprint_files, weight_bytes
+from prunelit.models.proof import answer, prove_written
+from prunelit.models.report_file import REPORT_FILE, copy_processor
 from prunelit.models.stores import check_here, each_whole, is_shared, store_of
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
 
-REPORT_FILE = "pruning.json"
 MASKS_FILE = "masks.safetensors"
 
 
@@ -38,15 +38,6 @@ def check_writable(folder: str | Path) -> None:
             f"holds no {REPORT_FILE}: choose another output folder or remove it."
         )
     check_replaceable(folder)
-
-
-def weight_bytes(model: PreTrainedModel) -> int:
-    """Count the bytes of the weights of a model, of all ranks that share one; tied ones once."""
-    return sum(
-        part.nbytes
-        for weight in model.parameters()
-        for part in ([weight] if isinstance(weight, DTensor) else stored_parts(weight))
-    )
 
 
 def check_apart(source: str, folder: str | Path) -> None:
@@ -88,8 +79,9 @@ def save_pretrained(
     lists the indices that were removed. For other methods `masks.safetensors` holds one bit per
     weight of every pruned tensor.
 
-    The files are written under a temporary name beside `folder` and renamed when complete. Only
-    then is an earlier pruned model replaced. `pruning.json` holds hashes of all files, by which
+    The files are written under a temporary name beside `folder`. They are loaded, a few tokens are
+    run through both models, and the folder is renamed if the logits are equal. Only then is an
+    earlier pruned model replaced. `pruning.json` holds hashes of all files, by which
     `prunelit validate` notices a later change.
 
     A model whose blocks the ranks share is written by the first rank, a file for each block. Call
@@ -104,7 +96,8 @@ def save_pretrained(
 
     Raises:
         InputError: if `folder` exists and is not a pruned model, or is the folder that the model
-            was loaded from; if the model has an adapter, or is not the one of the report.
+            was loaded from; if the model has an adapter, or is not the one of the report; if the
+            folder would hold another model than the one in memory.
 
     Example:
         >>> import tempfile
@@ -136,6 +129,7 @@ def save_pretrained(
     blocks = decoder_blocks(model)[1]
     if report.shrinks and report.removed is None:
         check_here(model, "Writing a model with dropped parts that are still in it as zeros")
+    expected = answer(model)
     shared = is_shared(blocks)
     if shared and dist.get_rank():
         for _ in each_whole(blocks):  # the first rank writes them
@@ -157,43 +151,13 @@ def save_pretrained(
         else:
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        copy_processor(model, partial)
         plain["content"] = _content(partial, plain, full_hash)
         text = json.dumps(plain, indent=2, allow_nan=False)
         (partial / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        prove_written(partial, model, expected)
     if shared:
         dist.barrier()
-
-
-def read_report(folder: str | Path) -> dict[str, Any] | None:
-    """Read `pruning.json` of a folder; None if the folder is no pruned model.
-
-    Raises:
-        InputError: if the file is not valid JSON.
-    """
-    path = Path(folder) / REPORT_FILE
-    if not os.path.isfile(path):
-        return None
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{str(path)!r} is not valid JSON ({error}): prune again, or restore the file."
-        ) from error
-    removed = report.get("removed", {}) if isinstance(report, dict) else None
-    if not isinstance(removed, dict) or not set(removed) <= set(Removed().as_dict()):
-        raise InputError(
-            f"{str(path)!r} is not as prunelit writes it: prune again, or restore the file."
-        )
-    for key, value in removed.items():
-        numbers = value if isinstance(value, list) else [value]
-        whole = all(type(number) is int and number >= 0 for number in numbers)
-        expected = int | None if key in ("intermediate_size", "experts") else list
-        if not isinstance(value, expected) or not (whole or value is None):
-            raise InputError(
-                f"Expected indices of blocks as `removed.{key}` in {str(path)!r} but got "
-                f"{value!r}: prune again, or restore the file."
-            )
-    return report
 
 
 def check_unchanged(folder: str | Path, report: dict[str, Any]) -> str:

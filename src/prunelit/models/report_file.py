@@ -1,0 +1,65 @@
+"""Files that the folder of a pruned model has beside its weights and its tokenizer."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunelit.errors import InputError
+from prunelit.models.surgery import Removed
+
+REPORT_FILE = "pruning.json"
+_PROCESSOR = "prunelit_processor"
+
+
+def keep_processor(model: nn.Module, files: Sequence[Path]) -> None:
+    """Remember the files of a model that turn images and sounds into its inputs."""
+    setattr(model, _PROCESSOR, tuple(files))
+
+
+def copy_processor(model: nn.Module, folder: Path) -> None:
+    """Copy the files that `keep_processor` remembers into a folder; none for a model of text."""
+    for file in getattr(model, _PROCESSOR, ()):
+        shutil.copyfile(file, folder / file.name)
+
+
+def read_report(folder: str | Path) -> dict[str, Any] | None:
+    """Read `pruning.json` of a folder; None if the folder is no pruned model.
+
+    Raises:
+        InputError: if the file is not valid JSON.
+    """
+    path = Path(folder) / REPORT_FILE
+    if not os.path.isfile(path):
+        return None
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{str(path)!r} is not valid JSON ({error}): prune again, or restore the file."
+        ) from error
+    removed = report.get("removed", {}) if isinstance(report, dict) else None
+    if not isinstance(removed, dict) or not set(removed) <= set(Removed().as_dict()):
+        raise InputError(
+            f"{str(path)!r} is not as prunelit writes it: prune again, or restore the file."
+        )
+    for key, value in removed.items():
+        numbers = value if isinstance(value, list) else [value]
+        whole = all(type(number) is int and number >= 0 for number in numbers)
+        expected = int | None if key in ("intermediate_size", "experts") else list
+        if key == "returns":
+            expected, whole = dict, _are_texts(value)
+        if not isinstance(value, expected) or not (whole or value is None):
+            raise InputError(
+                f"Expected indices of blocks as `removed.{key}` in {str(path)!r} but got "
+                f"{value!r}: prune again, or restore the file."
+            )
+    return report
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
