@@ -1,7 +1,7 @@
 """Speed and memory of models that are used."""
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from prunelit.models.fingerprint import weight_bytes
 from prunelit.models.inference.speed import _Alive, compare_speed, measure_speed
@@ -41,3 +41,18 @@ def test_the_bytes_of_tensors_count_while_they_are_alive(make_model) -> None:
         again = torch.zeros(20)
     assert alive.peak == 600
     assert len(view) + len(again) == 29
+
+
+def test_positions_of_an_earlier_batch_are_left_alone() -> None:
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]
+        },
+    }  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 24, "depth": 1, "num_heads": 2}
+    vision |= {"out_hidden_size": 32, "deepstack_visual_indexes": [0]}
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision))
+    model.model.rope_deltas = torch.zeros(4, 1, dtype=torch.long)  # of a batch of 4 sequences
+    assert measure_speed({"dense": model.eval()})["dense"]["decode"]

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from prunelit.models.architecture import probe_ids, takes_positions
 from prunelit.models.fingerprint import stored_parts, weight_bytes
 
 PROMPT, WRITTEN = 128, 8  # tokens
@@ -77,18 +78,25 @@ def _round(model: PreTrainedModel) -> dict[str, float]:
     config = model.config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None) or PROMPT + WRITTEN
     size = max(1, min(PROMPT, positions - WRITTEN))
-    tokens = torch.arange(size, device=model.device) % config.vocab_size
+    tokens = probe_ids(model, 1, size)
     start = _now(model)
-    output = model(input_ids=tokens[None], use_cache=True)
+    output = model(input_ids=tokens, use_cache=True, **_places(model, 0, size))
     read = _now(model) - start
     cache = getattr(output, "past_key_values", None)
     if cache is None:
         return {"prefill": size / read}
     start = _now(model)
-    for _ in range(WRITTEN):
-        token = output.logits[:, -1:].argmax(-1)
-        output = model(input_ids=token, past_key_values=cache, use_cache=True)
+    for place in range(size, size + WRITTEN):
+        token = tokens[:, :1]  # what the model writes may be the token of an image
+        model(input_ids=token, past_key_values=cache, use_cache=True, **_places(model, place, 1))
     return {"prefill": size / read, "decode": WRITTEN / (_now(model) - start)}
+
+
+def _places(model: PreTrainedModel, first: int, count: int) -> dict[str, Tensor]:
+    """Give the positions of tokens; multimodal models remember those of an earlier batch."""
+    if not takes_positions(model):
+        return {}
+    return {"position_ids": torch.arange(first, first + count, device=model.device)[None]}
 
 
 def _now(model: PreTrainedModel) -> float:
