@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -44,12 +44,12 @@ class Statistic(ABC):
     """
 
     @abstractmethod
-    def update(self, *x: Tensor) -> None:
+    def update(self, *x: Any) -> None:
         """Add tokens.
 
         Args:
             x: (N, I), the tokens of one batch without padding, any float type; a probe at
-                `residual` gives two tensors, before and after.
+                `residual` or `expert` gives more, see `Probe`.
         """
 
     @abstractmethod
@@ -85,8 +85,9 @@ class Probe:
         at: `input` reads the first input of a submodule, `output` its output. `residual` reads the
             residual stream before and after a part of the block, each (N, D); the name of the
             probe is then `attention`, `mlp` or `block` instead of the name of a submodule.
-            `routing` reads what the fused experts of a mixture read: hidden states (N, D), the
-            experts of each token (N, K) and their shares (N, K).
+            `expert` reads each of the fused experts of a mixture, one after the other: its number,
+            the shares (M,) that the router gives it for the tokens that reach it, and its outputs
+            (M, D) for them.
         tokens: number of calibration tokens, without padding, that an expert of a mixture has read;
             prunelit counts them.
 
@@ -101,7 +102,7 @@ class Probe:
     """
 
     statistic: Statistic
-    at: Literal["input", "output", "residual", "routing"] = "input"
+    at: Literal["input", "output", "residual", "expert"] = "input"
     tokens: int = 0
 
 

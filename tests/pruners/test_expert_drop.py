@@ -157,9 +157,9 @@ def test_it_is_the_dense_model_that_may_not_choose_them(
 
 
 @torch.no_grad()
-def scores_by_hand(model: PreTrainedModel, criterion: str, batch: Batch) -> Tensor:
-    """(E,) of block 0, token by token."""
-    _, experts = experts_of(model)[0]
+def scores_by_hand(model: PreTrainedModel, criterion: str, batch: Batch, block: int) -> Tensor:
+    """(E,) of a block of the dense model, token by token."""
+    _, experts = experts_of(model)[block]
     seen: list[tuple[Tensor, ...]] = []
     handle = experts.register_forward_pre_hook(lambda _, args: seen.append(args))
     model(**batch)
@@ -184,12 +184,43 @@ def test_the_lowest_score_of_a_sum_over_real_tokens_goes(
 ) -> None:
     model = make_model("qwen3_moe")
     dense = copy.deepcopy(model)
-    expected = scores_by_hand(dense, criterion, padded)
     pruner = ExpertDrop(count=2, ratio=0.9, criterion=criterion)
-    probes = pruner.watch(decoder_blocks(model)[1][0])
-    assert list(probes) == ["mlp.experts"]
     prune(model, pruner, [padded])
-    assert find_gone(dense, model)[0] == set(expected.argsort()[:2].tolist())
+    for block, gone in enumerate(find_gone(dense, model)):
+        expected = scores_by_hand(dense, criterion, padded, block)
+        assert gone == set(expected.argsort()[:2].tolist())
+
+
+def test_an_expert_is_computed_once_for_a_batch(
+    make_model: MakeModel, padded: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = make_model("qwen3_moe")
+    maps = [expert for _, experts in experts_of(dense) for expert in experts.down_proj]
+    own, seen = F.linear, [0]
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen[-1] += any(weight is one or weight._base is one for one in last)
+        return own(x, weight, bias)
+
+    monkeypatch.setattr(F, "linear", linear)
+    for batches in (3, 5):
+        model = copy.deepcopy(dense)
+        last = [experts.down_proj for _, experts in experts_of(model)]
+        prune(model, ExpertDrop(0.25), [padded] * batches, shrink=False)
+        seen.append(0)
+    assert seen[1] - seen[0] == 2 * len(maps)  # the checks of a run are the same in both
+
+
+def test_experts_that_compute_something_else_are_refused(
+    make_model: MakeModel, padded: Batch
+) -> None:
+    model = make_model("mixtral")
+    experts = experts_of(model)[1][1]
+    own, before = experts.forward, experts.down_proj.clone()
+    experts.forward = lambda *args: 1.1 * own(*args)
+    with pytest.raises(InputError, match="MixtralExperts computes something else than its maps"):
+        prune(model, ExpertDrop(0.25), [padded])
+    assert torch.equal(experts.down_proj, before)
 
 
 def test_random_experts_need_no_text_and_have_a_seed(make_model: MakeModel) -> None:

@@ -1,7 +1,7 @@
 """Fused experts of a mixture, seen as one linear map for each expert and tensor."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,10 @@ from torch.nn import functional as F
 
 from prunelit.errors import InputError
 from prunelit.models.stores import share_store
+
+# Gets the number of an expert, the tokens (M,) that reach it among those of the batch, the shares
+# (M,) of its outputs for them, and these outputs (M, D).
+See = Callable[[int, Tensor, Tensor, Tensor], None]
 
 # Names of the first tensor: gate and up projection in one, or an up projection without a gate.
 _FIRST, _LAST = ("gate_up_proj", "up_proj"), "down_proj"
@@ -157,25 +161,33 @@ def find_routers(block: nn.Module) -> set[str]:
 
 
 @contextmanager
-def called_one_by_one(maps: Iterable[ExpertMap], *, checked: bool = False) -> Iterator[None]:
-    """Let experts call their maps one after the other, so that hooks of the maps see their inputs.
+def called_one_by_one(
+    maps: Iterable[ExpertMap],
+    seen: Mapping[nn.Module, See] | None = None,
+    *,
+    checked: bool = False,
+) -> Iterator[None]:
+    """Let experts run one after the other, so that their inputs and outputs can be seen.
 
     Every map of the same experts is called once in each forward pass, also for no tokens.
 
     Args:
-        maps: are called; other maps of the same experts are computed without a hook.
+        maps: are called, so that their hooks run; other maps of the same experts are computed
+            without a hook.
+        seen: by the module that holds fused experts, a function that gets each of its experts.
         checked: also let the experts compute in their own way, and compare.
 
     Raises:
         InputError: in a forward pass, if the experts do not compute what their maps do.
     """
-    owners: dict[nn.Module, set[ExpertMap]] = {}
+    seen = seen or {}
+    owners: dict[nn.Module, dict[tuple[str, int], ExpertMap]] = {experts: {} for experts in seen}
     for one in maps:
-        owners.setdefault(one.experts, set()).add(one)
+        owners.setdefault(one.experts, {})[one.tensor, one.index] = one
     own = {experts: vars(experts).get("forward") for experts in owners}
-    for experts, given in owners.items():
-        known = {(one.tensor, one.index): one for one in given}
-        experts.forward = partial(_forward, experts, known, experts.forward if checked else None)
+    for experts, known in owners.items():
+        dense = experts.forward if checked else None
+        experts.forward = partial(_forward, experts, known, seen.get(experts), dense)
     try:
         yield
     finally:
@@ -189,12 +201,13 @@ def called_one_by_one(maps: Iterable[ExpertMap], *, checked: bool = False) -> It
 def _forward(
     experts: nn.Module,
     known: dict[tuple[str, int], ExpertMap],
+    see: See | None,
     own: Callable[..., Tensor] | None,
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
     """Forward pass of experts, map by map."""
-    output = _run(experts, known, *routed_inputs(experts, args, kwargs))
+    output = _run(experts, known, see, *routed_inputs(experts, args, kwargs))
     if own is not None:
         expected = own(*args, **kwargs)
         tolerance = 1e-4 if output.dtype.itemsize >= 4 else 3e-2
@@ -210,6 +223,7 @@ def _forward(
 def _run(
     experts: nn.Module,
     known: dict[tuple[str, int], ExpertMap],
+    see: See | None,
     hidden: Tensor,
     chosen: Tensor | None = None,
     shares: Tensor | None = None,
@@ -219,6 +233,7 @@ def _run(
     Args:
         experts: the module.
         known: the maps that are called.
+        see: gets each expert that tokens reach.
         hidden: (N, D). If nothing is chosen, (E * N, D): all tokens for each expert, those that do
             not reach it as zeros.
         chosen: (N, K), the experts of each token.
@@ -235,6 +250,8 @@ def _run(
             mine = chosen == index
             tokens, place = torch.where(mine)
             result = _run_one(experts, known, index, hidden[tokens], mine.any(-1))
+            if see is not None and len(tokens):
+                see(index, tokens, shares[tokens, place], result)
             result = result * shares[tokens, place, None]
             output.index_add_(0, tokens, result.to(output.dtype))
     return output

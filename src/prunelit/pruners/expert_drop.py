@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from prunelit.activations import Statistic
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks
-from prunelit.models.experts import count_experts, expert_output, find_experts
+from prunelit.models.architecture import decoder_blocks, device_of
+from prunelit.models.experts import count_experts, find_experts
 from prunelit.models.fewer_experts import alive_experts, is_mixture, routed_tensors
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, count_removed
@@ -30,7 +30,9 @@ class ExpertDrop(Pruner):
     number. A dropped expert is 0 until `prunelit.prune` takes it out of the model; so long the
     router may choose it.
 
-    With the share g of an expert for a token and its output f, the score of an expert is
+    The scores are those of the dense model, as in REAP: one pass over the calibration text scores
+    the experts of all blocks, before any is dropped. With the share g of an expert for a token and
+    its output f, the score of an expert is
 
     * `reap`: the mean of g ||f|| over the tokens that reach it (arXiv:2510.13999)
     * `frequency`: the number of these tokens
@@ -126,18 +128,28 @@ class ExpertDrop(Pruner):
                         "experts but found none: take another method."
                     )
 
+    def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
+        if self.criterion == "random":
+            return
+        for block in decoder_blocks(model)[1]:
+            yield {
+                name: Probe(
+                    _Use(count_experts(experts), self.criterion, device_of(block)), at="expert"
+                )
+                for name, experts in find_experts(block).items()
+            }
+
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
         self._groups = _groups(model.config.get_text_config(decoder=True))
         self._generator = torch.Generator().manual_seed(self.seed)
+        self._scores = {
+            block: {name: probe.statistic.value.cpu() for name, probe in own.items()}
+            for block, own in zip(decoder_blocks(model)[1], probes, strict=False)
+        }
         return False
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        if self.criterion == "random":
-            return {}
-        return {
-            name: Probe(_Use(experts, self.criterion), at="routing")
-            for name, experts in find_experts(block).items()
-        }
+        return {}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         for name, experts in find_experts(block).items():
@@ -145,7 +157,7 @@ class ExpertDrop(Pruner):
             if self.criterion == "random":
                 scores = torch.rand(count, generator=self._generator)
             else:
-                scores = probes[name].statistic.value.cpu()
+                scores = self._scores[block][name]
             # Experts of an earlier round are dropped first.
             scores = scores.masked_fill(~alive_experts(experts).cpu(), -torch.inf)
             number = self._number(count) // self._groups
@@ -169,28 +181,24 @@ class _Use(Statistic):
     """Sums over the tokens of each expert.
 
     Args:
-        experts: the module that holds them.
+        count: number of experts.
         criterion: what is summed.
+        device: device of the sums.
     """
 
-    def __init__(self, experts: nn.Module, criterion: Criterion) -> None:
-        self._experts, self._criterion = experts, criterion
-        device = experts.get_parameter("down_proj").device
-        device = torch.device("cpu") if device.type == "meta" else device
-        self._sums = torch.zeros(count_experts(experts), dtype=torch.float64, device=device)
+    def __init__(self, count: int, criterion: Criterion, device: torch.device) -> None:
+        self._criterion = criterion
+        self._sums = torch.zeros(count, dtype=torch.float64, device=device)
         self._tokens = torch.zeros_like(self._sums)
 
-    def update(self, hidden: Tensor, chosen: Tensor, shares: Tensor) -> None:  # type: ignore[override]
-        for index in chosen.unique().tolist():
-            tokens, place = torch.where(chosen == index)
-            values = torch.ones(len(tokens), dtype=torch.float64, device=hidden.device)
-            if self._criterion in ("reap", "gate"):
-                values = values * shares[tokens, place]
-            if self._criterion in ("reap", "output_norm"):
-                output = expert_output(self._experts, index, hidden[tokens])
-                values = values * output.double().norm(dim=-1)
-            self._sums[index] += values.sum()
-            self._tokens[index] += len(tokens)
+    def update(self, index: int, shares: Tensor, outputs: Tensor) -> None:  # type: ignore[override]
+        values = torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
+        if self._criterion in ("reap", "gate"):
+            values = values * shares
+        if self._criterion in ("reap", "output_norm"):
+            values = values * outputs.double().norm(dim=-1)
+        self._sums[index] += values.sum()
+        self._tokens[index] += len(outputs)
 
     def all_reduce_(self) -> None:
         if dist.is_available() and dist.is_initialized():

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from prunelit.activations import Probe
 from prunelit.errors import InputError
 from prunelit.models.architecture import linear_modules
-from prunelit.models.experts import ExpertMap, called_one_by_one, routed_inputs
+from prunelit.models.experts import ExpertMap, called_one_by_one
 from prunelit.models.replay import Stream
 from prunelit.models.residual import Structure, residual_steps
 
@@ -122,6 +122,7 @@ class Feed:
             self._last = sum(trial.calls[name] for name in distinct)
         self._reads = 0
         self._structure: Structure | None = None  # known after the first batch
+        self._checked = trial is not None  # experts compute what their maps do
 
     def observe(self, stream: Stream) -> Tensor | None:
         """Run the block on one batch and update the statistics.
@@ -134,10 +135,22 @@ class Feed:
         """
         run = partial(stream.run, self._block, self._index)
         self._reads = 0
-        handles = [self._attach(name, probe, stream) for name, probe in self._inside.items()]
+        # No mask where no token is padding: it would copy the activations.
+        real = None if stream.tokens.all() else stream.tokens.reshape(-1)
+        seen = {
+            self.modules[name]: partial(_update_expert, probe, real)
+            for name, probe in self._inside.items()
+            if probe.at == "expert"
+        }
+        handles = [
+            self._attach(name, probe, stream.tokens.shape, real)
+            for name, probe in self._inside.items()
+            if probe.at != "expert"
+        ]
         try:
-            with called_one_by_one(self._maps):
+            with called_one_by_one(self._maps, seen, checked=not self._checked):
                 output = run()
+            self._checked = True
         except _AllReadError:
             return None
         finally:
@@ -165,32 +178,13 @@ class Feed:
             for probe, number in zip(self._inside.values(), tokens.tolist(), strict=True):
                 probe.tokens = number
 
-    def _attach(self, name: str, probe: Probe, stream: Stream) -> RemovableHandle:
-        module = self.modules[name]
-        # No mask where no token is padding: it would copy the activations.
-        real = None if stream.tokens.all() else stream.tokens
-        if probe.at == "routing":
-            hook = partial(self._update_routing, probe, real)
-            return module.register_forward_pre_hook(hook, with_kwargs=True)
-        hook = partial(self._update, name, probe, stream.tokens.shape, real)
+    def _attach(
+        self, name: str, probe: Probe, shape: torch.Size, real: Tensor | None
+    ) -> RemovableHandle:
+        module, hook = self.modules[name], partial(self._update, name, probe, shape, real)
         if probe.at == "input":
             return module.register_forward_pre_hook(hook)
         return module.register_forward_hook(hook)
-
-    def _update_routing(
-        self,
-        probe: Probe,
-        real: Tensor | None,
-        module: nn.Module,
-        args: Any,
-        kwargs: Any,
-    ) -> None:
-        read = routed_inputs(module, args, kwargs)
-        if real is not None:
-            tokens = real.reshape(-1).to(read[0].device)
-            read = tuple(x[tokens] for x in read)
-        with torch.autocast(read[0].device.type, enabled=False):
-            probe.statistic.update(*read)
 
     def _update(
         self,
@@ -209,7 +203,7 @@ class Feed:
         check_rows(name, x.shape, rows_read(module, x, args), shape)
         x = x.reshape(-1, x.shape[-1])
         if real is not None:
-            real = real.reshape(-1).to(x.device)
+            real = real.to(x.device)
             x = x[real if reached is None else real[reached]]
         probe.tokens += len(x)
         if len(x):
@@ -219,6 +213,23 @@ class Feed:
         self._reads += 1
         if self._reads == self._last:
             raise _AllReadError
+
+
+def _update_expert(
+    probe: Probe,
+    real: Tensor | None,
+    index: int,
+    tokens: Tensor,
+    shares: Tensor,
+    outputs: Tensor,
+) -> None:
+    """Give a statistic what one expert put out, without padding."""
+    if real is not None:
+        kept = real.to(tokens.device)[tokens]
+        shares, outputs = shares[kept], outputs[kept]
+    if len(outputs):
+        with torch.autocast(outputs.device.type, enabled=False):
+            probe.statistic.update(index, shares, outputs)
 
 
 def watched_modules(block: nn.Module, probes: Mapping[str, Probe]) -> dict[str, nn.Module]:
