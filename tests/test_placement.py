@@ -72,6 +72,17 @@ def test_a_run_gives_the_numbers_of_a_resident_one(
     [
         ("streamed", ["--trainer.max_epochs", "1"], "`model.placement` 'streamed'"),
         ("sharded", [], "`model.placement` 'sharded', which keeps a share of the weights on each"),
+        # Lightning would want a GPU and a package first.
+        (
+            "resident",
+            ["--trainer.strategy", "fsdp"],
+            "FSDPStrategy: set `model.placement: sharded`",
+        ),
+        (
+            "resident",
+            ["--trainer.strategy", "DeepSpeed"],
+            "DeepSpeedStrategy: set `model.placement",
+        ),
     ],
 )
 def test_what_a_placement_cannot_do_is_refused(

@@ -21,6 +21,7 @@ from jsonargparse import ActionYesNo, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from transformers.utils.logging import disable_progress_bar
 
@@ -29,6 +30,7 @@ from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.callbacks.overview import sweep_folder
 from prunelit.callbacks.results import OUTCOME
 from prunelit.core.candidate import leave_out
+from prunelit.core.checks import check_strategy
 from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
@@ -297,6 +299,9 @@ class PruneLitCLI(HookedCLI):
             plugins = config.get("plugins") or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
             config["plugins"] = [*plugins, WholeFileCheckpointIO()]
+        # Lightning would want a GPU first, or a package.
+        if (name := str(config.get("strategy")).lower()) in StrategyRegistry:
+            check_strategy(StrategyRegistry[name]["strategy"])
         try:
             return self.build_trainer(config, callbacks)
         # Devices that are no number; two callbacks of a kind; the variables of another launcher.

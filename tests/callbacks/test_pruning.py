@@ -328,7 +328,7 @@ def test_a_strategy_that_shards_weights_is_refused(run: Run) -> None:
             finally:
                 trainer._accelerator_connector.strategy = own
 
-    with pytest.raises(InputError, match=r"which shards the weights .* but got Sharding: choose"):
+    with pytest.raises(InputError, match="`ddp` but got Sharding: set `model"):
         run("fit", callback=Disguised)
 
 

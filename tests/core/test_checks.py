@@ -59,7 +59,7 @@ def test_device_without_float64() -> None:
 def test_strategy_that_leaves_no_weight_whole(strategy: type[Strategy]) -> None:
     # Made without what its constructor wants: several GPUs, or a package.
     sharded: Any = SimpleNamespace(strategy=strategy.__new__(strategy))
-    message = f"or `ModelParallelStrategy`, which shards .* but got {strategy.__name__}: choose one"
+    message = f"`auto` or `ddp` but got {strategy.__name__}: set `model.placement: sharded`"
     with pytest.raises(InputError, match=message):
         check_trainer(sharded)
 

@@ -7,6 +7,7 @@ from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
+    Strategy,
 )
 from transformers import PreTrainedConfig
 
@@ -64,8 +65,8 @@ def check_trainer(trainer: Trainer) -> None:
 
 
 def _check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that leave no rank a whole weight to prune or to measure."""
     strategy = trainer.strategy
+    check_strategy(type(strategy))
     if isinstance(strategy, ModelParallelStrategy):
         sizes, expected = parallel_sizes(strategy), (trainer.world_size, 1)
         if sizes != expected:
@@ -74,13 +75,23 @@ def _check_strategy(trainer: Trainer) -> None:
                 f"ModelParallelStrategy, one share of the weights for each process, but got "
                 f"{sizes[0]} and {sizes[1]}: set both under `trainer.strategy`."
             )
-        return
-    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-    if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy
+
+
+def check_strategy(kind: type[Strategy]) -> None:
+    """Refuse strategies that leave no rank a whole weight to prune or to measure.
+
+    Args:
+        kind: of the strategy.
+
+    Raises:
+        InputError: naming the placement to use.
+    """
+    allowed = issubclass(kind, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
+    if not allowed or issubclass(kind, DeepSpeedStrategy):  # which is a DDPStrategy
         raise InputError(
-            f"Expected a single device, the strategy `ddp`, or `ModelParallelStrategy`, which "
-            f"shards the weights that are trained, but got {type(strategy).__name__}: choose one "
-            "of them."
+            f"Expected the strategy `auto` or `ddp` but got {kind.__name__}: set "
+            "`model.placement: sharded`, which keeps a share of the weights on each process with "
+            "these; to train the shares, set `trainer.strategy: ModelParallelStrategy` too."
         )
 
 
