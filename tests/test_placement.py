@@ -67,6 +67,26 @@ def test_a_run_gives_the_numbers_of_a_resident_one(
     assert "Gains: parameters none." in said
 
 
+def test_a_trained_model_is_measured_where_it_is_not_trained(
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    cli: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    config = make_config(tmp_path)
+    config["data"]["tasks"] = config["data"]["tasks"][1:2]  # perplexity
+    text = config["data"]["calibration"]["path"]
+    config["data"]["recovery"] = {"path": text, "sequences": 4, "length": 16, "batch_size": 2}
+    config["trainer"]["max_epochs"] = 1
+    path = str(save_config(tmp_path, config))
+    values = []
+    for command, *options in (["fit"], ["validate", "--model.placement", "streamed"]):
+        cli(command, "--config", path, *options)
+        file = tmp_path / "run" / "board" / "only" / "results.jsonl"
+        values.append([json.loads(line)["value"] for line in file.read_text().splitlines()])
+    assert values[0] == values[1]
+
+
 @pytest.mark.parametrize(
     ("placement", "options", "sentence"),
     [

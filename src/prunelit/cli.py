@@ -265,10 +265,10 @@ class PruneLitCLI(HookedCLI):
         """Print what the run would take."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         pruning = next((one for one in callbacks if isinstance(one, Pruning)), None)
-        writes = pruning is not None and self.subcommand == "fit"
-        output = pruning.folder(self.trainer) if pruning is not None and writes else None
+        fits = self.subcommand == "fit"
+        output = pruning.folder(self.trainer) if pruning is not None and fits else None
         pruner = None if pruning is None else pruning.pruner
-        found = dry_run(self.trainer, self.model, self.datamodule, pruner, output)
+        found = dry_run(self.trainer, self.model, self.datamodule, pruner, output, fits=fits)
         width = max(map(len, found))
         for topic, words in found.items():
             print(f"{topic:{width}}  {visible(words)}")

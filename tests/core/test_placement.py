@@ -26,6 +26,7 @@ from prunelit.core.placement import (
     tell_choice,
 )
 from prunelit.core.recovery_text import RecoveryText
+from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.pruners import Magnitude, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
@@ -112,10 +113,26 @@ def test_auto_shards_a_pair_that_is_trained_and_does_not_fit(
     data = PruneData(recovery=text)
     trainer: Any = make_trainer(devices=2, strategy=strategy, max_epochs=1)
     paired.trainer = data.trainer = trainer
-    trainer.datamodule = data
+    trainer.datamodule, trainer.state.fn = data, "fit"
     data.prepare(paired.tokenizer)
     paired.check_run()
     assert paired.weights.placement == expected
+
+
+def test_only_fit_trains(material: Path, make_trainer: Callable[..., PruneTrainer]) -> None:
+    paired, data = PairedLM(str(material / "dense"), placement="parallel"), PruneData()
+    trainer: Any = make_trainer(devices=2, strategy="ddp", max_epochs=1)
+    paired.trainer = data.trainer = trainer
+    trainer.datamodule, trainer.state.fn = data, "fit"
+    assert paired.trains
+    with pytest.raises(
+        InputError, match=r"`trainer\.max_epochs` 0 with .* 'parallel', which trains"
+    ):
+        paired.check_run()
+    trainer.state.fn = "validate"
+    assert paired.trained
+    assert not paired.trains
+    paired.check_run()
 
 
 def test_a_choice_is_told() -> None:

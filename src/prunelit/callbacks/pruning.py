@@ -313,7 +313,7 @@ class Pruning(Callback):
             return True
         folder = self.folder(trainer)
         why = tell_other(read_report(folder), recipe)
-        if module.trains:
+        if module.trained:
             raise InputError(f"{folder} {why}, and this recipe needs training: run `prunelit fit`.")
         where, then = ("", "") if self.always_writes else (" in memory", "; `fit` would write it")
         if self._tells or read_report(folder) is not None:
@@ -418,7 +418,7 @@ class Pruning(Callback):
             "pruner": describe(self.pruner),
             "calibration": calibration,
         }
-        if not module.trains:
+        if not module.trained:
             return recipe
         choosing = {"choosing": selection_recipe(module.trainer)}
         return recipe | {"training": module.training_recipe() | choosing}

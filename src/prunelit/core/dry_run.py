@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
@@ -75,6 +76,8 @@ def dry_run(
     data: PruneData,
     pruner: Pruner | None = None,
     output: Path | None = None,
+    *,
+    fits: bool = True,
 ) -> dict[str, str]:
     """Say what a run takes: placement, memory, disk, sweeps over the weights, and time.
 
@@ -88,6 +91,7 @@ def dry_run(
         data: of the run.
         pruner: the method; None if the run does not prune.
         output: folder of the pruned model; None if the run writes none.
+        fits: True for `fit`, which prunes and may train; other runs only measure.
 
     Returns:
         What is said of each topic.
@@ -96,7 +100,10 @@ def dry_run(
         InputError: as the run would raise it before it reads weights.
     """
     trainer.datamodule = data  # type: ignore[attr-defined]
+    trainer.state.fn = TrainerFn.FITTING if fits else TrainerFn.VALIDATING
     module.trainer, data.trainer = trainer, trainer
+    if fits:
+        module.check_prunes()
     data.prepare(module.tokenizer, module.weights.other_tokenizer)
     module.check_run()
     config, weights = module.weights.load_config(), module.weights

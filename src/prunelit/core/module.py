@@ -204,7 +204,12 @@ class PairedLM(LightningModule):
 
     @property
     def trains(self) -> bool:
-        """True if this run, or the `fit` it belongs to, trains the pruned model."""
+        """True if this run trains the pruned model; only `fit` does."""
+        return self.trained and self.trainer.state.fn == "fit"
+
+    @property
+    def trained(self) -> bool:
+        """True if the pruned model of this recipe is a trained one, also if `validate` reads it."""
         return self.trainer.max_epochs != 0
 
     def load(self, pruned_folder: str | Path | None = None) -> None:
@@ -264,8 +269,10 @@ class PairedLM(LightningModule):
         if self.placement != "auto":
             self.weights.placement = self.placement
             self.weights.together = self.together
-        elif not self._chosen and (not self.trains or self._trains_shares):
-            self._choose_placement(config)
+        elif not self._chosen:
+            self._chosen = True
+            if not self.trains or self._trains_shares:
+                self._choose_placement(config)
         if self.weights.waits and self._flight is None:
             self._choose_flight(config)
 
@@ -293,7 +300,6 @@ class PairedLM(LightningModule):
         free = self._free()
         fit = self._agree(fits(needs["resident"], free))
         self.weights.placement = "resident" if fit else other
-        self._chosen = True
         rank_zero_info(tell_choice(self.weights.placement, needs, free))
 
     def _choose_flight(self, config: PreTrainedConfig) -> None:
@@ -388,7 +394,7 @@ class PairedLM(LightningModule):
         self.check_tasks()
         if self.weights.candidate is not None:
             rank_zero_info(tell_models(self.weights.identities()))
-        if stage == "fit" and self.trains:
+        if self.trains:
             self._begin_training()
 
     def _begin_training(self) -> None:
@@ -406,7 +412,7 @@ class PairedLM(LightningModule):
         Lightning calls it after `setup`.
         """
         sharding = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        if not sharding or not self.trains or self.trainer.state.fn != "fit":
+        if not sharding or not self.trains:
             return
         assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
