@@ -451,11 +451,11 @@ def forked(
     """As `console`, but the process need not import the libraries, which takes seconds.
 
     It is a fork of one that did. It reads nothing that the dense model gave in an earlier run. With
-    `ranks`, as many start as torchrun would start them; the status is that of the first.
-    `variables` are added to the environment. `limits` are seconds, after which SIGALRM ends the
-    process, and bytes that it may allocate; figures are then empty files. `meanwhile` is called
-    with the first process when all have started. A test of what happens at the start needs
-    `console`.
+    `ranks`, as many start as torchrun would start them; the status is the first one that is not 0,
+    and the last lines of stderr name the ranks that failed. `variables` are added to the
+    environment. `limits` are seconds, after which SIGALRM ends the process, and bytes that it may
+    allocate; figures are then empty files. `meanwhile` is called with the first process when all
+    have started. A test of what happens at the start needs `console`.
     """
     script = Path(__file__).parent / "material" / "forked_console.py"
     streams = [tmp_path_factory.mktemp("streams") / name for name in ("stdout", "stderr")]
@@ -490,6 +490,7 @@ def forked(
         meanwhile(processes[0])
         for process in processes:
             process.join(300)
+        statuses = [process.exitcode for process in processes]
         late = [process for process in processes if process.is_alive()]
         for process in processes:
             assert process.pid is not None
@@ -498,8 +499,11 @@ def forked(
             process.join()
         if late:
             raise TimeoutError(f"prunelit {' '.join(arguments)} takes more than 300 seconds.")
-        output = [stream.read_text(errors="replace") for stream in streams]
-        return CompletedProcess(arguments, processes[0].exitcode or 0, *output)
+        stdout, stderr = (stream.read_text(errors="replace") for stream in streams)
+        if ranks > 1:
+            failed = [(rank, status) for rank, status in enumerate(statuses) if status]
+            stderr += "".join(f"Rank {rank} ended with status {own}.\n" for rank, own in failed)
+        return CompletedProcess(arguments, next(filter(None, statuses), 0), stdout, stderr)
 
     return run
 

@@ -168,6 +168,27 @@ def test_processes_that_python_spawns(
     assert {row.task for row in results(tmp_path)} == {"perplexity"}
 
 
+def test_a_rank_that_dies_unseen_is_noticed(
+    tmp_path: Path,
+    make_config: Callable[[Path], dict[str, Any]],
+    save_config: Callable[..., Path],
+    forked: Callable[..., Any],
+) -> None:
+    (tmp_path / "leaving.py").write_text(
+        "import atexit, os\n"
+        "from prunelit.pruners import Wanda\n"
+        "class Leaving(Wanda): ...\n"
+        "if os.environ.get('LOCAL_RANK') == '1':\n"
+        "    atexit.register(os._exit, 7)\n"
+    )
+    config = make_config(tmp_path)
+    config["pruning"]["init_args"]["pruner"]["class_path"] = "leaving.Leaving"
+    save_config(tmp_path, config)
+    done = forked(tmp_path, "fit", "--config", "config.yaml", "--print_config", ranks=2)
+    assert done.returncode == 7
+    assert done.stderr.endswith("Rank 1 ended with status 7.\n")
+
+
 SIGNALLING = """
 import os, signal
 from lightning.pytorch import Callback
