@@ -1,6 +1,7 @@
 """A model without some experts is the dense model whose router may not choose them."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.experts import find_experts
+from prunelit.models.fewer_experts import drop_experts_
 from prunelit.models.loading import load_pretrained
 from prunelit.models.saving import save_pretrained
 from prunelit.models.streaming import stream
@@ -191,6 +193,122 @@ def test_the_lowest_score_of_a_sum_over_real_tokens_goes(
         assert gone == set(expected.argsort()[:2].tolist())
 
 
+def small_mixtures(dense: PreTrainedModel, gone: tuple[int, ...]) -> list[nn.Module]:
+    """The mixture of each block in a model of its own that lacks these experts."""
+    model = copy.deepcopy(dense)
+    for _, experts in experts_of(model):
+        experts.down_proj[list(gone)] = 0
+    before = len(experts_of(dense)[0][1].down_proj)
+    assert drop_experts_(model) == before - len(gone)
+    return [mlp for mlp, _ in experts_of(model)]
+
+
+@torch.no_grad()
+def losses_by_hand(
+    dense: PreTrainedModel, sets: list[tuple[int, ...]], batch: Batch
+) -> list[list[float]]:
+    """Squared error of each set in each block, from smaller models that read the dense streams."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handles = [
+        mlp.register_forward_hook(
+            lambda _, args, output: seen.append(
+                (args[0], output if isinstance(output, Tensor) else output[0])
+            )
+        )
+        for mlp, _ in experts_of(dense)
+    ]
+    dense(**batch)
+    for handle in handles:
+        handle.remove()
+    real = batch["attention_mask"].bool()
+    found: list[list[float]] = [[] for _ in seen]
+    for gone in sets:
+        for own, mlp, (x, expected) in zip(found, small_mixtures(dense, gone), seen, strict=True):
+            output = mlp(x)
+            output = output if isinstance(output, Tensor) else output[0]
+            change = output.view(expected.shape)[real] - expected[real]
+            own.append(float(change.double().square().sum()))
+    return found
+
+
+@every_family
+def test_the_set_that_changes_the_output_least_goes(
+    name: str, make_model: MakeModel, padded: Batch
+) -> None:
+    dense = BUILD[name](make_model)
+    count, groups = len(experts_of(dense)[0][1].down_proj), 2 if name == "deepseek_v3" else 1
+    size = count // groups
+    sets = [
+        one
+        for one in itertools.combinations(range(count), 2)
+        if groups == 1 or len({expert // size for expert in one}) == 2
+    ]
+    expected = losses_by_hand(dense, sets, padded)
+    pruner = ExpertDrop(count=2, criterion="reconstruction")
+    seen: list[tuple[list[tuple[int, ...]], list[float]]] = []
+    decide = pruner.decide
+
+    def note(model: PreTrainedModel, probes: Any) -> bool:
+        losses = [probe.statistic for own in probes for probe in own.values()]
+        seen.extend((one.sets, one.value.tolist()) for one in losses)
+        return decide(model, probes)
+
+    pruner.decide = note
+    model = copy.deepcopy(dense)
+    prune(model, pruner, [padded])
+    gone = find_gone(dense, model)
+    assert len(seen) == len(expected) == len(gone)
+    for (own, values), losses, places in zip(seen, expected, gone, strict=True):
+        assert own == sets
+        assert values == pytest.approx(losses, rel=1e-3)
+        assert places == set(sets[losses.index(min(losses))])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_one_expert_after_the_other_goes_if_there_are_many_sets(
+    name: str, make_model: MakeModel, padded: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunelit.pruners.expert_drop._SETS", 3)
+    dense = BUILD[name](make_model)
+    (singles, *_), count = losses_by_hand(dense, [(e,) for e in range(4)], padded), 4
+    first = singles.index(min(singles))
+    pairs = [(first, e) for e in range(count) if e != first]
+    second, *_ = losses_by_hand(dense, pairs, padded)
+    model = copy.deepcopy(dense)
+    prune(model, ExpertDrop(0.5, criterion="reconstruction"), [padded])
+    assert find_gone(dense, model)[0] == set(pairs[second.index(min(second))])
+
+
+def test_groups_lose_the_same_number_also_one_by_one(
+    make_model: MakeModel, padded: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunelit.pruners.expert_drop._SETS", 3)
+    dense = grouped(make_model)
+    model = copy.deepcopy(dense)
+    prune(model, ExpertDrop(0.5, criterion="reconstruction"), [padded])
+    for places in find_gone(dense, model):
+        assert sum(place < 4 for place in places) == sum(place >= 4 for place in places) == 2
+
+
+def test_a_router_of_another_form_is_refused(make_model: MakeModel, padded: Batch) -> None:
+    model = make_model("mixtral")
+    router = experts_of(model)[0][0].gate
+    own = router.forward
+
+    def normalised(x: Tensor) -> Any:
+        kept, router.weight = router.weight, nn.Parameter(router.weight / router.weight.norm())
+        try:
+            return own(x)
+        finally:
+            router.weight = kept
+
+    router.forward = normalised
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with pytest.raises(InputError, match=r"routes to 'mlp.experts' in a form of its own"):
+        prune(model, ExpertDrop(0.5, criterion="reconstruction"), [padded])
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
 def test_an_expert_is_computed_once_for_a_batch(
     make_model: MakeModel, padded: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,9 +352,10 @@ def test_random_experts_need_no_text_and_have_a_seed(make_model: MakeModel) -> N
     assert {len(places) for places in gone(0)} == {2}
 
 
-def test_a_later_round_drops_more(make_model: MakeModel, padded: Batch) -> None:
+@pytest.mark.parametrize("criterion", ["reap", "reconstruction"])
+def test_a_later_round_drops_more(criterion: Any, make_model: MakeModel, padded: Batch) -> None:
     model, dense = make_model("qwen2_moe"), make_model("qwen2_moe")
-    pruner = ExpertDrop(0.5)
+    pruner = ExpertDrop(0.5, criterion=criterion)
     prune(model, pruner.scale(0.5), [padded], shrink=False)
     first = [{i for i, x in enumerate(e.down_proj) if not x.any()} for _, e in experts_of(model)]
     prune(model, pruner, [padded])

@@ -2,9 +2,10 @@
 
 import copy
 import inspect
+import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -16,10 +17,13 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, device_of
 from prunelit.models.experts import count_experts, find_experts
 from prunelit.models.fewer_experts import alive_experts, is_mixture, routed_tensors
+from prunelit.models.routing import SetLosses
+from prunelit.models.stores import each_whole
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, count_removed
 
-Criterion = Literal["reap", "frequency", "gate", "output_norm", "random"]
+Criterion = Literal["reap", "frequency", "gate", "output_norm", "reconstruction", "random"]
+_SETS = 256  # of experts, which `reconstruction` compares with each other
 
 
 class ExpertDrop(Pruner):
@@ -40,7 +44,12 @@ class ExpertDrop(Pruner):
     * `output_norm`: the sum of ||f|| over them
     * `random`: a random number, the floor; it needs no text
 
-    An expert that no token reaches has the score 0.
+    An expert that no token reaches has the score 0. `reconstruction` scores no expert alone but
+    sets of them (NAEE, arXiv:2402.14800): those experts go without which the output of the mixture
+    changes least, as a squared error over the tokens, where the router chooses among the others and
+    shares out anew. All sets are compared while there are at most 256 of them. Else the experts go
+    one by one, each with a pass of its own, until so few sets are left. All experts are computed
+    for all tokens, so a pass takes longer than that of the other criteria.
 
     Args:
         ratio: share of the experts to drop, in [0, 1).
@@ -80,7 +89,9 @@ class ExpertDrop(Pruner):
         self.criterion: Criterion = criterion
         self.seed = seed
         self._groups = 1
-        self._generator = torch.Generator()
+        # By block and name of the experts; the second is of `reconstruction`.
+        self._scores: dict[nn.Module, dict[str, Tensor]] = {}
+        self._gone: dict[nn.Module, dict[str, tuple[int, ...]]] = {}
 
     def scale(self, fraction: float) -> "ExpertDrop":
         other = copy.copy(self)
@@ -97,7 +108,8 @@ class ExpertDrop(Pruner):
                 "another method, such as `Neuron`."
             )
         config = model.config.get_text_config(decoder=True)
-        groups = _groups(config)
+        groups = self._groups = getattr(config, "n_group", None) or 1
+        self._gone = {}
         active = getattr(config, "num_experts_per_tok", None) or 1
         for block in decoder_blocks(model)[1]:
             for name, experts in find_experts(block).items():
@@ -121,6 +133,11 @@ class ExpertDrop(Pruner):
                         f"Expected at least {least} experts to be left, of which each token gets "
                         f"{active}, but {kept} of {before} are: drop fewer."
                     )
+                if self.criterion == "reconstruction" and not _mixture(name):
+                    raise InputError(
+                        f"The router beside {name!r} stands in the block itself, so `criterion` "
+                        "reconstruction cannot ask it alone: take another, such as `reap`."
+                    )
                 routed = [value for value, _ in routed_tensors(block, name).values()]
                 if all(value.ndim != 2 for value in routed):
                     raise InputError(
@@ -129,23 +146,42 @@ class ExpertDrop(Pruner):
                     )
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
-        if self.criterion == "random":
-            return
-        for block in decoder_blocks(model)[1]:
-            yield {
-                name: Probe(
-                    _Use(count_experts(experts), self.criterion, device_of(block)), at="expert"
-                )
-                for name, experts in find_experts(block).items()
-            }
+        blocks = decoder_blocks(model)[1]
+        if self.criterion == "reconstruction":
+            self._gone = self._gone or {block: _find_gone(block) for block in each_whole(blocks)}
+            yield from (self._set_probes(block) for block in blocks)
+        elif self.criterion != "random":
+            for block in blocks:
+                device = device_of(block)
+                yield {
+                    name: Probe(_Use(count_experts(experts), self.criterion, device), at="expert")
+                    for name, experts in find_experts(block).items()
+                }
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
-        self._groups = _groups(model.config.get_text_config(decoder=True))
-        self._generator = torch.Generator().manual_seed(self.seed)
-        self._scores = {
-            block: {name: probe.statistic.value.cpu() for name, probe in own.items()}
-            for block, own in zip(decoder_blocks(model)[1], probes, strict=False)
-        }
+        blocks = decoder_blocks(model)[1]
+        if self.criterion == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            self._scores = {
+                block: {
+                    name: torch.rand(count_experts(experts), generator=generator)
+                    for name, experts in find_experts(block).items()
+                }
+                for block in blocks
+            }
+        elif self.criterion != "reconstruction":
+            self._scores = {
+                block: {name: probe.statistic.value.cpu() for name, probe in own.items()}
+                for block, own in zip(blocks, probes, strict=True)
+            }
+        else:
+            for block, own in zip(blocks, probes, strict=False):
+                for name in self._gone[block]:
+                    if (probe := own.get(_mixture(name))) is not None:
+                        losses = probe.statistic
+                        assert isinstance(losses, SetLosses)
+                        self._gone[block][name] = losses.sets[int(losses.value.argmin())]
+            return any(self.look(model))
         return False
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
@@ -154,27 +190,59 @@ class ExpertDrop(Pruner):
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         for name, experts in find_experts(block).items():
             count = count_experts(experts)
-            if self.criterion == "random":
-                scores = torch.rand(count, generator=self._generator)
+            if self.criterion == "reconstruction":
+                gone = torch.tensor(self._gone[block][name], dtype=torch.long)
             else:
-                scores = self._scores[block][name]
-            # Experts of an earlier round are dropped first.
-            scores = scores.masked_fill(~alive_experts(experts).cpu(), -torch.inf)
-            number = self._number(count) // self._groups
-            grouped = scores.view(self._groups, -1).argsort(dim=1, stable=True)[:, :number]
-            starts = torch.arange(0, count, count // self._groups)[:, None]
-            gone = (grouped + starts).flatten()
+                # Experts of an earlier round are dropped first.
+                alive = alive_experts(experts).cpu()
+                scores = self._scores[block][name].masked_fill(~alive, -torch.inf)
+                number = self._number(count) // self._groups
+                grouped = scores.view(self._groups, -1).argsort(dim=1, stable=True)[:, :number]
+                starts = torch.arange(0, count, count // self._groups)[:, None]
+                gone = (grouped + starts).flatten()
             for value in experts.parameters(recurse=False):
                 if len(value) == count:
                     value[gone.to(value.device)] = 0
+
+    def _set_probes(self, block: nn.Module) -> dict[str, Probe]:
+        """Give probes for the sets that are to be compared; none where the choice is made."""
+        sets = {
+            name: self._find_sets(count_experts(block.get_submodule(name)), gone)
+            for name, gone in self._gone[block].items()
+        }
+        return {
+            _mixture(name): Probe(SetLosses(block, name, own, device_of(block)))
+            for name, own in sets.items()
+            if len(own) > 1
+        }
+
+    def _find_sets(self, count: int, gone: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """List the sets to compare of so many experts; all have those that are gone already."""
+        size = count // self._groups
+        free = [[e for e in range(i, i + size) if e not in gone] for i in range(0, count, size)]
+        quota = self._number(count) // self._groups
+        missing = [max(0, quota - (size - len(own))) for own in free]
+        if math.prod(math.comb(len(own), k) for own, k in zip(free, missing, strict=True)) <= _SETS:
+            parts = [itertools.combinations(own, k) for own, k in zip(free, missing, strict=True)]
+            return [(*gone, *itertools.chain(*chosen)) for chosen in itertools.product(*parts)]
+        return [(*gone, e) for own, k in zip(free, missing, strict=True) if k for e in own]
 
     def _number(self, count: int) -> int:
         """Number of experts to drop of so many."""
         return count_removed(self.ratio, count) if self.count is None else self.count
 
 
-def _groups(config: Any) -> int:
-    return getattr(config, "n_group", None) or 1
+def _mixture(name: str) -> str:
+    """Name the module that holds the router and the experts of this name."""
+    return name.rpartition(".")[0]
+
+
+def _find_gone(block: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Find the experts that an earlier round dropped, by the name of the module that holds them."""
+    return {
+        name: tuple((~alive_experts(experts)).nonzero().flatten().tolist())
+        for name, experts in find_experts(block).items()
+    }
 
 
 class _Use(Statistic):

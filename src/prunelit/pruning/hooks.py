@@ -73,10 +73,7 @@ class Trial:
         self._seen.clear()
 
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not args:
-            raise InputError(
-                f"{name!r} gets its input by keyword, so it cannot be observed: exclude it."
-            )
+        _check_given(name, args)
         self.calls[name] += 1
         self.inputs[name] = (args[0].shape, rows_read(module, args[0], args))
         leader = next((other for tensor, other in self._seen if tensor is args[0]), None)
@@ -196,6 +193,8 @@ class Feed:
         args: Any,
         output: Any = None,
     ) -> None:
+        if probe.at == "input":
+            _check_given(name, args)
         x = args[0] if probe.at == "input" else output
         x = x if isinstance(x, Tensor) else x[0]
         # An expert reads some of the tokens.
@@ -213,6 +212,13 @@ class Feed:
         self._reads += 1
         if self._reads == self._last:
             raise _AllReadError
+
+
+def _check_given(name: str, args: tuple[Any, ...]) -> None:
+    if not args:
+        raise InputError(
+            f"{name!r} gets its input by keyword, so it cannot be observed: exclude it."
+        )
 
 
 def _update_expert(
