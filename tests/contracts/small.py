@@ -5,15 +5,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prunelit.tasks import Task
+from prunelit.tasks import Routing, Task
 
 from .walk import classes
 
 TASKS = classes("tasks", Task)
+# Need a mixture of experts.
+ON_MIXTURES: tuple[type[Task], ...] = (Routing,)
 # Given to those that have them.
 SMALL = {"length": 12, "max_new_tokens": 4, "limit": 7}
 SIMILARITY = {"first": "context", "second": "text", "score": "label"}
 LABELLED = {"text": "context"}
+
+
+def family_of(task_class: type[Task]) -> str:
+    """A family that a task can measure."""
+    return "qwen3_moe" if task_class in ON_MIXTURES else "llama"
 
 
 def write_rows(path: Path, material: Path) -> Path:

@@ -17,7 +17,7 @@ from prunelit.report.results import Result
 from prunelit.tasks import ItemTable, ModelPair, Task, TaskReport
 from prunelit.tasks.window_task import WindowTask
 
-from .small import TASKS, small_arguments, write_rows
+from .small import TASKS, family_of, small_arguments, write_rows
 
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -61,9 +61,12 @@ def by_name(rows: list[Result]) -> dict[tuple[str, str], float]:
 
 @pytest.fixture
 def pair(
-    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+    task_class: type[Task],
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> ModelPair:
-    return ModelPair(make_model("llama", seed=1), make_model("llama", seed=0), tokenizer)
+    pruned, dense = (make_model(family_of(task_class), seed=seed) for seed in (1, 0))
+    return ModelPair(pruned, dense, tokenizer)
 
 
 def documented_metrics() -> re.Pattern[str]:

@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.report.results import read_results
-from prunelit.tasks import Task, Transitions
+from prunelit.tasks import Routing, Task, Transitions
 from prunelit.trainer import PruneTrainer
 
-from ..contracts.small import TASKS, small_arguments, write_rows
+from ..contracts.small import TASKS, family_of, small_arguments, write_rows
 
 LIMITS = 120, 8 << 30  # seconds and bytes; figures are then empty files
 # It runs the dense model block by block.
-BY_LAYER = (Transitions,)
+BY_LAYER = (Routing, Transitions)
 
 
 class CountPasses(Callback):
@@ -41,7 +42,13 @@ Validate = Callable[..., tuple[list[str], int]]
 
 
 @pytest.fixture
-def validate(tmp_path: Path, material: Path, make_trainer: Callable[..., PruneTrainer]) -> Validate:
+def validate(
+    tmp_path: Path,
+    material: Path,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    make_trainer: Callable[..., PruneTrainer],
+) -> Validate:
     """`validate(tasks, **options)` returns the results, and the passes of the dense model."""
     rows = write_rows(tmp_path / "rows.jsonl", material)
 
@@ -54,10 +61,15 @@ def validate(tmp_path: Path, material: Path, make_trainer: Callable[..., PruneTr
                 arguments["cache"] = str(tmp_path / "embeddings")
             return task(batch_size=3, **arguments)  # type: ignore[call-arg]
 
-        module = PairedLM(str(material / "dense"), **options)
+        (family,) = set(map(family_of, classes))
+        if not (dense := tmp_path / family).exists():
+            make_model(family).save_pretrained(dense)
+            tokenizer.save_pretrained(dense)
+        module = PairedLM(str(dense), **options)
         module.load()
+        weight = "model.layers.1.self_attn.o_proj.weight"
         with torch.no_grad():
-            getattr(module.pair, zeroed).get_parameter("model.layers.1.mlp.up_proj.weight")[::2] = 0
+            getattr(module.pair, zeroed).get_parameter(weight)[::2] = 0
         count = CountPasses()
         make_trainer(callbacks=[count]).validate(
             module, datamodule=PruneData(None, list(map(make, classes)))

@@ -67,6 +67,12 @@ def measured(task: Task, pair: ModelPair, world: int) -> tuple[ItemTable, list[B
 
 
 @pytest.fixture
+def measure() -> Callable[..., tuple[ItemTable, list[Batch]]]:
+    """`measure(task, pair, world)`: the complete table, and what each batch gave."""
+    return measured
+
+
+@pytest.fixture
 def contexts() -> list[str]:
     """The prompts of `trajectory`, of which `transitions` has the first five."""
     return CONTEXTS

@@ -12,6 +12,7 @@ from prunelit.tasks import (
     Generation,
     MultipleChoice,
     Retrieval,
+    Routing,
     SemanticSimilarity,
     Subspace,
     Task,
@@ -68,7 +69,7 @@ def test_a_long_choice(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> No
     assert named(Retrieval(path), tokenizer) == f"the choice {text} of {row}"
 
 
-@pytest.mark.parametrize("kind", [Trajectory, Transitions])
+@pytest.mark.parametrize("kind", [Routing, Trajectory, Transitions])
 def test_tasks_on_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: Any) -> None:
     path = lines(tmp_path / "rows.jsonl", QUESTIONS)
     assert named(kind(path, max_new_tokens=5), tokenizer) == (

@@ -15,6 +15,7 @@ from prunelit.tasks import (
     MultipleChoice,
     Perplexity,
     Retrieval,
+    Routing,
     SemanticSimilarity,
     Task,
     Trajectory,
@@ -43,6 +44,7 @@ PROMPTS = {"template", "chat", "max_new_tokens"}
         (SemanticSimilarity, ROWS | EMBEDDINGS | {"subset", "template"}),
         (Trajectory, ROWS | PROMPTS | {"column"}),
         (Transitions, ROWS | PROMPTS | {"column"}),
+        (Routing, ROWS | PROMPTS | {"column"}),
     ],
 )
 def test_every_option_is_on_the_command_line_with_its_help(

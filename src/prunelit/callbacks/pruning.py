@@ -388,6 +388,7 @@ class Pruning(Callback):
         ).shrink(model)  # so that time and memory are those of the model that is written
         if report.removed is not None:
             module.pair.removed_blocks = report.removed["blocks"]
+            module.pair.kept_experts = report.removed["kept_experts"]
         self.report = report.as_dict()
         if trainer.is_global_zero:
             sentences = sparsity_sentence(self.report), size_sentence(self.report)

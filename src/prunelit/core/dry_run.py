@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedConfig
 
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
@@ -25,6 +25,7 @@ from prunelit.core.placement import Placement, Sizes, build_shapes, measure_size
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.files import readable
 from prunelit.models.architecture import decoder_blocks, trunk
+from prunelit.models.fewer_experts import is_mixture
 from prunelit.models.model_pair import ModelPair
 from prunelit.pruners.base import LinearPruner, Pruner
 from prunelit.tasks.base import Task
@@ -114,7 +115,8 @@ def dry_run(
         pruner.check(shapes)
         looks = any(pruner.look(shapes))
     sizes, blocks = measure_sizes(shapes), decoder_blocks(shapes)[1]
-    tasks = dict(_count_tasks(module, data, trainer.world_size // module.together))
+    pair = _stand_ins(module, is_mixture(shapes))
+    tasks = dict(_count_tasks(module, pair, data, trainer.world_size // module.together))
     to_prune = 0 if pruner is None else _TO_PRUNE + _TO_LOOK * looks
     models = 1 + weights.reference
     sweeps = {"to read": _TO_READ * models, "to prune": to_prune}
@@ -226,12 +228,13 @@ class _Counted:
     sweeps: int
 
 
-def _count_tasks(module: PairedLM, data: PruneData, ranks: int) -> Iterator[tuple[str, _Counted]]:
+def _count_tasks(
+    module: PairedLM, pair: ModelPair, data: PruneData, ranks: int
+) -> Iterator[tuple[str, _Counted]]:
     """Count the passes of each task by its first, middle and last batch on a rank.
 
     Some tasks have the longest texts first.
     """
-    pair = _stand_ins(module)
     shared = find_shared(data.tasks.values())
     for name, task in data.tasks.items():
         batches = task.batches(data.sizes[name], 0, ranks)
@@ -261,21 +264,22 @@ def _measure(measurer: Any, name: str, pair: ModelPair, batch: dict[str, Any]) -
             measurer.measure(name, pair, batch)
 
 
-def _stand_ins(module: PairedLM) -> ModelPair:
-    """Build two tiny models with the vocabulary of the real one."""
+def _stand_ins(module: PairedLM, mixture: bool) -> ModelPair:
+    """Build two tiny models with the vocabulary of the real one, of a kind that tasks can run."""
     text = module.weights.load_config().get_text_config(decoder=True)
-    config = LlamaConfig(
+    config = (MixtralConfig if mixture else LlamaConfig)(
         vocab_size=text.vocab_size,
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
+        num_key_value_heads=2,
         max_position_embeddings=getattr(text, "max_position_embeddings", None) or 2**20,
         eos_token_id=None,  # so that texts end at the last step
         bos_token_id=None,
         tie_word_embeddings=True,
     )
-    pruned = LlamaForCausalLM(config).eval().requires_grad_(False)
+    pruned = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     dense = copy.deepcopy(pruned) if module.weights.reference else None
     return ModelPair(pruned, dense, module.tokenizer, (), module.weights.other_tokenizer)
 

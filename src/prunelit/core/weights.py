@@ -1,7 +1,7 @@
 """The weights of a run: the model that is pruned, and the dense model it is compared with."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from prunelit.models.model_pair import ModelPair
 from prunelit.models.parallel import check_parallel, group_ranks, parallelize
 from prunelit.models.shards import shard_blocks
 from prunelit.models.streaming import stream
+from prunelit.models.surgery import Removed
 from prunelit.report.results import name_content
 
 
@@ -79,9 +80,9 @@ class Origin:
         return tokenizer
 
     @cached_property
-    def removed_blocks(self) -> Sequence[int]:
-        """Blocks that an earlier pruning by prunelit removed."""
-        return read_removed(self.source, self._same["revision"]).blocks
+    def removed(self) -> Removed:
+        """Parts that an earlier pruning by prunelit removed."""
+        return read_removed(self.source, self._same["revision"])
 
     def read(
         self, place: Callable[[PreTrainedModel, torch.dtype | None], None] | None = None
@@ -266,7 +267,7 @@ class Weights:
         """Blocks of the dense model that a candidate lacks; none if its blocks are other ones."""
         assert self.candidate is not None
         blocks = [one.text_config.num_hidden_layers for one in (self.origin, self.candidate)]
-        removed = self.candidate.removed_blocks
+        removed = self.candidate.removed.blocks
         return removed if blocks[0] - blocks[1] == len(removed) else ()
 
     def identities(self) -> dict[str, Any]:
@@ -300,20 +301,25 @@ class Weights:
         if self._pair is not None:
             return
         removed: Sequence[int] = ()
+        kept: Mapping[str, Sequence[int]] = {}
         place = None if self.resident else self._place
         if self.candidate is not None:
             pruned, removed = self.candidate.read(place), self.removed_blocks
+            kept = self.candidate.removed.kept_experts
             pruned.requires_grad_(False)
         elif pruned_folder is not None:
             folder = Origin(
                 str(pruned_folder), None, self._numerics, self._trust_remote_code, False
             )
-            pruned, removed = folder.read(place), folder.removed_blocks
+            pruned, removed = folder.read(place), folder.removed.blocks
+            kept = folder.removed.kept_experts
         elif self._dense is not None and self.resident:
             pruned = copy.deepcopy(self._dense).requires_grad_(True)
         else:
             pruned = self.origin.read(place)
-        self._pair = ModelPair(pruned, None, self.tokenizer, removed, self.other_tokenizer)
+        self._pair = ModelPair(
+            pruned, None, self.tokenizer, removed, self.other_tokenizer, kept_experts=kept
+        )
         if not self.reference:
             return
         if self._dense is None:

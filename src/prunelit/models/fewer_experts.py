@@ -81,7 +81,7 @@ def find_dropped_experts(block: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def drop_experts_(model: PreTrainedModel) -> int | None:
+def drop_experts_(model: PreTrainedModel) -> dict[int, dict[str, list[int]]]:
     """Take dropped experts out of all mixtures of a model, in place, and lower its counts.
 
     All mixtures keep the same number: that of the block with the most experts that are not 0.
@@ -90,12 +90,13 @@ def drop_experts_(model: PreTrainedModel) -> int | None:
         model: with zeros in the last maps of dropped experts, and a configuration of its own.
 
     Returns:
-        The number of experts that each mixture keeps; None if none is dropped.
+        Numbers of the experts that are kept, the same count in every mixture, by index of the block
+        and name of the experts inside; nothing if none is dropped.
 
     Raises:
         InputError: if the configuration has no count of the experts.
     """
-    blocks = [block for block in decoder_blocks(model)[1] if find_experts(block)]
+    blocks = decoder_blocks(model)[1]
     alive = [
         {name: alive_experts(experts) for name, experts in find_experts(block).items()}
         for block in each_whole(blocks)
@@ -103,7 +104,7 @@ def drop_experts_(model: PreTrainedModel) -> int | None:
     kept = max((int(one.sum()) for own in alive for one in own.values()), default=0)
     count = max((len(one) for own in alive for one in own.values()), default=0)
     if kept in (0, count):
-        return None
+        return {}
     config = model.config.get_text_config(decoder=True)
     if not (names := [name for name in _COUNTS if getattr(config, name, None) == count]):
         raise InputError(
@@ -112,13 +113,20 @@ def drop_experts_(model: PreTrainedModel) -> int | None:
         )
     for name in names:
         setattr(config, name, kept)
-    for block, own in zip(blocks, alive, strict=True):
-        with whole(block, edited=True):
-            for name, one in own.items():
-                # A block with fewer experts that are not 0 keeps some that are.
-                keep = torch.argsort(one.logical_not(), stable=True)[:kept].sort().values
-                _keep(block, name, keep, count)
-    return kept
+    # A block with fewer experts that are not 0 keeps some that are.
+    keep = {
+        index: {
+            name: torch.argsort(one.logical_not(), stable=True)[:kept].sort().values
+            for name, one in own.items()
+        }
+        for index, own in enumerate(alive)
+        if own
+    }
+    for index, own in keep.items():
+        with whole(blocks[index], edited=True):
+            for name, numbers in own.items():
+                _keep(blocks[index], name, numbers, count)
+    return {i: {name: one.tolist() for name, one in own.items()} for i, own in keep.items()}
 
 
 def _keep(block: nn.Module, name: str, keep: Tensor, count: int) -> None:

@@ -1,11 +1,13 @@
 """The two models of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks
 from prunelit.models.dense_answers import DenseAnswers
 from prunelit.models.fingerprint import fingerprint
 from prunelit.models.views import original
@@ -27,6 +29,8 @@ class ModelPair:
         removed_blocks: indices, in the dense model, of the blocks that the pruned model lacks.
         pruned_tokenizer: of the pruned model, if it has another one.
         answers: what the dense model gave earlier; None asks it every time.
+        kept_experts: numbers, in the dense model, of the experts that each mixture of the pruned
+            model still has, by `index.name` in the pruned model; empty if it has all.
 
     Example:
         >>> from transformers import AutoModelForCausalLM, LlamaConfig
@@ -45,6 +49,7 @@ class ModelPair:
     removed_blocks: Sequence[int] = ()
     pruned_tokenizer: PreTrainedTokenizerBase | None = None
     answers: DenseAnswers | None = None
+    kept_experts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def models(self) -> dict[str, PreTrainedModel]:
         """Return `{"dense": ..., "pruned": ...}`, without `dense` if the run keeps no reference."""
@@ -101,6 +106,22 @@ class ModelPair:
         if self.answers is not None and original(model) is self.answers.model:
             return self.answers.fingerprint
         return fingerprint(model)
+
+    def kept_blocks(self) -> dict[int, int]:
+        """Map each block of the dense model that the pruned model still has to its place there.
+
+        Raises:
+            InputError: if `removed_blocks` are not the blocks that the pruned model lacks.
+        """
+        assert self.dense is not None
+        blocks, have = (len(decoder_blocks(m)[1]) for m in (self.dense, self.pruned))
+        kept = [index for index in range(blocks) if index not in self.removed_blocks]
+        if len(kept) != have:
+            raise InputError(
+                f"Expected a pruned model with {len(kept)} blocks ({len(self.removed_blocks)} of "
+                f"{blocks} are removed) but it has {have}."
+            )
+        return {index: place for place, index in enumerate(kept)}
 
     def alone(self, name: str) -> "ModelPair":
         """Return one model with its own tokenizer, as the pruned model of a pair without dense.

@@ -53,12 +53,21 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
         expected = int | None if key in ("intermediate_size", "experts") else list
         if key == "returns":
             expected, whole = dict, _are_texts(value)
+        if key == "kept_experts":
+            expected, whole = dict, _are_numbers(value)
         if not isinstance(value, expected) or not (whole or value is None):
             raise InputError(
                 f"Expected indices of blocks as `removed.{key}` in {str(path)!r} but got "
                 f"{value!r}: prune again, or restore the file."
             )
     return report
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(own, list) and all(type(number) is int and number >= 0 for number in own)
+        for own in value.values()
+    )
 
 
 def _are_texts(value: Any) -> bool:

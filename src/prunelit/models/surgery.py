@@ -40,6 +40,8 @@ class Removed:
         mixer: indices, in the stored model, of blocks without a mixer that is no attention.
         returns: values that the modules that are left out return, by `index.name` in the stored
             model, see `prunelit.models.absent`.
+        kept_experts: numbers, in the dense model, of the experts that a mixture still has, in their
+            order, by `index.name` in the stored model; empty if it has all.
     """
 
     blocks: list[int] = field(default_factory=list)
@@ -49,6 +51,7 @@ class Removed:
     experts: int | None = None
     mixer: list[int] = field(default_factory=list)
     returns: dict[str, str] = field(default_factory=dict)
+    kept_experts: dict[str, list[int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dict that JSON can hold."""
@@ -128,13 +131,18 @@ def shrink_(model: PreTrainedModel) -> Removed:
     experts = drop_experts_(model)
     take_out(model, parts, removal)
     removed = find_removed(model)
-    removed.experts = experts
     removed.blocks, removed.intermediate_size = list(parts.blocks), width
+    removed.kept_experts = {
+        f"{place}.{name}": numbers
+        for place, index in enumerate(kept)
+        for name, numbers in experts.get(index, {}).items()
+    }
+    removed.experts = next(map(len, removed.kept_experts.values()), None)
     for block in blocks:
         if width is not None and "mlp" in sublayers(block):
             with whole(block, edited=True):
                 narrow_(block, width)
-    if experts is not None:
+    if experts:
         _check_shapes(model)
     return removed
 

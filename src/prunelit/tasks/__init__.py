@@ -13,6 +13,7 @@ from prunelit.tasks.multiple_choice import MultipleChoice
 from prunelit.tasks.perplexity import Perplexity
 from prunelit.tasks.prompting.few_shot import FewShot
 from prunelit.tasks.retrieval import Retrieval
+from prunelit.tasks.routing import Routing
 from prunelit.tasks.semantic_similarity import SemanticSimilarity
 from prunelit.tasks.subspace import Subspace
 from prunelit.tasks.trajectory import Trajectory
@@ -30,6 +31,7 @@ __all__ = [
     "MultipleChoice",
     "Perplexity",
     "Retrieval",
+    "Routing",
     "SemanticSimilarity",
     "Subspace",
     "Task",

@@ -48,6 +48,15 @@ class RolloutBatch:
         """The S positions of the decoding steps."""
         return slice(self.prompt - 1, self.prompt - 1 + self.steps.shape[1])
 
+    @property
+    def phases(self) -> dict[str, Tensor]:
+        """Two masks, (B, T) bool: `prompt`, tokens before step 0; `decode`, decoding steps."""
+        decode = torch.zeros_like(self.attention_mask, dtype=torch.bool)
+        decode[:, self.positions] = self.steps
+        prompt = self.attention_mask.bool()
+        prompt[:, self.prompt - 1 :] = False
+        return {"prompt": prompt, "decode": decode}
+
 
 def join_rollout(input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> RolloutBatch:
     """Append rollouts to their prompts.

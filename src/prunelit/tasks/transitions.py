@@ -24,7 +24,7 @@ from prunelit.report.transitions import KINDS, kind_picture, kl_picture, theory_
 from prunelit.tasks.item_table import ItemTable, Streamed, mean
 from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
-VARIANTS, PHASES = ("local", "cumulative"), ("prompt", "decode")
+VARIANTS = ("local", "cumulative")
 CHUNK = 64  # tokens unembedded at a time
 
 
@@ -105,7 +105,7 @@ class Transitions(PromptTask):
         steps = self.max_new_tokens
         rolled = pair.ask("dense", rollout, pair.tokenizer, ids, mask, max_new_tokens=steps)
         text = join_rollout(ids, mask, rolled.tokens)
-        chosen = [self._spread(there) for there in _phases(text)]
+        chosen = [self._spread(there) for there in text.phases.values()]
         row, slot = torch.cat(chosen, 1).nonzero(as_tuple=True)  # positions, prompt then decode
         width = text.input_ids.shape[1]
         place = slot % width
@@ -126,7 +126,7 @@ class Transitions(PromptTask):
         streamed: dict[str, Tensor | Streamed] = {}
         for key, value in values.items():
             name, _, quantity = key.rpartition("/")
-            for phase, part in zip(PHASES, value.split(room, -1), strict=True):
+            for phase, part in zip(text.phases, value.split(room, -1), strict=True):
                 streamed[f"{name}/{phase}/{quantity}"] = Streamed(part)
                 if quantity in LEADING:
                     streamed[f"item/{name}/{phase}/{quantity}"] = part.flatten(1).nanmean(1)
@@ -166,7 +166,7 @@ class Transitions(PromptTask):
         batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
         form, structures, names = self._layout.form, self._layout.blocks, self._layout.names
         own = decoder_blocks(pair.dense)[1]
-        kept = _kept(pair, len(own))
+        kept = pair.kept_blocks()
         theirs = decoder_blocks(pair.pruned)[1]
         dense = capture(pair.dense, own, batch, form)
         pruned = capture(pair.pruned, theirs, batch, form)
@@ -255,24 +255,3 @@ def _pictures(table: ItemTable) -> Iterator[tuple[str, Picture]]:
             yield f"transitions_{kind}", kind_picture(curves, kind)
     yield "transitions_kl", kl_picture(curves)
     yield "transitions_theory", theory_picture(curves)
-
-
-def _phases(text: RolloutBatch) -> list[Tensor]:
-    """Return two masks, (B, T) bool: positions of the prompt tokens and of the decoding steps."""
-    decode = torch.zeros_like(text.attention_mask, dtype=torch.bool)
-    decode[:, text.positions] = text.steps
-    prompt = text.attention_mask.bool()
-    prompt[:, text.prompt - 1 :] = False
-    return [prompt, decode]
-
-
-def _kept(pair: ModelPair, blocks: int) -> dict[int, int]:
-    """Map each block of the dense model that the pruned model still has to its place there."""
-    kept = [index for index in range(blocks) if index not in pair.removed_blocks]
-    have = len(decoder_blocks(pair.pruned)[1])
-    if len(kept) != have:
-        raise InputError(
-            f"Expected a pruned model with {len(kept)} blocks ({len(pair.removed_blocks)} of "
-            f"{blocks} are removed) but it has {have}."
-        )
-    return {index: place for place, index in enumerate(kept)}
