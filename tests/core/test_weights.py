@@ -1,14 +1,21 @@
 """The weights of a run, read without a Trainer."""
 
+import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.core.placement import measure_sizes
 from prunelit.core.weights import Weights
+
+SCRIPT = Path(__file__).parents[1] / "material" / "read_share.py"
+MEMORY = Path("/dev/shm")  # of Linux: a touched page brings 64 KiB; on a disk it may bring 2 MiB
 
 
 @pytest.fixture
@@ -79,3 +86,29 @@ def test_after_the_pruned_model_is_discarded_the_dense_one_is_copied(
     for name, parameter in weights.pair.pruned.named_parameters():
         assert parameter.requires_grad
         assert parameter.equal(dense.get_parameter(name))
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not MEMORY.is_dir(), reason="reads /proc, and needs pages that come one by one")
+@pytest.mark.parametrize("world", [2, 3])
+def test_no_rank_reads_more_than_its_share(
+    world: int, tokenizer: PreTrainedTokenizerBase, run_ranks: Callable[..., None]
+) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_attention_heads": 4,
+    }
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=300, num_hidden_layers=4, **sizes))
+    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
+        for saved in (model, tokenizer):
+            saved.save_pretrained(Path(path, "dense"))
+        run_ranks(SCRIPT, world, FOLDER=path)
+        found = [
+            json.loads(Path(path, f"{world}-{rank}.json").read_text()) for rank in range(world)
+        ]
+    size = measure_sizes(model)
+    for rank in found:
+        share = size.blocks / world + size.skeleton
+        assert share <= rank["read"] <= share + size.block
+        assert rank["all"] >= size.model  # what a rank that reads all would have read

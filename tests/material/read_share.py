@@ -1,0 +1,53 @@
+"""Load a pair of models as one of several processes, and count the bytes of their files it reads.
+
+`runpy.run_path` runs this file with the names FOLDER, RANK and WORLD, and it writes
+`FOLDER/WORLD-RANK.json`.
+"""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers.utils import logging
+
+from prunelit.core import weights
+from prunelit.models.shards import shard_blocks
+
+folder, mapped = Path(FOLDER), []  # noqa: F821
+
+
+def keep_mapped(model, *rest):
+    """Shard a model, and keep its files mapped so that the pages which were read can be counted."""
+    mapped.extend(weight.untyped_storage() for weight in model.parameters())
+    shard_blocks(model, *rest)
+
+
+def bytes_read():
+    """What this process has read, of one model: pages of its mapped files, and what calls read."""
+    by_call = int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+    entries = re.split(
+        r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M
+    )
+    own = [entry for entry in entries if ".safetensors" in entry.partition("\n")[0]]
+    return (by_call + sum(int(entry.split("Rss:")[1].split()[0]) for entry in own) * 1024) / 2
+
+
+signal.alarm(120)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+group = f"file://{folder}/group-{WORLD}"  # noqa: F821
+dist.init_process_group("gloo", init_method=group, rank=RANK, world_size=WORLD)  # noqa: F821
+weights.shard_blocks = keep_mapped
+before = bytes_read()
+pair = weights.Weights(str(folder / "dense"))
+pair.placement = "sharded"
+pair.load()
+found = {"read": bytes_read() - before}
+for storage in mapped:
+    torch.empty(0, dtype=torch.uint8).set_(storage).sum()
+found["all"] = bytes_read() - before
+(folder / f"{WORLD}-{RANK}.json").write_text(json.dumps(found))  # noqa: F821
+dist.destroy_process_group()
