@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit.core.weights
+import prunelit.pruning.blockwise
 from prunelit import InputError
 from prunelit.callbacks import Results
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
-from prunelit.pruners import Magnitude, SublayerDrop, Wanda
+from prunelit.pruners import ExpertDrop, Magnitude, SublayerDrop, Wanda
 from prunelit.report.results import read_results
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import Perplexity, Task
@@ -31,7 +33,7 @@ def start(tmp_path: Path, material: Path) -> Callable[..., tuple[PruneTrainer, P
         variants: dict[str, Any], tasks: list[Task] | None = None, **arguments: Any
     ) -> tuple[PruneTrainer, PairedLM]:
         text = str(material / "text.jsonl")
-        module = PairedLM(str(material / "dense"), **arguments)
+        module = PairedLM(arguments.pop("source", str(material / "dense")), **arguments)
         data = PruneData(
             CalibrationText(text, sequences=5, length=16, batch_size=2),
             tasks or [Perplexity(text, length=20, limit=3)],
@@ -52,6 +54,31 @@ def start(tmp_path: Path, material: Path) -> Callable[..., tuple[PruneTrainer, P
         return trainer, module
 
     return sweep
+
+
+def test_another_ratio_of_experts_is_cut_without_another_pass(
+    start: Callable[..., tuple[PruneTrainer, PairedLM]],
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tmp_path / "mixture"
+    for part in (make_model("mixtral"), tokenizer):
+        part.save_pretrained(source)
+    looks: list[int] = []
+    work = prunelit.pruning.blockwise._LookPass.work
+
+    def note(self: Any, index: int, block: Any) -> None:
+        looks.append(index)
+        work(self, index, block)
+
+    monkeypatch.setattr("prunelit.pruning.blockwise._LookPass.work", note)
+    start({f"drop_{k}": ExpertDrop(count=k) for k in (1, 2)}, source=str(source))
+    assert looks == sorted(set(looks)) != []
+    kept = [load_file(tmp_path / f"drop_{k}" / "pruned" / "model.safetensors") for k in (1, 2)]
+    (name,) = [name for name in kept[0] if "layers.0" in name and "gate.weight" in name]
+    assert [len(weights[name]) for weights in kept] == [3, 2]
 
 
 def test_the_dense_model_is_read_once(

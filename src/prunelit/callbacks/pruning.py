@@ -287,7 +287,8 @@ class Pruning(Callback):
         with trainer.precision_plugin.forward_context():
             # Later rounds and training need the places of dropped parts.
             shrink = not module.trains and self._schedule.rounds == 1
-            return prune(model, pruner, data.calibration_batches(), shrink=shrink)
+            batches = data.calibration_batches()
+            return prune(model, pruner, batches, shrink=shrink, dense_cache=module.dense_cache)
 
     @property
     def _schedule(self) -> Schedule:

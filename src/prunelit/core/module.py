@@ -81,8 +81,8 @@ class PairedLM(LightningModule):
         candidate: another model, of any origin, that is measured as it is in the place of a pruned
             one; a source as above, for `prunelit compare`.
         candidate_revision: branch, tag or commit of the candidate on the hub.
-        dense_cache: keep on disk what the dense model gave to the tasks, and read it in later runs,
-            see `prunelit.models.dense_answers`.
+        dense_cache: keep on disk what the dense model gave to the tasks, and the scores of experts,
+            and read both in later runs, see `prunelit.models.dense_answers`.
         flight: number of batches of a task that are measured together: blocks that wait in a store
             come once for all of them, and memory holds what all of them need. None measures one
             batch after the other; where blocks wait, as many as fit into the free memory, eight at

@@ -105,8 +105,8 @@ class DenseAnswers:
             memo: arguments by name that change no value, such as a `SharedPrefix`.
             model: a view of the dense model, which is asked in its place; None asks itself.
         """
-        key = self._key(function, inputs, settings)
-        known = self._read(key)
+        key = self.key(function, inputs, settings)
+        known = self.find(key)
         if not all(gather(self.model, known is not None)):  # all ranks read it, or all compute it
             known = None
         for task in self.tasks:
@@ -118,7 +118,7 @@ class DenseAnswers:
         answer = function(model or self.model, *inputs, **settings, **memo)
         # The layout in memory is that of an answer from disk.
         tensors = {name: x.detach().contiguous() for name, x in _as_tensors(answer).items()}
-        self._write(key, tensors)
+        self.keep(key, tensors)
         return _as_answer(function, tensors)
 
     def tell(self) -> None:
@@ -149,9 +149,10 @@ class DenseAnswers:
                 "be removed at any time."
             )
 
-    def _key(
+    def key(
         self, function: Callable[..., Any], inputs: Sequence[Any], settings: Mapping[str, Any]
     ) -> str:
+        """Hash all that determines an answer; the arguments are those of `ask`."""
         name = f"{function.__module__}.{function.__qualname__}"
         device = self.model.device
         around = {**_versions(), **_numerics(device.type), **describe_code(function)}
@@ -192,8 +193,12 @@ class DenseAnswers:
             self._tokenizers[id(tokenizer)] = hashlib.sha256(text.encode()).hexdigest()
         return self._tokenizers[id(tokenizer)]
 
-    def _read(self, key: str) -> dict[str, Tensor] | None:
-        """Read the tensors of an answer; None if there is none, or if it is damaged."""
+    def find(self, key: str) -> dict[str, Tensor] | None:
+        """Read the tensors of an answer; None if there is none, or if it is damaged.
+
+        Args:
+            key: see `key`.
+        """
         path = self._path(key)
         try:
             content = path.read_bytes()
@@ -213,7 +218,13 @@ class DenseAnswers:
             return None
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    def _write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+    def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors of an answer, unless the disk is full.
+
+        Args:
+            key: see `key`.
+            tensors: by name.
+        """
         if self._full:
             return
         own = {name: tensor.cpu().clone() for name, tensor in tensors.items()}

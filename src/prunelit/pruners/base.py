@@ -44,6 +44,9 @@ class Pruner(Checked, ABC):
         sparsifies: True if a weight that becomes 0 is removed and must stay 0 in training.
         shrinks: True if whole parts become 0, so that the pruned model can do without them.
         drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
+        amounts: names of the options that `look` and its probes do not depend on, such as the
+            ratio. What they find is then kept on disk, and a run that differs in these options
+            alone does not look again. None: nothing is kept.
         expert_tokens: an expert of a mixture that reads fewer calibration tokens than this gets the
             statistics of all experts of its block together; at least 1.
 
@@ -64,6 +67,7 @@ class Pruner(Checked, ABC):
     sparsifies = True
     shrinks = False
     drops_blocks = False
+    amounts: Sequence[str] = ()
     expert_tokens = 32
 
     def check(self, model: PreTrainedModel) -> None:

@@ -4,7 +4,7 @@ import copy
 import inspect
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -51,6 +51,9 @@ class ExpertDrop(Pruner):
     one by one, each with a pass of its own, until so few sets are left. All experts are computed
     for all tokens, so a pass takes longer than that of the other criteria.
 
+    Scores are kept on disk, so that another `ratio` or `count` needs no pass. Those of
+    `reconstruction` are not: they are of sets of one size.
+
     Args:
         ratio: share of the experts to drop, in [0, 1).
         count: number of experts to drop in each mixture, instead of `ratio`.
@@ -92,6 +95,11 @@ class ExpertDrop(Pruner):
         # By block and name of the experts; the second is of `reconstruction`.
         self._scores: dict[nn.Module, dict[str, Tensor]] = {}
         self._gone: dict[nn.Module, dict[str, tuple[int, ...]]] = {}
+
+    @property
+    def amounts(self) -> Sequence[str]:  # type: ignore[override]
+        """Options that the scores do not depend on; `reconstruction` scores sets of one size."""
+        return () if self.criterion == "reconstruction" else ("ratio", "count")
 
     def scale(self, fraction: float) -> "ExpertDrop":
         other = copy.copy(self)

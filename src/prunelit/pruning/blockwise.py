@@ -20,6 +20,7 @@ from prunelit.pruning.hooks import Feed, Trial
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.pooling import Reach, pool_experts
 from prunelit.pruning.report import BlockCost
+from prunelit.pruning.saved_look import SavedLook
 
 
 @dataclass
@@ -41,6 +42,7 @@ def prune_blocks(
     text: RankText | None,
     memory: PeakMemory,
     reach: Reach,
+    saved: SavedLook | None = None,
 ) -> Iterator[BlockCost]:
     """Prune every block in place, each calibrated on the outputs of the pruned blocks before it.
 
@@ -53,6 +55,7 @@ def prune_blocks(
         text: calibration text of this rank; None if there is none.
         memory: measures the peak memory of a block.
         reach: counts experts, and those that few tokens reach.
+        saved: what an earlier run found in the first pass; None keeps nothing.
 
     Yields:
         Time and memory of a block, each time one is done. A method that looks at the whole model
@@ -74,7 +77,7 @@ def prune_blocks(
         form, trials = walk_blocks(model, pruner, text.sample)
     batches = [] if text is None else text.batches
     if looks:
-        yield from _look_and_decide(model, pruner, batches, form, memory, reach.least)
+        yield from _look_and_decide(model, pruner, batches, form, memory, reach.least, saved)
     else:
         pruner.decide(model, [])
     streams = _capture_all(model, blocks, batches, form) if watches else []
@@ -107,17 +110,23 @@ def _look_and_decide(
     form: Form,
     memory: PeakMemory,
     expert_tokens: int,
+    saved: SavedLook | None,
 ) -> Iterator[BlockCost]:
     """Show the method the statistics of the whole model, again as often as it asks for them."""
     _, blocks = decoder_blocks(model)
     again = True
     while again:
-        streams = _capture_all(model, blocks, batches, form)
-        look = _LookPass(iter(pruner.look(model)), streams, expert_tokens)
-        del streams
-        yield from _take_blocks(look, blocks, memory)
-        again = pruner.decide(model, look.probes)
-        del look  # frees the hidden states before the next ones are captured
+        probes = None if saved is None else saved.read()
+        if probes is None:
+            streams = _capture_all(model, blocks, batches, form)
+            look = _LookPass(iter(pruner.look(model)), streams, expert_tokens)
+            del streams
+            yield from _take_blocks(look, blocks, memory)
+            probes = look.probes
+            del look  # frees the hidden states before the next ones are captured
+            if saved is not None:
+                saved.write(probes)
+        again = pruner.decide(model, probes)
 
 
 class _LookPass:

@@ -44,6 +44,7 @@ from prunelit.pruning.report import (
     count_weights,
     find_missing,
 )
+from prunelit.pruning.saved_look import SavedLook
 from prunelit.recipe import describe
 
 _A_MINUTE = 60.0  # seconds
@@ -60,6 +61,7 @@ def prune(
     progress: bool = True,
     offload_to: torch.device | None = None,
     shrink: bool = True,
+    dense_cache: bool = False,
 ) -> PruningReport:
     """Prune `model` in place, block by block, calibrated on `inputs`.
 
@@ -80,6 +82,8 @@ def prune(
         shrink: take the blocks, sublayers and neurons that the method drops out of the model, so
             that time and memory are those of the saved model. False leaves them as zeros, so that a
             later call can drop more.
+        dense_cache: keep on disk what a method with `amounts` finds in its first pass, and read it
+            in later calls.
 
     Returns:
         Achieved sparsity of each tensor, each block and the model: the share of the weights that
@@ -129,7 +133,10 @@ def prune(
             offloaded(blocks, offload_to),
             _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar,
         ):
-            for cost in prune_blocks(model, pruner, text, memory, reach):
+            saved = None
+            if dense_cache and pruner.amounts and batches is not None:
+                saved = SavedLook(model, pruner, batches, offload_to or model.device)
+            for cost in prune_blocks(model, pruner, text, memory, reach, saved):
                 costs.append(cost)
                 bar.show(costs)
     finally:
