@@ -198,8 +198,10 @@ def small_mixtures(dense: PreTrainedModel, gone: tuple[int, ...]) -> list[nn.Mod
     model = copy.deepcopy(dense)
     for _, experts in experts_of(model):
         experts.down_proj[list(gone)] = 0
-    before = len(experts_of(dense)[0][1].down_proj)
-    assert drop_experts_(model) == before - len(gone)
+    kept = [e for e in range(len(experts_of(dense)[0][1].down_proj)) if e not in gone]
+    found = [one for own in drop_experts_(model).values() for one in own.values()]
+    assert all(one == kept for one in found)
+    assert bool(found) == bool(gone)
     return [mlp for mlp, _ in experts_of(model)]
 
 

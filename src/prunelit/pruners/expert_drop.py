@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from prunelit.activations import Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, device_of
+from prunelit.models.expert_outputs import SetLosses
 from prunelit.models.experts import count_experts, find_experts
 from prunelit.models.fewer_experts import alive_experts, is_mixture, routed_tensors
-from prunelit.models.routing import SetLosses
 from prunelit.models.stores import each_whole
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, count_removed

@@ -1,4 +1,4 @@
-"""Find how the output of a mixture changes if its router may not choose some of its experts."""
+"""Outputs of all experts of a mixture, and what its router chooses if it may not choose some."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ class SetLosses(Statistic):
 
     Example:
         >>> import torch
-        >>> from prunelit.models.routing import SetLosses
+        >>> from prunelit.models.expert_outputs import SetLosses
         >>> from transformers import AutoModelForCausalLM, MixtralConfig
         >>> config = MixtralConfig(vocab_size=64, hidden_size=16, intermediate_size=8,
         ...                        num_hidden_layers=1, num_attention_heads=2,
