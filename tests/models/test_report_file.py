@@ -1,4 +1,4 @@
-"""A multimodal model keeps its towers and the files of its processor."""
+"""A multimodal model keeps its towers and files; a spoiled report is refused."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,9 @@ from transformers import (
 )
 
 from prunelit import load_pretrained, prune, save_pretrained
+from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, trunk
+from prunelit.models.report_file import read_report
 from prunelit.pruners import BlockDrop, Neuron, Pruner, SublayerDrop, Wanda
 from prunelit.sparsity import Unstructured
 
@@ -74,3 +76,17 @@ def test_the_text_decoder_alone_is_pruned(
         stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "pruned").eval()
         assert type(stock) is type(model)
         assert stock(input_ids=ids).logits.equal(model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("kept", [[0], {"0.mlp.experts": 3}, {"0.mlp.experts": [0, -1]}])
+def test_experts_that_are_no_numbers_are_refused(kept: object, tmp_path: Path) -> None:
+    report = {"removed": {"experts": 2, "kept_experts": {"0.mlp.experts": [0, 3]}}}
+    (tmp_path / "pruning.json").write_text(json.dumps(report))
+    assert read_report(tmp_path) == report
+    report["removed"]["kept_experts"] = kept
+    (tmp_path / "pruning.json").write_text(json.dumps(report))
+    with pytest.raises(
+        InputError,
+        match=r"Expected numbers of experts as `removed\.kept_experts` in .* prune again",
+    ):
+        read_report(tmp_path)

@@ -56,8 +56,9 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
         if key == "kept_experts":
             expected, whole = dict, _are_numbers(value)
         if not isinstance(value, expected) or not (whole or value is None):
+            what = "numbers of experts" if key == "kept_experts" else "indices of blocks"
             raise InputError(
-                f"Expected indices of blocks as `removed.{key}` in {str(path)!r} but got "
+                f"Expected {what} as `removed.{key}` in {str(path)!r} but got "
                 f"{value!r}: prune again, or restore the file."
             )
     return report

@@ -16,7 +16,11 @@ _WAYS = {
     "local": ("local: the pruned router reads the dense input", "#8172B3"),
     "cumulative": ("cumulative: each router reads its own stream", PRUNED),
 }
-_PLACES = {"prompt": "prompt tokens", "decode": "decoding steps", "step": "all mixtures"}
+_PLACES = {
+    "prompt": "prompt tokens, by block",
+    "decode": "decoding steps, by block",
+    "step": "all blocks, by decoding step",
+}
 _QUANTITIES = {
     "changed": "share of tokens whose\nexperts change",
     "overlap": "overlap of the experts",
@@ -108,7 +112,8 @@ def load_picture(loads: Mapping[str, Mapping[str, Load]], curves: Mapping[str, C
         }
         top = max(np.nan_to_num(share).max() for share in shares.values())
         for axes, (model, share) in zip(row, shares.items(), strict=False):
-            image = axes.imshow(share, vmin=0, vmax=top or 1, cmap="viridis", aspect="auto")
+            seen = np.where(share > 0, share, np.nan)
+            image = axes.imshow(seen, vmin=0, vmax=top or 1, cmap="viridis", aspect="auto")
             axes.set_title(f"{model}, {label}", fontsize=9)
             axes.set_xlabel("expert")
             axes.set_ylabel("block")
@@ -131,7 +136,7 @@ def load_picture(loads: Mapping[str, Mapping[str, Load]], curves: Mapping[str, C
                     column.append(entry)
     figure.suptitle(
         "Load: share of each expert in the pairs of a token and an active expert "
-        f"(n = {len(loads['prompt']['dense'].pairs)} prompts, band: 95% of resamples)",
+        f"(white: none; n = {len(loads['prompt']['dense'].pairs)} prompts, band: 95% of resamples)",
         fontsize=11,
     )
     return Picture(figure, numbers)

@@ -212,7 +212,7 @@ class Routing(PromptTask):
                 found = _compare(first, decisions, numbers, gate)
                 compared |= {f"{way}/{name}": value for name, value in found.items()}
             if counts[0] != counts[1]:
-                left = log_scores(first.logits, gate).softmax(1)[:, numbers]
+                left = log_scores(first.logits.double(), gate).softmax(1)[:, numbers]
                 compared["local/dropped_mass"] = 1 - left.sum(1)
             real = dense.tokens.flatten().to(first.logits.device)
             check_not_nan({name: value[real] for name, value in compared.items()})
@@ -243,8 +243,8 @@ def _compare(dense: Decisions, pruned: Decisions, numbers: Tensor, gate: Gate) -
     """
     one, other = dense.active, _spread(pruned, numbers, dense.logits.shape[1])
     common, together = (one & other).sum(1), (one | other).sum(1)
-    p = log_scores(dense.logits, gate)[:, numbers].log_softmax(1)
-    q = log_scores(pruned.logits, gate).log_softmax(1)
+    p = log_scores(dense.logits.double(), gate)[:, numbers].log_softmax(1)
+    q = log_scores(pruned.logits.double(), gate).log_softmax(1)
     return {
         "changed": (one != other).any(1).float(),
         "overlap": common / together,
