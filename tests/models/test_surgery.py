@@ -135,11 +135,10 @@ def test_narrowed_mlps(
     model = make_model(family)
     width = 128 if family == "gpt2" else 48
     plain = store(model, Neuron(0.25), input_ids, tmp_path / "pruned", tokenizer)
-    assert plain["removed"]["intermediate_size"] == width * 3 // 4
+    assert plain["removed"]["widths"] == {str(width): width * 3 // 4}
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     for small, large in zip(decoder_blocks(stock)[1], decoder_blocks(model)[1], strict=True):
-        mlp = find_neurons(large)
-        assert mlp is not None
+        (mlp,) = find_neurons(large)
         for name in (*mlp.inputs, mlp.output):
             before, after = (b.get_submodule(name).weight.numel() for b in (large, small))
             assert after * 4 == before * 3

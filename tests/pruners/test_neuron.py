@@ -1,12 +1,14 @@
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from prunelit import prune
+from prunelit import prune, save_pretrained
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, oriented_weight
 from prunelit.models.neurons import find_neurons
@@ -23,8 +25,7 @@ def test_neurons_that_matter_least_go(
 ) -> None:
     model = make_model(family)
     block = decoder_blocks(model)[1][0]  # whose inputs no earlier pruning changes
-    mlp = find_neurons(block)
-    assert mlp is not None
+    (mlp,) = find_neurons(block)
     seen: list[Tensor] = []
     real = padded["attention_mask"].bool()
     handle = block.get_submodule(mlp.output).register_forward_pre_hook(
@@ -46,6 +47,76 @@ def test_neurons_that_matter_least_go(
         np.testing.assert_array_equal(np.flatnonzero(~rows.any(1)), np.sort(gone))
         if getattr(linear, "bias", None) is not None:
             assert not linear.bias[torch.from_numpy(gone)].any()
+
+
+@torch.no_grad()
+def test_an_expert_loses_its_own_neurons(
+    mixture: str, make_model: Callable[..., PreTrainedModel], padded: dict[str, Tensor]
+) -> None:
+    dense, pruned = make_model(mixture), make_model(mixture)
+    index = 1 if mixture == "deepseek_v3" else 0  # its first block is dense
+    seen: list[tuple[Tensor, ...]] = []
+    # What it reads comes from a dense block, or from a pruned one before it.
+    prune(pruned, Neuron(0.25), [padded], shrink=False)
+    for own, other in zip(
+        decoder_blocks(dense)[1][:index], decoder_blocks(pruned)[1], strict=False
+    ):
+        own.load_state_dict(other.state_dict())
+    experts = decoder_blocks(dense)[1][index].mlp.experts
+    handle = experts.register_forward_pre_hook(lambda _, args: seen.append(args))
+    dense(**padded)
+    handle.remove()
+    ((hidden, chosen, _),) = seen
+    real = padded["attention_mask"].flatten().bool()
+    after = decoder_blocks(pruned)[1][index].mlp.experts
+
+    def weight(module: Any, tensor: str, expert: int) -> Tensor:
+        own = getattr(module, tensor)[expert]
+        return own.T if module.is_transposed else own
+
+    reached = [((chosen == expert).any(1) & real) for expert in range(4)]
+    between = []
+    for expert in range(4):
+        bias = experts.gate_up_proj_bias[expert] if experts.has_bias else 0
+        x = hidden[reached[expert]]
+        between.append(experts._apply_gate(x @ weight(experts, "gate_up_proj", expert).T + bias))
+    assert max(map(len, between)) >= 32, "no expert has statistics of its own"
+    for expert in range(4):
+        read = between[expert] if len(between[expert]) >= 32 else torch.cat(between)
+        down = weight(experts, "down_proj", expert).double()
+        scores = down.abs().mean(0) * (read.double() ** 2).mean(0)
+        gone = scores.argsort()[:8]
+        assert sorted(gone.tolist()) == [
+            *(~weight(after, "down_proj", expert).any(0)).nonzero().flatten().tolist()
+        ]
+        rows = weight(after, "gate_up_proj", expert)
+        pairs = mixture == "gpt_oss"
+        both = torch.cat([2 * gone, 2 * gone + 1] if pairs else [gone, gone + 24])
+        assert sorted(both.tolist()) == (~rows.any(1)).nonzero().flatten().tolist()
+        if experts.has_bias:
+            assert not after.gate_up_proj_bias[expert, both].any()
+
+
+@torch.no_grad()
+def test_a_narrower_mixture_computes_what_the_one_with_zeros_does(
+    mixture: str,
+    make_model: Callable[..., PreTrainedModel],
+    padded: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:
+    zeros, small = make_model(mixture), make_model(mixture)
+    # 16 of 24 neurons are left: three quarters, 18, are no multiple of 8.
+    prune(zeros, Neuron(0.25), [padded], shrink=False)
+    report = prune(small, Neuron(0.25), [padded])
+    torch.testing.assert_close(small(**padded).logits, zeros(**padded).logits, rtol=0, atol=1e-5)
+    widths = {"24": 16} | {"qwen2_moe": {"40": 30}, "deepseek_v3": {"48": 32}}.get(mixture, {})
+    assert report.removed is not None
+    assert report.removed["widths"] == widths
+    save_pretrained(small, tokenizer, tmp_path / "pruned", report)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert stock(**padded).logits.equal(small(**padded).logits)
+    assert sum(p.numel() for p in stock.parameters()) == report.stored_parameters
 
 
 def test_ratio_of_all_is_refused() -> None:

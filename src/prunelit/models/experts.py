@@ -47,7 +47,7 @@ class ExpertMap(nn.Module):
     def weight(self) -> Tensor:
         """(O, I); changes in place reach the model."""
         part = self.experts.get_parameter(self.tensor)[self.index]
-        return part.T if _is_transposed(self.experts) else part
+        return part.T if is_transposed(self.experts) else part
 
     @property
     def bias(self) -> Tensor | None:
@@ -292,10 +292,27 @@ def count_experts(experts: nn.Module) -> int:
 
 def _width(experts: nn.Module) -> int:
     """Channels of the output."""
-    return experts.get_parameter(_LAST).shape[2 if _is_transposed(experts) else 1]
+    return experts.get_parameter(_LAST).shape[2 if is_transposed(experts) else 1]
 
 
-def _is_transposed(experts: nn.Module) -> bool:
+@torch.no_grad()
+def has_pairs(experts: nn.Module) -> bool:
+    """Return True if the gate and the up projection of a neuron are neighbours in the first tensor.
+
+    In most families the gates are its first half. It is tried on numbers: the second row belongs to
+    the first neuron or to the second one.
+
+    Args:
+        experts: the module that holds gates and up projections in one tensor.
+    """
+    first, _ = fused_tensors(experts)
+    x = torch.ones(2, ExpertMap(experts, first, 0).weight.shape[0])
+    x[1, 1] = 0.5
+    one, other = _activate(experts, first, x)
+    return bool(one[0] != other[0])
+
+
+def is_transposed(experts: nn.Module) -> bool:
     """Return True if the tensors are (E, I, O) instead of (E, O, I)."""
     stated = getattr(experts, "is_transposed", None)
     if stated is not None:

@@ -1,8 +1,9 @@
-"""The neurons of the MLP of a block: find them by the shapes of its maps, and take some out."""
+"""The neurons of MLPs and experts: find them by the shapes of their maps, and take some out."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,67 +12,101 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
-from prunelit.models.experts import ExpertMap
-from prunelit.models.parts import sublayers, weights_of
+from prunelit.models.architecture import (
+    block_weights,
+    decoder_blocks,
+    left_dense,
+    linear_modules,
+    names_of,
+    oriented_weight,
+)
+from prunelit.models.experts import ExpertMap, fused_tensors, has_pairs, is_transposed
+from prunelit.models.parts import sublayers
 from prunelit.models.rebuilding import build_skeleton, changed, shapes_of
-from prunelit.models.stores import whole
+from prunelit.models.stores import each_whole
 
-# Names of the last map. They are asked only if a model has as many neurons as its stream is wide.
+# Names of the last map. A map of another name is found by its shape.
 _LAST = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "w2", "Wo", "fc_out")
 # Names of fields and attributes that hold the number of neurons.
-_WIDTH = re.compile("inter|inner|ffn|ff_dim|mlp|dff", re.IGNORECASE)
+_WIDTH = re.compile("inter|inner|ffn|ff_dim|mlp|dff|expert_dim", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """Linear maps of the MLP of a block; all names are inside the block.
+    """Linear maps of an MLP, or of one expert of a mixture; all names are inside the block.
 
     Args:
         inputs: its maps from the residual stream to the neurons.
         output: its map from the neurons to the residual stream.
         width: number of neurons.
+        fused: they belong to an expert whose maps are in one tensor with those of other experts.
     """
 
     inputs: tuple[str, ...]
     output: str
     width: int
+    fused: bool = False
 
 
-def find_neurons(block: nn.Module) -> Neurons | None:
-    """Find the maps of the MLP of a block by their shapes; None if the block has no MLP.
+def find_neurons(block: nn.Module) -> list[Neurons]:
+    """Find the maps of the MLP of a block by their shapes.
+
+    Returns:
+        One entry for an MLP, one for each expert of a mixture and for each shared expert, none for
+        a block without an MLP.
 
     Raises:
-        InputError: if the MLP has other weights than such maps, as a mixture of experts has.
+        InputError: if the MLP has weights in another form.
     """
     mlp = sublayers(block).get("mlp")
     if mlp is None:
-        return None
-    inside = tuple(f"{part}." for part in mlp.parts)
+        return []
+    inside, dense = tuple(f"{part}." for part in mlp.parts), left_dense(block)
+    for name, weight in block_weights(block).items():
+        if name.startswith(inside) and weight.kind not in ("linear", "router", "gate"):
+            raise InputError(
+                f"The MLP of {type(block).__name__} has {name!r}, which is no linear map, so its "
+                "neurons cannot be told. Prune its weights instead, or drop sublayers or blocks."
+            )
     linears = {
         name: linear
         for name, linear in linear_modules(block).items()
-        if f"{name}.".startswith(inside)
+        if f"{name}.".startswith(inside) and name not in dense
     }
+    return [_match(type(block).__name__, group) for group in _group(linears)]
+
+
+def _group(linears: Mapping[str, nn.Module]) -> list[dict[str, nn.Module]]:
+    """Put the maps of one MLP or one expert together."""
+    own: dict[Any, dict[str, nn.Module]] = {}
+    for name, linear in linears.items():
+        fused = isinstance(linear, ExpertMap)
+        key = (linear.experts, linear.index) if fused else name.rpartition(".")[0]
+        own.setdefault(key, {})[name] = linear
+    apart = [key for key in own if isinstance(key, str)]
+    if any(len(own[key]) == 1 for key in apart):  # each map is in a module of its own
+        together = {name: linear for key in apart for name, linear in own.pop(key).items()}
+        return [*own.values(), together]
+    return list(own.values())
+
+
+def _match(family: str, linears: Mapping[str, nn.Module]) -> Neurons:
+    """Find the last map among those of one MLP: by its name, else as the one with most inputs."""
     shapes = {name: tuple(oriented_weight(linear).shape) for name, linear in linears.items()}
-    family = type(block).__name__
-    matrices = sum(weight.ndim > 1 for weight in weights_of(block, mlp))
-    fused = any(isinstance(linear, ExpertMap) for linear in linears.values())
-    if fused or len(shapes) != matrices:
-        raise InputError(
-            f"The MLP of {family} has other weights than linear maps, such as experts, so it has "
-            "no neurons that all tokens share. Prune its weights instead, or drop sublayers or "
-            "blocks."
-        )
-    for output, (outputs, width) in sorted(shapes.items(), key=lambda item: -item[1][1]):
+    named = {
+        output
+        for output, linear in linears.items()
+        if any(name.rpartition(".")[2] in _LAST for name in names_of(output, linear))
+    }
+    for output in sorted(shapes, key=lambda name: (name not in named, -shapes[name][1])):
+        outputs, width = shapes[output]
         inputs = tuple(
             name
             for name, (rows, columns) in shapes.items()
             if name != output and columns == outputs and rows in (width, 2 * width)
         )
-        told = width != outputs or output.rpartition(".")[2] in _LAST
-        if inputs and told:
-            return Neurons(inputs, output, width)
+        if inputs and (width != outputs or output in named):
+            return Neurons(inputs, output, width, isinstance(linears[output], ExpertMap))
     raise InputError(
         f"Expected maps to the neurons of the MLP of {family} and one back, but its linear maps "
         f"are {shapes}: it cannot be narrowed. Prune its weights instead, or drop sublayers or "
@@ -79,28 +114,32 @@ def find_neurons(block: nn.Module) -> Neurons | None:
     )
 
 
-def neuron_rows(block: nn.Module, name: str, width: int) -> Tensor:
-    """Find the output rows of the MLP's input map `name` that belong to each neuron.
+def neuron_rows(linear: nn.Module, width: int) -> Tensor:
+    """Find the output rows of an input map of an MLP that belong to each neuron.
 
     Args:
-        block: a decoder block.
-        name: name of the input map inside the block.
+        linear: the map.
         width: number of neurons.
 
     Returns:
         (width, k) int64. k is 1, or 2 if gate and up projection are one map.
     """
-    rows = oriented_weight(block.get_submodule(name)).shape[0]
-    return torch.arange(rows).view(rows // width, width).T
+    rows = torch.arange(oriented_weight(linear).shape[0])
+    if len(rows) > width and isinstance(linear, ExpertMap) and has_pairs(linear.experts):
+        return rows.view(width, -1)
+    return rows.view(-1, width).T
 
 
-def find_alive(block: nn.Module, neurons: Neurons) -> Tensor:
-    """(I,) bool, True for neurons whose column of the last map is not all zeros."""
-    with whole(block):
-        return oriented_weight(block.get_submodule(neurons.output)).any(0)
+def find_alive(output: nn.Module) -> Tensor:
+    """(I,) bool, True for neurons whose column of the last map is not all zeros.
+
+    Args:
+        output: the last map, whole.
+    """
+    return oriented_weight(output).any(0)
 
 
-def find_all_neurons(blocks: Iterable[nn.Module]) -> list[Neurons | None] | None:
+def find_all_neurons(blocks: Iterable[nn.Module]) -> list[list[Neurons]] | None:
     """Give `find_neurons` of blocks; None if one of them has an MLP that cannot be narrowed."""
     try:
         return [find_neurons(block) for block in blocks]
@@ -108,41 +147,119 @@ def find_all_neurons(blocks: Iterable[nn.Module]) -> list[Neurons | None] | None
         return None
 
 
-@torch.no_grad()
-def narrow_(block: nn.Module, width: int) -> None:
-    """Keep `width` neurons of the MLP of a block, all that are not 0 among them.
+def find_gone(block: nn.Module) -> dict[str, Tensor]:
+    """Find the entries of a block's weights that belong to neurons without output.
 
     Args:
         block: a decoder block, whole.
-        width: a block with fewer living neurons keeps some that are 0.
+
+    Returns:
+        By name of the parameter; only those that have such entries. None are given for an MLP that
+        cannot be narrowed.
     """
-    neurons = find_neurons(block)
-    assert neurons is not None
-    alive = find_alive(block, neurons)
-    keep = torch.argsort(alive.logical_not(), stable=True)[:width].sort().values
-    rows = {name: neuron_rows(block, name, neurons.width) for name in neurons.inputs}
-    for name in (*neurons.inputs, neurons.output):
-        linear = block.get_submodule(name)
-        weight = oriented_weight(linear)
-        if name == neurons.output:
-            narrowed = weight[:, keep]
-        else:
-            chosen = rows[name][keep.cpu()].T.reshape(-1).to(weight.device)
-            narrowed = weight[chosen]
-            if getattr(linear, "bias", None) is not None:
-                _replace(linear, "bias", linear.get_parameter("bias")[chosen])
-        outputs, inputs = narrowed.shape
-        if isinstance(linear, nn.Linear):
-            _replace(linear, "weight", narrowed)
-            linear.in_features, linear.out_features = inputs, outputs
-        else:
-            _replace(linear, "weight", narrowed.T)
-            linear.nx, linear.nf = inputs, outputs  # type: ignore[assignment]
-    for part in sublayers(block)["mlp"].parts:
+    found: dict[str, list[Tensor]] = {}
+    linears = linear_modules(block)
+    for neurons in (find_all_neurons([block]) or [[]])[0]:
+        gone = ~find_alive(linears[neurons.output])
+        if not gone.any():
+            continue
+        for name in (*neurons.inputs, neurons.output):
+            linear, weight = linears[name], oriented_weight(linears[name])
+            if name == neurons.output:
+                entries = weight[:, gone]
+            else:
+                rows = neuron_rows(linear, neurons.width)[gone.cpu()].flatten()
+                entries = weight[rows.to(weight.device)]
+            fused = isinstance(linear, ExpertMap)
+            part = name.rpartition(".")[0] if fused else f"{name}.weight"
+            found.setdefault(part, []).append(entries.flatten())
+    return {name: torch.cat(entries) for name, entries in found.items()}
+
+
+def find_widths(blocks: Iterable[nn.Module]) -> dict[int, int]:
+    """Find the widths that MLPs and experts can have without their neurons that are 0.
+
+    Args:
+        blocks: they may wait in stores.
+
+    Returns:
+        By the present width, the smaller one that all of this width can have.
+    """
+    blocks = list(blocks)
+    neurons = find_all_neurons(blocks)
+    alive: dict[int, int] = {}
+    for block, found in zip(each_whole(blocks), neurons or [[]] * len(blocks), strict=True):
+        linears = linear_modules(block) if found else {}
+        for own in found:
+            living = int(find_alive(linears[own.output]).sum())
+            alive[own.width] = max(alive.get(own.width, 0), living)
+    return {width: count for width, count in alive.items() if 0 < count < width}
+
+
+@torch.no_grad()
+def narrow_(block: nn.Module, widths: Mapping[int, int]) -> None:
+    """Make MLP and experts of a block smaller; all neurons that are not 0 stay.
+
+    Args:
+        block: a decoder block, whole.
+        widths: new ones by the present ones; where fewer neurons are not 0, some that are stay too.
+    """
+    linears = linear_modules(block)
+    fused: dict[tuple[nn.Module, str], list[tuple[ExpertMap, Tensor]]] = {}
+    for neurons in find_neurons(block):
+        if neurons.width not in widths:
+            continue
+        alive = find_alive(linears[neurons.output])
+        order = torch.argsort(alive.logical_not(), stable=True)
+        keep = order[: widths[neurons.width]].sort().values
+        for name in (*neurons.inputs, neurons.output):
+            linear, chosen = linears[name], keep
+            if name != neurons.output:
+                rows = neuron_rows(linear, neurons.width)
+                chosen = rows[keep.cpu()].flatten().sort().values.to(keep.device)
+            if isinstance(linear, ExpertMap):
+                fused.setdefault((linear.experts, linear.tensor), []).append((linear, chosen))
+            else:
+                _narrow_linear(linear, chosen, axis=int(name == neurons.output))
+    parts = {key: _keep_experts(maps) for key, maps in fused.items()}  # all, as one tells the form
+    for (experts, tensor), own in parts.items():
+        for name, value in own.items():
+            _replace(experts, f"{tensor}{name}", value)
+    for part in sublayers(block)["mlp"].parts if "mlp" in sublayers(block) else ():
         for module in block.get_submodule(part).modules():
             for name, value in list(vars(module).items()):
-                if value == neurons.width and _WIDTH.search(name):
-                    setattr(module, name, width)
+                if type(value) is int and value in widths and _WIDTH.search(name):
+                    setattr(module, name, widths[value])
+
+
+def _narrow_linear(linear: nn.Module, chosen: Tensor, axis: int) -> None:
+    """Keep some outputs (axis 0) or inputs (axis 1) of a linear map."""
+    weight = oriented_weight(linear).index_select(axis, chosen)
+    outputs, inputs = weight.shape
+    if axis == 0 and getattr(linear, "bias", None) is not None:
+        _replace(linear, "bias", linear.get_parameter("bias")[chosen])
+    if isinstance(linear, nn.Linear):
+        _replace(linear, "weight", weight)
+        linear.in_features, linear.out_features = inputs, outputs
+    else:
+        _replace(linear, "weight", weight.T)
+        linear.nx, linear.nf = inputs, outputs  # type: ignore[assignment]
+
+
+def _keep_experts(maps: Sequence[tuple[ExpertMap, Tensor]]) -> dict[str, Tensor]:
+    """Keep some neurons in one tensor that holds a map of each expert, and in its biases.
+
+    Returns:
+        The tensors as they are stored, by what follows the name of the first one.
+    """
+    (first, _), *_ = maps
+    experts = first.experts
+    axis = fused_tensors(experts).index(first.tensor)
+    weights = torch.stack([one.weight.index_select(axis, chosen) for one, chosen in maps])
+    kept = {"": weights.mT if is_transposed(experts) else weights}
+    if axis == 0 and first.bias is not None:
+        kept["_bias"] = torch.stack([one.bias[chosen] for one, chosen in maps])  # type: ignore[index]
+    return kept
 
 
 def _replace(linear: nn.Module, name: str, value: Tensor) -> None:
@@ -150,26 +267,27 @@ def _replace(linear: nn.Module, name: str, value: Tensor) -> None:
     setattr(linear, name, nn.Parameter(value.contiguous(), before.requires_grad))
 
 
-def find_width_changes(model: PreTrainedModel, width: int) -> dict[str, Any]:
-    """Find the fields of the configuration that give the MLPs of a model another width.
+def find_width_changes(model: PreTrainedModel, widths: Mapping[int, int]) -> dict[str, Any]:
+    """Find the fields of the configuration that give the MLPs of a model other widths.
 
     Args:
-        model: all its MLPs have one width. It stays as it is.
-        width: number of neurons.
+        model: stays as it is.
+        widths: new ones by the present ones.
 
     Returns:
         New values of fields, by name.
 
     Raises:
-        InputError: if no field does.
+        InputError: if no fields do.
     """
-    expected, dense = _narrowed_shapes(model, width)
-    for changes in _candidates(model.config.get_text_config(decoder=True), dense, width):
+    expected = _narrowed_shapes(model, widths)
+    for changes in _candidates(model.config.get_text_config(decoder=True), widths):
         try:
             if shapes_of(build_skeleton(model, changed(model.config, changes))) == expected:
                 return changes
         except Exception:  # noqa: BLE001 - the family cannot be built so: not this field
             continue
+    dense = " and ".join(map(str, sorted(widths)))
     raise InputError(
         f"The MLPs of {type(model).__name__} cannot be narrowed: no field of its config.json gives "
         f"them another width than {dense} and leaves the other tensors alone. Prune weights, or "
@@ -177,38 +295,66 @@ def find_width_changes(model: PreTrainedModel, width: int) -> dict[str, Any]:
     )
 
 
-def _narrowed_shapes(model: PreTrainedModel, width: int) -> tuple[dict[str, torch.Size], int]:
-    """Return the shapes that a model with narrower MLPs stores, and the present width."""
+def _narrowed_shapes(model: PreTrainedModel, widths: Mapping[int, int]) -> dict[str, torch.Size]:
+    """Return the shapes that a model with narrower MLPs stores, by name."""
     prefix, blocks = decoder_blocks(model)
-    shapes = dict(shapes_of(model))
-    dense = 0
+    dense = shapes_of(model)
+    shapes = dict(dense)
     for index, block in enumerate(blocks):
-        if (neurons := find_neurons(block)) is None:
-            continue
-        dense = neurons.width
-        for name in (*neurons.inputs, neurons.output):
-            linear, full = block.get_submodule(name), f"{prefix}.{index}.{name}"
-            axis = int((name == neurons.output) != isinstance(linear, Conv1D))
-            places = {"weight": axis, **({} if name == neurons.output else {"bias": 0})}
-            for key, place in places.items():
-                if f"{full}.{key}" in shapes:
-                    own = list(shapes[f"{full}.{key}"])
-                    own[place] = own[place] // dense * width
-                    shapes[f"{full}.{key}"] = torch.Size(own)
-    return shapes, dense
+        linears = linear_modules(block)
+        for neurons in find_neurons(block):
+            if neurons.width not in widths:
+                continue
+            for name in (*neurons.inputs, neurons.output):
+                axes = _find_axes(name, linears[name], last=name == neurons.output)
+                for part, axis in axes.items():
+                    if (full := f"{prefix}.{index}.{part}") in dense:
+                        size = list(dense[full])
+                        size[axis] = size[axis] // neurons.width * widths[neurons.width]
+                        shapes[full] = torch.Size(size)
+    return shapes
 
 
-def _candidates(config: PreTrainedConfig, dense: int, width: int) -> Iterator[dict[str, Any]]:
-    """Give changes of a configuration that may narrow the MLPs; the most likely ones first."""
+def _find_axes(name: str, linear: nn.Module, *, last: bool) -> dict[str, int]:
+    """Give the axes of neurons in the tensors of a map: its weight, and the bias of a first one."""
+    if isinstance(linear, ExpertMap):
+        owner = name.rpartition(".")[0]
+        axes = {owner: 1 + (last != is_transposed(linear.experts)), f"{owner}_bias": 1}
+    else:
+        axes = {f"{name}.weight": int(last != isinstance(linear, Conv1D)), f"{name}.bias": 0}
+    return dict([*axes.items()][: 1 if last else 2])
+
+
+def _candidates(config: PreTrainedConfig, widths: Mapping[int, int]) -> Iterator[dict[str, Any]]:
+    """Give changes of a configuration that may narrow the MLPs; the most likely ones first.
+
+    A width that no field has may follow from that of another part, as the width of shared experts
+    follows from that of the others.
+    """
     fields = config.to_dict()
-    same = [name for name, value in fields.items() if type(value) is int and value == dense]
-    same.sort(key=lambda name: _WIDTH.search(name) is None)
-    yield from ({name: width} for name in same)
-    for name, value in fields.items():
-        if isinstance(value, list) and value and all(entry == dense for entry in value):
-            yield {name: [width] * len(value)}
+    each = [_find_fields(fields, dense, width) for dense, width in widths.items()]
+    for chosen in product(*([*own, {}] for own in each)):
+        if changes := {name: value for own in chosen for name, value in own.items()}:
+            yield changes
+    if len(widths) > 1:
+        return
+    (width,) = widths.values()
     # A width of None is a multiple of the hidden size, and some families round theirs.
     open_ones = [n for n, v in fields.items() if _WIDTH.search(n) and (v is None or type(v) is int)]
     yield from ({name: width} for name in open_ones)
     for flag in [name for name, value in fields.items() if value is True]:
         yield from ({name: width, flag: False} for name in open_ones)
+
+
+def _find_fields(fields: Mapping[str, Any], dense: int, width: int) -> list[dict[str, Any]]:
+    """Find fields that have a width: each one, all with the name of a width, or a list of it."""
+    same = [name for name, value in fields.items() if type(value) is int and value == dense]
+    same.sort(key=lambda name: _WIDTH.search(name) is None)
+    found = [{name: width} for name in same]
+    if len(named := [name for name in same if _WIDTH.search(name)]) > 1:
+        found.append(dict.fromkeys(named, width))
+    return found + [
+        {name: [width] * len(value)}
+        for name, value in fields.items()
+        if isinstance(value, list) and value and all(entry == dense for entry in value)
+    ]

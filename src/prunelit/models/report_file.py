@@ -48,15 +48,13 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
             f"{str(path)!r} is not as prunelit writes it: prune again, or restore the file."
         )
     for key, value in removed.items():
-        numbers = value if isinstance(value, list) else [value]
-        whole = all(type(number) is int and number >= 0 for number in numbers)
-        expected = int | None if key in ("intermediate_size", "experts") else list
-        if key == "returns":
-            expected, whole = dict, _are_texts(value)
-        if key == "kept_experts":
-            expected, whole = dict, _are_numbers(value)
-        if not isinstance(value, expected) or not (whole or value is None):
-            what = "numbers of experts" if key == "kept_experts" else "indices of blocks"
+        if not _fits(key, value):
+            named = {
+                "widths": "a width",
+                "kept_experts": "numbers of experts",
+                "experts": "a number of experts",
+            }
+            what = named.get(key, "indices of blocks")
             raise InputError(
                 f"Expected {what} as `removed.{key}` in {str(path)!r} but got "
                 f"{value!r}: prune again, or restore the file."
@@ -64,12 +62,21 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
     return report
 
 
+def _fits(key: str, value: Any) -> bool:
+    """Return True if a value of `Removed` has the form that its name asks for."""
+    tables = {"returns": _is_text, "widths": _is_number, "kept_experts": _are_numbers}
+    if key in tables:
+        return isinstance(value, dict) and all(map(tables[key], value.values()))
+    return (value is None or _is_number(value)) if key == "experts" else _are_numbers(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(own, list) and all(type(number) is int and number >= 0 for number in own)
-        for own in value.values()
-    )
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    return isinstance(value, list) and all(map(_is_number, value))

@@ -1,7 +1,7 @@
 """Remove dropped parts of a model."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,15 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.absent import Absent, make_absent
-from prunelit.models.architecture import block_weights, decoder_blocks, oriented_weight
+from prunelit.models.architecture import block_weights, decoder_blocks
 from prunelit.models.fewer_experts import drop_experts_, find_dropped_experts
-from prunelit.models.neurons import (
-    find_alive,
-    find_all_neurons,
-    find_width_changes,
-    narrow_,
-    neuron_rows,
-)
+from prunelit.models.neurons import find_gone, find_width_changes, find_widths, narrow_
 from prunelit.models.parts import find_zeros, sublayers
 from prunelit.models.rebuilding import build_skeleton, shapes_of
 from prunelit.models.removal import Parts, Removal, find_removal, take_out
@@ -35,7 +29,7 @@ class Removed:
         blocks: indices of blocks in the dense model.
         attention: indices, in the stored model, of blocks without attention.
         mlp: indices, in the stored model, of blocks without MLP.
-        intermediate_size: width of the MLPs; None means that of the dense model.
+        widths: new widths of MLPs and experts by those of the dense model, as text.
         experts: number of experts of each mixture; None means that of the dense model.
         mixer: indices, in the stored model, of blocks without a mixer that is no attention.
         returns: values that the modules that are left out return, by `index.name` in the stored
@@ -47,7 +41,7 @@ class Removed:
     blocks: list[int] = field(default_factory=list)
     attention: list[int] = field(default_factory=list)
     mlp: list[int] = field(default_factory=list)
-    intermediate_size: int | None = None
+    widths: dict[str, int] = field(default_factory=dict)
     experts: int | None = None
     mixer: list[int] = field(default_factory=list)
     returns: dict[str, str] = field(default_factory=dict)
@@ -82,26 +76,17 @@ def find_dropped(block: nn.Module) -> dict[str, Tensor]:
         for name, weight in block_weights(block).items()
         if name.startswith(inside)
     }
-    (neurons,) = find_all_neurons([block]) or [None]
-    if neurons is None or "mlp" in zeros or (alive := find_alive(block, neurons)).all():
-        return found
-    down = oriented_weight(block.get_submodule(neurons.output))
-    found[f"{neurons.output}.weight"] = down[:, ~alive]
-    for name in neurons.inputs:
-        rows = neuron_rows(block, name, neurons.width)[~alive.cpu()].flatten()
-        weight = oriented_weight(block.get_submodule(name))
-        found[f"{name}.weight"] = weight[rows.to(weight.device)]
-    return found
+    return found if "mlp" in zeros else found | find_gone(block)
 
 
 @torch.no_grad()
 def shrink_(model: PreTrainedModel) -> Removed:
     """Take dropped blocks, dropped sublayers and zero neurons out of a model, in place.
 
-    A block is removed if all its sublayers are dropped. All MLPs get the same width: that of the
-    block with the most neurons that are not 0. If one sublayer is dropped, its modules are replaced
-    by `Absent`. A mixture loses its dropped experts, see `drop_experts_`. The model gets a
-    configuration of its own.
+    A block is removed if all its sublayers are dropped. MLPs, and experts, of one width get one new
+    width: that of the one with the most neurons that are not 0. If one sublayer is dropped, its
+    modules are replaced by `Absent`. A mixture loses its dropped experts, see `drop_experts_`. The
+    model gets a configuration of its own.
 
     Args:
         model: with zeros in dropped parts.
@@ -121,27 +106,27 @@ def shrink_(model: PreTrainedModel) -> Removed:
     removal = Removal()
     if parts.blocks or parts.sublayers:
         removal = find_removal(model, parts)
-    width = _find_width(blocks[i] for i in kept if "mlp" not in parts.sublayers.get(i, ()))
-    if width is not None:
+    widths = find_widths(blocks[i] for i in kept if "mlp" not in parts.sublayers.get(i, ()))
+    if widths:
         small = view(model)
         small.config = copy.deepcopy(model.config)
         take_out(small, parts, removal)
-        removal.changes.update(find_width_changes(small, width))
+        removal.changes.update(find_width_changes(small, widths))
     own_config(model)
     experts = drop_experts_(model)
     take_out(model, parts, removal)
     removed = find_removed(model)
-    removed.blocks, removed.intermediate_size = list(parts.blocks), width
+    removed.blocks = list(parts.blocks)
     removed.kept_experts = {
         f"{place}.{name}": numbers
         for place, index in enumerate(kept)
         for name, numbers in experts.get(index, {}).items()
     }
     removed.experts = next(map(len, removed.kept_experts.values()), None)
-    for block in blocks:
-        if width is not None and "mlp" in sublayers(block):
-            with whole(block, edited=True):
-                narrow_(block, width)
+    removed.widths = {str(width): new for width, new in widths.items()}
+    for block in blocks if widths else ():
+        with whole(block, edited=True):
+            narrow_(block, widths)
     if experts:
         _check_shapes(model)
     return removed
@@ -163,18 +148,6 @@ def _find_parts(blocks: nn.ModuleList) -> Parts:
     zeros = {index: find_zeros(block) for index, block in enumerate(each_whole(blocks))}
     gone = [i for i, kinds in zeros.items() if kinds and kinds == set(sublayers(blocks[i]))]
     return Parts(gone, {i: sorted(k) for i, k in zeros.items() if k and i not in gone})
-
-
-def _find_width(blocks: Iterable[nn.Module]) -> int | None:
-    """Find the width that all MLPs can have; None if it is the one that they have."""
-    blocks = list(blocks)
-    neurons = find_all_neurons(blocks)
-    if neurons is None:
-        return None
-    pairs = [(block, own) for block, own in zip(blocks, neurons, strict=True) if own is not None]
-    alive = max((int(find_alive(block, own).sum()) for block, own in pairs), default=0)
-    widths = {own.width for _, own in pairs}
-    return alive if len(widths) == 1 and 0 < alive < max(widths) else None
 
 
 def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:

@@ -1,29 +1,36 @@
 """Structured pruning of the neurons of an MLP."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.activations import SquaredNorm
 from prunelit.errors import InputError
-from prunelit.models.architecture import decoder_blocks, oriented_weight
+from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.models.experts import find_experts
 from prunelit.models.finite import all_finite
 from prunelit.models.neurons import Neurons, find_neurons, find_width_changes, neuron_rows
 from prunelit.models.parts import sublayers
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, count_removed, keep_highest
 
+# `grouped_mm`, which stock classes compute experts with, needs strides of 16 bytes.
+_MULTIPLE = 8
+
 
 class Neuron(Pruner):
     """Remove the neurons of every MLP with the lowest scores (arXiv:2603.24652, public code).
 
     The score of neuron j is the mean over outputs of |W_down[:, j]| times its mean squared
-    activation. Every block loses the same number of neurons. A removed neuron becomes 0 in the rows
-    and biases of the first maps and in the column of the last map. `prunelit.prune` then makes
-    these maps smaller.
+    activation. Every MLP of one width loses the same number of neurons. A removed neuron becomes 0
+    in the rows and biases of the first maps and in the column of the last map. `prunelit.prune`
+    then makes these maps smaller.
+
+    In a mixture each expert is such an MLP: it loses its own neurons, by the tokens that reach it,
+    and all experts the same number; shared experts and MLPs of other blocks lose the same share.
 
     Args:
         ratio: share of the neurons to remove, in [0, 1).
@@ -47,6 +54,7 @@ class Neuron(Pruner):
         if not 0 <= ratio < 1:
             raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
         self.ratio = float(ratio)
+        self._removed: dict[int, int] = {}
 
     def scale(self, fraction: float) -> "Neuron":
         other = copy.copy(self)
@@ -55,31 +63,58 @@ class Neuron(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
-        widths = set()
+        found = []
         for block in decoder_blocks(model)[1]:
-            if (neurons := find_neurons(block)) is not None:
-                _check_narrowable(block, neurons)
-                widths.add(neurons.width)
-        if len(widths) != 1:
+            neurons = find_neurons(block)
+            _check_narrowable(block, neurons)
+            found += neurons
+        if not found:
             raise InputError(
-                f"Expected MLPs of one width in {type(model).__name__} but got "
-                f"{sorted(widths) or 'no MLP'}: they cannot all be narrowed. Prune weights instead."
+                f"{type(model).__name__} has no MLP, so it has no neurons: prune weights instead."
             )
-        (width,) = widths
-        if removed := count_removed(self.ratio, width):
-            find_width_changes(model, width - removed)
+        experts = {own.width for own in found if own.fused}
+        self._removed = self._count(sorted({own.width for own in found}), experts)
+        if any(self._removed.values()):
+            changes = {width: width - removed for width, removed in self._removed.items()}
+            find_width_changes(model, changes)
+
+    def _count(self, widths: list[int], experts: set[int]) -> dict[int, int]:
+        """Count the neurons to remove by width; that of shared experts may be a multiple."""
+        counts: dict[int, int] = {}
+        for width in widths:
+            times, rest = divmod(width, widths[0])
+            first = counts.get(widths[0])
+            kept = width - (
+                count_removed(self.ratio, width) if first is None or rest else first * times
+            )
+            if width in experts:
+                kept = min(width, max(_MULTIPLE, round(kept / _MULTIPLE) * _MULTIPLE))
+            counts[width] = width - kept
+        return counts
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        if (neurons := find_neurons(block)) is None:
-            return {}
-        weight = oriented_weight(block.get_submodule(neurons.output))
-        return {neurons.output: Probe(SquaredNorm(weight.shape[1], weight.device))}
+        linears = linear_modules(block)
+        weights = {own.output: oriented_weight(linears[own.output]) for own in find_neurons(block)}
+        return {
+            name: Probe(SquaredNorm(weight.shape[1], weight.device))
+            for name, weight in weights.items()
+        }
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
-        if (neurons := find_neurons(block)) is None:
-            return
-        weight = oriented_weight(block.get_submodule(neurons.output))
-        activation = probes[neurons.output].statistic.value
+        linears = linear_modules(block)
+        for neurons in find_neurons(block):
+            gone = self._choose(neurons, linears[neurons.output], probes)
+            oriented_weight(linears[neurons.output])[:, gone] = 0
+            for name in neurons.inputs:
+                linear, weight = linears[name], oriented_weight(linears[name])
+                rows = neuron_rows(linear, neurons.width)[gone.cpu()].flatten().to(weight.device)
+                weight[rows] = 0
+                if (bias := getattr(linear, "bias", None)) is not None:
+                    bias[rows] = 0
+
+    def _choose(self, neurons: Neurons, output: nn.Module, probes: Mapping[str, Probe]) -> Tensor:
+        """(I,) bool, True for the neurons to remove."""
+        weight, activation = oriented_weight(output), probes[neurons.output].statistic.value
         if not all_finite(activation):
             raise InputError(
                 f"The calibration inputs of {neurons.output!r} or their squares are not finite: "
@@ -88,24 +123,22 @@ class Neuron(Pruner):
         scores = weight.float().abs().mean(0) * activation
         # Neurons of an earlier round are removed first.
         scores = scores.masked_fill(~weight.any(0), -torch.inf)
-        width = neurons.width
-        gone = ~keep_highest(scores[None], width - count_removed(self.ratio, width))[0]
-        weight[:, gone] = 0
-        for name in neurons.inputs:
-            linear = block.get_submodule(name)
-            rows = neuron_rows(block, name, width)[gone.cpu()].reshape(-1).to(weight.device)
-            oriented_weight(linear)[rows] = 0
-            if getattr(linear, "bias", None) is not None:
-                linear.get_parameter("bias")[rows] = 0
+        kept = neurons.width - self._removed[neurons.width]
+        return ~keep_highest(scores[None], kept)[0]
 
 
-def _check_narrowable(block: nn.Module, neurons: Neurons) -> None:
-    for part in sublayers(block)["mlp"].parts:
-        for name, value in block.get_submodule(part).named_parameters():
-            owner = f"{part}.{name}".rpartition(".")[0]
-            if neurons.width in value.shape and owner not in (*neurons.inputs, neurons.output):
+def _check_narrowable(block: nn.Module, found: Sequence[Neurons]) -> None:
+    """Refuse an MLP in which something beside its linear maps has an entry for each neuron."""
+    linears = linear_modules(block)
+    own = {name for name, _ in block.named_parameters() if name.rpartition(".")[0] in linears}
+    for name, experts in find_experts(block).items():
+        own |= {f"{name}.{part}" for part, _ in experts.named_parameters(recurse=False)}
+    widths = {neurons.width for neurons in found}
+    for part in sublayers(block)["mlp"].parts if found else ():
+        for name, value in block.get_submodule(part).named_parameters(prefix=part):
+            if name not in own and widths.intersection(value.shape):
                 raise InputError(
                     f"The MLP of {type(block).__name__} cannot be made smaller: beside its linear "
-                    f"maps, {part}.{name} has an entry for each neuron too. Prune weights, or drop "
+                    f"maps, {name} has an entry for each neuron too. Prune weights, or drop "
                     "sublayers or blocks."
                 )

@@ -245,7 +245,7 @@ class PruningReport:
             present.keys() - reported.keys()
             or stored["stored_parameters"] != self.stored_parameters
             or replace(find_removed(model), blocks=removed.blocks)
-            != replace(removed, intermediate_size=None, experts=None, kept_experts={})
+            != replace(removed, widths={}, experts=None, kept_experts={})
         ):
             raise _refuse("it has other parts than those that were left")
         if unknown := sorted({*self.masks} - {name for name, _ in model.named_parameters()}):
