@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.pruners import ExpertDrop, LinearPruner, Pruner, Wanda
+from prunelit.pruners import LinearPruner, Pruner, Wanda
+from prunelit.pruners.expert_pruner import ExpertPruner
 from prunelit.pruning.blockwise import check_text
 from prunelit.pruning.masks import Masks
 from prunelit.recipe import describe
@@ -49,7 +50,7 @@ def build(pruner_class: type[Pruner]) -> Pruner:
 
 def fitting(pruner_class: type[Pruner], family: str = "llama") -> str:
     """Name a family that the method can prune: experts are only in a mixture."""
-    return "qwen2_moe" if pruner_class is ExpertDrop else family
+    return "qwen2_moe" if issubclass(pruner_class, ExpertPruner) else family
 
 
 def rebuild(recipe: Any) -> Any:

@@ -73,6 +73,54 @@ class SetLosses(Statistic):
         return self._sums
 
 
+class OutputProducts(Statistic):
+    """Inner products of the outputs of a mixture's experts, and how many tokens reach each of them.
+
+    A probe at the input of the mixture feeds it. All experts are computed for all tokens.
+
+    Args:
+        block: a decoder block.
+        name: of its fused experts.
+        device: device of the sums.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.models.expert_outputs import OutputProducts
+        >>> from transformers import AutoModelForCausalLM, MixtralConfig
+        >>> config = MixtralConfig(vocab_size=64, hidden_size=16, intermediate_size=8,
+        ...                        num_hidden_layers=1, num_attention_heads=2,
+        ...                        num_key_value_heads=2, num_local_experts=4)
+        >>> block = AutoModelForCausalLM.from_config(config).model.layers[0]
+        >>> products = OutputProducts(block, "mlp.experts", torch.device("cpu"))
+        >>> products.update(torch.randn(32, 16))
+        >>> products.value[:, -1].sum()  # each token reaches two experts
+        tensor(64., dtype=torch.float64)
+    """
+
+    def __init__(self, block: nn.Module, name: str, device: torch.device) -> None:
+        self._router = _Router(block, name)
+        count = count_experts(block.get_submodule(name))
+        self._sums = torch.zeros(count, count + 1, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:  # type: ignore[override]
+        for part in x.split(_TILE):
+            with self._router.reading(part):
+                hidden, shares = self._router.shares(part, ())
+            outputs = self._router.outputs(hidden).double()  # (N, E, D)
+            self._sums[:, :-1] += torch.einsum("nid,njd->ij", outputs, outputs)
+            self._sums[:, -1] += (shares != 0).sum(0)
+
+    def all_reduce_(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sums)
+
+    @property
+    def value(self) -> Tensor:
+        """(E, E + 1): inner products summed over all tokens, then the number of tokens."""
+        return self._sums
+
+
 class _Router:
     """Runs the mixture that holds some fused experts until it calls them.
 

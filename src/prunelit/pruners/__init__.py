@@ -5,6 +5,7 @@ from prunelit.models.stores import whole
 from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
 from prunelit.pruners.expert_drop import ExpertDrop
+from prunelit.pruners.expert_merge import ExpertMerge
 from prunelit.pruners.magnitude import Magnitude
 from prunelit.pruners.neuron import Neuron
 from prunelit.pruners.obs_update import OBSUpdate
@@ -19,6 +20,7 @@ __all__ = [
     "RIA",
     "BlockDrop",
     "ExpertDrop",
+    "ExpertMerge",
     "LinearPruner",
     "Magnitude",
     "Neuron",

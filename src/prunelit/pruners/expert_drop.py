@@ -1,7 +1,5 @@
 """Drop the experts of a mixture that matter least."""
 
-import copy
-import inspect
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,20 +11,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.activations import Statistic
-from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, device_of
 from prunelit.models.expert_outputs import SetLosses
 from prunelit.models.experts import count_experts, find_experts
-from prunelit.models.fewer_experts import alive_experts, is_mixture, routed_tensors
+from prunelit.models.fewer_experts import alive_experts
 from prunelit.models.stores import each_whole
-from prunelit.pruners.base import Probe, Pruner
-from prunelit.sparsity import Ratio, count_removed
+from prunelit.pruners.base import Probe
+from prunelit.pruners.expert_pruner import ExpertPruner, drop_, mixture_of
+from prunelit.sparsity import Ratio
 
 Criterion = Literal["reap", "frequency", "gate", "output_norm", "reconstruction", "random"]
 _SETS = 256  # of experts, which `reconstruction` compares with each other
 
 
-class ExpertDrop(Pruner):
+class ExpertDrop(ExpertPruner):
     """Drop the experts with the lowest scores, the same number in every mixture.
 
     The router loses the rows, biases and correction biases of these experts, so that other experts
@@ -74,8 +72,6 @@ class ExpertDrop(Pruner):
         torch.Size([3, 16, 8])
     """
 
-    shrinks = True
-
     def __init__(
         self,
         ratio: Ratio = 0.25,  # type: ignore[valid-type]
@@ -83,15 +79,9 @@ class ExpertDrop(Pruner):
         criterion: Criterion = "reap",
         seed: int = 0,
     ) -> None:
-        if not 0 <= ratio < 1:
-            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
-        if count is not None and count < 0:
-            raise InputError(f"Expected `count` of at least 0 but got {count}.")
-        self.ratio = float(ratio)
-        self.count = count
+        super().__init__(ratio, count)
         self.criterion: Criterion = criterion
         self.seed = seed
-        self._groups = 1
         # By block and name of the experts; the second is of `reconstruction`.
         self._scores: dict[nn.Module, dict[str, Tensor]] = {}
         self._gone: dict[nn.Module, dict[str, tuple[int, ...]]] = {}
@@ -101,57 +91,13 @@ class ExpertDrop(Pruner):
         """Options that the scores do not depend on; `reconstruction` scores sets of one size."""
         return () if self.criterion == "reconstruction" else ("ratio", "count")
 
-    def scale(self, fraction: float) -> "ExpertDrop":
-        other = copy.copy(self)
-        other.ratio = self.ratio * fraction
-        if self.count is not None:
-            other.count = math.ceil(round(fraction * self.count, 9))
-        return other
-
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
-        if not is_mixture(model):
-            raise InputError(
-                f"Expected a mixture with fused experts but {type(model).__name__} has none: take "
-                "another method, such as `Neuron`."
-            )
-        config = model.config.get_text_config(decoder=True)
-        groups = self._groups = getattr(config, "n_group", None) or 1
         self._gone = {}
-        active = getattr(config, "num_experts_per_tok", None) or 1
-        for block in decoder_blocks(model)[1]:
-            for name, experts in find_experts(block).items():
-                if len(inspect.signature(type(experts).forward).parameters) != 4:
-                    raise InputError(
-                        f"{name!r} gets no list of the experts of each token, so that "
-                        f"{type(self).__name__} cannot score them: take another method."
-                    )
-                before = count_experts(experts)
-                kept = before - self._number(before)
-                if kept % groups or before % groups:
-                    raise InputError(
-                        f"Expected to keep a multiple of {groups} experts, the groups of the "
-                        f"router, but {kept} of {before} are left: change `ratio` or `count`."
-                    )
-                # A router with groups scores a group by its two best experts.
-                open_groups = (getattr(config, "topk_group", None) or 1) if groups > 1 else 1
-                least = max(active, 2 * groups if groups > 1 else 1)
-                if kept < least or kept // groups * open_groups < active:
-                    raise InputError(
-                        f"Expected at least {least} experts to be left, of which each token gets "
-                        f"{active}, but {kept} of {before} are: drop fewer."
-                    )
-                if self.criterion == "reconstruction" and not _mixture(name):
-                    raise InputError(
-                        f"The router beside {name!r} stands in the block itself, so `criterion` "
-                        "reconstruction cannot ask it alone: take another, such as `reap`."
-                    )
-                routed = [value for value, _ in routed_tensors(block, name).values()]
-                if all(value.ndim != 2 for value in routed):
-                    raise InputError(
-                        f"Expected a router beside {name!r} with a row for each of {before} "
-                        "experts but found none: take another method."
-                    )
+        if self.criterion == "reconstruction":
+            for block in decoder_blocks(model)[1]:
+                for name in find_experts(block):
+                    mixture_of(name)
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
         blocks = decoder_blocks(model)[1]
@@ -185,32 +131,19 @@ class ExpertDrop(Pruner):
         else:
             for block, own in zip(blocks, probes, strict=False):
                 for name in self._gone[block]:
-                    if (probe := own.get(_mixture(name))) is not None:
+                    if (probe := own.get(mixture_of(name))) is not None:
                         losses = probe.statistic
                         assert isinstance(losses, SetLosses)
                         self._gone[block][name] = losses.sets[int(losses.value.argmin())]
             return any(self.look(model))
         return False
 
-    def watch(self, block: nn.Module) -> dict[str, Probe]:
-        return {}
-
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         for name, experts in find_experts(block).items():
-            count = count_experts(experts)
             if self.criterion == "reconstruction":
-                gone = torch.tensor(self._gone[block][name], dtype=torch.long)
+                drop_(experts, self._gone[block][name])
             else:
-                # Experts of an earlier round are dropped first.
-                alive = alive_experts(experts).cpu()
-                scores = self._scores[block][name].masked_fill(~alive, -torch.inf)
-                number = self._number(count) // self._groups
-                grouped = scores.view(self._groups, -1).argsort(dim=1, stable=True)[:, :number]
-                starts = torch.arange(0, count, count // self._groups)[:, None]
-                gone = (grouped + starts).flatten()
-            for value in experts.parameters(recurse=False):
-                if len(value) == count:
-                    value[gone.to(value.device)] = 0
+                drop_(experts, self._lowest(experts, self._scores[block][name]))
 
     def _set_probes(self, block: nn.Module) -> dict[str, Probe]:
         """Give probes for the sets that are to be compared; none where the choice is made."""
@@ -219,7 +152,7 @@ class ExpertDrop(Pruner):
             for name, gone in self._gone[block].items()
         }
         return {
-            _mixture(name): Probe(SetLosses(block, name, own, device_of(block)))
+            mixture_of(name): Probe(SetLosses(block, name, own, device_of(block)))
             for name, own in sets.items()
             if len(own) > 1
         }
@@ -234,15 +167,6 @@ class ExpertDrop(Pruner):
             parts = [itertools.combinations(own, k) for own, k in zip(free, missing, strict=True)]
             return [(*gone, *itertools.chain(*chosen)) for chosen in itertools.product(*parts)]
         return [(*gone, e) for own, k in zip(free, missing, strict=True) if k for e in own]
-
-    def _number(self, count: int) -> int:
-        """Number of experts to drop of so many."""
-        return count_removed(self.ratio, count) if self.count is None else self.count
-
-
-def _mixture(name: str) -> str:
-    """Name the module that holds the router and the experts of this name."""
-    return name.rpartition(".")[0]
 
 
 def _find_gone(block: nn.Module) -> dict[str, tuple[int, ...]]:
