@@ -93,3 +93,15 @@ def test_a_block_without_one_router_is_refused(make_model: MakeModel) -> None:
     block.mlp.second = copy.deepcopy(block.mlp.gate)  # type: ignore[union-attr]
     with pytest.raises(InputError, match=r"but 2 matrices beside 'mlp\.experts' have a row"):
         find_mixture(block)
+
+
+def test_experts_that_read_something_else_are_refused(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, stream = last_block(make_model("mixtral"))
+    found = find_mixture(block)
+    assert found is not None
+    read = (torch.zeros(3, 2),)
+    monkeypatch.setattr("prunelit.models.routers.routed_inputs", lambda *_: read)
+    with pytest.raises(InputError, match=r"'mlp\.experts' gets no list of the experts of each"):
+        watch_router(block, found, partial(stream.run, block, 2))

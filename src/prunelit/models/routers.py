@@ -143,9 +143,16 @@ class _Seen:
     def decisions(self, mixture: Mixture) -> Decisions:
         if self.inputs is None or self.logits is None:
             raise _refuse(f"{mixture.owner!r} is not called")
-        if len(self.routed) != 3:
+        if len(self.routed) == 3:
+            return Decisions(self.inputs, self.logits, *self.routed[1:])
+        tokens, experts = self.logits.shape
+        if len(self.routed) != 1 or len(self.routed[0]) != experts * tokens:
             raise _refuse(f"{mixture.experts!r} gets no list of the experts of each token")
-        return Decisions(self.inputs, self.logits, *self.routed[1:])
+        # Llama 4: each expert reads all tokens times their shares, those that it does not get as 0.
+        read = self.routed[0].view(experts, tokens, -1).float().norm(dim=-1).T
+        shares = read / self.inputs.reshape(tokens, -1).float().norm(dim=-1)[:, None]
+        shares, chosen = shares.topk(int((shares > 0).sum(1).amax()))
+        return Decisions(self.inputs, self.logits, chosen, shares)
 
 
 @contextmanager
@@ -200,16 +207,24 @@ def find_gate(decisions: Decisions) -> Gate:
         decisions: for some tokens.
 
     Returns:
-        `sigmoid` if its values, divided by their sum over the active experts of a token, are the
-        shares, divided by theirs; else `softmax`.
+        `sigmoid` if its values are the shares, both divided by their sum over the active experts of
+        a token if there are several; else `softmax`.
     """
-    shares = decisions.shares.float()
-    shares = shares / shares.sum(1, keepdim=True)
-    errors: dict[Gate, float] = {}
-    for gate in ("softmax", "sigmoid"):
-        own = log_scores(decisions.logits, gate).gather(1, decisions.chosen).softmax(1)
-        errors[gate] = (own - shares).abs().max().item()
+    scores: dict[Gate, Tensor] = {
+        "softmax": decisions.logits.softmax(1),
+        "sigmoid": decisions.logits.sigmoid(),
+    }
+    shares = _relative(decisions.shares.float())
+    errors = {
+        gate: (_relative(own.gather(1, decisions.chosen)) - shares).abs().max().item()
+        for gate, own in scores.items()
+    }
     return "sigmoid" if errors["sigmoid"] < min(errors["softmax"], _CLOSE) else "softmax"
+
+
+def _relative(shares: Tensor) -> Tensor:
+    """Divide the shares of each token, (N, K), by their sum; a single one stays."""
+    return shares / shares.sum(1, keepdim=True) if shares.shape[1] > 1 else shares
 
 
 def log_scores(logits: Tensor, gate: Gate) -> Tensor:
