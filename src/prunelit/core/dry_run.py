@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTr
 
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
-from prunelit.core.placement import Placement, Sizes, build_shapes, measure_sizes
+from prunelit.core.placement import Placement, Sizes, build_shapes, measure_mask, measure_sizes
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.files import readable
 from prunelit.models.architecture import decoder_blocks, trunk
@@ -32,10 +32,10 @@ from prunelit.tasks.base import Task
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.shared_pass import find_shared
 
-# Times that all blocks of a model come, beside the tasks: to read, check and identify a model; to
+# Times that all blocks of a model come, beside the tasks: to read, check, identify and mask it; to
 # check, count, calibrate, prune, count, write and prove it; more if the method looks at the model
 # first, and proves that parts can go.
-_TO_READ, _TO_PRUNE, _TO_LOOK = 4, 15, 8
+_TO_READ, _TO_PRUNE, _TO_LOOK = 5, 15, 8
 _PROBE = 5.0  # seconds of each of two measurements
 _READ = 2**28  # bytes that are read to see how fast the disk is
 _MOST_TOKENS = 2**12  # of one pass of the probe
@@ -131,8 +131,8 @@ def dry_run(
     return {
         "model": f"{module.source}: {parameters / 1e9:.3g} billion parameters in "
         f"{str(dtype).removeprefix('torch.')}, {readable(sizes.model)}; {models} of them",
-        **_tell_memory(trainer, module, config, pruner),
-        "disk": _tell_disk(sizes, weights.placement, output),
+        **_tell_memory(trainer, module, config, pruner, sizes),
+        "disk": _tell_disk(sizes, weights.placement, output, dtype),
         "sweeps": _tell_sweeps(weights.placement, sweeps),
         "time": _tell_time(seconds),
         **_tell_reading(module.source, weights.placement, sizes, sum(sweeps.values())),
@@ -140,7 +140,11 @@ def dry_run(
 
 
 def _tell_memory(
-    trainer: Trainer, module: PairedLM, config: PreTrainedConfig, pruner: Pruner | None
+    trainer: Trainer,
+    module: PairedLM,
+    config: PreTrainedConfig,
+    pruner: Pruner | None,
+    sizes: Sizes,
 ) -> dict[str, str]:
     """Say what a device needs, with the placement of the run and with the others."""
     chosen = module.weights.placement
@@ -150,14 +154,20 @@ def _tell_memory(
     needs = module.needs(config, dict.fromkeys((chosen, *others)), pruner)
     each = "" if trainer.world_size == 1 else f", on each of {trainer.world_size} processes"
     flight = "" if module.in_flight is None else f"; {module.in_flight} batches share a block"
+    masked = ""
+    if chosen == "sharded" and module.weights.reference:
+        mask = measure_mask(sizes, module.weights.origin.dtype or torch.float32)
+        # A mask is applied to a copy of the share, of the block that comes next too.
+        less = sizes.skeleton + (sizes.blocks - mask - 2 * sizes.block) // trainer.world_size
+        masked = f"; up to {readable(less)} less if pruning only removes weights" * (less > 0)
     return {
         "placement": f"{chosen}{flight}",
-        "memory": f"{needs[chosen]}{each}",
+        "memory": f"{needs[chosen]}{each}{masked}",
         **{f"  {name}": str(own) for name, own in needs.items() if name != chosen},
     }
 
 
-def _tell_disk(sizes: Sizes, placement: Placement, output: Path | None) -> str:
+def _tell_disk(sizes: Sizes, placement: Placement, output: Path | None, dtype: torch.dtype) -> str:
     """Say what the files of a run take, and what is free."""
     needs = {} if output is None else {str(output): sizes.model}
     if placement == "streamed" and output is not None:
@@ -166,10 +176,14 @@ def _tell_disk(sizes: Sizes, placement: Placement, output: Path | None) -> str:
         return "results only"
     places = [output or Path(), Path(tempfile.gettempdir())][: len(needs)]
     free = [readable(shutil.disk_usage(_existing(place)).free) for place in places]
-    return "; ".join(
+    told = "; ".join(
         f"at most {readable(size)} for {name} ({own} free)"
         for (name, size), own in zip(needs.items(), free, strict=True)
     )
+    if len(needs) == 1:
+        return told
+    mask = readable(measure_mask(sizes, dtype))
+    return f"{told}, or {mask} if pruning only removes weights in their stored dtype"
 
 
 def _existing(path: Path) -> Path:

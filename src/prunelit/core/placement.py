@@ -42,6 +42,16 @@ class Sizes:
         return self.skeleton + self.blocks
 
 
+def measure_mask(sizes: Sizes, dtype: torch.dtype) -> int:
+    """Compute the bytes of the masks that take the place of all blocks of a pruned model.
+
+    Args:
+        sizes: of the model.
+        dtype: of its weights.
+    """
+    return sizes.blocks // (8 * dtype.itemsize)
+
+
 def build_shapes(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Build a model whose weights have shapes and no values.
 

@@ -226,9 +226,9 @@ class Weights:
     def _place(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
         """Take the weights of a model to where they wait, or to the ranks that compute it."""
         if self.placement == "streamed":
-            stream(model, dtype or model.dtype)
+            stream(model, dtype or model.dtype, dense=self._dense)
         elif self.placement == "sharded":
-            shard_blocks(model, dtype, self.device)
+            shard_blocks(model, dtype, self.device, self._dense)
         else:
             check_plain(model)
             self._mesh = self._mesh or group_ranks(self.device, self.together)
@@ -303,6 +303,8 @@ class Weights:
         removed: Sequence[int] = ()
         kept: Mapping[str, Sequence[int]] = {}
         place = None if self.resident else self._place
+        if self.reference and self._dense is None and place is not None:
+            self._dense = self.origin.read(place)  # first, as the other may rest on it
         if self.candidate is not None:
             pruned, removed = self.candidate.read(place), self.removed_blocks
             kept = self.candidate.removed.kept_experts
@@ -324,8 +326,8 @@ class Weights:
             return
         if self._dense is None:
             # Where both are still equal, copying is faster than reading again.
-            equal = self.candidate is None and pruned_folder is None and self.resident
-            self._dense = copy.deepcopy(pruned) if equal else self.origin.read(place)
+            equal = self.candidate is None and pruned_folder is None
+            self._dense = copy.deepcopy(pruned) if equal else self.origin.read()
         self._pair.dense = self._dense.requires_grad_(False)
 
     def take_reference(self) -> None:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
+from prunelit.models.stores import ALIGNMENT
 
-ALIGNMENT = 64  # bytes; last bits of results can depend on the alignment of weights
 _CPU = torch.device("cpu")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # of Linux
 

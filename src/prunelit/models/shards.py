@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_plain, decoder_blocks
 from prunelit.models.flat_block import FlatBlock, aligned, check_flat, new_run
-from prunelit.models.stores import Store, check_here, keep_in, place_outside
+from prunelit.models.masked import apply_mask_, dense_stores, pack_mask, share_outside
+from prunelit.models.stores import Store, align, check_here, keep_in, place_outside
 
 # torch 2.13 deprecates the older name.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -39,27 +40,28 @@ class Shards(Store):
         super().__init__()
         self._block = block
         self._device = device or next(block.parameters()).device
-        self._coming: tuple[Tensor, dist.Work | None] | None = None
+        self._coming: tuple[Tensor, Tensor, dist.Work | None] | None = None
         self._flat = FlatBlock(block.modules(), dtype)
-        self._share = self._cut()
+        self._dense: Tensor | None = None
+        self._keep(self._cut())
         self._flat.hide()
 
     @property
     def nbytes(self) -> int:
-        """Bytes that this rank keeps while the block is away."""
-        return self._share.nbytes
+        """Bytes that this rank keeps while the block is away, beside those of the dense block."""
+        return (self._share if self._bits is None else self._bits).nbytes
 
     def prefetch(self) -> None:
         if self._coming is None and not self._inside:
             with torch.inference_mode(False):
                 everything = new_run(self._share.numel() * dist.get_world_size(), self._device)
-                work = _gather(everything, self._share, async_op=True)
-            self._coming = everything, work
+                share = self._own()
+                self._coming = everything, share, _gather(everything, share, async_op=True)
 
     def fetch(self) -> None:
         self.prefetch()
         assert self._coming is not None
-        (everything, work), self._coming = self._coming, None
+        (everything, _, work), self._coming = self._coming, None
         if work is not None:
             work.wait()
         self._flat.show(everything)
@@ -67,8 +69,14 @@ class Shards(Store):
     def leave(self, edited: bool) -> None:
         if edited:
             self._flat = FlatBlock(self._block.modules())
-            self._share = self._cut()
+            self._keep(self._cut())
         self._flat.hide()
+
+    @torch.inference_mode(False)
+    def keep_masked(self, dense: Store) -> None:
+        if isinstance(dense, Shards):
+            self._dense = dense._own()
+            self._keep(self._own())
 
     @torch.inference_mode(False)
     def _cut(self) -> Tensor:
@@ -78,11 +86,29 @@ class Shards(Store):
         self._flat.copy_into(share, dist.get_rank() * size)
         return share
 
+    @torch.inference_mode(False)
+    def _keep(self, share: Tensor) -> None:
+        """Keep a share, or the dense one and a mask if it lost weights and nothing else."""
+        self._share, self._bits = share, None
+        if self._dense is not None and self._dense.numel() == share.numel():
+            self._bits = pack_mask(share, self._dense, self._flat.itemsize)
+        if self._dense is not None and self._bits is not None:
+            self._share = self._dense
+
+    def _own(self) -> Tensor:
+        """Return the share of this rank."""
+        if self._bits is None:
+            return self._share
+        share = new_run(self._share.numel(), self._device).copy_(self._share)
+        apply_mask_(share, self._bits)
+        return share
+
 
 def shard_blocks(
     model: PreTrainedModel,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    dense: PreTrainedModel | None = None,
 ) -> None:
     """Let every rank keep its share of the blocks of a model, in place.
 
@@ -92,6 +118,8 @@ def shard_blocks(
         model: the same on all ranks of the default process group.
         dtype: of the weights; None is the one that they have. Buffers keep theirs.
         device: of this rank; None is where the model is.
+        dense: a model that was sharded before. Blocks that only lost weights of its blocks are
+            kept as these and a mask, now and after each edit.
 
     Raises:
         InputError: before any change, if there is no process group, if weights are no plain
@@ -104,8 +132,14 @@ def shard_blocks(
     check_flat(model)
     blocks = decoder_blocks(model)[1]
     device = device or model.device
-    for block in blocks:
-        keep_in(block, Shards(block, dtype, device))
+    for block, other in zip(blocks, dense_stores(len(blocks), dense), strict=True):
+        keep_in(block, store := Shards(block, dtype, device))
+        if other is not None:
+            store.keep_masked(other)
     place_outside(model, blocks, device, dtype)
+    if device.type == "cpu":
+        align(model)
+    if dense is not None:
+        share_outside(model, dense)
     if dtype is not None:
         model.config.dtype = dtype

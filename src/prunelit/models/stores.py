@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunelit.arguments import checked
 from prunelit.errors import InputError
 
+ALIGNMENT = 64  # bytes; last bits of results can depend on the alignment of weights
 _ATTRIBUTE = "prunelit_store"
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -64,6 +65,13 @@ class Store(ABC):
 
     def prefetch(self) -> None:  # noqa: B027 - most stores have nothing to begin
         """Begin to bring the weights; `fetch` comes soon. It changes no result."""
+
+    def keep_masked(self, dense: "Store") -> None:  # noqa: B027 - it need not
+        """Keep the block as another one and a mask if it can, now and whenever it is edited.
+
+        Args:
+            dense: store of the same block of the dense model; a later edit there changes nothing.
+        """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Store":
         raise RuntimeError("A model whose blocks wait in a store cannot be copied.")
@@ -164,6 +172,20 @@ def place_outside(
         else:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
+
+
+@torch.inference_mode(False)
+def align(model: nn.Module) -> None:
+    """Let the weights that are here begin at a multiple of 64 bytes; copy those that do not.
+
+    Last bits of results on the CPU can depend on it.
+
+    Args:
+        model: any, on the CPU.
+    """
+    for tensor in chain(model.parameters(), model.buffers()):
+        if type(tensor.data) is Tensor and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def check_here(model: nn.Module, what: str) -> None:

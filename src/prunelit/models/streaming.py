@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,17 +11,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.flat_block import ALIGNMENT, FlatBlock, check_flat, new_run
+from prunelit.models.flat_block import FlatBlock, check_flat, new_run
+from prunelit.models.masked import dense_stores, share_outside
 from prunelit.models.parallel import is_split
-from prunelit.models.stores import Store, check_here, keep_in, place_outside, store_of
-from prunelit.models.weight_files import MappedWeights, Source, WrittenFile, write_all
+from prunelit.models.stores import Store, align, check_here, keep_in, place_outside, store_of
+from prunelit.models.weight_files import (
+    MappedWeights,
+    Read,
+    Source,
+    WrittenFile,
+    write_all,
+    write_mask,
+)
 
 
 class FileStore(Store):
     """Keeps the weights of a block in files, and reads them into new memory when they come.
 
     So they lie at aligned addresses on every device. While the block is away, its parameters are on
-    `meta`. Weights that are edited go to a file without a name, which vanishes with the process.
+    `meta`. Weights that are edited go to a file without a name, which vanishes with the process:
+    all of them, or a mask of those that were read, see `keep_masked`.
 
     Args:
         block: a decoder block on the CPU.
@@ -52,7 +60,10 @@ class FileStore(Store):
         self._folder = folder
         self._coming: Coming | None = None
         self._flat = FlatBlock(block.modules(), dtype)
-        self._kept: Source = (mapped and mapped.find(self._flat)) or self._write()
+        found = mapped and mapped.find(self._flat)
+        self._kept: Source = found or self._write()
+        # What an edited block may rest on, with its bytes; these files are there in any case.
+        self._dense: tuple[Source, int] | None = (found, self._flat.size) if found else None
         self._flat.hide()
 
     def prefetch(self) -> None:
@@ -66,8 +77,14 @@ class FileStore(Store):
     def leave(self, edited: bool) -> None:
         if edited:
             self._flat = FlatBlock(self._block.modules())
-            self._kept = self._write()
+            self._kept = self._mask(self._flat.copy_into) or self._write()
         self._flat.hide()
+
+    def keep_masked(self, dense: Store) -> None:
+        if isinstance(dense, FileStore) and dense._flat.size == self._flat.size:
+            self._dense = dense._kept, dense._flat.size
+            same = self._kept == dense._kept  # in the same files
+            self._kept = dense._kept if same else self._mask(self._kept.read) or self._kept
 
     def give(self) -> None:
         """Let the weights stay in their file without a name, mapped into memory, from now on."""
@@ -76,6 +93,11 @@ class FileStore(Store):
 
     def _come(self) -> "Coming":
         return Coming(self._kept, self._flat.size, self.device)
+
+    def _mask(self, read: Read) -> Source | None:
+        if self._dense is None or self._dense[1] != self._flat.size:
+            return None
+        return write_mask(read, *self._dense, self._flat.itemsize, self._folder)
 
     def _write(self) -> Source:
         return write_all(self._flat.copy_into, self._flat.size, self._folder)
@@ -130,7 +152,12 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def stream(model: PreTrainedModel, dtype: torch.dtype, folder: Path | None = None) -> None:
+def stream(
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    folder: Path | None = None,
+    dense: PreTrainedModel | None = None,
+) -> None:
     """Let the blocks of a model wait in files; the rest lies in a mapped file, at aligned places.
 
     Weights that `from_pretrained` mapped from their files, in the dtype of the run, stay in these.
@@ -140,6 +167,8 @@ def stream(model: PreTrainedModel, dtype: torch.dtype, folder: Path | None = Non
         model: on the CPU.
         dtype: of the weights.
         folder: see `FileStore`.
+        dense: a model that was streamed before. Blocks that only lost weights of its blocks are
+            kept as these and a mask, now and after each edit.
 
     Raises:
         InputError: before any change, if the blocks cannot wait one by one.
@@ -148,13 +177,17 @@ def stream(model: PreTrainedModel, dtype: torch.dtype, folder: Path | None = Non
     check_flat(model)
     blocks = decoder_blocks(model)[1]
     mapped = MappedWeights()
-    for block in blocks:
-        keep_in(block, FileStore(block, folder, dtype=dtype, mapped=mapped))
+    for block, other in zip(blocks, dense_stores(len(blocks), dense), strict=True):
+        keep_in(block, store := FileStore(block, folder, dtype=dtype, mapped=mapped))
+        if other is not None:
+            store.keep_masked(other)
     inside = {module for block in blocks for module in block.modules()}
     rest = FlatBlock([module for module in model.modules() if module not in inside], dtype)
     file = write_all(rest.copy_into, rest.size, folder)
     rest.hide()
     rest.show(file.map())
+    if dense is not None:
+        share_outside(model, dense)
     model.config.dtype = dtype
 
 
@@ -206,11 +239,4 @@ def place_model(model: PreTrainedModel, device: torch.device) -> None:
             store.device = device
         place_outside(model, blocks, device)
     if device.type == "cpu":
-        _align(model)
-
-
-@torch.inference_mode(False)
-def _align(model: nn.Module) -> None:
-    for tensor in chain(model.parameters(), model.buffers()):
-        if type(tensor.data) is Tensor and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
+        align(model)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prunelit.models.fingerprint import content_of
 from prunelit.models.flat_block import FlatBlock, new_run
+from prunelit.models.masked import apply_mask_, pack_mask
 
 _MAPPINGS = Path("/proc/self/maps")  # of Linux
 _CHUNK = 2**24  # bytes that are in memory while a file is written
@@ -122,6 +123,27 @@ class FoundFiles:
         return [(p[0], p[1], stat.st_dev, stat.st_ino, p[3]) for p, stat in own]
 
 
+class MaskedFile:
+    """Weights that are those of a dense block, or 0.
+
+    Args:
+        dense: has the dense ones.
+        bits: which words are kept, see `prunelit.models.masked`.
+        itemsize: bytes of a word.
+    """
+
+    def __init__(self, dense: Source, bits: WrittenFile, itemsize: int) -> None:
+        self.bits = bits
+        self._dense = dense
+        self._bytes = 8 * itemsize  # of weights, whose bits are one byte
+
+    def read(self, run: Tensor, low: int = 0) -> None:
+        self._dense.read(run, low)
+        bits = torch.empty(run.numel() // self._bytes, dtype=torch.uint8)
+        self.bits.read(bits, low // self._bytes)
+        apply_mask_(run, bits)
+
+
 class MappedWeights:
     """Finds the files that weights in memory are mapped from, as those of `from_pretrained` are.
 
@@ -187,6 +209,33 @@ def write_all(read: Read, size: int, folder: Path | None) -> WrittenFile:
         read(part, low)
         file.write(part, low)
     return file
+
+
+def write_mask(
+    read: Read, dense: Source, size: int, itemsize: int, folder: Path | None
+) -> MaskedFile | None:
+    """Write the mask of a run into a file without a name; None if there is more than a mask.
+
+    Args:
+        read: gives the content.
+        dense: of the same size.
+        size: bytes.
+        itemsize: bytes of a word.
+        folder: see `WrittenFile`.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    file, own, other = WrittenFile(folder), *(new_run(min(_CHUNK, size)) for _ in range(2))
+    for low in range(0, size, _CHUNK):
+        parts = own[: size - low].zero_(), other[: size - low]
+        read(parts[0], low)
+        dense.read(parts[1], low)
+        bits = pack_mask(*parts, itemsize)
+        if bits is None:
+            return None
+        file.write(bits, low // (8 * itemsize))
+    return MaskedFile(dense, file, itemsize)
 
 
 def _read(file: OpenFile, run: Tensor, place: int) -> None:
