@@ -7,6 +7,7 @@ or NaN.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -54,11 +55,17 @@ def apply_mask_(run: Tensor, bits: Tensor) -> None:
     """
     if not run.numel():
         return
-    words = run.view(_WORDS[run.numel() // (8 * bits.numel())]).view(-1, 8)
-    byte, bit = (torch.arange(count, device=run.device) for count in (256, 8))
-    patterns = -((byte[:, None] >> bit) & 1).to(words.dtype)  # all bits of a word that is kept
+    words = run.view(_WORDS[run.numel() // (8 * bits.numel())])
     for part in _parts(bits):
-        words[part] &= patterns.index_select(0, bits[part].int())
+        words[8 * part.start : 8 * part.stop] *= _unpack(bits[part])
+
+
+def _unpack(bits: Tensor) -> Tensor:
+    """Give each bit as a number, least significant first: (8 N,) int8."""
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(bits.numpy(), bitorder="little")).view(torch.int8)
+    places = torch.arange(8, device=bits.device)
+    return (bits[:, None] >> places & 1).to(torch.int8).flatten()
 
 
 def _parts(bits: Tensor) -> Iterator[slice]:
