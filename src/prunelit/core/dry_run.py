@@ -220,7 +220,7 @@ def _tell_reading(source: str, placement: Placement, sizes: Sizes, sweeps: int) 
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 100:
+    if seconds < 99.5:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
