@@ -38,6 +38,14 @@ METHODS = {
     "BlockDrop(1)": (1,),
     "BlockDrop(2, consecutive=True)": (0.5, 1),
 }
+# Methods for mixtures; they write a stock model with fewer experts.
+EXPERT_METHODS = {
+    "ExpertDrop(0.5)": (0.5, 1),
+    "ExpertDrop(0.25, criterion='frequency')": (1,),
+    "ExpertDrop(0.5, criterion='reconstruction')": (0.5, 1),
+    "ExpertMerge(0.5)": (0.5, 1),
+}
+MIXTURES = ("qwen2_moe", "gpt_oss")
 KINDS = ("llama", "llama_untied", "gpt2", "qwen3", "gemma2")
 DTYPES = ("float32", "bfloat16")
 WORLDS = (1, 2, 3)
@@ -62,7 +70,7 @@ def measure(
     run_ranks: Callable[..., None],
 ) -> Callable[..., list[list[dict[str, Any]]]]:
     """`measure(world, table)` prunes and gives what each rank found; 0 keeps whole models."""
-    for kind in KINDS:
+    for kind in (*KINDS, *MIXTURES):
         model = make_model(kind.removesuffix("_untied"))
         if kind == "llama_untied":
             head = model.lm_head.weight.detach().clone()
@@ -75,7 +83,8 @@ def measure(
     torch.save(batches, tmp_path / "batches.pt")
 
     def run(world: int, table: list[tuple[str, str, str]]) -> list[list[dict[str, Any]]]:
-        cases = [(kind, dtype, method, METHODS[method]) for method, kind, dtype in table]
+        fractions = METHODS | EXPERT_METHODS
+        cases = [(kind, dtype, method, fractions[method]) for method, kind, dtype in table]
         names = {"FOLDER": str(tmp_path), "CASES": cases}
         if not world:
             runpy.run_path(str(SCRIPT), {**names, "WORLD": 0, "RANK": 0})
@@ -102,8 +111,10 @@ def compare(
                 assert found[key] == expected[key], (case, world, key)
             if "saved" in expected:
                 assert found["saved"] == expected["saved"] == expected["weights"], case
-                # One for what is outside, one for each of three blocks, one for the masks.
-                assert (found["files"], expected["files"]) == (5, 2)
+                # One for what is outside, one for each of three blocks, one for the masks if the
+                # weights of the method are not taken out.
+                masks = case[0] in METHODS
+                assert (found["files"], expected["files"]) == (4 + masks, 1 + masks)
             # A share of the blocks, up to the alignment of each parameter and share.
             outside = found["dense_bytes"] - found["block_bytes"]
             share = found["block_bytes"] / world
@@ -115,8 +126,7 @@ def compare(
 
 def test_every_method_is_in_the_table() -> None:
     names = {member.__name__ for member in classes("pruners", Pruner)}
-    names -= {"ExpertDrop", "ExpertMerge"}  # the models of this table have no experts
-    assert names == {method.partition("(")[0] for method in METHODS}
+    assert names == {method.partition("(")[0] for method in METHODS | EXPERT_METHODS}
 
 
 def test_the_sample() -> None:
@@ -131,6 +141,15 @@ def test_the_sample() -> None:
 @pytest.mark.parametrize("world", WORLDS)
 def test_shares_give_what_whole_models_give(world: int, measure: Callable[..., Any]) -> None:
     compare(world, sample(world), measure)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shares_of_a_mixture(world: int, measure: Callable[..., Any]) -> None:
+    table = [
+        (method, MIXTURES[(place + world) % 2], DTYPES[(place + place // 2) % 2])
+        for place, method in enumerate(EXPERT_METHODS)
+    ]
+    compare(world, table, measure)
 
 
 @pytest.mark.full
