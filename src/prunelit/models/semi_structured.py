@@ -1,12 +1,14 @@
 """Compress 2:4 weights for the sparse tensor cores of NVIDIA."""
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.arguments import checked
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules
+from prunelit.models.experts import ExpertMap
 from prunelit.models.stores import check_here
 
 
@@ -15,6 +17,9 @@ from prunelit.models.stores import check_here
 def to_semi_structured(model: PreTrainedModel) -> int:
     """Compress every 2:4 weight of the blocks, in place, for inference.
 
+    Fused experts stay dense, with a warning that names their tensors: no kernel multiplies parts of
+    a compressed tensor.
+
     Args:
         model: on a CUDA device of compute capability 8.0 or higher, in float16 or bfloat16.
 
@@ -22,7 +27,8 @@ def to_semi_structured(model: PreTrainedModel) -> int:
         Number of weights that were compressed.
 
     Raises:
-        InputError: if the device or the dtype does not support it, or no weight is 2:4.
+        InputError: if the device or the dtype does not support it, or no weight is 2:4 but those of
+            fused experts.
 
     Example:
         >>> import torch
@@ -51,18 +57,24 @@ def to_semi_structured(model: PreTrainedModel) -> int:
         raise InputError(
             f"Expected float16 or bfloat16 weights but got {model.dtype}: convert the model first."
         )
-    count = 0
+    count, dense = 0, dict[str, None]()
     for block in decoder_blocks(model)[1]:
-        for linear in linear_modules(block).values():
-            if isinstance(linear, nn.Linear) and is_two_of_four(linear.weight):
+        for name, linear in linear_modules(block).items():
+            if isinstance(linear, ExpertMap) and is_two_of_four(linear.weight):
+                dense[name.rpartition(".")[0]] = None
+            elif isinstance(linear, nn.Linear) and is_two_of_four(linear.weight):
                 sparse = torch.sparse.to_sparse_semi_structured(linear.weight)
                 linear.weight = nn.Parameter(sparse, requires_grad=False)
                 count += 1
+    fused = f"those of the fused experts, {', '.join(dense)}"
     if not count:
+        found = f"only {fused}, which cannot be compressed" if dense else "none"
         raise InputError(
-            "Expected weights with two zeros in every four inputs but found none: prune the model "
-            "to 2:4 first."
+            f"Expected weights with two zeros in every four inputs but found {found}: prune linear "
+            "modules of the model to 2:4 first."
         )
+    if dense:
+        rank_zero_warn(f"{count} weights were compressed, but not {fused}: they stay dense.")
     return count
 
 
