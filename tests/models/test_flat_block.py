@@ -40,7 +40,7 @@ def test_a_part_of_the_bytes_is_copied(block: nn.Module) -> None:
 
 def test_a_block_goes_and_comes(block: nn.Module) -> None:
     before, values = block.one.weight, block.one.weight.detach().clone()
-    flat = FlatBlock(block.modules(), torch.float64)
+    flat = FlatBlock(block.modules(), lambda weight: torch.float64)
     run = new_run(flat.size).zero_()
     flat.copy_into(run)
     flat.hide()

@@ -226,7 +226,7 @@ class Weights:
     def _place(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
         """Take the weights of a model to where they wait, or to the ranks that compute it."""
         if self.placement == "streamed":
-            stream(model, dtype or model.dtype, dense=self._dense)
+            stream(model, dtype, dense=self._dense)
         elif self.placement == "sharded":
             shard_blocks(model, dtype, self.device, self._dense)
         else:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
+from prunelit.models.dtypes import FindDType
 from prunelit.models.stores import ALIGNMENT
 
 _CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ class FlatBlock:
 
     Args:
         modules: all modules of the block, whose parameters are here.
-        dtype: of the parameters in the run; None is the one that each has.
+        find: gives the dtype of a parameter in the run; None is the one that it has.
 
     Attributes:
         weights: the parameters, in their order; a tied one is there once.
@@ -55,7 +56,7 @@ class FlatBlock:
         layout: shape and dtype of each parameter. Runs of equal layouts have equal places.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> None:
+    def __init__(self, modules: Iterable[nn.Module], find: FindDType | None = None) -> None:
         found: dict[int, Weight] = {}
         self.size = 0
         for module in modules:
@@ -63,7 +64,8 @@ class FlatBlock:
                 if parameter is None:
                     continue
                 if id(parameter) not in found:
-                    blank = torch.empty_like(parameter, device="meta", dtype=dtype)
+                    own = parameter.dtype if find is None else find(parameter)
+                    blank = torch.empty_like(parameter, device="meta", dtype=own)
                     away = nn.Parameter(blank, parameter.requires_grad)
                     found[id(parameter)] = Weight(parameter, away, [], self.size)
                     self.size += aligned(away.nbytes)

@@ -20,6 +20,7 @@ from transformers.integrations.tensor_parallel import (
 )
 
 from prunelit.errors import InputError
+from prunelit.models.dtypes import take_dtype
 
 Value = TypeVar("Value")
 
@@ -80,26 +81,27 @@ def parallelize(
         model: the same on all ranks; see `check_parallel`.
         mesh: the ranks of the group, in one dimension.
         device: of this rank.
-        dtype: of the weights; None is the one that they have. Buffers keep theirs.
+        dtype: of the weights, see `take_dtype`; None is the one that they have.
     """
+    find = take_dtype(model, dtype)
     first: dict[int, str] = {}
-    every = model.named_parameters(remove_duplicate=False)
-    tied = {name: first.setdefault(id(weight), name) for name, weight in every}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    tied = {name: first.setdefault(id(weight), name) for name, weight in every.items()}
+    dtypes = {name: find(weight) for name, weight in every.items()}
+    del every, find  # which have the whole weights
     for name, module in list(model.named_modules()):
-        _split(model, name, module, mesh, dtype)
+        _split(model, name, module, mesh, dtypes)
     for name, other in tied.items():
         weight = model.get_parameter(other)
         if _layout(weight) == _layout(model.get_parameter(name)):
             path, _, key = name.rpartition(".")
             model.get_submodule(path).register_parameter(key, weight)
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         if not isinstance(weight, DTensor):
-            weight.data = weight.data.to(device, dtype)
+            weight.data = weight.data.to(device, dtypes[name])
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    if dtype is not None:
-        model.config.dtype = dtype
     vars(model)[_GROUP] = mesh.get_group()
 
 
@@ -108,7 +110,7 @@ def _split(
     name: str,
     module: nn.Module,
     mesh: DeviceMesh,
-    dtype: torch.dtype | None,
+    dtypes: dict[str, torch.dtype],
 ) -> None:
     """Take the part of this rank of the parameters of a module, and let its forward pass use it."""
     style = _style(model, name)
@@ -121,7 +123,8 @@ def _split(
         rules[name] = style
     apply_tensor_parallelism(model, mesh, rules)
     for path in own.keys() & rules.keys():
-        part = module.get_parameter(own[path]).detach().to(dtype, copy=True)  # without the whole
+        whole = module.get_parameter(own[path]).detach()
+        part = whole.to(dtypes[path], copy=True)  # without the memory of the whole
         module.register_parameter(own[path], nn.Parameter(part, requires_grad=False))
     if style is not None:
         vars(module)[_SPLIT] = _Split(style, mesh)

@@ -68,7 +68,7 @@ def _bring_by_block(model: PreTrainedModel, device: torch.device) -> None:
     """Let the blocks of a model come to a device one at a time, if they share no weights."""
     _, blocks = decoder_blocks(model)
     if sum(len(list(block.parameters())) for block in blocks) == len(list(blocks.parameters())):
-        stream(model, model.dtype)
+        stream(model)
     place_model(model, device)
 
 

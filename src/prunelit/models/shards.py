@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_plain, decoder_blocks
+from prunelit.models.dtypes import FindDType, take_dtype
 from prunelit.models.flat_block import FlatBlock, aligned, check_flat, new_run
 from prunelit.models.masked import apply_mask_, dense_stores, pack_mask, share_outside
 from prunelit.models.stores import Store, align, check_here, keep_in, place_outside
@@ -25,7 +26,7 @@ class Shards(Store):
     Args:
         block: a decoder block, equal on all ranks and on one device. Of weights that lie in a
             mapped file, each rank reads its share.
-        dtype: of the weights; None is the one that they have.
+        find: gives the dtype of a weight; None is the one that it has.
         device: place of the share and of the whole block; None is where the block is.
     """
 
@@ -34,14 +35,14 @@ class Shards(Store):
     def __init__(
         self,
         block: nn.Module,
-        dtype: torch.dtype | None = None,
+        find: FindDType | None = None,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self._block = block
         self._device = device or next(block.parameters()).device
         self._coming: tuple[Tensor, Tensor, dist.Work | None] | None = None
-        self._flat = FlatBlock(block.modules(), dtype)
+        self._flat = FlatBlock(block.modules(), find)
         self._dense: Tensor | None = None
         self._keep(self._cut())
         self._flat.hide()
@@ -116,7 +117,7 @@ def shard_blocks(
 
     Args:
         model: the same on all ranks of the default process group.
-        dtype: of the weights; None is the one that they have. Buffers keep theirs.
+        dtype: of the weights, see `take_dtype`; None is the one that they have.
         device: of this rank; None is where the model is.
         dense: a model that was sharded before. Blocks that only lost weights of its blocks are
             kept as these and a mask, now and after each edit.
@@ -131,15 +132,13 @@ def shard_blocks(
     check_plain(model)
     check_flat(model)
     blocks = decoder_blocks(model)[1]
-    device = device or model.device
+    device, find = device or model.device, take_dtype(model, dtype)
     for block, other in zip(blocks, dense_stores(len(blocks), dense), strict=True):
-        keep_in(block, store := Shards(block, dtype, device))
+        keep_in(block, store := Shards(block, find, device))
         if other is not None:
             store.keep_masked(other)
-    place_outside(model, blocks, device, dtype)
+    place_outside(model, blocks, device, find)
     if device.type == "cpu":
         align(model)
     if dense is not None:
         share_outside(model, dense)
-    if dtype is not None:
-        model.config.dtype = dtype

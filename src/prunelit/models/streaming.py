@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
+from prunelit.models.dtypes import FindDType, take_dtype
 from prunelit.models.flat_block import FlatBlock, check_flat, new_run
 from prunelit.models.masked import dense_stores, share_outside
 from prunelit.models.parallel import is_split
@@ -36,7 +37,7 @@ class FileStore(Store):
         block: a decoder block on the CPU.
         folder: of files without a name, on a disk; None is the system's temporary folder.
         device: where the block is worked on; None is the CPU.
-        dtype: of the weights; None is their own.
+        find: gives the dtype of a weight; None is the one that it has.
         mapped: knows which weights lie in files already; others are written at once.
 
     Attributes:
@@ -51,7 +52,7 @@ class FileStore(Store):
         block: nn.Module,
         folder: Path | None = None,
         device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        find: FindDType | None = None,
         mapped: MappedWeights | None = None,
     ) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class FileStore(Store):
         self._block = block
         self._folder = folder
         self._coming: Coming | None = None
-        self._flat = FlatBlock(block.modules(), dtype)
+        self._flat = FlatBlock(block.modules(), find)
         found = mapped and mapped.find(self._flat)
         self._kept: Source = found or self._write()
         # What an edited block may rest on, with its bytes; these files are there in any case.
@@ -154,7 +155,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 def stream(
     model: PreTrainedModel,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
     folder: Path | None = None,
     dense: PreTrainedModel | None = None,
 ) -> None:
@@ -165,7 +166,7 @@ def stream(
 
     Args:
         model: on the CPU.
-        dtype: of the weights.
+        dtype: of the weights, see `take_dtype`; None is the one that they have.
         folder: see `FileStore`.
         dense: a model that was streamed before. Blocks that only lost weights of its blocks are
             kept as these and a mask, now and after each edit.
@@ -175,20 +176,19 @@ def stream(
         OSError: if the disk is full.
     """
     check_flat(model)
-    blocks = decoder_blocks(model)[1]
+    blocks, find = decoder_blocks(model)[1], take_dtype(model, dtype)
     mapped = MappedWeights()
     for block, other in zip(blocks, dense_stores(len(blocks), dense), strict=True):
-        keep_in(block, store := FileStore(block, folder, dtype=dtype, mapped=mapped))
+        keep_in(block, store := FileStore(block, folder, find=find, mapped=mapped))
         if other is not None:
             store.keep_masked(other)
     inside = {module for block in blocks for module in block.modules()}
-    rest = FlatBlock([module for module in model.modules() if module not in inside], dtype)
+    rest = FlatBlock([module for module in model.modules() if module not in inside], find)
     file = write_all(rest.copy_into, rest.size, folder)
     rest.hide()
     rest.show(file.map())
     if dense is not None:
         share_outside(model, dense)
-    model.config.dtype = dtype
 
 
 @contextmanager
