@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
     Glm4MoeConfig,
+    Llama4TextConfig,
     OlmoeConfig,
     PreTrainedModel,
 )
@@ -59,6 +60,17 @@ def olmoe(make_model: MakeModel) -> PreTrainedModel:
     ))  # fmt: skip
 
 
+def llama4(make_model: MakeModel) -> PreTrainedModel:
+    """Its router puts shares into what experts read; block 0 is dense."""
+    plain = make_model("mixtral").config.to_dict()
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "intermediate_size", "pad_token_id")  # fmt: skip
+    return randomised(Llama4TextConfig(
+        **{name: plain[name] for name in same}, intermediate_size_mlp=48, num_local_experts=4,
+        num_experts_per_tok=1, head_dim=8, moe_layers=[1, 2], attention_chunk_size=64,
+    ))  # fmt: skip
+
+
 BUILD: dict[str, Callable[[MakeModel], PreTrainedModel]] = {
     **{
         name: lambda make_model, name=name: make_model(name)
@@ -74,7 +86,7 @@ every_family = pytest.mark.parametrize("name", list(BUILD))
 def experts_of(model: PreTrainedModel) -> list[tuple[nn.Module, Any]]:
     """The mixture and the fused experts of each block that has them."""
     return [
-        (block.mlp, experts)
+        (block.get_submodule(name.rpartition(".")[0]), experts)
         for block in decoder_blocks(model)[1]
-        for experts in find_experts(block).values()
+        for name, experts in find_experts(block).items()
     ]

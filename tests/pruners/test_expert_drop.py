@@ -17,9 +17,10 @@ from prunelit.models.fewer_experts import drop_experts_
 from prunelit.models.loading import load_pretrained
 from prunelit.models.saving import save_pretrained
 from prunelit.models.streaming import stream
-from prunelit.pruners import ExpertDrop
+from prunelit.pruners import ExpertDrop, ExpertMerge
+from prunelit.pruners.expert_pruner import ExpertPruner
 
-from .mixtures import BUILD, Batch, MakeModel, every_family, experts_of, grouped
+from .mixtures import BUILD, Batch, MakeModel, every_family, experts_of, grouped, llama4
 
 CRITERIA = ["reap", "frequency", "gate", "output_norm"]
 
@@ -58,11 +59,11 @@ def find_gone(dense: PreTrainedModel, small: PreTrainedModel) -> list[set[int]]:
     return gone
 
 
-@every_family
+@pytest.mark.parametrize("name", [*BUILD, "llama4"])
 def test_it_is_the_dense_model_that_may_not_choose_them(
     name: str, make_model: MakeModel, padded: Batch, tmp_path: Path, tokenizer: Any
 ) -> None:
-    model = BUILD[name](make_model)
+    model = (BUILD | {"llama4": llama4})[name](make_model)
     dense = copy.deepcopy(model)
     before = len(experts_of(dense)[0][1].down_proj)
     report = prune(model, ExpertDrop(0.25), [padded])
@@ -123,6 +124,33 @@ def test_the_lowest_score_of_a_sum_over_real_tokens_goes(
     for block, gone in enumerate(find_gone(dense, model)):
         expected = scores_by_hand(dense, criterion, padded, block)
         assert gone == set(expected.argsort()[:2].tolist())
+
+
+@torch.no_grad()
+def test_outputs_hold_the_shares_that_inputs_hold(make_model: MakeModel, padded: Batch) -> None:
+    model = llama4(make_model)
+    dense = copy.deepcopy(model)
+    prune(model, ExpertDrop(count=2), [padded])
+    for block, gone in enumerate(find_gone(dense, model)):
+        _, experts = experts_of(dense)[block]
+        seen: list[Tensor] = []
+        handle = experts.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(*args))
+        dense(**padded)
+        handle.remove()
+        real = padded["attention_mask"].flatten().bool()
+        read = seen[0].view(4, len(real), -1)[:, real]
+        gate, up = (read @ experts.gate_up_proj).chunk(2, -1)
+        norms = ((F.silu(gate) * up) @ experts.down_proj).norm(dim=-1)
+        scores = norms.sum(1) / read.any(-1).sum(1).clamp(min=1)
+        assert gone == set(scores.argsort()[:2].tolist())
+
+
+@pytest.mark.parametrize("pruner", [ExpertDrop(criterion="gate"), ExpertMerge()])
+def test_methods_that_need_shares_are_refused_without(
+    pruner: ExpertPruner, make_model: MakeModel, padded: Batch
+) -> None:
+    with pytest.raises(InputError, match=r"does not see their shares: take `ExpertDrop` with ano"):
+        prune(llama4(make_model), pruner, [padded])
 
 
 def small_mixtures(dense: PreTrainedModel, gone: tuple[int, ...]) -> list[nn.Module]:

@@ -245,7 +245,10 @@ def _run(
         if chosen is None or shares is None:
             own, into = (x.view(count, -1, x.shape[-1])[index] for x in (hidden, output))
             reached = own.any(-1)
-            into[reached] = _run_one(experts, known, index, own[reached], reached)
+            result = into[reached] = _run_one(experts, known, index, own[reached], reached)
+            if see is not None and len(result):  # their shares are in what they read
+                (tokens,) = torch.where(reached)
+                see(index, tokens, result.new_ones(len(result)), result)
         else:
             mine = chosen == index
             tokens, place = torch.where(mine)

@@ -42,12 +42,15 @@ class ExpertDrop(ExpertPruner):
     * `output_norm`: the sum of ||f|| over them
     * `random`: a random number, the floor; it needs no text
 
-    An expert that no token reaches has the score 0. `reconstruction` scores no expert alone but
-    sets of them (NAEE, arXiv:2402.14800): those experts go without which the output of the mixture
-    changes least, as a squared error over the tokens, where the router chooses among the others and
-    shares out anew. All sets are compared while there are at most 256 of them. Else the experts go
-    one by one, each with a pass of its own, until so few sets are left. All experts are computed
-    for all tokens, so a pass takes longer than that of the other criteria.
+    Where the share is a factor of what an expert reads (Llama 4), f is its output for that, and g
+    is 1. An expert that no token reaches has the score 0.
+
+    `reconstruction` scores no expert alone but sets of them (NAEE, arXiv:2402.14800): those experts
+    go without which the output of the mixture changes least, as a squared error over the tokens,
+    where the router chooses among the others and shares out anew. All sets are compared while there
+    are at most 256 of them. Else the experts go one by one, each with a pass of its own, until so
+    few sets are left. All experts are computed for all tokens, so a pass takes longer than that of
+    the other criteria.
 
     Scores are kept on disk, so that another `ratio` or `count` needs no pass. Those of
     `reconstruction` are not: they are of sets of one size.
@@ -85,6 +88,11 @@ class ExpertDrop(ExpertPruner):
         # By block and name of the experts; the second is of `reconstruction`.
         self._scores: dict[nn.Module, dict[str, Tensor]] = {}
         self._gone: dict[nn.Module, dict[str, tuple[int, ...]]] = {}
+
+    @property
+    def needs_shares(self) -> bool:
+        """True for criteria that look at shares; those of Llama 4 cannot be seen."""
+        return self.criterion in ("gate", "reconstruction")
 
     @property
     def amounts(self) -> Sequence[str]:  # type: ignore[override]

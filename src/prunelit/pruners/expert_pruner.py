@@ -34,6 +34,11 @@ class ExpertPruner(Pruner):
 
     shrinks = True
 
+    @property
+    def needs_shares(self) -> bool:
+        """True if the method has to know the share of each expert for each token."""
+        return True
+
     def __init__(self, ratio: Ratio = 0.25, count: int | None = None) -> None:  # type: ignore[valid-type]
         if not 0 <= ratio < 1:
             raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
@@ -62,10 +67,12 @@ class ExpertPruner(Pruner):
         active = getattr(config, "num_experts_per_tok", None) or 1
         for block in decoder_blocks(model)[1]:
             for name, experts in find_experts(block).items():
-                if len(inspect.signature(type(experts).forward).parameters) != 4:
+                listed = len(inspect.signature(type(experts).forward).parameters) == 4
+                if self.needs_shares and not listed:
                     raise InputError(
                         f"{name!r} gets no list of the experts of each token, so that "
-                        f"{type(self).__name__} cannot score them: take another method."
+                        f"{type(self).__name__} does not see their shares: take `ExpertDrop` with "
+                        "another `criterion`, such as `reap`."
                     )
                 before = count_experts(experts)
                 kept = before - self._number(before)
