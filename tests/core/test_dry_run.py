@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from prunelit.core import dry_run
 from prunelit.core.dry_run import Pace, Work
+from prunelit.core.placement import measure_part, measure_sizes
+from prunelit.files import readable
 from prunelit.models.streaming import FileStore
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -32,12 +34,12 @@ def told(
     monkeypatch.setattr(dry_run, "_PROBE", 0.01)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
-    def run(method: str, *options: str) -> dict[str, str]:
+    def run(method: str, *options: str, command: str = "fit") -> dict[str, str]:
         config = make_config(tmp_path)
         if METHODS[method]:
             config["pruning"]["init_args"]["pruner"] = METHODS[method]
         path = str(save_config(tmp_path, config))
-        cli("fit", "--config", path, "--dry_run", *options)
+        cli(command, "--config", path, "--dry_run", *options)
         lines = capsys.readouterr().out.splitlines()
         return dict(re.split(r"  +", line.strip(), maxsplit=1) for line in lines)  # type: ignore[misc]
 
@@ -55,6 +57,21 @@ def test_nothing_is_written_and_no_weight_is_read(
     assert "for " + str(tmp_path / "run" / "pruned") in found["disk"]
     assert {"model", "memory", "streamed", "time"} <= found.keys()
     assert "reading" not in found
+
+
+def test_a_rank_that_computes_with_others_has_its_part(
+    told: Callable[..., dict[str, str]], model: PreTrainedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.placement", "parallel", "--trainer.devices", "2"]
+    with pytest.raises(SystemExit):  # as `fit` is
+        told("Wanda", *options)
+    assert "'sharded' or 'resident' to prune or to train" in capsys.readouterr().err
+    found = told("Wanda", *options, command="validate")
+    part = measure_part(model.config, torch.float32, 2)
+    for placement, sizes in (("memory", part), ("resident", measure_sizes(model))):
+        assert f"weights {readable(2 * sizes.model)}," in found[placement], placement
+    assert 2 * part.model > measure_sizes(model).model  # norms stay whole
+    assert found["placement"] == "parallel"
 
 
 @pytest.mark.parametrize("method", METHODS)

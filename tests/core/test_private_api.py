@@ -16,6 +16,7 @@ from typing import Any
 
 import jsonargparse
 import pytest
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.demos.boring_classes import BoringModel
@@ -29,6 +30,7 @@ from prunelit.core.private_api import (
     HookedCLI,
     child_processes,
     claim_version,
+    imagined_group,
     leave_signals,
     optimizer_stepped,
     parallel_sizes,
@@ -107,6 +109,12 @@ def test_started_processes_are_those_of_the_launcher() -> None:
     launcher.procs = [process]  # type: ignore[union-attr]
     assert child_processes(trainer) == [process]
     process.wait()
+
+
+def test_ranks_that_do_not_exist_are_imagined() -> None:
+    with imagined_group(3) as mesh:
+        assert (mesh.size(), mesh.get_rank(), dist.get_world_size()) == (3, 0, 3)
+    assert not dist.is_initialized()
 
 
 def test_a_strategy_tells_how_it_shards() -> None:

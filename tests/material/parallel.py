@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from prunelit.core.placement import measure_sizes
 from prunelit.models.architecture import decoder_blocks, final_hidden, unembed
 from prunelit.models.dense_answers import DenseAnswers
 from prunelit.models.fingerprint import fingerprint, stored_parts, weight_bytes
@@ -101,6 +102,7 @@ def compare(kind, dtype):
         "fingerprints": [known, fingerprint(model)],
         "bytes": [size, weight_bytes(model)],
         "bytes_in_blocks": [inside, sum(part.untyped_storage().nbytes() for part in parts)],
+        "kept": vars(measure_sizes(model)),
         "tied": head.weight is model.get_input_embeddings().weight,
         "gathered": gather(model, RANK),  # noqa: F821
         "copy": error_of_a_copy(model),

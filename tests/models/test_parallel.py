@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from prunelit.core.placement import build_shapes, measure_part, measure_sizes
 from prunelit.errors import InputError
 from prunelit.models.parallel import check_parallel, gather
 
@@ -25,18 +26,29 @@ def compare(
     tmp_path: Path,
     run_ranks: Callable[..., None],
 ) -> Compare:
-    """`compare(*cases)` gives what each of two ranks found, for each family and dtype."""
+    """`compare(*cases)` gives what each of two ranks found, for each family and dtype.
+
+    The first rank has the larger part; a dry run must say how large it is.
+    """
 
     def run(*cases: tuple[str, str]) -> list[list[dict[str, Any]]]:
+        configs = {}
         for kind, _ in cases:
             model = make_model(kind.removesuffix("_narrow"))
             if kind.endswith("_narrow"):
                 model.config.intermediate_size = 45  # no even number for each rank
                 model = AutoModelForCausalLM.from_config(model.config).eval()
             torch.save(model, tmp_path / f"{kind}.pt")
+            configs[kind] = model.config
         torch.save((padded, tokenizer), tmp_path / "batch.pt")
         run_ranks(SCRIPT, 2, FOLDER=str(tmp_path), CASES=cases)
-        return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+        found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+        for (kind, dtype), kept in zip(cases, (one["kept"] for one in found[0]), strict=True):
+            told = measure_part(configs[kind], getattr(torch, dtype), 2)
+            assert vars(told) == kept
+            whole = measure_sizes(build_shapes(configs[kind], getattr(torch, dtype)))
+            assert told.blocks < 0.52 * whole.blocks
+        return found
 
     return run
 

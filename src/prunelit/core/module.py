@@ -28,10 +28,12 @@ from prunelit.core.evaluation import Evaluation
 from prunelit.core.placement import (
     Needs,
     Placement,
+    Sizes,
     build_shapes,
     find_needs,
     fits,
     free_memory,
+    measure_part,
     measure_sizes,
     measure_statistics,
     measure_training,
@@ -347,16 +349,19 @@ class PairedLM(LightningModule):
             ranks, lora = self.trainer.world_size if shards else 1, self.recovery.lora
             return measure_training(sizes, placement, models, ranks, adapters=lora is not None)
 
+        def own(placement: Placement) -> Sizes:
+            return measure_part(config, dtype, self.together) if placement == "parallel" else sizes
+
         return {
             placement: find_needs(
-                sizes,
+                own(placement),
                 config,
                 self._data(),
                 self.trainer.strategy.root_device,
                 dtype,
                 placement=placement,
                 models=models,
-                ranks=self.together if placement == "parallel" else self.trainer.world_size,
+                ranks=self.trainer.world_size,
                 flight=flight or self.in_flight or min(_FLIGHTS),
                 statistics=0 if pruner is None else measure_statistics(shapes, pruner),
                 training=training(placement) if self.trains else 0,

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from prunelit.core.datamodule import PruneData
+from prunelit.core.private_api import imagined_group
 from prunelit.files import readable
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.comparison import tokens_per_chunk
+from prunelit.models.fingerprint import stored_parts
+from prunelit.models.parallel import parallelize
 from prunelit.pruners.base import Pruner
 
 Placement = Literal["auto", "resident", "streamed", "sharded", "parallel"]
@@ -64,12 +67,28 @@ def build_shapes(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMode
 
 
 def measure_sizes(model: PreTrainedModel) -> Sizes:
-    """Measure a model, which may have no values."""
-    blocks = [
-        sum(weight.nbytes for weight in block.parameters()) for block in decoder_blocks(model)[1]
-    ]
-    total = sum(weight.nbytes for weight in model.parameters())
+    """Measure a model, which may have no values, or the part of this rank."""
+    blocks = [_count_bytes(block) for block in decoder_blocks(model)[1]]
+    total = _count_bytes(model)
     return Sizes(total - sum(blocks), max(blocks), sum(blocks))
+
+
+def _count_bytes(module: nn.Module) -> int:
+    return sum(part.nbytes for weight in module.parameters() for part in stored_parts(weight))
+
+
+def measure_part(config: PreTrainedConfig, dtype: torch.dtype, ranks: int) -> Sizes:
+    """Measure what one rank keeps of a model that several compute together.
+
+    Args:
+        config: of a model for which transformers has a plan.
+        dtype: of the weights.
+        ranks: number of ranks that compute it; the first one may have a little more than others.
+    """
+    model = build_shapes(config, dtype)
+    with imagined_group(ranks) as mesh:
+        parallelize(model, mesh, torch.device("meta"))
+    return measure_sizes(model)
 
 
 def measure_statistics(model: PreTrainedModel, pruner: Pruner) -> int:
@@ -164,14 +183,14 @@ def find_needs(
     """Compute the memory that a run takes on one device.
 
     Args:
-        sizes: of a model.
+        sizes: of a model; of the part of a rank with the placement `parallel`.
         config: of the model.
         data: prepared.
         device: where the models compute.
         dtype: of the weights and the activations.
         placement: of the models; not `auto`.
         models: 2 with the dense reference, 1 without.
-        ranks: number of processes that share the blocks of a sharded or parallel run.
+        ranks: number of processes that share the blocks of a sharded run.
         flight: batches that are measured together where blocks wait.
         statistics: of the method, see `measure_statistics`.
         training: see `measure_training`; 0 trains nothing.
@@ -179,12 +198,12 @@ def find_needs(
     text = config.get_text_config(decoder=True)
     width = text.hidden_size
     inner = getattr(text, "intermediate_size", None) or 4 * width
-    waiting = {"resident": models * sizes.blocks, "streamed": 0}
-    blocks = waiting.get(placement, math.ceil(models * sizes.blocks / ranks))
+    blocks = models * sizes.blocks
     if placement in ("resident", "parallel"):
         flight = 1
     else:
-        blocks += _HERE * sizes.block
+        waiting = 0 if placement == "streamed" else math.ceil(blocks / ranks)
+        blocks = waiting + _HERE * sizes.block
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or width // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * heads * head

@@ -7,7 +7,8 @@ Internal: nothing here is public.
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePath
 from pickle import UnpicklingError
@@ -15,17 +16,20 @@ from subprocess import Popen
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint import metadata
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 try:
     from jsonargparse._typehints import ActionTypeHint
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
     from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
     from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.testing._internal.distributed.fake_pg import FakeStore
 except ImportError as error:
     raise ImportError(
         f"This release of Lightning, jsonargparse or torch has no private part that prunelit uses "
@@ -48,6 +52,23 @@ def writes_folders(strategy: Strategy) -> bool:
     """Return True if a checkpoint is a folder, into which every rank writes its shards."""
     sharded = isinstance(strategy, ModelParallelStrategy)
     return sharded and strategy._save_distributed_checkpoint
+
+
+@contextmanager
+def imagined_group(ranks: int) -> Iterator[DeviceMesh]:
+    """Let this process be the first of several that do not exist, within the context.
+
+    Args:
+        ranks: their number.
+
+    Returns:
+        All of them, on the CPU. What is sent is lost, and what is received has no value.
+    """
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    try:
+        yield init_device_mesh("cpu", (ranks,))
+    finally:
+        dist.destroy_process_group()
 
 
 def optimizer_stepped(trainer: Trainer) -> bool:
