@@ -121,7 +121,7 @@ def measure(model_type: str, *, quick: bool) -> Family:
         family.faults.append(f"dense: {type(error).__name__}: {_line(error)}")
         return family
     if not _is_blind_to_padding(model):
-        family.refused = "Padding on the left changes the logits of the dense model."
+        family.faults.append("dense: padding on the left changes the logits")
         return family
     cached = _generates_alike(model)
     if not cached:

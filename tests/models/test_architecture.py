@@ -30,6 +30,8 @@ from prunelit.models.architecture import (
     unembed,
 )
 
+from ..families.tiny import tiny_model
+
 MakeModel = Callable[..., PreTrainedModel]
 
 PREFIXES = {"gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers", "gpt2": "transformer.h"}
@@ -211,6 +213,15 @@ def test_scale_that_the_model_does_not_apply_is_refused(
 def test_nan_logits_are_refused(model: PreTrainedModel, input_ids: Tensor) -> None:
     model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(InputError, match="differ by nan"):
+        check_unembedding(model)
+
+
+@torch.no_grad()
+def test_a_model_that_counts_padding_is_refused() -> None:
+    model = tiny_model("bart")
+    with pytest.raises(
+        InputError, match=r"Padding on the left changes the logits of BartForCausal"
+    ):
         check_unembedding(model)
 
 

@@ -20,6 +20,8 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.models.neurons import find_neurons, find_width_changes, narrow_, neuron_rows
 
+from ..families.tiny import tiny_model
+
 MAPS = {
     "phi": (("mlp.fc1",), "mlp.fc2"),
     "gpt_neox": (("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
@@ -84,6 +86,11 @@ def test_each_expert_has_neurons_of_its_own(
     assert widths == experts | dict([SHARED[mixture]] if mixture in SHARED else [])
     inputs = {own.output: own.inputs for own in found}
     assert inputs["mlp.experts.down_proj.2"] == ("mlp.experts.gate_up_proj.2",)
+
+
+def test_small_maps_beside_an_mlp_are_no_neurons() -> None:
+    block = tiny_model("gemma3n_text").model.layers[0]
+    assert [own.output for own in find_neurons(block)] == ["mlp.down_proj"]
 
 
 def test_rows_of_a_neuron_of_fused_experts(

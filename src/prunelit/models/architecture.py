@@ -13,6 +13,7 @@ from prunelit.arguments import checked
 from prunelit.errors import InputError, first_line
 from prunelit.models.experts import ExpertMap, expert_maps, find_routers, fused_tensors
 
+_PADDED = 3  # tokens of padding in a check
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -368,7 +369,8 @@ def check_unembedding(model: PreTrainedModel) -> None:
     """Refuse a model that does not predict the next token, or not as `unembed` computes it.
 
     It runs a few tokens through the model, twice. The second time another token is the last one: it
-    must not change what the model says of earlier ones.
+    must not change what the model says of earlier ones. Nor may padding on the left, with which the
+    same tokens run beside.
 
     Args:
         model: a causal LM, in evaluation mode.
@@ -379,31 +381,51 @@ def check_unembedding(model: PreTrainedModel) -> None:
     input_ids = probe_ids(model, 1, 9)
     other = input_ids.clone()
     other[:, -1] = input_ids[:, 0]
-    mask = torch.ones_like(input_ids)
+    # Each pass has two rows, as last bits may depend on the number of rows.
+    mask = torch.ones_like(input_ids).expand(2, -1)
     try:
-        own = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
+        own = (
+            model(input_ids=input_ids.expand(2, -1), attention_mask=mask, use_cache=False)
+            .logits[:1]
+            .float()
+        )
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{type(model).__name__} cannot run on tokens alone: {first_line(error).rstrip('.')}. "
             "Load a model of text."
         ) from error
     # Half-precision heads may fuse or round differently. A missing scale or cap gives far more.
-    tolerance = (1e-4 if model.dtype.itemsize >= 4 else 3e-2) * max(1.0, own.abs().max().item())
+    exact = model.dtype.itemsize >= 4
+    tolerance = (1e-4 if exact else 3e-2) * max(1.0, own.abs().max().item())
 
     head: Any = model.get_output_embeddings()
 
-    def difference(ids: Tensor) -> float:
+    def compute(ids: Tensor, mask: Tensor) -> Tensor | None:
         hidden = final_hidden(model, ids, mask)
         if head is None or head.weight.shape[-1] != hidden.shape[-1]:
-            return float("inf")
-        return (own - unembed(model, hidden))[:, :-1].abs().max().item()
+            return None
+        return unembed(model, hidden)
 
-    if difference(other) <= tolerance:
+    def difference(found: Tensor | None) -> float:
+        return float("inf") if found is None else (own - found[:1])[:, :-1].abs().max().item()
+
+    padded = input_ids.roll(_PADDED, dims=1)
+    beside = torch.stack([mask[0], (torch.arange(9, device=mask.device) >= _PADDED).to(mask)])
+    found = compute(torch.cat([other, padded]), beside)
+    if difference(found) <= tolerance:
+        assert found is not None
+        worst = (found[1, _PADDED:] - found[0, :-_PADDED]).abs().max().item()
+        if not worst <= tolerance * (1 if exact else 10):
+            raise InputError(
+                f"Padding on the left changes the logits of {type(model).__name__} by {worst:.3g}, "
+                "so texts of different lengths cannot be measured together. Load a model that does "
+                "not count padding."
+            )
         return
-    changed = model(input_ids=other, attention_mask=mask, use_cache=False).logits.float()
+    changed = model(input_ids=other, attention_mask=mask[:1], use_cache=False).logits.float()
     if (own - changed)[:, :-1].abs().max() > tolerance:
         raise bidirectional(model)
-    worst = difference(input_ids)
+    worst = difference(compute(input_ids, mask[:1]))
     how = "differ" if worst == float("inf") else f"differ by {worst:.3g}"
     raise InputError(
         f"The logits of {type(model).__name__} {how} from the "

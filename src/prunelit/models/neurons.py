@@ -21,7 +21,7 @@ from prunelit.models.architecture import (
     oriented_weight,
 )
 from prunelit.models.experts import ExpertMap, fused_tensors, has_pairs, is_transposed
-from prunelit.models.parts import sublayers
+from prunelit.models.parts import MLP_NAME, sublayers
 from prunelit.models.rebuilding import build_skeleton, changed, shapes_of
 from prunelit.models.stores import each_whole
 
@@ -61,7 +61,9 @@ def find_neurons(block: nn.Module) -> list[Neurons]:
     mlp = sublayers(block).get("mlp")
     if mlp is None:
         return []
-    inside, dense = tuple(f"{part}." for part in mlp.parts), left_dense(block)
+    # Gemma 3n has small maps beside its MLP that serve other ends.
+    named = [part for part in mlp.parts if MLP_NAME.search(part)]
+    inside, dense = tuple(f"{part}." for part in named or mlp.parts), left_dense(block)
     for name, weight in block_weights(block).items():
         if name.startswith(inside) and weight.kind not in ("linear", "router", "gate"):
             raise InputError(

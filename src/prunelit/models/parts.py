@@ -13,7 +13,7 @@ from prunelit.models.stores import whole
 KINDS = ("mixer", "mlp")
 
 # Names are asked only where structure does not tell.
-_MLP = re.compile(r"mlp|moe|expert|ffn|feed_?forward|^ff$|^fc\d?$", re.IGNORECASE)
+MLP_NAME = re.compile(r"mlp|moe|expert|ffn|feed_?forward|^ff$|^fc\d?$", re.IGNORECASE)
 _NORM = re.compile("norm", re.IGNORECASE)
 _ATTENTION = re.compile("att", re.IGNORECASE)
 _PLACES = ("layer_idx", "layer_id")  # a module that keeps a cache knows the index of its block
@@ -46,7 +46,7 @@ def sublayers(block: nn.Module) -> dict[str, Sublayer]:
     held = [name for name, child in block.named_children() if _has_matrix(child)]
     names = [name for name in held if not _NORM.search(name)]
     known = {name for name in names if place_of(block.get_submodule(name)) is not None}
-    told = {name for name in names if _MLP.search(name)}
+    told = {name for name in names if MLP_NAME.search(name)}
     mlp = told | (set(names) - known if known or not told else set())
     mixer = tuple(name for name in names if name not in mlp)
     attention = len(mixer) == 1 and _attends(block, mixer[0])
