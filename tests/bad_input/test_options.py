@@ -276,7 +276,7 @@ def test_strategy_that_splits_matrices(
     ("options", "name"),
     [
         (("--trainer.accelerator", "cpuu"), "cpuu"),
-        (("--trainer.strategy", "fsdp"), "fsdp"),
+        (("--trainer.strategy", "fsdp"), "model.placement: sharded"),
     ],
 )
 def test_what_lightning_refuses(
