@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import (
 from prunelit import load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, trunk
-from prunelit.models.report_file import read_report
+from prunelit.models.report_file import experts_before, read_report
 from prunelit.pruners import BlockDrop, Neuron, Pruner, SublayerDrop, Wanda
 from prunelit.sparsity import Unstructured
 
@@ -78,7 +79,9 @@ def test_the_text_decoder_alone_is_pruned(
         assert stock(input_ids=ids).logits.equal(model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("kept", [[0], {"0.mlp.experts": 3}, {"0.mlp.experts": [0, -1]}])
+@pytest.mark.parametrize(
+    "kept", [[0], *({"0.mlp.experts": numbers} for numbers in (3, [0, -1], [1, 1]))]
+)
 def test_experts_that_are_no_numbers_are_refused(kept: object, tmp_path: Path) -> None:
     report = {"removed": {"experts": 2, "kept_experts": {"0.mlp.experts": [0, 3]}}}
     (tmp_path / "pruning.json").write_text(json.dumps(report))
@@ -90,3 +93,14 @@ def test_experts_that_are_no_numbers_are_refused(kept: object, tmp_path: Path) -
         match=r"Expected numbers of experts as `removed\.kept_experts` in .* prune again",
     ):
         read_report(tmp_path)
+
+
+def test_it_tells_how_many_experts_there_were() -> None:
+    name = "model.layers.2.mlp.experts.down_proj"
+    report: dict[str, Any] = {"tensors": [{"name": name, "shape": [4, 8, 8]}]}
+    assert experts_before(report) == set()
+    report["removed"] = {"kept_experts": {"1.mlp.experts": [0, 3]}}
+    assert experts_before(report) == {4}
+    for tensors in (3, [3], [{"name": name}], [{"name": name, "shape": []}]):
+        with pytest.raises(InputError, match="prune again"):
+            experts_before({**report, "tensors": tensors})

@@ -26,6 +26,7 @@ from prunelit.core import dry_run
 from prunelit.core.weights import Weights
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
+from prunelit.models.saving import save_pretrained
 from prunelit.models.streaming import stream
 from prunelit.pruners import BlockDrop, ExpertDrop, Wanda
 from prunelit.report.results import read_results
@@ -355,3 +356,17 @@ def test_a_run_knows_the_experts_that_it_dropped(
     assert list(weights.pair.kept_experts) == [f"{index}.mlp.experts" for index in range(3)]
     monkeypatch.setattr(dry_run, "_PROBE", 0.01)
     cli("fit", "--config", path, "--dry_run")
+
+
+def test_experts_of_a_model_that_was_pruned_twice_have_no_numbers(
+    make_model: MakeModel, tokenizer: PreTrainedTokenizerBase, input_ids: Tensor, tmp_path: Path
+) -> None:
+    model = make_model("qwen3_moe")
+    folders = [str(tmp_path / name) for name in ("dense", "once", "twice")]
+    model.save_pretrained(folders[0])
+    tokenizer.save_pretrained(folders[0])
+    for folder in folders[1:]:
+        save_pretrained(model, tokenizer, folder, prune(model, ExpertDrop(count=1), input_ids))
+    dense, once, twice = folders
+    for source, candidate, known in ((dense, once, 3), (once, twice, 3), (dense, twice, 0)):
+        assert len(Weights(source, candidate=candidate).kept_experts) == known

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from prunelit.core.placement import Placement
 from prunelit.data.vocabularies import tell_vocabulary
 from prunelit.models.architecture import check_plain, check_unembedding
+from prunelit.models.fewer_experts import config_counts
 from prunelit.models.fingerprint import weight_bytes
 from prunelit.models.loading import (
     DType,
@@ -21,6 +22,7 @@ from prunelit.models.loading import (
     load_placed,
     load_tokenizer,
     pin_revision,
+    read_experts_before,
     read_removed,
     source_version,
 )
@@ -83,6 +85,11 @@ class Origin:
     def removed(self) -> Removed:
         """Parts that an earlier pruning by prunelit removed."""
         return read_removed(self.source, self._same["revision"])
+
+    @cached_property
+    def experts_before(self) -> set[int]:
+        """Numbers of experts that mixtures had before an earlier pruning dropped some."""
+        return read_experts_before(self.source, self._same["revision"])
 
     def read(
         self, place: Callable[[PreTrainedModel, torch.dtype | None], None] | None = None
@@ -270,6 +277,13 @@ class Weights:
         removed = self.candidate.removed.blocks
         return removed if blocks[0] - blocks[1] == len(removed) else ()
 
+    @property
+    def kept_experts(self) -> Mapping[str, Sequence[int]]:
+        """Experts of the dense model that a candidate has; none if it was pruned from another."""
+        assert self.candidate is not None
+        same = self.candidate.experts_before <= config_counts(self.origin.config)
+        return self.candidate.removed.kept_experts if same else {}
+
     def identities(self) -> dict[str, Any]:
         """Return source, content and dtype of the dense model and of the candidate."""
         assert self.candidate is not None
@@ -307,7 +321,7 @@ class Weights:
             self._dense = self.origin.read(place)  # first, as the other may rest on it
         if self.candidate is not None:
             pruned, removed = self.candidate.read(place), self.removed_blocks
-            kept = self.candidate.removed.kept_experts
+            kept = self.kept_experts
             pruned.requires_grad_(False)
         elif pruned_folder is not None:
             folder = Origin(

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
@@ -24,6 +24,12 @@ _COUNTS = (
 def is_mixture(model: PreTrainedModel) -> bool:
     """Return True if a block has fused experts."""
     return any(find_experts(block) for block in decoder_blocks(model)[1])
+
+
+def config_counts(config: PreTrainedConfig) -> set[int]:
+    """Find the numbers of experts of a mixture that a configuration gives; empty for others."""
+    own = config.get_text_config(decoder=True)
+    return {value for name in _COUNTS if type(value := getattr(own, name, None)) is int}
 
 
 def alive_experts(experts: nn.Module) -> Tensor:

@@ -44,7 +44,7 @@ from prunelit.files import POINTER, is_pointer
 from prunelit.models.fingerprint import fingerprint_files, stored_parts
 from prunelit.models.finite import all_finite
 from prunelit.models.gguf import convert_gguf
-from prunelit.models.report_file import REPORT_FILE, keep_processor, read_report
+from prunelit.models.report_file import REPORT_FILE, experts_before, keep_processor, read_report
 from prunelit.models.stored_weights import count_blocks, find_cast
 from prunelit.models.stores import each_weight
 from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
@@ -150,7 +150,7 @@ def load_placed(
     }
     config = load_config(source, **same)
     tokenizer = load_tokenizer(source, **same)
-    removed = _removed(source, revision, folder, options)
+    removed = Removed(**_report(source, revision, folder, options).get("removed", {}))
     # For removed sublayers, transformers makes new weights and prints a long warning.
     quiet = _errors_only if removed.sublayers else nullcontext
     # Transformers would fill missing blocks with random weights, which may need too much memory.
@@ -485,21 +485,33 @@ def read_removed(source: str, revision: str | None = None) -> Removed:
         source: see `load_pretrained`.
         revision: branch, tag or commit on the hub.
     """
-    return _removed(source, revision, *_locate(source, revision))
+    return Removed(**_report(source, revision, *_locate(source, revision)).get("removed", {}))
 
 
-def _removed(source: str, revision: str | None, folder: str, options: dict[str, Any]) -> Removed:
-    """Read the removed parts of a model that `_locate` found."""
+def read_experts_before(source: str, revision: str | None = None) -> set[int]:
+    """Read how many experts the mixtures of a pruned model had before, see `experts_before`.
+
+    Args:
+        source: see `load_pretrained`.
+        revision: branch, tag or commit on the hub.
+    """
+    return experts_before(_report(source, revision, *_locate(source, revision)))
+
+
+def _report(
+    source: str, revision: str | None, folder: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Read `pruning.json` of a model that `_locate` found; empty if it has none."""
     if not options:
-        return Removed(**(read_report(folder) or {}).get("removed", {}))
+        return read_report(folder) or {}
     try:
         file = hf_hub_download(source, REPORT_FILE, **options)
     except Exception as error:
         alone = options["local_files_only"] and isinstance(error, LocalEntryNotFoundError)
         if alone or isinstance(error, RemoteEntryNotFoundError):
-            return Removed()
+            return {}
         raise _refuse("model", source, error, revision) from error
-    return _removed(source, revision, str(Path(file).parent), {})
+    return _report(source, revision, str(Path(file).parent), {})
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
 
 def _fits(key: str, value: Any) -> bool:
     """Return True if a value of `Removed` has the form that its name asks for."""
-    tables = {"returns": _is_text, "widths": _is_number, "kept_experts": _are_numbers}
+    tables = {"returns": _is_text, "widths": _is_number, "kept_experts": _are_different}
     if key in tables:
         return isinstance(value, dict) and all(map(tables[key], value.values()))
     return (value is None or _is_number(value)) if key == "experts" else _are_numbers(value)
@@ -80,3 +80,31 @@ def _is_number(value: Any) -> bool:
 
 def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _are_different(value: Any) -> bool:
+    return _are_numbers(value) and len(set(value)) == len(value)
+
+
+def experts_before(report: dict[str, Any]) -> set[int]:
+    """Find how many experts the mixtures had that lost some, before they did.
+
+    The numbers of `removed.kept_experts` are numbers of these. Another dense model, such as the one
+    that an earlier pruning started from, may have more.
+
+    Args:
+        report: as `read_report` returns it.
+
+    Raises:
+        InputError: if it does not say it.
+    """
+    kept = report.get("removed", {}).get("kept_experts", {})
+    ends = tuple({f".{name.partition('.')[2]}.down_proj" for name in kept})
+    try:
+        tensors = report["tensors"] if kept else []
+        return {tensor["shape"][0] for tensor in tensors if tensor["name"].endswith(ends)}
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise InputError(
+            f"Expected names and shapes of the dense weights as `tensors` in {REPORT_FILE!r} but "
+            "found others: prune again, or restore the file."
+        ) from error

@@ -75,7 +75,7 @@ class ExpertPruner(Pruner):
                         "another `criterion`, such as `reap`."
                     )
                 before = count_experts(experts)
-                kept = before - self._number(before)
+                kept = max(0, before - self._number(before))
                 if kept % groups or before % groups:
                     raise InputError(
                         f"Expected to keep a multiple of {groups} experts, the groups of the "
