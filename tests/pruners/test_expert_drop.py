@@ -347,6 +347,7 @@ def test_blocks_that_wait_in_files(make_model: MakeModel, padded: Batch) -> None
 @pytest.mark.parametrize(("pruner", "build", "match"), [
     (ExpertDrop(0.25), lambda make: make("llama"), r"a mixture with fused experts but Llama"),
     (ExpertDrop(0.75), lambda make: make("mixtral"), r"at least 2 experts .* 1 of 4 are"),
+    (ExpertDrop(count=9), lambda make: make("mixtral"), r"at least 2 experts .* 0 of 4 are"),
     (ExpertDrop(count=3), grouped, r"a multiple of 2 experts, .* but 5 of 8"),
     (ExpertDrop(count=6), grouped, r"at least 4 experts .* 2 of 8"),
 ])  # fmt: skip

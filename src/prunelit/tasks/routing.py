@@ -226,8 +226,8 @@ class Routing(PromptTask):
         if len(kept) != pruned or max(kept) >= dense:
             raise InputError(
                 f"Expected to know which {pruned} of the {dense} experts of the dense model are "
-                f"left in {name!r} but `pruning.json` does not say it: prune again with this "
-                f"release, or leave out the task {self.name!r}."
+                f"left in {name!r} but `pruning.json` does not say it: prune the dense model "
+                f"with this release, or leave out the task {self.name!r}."
             )
         return torch.tensor(kept)
 
