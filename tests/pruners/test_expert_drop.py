@@ -20,6 +20,7 @@ from prunelit.models.streaming import stream
 from prunelit.pruners import ExpertDrop, ExpertMerge
 from prunelit.pruners.expert_pruner import ExpertPruner
 
+from ..families.tiny import tiny_model
 from .mixtures import BUILD, Batch, MakeModel, every_family, experts_of, grouped, llama4
 
 CRITERIA = ["reap", "frequency", "gate", "output_norm"]
@@ -348,6 +349,7 @@ def test_blocks_that_wait_in_files(make_model: MakeModel, padded: Batch) -> None
     (ExpertDrop(0.25), lambda make: make("llama"), r"a mixture with fused experts but Llama"),
     (ExpertDrop(0.75), lambda make: make("mixtral"), r"at least 2 experts .* 1 of 4 are"),
     (ExpertDrop(count=9), lambda make: make("mixtral"), r"at least 2 experts .* 0 of 4 are"),
+    (ExpertDrop(count=3), lambda _: tiny_model("aria_text"), r"at least 2 experts .* 1 of 4 are"),
     (ExpertDrop(count=3), grouped, r"a multiple of 2 experts, .* but 5 of 8"),
     (ExpertDrop(count=6), grouped, r"at least 4 experts .* 2 of 8"),
 ])  # fmt: skip

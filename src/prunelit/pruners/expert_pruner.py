@@ -17,6 +17,8 @@ from prunelit.models.fewer_experts import alive_experts, is_mixture, routed_tens
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.sparsity import Ratio, count_removed
 
+# The configuration's names for the number of experts that a token gets.
+_ACTIVE = ("num_experts_per_tok", "moe_topk", "top_k_experts")
 _Self = TypeVar("_Self", bound="ExpertPruner")
 
 
@@ -64,7 +66,7 @@ class ExpertPruner(Pruner):
             )
         config = model.config.get_text_config(decoder=True)
         groups = self._groups = getattr(config, "n_group", None) or 1
-        active = getattr(config, "num_experts_per_tok", None) or 1
+        active = max(getattr(config, name, None) or 1 for name in _ACTIVE)
         for block in decoder_blocks(model)[1]:
             for name, experts in find_experts(block).items():
                 listed = len(inspect.signature(type(experts).forward).parameters) == 4
