@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,14 +34,6 @@ PLACES: dict[str, Callable[[PreTrainedModel], None]] = {
     "sharded": lambda model: shard_blocks(model, NARROW, CPU),
     "parallel": split,
 }
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Any:
-    """A group of this one process."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("stored", [torch.float32, NARROW])

@@ -1,13 +1,12 @@
 """Pruned blocks that are kept as the dense ones and a mask."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,14 +24,6 @@ from prunelit.pruners import Neuron, Pruner, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
 
 MakeModel = Callable[..., PreTrainedModel]
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A group of this one process."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(

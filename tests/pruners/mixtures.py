@@ -41,33 +41,33 @@ def grouped(make_model: MakeModel) -> PreTrainedModel:
     return randomised(DeepseekV3Config(**{**plain, "n_routed_experts": 8, "topk_group": 1}))
 
 
+def sizes_of(make_model: MakeModel, family: str, *others: str) -> dict[str, Any]:
+    """Sizes of a tiny mixture: those that all have, and others."""
+    plain = make_model(family).config.to_dict()
+    every = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "pad_token_id")  # fmt: skip
+    return {name: plain[name] for name in (*every, *others)}
+
+
 def glm(make_model: MakeModel) -> PreTrainedModel:
-    plain = make_model("qwen3_moe").config.to_dict()
-    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim",
-            "num_key_value_heads", "moe_intermediate_size", "pad_token_id")  # fmt: skip
+    sizes = sizes_of(make_model, "qwen3_moe", "head_dim", "moe_intermediate_size")
     return randomised(Glm4MoeConfig(
-        **{name: plain[name] for name in same}, intermediate_size=48, n_routed_experts=4,
-        num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1,
+        **sizes, intermediate_size=48, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+        topk_group=1, first_k_dense_replace=1,
     ))  # fmt: skip
 
 
 def olmoe(make_model: MakeModel) -> PreTrainedModel:
-    plain = make_model("mixtral").config.to_dict()
-    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "intermediate_size", "pad_token_id")  # fmt: skip
-    return randomised(OlmoeConfig(
-        **{name: plain[name] for name in same}, num_experts=4, num_experts_per_tok=2,
-    ))  # fmt: skip
+    sizes = sizes_of(make_model, "mixtral", "intermediate_size")
+    return randomised(OlmoeConfig(**sizes, num_experts=4, num_experts_per_tok=2))
 
 
 def llama4(make_model: MakeModel) -> PreTrainedModel:
     """Its router puts shares into what experts read; block 0 is dense."""
-    plain = make_model("mixtral").config.to_dict()
-    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "intermediate_size", "pad_token_id")  # fmt: skip
+    sizes = sizes_of(make_model, "mixtral", "intermediate_size")
     return randomised(Llama4TextConfig(
-        **{name: plain[name] for name in same}, intermediate_size_mlp=48, num_local_experts=4,
-        num_experts_per_tok=1, head_dim=8, moe_layers=[1, 2], attention_chunk_size=64,
+        **sizes, intermediate_size_mlp=48, num_local_experts=4, num_experts_per_tok=1, head_dim=8,
+        moe_layers=[1, 2], attention_chunk_size=64,
     ))  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.pooling import Reach
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
 
+from .pooled import Pooled
+
 MakeModel = Callable[..., PreTrainedModel]
 Batch = dict[str, Tensor]
 
@@ -251,15 +253,6 @@ def test_linear_map_that_reads_another_number_of_tokens_is_refused(
     make_model: MakeModel, padded: Batch
 ) -> None:
     model = make_model("llama")
-
-    class Pooled(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-            self.summary = nn.Linear(32, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) + self.summary(x[:, :1])
 
     for block in model.model.layers:
         block.mlp = Pooled(block.mlp)

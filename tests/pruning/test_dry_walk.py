@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -19,6 +19,8 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import check_unembedding
 from prunelit.pruners import Magnitude, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
+
+from .pooled import Pooled
 
 
 def assert_refused(model: PreTrainedModel, ids: Tensor, message: str, **options: object) -> None:
@@ -40,16 +42,7 @@ def test_a_weight_that_is_used_without_a_call_is_refused(input_ids: Tensor) -> N
 def test_a_module_that_reads_other_rows_is_refused_wherever_it_is(
     model: PreTrainedModel, input_ids: Tensor
 ) -> None:
-    class First(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-            self.summary = nn.Linear(32, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) + self.summary(x[:, :1])
-
-    model.model.layers[2].mlp = First(model.model.layers[2].mlp)
+    model.model.layers[2].mlp = Pooled(model.model.layers[2].mlp)
     message = r"Block 2 cannot be pruned. 'mlp\.summary' reads a tensor of shape \(2, 1, 32\)"
     assert_refused(model, input_ids, message)
 

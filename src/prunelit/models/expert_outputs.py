@@ -18,12 +18,34 @@ _TILE = 512  # tokens at once, for which the outputs of all experts are held
 _NEVER = -1e4  # a logit whose probability is 0 in every type
 
 
-class SetLosses(Statistic):
+class _RouterSums(Statistic):
+    """Sums over tokens of what a router and all experts of a mixture give.
+
+    A probe at the input of the mixture feeds it. All experts are computed for all tokens.
+
+    Args:
+        block: a decoder block.
+        name: of its fused experts.
+        shape: of the sums.
+        device: device of the sums.
+    """
+
+    def __init__(
+        self, block: nn.Module, name: str, shape: Sequence[int], device: torch.device
+    ) -> None:
+        self._router = _Router(block, name)
+        self._sums = torch.zeros(*shape, dtype=torch.float64, device=device)
+
+    def all_reduce_(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sums)
+
+
+class SetLosses(_RouterSums):
     """Squared change of a mixture's output without each of some sets of experts.
 
     The router chooses among the experts that are left and computes their shares, as that of the
-    smaller model does. A probe at the input of the mixture feeds it. All experts are computed for
-    all tokens.
+    smaller model does.
 
     Args:
         block: a decoder block.
@@ -48,9 +70,8 @@ class SetLosses(Statistic):
     def __init__(
         self, block: nn.Module, name: str, sets: Sequence[tuple[int, ...]], device: torch.device
     ) -> None:
+        super().__init__(block, name, (len(sets),), device)
         self.sets = list(sets)
-        self._router = _Router(block, name)
-        self._sums = torch.zeros(len(self.sets), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:  # type: ignore[override]
@@ -63,20 +84,14 @@ class SetLosses(Statistic):
                     change = (self._router.shares(part, gone)[1] - own).double()[:, None]
                     self._sums[place] += (change @ products @ change.mT).sum()
 
-    def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
-
     @property
     def value(self) -> Tensor:
         """(sets,), sums over all tokens, activation units squared."""
         return self._sums
 
 
-class OutputProducts(Statistic):
+class OutputProducts(_RouterSums):
     """Inner products of the outputs of a mixture's experts, and how many tokens reach each of them.
-
-    A probe at the input of the mixture feeds it. All experts are computed for all tokens.
 
     Args:
         block: a decoder block.
@@ -98,9 +113,8 @@ class OutputProducts(Statistic):
     """
 
     def __init__(self, block: nn.Module, name: str, device: torch.device) -> None:
-        self._router = _Router(block, name)
         count = count_experts(block.get_submodule(name))
-        self._sums = torch.zeros(count, count + 1, dtype=torch.float64, device=device)
+        super().__init__(block, name, (count, count + 1), device)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:  # type: ignore[override]
@@ -110,10 +124,6 @@ class OutputProducts(Statistic):
             outputs = self._router.outputs(hidden).double()  # (N, E, D)
             self._sums[:, :-1] += torch.einsum("nid,njd->ij", outputs, outputs)
             self._sums[:, -1] += (shares != 0).sum(0)
-
-    def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
 
     @property
     def value(self) -> Tensor:

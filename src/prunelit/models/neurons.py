@@ -189,9 +189,11 @@ def find_widths(blocks: Iterable[nn.Module]) -> dict[int, int]:
     """
     blocks = list(blocks)
     neurons = find_all_neurons(blocks)
+    if neurons is None:
+        return {}
     alive: dict[int, int] = {}
-    for block, found in zip(each_whole(blocks), neurons or [[]] * len(blocks), strict=True):
-        linears = linear_modules(block) if found else {}
+    for block, found in zip(each_whole(blocks), neurons, strict=True):
+        linears = linear_modules(block)
         for own in found:
             living = int(find_alive(linears[own.output]).sum())
             alive[own.width] = max(alive.get(own.width, 0), living)

@@ -95,6 +95,11 @@ class ExpertDrop(ExpertPruner):
         return self.criterion in ("gate", "reconstruction")
 
     @property
+    def asks_routers(self) -> bool:
+        """True for `reconstruction`, which lets them choose among fewer experts."""
+        return self.criterion == "reconstruction"
+
+    @property
     def amounts(self) -> Sequence[str]:  # type: ignore[override]
         """Options that the scores do not depend on; `reconstruction` scores sets of one size."""
         return () if self.criterion == "reconstruction" else ("ratio", "count")
@@ -102,10 +107,6 @@ class ExpertDrop(ExpertPruner):
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
         self._gone = {}
-        if self.criterion == "reconstruction":
-            for block in decoder_blocks(model)[1]:
-                for name in find_experts(block):
-                    mixture_of(name)
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
         blocks = decoder_blocks(model)[1]

@@ -55,9 +55,6 @@ class ExpertMerge(ExpertPruner):
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
         self._found: dict[nn.Module, dict[str, Tensor]] = {}
-        for block in decoder_blocks(model)[1]:
-            for name in find_experts(block):
-                mixture_of(name)
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
         for block in decoder_blocks(model)[1]:

@@ -41,6 +41,11 @@ class ExpertPruner(Pruner):
         """True if the method has to know the share of each expert for each token."""
         return True
 
+    @property
+    def asks_routers(self) -> bool:
+        """True if the method runs the router and the experts of a mixture alone."""
+        return True
+
     def __init__(self, ratio: Ratio = 0.25, count: int | None = None) -> None:  # type: ignore[valid-type]
         if not 0 <= ratio < 1:
             raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")

@@ -1,7 +1,7 @@
 """Values of single items, exact on any number of ranks, and their means with error bars."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from prunelit.arguments import checked
 from prunelit.errors import check_whole
 from prunelit.metrics.sketch import Sketch
+from prunelit.report.curves import Curve
 from prunelit.report.results import Result
 
 
@@ -145,6 +146,31 @@ class ItemTable:
             for metric in metrics
             if metric in self
         ]
+
+    def item_results(self, task: str, details: dict[str, Any]) -> list[Result]:
+        """Results for the columns `item/<metric>`, over the items that have a value."""
+        results = []
+        for column in (name for name in self._columns if name.startswith("item/")):
+            there = self[column][~self[column].isnan()]
+            if len(there):
+                metric = column.removeprefix("item/")
+                results.append(Result(task, metric, "pair", *mean(there), len(there), details))
+        return results
+
+    def sketch_curves(self) -> Iterator[Curve]:
+        """Curves of the sketches over blocks, or over steps where their names say so."""
+        for name, sketch in self.sketches.items():
+            yield Curve(
+                name,
+                "step" if "/step/" in name else "block",
+                range(sketch.places),
+                sketch.mean.tolist(),
+                sketch.lowest.tolist(),
+                sketch.highest.tolist(),
+                sketch.n.tolist(),
+                "min-max over tokens",
+                sketch.standard_error.tolist(),
+            )
 
 
 def mean(values: Tensor) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Compare the routers of a dense and a pruned mixture of experts, token by token."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,11 +30,14 @@ from prunelit.report.curves import Curve, Picture
 from prunelit.report.results import Result
 from prunelit.report.routing import Load, changes_picture, load_picture
 from prunelit.report.task_report import TaskReport
-from prunelit.tasks.item_table import ItemTable, Streamed, mean
+from prunelit.tasks.item_table import ItemTable, Streamed
 from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
 _MODELS, _PHASES = ("dense", "pruned"), ("prompt", "decode")
 _RESAMPLES = 100
+
+Loads = dict[str, dict[str, Load]]  # by phase and model
+Entropy = tuple[str, str, np.ndarray]  # metric, model, values
 
 
 class Routing(PromptTask):
@@ -161,14 +164,14 @@ class Routing(PromptTask):
             "decoding": "greedy",
             "gate": ", ".join(sorted(set(self._gates.values()))),
         }
-        results = []
-        for column in (name for name in table.columns() if name.startswith("item/")):
-            there = table[column][~table[column].isnan()]
-            if len(there):
-                metric = column.removeprefix("item/")
-                results.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
-        results += _load_results(self.name, table, details)
-        return TaskReport(results, curves=_curves(table), pictures=_pictures(table))
+        loads = _loads(table)
+        entropies = list(_entropies(loads))
+        return TaskReport(
+            table.item_results(self.name, details)
+            + _load_results(self.name, entropies, table.size, details),
+            curves=_curves(table, entropies),
+            pictures=_pictures(table, loads, entropies),
+        )
 
     def _blocks(
         self, pair: ModelPair, text: RolloutBatch
@@ -259,7 +262,7 @@ def _spread(pruned: Decisions, numbers: Tensor, experts: int) -> Tensor:
     return active
 
 
-def _loads(table: ItemTable) -> dict[str, dict[str, Load]]:
+def _loads(table: ItemTable) -> Loads:
     """Collect the load of both models, by phase and model."""
     return {
         phase: {
@@ -279,7 +282,7 @@ def _resampled(size: int) -> np.ndarray:
     return np.stack([np.ones(size, dtype=np.int64), *counts])
 
 
-def _entropies(loads: dict[str, dict[str, Load]]) -> Iterator[tuple[str, str, np.ndarray]]:
+def _entropies(loads: Loads) -> Iterator[Entropy]:
     """Yield metric, model and values of all prompts and of the resamples, (1 + R, P)."""
     for phase, own in loads.items():
         weights = _resampled(len(own["dense"].pairs))
@@ -289,9 +292,11 @@ def _entropies(loads: dict[str, dict[str, Load]]) -> Iterator[tuple[str, str, np
                 yield f"{phase}/{name}", model, found[model][name]
 
 
-def _load_results(task: str, table: ItemTable, details: dict[str, Any]) -> list[Result]:
+def _load_results(
+    task: str, entropies: Sequence[Entropy], prompts: int, details: dict[str, Any]
+) -> list[Result]:
     by_metric: dict[str, dict[str, np.ndarray]] = {}
-    for metric, model, values in _entropies(_loads(table)):
+    for metric, model, values in entropies:
         there = ~np.isnan(values[0])
         if there.any():
             by_metric.setdefault(metric, {})[model] = values[:, there].mean(1)
@@ -299,27 +304,14 @@ def _load_results(task: str, table: ItemTable, details: dict[str, Any]) -> list[
     for metric, own in by_metric.items():
         own["difference"] = own["pruned"] - own["dense"]
         for model, values in own.items():
-            error = float(np.std(values[1:], ddof=1)) if table.size > 1 else math.nan
-            results.append(
-                Result(task, metric, model, float(values[0]), error, table.size, details)
-            )
+            error = float(np.std(values[1:], ddof=1)) if prompts > 1 else math.nan
+            results.append(Result(task, metric, model, float(values[0]), error, prompts, details))
     return results
 
 
-def _curves(table: ItemTable) -> Iterator[Curve]:
-    for name, sketch in table.sketches.items():
-        yield Curve(
-            name,
-            "step" if "/step/" in name else "block",
-            range(sketch.places),
-            sketch.mean.tolist(),
-            sketch.lowest.tolist(),
-            sketch.highest.tolist(),
-            sketch.n.tolist(),
-            "min-max over tokens",
-            sketch.standard_error.tolist(),
-        )
-    for metric, model, values in _entropies(_loads(table)):
+def _curves(table: ItemTable, entropies: Sequence[Entropy]) -> Iterator[Curve]:
+    yield from table.sketch_curves()
+    for metric, model, values in entropies:
         low, high = np.quantile(values[1:], [0.025, 0.975], axis=0)
         yield Curve(
             f"{metric}/{model}",
@@ -334,7 +326,9 @@ def _curves(table: ItemTable) -> Iterator[Curve]:
         )
 
 
-def _pictures(table: ItemTable) -> Iterator[tuple[str, Picture]]:
-    curves = {curve.tag: curve for curve in _curves(table)}
+def _pictures(
+    table: ItemTable, loads: Loads, entropies: Sequence[Entropy]
+) -> Iterator[tuple[str, Picture]]:
+    curves = {curve.tag: curve for curve in _curves(table, entropies)}
     yield "routing_changes", changes_picture(curves)
-    yield "routing_load", load_picture(_loads(table), curves)
+    yield "routing_load", load_picture(loads, curves)

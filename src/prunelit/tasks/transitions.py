@@ -15,13 +15,13 @@ from prunelit.models.inference.generation import rollout
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.replay import apply_final_norm, capture
 from prunelit.models.sublayers import block_steps, counterfactual, find_layout
-from prunelit.report.curves import Curve, Picture
+from prunelit.report.curves import Picture
 from prunelit.report.quantities import LEADING
 from prunelit.report.results import Result
 from prunelit.report.tables import grouped_table
 from prunelit.report.task_report import TaskReport
 from prunelit.report.transitions import KINDS, kind_picture, kl_picture, theory_picture
-from prunelit.tasks.item_table import ItemTable, Streamed, mean
+from prunelit.tasks.item_table import ItemTable, Streamed
 from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
 VARIANTS = ("local", "cumulative")
@@ -137,7 +137,7 @@ class Transitions(PromptTask):
         return TaskReport(
             results,
             table=grouped_table(results, "variant/sublayer/tokens"),
-            curves=_curves(table),
+            curves=table.sketch_curves(),
             pictures=_pictures(table),
         )
 
@@ -149,13 +149,7 @@ class Transitions(PromptTask):
             "final_norm": self.final_norm,
             "temperature": self.temperature,
         }
-        results = []
-        for column in table.columns():
-            there = table[column][~table[column].isnan()]
-            if len(there):
-                metric = column.removeprefix("item/")
-                results.append(Result(self.name, metric, "pair", *mean(there), len(there), details))
-        return results
+        return table.item_results(self.name, details)
 
     @torch.no_grad()
     def _blocks(
@@ -233,23 +227,8 @@ class Transitions(PromptTask):
         return there & (rank[:, :, None] == wanted[:, None]).any(-1)
 
 
-def _curves(table: ItemTable) -> Iterator[Curve]:
-    for name, sketch in table.sketches.items():
-        yield Curve(
-            name,
-            "block",
-            list(range(sketch.places)),
-            sketch.mean.tolist(),
-            sketch.lowest.tolist(),
-            sketch.highest.tolist(),
-            sketch.n.tolist(),
-            "min-max over tokens",
-            sketch.standard_error.tolist(),
-        )
-
-
 def _pictures(table: ItemTable) -> Iterator[tuple[str, Picture]]:
-    curves = {curve.tag: curve for curve in _curves(table)}
+    curves = {curve.tag: curve for curve in table.sketch_curves()}
     for kind in KINDS:
         if any(tag.startswith(f"{VARIANTS[0]}/{kind}/") for tag in curves):
             yield f"transitions_{kind}", kind_picture(curves, kind)
