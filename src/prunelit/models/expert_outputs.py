@@ -13,6 +13,7 @@ from prunelit.activations import Statistic
 from prunelit.errors import InputError
 from prunelit.models.experts import count_experts, expert_output, routed_inputs
 from prunelit.models.fewer_experts import routed_tensors
+from prunelit.models.forwards import replaced_forwards
 
 _TILE = 512  # tokens at once, for which the outputs of all experts are held
 _NEVER = -1e4  # a logit whose probability is 0 in every type
@@ -181,18 +182,9 @@ class _Router:
 
             return forward
 
-        changed = {self._experts: stop, **{module: once(module) for module in self._others}}
-        before = {module: vars(module).get("forward") for module in changed}
-        for module, function in changed.items():
-            module.forward = function
-        try:
+        others = {module: once(module) for module in self._others}
+        with replaced_forwards({self._experts: stop, **others}):
             yield
-        finally:
-            for module, function in before.items():
-                if function is None:
-                    del module.forward
-                else:
-                    module.forward = function
 
     def shares(self, x: Tensor, gone: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Find what the experts read, and their shares if some of them are gone.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelit.errors import InputError
+from prunelit.models.forwards import replaced_forwards
 from prunelit.models.stores import share_store
 
 # Gets the number of an expert, the tokens (M,) that reach it among those of the batch, the shares
@@ -184,18 +185,14 @@ def called_one_by_one(
     owners: dict[nn.Module, dict[tuple[str, int], ExpertMap]] = {experts: {} for experts in seen}
     for one in maps:
         owners.setdefault(one.experts, {})[one.tensor, one.index] = one
-    own = {experts: vars(experts).get("forward") for experts in owners}
-    for experts, known in owners.items():
-        dense = experts.forward if checked else None
-        experts.forward = partial(_forward, experts, known, seen.get(experts), dense)
-    try:
+    functions = {
+        experts: partial(
+            _forward, experts, known, seen.get(experts), experts.forward if checked else None
+        )
+        for experts, known in owners.items()
+    }
+    with replaced_forwards(functions):
         yield
-    finally:
-        for experts, function in own.items():
-            if function is None:
-                del experts.forward
-            else:
-                experts.forward = function
 
 
 def _forward(

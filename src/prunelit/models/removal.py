@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError, first_line
 from prunelit.models.absent import find_returns, make_absent, zeroed
 from prunelit.models.architecture import decoder_blocks, final_hidden, probe_ids, trunk
+from prunelit.models.forwards import replaced_forwards
 from prunelit.models.parts import sublayers
 from prunelit.models.rebuilding import build_skeleton, fill, find_attribute, shapes_of
-from prunelit.models.replay import Form, replace_forward
+from prunelit.models.replay import Form
 from prunelit.models.views import view
 
 Changes = dict[str, Any]
@@ -192,8 +193,11 @@ def passing(model: PreTrainedModel, indices: Sequence[int]) -> Iterator[None]:
         return
     _, blocks = decoder_blocks(model)
     form = _find_form(model, blocks[0])
-    chosen = nn.ModuleList([blocks[index] for index in indices])
-    with replace_forward(chosen, lambda hidden, *_args, **_kwargs: form.wrap(hidden)):
+
+    def pass_on(hidden: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return form.wrap(hidden)
+
+    with replaced_forwards({blocks[index]: pass_on for index in indices}):
         yield
 
 

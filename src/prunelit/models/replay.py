@@ -1,6 +1,6 @@
 """Run the blocks of a model one by one, with the arguments of the model's own forward pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from prunelit.models.architecture import (
     embedded_tokens,
     final_hidden,
 )
+from prunelit.models.forwards import replaced_forwards
 from prunelit.models.stores import whole
 
 
@@ -101,7 +102,7 @@ def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: F
         calls.append((args, {key: value for key, value in kwargs.items() if "past" not in key}))
         return form.wrap(hidden)
 
-    with replace_forward(blocks, record):
+    with replaced_forwards(dict.fromkeys(blocks, record)):
         final_hidden(model, **move_data_to_device(batch, model.device))
     if len(calls) != len(blocks):
         raise InputError(
@@ -109,22 +110,6 @@ def capture(model: PreTrainedModel, blocks: nn.ModuleList, batch: Batch, form: F
             f"its {len(blocks)} blocks: they cannot be run one by one."
         )
     return Stream(first[0], calls, batch["attention_mask"].bool().to(first[0].device))
-
-
-@contextmanager
-def replace_forward(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the forward method of every block, within the context."""
-    own = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = forward
-    try:
-        yield
-    finally:
-        for block, function in zip(blocks, own, strict=True):
-            if function is None:
-                del block.forward
-            else:
-                block.forward = function
 
 
 def check_replay(model: PreTrainedModel, batch: Batch) -> Form:
@@ -241,5 +226,5 @@ def apply_final_norm(model: PreTrainedModel, hidden: Tensor, form: Form) -> Tens
         return form.wrap(rows)
 
     ids = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
-    with replace_forward(decoder_blocks(model)[1], return_hidden):
+    with replaced_forwards(dict.fromkeys(decoder_blocks(model)[1], return_hidden)):
         return final_hidden(model, ids, torch.ones_like(ids))[:, 0]
