@@ -21,6 +21,8 @@ nothing. `no`: the method is refused before a weight changes, with the sentence 
 
 * **weights**: Wanda, SparseGPT and Magnitude at 50%.
 * **experts**: `ExpertDrop` of a quarter, in mixtures.
+* **expert outputs**: `ExpertMerge` of a quarter, and `ExpertDrop` by `reconstruction`. They run the
+  router and the experts of a mixture alone.
 * **neurons**: a quarter of the neurons of every MLP, and of every expert.
 * **mixers**, **MLPs**: one sublayer. A mixer is attention, or what a block has in its place, such
   as a state space.

@@ -60,6 +60,7 @@ def test_the_table_is_read_as_it_is_written(
     outcomes = {
         "weights": None,
         "experts": "Expected a mixture with fused experts",
+        "expert outputs": "Expected a mixture with fused experts",
         "neurons": "a | b",
         "mixers": None,
         "MLPs": "got no MLP: prune",
@@ -71,6 +72,7 @@ def test_the_table_is_read_as_it_is_written(
     cells = {
         "weights": "yes",
         "experts": "none",
+        "expert outputs": "none",
         "neurons": "no",
         "mixers": "yes",
         "MLPs": "none",

@@ -22,6 +22,7 @@ from prunelit.models.architecture import (
 from prunelit.pruners import (
     BlockDrop,
     ExpertDrop,
+    ExpertMerge,
     Magnitude,
     Neuron,
     Pruner,
@@ -49,6 +50,10 @@ METHODS: dict[str, list[Callable[[], Pruner]]] = {
         lambda: Magnitude(Unstructured(0.5)),
     ],
     "experts": [lambda: ExpertDrop(0.25)],
+    "expert outputs": [
+        lambda: ExpertMerge(0.25),
+        lambda: ExpertDrop(0.25, criterion="reconstruction"),
+    ],
     "neurons": [lambda: Neuron(0.25)],
     "mixers": [lambda: SublayerDrop(1, "mixer")],
     "MLPs": [lambda: SublayerDrop(1, "mlp")],

@@ -119,6 +119,14 @@ def test_a_narrower_mixture_computes_what_the_one_with_zeros_does(
     assert sum(p.numel() for p in stock.parameters()) == report.stored_parameters
 
 
+def test_a_ratio_that_removes_nothing_from_experts_is_told(
+    make_model: Callable[..., PreTrainedModel],
+) -> None:
+    # 24 neurons; 22 would be left, and the next multiple of 8 is 24.
+    with pytest.warns(UserWarning, match="removes nothing from MLPs of 24 neurons: .* multiple of"):
+        Neuron(0.1).check(make_model("qwen3_moe"))
+
+
 def test_ratio_of_all_is_refused() -> None:
     with pytest.raises(InputError, match=r"`ratio` in \[0, 1\) but got 1\.0"):
         Neuron(1.0)

@@ -23,6 +23,8 @@ from transformers import (
 
 from prunelit import prune
 from prunelit.core import dry_run
+from prunelit.core.candidate import find_refused
+from prunelit.core.datamodule import PruneData
 from prunelit.core.weights import Weights
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
@@ -369,4 +371,8 @@ def test_experts_of_a_model_that_was_pruned_twice_have_no_numbers(
         save_pretrained(model, tokenizer, folder, prune(model, ExpertDrop(count=1), input_ids))
     dense, once, twice = folders
     for source, candidate, known in ((dense, once, 3), (once, twice, 3), (dense, twice, 0)):
-        assert len(Weights(source, candidate=candidate).kept_experts) == known
+        weights = Weights(source, candidate=candidate)
+        assert len(weights.kept_experts) == known
+        refused = find_refused(PruneData(None, [Routing("prunelit:facts.jsonl")]), weights)
+        reason = f"which experts of {dense!r} are left in {twice!r} but its `pruning.json`"
+        assert [reason in text for text in refused] == [True] * (known == 0)

@@ -11,6 +11,7 @@ from prunelit.core.weights import Weights
 from prunelit.data.vocabularies import find_settings
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_length
+from prunelit.models.fewer_experts import config_counts
 from prunelit.models.loading import check_vocabulary
 
 
@@ -92,9 +93,23 @@ def find_refused(data: PruneData, weights: Weights) -> dict[str, list[str]]:
                     f"need models with the same `{key}` but {both[0]} {ours!r} and {both[1]} "
                     f"{theirs!r}"
                 )
-                found.setdefault(reason, []).append(name)
                 break
+        else:
+            if not (task.needs_experts and _experts_unknown(weights)):
+                continue
+            reason = (
+                f"need to know which experts of {dense.source!r} are left in {candidate.source!r} "
+                "but its `pruning.json` does not say it"
+            )
+        found.setdefault(reason, []).append(name)
     return found
+
+
+def _experts_unknown(weights: Weights) -> bool:
+    """Return True if the candidate has fewer experts, and nobody knows which."""
+    assert weights.candidate is not None
+    dense, pruned = (config_counts(one.config) for one in (weights.origin, weights.candidate))
+    return dense != pruned and not weights.kept_experts
 
 
 def leave_out(data: PruneData, weights: Weights) -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -74,6 +75,15 @@ class Neuron(Pruner):
             )
         experts = {own.width for own in found if own.fused}
         self._removed = self._count(sorted({own.width for own in found}), experts)
+        idle = [
+            str(width) for width, removed in self._removed.items() if self.ratio and not removed
+        ]
+        if idle:
+            rank_zero_warn(
+                f"Neuron({self.ratio:g}) removes nothing from MLPs of {' and '.join(idle)} "
+                f"neurons: the ratio is too small, or they are experts, which keep a multiple of "
+                f"{_MULTIPLE}."
+            )
         if any(self._removed.values()):
             changes = {width: width - removed for width, removed in self._removed.items()}
             find_width_changes(model, changes)

@@ -63,6 +63,8 @@ class Task(Checked, ABC):
     twin: Any = None  # reads the same items by the tokenizer of a candidate
     # Keys of config.json that a model of another origin must share with the dense one.
     needs_equal: Sequence[str] = ()
+    # True if the experts that a pruned model still has must be known by their numbers.
+    needs_experts = False
     longest = 0  # number of tokens of the longest sequence; `prepare` sets it
     longest_name = ""  # of the item with this sequence; `note_longest` sets both
 

@@ -83,6 +83,7 @@ class Routing(PromptTask):
 
     needs_reference = True
     needs_equal = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
+    needs_experts = True
 
     def __init__(
         self, path: str, batch_size: int = 8, name: str = "routing", **kwargs: Any

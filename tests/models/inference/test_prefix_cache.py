@@ -148,16 +148,24 @@ def test_a_model_that_cannot_share_its_cache_reads_prompts_whole_with_a_warning(
     assert shared_prefix.make_cache(model, begin, mask) is None  # warned once
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("this cache is of another kind"), "this cache is of another kind"),
+        (
+            IndexError("list index out of range"),
+            "a block reads a place that the cache does not have",
+        ),
+    ],
+)
 def test_a_model_with_another_cache_is_found(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise ValueError("this cache is of another kind")
+        raise error
 
     monkeypatch.setattr(DynamicCache, "update", refuse)
-    assert (
-        find_padding_problem(model) == "its cache cannot be shared (this cache is of another kind)"
-    )
+    assert find_padding_problem(model) == f"its cache cannot be shared ({reason})"
 
 
 def test_a_family_without_keys_and_values_is_found() -> None:

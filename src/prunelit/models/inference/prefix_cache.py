@@ -163,7 +163,9 @@ def find_difference(
             found = shared()
         except InputError:
             raise
-        except (TypeError, AttributeError, LookupError, ValueError, RuntimeError) as error:
+        except LookupError:
+            return "its cache cannot be shared (a block reads a place that the cache does not have)"
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
             return f"its cache cannot be shared ({first_line(error)})"
     # A wrong mask or position changes far more than another order of sums.
     tolerance = 1e-4 if model.dtype.itemsize >= 4 else 5e-2
