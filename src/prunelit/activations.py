@@ -66,6 +66,19 @@ class Statistic(ABC):
         """
         raise NotImplementedError
 
+    def select(self, columns: Tensor) -> "Statistic":
+        """Copy the statistic with a part of its channels.
+
+        A weight method needs it in a `Sequence`, where channels may be gone.
+
+        Args:
+            columns: (I,) bool, True for those to keep.
+
+        Raises:
+            NotImplementedError: if this kind of statistic cannot do it.
+        """
+        raise NotImplementedError
+
     @property
     @abstractmethod
     def value(self) -> Tensor:
@@ -138,6 +151,11 @@ class SquaredNorm(Statistic):
     def add_(self, other: "SquaredNorm") -> None:  # type: ignore[override]
         self._sums += other._sums
 
+    def select(self, columns: Tensor) -> "SquaredNorm":
+        other = SquaredNorm(int(columns.sum()), self._sums.device)
+        other._sums[:-1], other._sums[-1] = self._sums[:-1][columns], self._sums[-1]
+        return other
+
     @property
     def value(self) -> Tensor:
         """(I,), mean over tokens of the squared input, activation units squared."""
@@ -188,6 +206,11 @@ class Gram(Statistic):
         self._sum += other._sum
         self._count += other._count
         self.memo.clear()
+
+    def select(self, columns: Tensor) -> "Gram":
+        other = Gram(0, self._sum.device)
+        other._sum, other._count = self._sum[columns][:, columns], self._count
+        return other
 
     @property
     def value(self) -> Tensor:
@@ -277,6 +300,9 @@ class StatisticPair(Statistic):
     def add_(self, other: "StatisticPair") -> None:  # type: ignore[override]
         self.first.add_(other.first)
         self.second.add_(other.second)
+
+    def select(self, columns: Tensor) -> "StatisticPair":
+        return StatisticPair(self.first.select(columns), self.second.select(columns))
 
     @property
     def value(self) -> Tensor:

@@ -149,12 +149,15 @@ def test_what_cannot_work_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("every", "stop", "before"), [(4, 5, [1]), (None, 8, [1, 2])], ids=["steps", "epochs"]
+    ("every", "stop", "before", "sequence"),
+    [(4, 5, [1], False), (None, 8, [1, 2], False), (None, 8, [1, 2], True)],
+    ids=["steps", "epochs", "sequence"],
 )
 def test_a_run_that_goes_on_prunes_no_round_of_its_checkpoint_again(
     every: int | None,
     stop: int,
     before: list[int],
+    sequence: bool,
     cli: Cli,
     configure: Callable[..., str],
     tmp_path: Path,
@@ -164,6 +167,11 @@ def test_a_run_that_goes_on_prunes_no_round_of_its_checkpoint_again(
         arguments = {"dirpath": str(tmp_path / "last"), "every_n_train_steps": every}
         last = {"class_path": "prunelit.callbacks.LastCheckpoint", "init_args": arguments}
         config["trainer"]["callbacks"] = [last]
+        if sequence:
+            pruning = config["pruning"]["init_args"]
+            neuron = {"class_path": "prunelit.pruners.Neuron"}
+            methods = {"methods": [neuron, pruning["pruner"]]}
+            pruning["pruner"] = {"class_path": "prunelit.pruners.Sequence", "init_args": methods}
 
     done: list[int] = []
     apply = Pruning.apply
@@ -180,7 +188,7 @@ def test_a_run_that_goes_on_prunes_no_round_of_its_checkpoint_again(
     cli("fit", "--config", configure(change))
     assert done == [1, 2, 3]
     whole = content()
-    assert len(whole) == 2  # weights and masks
+    assert len(whole) == 2 - sequence  # weights, and masks unless parts are taken out
     shutil.rmtree(tmp_path / "run")
     shutil.rmtree(tmp_path / "last")
     done.clear()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.pruners import LinearPruner, Pruner, Wanda
+from prunelit.pruners import LinearPruner, Neuron, Pruner, Wanda
 from prunelit.pruners.expert_pruner import ExpertPruner
 from prunelit.pruning.blockwise import check_text
 from prunelit.pruning.masks import Masks
@@ -45,6 +45,11 @@ def build(pruner_class: type[Pruner]) -> Pruner:
     arguments |= {
         p.name: Wanda(Unstructured(0.5)) for p in parameters if p.annotation is LinearPruner
     }
+    arguments |= {
+        p.name: [Neuron(), Wanda(Unstructured(0.5))]
+        for p in parameters
+        if p.annotation == list[Pruner]
+    }
     return pruner_class(**arguments)
 
 
@@ -59,6 +64,8 @@ def rebuild(recipe: Any) -> Any:
         module, _, name = recipe["class_path"].rpartition(".")
         arguments = {key: rebuild(value) for key, value in recipe["init_args"].items()}
         return getattr(importlib.import_module(module), name)(**arguments)
+    if isinstance(recipe, list):
+        return [rebuild(item) for item in recipe]
     return recipe
 
 

@@ -36,6 +36,7 @@ METHODS = {
     "Neuron(0.25)": (0.5, 1),
     "SublayerDrop(2, 'both', rescore=True)": (0.5, 1),
     "BlockDrop(1)": (1,),
+    "Sequence([Neuron(0.25), Wanda(Unstructured(0.5))])": (0.5, 1),
     "BlockDrop(2, consecutive=True)": (0.5, 1),
 }
 # Methods for mixtures; they write a stock model with fewer experts.

@@ -25,10 +25,11 @@ def check_rounds(schedule: Schedule, pruner: Pruner, module: PairedLM, data: Pru
         InputError: names the option.
     """
     trainer, rounds = module.trainer, schedule.rounds
-    if module.trains and not pruner.sparsifies:
+    rounding = [type(step).__name__ for step in pruner.steps if not step.sparsifies]
+    if module.trains and rounding:
         raise InputError(
-            f"Expected `trainer.max_epochs` 0 with {type(pruner).__name__}: it removes no weights, "
-            "so training would undo its work."
+            f"Expected `trainer.max_epochs` 0 with {rounding[0]}: it removes no weights, so "
+            "training would undo its work."
         )
     if module.trains:
         check_watchers(trainer, data)

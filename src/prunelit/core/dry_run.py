@@ -110,20 +110,25 @@ def dry_run(
     config, weights = module.weights.load_config(), module.weights
     dtype = weights.origin.dtype or torch.float32
     shapes = build_shapes(config, dtype)
-    looks = pruner is not None and type(pruner).look is not Pruner.look
-    if isinstance(pruner, LinearPruner):  # others may ask the weights for their values
-        pruner.check(shapes)
-        looks = any(pruner.look(shapes))
+    steps = [] if pruner is None else pruner.steps
+    looking = 0
+    for step in steps:
+        looks = type(step).look is not Pruner.look
+        if isinstance(step, LinearPruner):  # others may ask the weights for their values
+            step.check(shapes)
+            looks = any(step.look(shapes))
+        looking += looks
     sizes, blocks = measure_sizes(shapes), decoder_blocks(shapes)[1]
     pair = _stand_ins(module, is_mixture(shapes))
     tasks = dict(_count_tasks(module, pair, data, trainer.world_size // module.together))
-    to_prune = 0 if pruner is None else _TO_PRUNE + _TO_LOOK * looks
+    to_prune = _TO_PRUNE * len(steps) + _TO_LOOK * looking
     models = 1 + weights.reference
     sweeps = {"to read": _TO_READ * models, "to prune": to_prune}
     sweeps |= {name: task.sweeps for name, task in tasks.items()}
     pace = _measure_block(config, dtype, trainer.strategy.root_device)
     head = sizes.skeleton / (sizes.blocks / len(blocks))  # as blocks of the same size
-    seconds = {"to prune": pace.seconds(_calibration(data, trainer, 2 + looks), len(blocks))}
+    passes = 2 * len(steps) + looking
+    seconds = {"to prune": pace.seconds(_calibration(data, trainer, passes), len(blocks))}
     seconds |= {name: pace.seconds(task.work, len(blocks) + head) for name, task in tasks.items()}
     if pruner is None:
         del seconds["to prune"], sweeps["to prune"]

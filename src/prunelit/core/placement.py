@@ -102,12 +102,13 @@ def measure_statistics(model: PreTrainedModel, pruner: Pruner) -> int:
         Bytes of the tensors of all statistics, in the block that has most.
     """
 
-    def measure(block: nn.Module) -> int:
-        kept = {id(one.statistic): vars(one.statistic) for one in pruner.watch(block).values()}
+    def measure(step: Pruner, block: nn.Module) -> int:
+        kept = {id(one.statistic): vars(one.statistic) for one in step.watch(block).values()}
         values = (value for own in kept.values() for value in own.values())
         return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
-    return max(measure(block) for block in decoder_blocks(model)[1])
+    blocks = decoder_blocks(model)[1]
+    return max(measure(step, block) for step in pruner.steps for block in blocks)
 
 
 def measure_training(

@@ -12,6 +12,7 @@ from prunelit.pruners.obs_update import OBSUpdate
 from prunelit.pruners.quantize import Quantize
 from prunelit.pruners.random import Random
 from prunelit.pruners.ria import RIA
+from prunelit.pruners.sequence import Sequence
 from prunelit.pruners.sparsegpt import SparseGPT
 from prunelit.pruners.sublayer_drop import SublayerDrop
 from prunelit.pruners.wanda import Wanda
@@ -29,6 +30,7 @@ __all__ = [
     "Pruner",
     "Quantize",
     "Random",
+    "Sequence",
     "SparseGPT",
     "SublayerDrop",
     "Wanda",

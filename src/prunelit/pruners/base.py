@@ -44,6 +44,7 @@ class Pruner(Checked, ABC):
         sparsifies: True if a weight that becomes 0 is removed and must stay 0 in training.
         shrinks: True if whole parts become 0, so that the pruned model can do without them.
         drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
+        drops_sublayers: True if whole sublayers or blocks become 0.
         amounts: names of the options that `look` and its probes do not depend on, such as the
             ratio. What they find is then kept on disk, and a run that differs in these options
             alone does not look again. None: nothing is kept.
@@ -67,8 +68,14 @@ class Pruner(Checked, ABC):
     sparsifies = True
     shrinks = False
     drops_blocks = False
+    drops_sublayers = False
     amounts: Sequence[str] = ()
     expert_tokens = 32
+
+    @property
+    def steps(self) -> Sequence["Pruner"]:
+        """The methods that run one after another: this one; those of a `Sequence`."""
+        return [self]
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model that this method cannot prune; called before any heavy work.
@@ -176,6 +183,8 @@ class LinearPruner(Pruner):
         within: group in which weights compete if the sparsity leaves it open; each method sets the
             group of its paper.
         model_wide: True if the method can compare weights of different matrices.
+        skips_zeros: True if rows and columns that are 0 are parts which an earlier method took out,
+            see `Sequence`. The method then prunes the matrix without them.
 
     Example:
         >>> import torch
@@ -196,6 +205,7 @@ class LinearPruner(Pruner):
 
     within: Within = "row"
     model_wide = False
+    skips_zeros = False
 
     def __init__(
         self,
@@ -345,12 +355,34 @@ class LinearPruner(Pruner):
             worker.sparsity = self._plan.get(linear, self.sparsity).with_default(self.within)
             weight = oriented_weight(linear)
             try:
-                pruned = worker.prune_weight(weight.float(), statistic)  # type: ignore[arg-type]
+                pruned = worker._prune_rest(name, weight.float(), statistic)
             except InputError as error:
                 raise InputError(f"In {name!r}: {error}") from error
             if not all_finite(pruned):
                 raise InputError(f"{type(self).__name__} made NaN or infinite weights in {name!r}.")
             weight.copy_(pruned)
+
+    def _prune_rest(self, name: str, weight: Tensor, statistic: Statistic | None) -> Tensor:
+        """Prune a weight; with `skips_zeros`, its rows and columns that are not 0."""
+        rows, columns = weight.any(1), weight.any(0)
+        if not self.skips_zeros or (rows.all() and columns.all()):
+            return self.prune_weight(weight, statistic)  # type: ignore[arg-type]
+        if not rows.any():
+            return weight
+        if statistic is not None and not columns.all():
+            try:
+                statistic = statistic.select(columns)
+            except NotImplementedError as error:
+                raise InputError(
+                    f"{type(statistic).__name__} cannot leave out inputs that an earlier method "
+                    "took out: write its method `select`, or prune in two runs."
+                ) from error
+        places = rows.nonzero(), columns.nonzero().T
+        part = weight[places]
+        self.sparsity.check((part.shape[0], part.shape[1]), f"what is left of {name}")
+        pruned = torch.zeros_like(weight)
+        pruned[places] = self.prune_weight(part, statistic)  # type: ignore[arg-type]
+        return pruned
 
     def _all_targets(self, model: PreTrainedModel) -> list[dict[str, nn.Module]]:
         return [self.targets(block) for block in decoder_blocks(model)[1]]

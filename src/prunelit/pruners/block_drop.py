@@ -49,6 +49,7 @@ class BlockDrop(Pruner):
     """
 
     shrinks = True
+    drops_sublayers = True
     drops_blocks = True
 
     def __init__(

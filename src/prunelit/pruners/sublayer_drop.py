@@ -47,6 +47,7 @@ class SublayerDrop(Pruner):
     """
 
     shrinks = True
+    drops_sublayers = True
 
     def __init__(
         self,

@@ -67,14 +67,7 @@ def prune_blocks(
             later, with earlier blocks already pruned, if activations are not finite.
     """
     _, blocks = decoder_blocks(model)
-    watches = sum(bool(pruner.watch(block)) for block in blocks) > 0  # all: one may be refused
-    looks = any(pruner.look(model))
-    form = Form(None)
-    trials: list[Trial] = []
-    if watches or looks:
-        if text is None:
-            raise _missing_text(pruner)
-        form, trials = walk_blocks(model, pruner, text.sample)
+    watches, looks, form, trials = try_blocks(model, pruner, text)
     batches = [] if text is None else text.batches
     if looks:
         yield from _look_and_decide(model, pruner, batches, form, memory, reach.least, saved)
@@ -87,20 +80,45 @@ def prune_blocks(
     pruner.finish(model)
 
 
+def try_blocks(
+    model: PreTrainedModel, pruner: Pruner, text: RankText | None
+) -> tuple[bool, bool, Form, list[Trial]]:
+    """Check that a method can prune every block; no weight changes.
+
+    Returns:
+        True if the method has probes while it prunes; True if it has some before; the form of the
+        output of a block, and the trials of all blocks, see `walk_blocks`.
+
+    Raises:
+        InputError: see `prune_blocks`.
+    """
+    blocks = decoder_blocks(model)[1]
+    watches = sum(bool(pruner.watch(block)) for block in blocks) > 0  # all: one may be refused
+    looks = any(pruner.look(model))
+    if not (watches or looks):
+        return watches, looks, Form(None), []
+    if text is None:
+        raise _missing_text(pruner)
+    return watches, looks, *walk_blocks(model, pruner, text.sample)
+
+
 def check_text(pruner: Pruner, model: PreTrainedModel) -> None:
     """Refuse a method that needs calibration text, for a run that has none.
 
     Raises:
         InputError: if the method needs text.
     """
-    if reads_text(pruner, model):
-        raise _missing_text(pruner)
+    for step in pruner.steps:
+        if reads_text(step, model):
+            raise _missing_text(step)
 
 
 def reads_text(pruner: Pruner, model: PreTrainedModel) -> bool:
     """Return True if a method looks at calibration text."""
-    watches = any(pruner.watch(block) for block in decoder_blocks(model)[1])
-    return watches or any(pruner.look(model))
+    blocks = decoder_blocks(model)[1]
+    return any(
+        any(step.watch(block) for block in blocks) or any(step.look(model)) for step in pruner.steps
+    )
 
 
 def _look_and_decide(

@@ -32,13 +32,12 @@ from prunelit.models.removal import check_zero_blocks
 from prunelit.models.stores import each_part
 from prunelit.models.streaming import offloaded
 from prunelit.pruners.base import Pruner
-from prunelit.pruning.blockwise import RankText, prune_blocks
+from prunelit.pruning.blockwise import RankText, prune_blocks, try_blocks
 from prunelit.pruning.masks import Masks, build_masks, count_zeros
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.pooling import Reach
 from prunelit.pruning.report import (
     BlockCost,
-    Missing,
     PruningReport,
     count_entries,
     count_weights,
@@ -119,39 +118,48 @@ def prune(
     _, blocks = decoder_blocks(model)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     text = None if batches is None else RankText(batches[rank::world], _first_sequence(batches))
-    before, missing = count_entries(model, shrinks=pruner.shrinks)
+    calibration = describe_batches(batches)
+    zeros, missing = count_entries(model, shrinks=pruner.shrinks)
     memory = PeakMemory(offload_to or model.device)
     costs: list[BlockCost] = []
+    now = missing
+    masks = Masks()
     reach = Reach(pruner.expert_tokens)
     was_training = model.training
     model.eval()
     try:
         if pruner.drops_blocks and not shrink:
             check_zero_blocks(model)
-        title = f"Pruning with {type(pruner).__name__}"
-        with (
-            offloaded(blocks, offload_to),
-            _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar,
-        ):
-            saved = None
-            if dense_cache and pruner.amounts and batches is not None:
-                saved = SavedLook(model, pruner, batches, offload_to or model.device)
-            for cost in prune_blocks(model, pruner, text, memory, reach, saved):
-                costs.append(cost)
-                bar.show(costs)
+        with offloaded(blocks, offload_to):
+            if len(pruner.steps) > 1:  # so that the last one is refused before the first one begins
+                for step in pruner.steps:
+                    try_blocks(model, step, text)
+            for step in pruner.steps:
+                reach = Reach(step.expert_tokens)
+                saved = None
+                if dense_cache and step.amounts and batches is not None:
+                    saved = SavedLook(model, step, batches, offload_to or model.device)
+                title = f"Pruning with {type(step).__name__}"
+                own: list[BlockCost] = []
+                with _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar:
+                    for cost in prune_blocks(model, step, text, memory, reach, saved):
+                        own.append(cost)
+                        bar.show(own)
+                costs += own
+                if calibration is not None and (warning := reach.warning(calibration["tokens"])):
+                    rank_zero_warn(warning)
+                if not step.sparsifies:
+                    masks.apply_(model)  # rounding may give removed weights another value
+                before, zeros, found = zeros, {}, {}
+                for names in each_part(model):  # brings every block once
+                    zeros |= (there := count_zeros(model, names))
+                    # A method that only rounds weights, such as quantisation, removes none.
+                    if step.sparsifies:
+                        found |= find_missing(model, shrinks=pruner.shrinks, names=names)
+                        masks.merge(build_masks(model, before, there))
+                now = found or now
     finally:
         model.train(was_training)
-    zeros: dict[str, int] = {}
-    now: dict[str, Missing] = {}
-    masks = Masks()
-    for names in each_part(model):  # brings every block once
-        zeros |= (own := count_zeros(model, names))
-        if pruner.sparsifies:
-            now |= find_missing(model, shrinks=pruner.shrinks, names=names)
-            masks.merge(build_masks(model, before, own))
-    calibration = describe_batches(batches)
-    if calibration is not None and (warning := reach.warning(calibration["tokens"])):
-        rank_zero_warn(warning)
     report = PruningReport(
         recipe={"pruner": describe(pruner), "calibration": calibration},
         blocks=_by_block(costs),
@@ -165,8 +173,7 @@ def prune(
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        # A method that only rounds weights, such as quantisation, removes none.
-        **count_weights(model, missing, now if pruner.sparsifies else missing, zeros),
+        **count_weights(model, missing, now, zeros),
     )
     return report.shrink(model) if shrink else report
 

@@ -1,6 +1,7 @@
 """The words of the page and the terminal: the decision, and what was compared with what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prunelit.report.options import list_options
 from prunelit.report.page.comparison import source
@@ -76,11 +77,18 @@ def name_run(run: Run) -> str:
         pruner = (pruner.get("init_args") or pruner).get("pruner") or {}
     if not pruner.get("class_path"):
         return f"Pruned model against {dense}."
+    return f"{dense}, pruned by {_name_method(pruner)}, against the same model dense."
+
+
+def _name_method(pruner: Mapping[str, Any]) -> str:
+    """Name a method with its options; the methods of a sequence one after another."""
+    arguments = pruner.get("init_args") or {}
+    if methods := arguments.get("methods"):
+        return ", then ".join(_name_method(method) for method in methods)
     options = ", ".join(
         f"{key.rpartition('.')[2]} {value}"
-        for key, value in list_options(pruner.get("init_args") or {})
+        for key, value in list_options(arguments)
         if isinstance(value, int | float | str) and value is not False
     )
     name = str(pruner["class_path"]).rpartition(".")[2]
-    name += f" ({options})" if options else ""
-    return f"{dense}, pruned by {name}, against the same model dense."
+    return name + (f" ({options})" if options else "")

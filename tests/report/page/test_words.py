@@ -1,0 +1,23 @@
+from pathlib import Path
+from typing import Any
+
+from prunelit.report.page.runs import read_run
+from prunelit.report.page.words import name_run
+
+
+def test_a_sequence_is_named_by_its_methods(make_run: Any, tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    assert run.pruning is not None
+    wanda = {
+        "sparsity": {"class_path": "prunelit.sparsity.Unstructured", "init_args": {"ratio": 0.5}}
+    }
+    methods = [
+        {"class_path": "prunelit.pruners.Neuron", "init_args": {"ratio": 0.25}},
+        {"class_path": "prunelit.pruners.Wanda", "init_args": wanda},
+    ]
+    sequence = {"class_path": "prunelit.pruners.Sequence", "init_args": {"methods": methods}}
+    run.pruning["recipe"]["pruner"] = sequence
+    assert (
+        ", pruned by Neuron (ratio 0.25), then Wanda (sparsity Unstructured, ratio 0.5), against"
+        in name_run(run)
+    )
