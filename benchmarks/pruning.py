@@ -38,6 +38,7 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
     "RIA": lambda: pruners.RIA(HALF),
     "SparseGPT": lambda: pruners.SparseGPT(HALF),
     "OBSUpdate": lambda: pruners.OBSUpdate(pruners.Wanda(HALF)),
+    "ADMM": lambda: pruners.ADMM(HALF),
     "Neuron": lambda: pruners.Neuron(0.25),
     "SublayerDrop": lambda: pruners.SublayerDrop(4),
     "BlockDrop": lambda: pruners.BlockDrop(4),

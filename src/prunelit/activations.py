@@ -187,7 +187,7 @@ class Gram(Statistic):
         self._sum = torch.zeros(channels, channels, dtype=torch.float64, device=device)
         self._count = torch.zeros(1, dtype=torch.float64, device=device)
         # Results computed from it, for the maps that share it.
-        self.memo: dict[float, tuple[Tensor, Tensor]] = {}
+        self.memo: dict[tuple[str, float], tuple[Tensor, Tensor]] = {}
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
         x = x.float()

@@ -115,3 +115,28 @@ def rounds_only_add() -> Callable[..., None]:
             before = zeros
 
     return check
+
+
+@pytest.fixture
+def random_layer() -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """`random_layer(seed)`: inputs (512, 96) whose channels are mixed, and a weight (64, 96)."""
+
+    def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(512, 96)) @ rng.normal(size=(96, 96))
+        return x * rng.uniform(1, 4, size=96), rng.normal(size=(64, 96))
+
+    return make
+
+
+@pytest.fixture
+def best_weights() -> Callable[..., np.ndarray]:
+    """`best_weights(x, weight, keep)`: least squares on the kept inputs of each row, in float64."""
+
+    def solve(x: np.ndarray, weight: np.ndarray, keep: np.ndarray) -> np.ndarray:
+        found, x = np.zeros_like(weight), np.linalg.qr(x, mode="r")  # fewer rows, same losses
+        for row, own in enumerate(keep):
+            found[row, own] = np.linalg.lstsq(x[:, own], x @ weight[row], rcond=None)[0]
+        return found
+
+    return solve

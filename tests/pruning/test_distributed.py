@@ -19,6 +19,7 @@ METHODS = [
     "Wanda(Unstructured(0.5), allocation=OWL(2.0))",
     "SparseGPT(Unstructured(0.5))",
     "OBSUpdate(RIA(Unstructured(0.5)))",
+    "ADMM(Unstructured(0.5))",
     "Random(Unstructured(0.5))",
     "Neuron(0.5)",
     "SublayerDrop(2, 'both', rescore=True)",

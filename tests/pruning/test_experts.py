@@ -16,6 +16,7 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.stores import each_whole
 from prunelit.models.streaming import stream
 from prunelit.pruners import (
+    ADMM,
     RIA,
     LinearPruner,
     Magnitude,
@@ -120,8 +121,9 @@ def test_masks_of_wanda_are_those_of_a_loop_over_the_experts(
         lambda: RIA(Unstructured(0.4), expert_tokens=1),
         lambda: OBSUpdate(Wanda(Unstructured(0.5), expert_tokens=1)),
         lambda: Wanda(Unstructured(0.5), variant=True, expert_tokens=1),
+        lambda: ADMM(Unstructured(0.5), expert_tokens=1),
     ],
-    ids=["sparsegpt", "sparsegpt-2:4", "ria", "obs", "variant"],
+    ids=["sparsegpt", "sparsegpt-2:4", "ria", "obs", "variant", "admm"],
 )
 def test_each_expert_is_pruned_as_a_matrix_of_its_own(
     mixture: str, method: Callable[[], LinearPruner], make_model: MakeModel, padded: Batch

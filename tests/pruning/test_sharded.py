@@ -29,6 +29,7 @@ METHODS = {
     "RIA(Unstructured(0.5), ratios={'*': 0.4}, allocation=LinearDepth(0.1))": (1,),
     "SparseGPT(Unstructured(0.5))": (0.5, 1),
     "SparseGPT(SemiStructured(2, 4))": (1,),
+    "ADMM(Unstructured(0.5))": (0.5, 1),
     "OBSUpdate(Magnitude(Unstructured(0.5, within='model')))": (1,),
     "Magnitude(Unstructured(0.5, within='model'))": (0.5, 1),
     "Random(Unstructured(0.5))": (0.5, 1),

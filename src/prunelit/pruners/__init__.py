@@ -2,6 +2,7 @@
 
 from prunelit.models.architecture import oriented_weight
 from prunelit.models.stores import whole
+from prunelit.pruners.admm import ADMM
 from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
 from prunelit.pruners.expert_drop import ExpertDrop
@@ -18,6 +19,7 @@ from prunelit.pruners.sublayer_drop import SublayerDrop
 from prunelit.pruners.wanda import Wanda
 
 __all__ = [
+    "ADMM",
     "RIA",
     "BlockDrop",
     "ExpertDrop",

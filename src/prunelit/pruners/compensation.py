@@ -67,10 +67,11 @@ def shared_factor(statistic: Gram, damping: float) -> tuple[Tensor, Tensor]:
     Returns:
         The factor, (I, I), and a mask of the inputs that are always 0, (I,) bool.
     """
-    if damping not in statistic.memo:
+    key = ("factor", damping)
+    if key not in statistic.memo:
         gram = statistic.value
-        statistic.memo[damping] = inverse_factor(gram, damping), gram.diagonal() == 0
-    return statistic.memo[damping]
+        statistic.memo[key] = inverse_factor(gram, damping), gram.diagonal() == 0
+    return statistic.memo[key]
 
 
 def _invert_cholesky_(matrix: Tensor) -> bool:
