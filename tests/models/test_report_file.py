@@ -17,7 +17,7 @@ from prunelit import load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, trunk
 from prunelit.models.report_file import experts_before, read_report
-from prunelit.pruners import BlockDrop, Neuron, Pruner, SublayerDrop, Wanda
+from prunelit.pruners import BlockDrop, Heads, Neuron, Pruner, SublayerDrop, Wanda
 from prunelit.sparsity import Unstructured
 
 PROCESSOR = {"preprocessor_config.json": {"patch_size": 8}, "video_preprocessor_config.json": {}}
@@ -52,7 +52,13 @@ def source(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
 
 @pytest.mark.parametrize(
     "pruner",
-    [Wanda(Unstructured(0.5)), Neuron(0.25), SublayerDrop(1, "attention"), BlockDrop(1)],
+    [
+        Wanda(Unstructured(0.5)),
+        Neuron(0.25),
+        Heads(0.5),
+        SublayerDrop(1, "attention"),
+        BlockDrop(1),
+    ],
     ids=lambda pruner: type(pruner).__name__,
 )
 @torch.no_grad()

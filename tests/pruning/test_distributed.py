@@ -22,6 +22,7 @@ METHODS = [
     "ADMM(Unstructured(0.5))",
     "Random(Unstructured(0.5))",
     "Neuron(0.5)",
+    "Heads(0.5)",
     "SublayerDrop(2, 'both', rescore=True)",
     "BlockDrop(2, consecutive=True)",
 ]

@@ -40,12 +40,13 @@ METHODS = {
     "Sequence([Neuron(0.25), Wanda(Unstructured(0.5))])": (0.5, 1),
     "BlockDrop(2, consecutive=True)": (0.5, 1),
 }
-# Methods for mixtures; they write a stock model with fewer experts.
+# Methods for mixtures, or not for all kinds above; they write a stock model with fewer parts.
 EXPERT_METHODS = {
     "ExpertDrop(0.5)": (0.5, 1),
     "ExpertDrop(0.25, criterion='frequency')": (1,),
     "ExpertDrop(0.5, criterion='reconstruction')": (0.5, 1),
     "ExpertMerge(0.5)": (0.5, 1),
+    "Heads(0.5)": (0.5, 1),
 }
 MIXTURES = ("qwen2_moe", "gpt_oss")
 KINDS = ("llama", "llama_untied", "gpt2", "qwen3", "gemma2")

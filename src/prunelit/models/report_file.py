@@ -53,6 +53,7 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
                 "widths": "a width",
                 "kept_experts": "numbers of experts",
                 "experts": "a number of experts",
+                "heads": "a number of heads",
             }
             what = named.get(key, "indices of blocks")
             raise InputError(
@@ -64,7 +65,12 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
 
 def _fits(key: str, value: Any) -> bool:
     """Return True if a value of `Removed` has the form that its name asks for."""
-    tables = {"returns": _is_text, "widths": _is_number, "kept_experts": _are_different}
+    tables = {
+        "returns": _is_text,
+        "widths": _is_number,
+        "heads": _is_number,
+        "kept_experts": _are_different,
+    }
     if key in tables:
         return isinstance(value, dict) and all(map(tables[key], value.values()))
     return (value is None or _is_number(value)) if key == "experts" else _are_numbers(value)

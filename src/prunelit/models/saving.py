@@ -75,7 +75,7 @@ def save_pretrained(
 ) -> None:
     """Write weights (safetensors), configuration, tokenizer and `pruning.json`.
 
-    A method that removes whole blocks, neurons or sublayers gives a smaller model; `pruning.json`
+    A method that removes blocks, sublayers, heads or neurons gives a smaller model; `pruning.json`
     lists the indices that were removed. For other methods `masks.safetensors` holds one bit per
     weight of every pruned tensor.
 

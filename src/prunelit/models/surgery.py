@@ -13,6 +13,15 @@ from prunelit.errors import InputError
 from prunelit.models.absent import Absent, make_absent
 from prunelit.models.architecture import block_weights, decoder_blocks
 from prunelit.models.fewer_experts import drop_experts_, find_dropped_experts
+from prunelit.models.heads import (
+    Heads,
+    build_fewer,
+    count_kept_heads,
+    find_gone_heads,
+    head_changes,
+    keep_heads_,
+    known_heads,
+)
 from prunelit.models.neurons import find_gone, find_width_changes, find_widths, narrow_
 from prunelit.models.parts import find_zeros, sublayers
 from prunelit.models.rebuilding import build_skeleton, shapes_of
@@ -36,6 +45,8 @@ class Removed:
             model, see `prunelit.models.absent`.
         kept_experts: numbers, in the dense model, of the experts that a mixture still has, in their
             order, by `index.name` in the stored model; empty if it has all.
+        heads: new numbers of heads of every attention, by their fields in config.json; empty if it
+            has all.
     """
 
     blocks: list[int] = field(default_factory=list)
@@ -46,6 +57,7 @@ class Removed:
     mixer: list[int] = field(default_factory=list)
     returns: dict[str, str] = field(default_factory=dict)
     kept_experts: dict[str, list[int]] = field(default_factory=dict)
+    heads: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dict that JSON can hold."""
@@ -58,19 +70,23 @@ class Removed:
 
 
 @torch.no_grad()
-def find_dropped(block: nn.Module) -> dict[str, Tensor]:
+def find_dropped(block: nn.Module, heads: Heads | None = None) -> dict[str, Tensor]:
     """Find the entries of a block's weights that `shrink_` takes out.
 
     Args:
         block: a decoder block, whole.
+        heads: those of its attention; None if it cannot have fewer.
 
     Returns:
         By name of the parameter: all its entries if its sublayer is dropped; those of dropped
-        experts; those of neurons without output for a map of the MLP. Other weights are left out.
+        experts; those of neurons without output for a map of the MLP, those of heads without output
+        for a map of attention. Other weights are left out.
     """
     parts, zeros = sublayers(block), find_zeros(block)
     inside = tuple(f"{part}." for kind in zeros for part in parts[kind].parts)
     found = {} if "mlp" in zeros else find_dropped_experts(block)
+    if heads is not None:
+        found |= find_gone_heads(block, heads)
     found |= {
         name: weight.value
         for name, weight in block_weights(block).items()
@@ -81,12 +97,13 @@ def find_dropped(block: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def shrink_(model: PreTrainedModel) -> Removed:
-    """Take dropped blocks, dropped sublayers and zero neurons out of a model, in place.
+    """Take dropped blocks and sublayers, and zero neurons and heads, out of a model, in place.
 
     A block is removed if all its sublayers are dropped. MLPs, and experts, of one width get one new
-    width: that of the one with the most neurons that are not 0. If one sublayer is dropped, its
-    modules are replaced by `Absent`. A mixture loses its dropped experts, see `drop_experts_`. The
-    model gets a configuration of its own.
+    width: that of the one with the most neurons that are not 0. All attention gets one number of
+    heads in the same way. If one sublayer is dropped, its modules are replaced by `Absent`. A
+    mixture loses its dropped experts, see `drop_experts_`. The model gets a configuration of its
+    own.
 
     Args:
         model: with zeros in dropped parts.
@@ -112,8 +129,18 @@ def shrink_(model: PreTrainedModel) -> Removed:
         small.config = copy.deepcopy(model.config)
         take_out(small, parts, removal)
         removal.changes.update(find_width_changes(small, widths))
+    mixers = [i for i in kept if "mixer" not in parts.sublayers.get(i, ())]
+    count = count_kept_heads(model, mixers)
+    heads = known_heads(model) if count else []
+    fewer = head_changes(model, count) if count else {}
+    removal.changes.update(fewer)
+    twins = decoder_blocks(build_fewer(model, count))[1] if count else []
     own_config(model)
     experts = drop_experts_(model)
+    for index in mixers if count else ():
+        if (own := heads[index]) is not None:
+            with whole(blocks[index], edited=True):
+                keep_heads_(blocks[index], own, twins[index])
     take_out(model, parts, removal)
     removed = find_removed(model)
     removed.blocks = list(parts.blocks)
@@ -124,10 +151,11 @@ def shrink_(model: PreTrainedModel) -> Removed:
     }
     removed.experts = next(map(len, removed.kept_experts.values()), None)
     removed.widths = {str(width): new for width, new in widths.items()}
+    removed.heads = {name: number for name, number in fewer.items() if name != "head_dim"}
     for block in blocks if widths else ():
         with whole(block, edited=True):
             narrow_(block, widths)
-    if experts:
+    if experts or count:
         _check_shapes(model)
     return removed
 
@@ -139,7 +167,7 @@ def _check_shapes(model: PreTrainedModel) -> None:
         different = sorted(dict(set(own.items()) ^ set(built.items())))
         raise InputError(
             f"{type(model).__name__} cannot be made smaller: its configuration makes another "
-            f"{different[0]!r} than the pruned model has. Prune the weights of its experts instead."
+            f"{different[0]!r} than the pruned model has. Prune weights instead."
         )
 
 

@@ -7,6 +7,7 @@ from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
 from prunelit.pruners.expert_drop import ExpertDrop
 from prunelit.pruners.expert_merge import ExpertMerge
+from prunelit.pruners.heads import Heads
 from prunelit.pruners.magnitude import Magnitude
 from prunelit.pruners.neuron import Neuron
 from prunelit.pruners.obs_update import OBSUpdate
@@ -24,6 +25,7 @@ __all__ = [
     "BlockDrop",
     "ExpertDrop",
     "ExpertMerge",
+    "Heads",
     "LinearPruner",
     "Magnitude",
     "Neuron",

@@ -78,9 +78,9 @@ def prune(
         progress: show a progress bar over the blocks on rank 0.
         offload_to: device for one block at a time. The other blocks wait in files without a name.
             The model must be on the CPU.
-        shrink: take the blocks, sublayers and neurons that the method drops out of the model, so
-            that time and memory are those of the saved model. False leaves them as zeros, so that a
-            later call can drop more.
+        shrink: take the blocks, sublayers, heads and neurons that the method drops out of the
+            model, so that time and memory are those of the saved model. False leaves them as zeros,
+            so that a later call can drop more.
         dense_cache: keep on disk what a method with `amounts` finds in its first pass, and read it
             in later calls.
 

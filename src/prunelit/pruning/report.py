@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import block_weights, decoder_blocks, repeated_weights
+from prunelit.models.heads import known_heads, lacks_heads
 from prunelit.models.stores import each_part, each_whole
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
@@ -26,8 +27,8 @@ class TensorSparsity:
         shape: its shape in the dense model.
         size: number of its entries there.
         zeros: number of entries that are exactly 0, before dropped parts are taken out.
-        removed: number of entries that pruning set to 0, or dropped with their sublayer or neuron.
-            Other entries that were 0 before do not count. None is all zeros.
+        removed: number of entries that pruning set to 0, or dropped with their sublayer, neuron or
+            head. Other entries that were 0 before do not count. None is all zeros.
         kind: `linear`, or what is left dense unless it is named: `router`, `gate`, `convolution`,
             `other`.
     """
@@ -70,7 +71,7 @@ class Missing:
     """Entries of a weight that do nothing.
 
     Args:
-        dropped: number of entries in dropped sublayers and dropped neurons, which are taken out.
+        dropped: number of entries in dropped sublayers, neurons and heads, which are taken out.
         zeros: number of other entries that are exactly 0.
         whole: the whole sublayer is dropped.
     """
@@ -245,7 +246,7 @@ class PruningReport:
             present.keys() - reported.keys()
             or stored["stored_parameters"] != self.stored_parameters
             or replace(find_removed(model), blocks=removed.blocks)
-            != replace(removed, widths={}, experts=None, kept_experts={})
+            != replace(removed, widths={}, experts=None, kept_experts={}, heads={})
         ):
             raise _refuse("it has other parts than those that were left")
         if unknown := sorted({*self.masks} - {name for name, _ in model.named_parameters()}):
@@ -293,7 +294,7 @@ def find_missing(
 
     Args:
         model: with zeros in dropped parts.
-        shrinks: a sublayer whose weights are all 0, and a neuron of the MLP without output, are
+        shrinks: a sublayer whose weights are all 0, and a neuron or a head without output, are
             dropped.
         names: of the parameters of some blocks, all or none of each; None counts in all blocks.
     """
@@ -306,7 +307,8 @@ def find_missing(
     missing = {}
     repeated = repeated_weights(model)
     for index, block in zip(chosen, each_whole(blocks[i] for i in chosen), strict=True):
-        dropped = find_dropped(block) if shrinks else {}
+        heads = known_heads(model)[index] if shrinks and lacks_heads(block) else None
+        dropped = find_dropped(block, heads) if shrinks else {}
         for part, weight in block_weights(block).items():
             if part in repeated[index]:
                 continue
