@@ -130,3 +130,58 @@ def test_a_ratio_that_removes_nothing_from_experts_is_told(
 def test_ratio_of_all_is_refused() -> None:
     with pytest.raises(InputError, match=r"`ratio` in \[0, 1\) but got 1\.0"):
         Neuron(1.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("score", ["activation", "reconstruction"])
+def test_other_scores_and_least_squares(
+    score: Any, make_model: Callable[..., PreTrainedModel], input_ids: Tensor
+) -> None:
+    model = make_model("gpt2")  # stores its maps transposed, and has biases
+    mlp = decoder_blocks(model)[1][0].mlp
+    seen: list[Tensor] = []
+    handle = mlp.c_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    model(input_ids)
+    handle.remove()
+    inputs = seen[0].flatten(0, 1).double().numpy()
+    weight = oriented_weight(mlp.c_proj).double().numpy().copy()
+    prune(model, Neuron(0.01, score=score, compensate=True), input_ids, shrink=False)  # 1 of 128
+    after = oriented_weight(mlp.c_proj).double().numpy()
+
+    # Least squares by NumPy: damping is one more row of inputs for each neuron.
+    size = np.sqrt(0.01 * (inputs**2).mean())
+    rows = np.concatenate([inputs / np.sqrt(len(inputs)), size * np.eye(128)])
+
+    def refit(gone: int) -> np.ndarray:
+        kept = np.delete(np.arange(128), gone)
+        new = np.zeros_like(weight)
+        new[:, kept] = np.linalg.lstsq(rows[:, kept], rows @ weight.T, rcond=None)[0].T
+        return new
+
+    if score == "activation":
+        gone = int(np.abs(inputs).mean(0).argmin())
+    else:
+        errors = [((rows @ (weight - refit(index)).T) ** 2).sum() for index in range(128)]
+        gone = int(np.argmin(errors))
+    assert np.flatnonzero(~after.any(0)).tolist() == [gone]
+    np.testing.assert_allclose(after, refit(gone), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2_moe", "gpt_oss"])
+def test_experts_with_other_scores(
+    name: str, make_model: Callable[..., PreTrainedModel], padded: dict[str, Tensor]
+) -> None:
+    zeros, small = make_model(name), make_model(name)
+    options: dict[str, Any] = {"score": "reconstruction", "compensate": True}
+    prune(zeros, Neuron(0.25, **options), [padded], shrink=False)
+    prune(small, Neuron(0.25, **options), [padded])
+    real = padded["attention_mask"].bool()
+    found, expected = small(**padded).logits[real], zeros(**padded).logits[real]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    plain = make_model(name)
+    prune(plain, Neuron(0.25, score="activation"), [padded])
+    before = make_model(name)(**padded).logits[real]
+    assert (found - before).square().mean() < (
+        plain(**padded).logits[real] - before
+    ).square().mean()

@@ -12,7 +12,7 @@ from prunelit.pruners.units import (
     inverse_gram,
     keep_by_error,
     keep_units,
-    unit_norms,
+    scored_value,
     without_columns,
 )
 
@@ -88,7 +88,7 @@ def test_norms_are_means_over_tokens() -> None:
     norm = UnitNorm(2)
     norm.update(torch.tensor([[3.0, 4.0, 1.0, 0.0]]))
     norm.update(torch.tensor([[0.0, 0.0, 0.0, 2.0], [0.0, 1.0, 0.0, 0.0]]))
-    assert unit_norms(norm, "map").tolist() == [2.0, 1.0]
+    assert scored_value(norm, "map").tolist() == [2.0, 1.0]
 
 
 def test_units_of_an_earlier_round_go_first() -> None:

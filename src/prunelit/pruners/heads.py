@@ -12,11 +12,12 @@ from prunelit.models.heads import Heads as Found
 from prunelit.models.heads import check_fewer_heads, find_heads, zero_heads_
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.units import (
+    UnitNorm,
     UnitScore,
     inverse_gram,
     keep_by_error,
     keep_units,
-    unit_norms,
+    scored_value,
     unit_statistic,
     without_columns,
 )
@@ -113,10 +114,8 @@ class Heads(Pruner):
         if (found := self._found.get(block)) is None or not self._number(found.groups):
             return {}
         weight = oriented_weight(block.get_submodule(found.output))
-        statistic = unit_statistic(
-            self.score, self.compensate, weight.shape[1], found.heads, weight.device
-        )
-        return {found.output: Probe(statistic)}
+        norms = UnitNorm(found.heads, weight.device)
+        return {found.output: Probe(unit_statistic(self.score, self.compensate, weight, norms))}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         if (found := self._found.get(block)) is None or found.output not in probes:
@@ -128,7 +127,7 @@ class Heads(Pruner):
         if self.compensate or self.score == "reconstruction":
             inverse = inverse_gram(statistic, self.damping, name)
         if self.score == "activation":
-            norms = unit_norms(statistic, name).view(found.groups, -1).sum(1)
+            norms = scored_value(statistic, name).view(found.groups, -1).sum(1)
             keep = keep_units(norms, own, count)
         else:
             assert inverse is not None

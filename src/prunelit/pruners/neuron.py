@@ -2,31 +2,47 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunelit.activations import SquaredNorm
+from prunelit.activations import SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.models.experts import find_experts
-from prunelit.models.finite import all_finite
 from prunelit.models.neurons import Neurons, find_neurons, find_width_changes, neuron_rows
 from prunelit.models.parts import sublayers
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.sparsity import Ratio, count_removed, keep_highest
+from prunelit.pruners.units import (
+    UnitNorm,
+    inverse_gram,
+    keep_by_error,
+    keep_units,
+    scored_value,
+    unit_statistic,
+    without_columns,
+)
+from prunelit.sparsity import Ratio, count_removed
 
 # `grouped_mm`, which stock classes compute experts with, needs strides of 16 bytes.
 _MULTIPLE = 8
+
+NeuronScore = Literal["weight_activation", "activation", "reconstruction"]
 
 
 class Neuron(Pruner):
     """Remove the neurons of every MLP with the lowest scores (arXiv:2603.24652, public code).
 
-    The score of neuron j is the mean over outputs of |W_down[:, j]| times its mean squared
-    activation. Every MLP of one width loses the same number of neurons. A removed neuron becomes 0
+    The score of a neuron is one of these:
+
+    * `weight_activation`: the mean over outputs of |W_down[:, j]| times its mean squared activation
+    * `activation`: the mean over tokens of its absolute activation (after arXiv:2407.14679)
+    * `reconstruction`: the squared error of the last map without it, if the other columns of that
+      map make up for it (arXiv:2302.04089, section 3); it needs the Gram matrix of the activations
+
+    Every MLP of one width loses the same number of neurons. A removed neuron becomes 0
     in the rows and biases of the first maps and in the column of the last map. `prunelit.prune`
     then makes these maps smaller.
 
@@ -35,6 +51,10 @@ class Neuron(Pruner):
 
     Args:
         ratio: share of the neurons to remove, in [0, 1).
+        score: `weight_activation`, `activation` or `reconstruction`.
+        compensate: give the remaining columns of the last map the values with the least squared
+            error; this needs the Gram matrix too.
+        damping: share of the mean diagonal that is added to the Gram matrix.
 
     Example:
         >>> import torch
@@ -51,10 +71,21 @@ class Neuron(Pruner):
 
     shrinks = True
 
-    def __init__(self, ratio: Ratio = 0.25) -> None:  # type: ignore[valid-type]
+    def __init__(
+        self,
+        ratio: Ratio = 0.25,  # type: ignore[valid-type]
+        score: NeuronScore = "weight_activation",
+        compensate: bool = False,
+        damping: float = 0.01,
+    ) -> None:
         if not 0 <= ratio < 1:
             raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
+        if not damping > 0:
+            raise InputError(f"Expected `damping` above 0 but got {damping}.")
         self.ratio = float(ratio)
+        self.score: NeuronScore = score
+        self.compensate = compensate
+        self.damping = damping
         self._removed: dict[int, int] = {}
 
     def scale(self, fraction: float) -> "Neuron":
@@ -105,16 +136,27 @@ class Neuron(Pruner):
     def watch(self, block: nn.Module) -> dict[str, Probe]:
         linears = linear_modules(block)
         weights = {own.output: oriented_weight(linears[own.output]) for own in find_neurons(block)}
+        kind = UnitNorm if self.score == "activation" else SquaredNorm
         return {
-            name: Probe(SquaredNorm(weight.shape[1], weight.device))
+            name: Probe(
+                unit_statistic(
+                    self.score, self.compensate, weight, kind(weight.shape[1], weight.device)
+                )
+            )
             for name, weight in weights.items()
         }
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         linears = linear_modules(block)
         for neurons in find_neurons(block):
-            gone = self._choose(neurons, linears[neurons.output], probes)
-            oriented_weight(linears[neurons.output])[:, gone] = 0
+            output = oriented_weight(linears[neurons.output])
+            statistic, inverse = probes[neurons.output].statistic, None
+            if self.compensate or self.score == "reconstruction":
+                inverse = inverse_gram(statistic, self.damping, neurons.output)
+            gone = self._choose(neurons, output.float(), statistic, inverse)
+            output.copy_(
+                without_columns(output.float(), gone, inverse if self.compensate else None)
+            )
             for name in neurons.inputs:
                 linear, weight = linears[name], oriented_weight(linears[name])
                 rows = neuron_rows(linear, neurons.width)[gone.cpu()].flatten().to(weight.device)
@@ -122,19 +164,18 @@ class Neuron(Pruner):
                 if (bias := getattr(linear, "bias", None)) is not None:
                     bias[rows] = 0
 
-    def _choose(self, neurons: Neurons, output: nn.Module, probes: Mapping[str, Probe]) -> Tensor:
+    def _choose(
+        self, neurons: Neurons, weight: Tensor, statistic: Statistic, inverse: Tensor | None
+    ) -> Tensor:
         """(I,) bool, True for the neurons to remove."""
-        weight, activation = oriented_weight(output), probes[neurons.output].statistic.value
-        if not all_finite(activation):
-            raise InputError(
-                f"The calibration inputs of {neurons.output!r} or their squares are not finite: "
-                "load the model in a wider dtype, such as float32."
-            )
-        scores = weight.float().abs().mean(0) * activation
-        # Neurons of an earlier round are removed first.
-        scores = scores.masked_fill(~weight.any(0), -torch.inf)
-        kept = neurons.width - self._removed[neurons.width]
-        return ~keep_highest(scores[None], kept)[0]
+        count = self._removed[neurons.width]
+        if self.score == "reconstruction":
+            assert inverse is not None
+            return ~keep_by_error(weight, inverse, neurons.width, count)
+        scores = scored_value(statistic, neurons.output)
+        if self.score == "weight_activation":
+            scores = weight.abs().mean(0) * scores
+        return ~keep_units(scores, weight, count)
 
 
 def _check_narrowable(block: nn.Module, found: Sequence[Neurons]) -> None:

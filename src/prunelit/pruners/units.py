@@ -49,22 +49,19 @@ class UnitNorm(Statistic):
         return (self._sums[:-1] / self._sums[-1]).float()
 
 
-def unit_statistic(
-    score: UnitScore, compensate: bool, channels: int, units: int, device: torch.device
-) -> Statistic:
+def unit_statistic(score: str, compensate: bool, weight: Tensor, scored: Statistic) -> Statistic:
     """Build an empty statistic of what a map reads.
 
     Args:
-        score: see `keep_units`.
+        score: `reconstruction` needs the Gram matrix alone.
         compensate: the other columns of the map are to make up for those that go.
-        channels: number of columns of the map.
-        units: number of units.
-        device: device of the sums.
+        weight: (O, I), the map.
+        scored: the statistic of any other score.
     """
-    if score == "reconstruction":
-        return Gram(channels, device)
-    norm = UnitNorm(units, device)
-    return StatisticPair(Gram(channels, device), norm) if compensate else norm
+    if score != "reconstruction" and not compensate:
+        return scored
+    gram = Gram(weight.shape[1], weight.device)
+    return gram if score == "reconstruction" else StatisticPair(gram, scored)
 
 
 def inverse_gram(statistic: Statistic, damping: float, name: str) -> Tensor:
@@ -81,12 +78,12 @@ def inverse_gram(statistic: Statistic, damping: float, name: str) -> Tensor:
     gram = statistic.first if isinstance(statistic, StatisticPair) else statistic
     assert isinstance(gram, Gram)
     if not all_finite(gram.value):
-        raise not_finite(name)
+        raise _not_finite(name)
     factor, _ = shared_factor(gram, damping)
     return factor.T @ factor
 
 
-def not_finite(name: str) -> InputError:
+def _not_finite(name: str) -> InputError:
     """Return the error of a map whose inputs are too large to be squared."""
     return InputError(
         f"The calibration inputs of {name!r} or their squares are not finite: load the model in a "
@@ -94,12 +91,12 @@ def not_finite(name: str) -> InputError:
     )
 
 
-def unit_norms(statistic: Statistic, name: str) -> Tensor:
-    """Give the mean norms of units, (U,), of a filled `unit_statistic`."""
-    norm = statistic.second if isinstance(statistic, StatisticPair) else statistic
-    if not all_finite(norm.value):
-        raise not_finite(name)
-    return norm.value
+def scored_value(statistic: Statistic, name: str) -> Tensor:
+    """Give the value of `scored` of a filled `unit_statistic`."""
+    scored = statistic.second if isinstance(statistic, StatisticPair) else statistic
+    if not all_finite(scored.value):
+        raise _not_finite(name)
+    return scored.value
 
 
 def keep_units(scores: Tensor, weight: Tensor, count: int) -> Tensor:
