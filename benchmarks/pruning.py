@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
     "SparseGPT": lambda: pruners.SparseGPT(HALF),
     "OBSUpdate": lambda: pruners.OBSUpdate(pruners.Wanda(HALF)),
     "ADMM": lambda: pruners.ADMM(HALF),
+    "SparseFW": lambda: pruners.SparseFW(HALF),
     "Neuron": lambda: pruners.Neuron(0.25),
     "SublayerDrop": lambda: pruners.SublayerDrop(4),
     "BlockDrop": lambda: pruners.BlockDrop(4),

@@ -20,6 +20,7 @@ METHODS = [
     "SparseGPT(Unstructured(0.5))",
     "OBSUpdate(RIA(Unstructured(0.5)))",
     "ADMM(Unstructured(0.5))",
+    "SparseFW(Unstructured(0.5))",
     "Random(Unstructured(0.5))",
     "Neuron(0.5)",
     "Heads(0.5)",

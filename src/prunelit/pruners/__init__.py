@@ -15,6 +15,7 @@ from prunelit.pruners.quantize import Quantize
 from prunelit.pruners.random import Random
 from prunelit.pruners.ria import RIA
 from prunelit.pruners.sequence import Sequence
+from prunelit.pruners.sparse_fw import SparseFW
 from prunelit.pruners.sparsegpt import SparseGPT
 from prunelit.pruners.sublayer_drop import SublayerDrop
 from prunelit.pruners.wanda import Wanda
@@ -35,6 +36,7 @@ __all__ = [
     "Quantize",
     "Random",
     "Sequence",
+    "SparseFW",
     "SparseGPT",
     "SublayerDrop",
     "Wanda",

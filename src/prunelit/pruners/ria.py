@@ -8,6 +8,7 @@ from prunelit.activations import SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.scores import relative_scores
 from prunelit.sparsity import Sparsity
 
 
@@ -53,10 +54,4 @@ class RIA(LinearPruner):
         return SquaredNorm(weight.shape[1], weight.device)
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
-        size = weight.abs()
-        # A row or column of zeros sums to 0.
-        tiny = 1e-30
-        by_row = size / size.sum(1, keepdim=True).clamp(min=tiny)
-        by_column = size / size.sum(0, keepdim=True).clamp(min=tiny)
-        scores = (by_row + by_column) * statistic.value.pow(self.power / 2)
-        return self.remove_lowest(weight, scores)
+        return self.remove_lowest(weight, relative_scores(weight, statistic.value, self.power))

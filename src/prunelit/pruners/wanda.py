@@ -9,6 +9,7 @@ from prunelit.activations import SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.scores import activation_scores
 from prunelit.sparsity import Sparsity, Unstructured
 
 
@@ -65,7 +66,7 @@ class Wanda(LinearPruner):
         return SquaredNorm(weight.shape[1], weight.device)
 
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
-        scores = weight.abs() * statistic.value.sqrt()
+        scores = activation_scores(weight, statistic.value)
         if self.variant:
             order = scores.argsort(dim=1, stable=True)
             # In float64: in float32 the sums of neighbouring weights in a long row would be equal.
