@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
 from prunelit.report.curves import Curve, Picture, curve_numbers
@@ -131,6 +132,7 @@ def _finish(panels: np.ndarray, label: str) -> None:
         row[0].set_ylabel(label)
     for axes in panels[-1]:
         axes.set_xlabel("block")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
     handles = panels[0, 0].get_legend_handles_labels()[0]
