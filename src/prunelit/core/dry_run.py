@@ -111,23 +111,28 @@ def dry_run(
     dtype = weights.origin.dtype or torch.float32
     shapes = build_shapes(config, dtype)
     steps = [] if pruner is None else pruner.steps
-    looking = 0
+    passes = 2 * len(steps)
+    looking = measuring = 0
+    text = _calibration(data, trainer, 1)
     for step in steps:
+        times, variants = step.measured(shapes)
+        measuring += times
+        passes += times + variants // 2
         looks = type(step).look is not Pruner.look
         if isinstance(step, LinearPruner):  # others may ask the weights for their values
             step.check(shapes)
             looks = any(step.look(shapes))
         looking += looks
+    passes += looking
     sizes, blocks = measure_sizes(shapes), decoder_blocks(shapes)[1]
     pair = _stand_ins(module, is_mixture(shapes))
     tasks = dict(_count_tasks(module, pair, data, trainer.world_size // module.together))
-    to_prune = _TO_PRUNE * len(steps) + _TO_LOOK * looking
+    to_prune = _TO_PRUNE * len(steps) + _TO_LOOK * looking + text.passes * measuring
     models = 1 + weights.reference
     sweeps = {"to read": _TO_READ * models, "to prune": to_prune}
     sweeps |= {name: task.sweeps for name, task in tasks.items()}
     pace = _measure_block(config, dtype, trainer.strategy.root_device)
     head = sizes.skeleton / (sizes.blocks / len(blocks))  # as blocks of the same size
-    passes = 2 * len(steps) + looking
     seconds = {"to prune": pace.seconds(_calibration(data, trainer, passes), len(blocks))}
     seconds |= {name: pace.seconds(task.work, len(blocks) + head) for name, task in tasks.items()}
     if pruner is None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from prunelit.models.architecture import (
     repeated_weights,
 )
 from prunelit.models.finite import all_finite
+from prunelit.models.removal import Parts
 from prunelit.models.surgery import check_whole
 from prunelit.sparsity import Sparsity, Within
 
@@ -45,6 +46,7 @@ class Pruner(Checked, ABC):
         shrinks: True if whole parts become 0, so that the pruned model can do without them.
         drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
         drops_sublayers: True if whole sublayers or blocks become 0.
+        measure: see `settle`.
         amounts: names of the options that `look` and its probes do not depend on, such as the
             ratio. What they find is then kept on disk, and a run that differs in these options
             alone does not look again. None: nothing is kept.
@@ -69,6 +71,7 @@ class Pruner(Checked, ABC):
     shrinks = False
     drops_blocks = False
     drops_sublayers = False
+    measure: Literal["kl", "loss"] = "kl"
     amounts: Sequence[str] = ()
     expert_tokens = 32
 
@@ -115,6 +118,42 @@ class Pruner(Checked, ABC):
 
         Returns:
             True to look and decide once more, at the model as it is now.
+        """
+        return False
+
+    def measured(self, model: PreTrainedModel) -> tuple[int, int]:
+        """Say how often the output of the model is measured without parts, and for how many in all.
+
+        Args:
+            model: may have no values: only its structure is read.
+
+        Returns:
+            (0, 0) for most methods; otherwise the driver calls `alternatives`.
+        """
+        return 0, 0
+
+    def alternatives(self, model: PreTrainedModel) -> Sequence[Parts]:
+        """Give parts without which the driver measures the output; `settle` gets what it finds.
+
+        Args:
+            model: in evaluation mode; must not be edited.
+
+        Returns:
+            Parts of one block each, in the order of the blocks; nothing to measure nothing.
+        """
+        return ()
+
+    def settle(self, model: PreTrainedModel, changes: Sequence[float]) -> bool:
+        """Take decisions by what was measured; may edit the model as `decide` may.
+
+        Args:
+            model: see `decide`.
+            changes: for each of `alternatives`, the attribute `measure`: `kl`, KL(dense || model
+                without the parts), or `loss`, the loss of the model without them; mean over the
+                tokens of all ranks, nats.
+
+        Returns:
+            True to ask for alternatives and measure once more, at the model as it is now.
         """
         return False
 

@@ -11,12 +11,9 @@ from transformers import PreTrainedModel
 from prunelit.activations import MeanDistance
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, device_of
-from prunelit.models.parts import KINDS, drop_, find_zeros, sublayers
-from prunelit.models.removal import Parts, find_removal
-from prunelit.models.stores import each_whole
+from prunelit.models.parts import KINDS
 from prunelit.pruners.base import Probe, Pruner
-
-_Place = tuple[int, str]  # index of a block, kind of a sublayer
+from prunelit.pruners.places import drop_places, find_dropped, find_places
 
 
 class SublayerDrop(Pruner):
@@ -61,7 +58,7 @@ class SublayerDrop(Pruner):
                 f"got {count} and {target!r}."
             )
         self.count = count
-        self.target = target
+        self.target: Literal["attention", "mixer", "mlp", "both"] = target
         self.rescore = rescore
 
     def scale(self, fraction: float) -> "SublayerDrop":
@@ -71,24 +68,13 @@ class SublayerDrop(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
-        places = self._places(model)
-        if not places:
-            names = {own.name for block in _blocks(model) for own in sublayers(block).values()}
-            raise InputError(
-                f"Expected blocks with the sublayer {self.target!r} but {type(model).__name__} has "
-                f"{' and '.join(sorted(names)) or 'none'}: choose another `target`."
-            )
-        if self.count >= len(places):
-            raise InputError(
-                f"Expected `count` below the {len(places)} sublayers of the model ({self.target}) "
-                f"but got {self.count}."
-            )
+        find_places(model, self.target, self.count)
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
-        places = self._places(model)
-        if len(_find_dropped(model, places)) >= self.count:
+        places = find_places(model, self.target, self.count)
+        if len(find_dropped(model, places)) >= self.count:
             return
-        for index, block in enumerate(_blocks(model)):
+        for index, block in enumerate(decoder_blocks(model)[1]):
             device = device_of(block)
             yield {
                 kind: Probe(MeanDistance("cosine", device), at="residual")
@@ -97,24 +83,15 @@ class SublayerDrop(Pruner):
             }
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
-        places = self._places(model)
-        dropped = _find_dropped(model, places)
+        places = find_places(model, self.target, self.count)
+        dropped = find_dropped(model, places)
         missing = self.count - len(dropped)
         if missing <= 0:
             return False
         left = [place for place in places if place not in dropped]
         distances = {place: float(probes[place[0]][place[1]].statistic.value) for place in left}
         ranked = sorted(left, key=lambda place: distances[place])  # stable: first block first
-        chosen = ranked[: 1 if self.rescore else missing]
-        blocks = _blocks(model)
-        gone: dict[int, list[str]] = {}
-        for index, kind in sorted([*dropped, *chosen]):
-            gone.setdefault(index, []).append(kind)
-        whole = [i for i, kinds in gone.items() if set(kinds) == set(sublayers(blocks[i]))]
-        # Refuses what could not be written.
-        find_removal(model, Parts(whole, {i: k for i, k in gone.items() if i not in whole}))
-        for index, kind in chosen:
-            drop_(blocks[index], kind)
+        drop_places(model, dropped, ranked[: 1 if self.rescore else missing])
         return self.rescore and missing > 1
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
@@ -122,22 +99,3 @@ class SublayerDrop(Pruner):
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         """Do nothing: `decide` dropped the sublayers."""
-
-    def _places(self, model: PreTrainedModel) -> list[_Place]:
-        """Sublayers that compete."""
-        return [
-            (index, kind)
-            for index, block in enumerate(_blocks(model))
-            for kind, own in sublayers(block).items()
-            if self.target in (kind, own.name, "both")
-        ]
-
-
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
-    return decoder_blocks(model)[1]
-
-
-def _find_dropped(model: PreTrainedModel, places: list[_Place]) -> list[_Place]:
-    """Sublayers that an earlier round dropped."""
-    zeros = [find_zeros(block) for block in each_whole(_blocks(model))]
-    return [place for place in places if place[1] in zeros[place[0]]]

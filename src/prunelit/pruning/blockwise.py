@@ -17,6 +17,7 @@ from prunelit.models.stores import store_of, whole
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruning.dry_walk import walk_blocks
 from prunelit.pruning.hooks import Feed, Trial
+from prunelit.pruning.outputs import Outputs
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.pooling import Reach, pool_experts
 from prunelit.pruning.report import BlockCost
@@ -73,6 +74,8 @@ def prune_blocks(
         yield from _look_and_decide(model, pruner, batches, form, memory, reach.least, saved)
     else:
         pruner.decide(model, [])
+    if pruner.measured(model)[0]:
+        yield from _measure_and_settle(model, pruner, batches, form, memory)
     streams = _capture_all(model, blocks, batches, form) if watches else []
     last = len(blocks) - 1
     prune = _PrunePass(pruner, streams, trials if watches else None, reach, last)
@@ -95,7 +98,7 @@ def try_blocks(
     blocks = decoder_blocks(model)[1]
     watches = sum(bool(pruner.watch(block)) for block in blocks) > 0  # all: one may be refused
     looks = any(pruner.look(model))
-    if not (watches or looks):
+    if not (watches or looks or pruner.measured(model)[0]):
         return watches, looks, Form(None), []
     if text is None:
         raise _missing_text(pruner)
@@ -117,7 +120,10 @@ def reads_text(pruner: Pruner, model: PreTrainedModel) -> bool:
     """Return True if a method looks at calibration text."""
     blocks = decoder_blocks(model)[1]
     return any(
-        any(step.watch(block) for block in blocks) or any(step.look(model)) for step in pruner.steps
+        any(step.watch(block) for block in blocks)
+        or any(step.look(model))
+        or step.measured(model)[0] > 0
+        for step in pruner.steps
     )
 
 
@@ -145,6 +151,23 @@ def _look_and_decide(
             if saved is not None:
                 saved.write(probes)
         again = pruner.decide(model, probes)
+
+
+def _measure_and_settle(
+    model: PreTrainedModel,
+    pruner: Pruner,
+    batches: list[Batch],
+    form: Form,
+    memory: PeakMemory,
+) -> Iterator[BlockCost]:
+    """Show the method the output of the model without parts, again as often as it asks for it."""
+    _, blocks = decoder_blocks(model)
+    outputs = Outputs(model, batches, form, pruner.measure)
+    again = True
+    while again and (parts := pruner.alternatives(model)):
+        for _ in outputs.measure(parts):
+            yield from _take_blocks(outputs, blocks, memory)
+        again = pruner.settle(model, outputs.values)
 
 
 class _LookPass:
@@ -228,7 +251,7 @@ class _PrunePass:
 
 
 def _take_blocks(
-    work: _LookPass | _PrunePass, blocks: nn.ModuleList, memory: PeakMemory
+    work: _LookPass | _PrunePass | Outputs, blocks: nn.ModuleList, memory: PeakMemory
 ) -> Iterator[BlockCost]:
     """Bring each block, work on it and put it away; the next one begins to come meanwhile."""
     following = [store_of(block) for block in blocks][1:]

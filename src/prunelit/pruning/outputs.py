@@ -1,0 +1,159 @@
+"""Measure how the output of a model changes without some of its parts."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from prunelit.data.batches import Batch
+from prunelit.errors import InputError
+from prunelit.models.absent import zeroed
+from prunelit.models.architecture import decoder_blocks, final_hidden, unembed
+from prunelit.models.forwards import replaced_forwards
+from prunelit.models.removal import Parts
+from prunelit.models.replay import Form, Stream, capture
+
+CHUNK = 256  # tokens whose logits exist at a time
+
+
+class Outputs:
+    """Measures the output of a model without each of several parts.
+
+    All of a batch pass one block after another, so that a measurement is one sweep over the blocks
+    for each batch.
+
+    Args:
+        model: in evaluation mode; its output as it is now is the dense one.
+        batches: calibration text of this rank; there may be none.
+        form: in which blocks return the hidden state.
+        measure: `kl`, KL(dense || without the parts) of the next token; or `loss`, the negative
+            log-likelihood of the next token without the parts.
+
+    Attributes:
+        values: for each of the parts that were measured last, the mean over the tokens of all
+            ranks, nats.
+    """
+
+    edits = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batches: Sequence[Batch],
+        form: Form,
+        measure: Literal["kl", "loss"],
+    ) -> None:
+        self.values: list[float] = []
+        self._model = model
+        self._batches = batches
+        self._form = form
+        self._measure = measure
+        # Hidden states of the dense model at the tokens of each batch.
+        self._dense: dict[int, Tensor] = {}
+        self._parts: Sequence[Parts] = ()
+        self._stream: Stream | None = None
+        self._without: dict[int, Tensor] = {}
+
+    def measure(self, parts: Sequence[Parts]) -> Iterator[None]:
+        """Begin with each batch: the caller then hands every block to `work`.
+
+        Ranks that share the blocks take the same number of turns.
+
+        Args:
+            parts: of one block each.
+        """
+        self._parts = parts
+        sums = torch.zeros(len(parts) + 1, dtype=torch.float64)  # the last one counts tokens
+        blocks = decoder_blocks(self._model)[1]
+        for number in range(_most(len(self._batches), self._model.device)):
+            self._stream, self._without = None, {}
+            if number < len(self._batches):
+                batch = self._batches[number]
+                self._stream = capture(self._model, blocks, batch, self._form)
+            yield
+            if self._stream is not None:
+                sums += self._compare(number)
+        self._stream, self._without = None, {}
+        if dist.is_available() and dist.is_initialized():
+            sums = sums.to(self._model.device)
+            dist.all_reduce(sums)
+        self.values = (sums[:-1] / sums[-1]).tolist()
+
+    def work(self, index: int, block: nn.Module) -> None:
+        """Take the model, and the model without each of the parts, through a block."""
+        stream = self._stream
+        if stream is None:
+            return
+        for place, hidden in self._without.items():
+            self._without[place] = stream.run(block, index, hidden)
+        for place, parts in enumerate(self._parts):
+            if index in parts.blocks:
+                self._without[place] = stream.hidden
+            elif index in parts.sublayers:
+                with zeroed(block, parts.names(decoder_blocks(self._model)[1], index)):
+                    self._without[place] = stream.run(block, index)
+        stream.hidden = stream.run(block, index)
+
+    def _compare(self, number: int) -> Tensor:
+        """Sum the measure over the tokens of a batch for all parts, and count the tokens, (P + 1,).
+
+        Raises:
+            InputError: if an output is not finite.
+        """
+        stream = self._stream
+        assert stream is not None
+        batch = self._batches[number]
+        mask = batch["attention_mask"].bool()
+        following = batch["input_ids"].roll(-1, 1)
+        if self._measure == "loss":  # tokens with a next one
+            mask = mask & mask.roll(-1, 1)
+            mask[:, -1] = False
+        hiddens = [self._finish(batch, hidden)[mask] for hidden in self._without.values()]
+        if number not in self._dense:
+            self._dense[number] = self._finish(batch, stream.hidden)[mask]
+        dense, labels = self._dense[number], following[mask].to(stream.hidden.device)
+        sums = torch.zeros(len(self._parts) + 1, dtype=torch.float64)
+        sums[-1] = len(dense)
+        places = list(self._without)
+        with torch.autocast(dense.device.type, enabled=False):
+            for start in range(0, len(dense), CHUNK):
+                part = slice(start, start + CHUNK)
+                logits = unembed(self._model, dense[part])
+                p = logits.log_softmax(-1)
+                for place, hidden in zip(places, hiddens, strict=True):
+                    q = unembed(self._model, hidden[part]).log_softmax(-1)
+                    if self._measure == "loss":
+                        found = F.nll_loss(q, labels[part], reduction="none")
+                    else:
+                        found = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+                    sums[place] += found.double().sum().cpu()
+        if not sums.isfinite().all():
+            raise InputError(
+                "The logits on the calibration text are not finite: load the model in a wider "
+                "dtype, such as float32."
+            )
+        return sums
+
+    def _finish(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """Apply what the model does after its last block, (B, T, D)."""
+
+        def return_hidden(*_args: Any, **_kwargs: Any) -> Any:
+            return self._form.wrap(hidden)
+
+        blocks = decoder_blocks(self._model)[1]
+        with replaced_forwards(dict.fromkeys(blocks, return_hidden)):
+            return final_hidden(self._model, **move_data_to_device(batch, self._model.device))
+
+
+def _most(count: int, device: torch.device) -> int:
+    """Return the largest count of all ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return count
+    counts = torch.tensor(count, device=device)
+    dist.all_reduce(counts, dist.ReduceOp.MAX)
+    return int(counts)
