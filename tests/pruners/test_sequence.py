@@ -13,6 +13,7 @@ from prunelit.allocation import OWL
 from prunelit.pruners import (
     BlockDrop,
     ExpertDrop,
+    Heads,
     LinearPruner,
     Magnitude,
     Neuron,
@@ -31,7 +32,7 @@ HALF = Unstructured(0.5)
 @pytest.mark.parametrize(
     "methods",
     [
-        [Neuron(0.25), Wanda(HALF)],
+        [Heads(0.5), Neuron(0.25), Wanda(Unstructured(0.3))],
         [Neuron(0.25), SublayerDrop(1, "mlp"), Wanda(SemiStructured(2, 4))],
         [Neuron(0.5), SparseGPT(HALF)],
         [BlockDrop(1), Magnitude(HALF)],
