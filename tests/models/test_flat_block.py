@@ -40,7 +40,7 @@ def test_a_part_of_the_bytes_is_copied(block: nn.Module) -> None:
 
 def test_a_block_goes_and_comes(block: nn.Module) -> None:
     before, values = block.one.weight, block.one.weight.detach().clone()
-    flat = FlatBlock(block.modules(), lambda weight: torch.float64)
+    flat = FlatBlock(block.modules())
     run = new_run(flat.size).zero_()
     flat.copy_into(run)
     flat.hide()
@@ -51,7 +51,7 @@ def test_a_block_goes_and_comes(block: nn.Module) -> None:
     flat.show(run)
     assert block.one.weight is block.two.weight is before
     assert not before.requires_grad
-    assert torch.equal(before, values.double())
+    assert torch.equal(before, values)
     assert before.data_ptr() % 64 == 0
 
 

@@ -153,9 +153,9 @@ def test_an_edited_block_of_a_streamed_model_is_a_mask_on_the_disk(
 ) -> None:
     def read(folder: Path, dense: PreTrainedModel | None = None) -> PreTrainedModel:
         def place(model: PreTrainedModel) -> None:
-            stream(model, getattr(torch, dtype), dense=dense)
+            stream(model, dense=dense)
 
-        return load_placed(str(folder), place)[0]
+        return load_placed(str(folder), place, dtype=dtype)[0]  # type: ignore[arg-type]
 
     resident = prunelit.load_pretrained(str(material / "dense"), dtype=dtype)[0]  # type: ignore[arg-type]
     dense = read(material / "dense")

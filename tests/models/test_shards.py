@@ -185,8 +185,6 @@ def test_what_needs_the_whole_model_is_refused(
         to_semi_structured(sharded)
     with pytest.raises(InputError, match=r"^Training needs all weights .* wait in Shards"):
         Masks().hold(sharded, [])
-    with pytest.raises(InputError, match=r"^Sharding needs all weights .* wait in Shards"):
-        shard_blocks(sharded)
     with pytest.raises(InputError, match=r"^`offload_to` needs all weights .* wait in Shards"):
         prune(sharded, Magnitude(Unstructured(0.5)), offload_to=torch.device("cpu"))
     ids = torch.ones(1, 4, dtype=torch.int64)

@@ -28,7 +28,7 @@ from prunelit.sparsity import Unstructured
 @pytest.fixture
 def streamed(material: Path) -> PreTrainedModel:
     """A model as a run reads it: its weights wait in the files of its folder."""
-    return load_placed(str(material / "dense"), lambda model: stream(model, model.dtype))[0]
+    return load_placed(str(material / "dense"), stream)[0]
 
 
 def test_blocks_are_away_and_come_to_aligned_places(
@@ -56,7 +56,7 @@ def files_of(model: PreTrainedModel) -> set[type]:
 
 
 def test_another_dtype_is_written_into_files(material: Path) -> None:
-    model = load_placed(str(material / "dense"), lambda model: stream(model, torch.bfloat16))[0]
+    model = load_placed(str(material / "dense"), stream, dtype="bfloat16")[0]
     dense = prunelit.load_pretrained(str(material / "dense"), dtype="bfloat16")[0]
     assert model.dtype == model.config.dtype == torch.bfloat16
     assert files_of(model) == {WrittenFile}
@@ -69,7 +69,7 @@ def test_weights_that_were_changed_in_memory_are_not_those_of_the_files(material
     model = prunelit.load_pretrained(str(material / "dense"))[0]
     weight = next(decoder_blocks(model)[1][1].parameters())
     expected = weight.mul_(2).clone()
-    stream(model, model.dtype)
+    stream(model)
     block = decoder_blocks(model)[1][1]
     with whole(block):
         assert torch.equal(next(block.parameters()), expected)
@@ -106,7 +106,7 @@ def test_an_error_of_the_disk_is_raised_where_the_block_is_needed(
     material: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(material / "dense", tmp_path / "dense")
-    model = load_placed(str(folder), lambda model: stream(model, model.dtype))[0]
+    model = load_placed(str(folder), stream)[0]
     (file,) = folder.glob("*.safetensors")
     os.truncate(file, 1000)
     block, store = decoder_blocks(model)[1][2], store_of(decoder_blocks(model)[1][2])
@@ -132,7 +132,7 @@ def test_a_resident_model_is_aligned(material: Path, input_ids: Tensor) -> None:
 def test_a_weight_in_two_blocks_is_refused_by_name(model: PreTrainedModel) -> None:
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     with pytest.raises(InputError, match=r"LlamaForCausalLM cannot be taken block by block: 'mod"):
-        stream(model, model.dtype)
+        stream(model)
     assert not any(map(store_of, decoder_blocks(model)[1]))
 
 

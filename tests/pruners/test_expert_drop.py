@@ -337,7 +337,7 @@ def test_every_group_loses_the_same_number(make_model: MakeModel, padded: Batch)
 
 def test_blocks_that_wait_in_files(make_model: MakeModel, padded: Batch) -> None:
     here, away = make_model("qwen2_moe"), make_model("qwen2_moe")
-    stream(away, torch.float32)
+    stream(away)
     for model in (here, away):
         prune(model, ExpertDrop(0.25), [padded])
     with torch.no_grad():

@@ -308,7 +308,7 @@ def test_masks_hold_fused_tensors_in_training(
 
 def test_blocks_that_wait_in_files(make_model: MakeModel, padded: Batch) -> None:
     here, away = make_model("deepseek_v3"), make_model("deepseek_v3")
-    stream(away, torch.float32)
+    stream(away)
     pruner = Wanda(Unstructured(0.5), allocation=OWL(outlier=3.0))
     reports = [prune(model, pruner, [padded]) for model in (here, away)]
     assert reports[0].tensors == reports[1].tensors

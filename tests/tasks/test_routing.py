@@ -295,7 +295,7 @@ def test_streamed_blocks_and_ranks_give_the_same(
     task, table = routing(pair)
     _, ranks = routing(pair, world=2, batch_size=1)
     for model in pair.models().values():
-        stream(model, torch.float32)
+        stream(model)
     _, streamed = routing(pair)
     for column in table.columns():
         one = table[column].nan_to_num(7)

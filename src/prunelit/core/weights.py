@@ -91,18 +91,13 @@ class Origin:
         """Numbers of experts that mixtures had before an earlier pruning dropped some."""
         return read_experts_before(self.source, self._same["revision"])
 
-    def read(
-        self, place: Callable[[PreTrainedModel, torch.dtype | None], None] | None = None
-    ) -> PreTrainedModel:
+    def read(self, place: Callable[[PreTrainedModel], None] | None = None) -> PreTrainedModel:
         """Read the weights.
 
         Args:
-            place: takes weights to where they wait, in a dtype; None leaves them.
+            place: takes weights to where they wait; None leaves them.
         """
-        own = None if place is None else lambda model: place(model, self.dtype)
-        # Before they are placed, weights of another dtype than the stored one would take memory.
-        numerics = self._numerics if place is None else {**self._numerics, "dtype": "auto"}
-        model = load_placed(self.source, own, **numerics, **self._same)[0]
+        model = load_placed(self.source, place, **self._numerics, **self._same)[0]
         check_unembedding(model)
         return model
 
@@ -230,16 +225,16 @@ class Weights:
             if origin is not None:
                 check_parallel(origin.config, ranks)
 
-    def _place(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    def _place(self, model: PreTrainedModel) -> None:
         """Take the weights of a model to where they wait, or to the ranks that compute it."""
         if self.placement == "streamed":
-            stream(model, dtype, dense=self._dense)
+            stream(model, dense=self._dense)
         elif self.placement == "sharded":
-            shard_blocks(model, dtype, self.device, self._dense)
+            shard_blocks(model, self.device, self._dense)
         else:
             check_plain(model)
             self._mesh = self._mesh or group_ranks(self.device, self.together)
-            parallelize(model, self._mesh, self.device, dtype)
+            parallelize(model, self._mesh, self.device)
 
     @cached_property
     def other_vocabulary(self) -> str | None:

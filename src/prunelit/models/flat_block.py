@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.dtypes import FindDType
 from prunelit.models.stores import ALIGNMENT
 
 _CPU = torch.device("cpu")
@@ -48,7 +47,6 @@ class FlatBlock:
 
     Args:
         modules: all modules of the block, whose parameters are here.
-        find: gives the dtype of a parameter in the run; None is the one that it has.
 
     Attributes:
         weights: the parameters, in their order; a tied one is there once.
@@ -56,7 +54,7 @@ class FlatBlock:
         layout: shape and dtype of each parameter. Runs of equal layouts have equal places.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], find: FindDType | None = None) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         found: dict[int, Weight] = {}
         self.size = 0
         for module in modules:
@@ -64,8 +62,7 @@ class FlatBlock:
                 if parameter is None:
                     continue
                 if id(parameter) not in found:
-                    own = parameter.dtype if find is None else find(parameter)
-                    blank = torch.empty_like(parameter, device="meta", dtype=own)
+                    blank = torch.empty_like(parameter, device="meta")
                     away = nn.Parameter(blank, parameter.requires_grad)
                     found[id(parameter)] = Weight(parameter, away, [], self.size)
                     self.size += aligned(away.nbytes)
@@ -92,8 +89,7 @@ class FlatBlock:
             if first < last:
                 flat = weight.here.detach().contiguous().flatten()
                 part = flat[(first - weight.start) // item : (last - weight.start) // item]
-                part = part.to(run.device, weight.away.dtype)
-                run[first - low : last - low] = part.view(torch.uint8)
+                run[first - low : last - low] = part.to(run.device).view(torch.uint8)
 
     @torch.inference_mode(False)
     def show(self, run: Tensor) -> None:
@@ -120,7 +116,7 @@ class FlatBlock:
         for weight in self.weights:
             weight.away.requires_grad_(weight.here.requires_grad)
             weight.put(weight.away)
-            weight.here.data = weight.here.new_empty(0, dtype=weight.away.dtype)
+            weight.here.data = weight.here.new_empty(0)
 
 
 def new_run(size: int, device: torch.device = _CPU) -> Tensor:

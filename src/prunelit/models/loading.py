@@ -3,7 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
@@ -48,6 +48,7 @@ from prunelit.models.report_file import REPORT_FILE, experts_before, keep_proces
 from prunelit.models.stored_weights import count_blocks, find_cast
 from prunelit.models.stores import each_weight
 from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
+from prunelit.models.unread import blocks_unread
 
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
 _TELLING = (ImportError, OSError, RuntimeError, ValueError)
@@ -163,7 +164,8 @@ def load_placed(
         if held is not None and blocks > held:
             raise _too_many(source, blocks, f"{held}, the blocks that its weights have")
     try:
-        with quiet():
+        with quiet(), ExitStack() as stack:
+            wait = None if place is None else stack.enter_context(blocks_unread())
             loaded: Any = _auto_class(config).from_pretrained(
                 folder,
                 dtype=dtype,
@@ -178,6 +180,8 @@ def load_placed(
             stored = Path(hf_hub_download(source, CONFIG_NAME, **options)).parent
         if Path(folder, GENERATION_CONFIG_NAME).is_file():  # transformers ignores a damaged one
             GenerationConfig.from_pretrained(folder)
+    except InputError:
+        raise
     except Exception as error:
         if attn_implementation is not None and _concerns_attention(error):
             raise _no_attention(attn_implementation, error) from error
@@ -193,7 +197,8 @@ def load_placed(
     for part in model.modules():
         if isinstance(own := getattr(part, "config", None), PreTrainedConfig):
             own.return_dict = True  # False says nothing about the model; outputs are read by name
-    if place is not None:
+    if place is not None and wait is not None:
+        wait(model)
         place(model)
     check_weights(model, source)
     embedded = model.get_input_embeddings().get_parameter("weight").shape[0]

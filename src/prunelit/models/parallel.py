@@ -20,7 +20,7 @@ from transformers.integrations.tensor_parallel import (
 )
 
 from prunelit.errors import InputError
-from prunelit.models.dtypes import take_dtype
+from prunelit.models.stores import bring
 
 Value = TypeVar("Value")
 
@@ -68,9 +68,7 @@ def group_ranks(device: torch.device, ranks: int) -> DeviceMesh:
 
 
 @torch.no_grad()
-def parallelize(
-    model: PreTrainedModel, mesh: DeviceMesh, device: torch.device, dtype: torch.dtype | None = None
-) -> None:
+def parallelize(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> None:
     """Let each rank of a group keep its part of the matrices of a model, in place.
 
     One module after the other comes to the device, and the parts of this rank stay there. Of a
@@ -81,37 +79,29 @@ def parallelize(
         model: the same on all ranks; see `check_parallel`.
         mesh: the ranks of the group, in one dimension.
         device: of this rank.
-        dtype: of the weights, see `take_dtype`; None is the one that they have.
     """
-    find = take_dtype(model, dtype)
     first: dict[int, str] = {}
     every = dict(model.named_parameters(remove_duplicate=False))
     tied = {name: first.setdefault(id(weight), name) for name, weight in every.items()}
-    dtypes = {name: find(weight) for name, weight in every.items()}
-    del every, find  # which have the whole weights
+    del every  # which has the whole weights
     for name, module in list(model.named_modules()):
-        _split(model, name, module, mesh, dtypes)
+        bring(module)  # a block, before what is inside
+        _split(model, name, module, mesh)
     for name, other in tied.items():
         weight = model.get_parameter(other)
         if _layout(weight) == _layout(model.get_parameter(name)):
             path, _, key = name.rpartition(".")
             model.get_submodule(path).register_parameter(key, weight)
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         if not isinstance(weight, DTensor):
-            weight.data = weight.data.to(device, dtypes[name])
+            weight.data = weight.data.to(device)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     vars(model)[_GROUP] = mesh.get_group()
 
 
-def _split(
-    model: PreTrainedModel,
-    name: str,
-    module: nn.Module,
-    mesh: DeviceMesh,
-    dtypes: dict[str, torch.dtype],
-) -> None:
+def _split(model: PreTrainedModel, name: str, module: nn.Module, mesh: DeviceMesh) -> None:
     """Take the part of this rank of the parameters of a module, and let its forward pass use it."""
     style = _style(model, name)
     own = {f"{name}.{key}": key for key, _ in module.named_parameters(recurse=False)}
@@ -124,7 +114,7 @@ def _split(
     apply_tensor_parallelism(model, mesh, rules)
     for path in own.keys() & rules.keys():
         whole = module.get_parameter(own[path]).detach()
-        part = whole.to(dtypes[path], copy=True)  # without the memory of the whole
+        part = whole.clone()  # without the memory of the whole
         module.register_parameter(own[path], nn.Parameter(part, requires_grad=False))
     if style is not None:
         vars(module)[_SPLIT] = _Split(style, mesh)

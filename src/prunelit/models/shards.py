@@ -1,5 +1,8 @@
 """Shards: each rank keeps its share of the bytes of every block."""
 
+from collections.abc import Iterator
+from itertools import cycle
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -7,10 +10,10 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_plain, decoder_blocks
-from prunelit.models.dtypes import FindDType, take_dtype
 from prunelit.models.flat_block import FlatBlock, aligned, check_flat, new_run
 from prunelit.models.masked import apply_mask_, dense_stores, pack_mask, share_outside
-from prunelit.models.stores import Store, align, check_here, keep_in, place_outside
+from prunelit.models.stores import Store, align, bring, keep_in, place_outside, store_of
+from prunelit.models.unread import Unread
 
 # torch 2.13 deprecates the older name.
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -26,8 +29,8 @@ class Shards(Store):
     Args:
         block: a decoder block, equal on all ranks and on one device. Of weights that lie in a
             mapped file, each rank reads its share.
-        find: gives the dtype of a weight; None is the one that it has.
         device: place of the share and of the whole block; None is where the block is.
+        owner: rank that has the block and gives every rank its share; None if all have it.
     """
 
     collective = True
@@ -35,16 +38,16 @@ class Shards(Store):
     def __init__(
         self,
         block: nn.Module,
-        find: FindDType | None = None,
         device: torch.device | None = None,
+        owner: int | None = None,
     ) -> None:
         super().__init__()
         self._block = block
         self._device = device or next(block.parameters()).device
         self._coming: tuple[Tensor, Tensor, dist.Work | None] | None = None
-        self._flat = FlatBlock(block.modules(), find)
+        self._flat = FlatBlock(block.modules())
         self._dense: Tensor | None = None
-        self._keep(self._cut())
+        self._keep(self._cut() if owner is None else self._receive(owner))
         self._flat.hide()
 
     @property
@@ -82,10 +85,25 @@ class Shards(Store):
     @torch.inference_mode(False)
     def _cut(self) -> Tensor:
         """Copy the share of this rank of the present block."""
-        size = aligned(-(-self._flat.size // dist.get_world_size()))
-        share = new_run(size, self._device).zero_()
-        self._flat.copy_into(share, dist.get_rank() * size)
+        share = new_run(self._part, self._device).zero_()
+        self._flat.copy_into(share, dist.get_rank() * self._part)
         return share
+
+    @torch.inference_mode(False)
+    def _receive(self, owner: int) -> Tensor:
+        """Get the share of this rank from the only one that has the block."""
+        share, parts = new_run(self._part, self._device), None
+        if dist.get_rank() == owner:
+            run = new_run(self._part * dist.get_world_size(), self._device).zero_()
+            self._flat.copy_into(run)
+            parts = list(run.split(self._part))
+        dist.scatter(share, parts, src=owner)
+        return share
+
+    @property
+    def _part(self) -> int:
+        """Bytes of a share."""
+        return aligned(-(-self._flat.size // dist.get_world_size()))
 
     @torch.inference_mode(False)
     def _keep(self, share: Tensor) -> None:
@@ -107,7 +125,6 @@ class Shards(Store):
 
 def shard_blocks(
     model: PreTrainedModel,
-    dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     dense: PreTrainedModel | None = None,
 ) -> None:
@@ -117,7 +134,6 @@ def shard_blocks(
 
     Args:
         model: the same on all ranks of the default process group.
-        dtype: of the weights, see `take_dtype`; None is the one that they have.
         device: of this rank; None is where the model is.
         dense: a model that was sharded before. Blocks that only lost weights of its blocks are
             kept as these and a mask, now and after each edit.
@@ -128,17 +144,32 @@ def shard_blocks(
     """
     if not dist.is_initialized():
         raise InputError("Expected several processes to share the blocks of a model but got one.")
-    check_here(model, "Sharding")
     check_plain(model)
     check_flat(model)
     blocks = decoder_blocks(model)[1]
-    device, find = device or model.device, take_dtype(model, dtype)
+    device, owners = device or model.device, cycle(range(dist.get_world_size()))
     for block, other in zip(blocks, dense_stores(len(blocks), dense), strict=True):
-        keep_in(block, store := Shards(block, find, device))
+        keep_in(block, store := Shards(block, device, _read(block, owners)))
         if other is not None:
             store.keep_masked(other)
-    place_outside(model, blocks, device, find)
+    place_outside(model, blocks, device)
     if device.type == "cpu":
         align(model)
     if dense is not None:
         share_outside(model, dense)
+
+
+def _read(block: nn.Module, owners: Iterator[int]) -> int | None:
+    """Have a block here to cut it: on every rank if that takes no memory, else on the next owner.
+
+    Returns:
+        The owner; None if all ranks have the block.
+    """
+    store = store_of(block)
+    owner = next(owners) if isinstance(store, Unread) and not store.mapped else None
+    if isinstance(store, Unread) and owner not in (None, dist.get_rank()):
+        store.make_room()
+        keep_in(block, None)
+    else:
+        bring(block)
+    return owner

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from prunelit.arguments import checked
 from prunelit.errors import InputError
-from prunelit.models.dtypes import FindDType
 
 ALIGNMENT = 64  # bytes; last bits of results can depend on the alignment of weights
 _ATTRIBUTE = "prunelit_store"
@@ -154,7 +153,6 @@ def place_outside(
     model: nn.Module,
     blocks: nn.ModuleList,
     device: torch.device,
-    find: FindDType | None = None,
 ) -> None:
     """Move all of a model but the weights of its blocks, in place.
 
@@ -162,13 +160,10 @@ def place_outside(
         model: any.
         blocks: its blocks; their buffers, such as masks and positions of old families, move too.
         device: where the model computes.
-        find: gives the dtype of a weight; None is the one that it has. Buffers keep theirs.
     """
     inside = {part for block in blocks for part in block.modules()}
     for module in model.modules():
         if module not in inside:
-            for weight in module.parameters(recurse=False):  # tied ones stay one
-                weight.data = weight.data.to(weight.dtype if find is None else find(weight))
             module._apply(lambda tensor: tensor.to(device), recurse=False)
         else:
             for name, buffer in module.named_buffers(recurse=False):

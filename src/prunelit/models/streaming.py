@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.dtypes import FindDType, take_dtype
 from prunelit.models.flat_block import FlatBlock, check_flat, new_run
 from prunelit.models.masked import dense_stores, share_outside
 from prunelit.models.parallel import is_split
-from prunelit.models.stores import Store, align, check_here, keep_in, place_outside, store_of
+from prunelit.models.stores import (
+    Store,
+    align,
+    bring,
+    check_here,
+    keep_in,
+    place_outside,
+    store_of,
+)
 from prunelit.models.weight_files import (
     MappedWeights,
     Read,
@@ -37,7 +44,6 @@ class FileStore(Store):
         block: a decoder block on the CPU.
         folder: of files without a name, on a disk; None is the system's temporary folder.
         device: where the block is worked on; None is the CPU.
-        find: gives the dtype of a weight; None is the one that it has.
         mapped: knows which weights lie in files already; others are written at once.
 
     Attributes:
@@ -52,7 +58,6 @@ class FileStore(Store):
         block: nn.Module,
         folder: Path | None = None,
         device: torch.device | None = None,
-        find: FindDType | None = None,
         mapped: MappedWeights | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +65,7 @@ class FileStore(Store):
         self._block = block
         self._folder = folder
         self._coming: Coming | None = None
-        self._flat = FlatBlock(block.modules(), find)
+        self._flat = FlatBlock(block.modules())
         found = mapped and mapped.find(self._flat)
         self._kept: Source = found or self._write()
         # What an edited block may rest on, with its bytes; these files are there in any case.
@@ -155,7 +160,6 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 def stream(
     model: PreTrainedModel,
-    dtype: torch.dtype | None = None,
     folder: Path | None = None,
     dense: PreTrainedModel | None = None,
 ) -> None:
@@ -166,7 +170,6 @@ def stream(
 
     Args:
         model: on the CPU.
-        dtype: of the weights, see `take_dtype`; None is the one that they have.
         folder: see `FileStore`.
         dense: a model that was streamed before. Blocks that only lost weights of its blocks are
             kept as these and a mask, now and after each edit.
@@ -176,14 +179,14 @@ def stream(
         OSError: if the disk is full.
     """
     check_flat(model)
-    blocks, find = decoder_blocks(model)[1], take_dtype(model, dtype)
-    mapped = MappedWeights()
+    blocks, mapped = decoder_blocks(model)[1], MappedWeights()
     for block, other in zip(blocks, dense_stores(len(blocks), dense), strict=True):
-        keep_in(block, store := FileStore(block, folder, find=find, mapped=mapped))
+        bring(block)
+        keep_in(block, store := FileStore(block, folder, mapped=mapped))
         if other is not None:
             store.keep_masked(other)
     inside = {module for block in blocks for module in block.modules()}
-    rest = FlatBlock([module for module in model.modules() if module not in inside], find)
+    rest = FlatBlock([module for module in model.modules() if module not in inside])
     file = write_all(rest.copy_into, rest.size, folder)
     rest.hide()
     rest.show(file.map())

@@ -161,12 +161,12 @@ class MappedWeights:
                 self._known.append((start, end, int(offset, 16), int(number), path[0]))
 
     def find(self, flat: FlatBlock) -> FoundFiles | None:
-        """Find the weights of a block; None unless all lie in files, in the dtypes of the run."""
+        """Find the weights of a block; None unless all lie in files."""
         pieces = []
         for weight in flat.weights:
             own = weight.here.detach()
-            same = own.dtype == weight.away.dtype and own.is_contiguous() and not own.is_meta
-            place = self._find(own) if same else None
+            plain = own.is_contiguous() and not own.is_meta
+            place = self._find(own) if plain else None
             if place is None:
                 return None
             pieces.append((weight.start, own.nbytes, *place))
