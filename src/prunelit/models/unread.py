@@ -27,6 +27,14 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.flat_block import FlatBlock
 from prunelit.models.stores import Store, keep_in
 
+# Names in files of safetensors.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+
 
 class Unread(Store):
     """Weights of a block that are in the files of its model.
@@ -79,16 +87,27 @@ class Unread(Store):
 
 
 class _Shape:
-    """A stored tensor for transformers to convert, of which only shape and dtype are read."""
+    """A stored tensor for transformers to convert, of which only the shape is known.
+
+    Args:
+        stored: a tensor, or one in a file of safetensors; even its first page is not read.
+    """
 
     def __init__(self, stored: Any) -> None:
-        self._stored = stored
+        self._shape = stored.shape if isinstance(stored, Tensor) else stored.get_shape()
 
     def __getitem__(self, index: Any) -> "_Shape":
         return self
 
     def to(self, device: Any, dtype: torch.dtype) -> Tensor:
-        return self._stored[...].to("meta", dtype)
+        return torch.empty(self._shape, dtype=dtype, device="meta")
+
+
+def _has_dtype(stored: Any, dtype: torch.dtype) -> bool:
+    """Compare the dtype of a stored tensor, see `_Shape`."""
+    if isinstance(stored, Tensor):
+        return stored.dtype == dtype
+    return stored.get_dtype() == _DTYPES.get(dtype)
 
 
 @contextmanager
@@ -114,7 +133,7 @@ def blocks_unread() -> Iterator[Callable[[PreTrainedModel], None]]:
         for index, targets in inside.items():
             stored = {name: state_dict[name] for name in targets}
             mapped = all(
-                target is not None and value[...].dtype == model.get_parameter(target).dtype
+                target is not None and _has_dtype(value, model.get_parameter(target).dtype)
                 for target, value in zip(targets.values(), stored.values(), strict=True)
             )
             later[index] = partial(_read_quietly, partial(read, state_dict=stored)), mapped
