@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, modeling_utils
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
+    convert_and_load_state_dict_in_model,
     dot_natural_key,
     rename_source_key,
 )
@@ -119,7 +120,7 @@ def blocks_unread() -> Iterator[Callable[[PreTrainedModel], None]]:
     Returns:
         A function that lets the blocks of the model that was loaded wait as `Unread`, in place.
     """
-    usual = modeling_utils.convert_and_load_state_dict_in_model
+    usual = convert_and_load_state_dict_in_model
     later: dict[int, tuple[Callable[[], object], bool]] = {}
 
     def load(state_dict: dict[str, Any], **given: Any) -> Any:
@@ -145,11 +146,12 @@ def blocks_unread() -> Iterator[Callable[[PreTrainedModel], None]]:
             keep_in(blocks[index], Unread(blocks[index], read, mapped))
         later.clear()
 
-    modeling_utils.convert_and_load_state_dict_in_model = load
+    caller: Any = modeling_utils  # `from_pretrained` is there
+    caller.convert_and_load_state_dict_in_model = load
     try:
         yield keep
     finally:
-        modeling_utils.convert_and_load_state_dict_in_model = usual
+        caller.convert_and_load_state_dict_in_model = usual
 
 
 def _group(
