@@ -16,7 +16,8 @@ class RIA(LinearPruner):
     """Prune by relative importance and activations (Zhang et al. 2024, OpenReview Tr0lPx9woF).
 
     The score of weight (o, i) is (|W_oi| / sum over its row + |W_oi| / sum over its column) times
-    the input norm ||x_i|| to the power `power`. Weights compete within an output row.
+    the input norm ||x_i|| to the power `power`. Weights compete within the whole matrix, as in the
+    public code; `within="row"` is its option `--per_outneuron`.
 
     Args:
         sparsity: how many weights to remove, and among which they compete.
@@ -36,6 +37,8 @@ class RIA(LinearPruner):
         tensor([[ 0., -1.],
                 [ 4.,  0.]])
     """
+
+    within = "matrix"
 
     def __init__(
         self,
