@@ -90,7 +90,7 @@ def variants() -> Iterator[tuple[str, str, Pruner]]:
     for ratio in (0.3, 0.4, 0.5, 0.6):
         yield "sparsegpt", f"{ratio}", SparseGPT(Unstructured(ratio))
     for ratio in (0.2, 0.3, 0.4, 0.5):
-        yield "ria", f"{ratio}", RIA(Unstructured(ratio))
+        yield "ria", f"{ratio}", RIA(Unstructured(ratio, within="row"))
     for ratio in (0.005, 0.01, 0.02, 0.05):
         yield "random", f"{ratio}", Random(Unstructured(ratio))
     for bits, group in ((8, 64), (4, 32), (4, 64), (4, 192), (3, 16), (3, 32), (3, 64), (2, 16)):
