@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.pruners import Heads, LinearPruner, Neuron, Pruner, Wanda
+from prunelit.pruners import Budget, Heads, LinearPruner, Neuron, Pruner, Wanda
 from prunelit.pruners.expert_pruner import ExpertPruner
 from prunelit.pruning.blockwise import check_text
 from prunelit.pruning.masks import Masks
@@ -50,12 +50,14 @@ def build(pruner_class: type[Pruner]) -> Pruner:
         for p in parameters
         if p.annotation == list[Pruner]
     }
+    if pruner_class is Budget:
+        arguments["parameters"] = 0.9  # a tiny model has most of them in its embeddings
     return pruner_class(**arguments)
 
 
 def fitting(pruner_class: type[Pruner], family: str = "llama") -> str:
     """Name a family that the method can prune: experts are only in a mixture."""
-    if pruner_class is Heads and family in ("gpt2", "gpt_neox", "opt"):
+    if pruner_class in (Budget, Heads) and family in ("gpt2", "gpt_neox", "opt"):
         return "llama"  # those have no width of a head of their own
     return "qwen2_moe" if issubclass(pruner_class, ExpertPruner) else family
 
@@ -156,7 +158,7 @@ def test_rounds_only_add_and_reach_what_was_asked(
     input_ids: torch.Tensor,
 ) -> None:
     pruner = build(pruner_class)
-    if not pruner.sparsifies:
+    if not pruner.sparsifies or pruner_class is Budget:
         with pytest.raises(InputError, match="rounds"):
             pruner.scale(0.5)
         return

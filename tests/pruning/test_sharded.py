@@ -38,6 +38,7 @@ METHODS = {
     "Neuron(0.25)": (0.5, 1),
     "SublayerDrop(2, 'both', rescore=True)": (0.5, 1),
     "BlockDrop(1)": (1,),
+    "Budget(0.9, heads=[], neurons=[0.25, 0.5], blocks=1)": (1,),
     "DepthByLoss(1)": (1,),
     "DepthByLoss(2, 'both', 'loss', rescore=True)": (0.5, 1),
     "Sequence([Neuron(0.25), Wanda(Unstructured(0.5))])": (0.5, 1),

@@ -119,6 +119,31 @@ def _like(
     return known[key]
 
 
+@contextmanager
+def scratch(block: nn.Module) -> Iterator[None]:
+    """Have copies of all weights of a block in their place, within the context: edits vanish.
+
+    Args:
+        block: a decoder block.
+    """
+    copies: dict[int, nn.Parameter] = {}
+    with whole(block):
+        own = {module: module._parameters for module in block.modules()}
+        for module, parameters in own.items():
+            for weight in parameters.values():
+                if weight is not None and id(weight) not in copies:
+                    copies[id(weight)] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+            module._parameters = {
+                name: None if weight is None else copies[id(weight)]
+                for name, weight in parameters.items()
+            }
+        try:
+            yield
+        finally:
+            for module, parameters in own.items():
+                module._parameters = parameters
+
+
 def zeroed(block: nn.Module, parts: tuple[str, ...]) -> AbstractContextManager[None]:
     """Have zeros in the place of all weights of modules of a block, within the context.
 

@@ -5,6 +5,7 @@ from prunelit.models.stores import whole
 from prunelit.pruners.admm import ADMM
 from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
+from prunelit.pruners.budget import Budget
 from prunelit.pruners.depth_by_loss import DepthByLoss
 from prunelit.pruners.expert_drop import ExpertDrop
 from prunelit.pruners.expert_merge import ExpertMerge
@@ -25,6 +26,7 @@ __all__ = [
     "ADMM",
     "RIA",
     "BlockDrop",
+    "Budget",
     "DepthByLoss",
     "ExpertDrop",
     "ExpertMerge",

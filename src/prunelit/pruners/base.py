@@ -26,8 +26,8 @@ from prunelit.models.architecture import (
     repeated_weights,
 )
 from prunelit.models.finite import all_finite
-from prunelit.models.removal import Parts
 from prunelit.models.surgery import check_whole
+from prunelit.models.variation import Variation
 from prunelit.sparsity import Sparsity, Within
 
 __all__ = ["LinearPruner", "Probe", "Pruner"]
@@ -122,7 +122,7 @@ class Pruner(Checked, ABC):
         return False
 
     def measured(self, model: PreTrainedModel) -> tuple[int, int]:
-        """Say how often the output of the model is measured without parts, and for how many in all.
+        """Say how often the output of the model is measured, and for how many variations in all.
 
         Args:
             model: may have no values: only its structure is read.
@@ -132,14 +132,14 @@ class Pruner(Checked, ABC):
         """
         return 0, 0
 
-    def alternatives(self, model: PreTrainedModel) -> Sequence[Parts]:
-        """Give parts without which the driver measures the output; `settle` gets what it finds.
+    def alternatives(self, model: PreTrainedModel) -> Sequence[Variation]:
+        """Give variations with which the driver measures the output; `settle` gets what it finds.
 
         Args:
             model: in evaluation mode; must not be edited.
 
         Returns:
-            Parts of one block each, in the order of the blocks; nothing to measure nothing.
+            Changes of one block each; nothing to measure nothing.
         """
         return ()
 
@@ -148,9 +148,9 @@ class Pruner(Checked, ABC):
 
         Args:
             model: see `decide`.
-            changes: for each of `alternatives`, the attribute `measure`: `kl`, KL(dense || model
-                without the parts), or `loss`, the loss of the model without them; mean over the
-                tokens of all ranks, nats.
+            changes: for each of `alternatives`, what the attribute `measure` names: `kl`, the KL
+                divergence of the model with it from the model before this method; or `loss`, the
+                loss of the model with it. Means over the tokens of all ranks, in nats.
 
         Returns:
             True to ask for alternatives and measure once more, at the model as it is now.

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.removal import Parts
+from prunelit.models.variation import Variation
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.pruners.places import Target, drop_places, find_dropped, find_places, parts_of
+from prunelit.pruners.places import Target, drop_places, find_dropped, find_places, variation_at
 
 
 class DepthByLoss(Pruner):
@@ -83,12 +83,12 @@ class DepthByLoss(Pruner):
         times = self.count if self.rescore else 1
         return times, sum(parts - number for number in range(times))
 
-    def alternatives(self, model: PreTrainedModel) -> Sequence[Parts]:
+    def alternatives(self, model: PreTrainedModel) -> Sequence[Variation]:
         places = find_places(model, self.target, self.count)
         dropped = find_dropped(model, places)
         if len(dropped) >= self.count:
             return []
-        return [parts_of(model, [place]) for place in places if place not in dropped]
+        return [variation_at(model, place) for place in places if place not in dropped]
 
     def settle(self, model: PreTrainedModel, changes: Sequence[float]) -> bool:
         places = find_places(model, self.target, self.count)

@@ -119,6 +119,10 @@ class Neuron(Pruner):
             changes = {width: width - removed for width, removed in self._removed.items()}
             find_width_changes(model, changes)
 
+    def removed(self, width: int) -> int:
+        """Return how many neurons of an MLP of a width go; `check` is called before."""
+        return self._removed[width]
+
     def _count(self, widths: list[int], experts: set[int]) -> dict[int, int]:
         """Count the neurons to remove by width; that of shared experts may be a multiple."""
         counts: dict[int, int] = {}

@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.parts import drop_, find_zeros, sublayers
+from prunelit.models.parts import drop_, find_zeros, sublayers, weights_of
 from prunelit.models.removal import Parts, find_removal
 from prunelit.models.stores import each_whole
+from prunelit.models.variation import Variation
 
 Target = Literal["block", "attention", "mixer", "mlp", "both"]
 BLOCK = "block"
@@ -63,7 +64,20 @@ def find_dropped(model: PreTrainedModel, places: Iterable[Place]) -> list[Place]
     ]
 
 
-def parts_of(model: PreTrainedModel, places: Iterable[Place]) -> Parts:
+def variation_at(model: PreTrainedModel, place: Place) -> Variation:
+    """Give the model without one place, as a variation."""
+    index, kind = place
+    if kind == BLOCK or set(sublayers(_blocks(model)[index])) == {kind}:
+        return Variation(index)
+
+    def drop(block: nn.Module) -> None:
+        for weight in weights_of(block, sublayers(block)[kind]):
+            weight.zero_()
+
+    return Variation(index, drop)
+
+
+def _parts_of(model: PreTrainedModel, places: Iterable[Place]) -> Parts:
     """Give the parts of a model at some places; a block without sublayers is left out whole."""
     blocks = _blocks(model)
     gone: dict[int, list[str]] = {}
@@ -85,7 +99,7 @@ def drop_places(model: PreTrainedModel, dropped: Sequence[Place], chosen: Sequen
         InputError: if a model without both could not be written; nothing has changed then.
     """
     blocks = _blocks(model)
-    find_removal(model, parts_of(model, [*dropped, *chosen]))
+    find_removal(model, _parts_of(model, [*dropped, *chosen]))
     for index, kind in chosen:
         drop_(blocks[index], *(sublayers(blocks[index]) if kind == BLOCK else [kind]))
 

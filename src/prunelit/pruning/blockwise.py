@@ -160,12 +160,12 @@ def _measure_and_settle(
     form: Form,
     memory: PeakMemory,
 ) -> Iterator[BlockCost]:
-    """Show the method the output of the model without parts, again as often as it asks for it."""
+    """Show the method the output with its variations, again as often as it asks for it."""
     _, blocks = decoder_blocks(model)
     outputs = Outputs(model, batches, form, pruner.measure)
     again = True
-    while again and (parts := pruner.alternatives(model)):
-        for _ in outputs.measure(parts):
+    while again and (variations := pruner.alternatives(model)):
+        for _ in outputs.measure(variations):
             yield from _take_blocks(outputs, blocks, memory)
         again = pruner.settle(model, outputs.values)
 

@@ -1,4 +1,4 @@
-"""Measure how the output of a model changes without some of its parts."""
+"""Measure how the output of a model changes with variations of its blocks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -12,30 +12,30 @@ from transformers import PreTrainedModel
 
 from prunelit.data.batches import Batch
 from prunelit.errors import InputError
-from prunelit.models.absent import zeroed
+from prunelit.models.absent import scratch
 from prunelit.models.architecture import decoder_blocks, final_hidden, unembed
 from prunelit.models.forwards import replaced_forwards
-from prunelit.models.removal import Parts
 from prunelit.models.replay import Form, Stream, capture
+from prunelit.models.variation import Variation
 
 CHUNK = 256  # tokens whose logits exist at a time
 
 
 class Outputs:
-    """Measures the output of a model without each of several parts.
+    """Measures the output of a model with each of several variations.
 
-    All of a batch pass one block after another, so that a measurement is one sweep over the blocks
-    for each batch.
+    All variations of a batch pass one block after another, so that a measurement is one sweep over
+    the blocks for each batch.
 
     Args:
         model: in evaluation mode; its output as it is now is the dense one.
         batches: calibration text of this rank; there may be none.
         form: in which blocks return the hidden state.
-        measure: `kl`, KL(dense || without the parts) of the next token; or `loss`, the negative
-            log-likelihood of the next token without the parts.
+        measure: `kl`, KL(dense || variation) of the next token; or `loss`, the negative
+            log-likelihood of the next token with the variation.
 
     Attributes:
-        values: for each of the parts that were measured last, the mean over the tokens of all
+        values: for each of the variations that were measured last, the mean over the tokens of all
             ranks, nats.
     """
 
@@ -55,52 +55,59 @@ class Outputs:
         self._measure = measure
         # Hidden states of the dense model at the tokens of each batch.
         self._dense: dict[int, Tensor] = {}
-        self._parts: Sequence[Parts] = ()
+        self._variations: Sequence[Variation] = ()
         self._stream: Stream | None = None
-        self._without: dict[int, Tensor] = {}
+        self._varied: dict[int, Tensor] = {}
 
-    def measure(self, parts: Sequence[Parts]) -> Iterator[None]:
+    def measure(self, variations: Sequence[Variation]) -> Iterator[None]:
         """Begin with each batch: the caller then hands every block to `work`.
 
         Ranks that share the blocks take the same number of turns.
 
         Args:
-            parts: of one block each.
+            variations: to measure.
         """
-        self._parts = parts
-        sums = torch.zeros(len(parts) + 1, dtype=torch.float64)  # the last one counts tokens
+        self._variations = variations
+        sums = torch.zeros(len(variations) + 1, dtype=torch.float64)  # the last one counts tokens
         blocks = decoder_blocks(self._model)[1]
         for number in range(_most(len(self._batches), self._model.device)):
-            self._stream, self._without = None, {}
+            self._stream, self._varied = None, {}
             if number < len(self._batches):
                 batch = self._batches[number]
                 self._stream = capture(self._model, blocks, batch, self._form)
             yield
             if self._stream is not None:
                 sums += self._compare(number)
-        self._stream, self._without = None, {}
+        self._stream, self._varied = None, {}
         if dist.is_available() and dist.is_initialized():
             sums = sums.to(self._model.device)
             dist.all_reduce(sums)
         self.values = (sums[:-1] / sums[-1]).tolist()
 
     def work(self, index: int, block: nn.Module) -> None:
-        """Take the model, and the model without each of the parts, through a block."""
+        """Take the model, and the model with each of the variations, through a block."""
         stream = self._stream
         if stream is None:
             return
-        for place, hidden in self._without.items():
-            self._without[place] = stream.run(block, index, hidden)
-        for place, parts in enumerate(self._parts):
-            if index in parts.blocks:
-                self._without[place] = stream.hidden
-            elif index in parts.sublayers:
-                with zeroed(block, parts.names(decoder_blocks(self._model)[1], index)):
-                    self._without[place] = stream.run(block, index)
+        for place, hidden in self._varied.items():
+            self._varied[place] = stream.run(block, index, hidden)
+        for place, variation in enumerate(self._variations):
+            if variation.block != index:
+                continue
+            if variation.edit is None:
+                self._varied[place] = stream.hidden
+                continue
+            with scratch(block):
+                variation.edit(block)
+                self._varied[place] = stream.run(block, index)
         stream.hidden = stream.run(block, index)
 
     def _compare(self, number: int) -> Tensor:
-        """Sum the measure over the tokens of a batch for all parts, and count the tokens, (P + 1,).
+        """Sum the measure over the tokens of a batch for all variations, and count the tokens.
+
+        Returns:
+            (V + 1,)
+
 
         Raises:
             InputError: if an output is not finite.
@@ -113,13 +120,13 @@ class Outputs:
         if self._measure == "loss":  # tokens with a next one
             mask = mask & mask.roll(-1, 1)
             mask[:, -1] = False
-        hiddens = [self._finish(batch, hidden)[mask] for hidden in self._without.values()]
+        hiddens = [self._finish(batch, hidden)[mask] for hidden in self._varied.values()]
         if number not in self._dense:
             self._dense[number] = self._finish(batch, stream.hidden)[mask]
         dense, labels = self._dense[number], following[mask].to(stream.hidden.device)
-        sums = torch.zeros(len(self._parts) + 1, dtype=torch.float64)
+        sums = torch.zeros(len(self._variations) + 1, dtype=torch.float64)
         sums[-1] = len(dense)
-        places = list(self._without)
+        places = list(self._varied)
         with torch.autocast(dense.device.type, enabled=False):
             for start in range(0, len(dense), CHUNK):
                 part = slice(start, start + CHUNK)

@@ -1,0 +1,280 @@
+"""Choose heads, neurons and blocks together, so that a model fits a size."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunelit.errors import InputError
+from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.models.heads import find_heads
+from prunelit.models.neurons import find_neurons
+from prunelit.models.parts import drop_, sublayers
+from prunelit.models.removal import Parts, find_removal
+from prunelit.models.stores import whole
+from prunelit.models.variation import Variation
+from prunelit.pruners.base import Probe, Pruner
+from prunelit.pruners.heads import Heads
+from prunelit.pruners.neuron import Neuron
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to make a model smaller.
+
+    Args:
+        heads: place among the options of heads; 0 removes none.
+        neurons: place among the options of neurons; 0 removes none.
+        blocks: indices of the blocks that go.
+        parameters: number of parameters that are left.
+        kl: sum of what the changes of all blocks cost alone, nats.
+    """
+
+    heads: int
+    neurons: int
+    blocks: tuple[int, ...]
+    parameters: int
+    kl: float
+
+
+class Budget(Pruner):
+    """Make a model as small as asked by what costs least: fewer heads, fewer neurons, fewer blocks.
+
+    Each block is measured with each option in its place, in the dense model: the KL divergence of
+    the next token from the dense model, as Puzzle scores its library of blocks (Bercovich et al.
+    2025, arXiv:2411.19146, section 3.2). The KL divergence of a model is foretold as the sum over
+    its blocks. All widths and numbers of blocks are compared, and the model that fits and costs
+    least is taken. Heads and neurons are the same number in every block, so that the folder is that
+    of a stock class. What was foretold and what was got are printed.
+
+    Heads and neurons that go are those of `Heads` and `Neuron`, with their defaults. What these
+    read of each block is kept: D x D numbers a block for heads of the width D in all.
+
+    Args:
+        parameters: share of the parameters of the model that may be left, with those outside of
+            the blocks, in (0, 1).
+        bytes: number of bytes of the parameters instead of `parameters`.
+        heads: numbers of groups of heads to remove in each block; nothing leaves all heads.
+        neurons: shares of the neurons to remove in each MLP; nothing leaves all neurons.
+        blocks: the largest number of blocks to drop; None is a quarter of them.
+
+    Example:
+        >>> import torch
+        >>> from prunelit import prune
+        >>> from prunelit.pruners import Budget
+        >>> from transformers import AutoModelForCausalLM, LlamaConfig
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32,
+        ...                      num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+        >>> model = AutoModelForCausalLM.from_config(config)
+        >>> before = model.num_parameters()
+        >>> report = prune(model, Budget(0.8), torch.arange(64).view(4, 16))
+        >>> model.num_parameters() <= 0.8 * before
+        True
+    """
+
+    shrinks = True
+    drops_blocks = True
+    drops_sublayers = True
+    measure: Literal["kl", "loss"] = "kl"
+
+    def __init__(
+        self,
+        parameters: float = 0.8,
+        bytes: int | None = None,
+        heads: Sequence[int] = (1,),
+        neurons: Sequence[float] = (0.125, 0.25, 0.375, 0.5),
+        blocks: int | None = None,
+    ) -> None:
+        if not 0 < parameters < 1:
+            raise InputError(f"Expected `parameters` in (0, 1) but got {parameters}.")
+        if (blocks is not None and blocks < 0) or (bytes is not None and bytes < 1):
+            raise InputError(
+                f"Expected `blocks` of at least 0 and `bytes` of at least 1 but got {blocks} and "
+                f"{bytes}."
+            )
+        if any(count < 1 for count in heads) or any(not 0 < share < 1 for share in neurons):
+            raise InputError(
+                f"Expected numbers of at least 1 in `heads` and shares in (0, 1) in `neurons` but "
+                f"got {list(heads)} and {list(neurons)}."
+            )
+        self.parameters = parameters
+        self.bytes = bytes
+        self.heads = list(heads)
+        self.neurons = list(neurons)
+        self.blocks = blocks
+        # The first option of both kinds leaves a block as it is.
+        self._heads: list[Heads | None] = [None, *(Heads(count=count) for count in self.heads)]
+        self._neurons: list[Neuron | None] = [None, *(Neuron(share) for share in self.neurons)]
+        self._probes: list[dict[str, Probe]] = []
+        self._chosen: Choice | None = None
+
+    def check(self, model: PreTrainedModel) -> None:
+        super().check(model)
+        for option in self._options():
+            option.check(model)
+        blocks = decoder_blocks(model)[1]
+        if self._most_blocks(model) >= len(blocks):
+            raise InputError(
+                f"Expected `blocks` below the {len(blocks)} blocks of the model but got "
+                f"{self.blocks}."
+            )
+        sizes = {sum(weight.numel() for weight in block.parameters()) for block in blocks}
+        if len(sizes) > 1:
+            raise InputError(
+                f"Expected blocks of one size but those of {type(model).__name__} have "
+                f"{min(sizes):,} to {max(sizes):,} parameters: use `Sequence` with the methods and "
+                "numbers of your choice."
+            )
+        least = min(size for *_, size in self._sizes(model))
+        if least > (most := self._target(model)):
+            raise InputError(
+                f"Expected options that leave at most {most:,} parameters but the smallest model "
+                f"of them has {least:,}: remove more by `heads`, `neurons` or `blocks`, or raise "
+                "the target."
+            )
+
+    def look(self, model: PreTrainedModel) -> Iterator[dict[str, Probe]]:
+        kinds = [options[1] for options in (self._heads, self._neurons) if len(options) > 1]
+        for block in decoder_blocks(model)[1]:
+            yield {
+                name: probe for kind in kinds if kind for name, probe in kind.watch(block).items()
+            }
+
+    def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
+        self._probes, self._chosen = probes, None
+        return False
+
+    def measured(self, model: PreTrainedModel) -> tuple[int, int]:
+        return 2, len(self._variations(model)) * len(decoder_blocks(model)[1]) + 1
+
+    def alternatives(self, model: PreTrainedModel) -> Sequence[Variation]:
+        if self._chosen is not None:  # the model that was chosen, as it is
+            return [Variation(0, lambda block: None)]
+        return [
+            Variation(index, None if option is None else partial(self._apply, index, option))
+            for index in range(len(decoder_blocks(model)[1]))
+            for option in self._variations(model)
+        ]
+
+    def settle(self, model: PreTrainedModel, changes: Sequence[float]) -> bool:
+        if self._chosen is not None:
+            rank_zero_info(
+                f"Budget: the KL divergence was foretold as {self._chosen.kl:.4g} nats a token; it "
+                f"is {changes[0]:.4g}."
+            )
+            return False
+        choice = self._chosen = self._choose(model, changes)
+        blocks = decoder_blocks(model)[1]
+        find_removal(model, Parts(choice.blocks))  # refuses what could not be written
+        for index, block in enumerate(blocks):
+            if index in choice.blocks:
+                drop_(block, *sublayers(block))
+                continue
+            with whole(block, edited=True):
+                for option in (self._heads[choice.heads], self._neurons[choice.neurons]):
+                    if option is not None:
+                        self._apply(index, option, block)
+        rank_zero_info(self._tell(model, choice))
+        return True
+
+    def watch(self, block: nn.Module) -> dict[str, Probe]:
+        return {}
+
+    def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
+        """Do nothing: `settle` made the blocks smaller."""
+
+    def _options(self) -> list[Pruner]:
+        return [one for one in (*self._heads, *self._neurons) if one is not None]
+
+    def _variations(self, model: PreTrainedModel) -> list[Pruner | None]:
+        """List what is measured in each block; None is the model without the block."""
+        return [*self._options(), *([None] if self._most_blocks(model) else [])]
+
+    def _most_blocks(self, model: PreTrainedModel) -> int:
+        return len(decoder_blocks(model)[1]) // 4 if self.blocks is None else self.blocks
+
+    def _apply(self, index: int, option: Pruner, block: nn.Module) -> None:
+        option.prune_block(block, self._probes[index])
+
+    def _choose(self, model: PreTrainedModel, changes: Sequence[float]) -> Choice:
+        """Find the model that fits and costs least; of equal ones, the one with more parameters.
+
+        Blocks have one size, so for each pair of widths and each number of blocks, those go whose
+        absence costs least beside what they cost if they stay.
+        """
+        width = len(self._variations(model))
+        # (blocks, options of heads, then of neurons, then none)
+        costs = [changes[start : start + width] for start in range(0, len(changes), width)]
+        most, found = self._target(model), []
+        for heads, neurons, count, size in self._sizes(model):
+            if size > most:
+                continue
+            stays = [
+                (own[heads - 1] if heads else 0.0)
+                + (own[len(self.heads) + neurons - 1] if neurons else 0.0)
+                for own in costs
+            ]
+            more = [own[-1] - stay for own, stay in zip(costs, stays, strict=True)]
+            gone = sorted(range(len(costs)), key=lambda index: more[index])[:count]
+            kl = sum(stays) + sum(more[index] for index in gone)
+            found.append(Choice(heads, neurons, tuple(sorted(gone)), size, kl))
+        return min(found, key=lambda one: (one.kl, -one.parameters))
+
+    def _sizes(self, model: PreTrainedModel) -> Iterator[tuple[int, int, int, int]]:
+        """List options of heads and of neurons, numbers of blocks that go, and parameters left."""
+        blocks = decoder_blocks(model)[1]
+        block = sum(weight.numel() for weight in blocks[0].parameters())
+        outside = sum(weight.numel() for weight in model.parameters()) - block * len(blocks)
+        by_heads = [0, *(self._count_heads(model, count) for count in self.heads)]
+        by_neurons = [0 if one is None else _count_neurons(blocks[0], one) for one in self._neurons]
+        places = range(len(by_heads)), range(len(by_neurons)), range(self._most_blocks(model) + 1)
+        for heads, neurons, count in itertools.product(*places):
+            own = block - by_heads[heads] - by_neurons[neurons]
+            yield heads, neurons, count, outside + own * (len(blocks) - count)
+
+    def _count_heads(self, model: PreTrainedModel, count: int) -> int:
+        """Count the parameters of a block that go with some groups of heads."""
+        found = find_heads(model)[0]
+        assert found is not None  # blocks have one size
+        block = decoder_blocks(model)[1][0]
+        size = sum(block.get_parameter(name).numel() for name in found.axes)
+        return size * count // found.groups
+
+    def _target(self, model: PreTrainedModel) -> int:
+        """Largest number of parameters that may be left."""
+        if self.bytes is not None:
+            return self.bytes // model.dtype.itemsize
+        return int(self.parameters * sum(weight.numel() for weight in model.parameters()))
+
+    def _tell(self, model: PreTrainedModel, choice: Choice) -> str:
+        before = sum(weight.numel() for weight in model.parameters())
+        blocks = len(decoder_blocks(model)[1])
+        parts = [f"{blocks - len(choice.blocks)} of {blocks} blocks"]
+        if choice.heads:
+            groups = next(found.groups for found in find_heads(model) if found is not None)
+            left = groups - self.heads[choice.heads - 1]
+            parts.append(f"{left} of {groups} groups of heads")
+        if choice.neurons:
+            parts.append(f"{1 - self.neurons[choice.neurons - 1]:.1%} of the neurons")
+        return (
+            f"Budget: {', '.join(parts)} are left, {choice.parameters:,} of {before:,} parameters "
+            f"({choice.parameters / before:.1%})."
+        )
+
+
+def _count_neurons(block: nn.Module, option: Neuron) -> int:
+    """Count the parameters of a block that go with a share of the neurons of its MLPs."""
+    linears, total = linear_modules(block), 0
+    for neurons in find_neurons(block):
+        removed = option.removed(neurons.width)
+        own = oriented_weight(linears[neurons.output]).numel()
+        for name in neurons.inputs:
+            bias = getattr(linears[name], "bias", None)
+            own += oriented_weight(linears[name]).numel() + (0 if bias is None else bias.numel())
+        total += own // neurons.width * removed
+    return total

@@ -1,0 +1,174 @@
+"""A budget: the best of all models that fit, by the sum of what each block costs alone."""
+
+import copy
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from prunelit import InputError, prune, save_pretrained
+from prunelit.pruners import Budget, Heads, Neuron
+from prunelit.pruners.budget import Choice
+
+MakeModel = Callable[..., PreTrainedModel]
+SHARES = [0.25, 0.5]
+
+
+class Noting(Budget):
+    """Note what was measured."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.found: list[list[float]] = []
+
+    def settle(self, model: PreTrainedModel, changes: Sequence[float]) -> bool:
+        self.found.append([*changes])
+        return super().settle(model, changes)
+
+    @property
+    def choice(self) -> Choice:
+        assert self._chosen is not None
+        return self._chosen
+
+
+@torch.no_grad()
+def divergence(dense: PreTrainedModel, model: PreTrainedModel, padded: dict[str, Tensor]) -> float:
+    positions = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    p, q = (
+        one(**padded, position_ids=positions).logits.double().log_softmax(-1)
+        for one in (dense, model)
+    )
+    return float((p.exp() * (p - q)).sum(-1)[padded["attention_mask"].bool()].mean())
+
+
+@pytest.fixture
+def spread(make_model: MakeModel) -> PreTrainedModel:
+    """A Llama whose blocks matter more, so that options differ."""
+    model = make_model("llama")
+    with torch.no_grad():
+        for number, block in enumerate(model.model.layers):
+            block.self_attn.o_proj.weight.mul_(1 + number)
+            block.mlp.down_proj.weight.mul_(3 - number)
+    return model
+
+
+def test_each_option_is_measured_in_each_block(
+    spread: PreTrainedModel, padded: dict[str, Tensor]
+) -> None:
+    pruner, model = Noting(0.9, neurons=SHARES, blocks=1), copy.deepcopy(spread)
+    prune(model, pruner, [padded])
+    place = iter(pruner.found[0])
+    for index in range(3):
+        for option in (Heads(count=1), *map(Neuron, SHARES)):
+            whole = copy.deepcopy(spread)
+            prune(whole, option, [padded], shrink=False)
+            if index:
+                # Of the others, what is read before is changed too: only the first block is exact.
+                next(place)
+                continue
+            one = copy.deepcopy(spread)
+            one.model.layers[0].load_state_dict(whole.model.layers[0].state_dict())
+            assert next(place) == pytest.approx(divergence(spread, one, padded), rel=1e-3)
+        without = copy.deepcopy(spread)
+        for weight in without.model.layers[index].parameters():
+            if weight.ndim > 1:
+                weight.data.zero_()
+        assert next(place) == pytest.approx(divergence(spread, without, padded), rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.75, 0.6])
+def test_the_best_model_that_fits_is_taken(
+    share: float, spread: PreTrainedModel, padded: dict[str, Tensor]
+) -> None:
+    dense = copy.deepcopy(spread)
+    pruner = Noting(share, neurons=SHARES, blocks=2)
+    report = prune(spread, pruner, [padded])
+    costs = torch.tensor(pruner.found[0]).view(3, 4).tolist()
+    block = sum(weight.numel() for weight in dense.model.layers[0].parameters())
+    found = []
+    heads_of = sum(
+        getattr(dense.model.layers[0].self_attn, f"{name}_proj").weight.numel() for name in "qkvo"
+    )
+    neurons_of = sum(weight.numel() for weight in dense.model.layers[0].mlp.parameters())
+    for heads, neurons in itertools.product((0, 1), range(3)):
+        for gone in itertools.chain(*(itertools.combinations(range(3), n) for n in range(3))):
+            left = block - heads * heads_of // 2 - int(neurons_of * [0, *SHARES][neurons])
+            size = dense.num_parameters() - 3 * block + left * (3 - len(gone))
+            kl = sum(
+                own[3]
+                if index in gone
+                else (own[0] if heads else 0) + (own[neurons] if neurons else 0)
+                for index, own in enumerate(costs)
+            )
+            if size <= share * dense.num_parameters():
+                found.append((kl, heads, neurons, gone, size))
+    kl, heads, neurons, gone, size = min(found)
+    assert (pruner.choice.heads, pruner.choice.neurons, pruner.choice.blocks) == (
+        heads,
+        neurons,
+        gone,
+    )
+    assert pruner.choice.kl == pytest.approx(kl)
+    assert spread.num_parameters() == size == pruner.choice.parameters
+    assert report.removed is not None
+    assert pruner.found[1] == [pytest.approx(divergence(dense, spread, padded), rel=1e-3)]
+
+
+def test_the_folder_is_stock_and_the_choice_is_told(
+    spread: PreTrainedModel,
+    padded: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        report = prune(spread, Budget(0.7, neurons=SHARES, blocks=1), [padded])
+    assert "parameters (" in caplog.text
+    assert "the KL divergence was foretold as" in caplog.text
+    save_pretrained(spread, tokenizer, tmp_path, report)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert stock(**padded).logits.equal(spread(**padded).logits)
+
+
+def test_bytes_are_those_of_the_parameters(
+    spread: PreTrainedModel, padded: dict[str, Tensor]
+) -> None:
+    most = int(0.8 * 4 * spread.num_parameters())
+    prune(spread, Budget(bytes=most), [padded])
+    assert 4 * spread.num_parameters() <= most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parameters": 1.0}, r"`parameters` in \(0, 1\)"),
+        ({"blocks": -1}, "`blocks` of at least 0"),
+        ({"heads": [0]}, "numbers of at least 1 in `heads`"),
+        ({"neurons": [1.0]}, r"shares in \(0, 1\) in `neurons`"),
+        ({"parameters": 0.01}, "the smallest model of them has"),
+        ({"blocks": 3}, "below the 3 blocks"),
+        ({"heads": [2]}, "`count` below the 2 groups"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_refused(
+    arguments: dict[str, Any],
+    message: str,
+    make_model: MakeModel,
+    padded: dict[str, Tensor],
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prune(make_model("llama"), Budget(**{"blocks": 1, **arguments}), [padded])
+
+
+def test_blocks_of_different_sizes_are_refused(
+    make_model: MakeModel, padded: dict[str, Tensor]
+) -> None:
+    with pytest.raises(InputError, match="blocks of one size"):
+        prune(make_model("deepseek_v3"), Budget(heads=[], neurons=[0.5], blocks=1), [padded])
