@@ -8,7 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit import prune
-from prunelit.allocation import OWL, Allocation, LinearDepth, spread_counts
+from prunelit.allocation import (
+    OWL,
+    Allocation,
+    AlphaPruning,
+    LinearDepth,
+    spread_counts,
+    tail_exponent,
+)
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.pruners import Magnitude, Wanda
@@ -33,7 +40,9 @@ def ratio(block: dict[str, tuple[int, int]]) -> float:
     return sum(zeros) / sum(sizes)
 
 
-@pytest.mark.parametrize("allocation", [LinearDepth(0.1), LinearDepth(-0.2), OWL(2.0, 0.1)])
+@pytest.mark.parametrize(
+    "allocation", [LinearDepth(0.1), LinearDepth(-0.2), OWL(2.0, 0.1), AlphaPruning(0.1)]
+)
 @pytest.mark.parametrize("asked", [0.37, 0.5])
 def test_the_total_is_exact(
     family: str, make_model: MakeModel, input_ids: Tensor, allocation: Allocation, asked: float
@@ -83,6 +92,49 @@ def test_outlier_weighted_ratios_against_plain_code(
     found = [ratio(block) for block in removed(model)]
     assert found == pytest.approx(expected.tolist(), abs=1e-3)
     assert max(found) - min(found) == pytest.approx(2 * 0.08, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (40, 40)])
+def test_the_exponent_of_a_tail_against_plain_code(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_t(2.5, size=shape)
+    smaller = weight @ weight.T if shape[0] < shape[1] else weight.T @ weight
+    eigenvalues = np.sort(np.linalg.eigvalsh(smaller))
+    low, high = np.log(eigenvalues[[0, -1]])
+    bins = np.minimum(((np.log(eigenvalues) - low) / (high - low) * 100).astype(int), 99)
+    peak = np.bincount(bins).argmax()
+    tail = eigenvalues[bins >= peak]
+    total = sum(math.log(value / tail[0]) for value in tail)
+    found = tail_exponent(torch.from_numpy(weight))
+    assert found == pytest.approx(1 + len(tail) / total, rel=1e-3)
+
+
+def test_the_exponent_of_a_power_law_is_found() -> None:
+    """Eigenvalues with the density of a power law of exponent 3 above 1, at its quantiles."""
+    quantiles = (np.arange(2000) + 0.5) / 2000
+    eigenvalues = (1 - quantiles) ** (-1 / 2)
+    assert tail_exponent(torch.from_numpy(np.sqrt(eigenvalues)).diag()) == pytest.approx(
+        3, rel=0.02
+    )
+    assert tail_exponent(torch.zeros(3, 4)) == 1
+    assert tail_exponent(torch.eye(3)) == 1 + 1e6
+
+
+def test_ratios_follow_the_mean_exponent_of_a_block(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        for index, block in enumerate(decoder_blocks(model)[1]):
+            for linear in linear_modules(block).values():
+                oriented_weight(linear)[: index + 1] *= 20  # a few strong directions
+    means = np.array(
+        [
+            np.mean([tail_exponent(oriented_weight(m)) for m in linear_modules(block).values()])
+            for block in decoder_blocks(model)[1]
+        ]
+    )
+    shares = (means - means.min()) / (means.max() - means.min()) * 0.2
+    prune(model, Magnitude(Unstructured(0.5), allocation=AlphaPruning(0.1)))
+    found = [ratio(block) for block in removed(model)]
+    assert found == pytest.approx((shares - shares.mean() + 0.5).tolist(), abs=1e-3)
 
 
 def test_ratios_of_sublayers(model: PreTrainedModel, input_ids: Tensor) -> None:

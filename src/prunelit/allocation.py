@@ -15,9 +15,10 @@ from prunelit.models.architecture import names_of, oriented_weight
 from prunelit.models.stores import each_whole, whole
 from prunelit.sparsity import Sparsity, Unstructured, count_removed
 
-__all__ = ["OWL", "Allocation", "LinearDepth"]
+__all__ = ["OWL", "Allocation", "AlphaPruning", "LinearDepth"]
 
 Linears = dict[str, nn.Module]
+_BINS = 100  # of the histogram of eigenvalues
 
 
 class Allocation(Checked, ABC):
@@ -55,7 +56,10 @@ class Allocation(Checked, ABC):
 
 
 class LinearDepth(Allocation):
-    """Increase the ratio linearly with depth.
+    """Increase the ratio linearly with depth: an arithmetic progression (arXiv:2502.14770, eq. 5).
+
+    The common difference, beta of the paper, is ``2 * spread / (blocks - 1)``. The paper searches
+    for it by perplexity.
 
     Args:
         spread: the last block gets the mean ratio plus `spread`, the first block minus `spread`; a
@@ -139,6 +143,80 @@ class OWL(Allocation):
         with whole(next(iter(linears.values()))):  # all are in one block
             mean = sum(float(scores(name).sum(dtype=torch.float64)) for name in linears) / size
             return sum(int((scores(name) > self.outlier * mean).sum()) for name in linears) / size
+
+
+class AlphaPruning(Allocation):
+    """Prune the blocks most whose spectra have the lightest tails (Lu et al. 2024, 2410.10912).
+
+    The eigenvalues of W^T W of a trained matrix have a heavy tail. Its exponent alpha is estimated
+    by Hill's estimator on the k largest of n eigenvalues (eq. 2), those above the peak of the
+    histogram of their logarithms::
+
+        alpha = 1 + k / sum over i = 1..k of ln(lambda_(n-i+1) / lambda_(n-k+1))
+
+    The mean alpha of a block is mapped linearly to its ratio (eq. 3): a large one means a block
+    that learned less, which is pruned more. Reads no data.
+
+    Args:
+        spread: half the range between the highest and the lowest ratio; tau of the paper is
+            `spread` divided by the ratio.
+
+    Differs from the source: the public code tries several ends of the tail near the peak. `spread`
+    is added to the ratio and the paper's tau multiplies it; the common shift of `allocate` keeps
+    the total.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.allocation import AlphaPruning
+        >>> blocks = [{"fc": torch.nn.Linear(3, 3).requires_grad_(False)} for _ in range(2)]
+        >>> for block, values in zip(blocks, ([1.0, 1.1, 1.2], [1.0, 10.0, 100.0])):
+        ...     block["fc"].weight.data = torch.tensor(values).diag()
+        >>> AlphaPruning(0.1).offsets(blocks, [])  # the second block has the heavier tail
+        [0.1, -0.1]
+    """
+
+    def __init__(self, spread: float = 0.15) -> None:
+        if spread < 0:
+            raise InputError(f"Expected `spread` >= 0 but got {spread}.")
+        self.spread = spread
+
+    def offsets(self, blocks: list[Linears], probes: list[dict[str, Probe]]) -> list[float]:
+        found = {index: _mean_exponent(own) for index, own in enumerate(blocks) if own}
+        lowest, highest = min(found.values()), max(found.values())
+        if lowest == highest:
+            return [0.0] * len(blocks)
+        # A block may have nothing to prune.
+        return [
+            self.spread * (2 * (found.get(index, lowest) - lowest) / (highest - lowest) - 1)
+            for index in range(len(blocks))
+        ]
+
+
+def _mean_exponent(linears: Linears) -> float:
+    """Mean exponent of the tails of a block's matrices."""
+    with whole(next(iter(linears.values()))):  # all are in one block
+        return float(np.mean([tail_exponent(oriented_weight(m)) for m in linears.values()]))
+
+
+def tail_exponent(weight: Tensor) -> float:
+    """Estimate the exponent of the tail of the eigenvalues of W^T W, see `AlphaPruning`.
+
+    Args:
+        weight: (O, I), any float type.
+
+    Returns:
+        More than 1, lower for a heavier tail. 1 if no eigenvalue is above 0, and at most 1e6.
+    """
+    eigenvalues = (
+        torch.linalg.svdvals(weight.detach().float()).double().square().cpu().numpy()[::-1]
+    )
+    positive = eigenvalues[eigenvalues > eigenvalues[-1] * 1e-12]
+    if not len(positive):
+        return 1.0
+    logs = np.log(positive)
+    counts, edges = np.histogram(logs, bins=_BINS)
+    tail = logs[logs >= edges[counts.argmax()]]
+    return 1 + min(1e6, len(tail) / max(float((tail - tail[0]).sum()), 1e-300))
 
 
 def check_allocation(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from prunelit import prune, pruners, save_pretrained
-from prunelit.allocation import OWL, LinearDepth
+from prunelit.allocation import OWL, AlphaPruning, LinearDepth
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.fingerprint import content_of, fingerprint
 from prunelit.models.shards import Shards, shard_blocks
@@ -24,7 +24,7 @@ from prunelit.pruning.masks import Masks
 from prunelit.pruning.report import find_missing
 from prunelit.sparsity import SemiStructured, Unstructured
 
-NAMES = {**vars(pruners), "LinearDepth": LinearDepth, "OWL": OWL}
+NAMES = {**vars(pruners), "LinearDepth": LinearDepth, "OWL": OWL, "AlphaPruning": AlphaPruning}
 NAMES |= {"SemiStructured": SemiStructured, "Unstructured": Unstructured}
 
 

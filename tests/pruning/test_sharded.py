@@ -26,6 +26,7 @@ METHODS = {
     "Wanda(Unstructured(0.5), variant=True)": (1,),
     "Wanda(SemiStructured(2, 4))": (1,),
     "Wanda(Unstructured(0.5), allocation=OWL(2.0))": (0.5, 1),
+    "RIA(Unstructured(0.5), allocation=AlphaPruning(0.1))": (0.5, 1),
     "RIA(Unstructured(0.5), ratios={'*': 0.4}, allocation=LinearDepth(0.1))": (1,),
     "SparseGPT(Unstructured(0.5))": (0.5, 1),
     "SparseGPT(SemiStructured(2, 4))": (1,),
