@@ -103,6 +103,14 @@ def test_a_trained_model_is_measured_where_it_is_not_trained(
             ["--trainer.strategy", "DeepSpeed"],
             "DeepSpeedStrategy: set `model.placement",
         ),
+        (
+            "resident",
+            [
+                "--trainer.strategy",
+                '{"class_path": "lightning.pytorch.strategies.DeepSpeedStrategy"}',
+            ],
+            "DeepSpeedStrategy: set `model.placement",
+        ),
     ],
 )
 def test_what_a_placement_cannot_do_is_refused(

@@ -228,7 +228,13 @@ class PruneLitCLI(HookedCLI):
 
     def instantiate_classes(self) -> None:
         """Build the objects of the configuration; an error of a constructor is an InputError."""
-        _check_null(self.config[self.config["subcommand"]].as_dict())
+        given = self.config[self.config["subcommand"]].as_dict()
+        _check_null(given)
+        strategy = given["trainer"]["strategy"]
+        if isinstance(strategy, dict):  # its constructor would want a package first
+            kind = pkgutil.resolve_name(strategy["class_path"])
+            if isinstance(kind, type):
+                check_strategy(kind)
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
