@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from prunelit import prune
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.experts import find_experts
-from prunelit.pruners import ExpertDrop
+from prunelit.models.variation import Variation
+from prunelit.pruners import Budget, DepthByLoss, ExpertDrop, Pruner
 from prunelit.pruning.blockwise import _LookPass
+from prunelit.pruning.outputs import Outputs
 
 MakeModel = Callable[..., PreTrainedModel]
 Batch = dict[str, Tensor]
@@ -94,3 +96,38 @@ def test_a_damaged_file_is_measured_again(
     again = cut(dense, [padded], 0.25)
     assert len(looks) == 2 * len(decoder_blocks(dense)[1])
     assert all(torch.equal(value, expected[name]) for name, value in again.items())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (DepthByLoss(1, "both"), DepthByLoss(2, "both", rescore=True)),
+        (Budget(0.95, neurons=[0.25, 0.5]), Budget(0.9, neurons=[0.25, 0.5])),
+    ],
+)
+def test_another_size_is_settled_without_another_measurement(
+    first: Pruner,
+    second: Pruner,
+    make_model: MakeModel,
+    padded: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[int] = []
+    measure = Outputs.measure
+
+    def note(self: Outputs, variations: list[Variation]) -> Any:
+        measured.append(len(variations))
+        return measure(self, variations)
+
+    monkeypatch.setattr(Outputs, "measure", note)
+    models = [make_model("llama") for _ in range(3)]
+    prune(models[0], first, [padded], dense_cache=True)
+    count, measured[:] = measured[0], []
+    prune(models[1], second, [padded], dense_cache=True)
+    assert measured[0] == 0
+    kept, measured[:] = measured[1:], []
+    prune(models[2], second, [padded], dense_cache=False)
+    assert measured == [count, *kept]  # what the second run measures after its first choice
+    assert models[1].state_dict().keys() == models[2].state_dict().keys()
+    for name, weight in models[1].state_dict().items():
+        assert weight.equal(models[2].state_dict()[name]), name

@@ -50,6 +50,8 @@ class Pruner(Checked, ABC):
         amounts: names of the options that `look` and its probes do not depend on, such as the
             ratio. What they find is then kept on disk, and a run that differs in these options
             alone does not look again. None: nothing is kept.
+        settled: names of the options that the first of `alternatives` do not depend on; what was
+            measured of them is then kept on disk too.
         expert_tokens: an expert of a mixture that reads fewer calibration tokens than this gets the
             statistics of all experts of its block together; at least 1.
 
@@ -73,6 +75,7 @@ class Pruner(Checked, ABC):
     drops_sublayers = False
     measure: Literal["kl", "loss"] = "kl"
     amounts: Sequence[str] = ()
+    settled: Sequence[str] = ()
     expert_tokens = 32
 
     @property

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -50,7 +49,8 @@ class Budget(Pruner):
     2025, arXiv:2411.19146, section 3.2). The KL divergence of a model is foretold as the sum over
     its blocks. All widths and numbers of blocks are compared, and the model that fits and costs
     least is taken. Heads and neurons are the same number in every block, so that the folder is that
-    of a stock class. What was foretold and what was got are printed.
+    of a stock class. What was foretold and what was got are printed. What was measured is kept on
+    disk, so that another size needs no new measurement.
 
     Heads and neurons that go are those of `Heads` and `Neuron`, with their defaults. What these
     read of each block is kept: D x D numbers a block for heads of the width D in all.
@@ -80,7 +80,7 @@ class Budget(Pruner):
     shrinks = True
     drops_blocks = True
     drops_sublayers = True
-    measure: Literal["kl", "loss"] = "kl"
+    settled = ("parameters", "bytes")
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class DepthByLoss(Pruner):
 
     shrinks = True
     drops_sublayers = True
+    settled = ("count", "rescore")
 
     def __init__(
         self,

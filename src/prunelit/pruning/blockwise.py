@@ -21,7 +21,7 @@ from prunelit.pruning.outputs import Outputs
 from prunelit.pruning.peak_memory import PeakMemory
 from prunelit.pruning.pooling import Reach, pool_experts
 from prunelit.pruning.report import BlockCost
-from prunelit.pruning.saved_look import SavedLook
+from prunelit.pruning.saved_look import SavedChanges, SavedLook
 
 
 @dataclass
@@ -44,6 +44,7 @@ def prune_blocks(
     memory: PeakMemory,
     reach: Reach,
     saved: SavedLook | None = None,
+    changes: SavedChanges | None = None,
 ) -> Iterator[BlockCost]:
     """Prune every block in place, each calibrated on the outputs of the pruned blocks before it.
 
@@ -57,6 +58,7 @@ def prune_blocks(
         memory: measures the peak memory of a block.
         reach: counts experts, and those that few tokens reach.
         saved: what an earlier run found in the first pass; None keeps nothing.
+        changes: what an earlier run measured of the first variations; None keeps nothing.
 
     Yields:
         Time and memory of a block, each time one is done. A method that looks at the whole model
@@ -75,7 +77,7 @@ def prune_blocks(
     else:
         pruner.decide(model, [])
     if pruner.measured(model)[0]:
-        yield from _measure_and_settle(model, pruner, batches, form, memory)
+        yield from _measure_and_settle(model, pruner, batches, form, memory, changes)
     streams = _capture_all(model, blocks, batches, form) if watches else []
     last = len(blocks) - 1
     prune = _PrunePass(pruner, streams, trials if watches else None, reach, last)
@@ -159,15 +161,22 @@ def _measure_and_settle(
     batches: list[Batch],
     form: Form,
     memory: PeakMemory,
+    saved: SavedChanges | None,
 ) -> Iterator[BlockCost]:
     """Show the method the output with its variations, again as often as it asks for it."""
     _, blocks = decoder_blocks(model)
     outputs = Outputs(model, batches, form, pruner.measure)
     again = True
     while again and (variations := pruner.alternatives(model)):
-        for _ in outputs.measure(variations):
+        known = None if saved is None else saved.read()
+        for _ in outputs.measure(variations if known is None else ()):
             yield from _take_blocks(outputs, blocks, memory)
-        again = pruner.settle(model, outputs.values)
+        if known is None:
+            known = outputs.values
+            if saved is not None:
+                saved.write(known)
+        saved = None  # later variations are those of a model that has changed
+        again = pruner.settle(model, known)
 
 
 class _LookPass:

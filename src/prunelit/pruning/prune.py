@@ -43,7 +43,7 @@ from prunelit.pruning.report import (
     count_weights,
     find_missing,
 )
-from prunelit.pruning.saved_look import SavedLook
+from prunelit.pruning.saved_look import SavedChanges, SavedLook
 from prunelit.recipe import describe
 
 _A_MINUTE = 60.0  # seconds
@@ -136,13 +136,17 @@ def prune(
                     try_blocks(model, step, text)
             for step in pruner.steps:
                 reach = Reach(step.expert_tokens)
-                saved = None
-                if dense_cache and step.amounts and batches is not None:
-                    saved = SavedLook(model, step, batches, offload_to or model.device)
+                saved = changes = None
+                if dense_cache and batches is not None:
+                    where = batches, offload_to or model.device
+                    if step.amounts:
+                        saved = SavedLook(model, step, step.amounts, *where)
+                    if step.settled:
+                        changes = SavedChanges(model, step, step.settled, *where)
                 title = f"Pruning with {type(step).__name__}"
                 own: list[BlockCost] = []
                 with _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar:
-                    for cost in prune_blocks(model, step, text, memory, reach, saved):
+                    for cost in prune_blocks(model, step, text, memory, reach, saved, changes):
                         own.append(cost)
                         bar.show(own)
                 costs += own

@@ -1,6 +1,6 @@
-"""Keep on disk what a method finds when it looks at a model: another ratio needs no new pass."""
+"""Keep on disk what a method finds in a model: another ratio needs no new pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,16 @@ from prunelit.pruners.base import Probe, Pruner
 from prunelit.recipe import describe
 
 
-class SavedLook:
-    """Reads and writes what `Pruner.look` finds, for a method that names its `amounts`.
+class _Saved:
+    """What a method finds, beside what the dense model gave to the tasks, see `DenseAnswers`.
 
-    It lies beside what the dense model gave to the tasks, see `DenseAnswers`: the name of a file is
-    a hash of the weights, the text, the method without its amounts, and the numerics.
+    The name of a file is a hash of the weights, the text, the method without some options, and the
+    numerics.
 
     Args:
         model: that is looked at.
         pruner: the method.
+        amounts: its options that decide nothing of what it finds.
         batches: the calibration text of all ranks.
         device: where the blocks compute.
     """
@@ -34,6 +35,7 @@ class SavedLook:
         self,
         model: PreTrainedModel,
         pruner: Pruner,
+        amounts: Sequence[str],
         batches: Sequence[Batch],
         device: torch.device,
     ) -> None:
@@ -41,21 +43,21 @@ class SavedLook:
         self._pruner = pruner
         recipe: dict[str, Any] = describe(pruner)
         arguments = recipe["init_args"]
-        recipe["init_args"] = {k: v for k, v in arguments.items() if k not in pruner.amounts}
+        recipe["init_args"] = {k: v for k, v in arguments.items() if k not in amounts}
         # The last bits of a sum depend on the processes that share it.
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self._inputs = [recipe, list(batches), str(device), world]
         self._answers = open_answers(model)
         self._key = ""
 
-    def read(self) -> list[dict[str, Probe]] | None:
-        """Read the probes of each block, filled; None if any rank has none for the model as it is.
+    def _find(self, function: Callable[..., Any]) -> dict[str, Tensor] | None:
+        """Read what a function found; None if any rank has nothing for the model as it is.
 
         Every rank must call it.
         """
         found = None
         if self._answers is not None:
-            self._key = self._answers.key(type(self._pruner).look, self._inputs, {})
+            self._key = self._answers.key(function, self._inputs, {})
             found = self._answers.find(self._key)
         if not _all(found is not None, self._model.device) or found is None:
             return None
@@ -64,6 +66,24 @@ class SavedLook:
             f"What {type(self._pruner).__name__} found in the calibration text was read{where}: "
             "`--model.dense_cache false` measures it again."
         )
+        return found
+
+    def _keep(self, found: dict[str, Tensor]) -> None:
+        """Keep what was found; `_find` gave nothing."""
+        if self._answers is not None:
+            self._answers.keep(self._key, found)
+
+
+class SavedLook(_Saved):
+    """Reads and writes what `Pruner.look` finds, for a method that names its `amounts`."""
+
+    def read(self) -> list[dict[str, Probe]] | None:
+        """Read the probes of each block, filled; None if there are none.
+
+        Every rank must call it.
+        """
+        if (found := self._find(type(self._pruner).look)) is None:
+            return None
         probes: list[dict[str, Probe]] = [{} for _ in decoder_blocks(self._model)[1]]
         for name, value in found.items():
             index, _, own = name.partition("/")
@@ -72,13 +92,26 @@ class SavedLook:
 
     def write(self, probes: Sequence[dict[str, Probe]]) -> None:
         """Keep the values of the probes of each block; `read` gave none."""
-        if self._answers is not None:
-            found = {
+        self._keep(
+            {
                 f"{index}/{name}": probe.statistic.value
                 for index, own in enumerate(probes)
                 for name, probe in own.items()
             }
-            self._answers.keep(self._key, found)
+        )
+
+
+class SavedChanges(_Saved):
+    """Reads and writes what was measured of the first `Pruner.alternatives`."""
+
+    def read(self) -> list[float] | None:
+        """Read what `settle` gets; None if there is nothing. Every rank must call it."""
+        found = self._find(type(self._pruner).alternatives)
+        return None if found is None else found["changes"].tolist()
+
+    def write(self, changes: Sequence[float]) -> None:
+        """Keep what `settle` gets; `read` gave nothing."""
+        self._keep({"changes": torch.tensor(changes, dtype=torch.float64)})
 
 
 class _Known(Statistic):
