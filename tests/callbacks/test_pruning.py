@@ -18,7 +18,7 @@ from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.files import only_writer
-from prunelit.pruners import BlockDrop, Heads, Neuron, Pruner, SublayerDrop, Wanda
+from prunelit.pruners import BlockDrop, Heads, Hidden, Neuron, Pruner, SublayerDrop, Wanda
 from prunelit.recipe import describe
 from prunelit.report.results import read_results
 from prunelit.sparsity import Unstructured
@@ -118,7 +118,9 @@ def test_fit_writes_what_it_pruned(run: Run, tmp_path: Path, material: Path) -> 
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate"])
-@pytest.mark.parametrize("pruner", [BlockDrop(1), SublayerDrop(1), Neuron(0.25), Heads(0.5)])
+@pytest.mark.parametrize(
+    "pruner", [BlockDrop(1), SublayerDrop(1), Neuron(0.25), Heads(0.5), Hidden(0.25)]
+)
 def test_the_measured_model_is_the_one_that_is_written(
     run: Run, stage: str, pruner: Pruner, tmp_path: Path
 ) -> None:

@@ -65,7 +65,7 @@ def prune_case(kind, dtype, method, fractions):
     found["fingerprint"] = fingerprint(model)
     # `to` rounds the frequencies of the positions, which a folder has in float32, and a router may
     # turn that into another expert.
-    mixture = method.startswith(("Expert", "Heads")) and dtype == "float32"
+    mixture = method.startswith(("Expert", "Heads", "Hidden")) and dtype == "float32"
     if method.startswith("Wanda(Uns") or mixture:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         into = folder / f"saved-{world}-{kind}-{dtype}-{len(method)}"

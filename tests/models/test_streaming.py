@@ -20,7 +20,16 @@ from prunelit.models.loading import load_placed
 from prunelit.models.stores import each_weight, keep_in, store_of, whole
 from prunelit.models.streaming import Coming, FileStore, place_model, stream
 from prunelit.models.weight_files import FoundFiles, WrittenFile
-from prunelit.pruners import Heads, Magnitude, Neuron, Pruner, SparseGPT, SublayerDrop, Wanda
+from prunelit.pruners import (
+    Heads,
+    Hidden,
+    Magnitude,
+    Neuron,
+    Pruner,
+    SparseGPT,
+    SublayerDrop,
+    Wanda,
+)
 from prunelit.pruners.base import Probe
 from prunelit.sparsity import Unstructured
 
@@ -144,6 +153,7 @@ def test_a_weight_in_two_blocks_is_refused_by_name(model: PreTrainedModel) -> No
         ("qwen3", SublayerDrop(1)),
         ("gemma2", Neuron(0.25)),
         ("qwen2", Heads(0.5)),
+        ("llama", Hidden(0.25)),
         ("llama", Magnitude(Unstructured(0.5, within="model"))),
     ],
 )

@@ -24,6 +24,7 @@ METHODS = [
     "Random(Unstructured(0.5))",
     "Neuron(0.5)",
     "Heads(0.5)",
+    "Hidden(0.25)",
     "SublayerDrop(2, 'both', rescore=True)",
     "BlockDrop(2, consecutive=True)",
 ]

@@ -52,6 +52,7 @@ EXPERT_METHODS = {
     "ExpertDrop(0.5, criterion='reconstruction')": (0.5, 1),
     "ExpertMerge(0.5)": (0.5, 1),
     "Heads(0.5)": (0.5, 1),
+    "Hidden(0.5)": (0.5, 1),
 }
 MIXTURES = ("qwen2_moe", "gpt_oss")
 KINDS = ("llama", "llama_untied", "gpt2", "qwen3", "gemma2")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import checkpoint_folders, last_checkpoints, read_checkpoint
 from prunelit.callbacks.pruned_folder import check_output, find_folder, read_own, tell_other
-from prunelit.callbacks.rounds import check_rounds, require_prunelit
+from prunelit.callbacks.rounds import check_rounds, check_stream, require_prunelit
 from prunelit.callbacks.watchers import BestCheckpoint, selection_recipe
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
@@ -101,6 +101,7 @@ class Pruning(Callback):
             return
         data, module = require_prunelit(trainer, pl_module)
         module.check_run()
+        check_stream(self.pruner, data)
         recipe = self._recipe = self.recipe(data, module)
         folder = self._into = self.find_folder(trainer, module, recipe)
         self._processes = trainer.world_size

@@ -12,6 +12,26 @@ from prunelit.pruners.base import Pruner
 from prunelit.schedule import Schedule
 
 
+def check_stream(pruner: Pruner, data: PruneData) -> None:
+    """Refuse tasks on hidden states of one width with a method that makes them narrower.
+
+    Args:
+        pruner: the method.
+        data: the tasks.
+
+    Raises:
+        InputError: names the tasks and the method.
+    """
+    names = [name for name, task in data.tasks.items() if "hidden_size" in task.needs_equal]
+    narrow = [type(step).__name__ for step in pruner.steps if step.narrows_stream]
+    if names and narrow:
+        raise InputError(
+            f"Expected no task that compares hidden states of one width but got {names}: the "
+            f"model has fewer channels after {narrow[0]}. Leave the task out, or take another "
+            "method."
+        )
+
+
 def check_rounds(schedule: Schedule, pruner: Pruner, module: PairedLM, data: PruneData) -> None:
     """Refuse rounds that this run cannot reach, or options that do not fit together.
 

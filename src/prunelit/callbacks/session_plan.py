@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from prunelit.callbacks.pruned_folder import check_output, read_own
 from prunelit.callbacks.pruning import Pruning
-from prunelit.callbacks.rounds import require_prunelit
+from prunelit.callbacks.rounds import check_stream, require_prunelit
 from prunelit.core.datamodule import PruneData
 from prunelit.core.knobs import Knob
 from prunelit.core.measurement import measurement_key, measurement_settings
@@ -89,6 +89,7 @@ class Plan:
         for name in self._needed:
             pruner = self.prunings[name].pruner
             try:
+                check_stream(pruner, data)
                 pruner.check(module.model)
                 if name in self._places:
                     knob, _ = self._places[name]

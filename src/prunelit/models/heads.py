@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,15 @@ from prunelit.models.architecture import (
 )
 from prunelit.models.forwards import replaced_forwards
 from prunelit.models.parts import sublayers
-from prunelit.models.rebuilding import build_skeleton, changed, shapes_of
+from prunelit.models.rebuilding import (
+    adopt_numbers,
+    build_skeleton,
+    by_configuration,
+    changed,
+    exchanged,
+    pair,
+    shapes_of,
+)
 from prunelit.models.stores import each_whole, whole
 
 
@@ -70,10 +77,7 @@ class Heads:
         return weight.any(0).view(self.groups, -1).any(1)
 
 
-# By model: its configuration as text, and what `find_heads` found.
-_KNOWN: "WeakKeyDictionary[PreTrainedModel, tuple[str, list[Heads | None]]]" = WeakKeyDictionary()
-
-
+@by_configuration
 def find_heads(model: PreTrainedModel) -> list[Heads | None]:
     """Find the heads of each block; None for a block without attention to keys and values.
 
@@ -82,13 +86,6 @@ def find_heads(model: PreTrainedModel) -> list[Heads | None]:
     Raises:
         InputError: if the configuration cannot have fewer heads of the same width.
     """
-    text = model.config.to_json_string()
-    if _KNOWN.get(model, ("",))[0] != text:
-        _KNOWN[model] = text, _find_heads(model)
-    return _KNOWN[model][1]
-
-
-def _find_heads(model: PreTrainedModel) -> list[Heads | None]:
     heads, groups = _count(model)
     prefix, blocks = decoder_blocks(model)
     wide = _refusal(
@@ -218,7 +215,7 @@ def check_fewer_heads(model: PreTrainedModel, kept: int) -> None:
                 output = type(block).forward(block, *args, **kwargs)
             assert axis == 1
             with (
-                _narrowed(twins[index], block, own, ~gone),
+                exchanged(pair(twins[index], block), partial(_keep, own, ~gone)),
                 _reading(twins[index], own.output) as small,
             ):
                 narrow = twins[index](*args, **kwargs)
@@ -287,23 +284,8 @@ def _reading(block: nn.Module, name: str, gone: Tensor | None = None) -> Iterato
         handle.remove()
 
 
-@contextmanager
-def _narrowed(twin: nn.Module, block: nn.Module, heads: Heads, keep: Tensor) -> Iterator[None]:
-    """Let a block without weights have those of some groups of another one, for a while."""
-    blank = {name: module._parameters for name, module in twin.named_modules()}
-    for name, module in block.named_modules():
-        parameters: dict[str, Any] = {}
-        for key, value in module._parameters.items():
-            full = f"{name}.{key}".removeprefix(".")
-            parameters[key] = value
-            if full in heads.axes and value is not None:
-                parameters[key] = _select(value, *heads.entries(full, keep))
-        twin.get_submodule(name)._parameters = parameters
-    try:
-        yield
-    finally:
-        for name, parameters in blank.items():
-            twin.get_submodule(name)._parameters = parameters
+def _keep(heads: Heads, keep: Tensor, name: str, value: nn.Parameter) -> nn.Parameter:
+    return _select(value, *heads.entries(name, keep)) if name in heads.axes else value
 
 
 def _select(value: nn.Parameter, axis: int, places: Tensor) -> nn.Parameter:
@@ -408,10 +390,8 @@ def keep_heads_(block: nn.Module, heads: Heads, twin: nn.Module) -> None:
         owner, _, last = name.rpartition(".")
         value = block.get_parameter(name)
         setattr(block.get_submodule(owner), last, _select(value, *heads.entries(name, keep)))
-    for name, module in block.named_modules():
-        for key, value in vars(twin.get_submodule(name)).items():
-            if type(value) in (int, float) and vars(module).get(key) != value:
-                setattr(module, key, value)
+    for _, small, module in pair(twin, block):
+        adopt_numbers(module, small)
 
 
 def _refusal(model: PreTrainedModel, why: str) -> InputError:

@@ -1,9 +1,11 @@
 """Build the model that `from_pretrained` would build of a configuration, on weights in memory."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,6 +16,27 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.stores import keep_in, store_of
 
 Shapes = Mapping[str, torch.Size]
+_Found = TypeVar("_Found")
+
+
+def by_configuration(
+    find: Callable[[PreTrainedModel], _Found],
+) -> Callable[[PreTrainedModel], _Found]:
+    """Remember what a function finds in a model, until the configuration of the model changes.
+
+    Args:
+        find: depends on the class and the configuration alone.
+    """
+    known: WeakKeyDictionary[PreTrainedModel, tuple[str, _Found]] = WeakKeyDictionary()
+
+    @wraps(find)
+    def remember(model: PreTrainedModel) -> _Found:
+        text = model.config.to_json_string()
+        if model not in known or known[model][0] != text:
+            known[model] = text, find(model)
+        return known[model][1]
+
+    return remember
 
 
 def changed(config: PreTrainedConfig, changes: Mapping[str, Any]) -> PreTrainedConfig:
@@ -76,6 +99,42 @@ def fill(skeleton: PreTrainedModel, model: PreTrainedModel) -> None:
     for twin, own in zip(*blocks, strict=True):
         if (store := store_of(own)) is not None:
             keep_in(twin, store)
+
+
+def pair(twin: nn.Module, own: nn.Module) -> list[tuple[str, nn.Module, nn.Module]]:
+    """List the modules of two trees of one structure, by their names."""
+    return [(name, twin.get_submodule(name), module) for name, module in own.named_modules()]
+
+
+@contextmanager
+def exchanged(
+    parts: Sequence[tuple[str, nn.Module, nn.Module]],
+    make: Callable[[str, nn.Parameter], nn.Parameter],
+) -> Iterator[None]:
+    """Let modules have parameters that are made of those of others, for a while.
+
+    Args:
+        parts: of `pair`; the first module gets what is made of the second one's parameters.
+        make: gets the name of a parameter and its value.
+    """
+    before = [(twin, twin._parameters) for _, twin, _ in parts]
+    for name, twin, own in parts:
+        twin._parameters = {
+            key: None if value is None else make(f"{name}.{key}".removeprefix("."), value)
+            for key, value in own._parameters.items()
+        }
+    try:
+        yield
+    finally:
+        for twin, parameters in before:
+            twin._parameters = parameters
+
+
+def adopt_numbers(module: nn.Module, twin: nn.Module) -> None:
+    """Let a module have the numbers that another one keeps as attributes, such as widths."""
+    for key, value in vars(twin).items():
+        if type(value) in (int, float) and vars(module).get(key) != value:
+            setattr(module, key, value)
 
 
 def find_attribute(small: PreTrainedModel, new: PreTrainedModel) -> str:

@@ -54,6 +54,7 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
                 "kept_experts": "numbers of experts",
                 "experts": "a number of experts",
                 "heads": "a number of heads",
+                "hidden_size": "a number of channels",
             }
             what = named.get(key, "indices of blocks")
             raise InputError(
@@ -73,7 +74,8 @@ def _fits(key: str, value: Any) -> bool:
     }
     if key in tables:
         return isinstance(value, dict) and all(map(tables[key], value.values()))
-    return (value is None or _is_number(value)) if key == "experts" else _are_numbers(value)
+    single = key in ("experts", "hidden_size")
+    return (value is None or _is_number(value)) if single else _are_numbers(value)
 
 
 def _is_text(value: Any) -> bool:

@@ -22,6 +22,10 @@ from prunelit.models.heads import (
     keep_heads_,
     known_heads,
 )
+from prunelit.models.hidden import (
+    find_removed_channels,
+    take_channels_out,
+)
 from prunelit.models.neurons import find_gone, find_width_changes, find_widths, narrow_
 from prunelit.models.parts import find_zeros, sublayers
 from prunelit.models.rebuilding import build_skeleton, shapes_of
@@ -47,6 +51,7 @@ class Removed:
             order, by `index.name` in the stored model; empty if it has all.
         heads: new numbers of heads of every attention, by their fields in config.json; empty if it
             has all.
+        hidden_size: channels of the residual stream; None means those of the dense model.
     """
 
     blocks: list[int] = field(default_factory=list)
@@ -58,6 +63,7 @@ class Removed:
     returns: dict[str, str] = field(default_factory=dict)
     kept_experts: dict[str, list[int]] = field(default_factory=dict)
     heads: dict[str, int] = field(default_factory=dict)
+    hidden_size: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dict that JSON can hold."""
@@ -102,8 +108,8 @@ def shrink_(model: PreTrainedModel) -> Removed:
     A block is removed if all its sublayers are dropped. MLPs, and experts, of one width get one new
     width: that of the one with the most neurons that are not 0. All attention gets one number of
     heads in the same way. If one sublayer is dropped, its modules are replaced by `Absent`. A
-    mixture loses its dropped experts, see `drop_experts_`. The model gets a configuration of its
-    own.
+    mixture loses its dropped experts, see `drop_experts_`. Channels of the residual stream that are
+    0 go, see `prunelit.models.hidden`. The model gets a configuration of its own.
 
     Args:
         model: with zeros in dropped parts.
@@ -135,6 +141,7 @@ def shrink_(model: PreTrainedModel) -> Removed:
     fewer = head_changes(model, count) if count else {}
     removal.changes.update(fewer)
     twins = decoder_blocks(build_fewer(model, count))[1] if count else []
+    gone = find_removed_channels(model)
     own_config(model)
     experts = drop_experts_(model)
     for index in mixers if count else ():
@@ -155,7 +162,10 @@ def shrink_(model: PreTrainedModel) -> Removed:
     for block in blocks if widths else ():
         with whole(block, edited=True):
             narrow_(block, widths)
-    if experts or count:
+    if gone is not None:
+        take_channels_out(model, gone)
+        removed.hidden_size = int((~gone).sum())
+    if experts or count or gone is not None:
         _check_shapes(model)
     return removed
 

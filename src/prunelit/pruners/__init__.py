@@ -10,6 +10,7 @@ from prunelit.pruners.depth_by_loss import DepthByLoss
 from prunelit.pruners.expert_drop import ExpertDrop
 from prunelit.pruners.expert_merge import ExpertMerge
 from prunelit.pruners.heads import Heads
+from prunelit.pruners.hidden import Hidden
 from prunelit.pruners.magnitude import Magnitude
 from prunelit.pruners.neuron import Neuron
 from prunelit.pruners.obs_update import OBSUpdate
@@ -31,6 +32,7 @@ __all__ = [
     "ExpertDrop",
     "ExpertMerge",
     "Heads",
+    "Hidden",
     "LinearPruner",
     "Magnitude",
     "Neuron",

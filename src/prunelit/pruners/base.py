@@ -47,6 +47,8 @@ class Pruner(Checked, ABC):
         drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
         drops_sublayers: True if whole sublayers or blocks become 0.
         measure: see `settle`.
+        narrows_stream: True if channels of the residual stream become 0, so that the hidden states
+            of the pruned model have fewer numbers.
         amounts: names of the options that `look` and its probes do not depend on, such as the
             ratio. What they find is then kept on disk, and a run that differs in these options
             alone does not look again. None: nothing is kept.
@@ -74,6 +76,7 @@ class Pruner(Checked, ABC):
     drops_blocks = False
     drops_sublayers = False
     measure: Literal["kl", "loss"] = "kl"
+    narrows_stream = False
     amounts: Sequence[str] = ()
     settled: Sequence[str] = ()
     expert_tokens = 32

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import block_weights, decoder_blocks, repeated_weights
 from prunelit.models.heads import known_heads, lacks_heads
+from prunelit.models.hidden import find_empty_channels, find_gone_channels
 from prunelit.models.stores import each_part, each_whole
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros
@@ -246,7 +247,9 @@ class PruningReport:
             present.keys() - reported.keys()
             or stored["stored_parameters"] != self.stored_parameters
             or replace(find_removed(model), blocks=removed.blocks)
-            != replace(removed, widths={}, experts=None, kept_experts={}, heads={})
+            != replace(
+                removed, widths={}, experts=None, kept_experts={}, heads={}, hidden_size=None
+            )
         ):
             raise _refuse("it has other parts than those that were left")
         if unknown := sorted({*self.masks} - {name for name, _ in model.named_parameters()}):
@@ -294,8 +297,8 @@ def find_missing(
 
     Args:
         model: with zeros in dropped parts.
-        shrinks: a sublayer whose weights are all 0, and a neuron or a head without output, are
-            dropped.
+        shrinks: a sublayer whose weights are all 0, a neuron or a head without output, and a
+            channel of the residual stream that nothing writes, are dropped.
         names: of the parameters of some blocks, all or none of each; None counts in all blocks.
     """
     prefix, blocks = decoder_blocks(model)
@@ -305,10 +308,13 @@ def find_missing(
         if names is None or any(name.startswith(f"{prefix}.{index}.") for name in names)
     ]
     missing = {}
+    gone = find_empty_channels(model) if shrinks else None
     repeated = repeated_weights(model)
     for index, block in zip(chosen, each_whole(blocks[i] for i in chosen), strict=True):
         heads = known_heads(model)[index] if shrinks and lacks_heads(block) else None
         dropped = find_dropped(block, heads) if shrinks else {}
+        if gone is not None:
+            dropped |= find_gone_channels(model, index, gone, dropped)
         for part, weight in block_weights(block).items():
             if part in repeated[index]:
                 continue
