@@ -40,6 +40,7 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
     "OBSUpdate": lambda: pruners.OBSUpdate(pruners.Wanda(HALF)),
     "ADMM": lambda: pruners.ADMM(HALF),
     "SparseFW": lambda: pruners.SparseFW(HALF),
+    "DSnoT": lambda: pruners.DSnoT(HALF),
     "Neuron": lambda: pruners.Neuron(0.25),
     "SublayerDrop": lambda: pruners.SublayerDrop(4),
     "BlockDrop": lambda: pruners.BlockDrop(4),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prunelit.activations import Gram, SquaredNorm, Statistic, StatisticPair
+from prunelit.activations import Gram, Moments, SquaredNorm, Statistic, StatisticPair
 
 
 def oracle(x: torch.Tensor) -> np.ndarray:
@@ -75,6 +75,18 @@ def test_all_reduce_leaves_a_single_process_alone(x: torch.Tensor, tmp_path: Pat
     finally:
         dist.destroy_process_group()
     assert torch.equal(statistic.value, before)
+
+
+def test_moments_are_mean_and_variance_whatever_the_batches(x: torch.Tensor) -> None:
+    x = x + 1000  # far from 0
+    statistic = Moments(7)
+    for piece in x.split(3):
+        statistic.update(piece)
+    mean, variance = statistic.value.numpy()
+    np.testing.assert_allclose(mean, x.double().numpy().mean(0), rtol=1e-6)
+    np.testing.assert_allclose(variance, x.double().numpy().var(0), rtol=1e-4, atol=1e-8)
+    with pytest.raises(ValueError, match="at least one calibration token but got none"):
+        _ = Moments(3).value
 
 
 def test_gram_is_the_mean_outer_product_whatever_the_batches() -> None:

@@ -205,3 +205,5 @@ def test_what_cannot_be_allocated(arguments: dict, message: str, model: PreTrain
 def test_bad_outlier_settings(arguments: dict) -> None:
     with pytest.raises(InputError, match="`outlier` > 0 and `spread` >= 0"):
         OWL(**arguments)
+    with pytest.raises(InputError, match=r"`spread` >= 0 but got -0\.1"):
+        AlphaPruning(-0.1)

@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "Gram",
     "MeanDistance",
+    "Moments",
     "Probe",
     "SquaredNorm",
     "Statistic",
@@ -163,6 +164,51 @@ class SquaredNorm(Statistic):
         if count == 0:
             raise ValueError("Expected at least one calibration token but got none.")
         return (self._sums[:-1] / count).float()
+
+
+class Moments(Statistic):
+    """Mean and variance of each channel.
+
+    Args:
+        channels: I, the number of input channels.
+        device: device of the sums.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.activations import Moments
+        >>> statistic = Moments(2)
+        >>> statistic.update(torch.tensor([[1.0, 3.0], [1.0, 1.0]]))
+        >>> statistic.value
+        tensor([[1., 2.],
+                [0., 1.]])
+    """
+
+    def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
+        # The last column has the number of tokens, so that ranks exchange a single tensor.
+        self._sums = torch.zeros(2, channels + 1, dtype=torch.float64, device=device)
+
+    def update(self, x: Tensor) -> None:  # type: ignore[override]
+        for part in x.split(_TILE):
+            part = part.double()
+            self._sums[0, :-1] += part.sum(0)
+            self._sums[1, :-1] += part.square().sum(0)
+        self._sums[:, -1] += x.shape[0]
+
+    def all_reduce_(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sums)
+
+    def add_(self, other: "Moments") -> None:  # type: ignore[override]
+        self._sums += other._sums
+
+    @property
+    def value(self) -> Tensor:
+        """(2, I), mean over tokens, in activation units, and variance, in their squares."""
+        count = self._sums[0, -1]
+        if count == 0:
+            raise ValueError("Expected at least one calibration token but got none.")
+        mean, square = (self._sums[:, :-1] / count).unbind()
+        return torch.stack([mean, (square - mean.square()).clamp(min=0)]).float()
 
 
 class Gram(Statistic):

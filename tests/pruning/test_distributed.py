@@ -21,6 +21,7 @@ METHODS = [
     "OBSUpdate(RIA(Unstructured(0.5)))",
     "ADMM(Unstructured(0.5))",
     "SparseFW(Unstructured(0.5))",
+    "DSnoT(Unstructured(0.5))",
     "Random(Unstructured(0.5))",
     "Neuron(0.5)",
     "Heads(0.5)",

@@ -18,6 +18,7 @@ from prunelit.models.streaming import stream
 from prunelit.pruners import (
     ADMM,
     RIA,
+    DSnoT,
     LinearPruner,
     Magnitude,
     OBSUpdate,
@@ -124,8 +125,9 @@ def test_masks_of_wanda_are_those_of_a_loop_over_the_experts(
         lambda: Wanda(Unstructured(0.5), variant=True, expert_tokens=1),
         lambda: ADMM(Unstructured(0.5), expert_tokens=1),
         lambda: SparseFW(Unstructured(0.5), expert_tokens=1),
+        lambda: DSnoT(Unstructured(0.5), expert_tokens=1),
     ],
-    ids=["sparsegpt", "sparsegpt-2:4", "ria", "obs", "variant", "admm", "sparse-fw"],
+    ids=["sparsegpt", "sparsegpt-2:4", "ria", "obs", "variant", "admm", "sparse-fw", "dsnot"],
 )
 def test_each_expert_is_pruned_as_a_matrix_of_its_own(
     mixture: str, method: Callable[[], LinearPruner], make_model: MakeModel, padded: Batch

@@ -7,6 +7,7 @@ from prunelit.pruners.base import LinearPruner, Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
 from prunelit.pruners.budget import Budget
 from prunelit.pruners.depth_by_loss import DepthByLoss
+from prunelit.pruners.dsnot import DSnoT
 from prunelit.pruners.expert_drop import ExpertDrop
 from prunelit.pruners.expert_merge import ExpertMerge
 from prunelit.pruners.heads import Heads
@@ -28,6 +29,7 @@ __all__ = [
     "RIA",
     "BlockDrop",
     "Budget",
+    "DSnoT",
     "DepthByLoss",
     "ExpertDrop",
     "ExpertMerge",
