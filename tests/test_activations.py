@@ -85,6 +85,8 @@ def test_moments_are_mean_and_variance_whatever_the_batches(x: torch.Tensor) -> 
     mean, variance = statistic.value.numpy()
     np.testing.assert_allclose(mean, x.double().numpy().mean(0), rtol=1e-6)
     np.testing.assert_allclose(variance, x.double().numpy().var(0), rtol=1e-4, atol=1e-8)
+    some = torch.arange(7) % 2 == 0
+    assert statistic.select(some).value.equal(statistic.value[:, some])
     with pytest.raises(ValueError, match="at least one calibration token but got none"):
         _ = Moments(3).value
 
@@ -105,7 +107,8 @@ def test_gram_is_the_mean_outer_product_whatever_the_batches() -> None:
 
 
 @pytest.mark.parametrize("statistic", [
-    lambda: SquaredNorm(3), lambda: Gram(3), lambda: StatisticPair(Gram(3), SquaredNorm(3)),
+    lambda: SquaredNorm(3), lambda: Gram(3), lambda: Moments(3),
+    lambda: StatisticPair(Gram(3), SquaredNorm(3)),
 ])  # fmt: skip
 def test_added_statistics_are_those_of_all_tokens(statistic: Callable[[], Statistic]) -> None:
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))

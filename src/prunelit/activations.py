@@ -201,6 +201,11 @@ class Moments(Statistic):
     def add_(self, other: "Moments") -> None:  # type: ignore[override]
         self._sums += other._sums
 
+    def select(self, columns: Tensor) -> "Moments":
+        other = Moments(0, self._sums.device)
+        other._sums = torch.cat([self._sums[:, :-1][:, columns], self._sums[:, -1:]], dim=1)
+        return other
+
     @property
     def value(self) -> Tensor:
         """(2, I), mean over tokens, in activation units, and variance, in their squares."""
