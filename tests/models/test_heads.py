@@ -7,6 +7,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DiffLlamaConfig,
+    FalconH1Config,
+    Gemma4TextConfig,
     LlamaConfig,
     Olmo2Config,
     Phi3Config,
@@ -85,12 +87,13 @@ def test_a_fused_map_has_three_sections() -> None:
         (Olmo2Config(**TINY), r"its class would compute something else .* \(block 0 differs by"),
         (DiffLlamaConfig(**TINY), r"its class cannot have fewer \(.* requires"),
         (LlamaConfig(**{**TINY, "num_key_value_heads": 1}), "share one key and one value"),
+        (Gemma4TextConfig(**{**TINY, "global_head_dim": 16}), "heads of different widths"),
         (
             LlamaConfig(**{**TINY, "hidden_size": 48, "num_key_value_heads": 4}),
             None,
         ),
     ],
-    ids=["olmo2", "diffllama", "one", "llama"],
+    ids=["olmo2", "diffllama", "one", "gemma4", "llama"],
 )
 def test_other_families_are_refused(config: PreTrainedConfig, reason: str | None) -> None:
     model = build(config)
@@ -107,6 +110,12 @@ def test_a_number_that_the_configuration_refuses_is_named() -> None:
     model = build(LlamaConfig(**{**TINY, "num_key_value_heads": 4}))
     with pytest.raises(InputError, match=r"LlamaConfig does not take 3 of 4 heads \(it takes 1, 2"):
         check_fewer_heads(model, 3)
+
+
+def test_a_configuration_with_an_infinite_number_is_read() -> None:
+    config = FalconH1Config(**TINY, mamba_d_ssm=48, mamba_n_heads=4, mamba_d_head=12)
+    assert config.time_step_limit[1] == float("inf")
+    check_fewer_heads(build(config), 1)
 
 
 def test_a_family_without_a_width_of_a_head_is_refused(

@@ -1,6 +1,5 @@
 """The heads of attention: find their entries in the tensors of a block, and take some out."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from prunelit.models.rebuilding import (
     by_configuration,
     changed,
     exchanged,
+    is_readable,
     pair,
     shapes_of,
 )
@@ -153,6 +153,10 @@ def _count(model: PreTrainedModel) -> tuple[int, int]:
     groups = getattr(config, "num_key_value_heads", None) or heads
     if type(heads) is not int or type(groups) is not int or heads % groups:
         raise _refusal(model, "its configuration has no number of heads that all blocks have")
+    try:
+        getattr(config, "head_dim", None)
+    except Exception as error:  # transformers refuses it where blocks have different ones
+        raise _refusal(model, "its blocks have heads of different widths") from error
     if groups == 1:
         raise _refusal(model, "all its heads share one key and one value")
     return heads, groups
@@ -245,12 +249,7 @@ def check_fewer_heads(model: PreTrainedModel, kept: int) -> None:
 
 def _takes(model: PreTrainedModel, kept: int) -> bool:
     """Return True if a configuration with fewer groups can be read from a file."""
-    fields = json.loads(changed(model.config, head_changes(model, kept)).to_json_string())
-    try:
-        type(model.config).from_dict(fields)
-    except Exception:  # noqa: BLE001 - of the family: it refuses the number
-        return False
-    return True
+    return is_readable(changed(model.config, head_changes(model, kept)))
 
 
 def build_fewer(model: PreTrainedModel, kept: int) -> PreTrainedModel:

@@ -53,6 +53,15 @@ def changed(config: PreTrainedConfig, changes: Mapping[str, Any]) -> PreTrainedC
     return new
 
 
+def is_readable(config: PreTrainedConfig) -> bool:
+    """Return True if the class of a configuration takes its fields when it reads them."""
+    try:
+        type(config).from_dict(config.to_diff_dict())
+    except Exception:  # noqa: BLE001 - of the family: it refuses a value
+        return False
+    return True
+
+
 def build_skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model of the same class from a configuration, with its buffers and without weights.
 
