@@ -31,6 +31,7 @@ STSB = [
     {"sentence1": "A dog runs.", "sentence2": f"A {word}.", "score": score}
     for word, score in (("dog is running", 0.9), ("cat sleeps", 0.3), ("stone", 0.0))
 ]
+WIKITEXT = [{"text": text} for text in ("", " = A title = \n", "", " A sentence of words . \n")]
 LAYOUT = b"""---
 configs:
 - config_name: %s
@@ -57,6 +58,10 @@ def commits(hub: Hub, model_files: Callable[..., Files], material: Path) -> dict
             lambada: jsonl(LAMBADA),
         },
         "sentence-transformers/stsb": {test: parquet(STSB)},
+        "Salesforce/wikitext": {
+            "README.md": LAYOUT % (b"wikitext-2-raw-v1", b"test", b"wikitext-2-raw-v1/test-*"),
+            "wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet(WIKITEXT),
+        },
         "tiny/text": {"train.parquet": parquet(text)},
     }
     found = {name: hub.add("datasets", name).commit(files, "main") for name, files in sets.items()}
@@ -74,7 +79,9 @@ def config(tmp_path: Path, make_config: Callable[[Path], dict[str, Any]]) -> Pat
     config["model"]["source"] = "tiny/llama"
     config["data"]["calibration"]["path"] = "tiny/text"
     names = ("arc_easy", "lambada", "stsb")
-    config["data"]["tasks"] = [str(TASKS / f"{name}.yaml") for name in names]
+    wikitext = yaml.safe_load((TASKS / "wikitext2.yaml").read_text())
+    wikitext["init_args"]["length"] = 16  # the model is tiny
+    config["data"]["tasks"] = [*(str(TASKS / f"{name}.yaml") for name in names), wikitext]
     config["trainer"]["logger"] = False
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -102,14 +109,15 @@ def test_shipped_tasks_by_their_names_and_again_offline(
         "arc_easy": "allenai/ai2_arc",
         "lambada": "EleutherAI/lambada_openai",
         "stsb": "sentence-transformers/stsb",
+        "wikitext2": "Salesforce/wikitext",
     }
     assert {task: one["path"] for task, one in details.items()} == names
     assert {task: one["commit"] for task, one in details.items()} == {
         task: commits[name] for task, name in names.items()
     }
-    main = ("acc", "spearman")
+    main = ("acc", "spearman", "perplexity")
     sizes = {r.task: r.n for r in read_results(run / "results.jsonl") if r.metric in main}
-    assert sizes == {"arc_easy": 3, "lambada": 2, "stsb": 3}
+    assert sizes == {"arc_easy": 3, "lambada": 2, "stsb": 3, "wikitext2": 2}
     found = values(run)
 
     hub.asked.clear()

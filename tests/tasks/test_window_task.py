@@ -1,12 +1,17 @@
 """Windows of a text as items."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import PreTrainedTokenizerBase
 
 from prunelit import InputError
 from prunelit.tasks import Perplexity
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def prepared(tokenizer: PreTrainedTokenizerBase, path: Path, **arguments: object) -> Perplexity:
@@ -94,3 +99,17 @@ def test_details_name_the_text_rule_and_wrapped_text_is_read_as_it_is(
     rows = prepared(tokenizer, material / "text.jsonl", length=18)
     rules = [task.details(17)["text_rule"] for task in (whole, lines, rows)]
     assert rules == ["whole", "lines", "rows"]
+
+
+def test_wikitext_has_the_windows_of_the_papers(
+    shared: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = shared / "data" / "text" / "wikitext2_test.jsonl.gz"
+    given = yaml.safe_load((CONFIGS / "tasks" / "wikitext2.yaml").read_text(encoding="utf-8"))
+    options = {name: value for name, value in given["init_args"].items() if name != "path"}
+    task = prepared(tokenizer, path, **options, limit=3)
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        text = "\n\n".join(json.loads(line)["text"] for line in file)
+    ids = tokenizer(text[:10_000], add_special_tokens=False)["input_ids"]
+    assert task.windows.flatten().tolist() == ids[: 3 * 2048]
+    assert task.details(2047)["subset"] is None  # of a file

@@ -26,6 +26,7 @@ class CalibrationText:
         seed: of the order of the documents.
         bos: begin every sequence with a BOS token. None does what the tokenizer does for a text.
         documents: how a text file is divided, see `prunelit.data.load_texts`.
+        subset: configuration of a data set on the hub.
 
     Example:
         >>> from prunelit import CalibrationText
@@ -43,6 +44,7 @@ class CalibrationText:
     seed: int = 0
     bos: bool | None = None
     documents: Documents = "whole"
+    subset: str | None = None
 
     def __post_init__(self) -> None:
         check_text(self)

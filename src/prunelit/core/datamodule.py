@@ -110,6 +110,7 @@ class PruneData(LightningDataModule):
                     column=source.column,
                     split=source.split,
                     documents=source.documents,
+                    name=source.subset,
                 )
         for task in self.tasks.values():
             task.read()

@@ -30,6 +30,7 @@ class RecoveryText:
         seed: of the order of the documents, and of the order of the sequences in each epoch.
         bos: begin every sequence with a BOS token. None does what the tokenizer does for a text.
         documents: how a text file is divided, see `prunelit.data.load_texts`.
+        subset: configuration of a data set on the hub.
 
     Example:
         >>> from prunelit import RecoveryText
@@ -47,6 +48,7 @@ class RecoveryText:
     seed: int = 0
     bos: bool | None = None
     documents: Documents = "whole"
+    subset: str | None = None
 
     def __post_init__(self) -> None:
         check_text(self)

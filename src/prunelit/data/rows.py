@@ -75,7 +75,14 @@ def load_rows(
 
 
 @checked
-def load_texts(path: str, *, column: str, split: str, documents: Documents = "whole") -> list[str]:
+def load_texts(
+    path: str,
+    *,
+    column: str,
+    split: str,
+    documents: Documents = "whole",
+    name: str | None = None,
+) -> list[str]:
     """Read the documents of a text: one column of strings, or a text file.
 
     Args:
@@ -85,6 +92,7 @@ def load_texts(path: str, *, column: str, split: str, documents: Documents = "wh
         documents: how a text file is divided: `whole` is one document, as it is in the file;
             `lines` is one document per line; `paragraphs` divides at empty lines. In any other
             file every row is a document.
+        name: of the configuration on the hub.
 
     Raises:
         InputError: see `load_rows`; or if a value is not a string.
@@ -95,7 +103,7 @@ def load_texts(path: str, *, column: str, split: str, documents: Documents = "wh
         'What is the organ that covers the whole body?'
     """
     rule = text_rule(path, documents)
-    rows = load_rows(path, columns=[column], split=split)
+    rows = load_rows(path, columns=[column], split=split, name=name)
     for number, row in enumerate(rows):
         if not isinstance(row[column], str):
             problem = f"`{column}` must be a string but is {row[column]!r:.60}"

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prunelit.data.rows import Documents, hash_rows, load_texts, text_rule
+from prunelit.data.sources import subset_of
 from prunelit.data.tokens import name_tokens, window_start, windows
 from prunelit.tasks.row_task import RowTask
 
@@ -23,6 +24,7 @@ class WindowTask(RowTask):
         limit: number of windows; None reads all.
         bos: begin every window with a BOS token. None does what the tokenizer does for a text.
         documents: how a text file is divided, see `prunelit.data.load_texts`.
+        subset: configuration of a data set on the hub.
         kwargs: options of `RowTask`.
     """
 
@@ -33,6 +35,7 @@ class WindowTask(RowTask):
         limit: int | None = None,
         bos: bool | None = None,
         documents: Documents = "whole",
+        subset: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(limit=limit, **kwargs)
@@ -40,10 +43,15 @@ class WindowTask(RowTask):
         self.length = length
         self.bos = bos
         self.documents: Documents = documents
+        self.subset = subset
 
     def read(self) -> None:
         self._documents = load_texts(
-            self.pinned, column=self.column, split=self.split, documents=self.documents
+            self.pinned,
+            column=self.column,
+            split=self.split,
+            documents=self.documents,
+            name=self.subset,
         )
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -66,6 +74,7 @@ class WindowTask(RowTask):
         """Return the options and hashes that two comparable results have in common."""
         return {
             **self.source_details(),
+            "subset": subset_of(self.path, self.subset),
             "text_rule": text_rule(self.path, self.documents),
             "text_sha256": hash_rows(self._documents),
             "length": self.length,
