@@ -10,6 +10,8 @@ Example:
 """
 
 import importlib
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,6 +64,34 @@ _HOME = {
     "save_pretrained": "prunelit.models.saving",
     "to_semi_structured": "prunelit.models.semi_structured",
 }
+
+# Transformers reads a model without some sublayers by this, see its docstring.
+_READER = "prunelit.models.without_sublayers"
+_REGISTRY = "transformers.models.auto.configuration_auto"
+
+
+class _AfterTransformers:
+    """Finder that imports the reader as soon as transformers is there; that takes seconds."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != _REGISTRY:
+            return None
+        sys.meta_path.remove(self)
+        spec: Any = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def run_and_register(module: Any) -> None:
+            run(module)
+            importlib.import_module(_READER)
+
+        spec.loader.exec_module = run_and_register
+        return spec
+
+
+if _REGISTRY in sys.modules:
+    importlib.import_module(_READER)
+else:
+    sys.meta_path.insert(0, _AfterTransformers())
 
 
 def __getattr__(name: str) -> Any:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, FalconH1Config, PreTrainedModel
 
-from prunelit.models.absent import Absent, filled, find_returns, zeroed
+from prunelit.models.absent import filled, find_returns, zeroed
 from prunelit.models.architecture import decoder_blocks
+from prunelit.models.without_sublayers import Absent
 
 
 class Adds(nn.Module):
@@ -37,7 +38,7 @@ def test_it_returns_what_the_module_returned_without_weights() -> None:
     assert found == {"adds": "residual, None, None", "plain": "zeros", "wide": "zeros 6"}
     for name in parts:
         own = block.get_submodule(name)
-        setattr(block, name, Absent("mlp", found[name], own, counts=False))
+        setattr(block, name, Absent("mlp", found[name], own))
     assert block(x).equal(expected)
     assert block.adds(x, x + 1)[0].equal(x + 1)  # the argument by its place
     assert block.wide(x).equal(torch.zeros(2, 3, 6))
@@ -45,7 +46,7 @@ def test_it_returns_what_the_module_returned_without_weights() -> None:
 
 
 def test_one_value_in_a_tuple() -> None:
-    absent = Absent("mlp", "zeros,", nn.Linear(2, 2), counts=False)
+    absent = Absent("mlp", "zeros,", nn.Linear(2, 2))
     (only,) = absent(torch.ones(1, 2))
     assert only.equal(torch.zeros(1, 2))
 
@@ -64,8 +65,7 @@ def test_a_cache_counts_the_tokens_and_keeps_nothing_else() -> None:
     config = FalconH1Config(num_hidden_layers=2, hidden_size=32, num_attention_heads=4)
     for cache in (DynamicCache(), DynamicCache(config=config)):
         original = nn.Linear(4, 4)
-        original.layer_idx = 0  # type: ignore[assignment]
-        absent = Absent("mixer", "zeros", original, counts=True)
+        absent = Absent("mixer", "zeros", original, 0)
         for length in (3, 1):
             absent(torch.ones(2, length, 4), past_key_values=cache)
         assert cache.get_seq_length() == 4
@@ -74,6 +74,6 @@ def test_a_cache_counts_the_tokens_and_keeps_nothing_else() -> None:
         if hasattr(layer, "conv_states"):
             assert cache.has_previous_state(0)
             assert layer.conv_states[0].numel() == 2
-    silent = Absent("mixer", "zeros", original, counts=False)
+    silent = Absent("mixer", "zeros", original)
     silent(torch.ones(2, 3, 4), past_key_values=cache)
     assert cache.get_seq_length() == 4

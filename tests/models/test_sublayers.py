@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.absent import Absent
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.replay import capture
 from prunelit.models.sublayers import block_steps, counterfactual, find_layout
+from prunelit.models.without_sublayers import Absent
 
 MakeModel = Callable[..., PreTrainedModel]
 

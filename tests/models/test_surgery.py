@@ -266,9 +266,10 @@ def test_a_folder_that_lacks_more_than_it_says_is_refused(
     model: PreTrainedModel, input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     store(model, SublayerDrop(1), input_ids, tmp_path / "pruned", tokenizer)
-    path = tmp_path / "pruned" / "pruning.json"
+    path = tmp_path / "pruned" / "config.json"
     plain = json.loads(path.read_text())
-    path.write_text(json.dumps({**plain, "removed": {}}))
+    plain["prunelit"]["absent"] = {}
+    path.write_text(json.dumps(plain))
     with pytest.raises(InputError, match="lacks 4 weights"):
         load_pretrained(str(tmp_path / "pruned"))
 

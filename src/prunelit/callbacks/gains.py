@@ -68,8 +68,10 @@ def file_bytes(source: str | None) -> int | None:
 
 
 def _loader(report: dict[str, Any]) -> str:
-    """Say what can load the folder: no stock class has a block with one sublayer."""
+    """Say what can load the folder: no stock class has a block without one sublayer."""
     removed = report.get("removed") or {}
     if any(removed.get(kind) for kind in ("attention", "mixer", "mlp")):
-        return "prunelit.load_pretrained, as no stock class has a block without one sublayer"
+        return (
+            "transformers after `import prunelit`, as no stock class lacks one sublayer of a block"
+        )
     return "stock transformers by from_pretrained"

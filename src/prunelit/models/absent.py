@@ -1,6 +1,5 @@
-"""Modules in the place of a sublayer that was left out: they add nothing and cost nothing."""
+"""Find what modules return that add nothing, and make those that take their place."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -10,50 +9,7 @@ from torch import Tensor, nn
 
 from prunelit.models.parts import Sublayer, place_of
 from prunelit.models.stores import whole
-
-
-class Absent(nn.Module):
-    """Module that returns what the one in its place returned when all its weights were 0.
-
-    It keeps no keys, values or states. In a cache it leaves one number for each token or sequence,
-    by which the library counts the tokens.
-
-    Args:
-        kind: `attention`, `mixer` or `mlp`.
-        returns: values that it returns, as `find_returns` writes them.
-        original: the module in whose place it is.
-        counts: it counts the tokens of its block in a cache.
-    """
-
-    def __init__(self, kind: str, returns: str, original: nn.Module, *, counts: bool) -> None:
-        super().__init__()
-        self.kind = kind
-        self.returns = returns
-        self.layer_idx = place_of(original) if counts else None
-        values = returns.split(",")
-        self._length = None if len(values) == 1 else len([text for text in values if text.strip()])
-        self._first = values[0]
-        own = original if isinstance(original, Absent) else None
-        self._names = own._names if own else _parameters(original)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return zeros like the hidden state, or the argument that the module passed on."""
-        values = [*args, *kwargs.values()]
-        hidden = next(value for value in values if isinstance(value, Tensor))
-        if self.layer_idx is not None:
-            for cache in [value for value in values if hasattr(value, "get_seq_length")][:1]:
-                _count_tokens(cache, self.layer_idx, hidden)
-        named = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        word, _, width = self._first.partition(" ")
-        if word == "zeros":
-            first = hidden.new_zeros(*hidden.shape[:-1], int(width or hidden.shape[-1]))
-        else:
-            first = named[word]
-        return first if self._length is None else (first, *[None] * (self._length - 1))
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    return [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+from prunelit.models.without_sublayers import Absent, parameters_of
 
 
 def make_absent(
@@ -66,22 +22,12 @@ def make_absent(
         sublayer: of the block; some of its modules may be absent already.
         returns: values that they return, by name, as `find_returns` gives them.
     """
-    return {
-        part: Absent(sublayer.name, returns[part], block.get_submodule(part), counts=not place)
-        for place, part in enumerate(sublayer.parts)
-    }
-
-
-def _count_tokens(cache: Any, index: int, hidden: Tensor) -> None:
-    """Leave in a layer of a cache what the library counts the tokens by."""
-    batch, length = hidden.shape[:2]
-    layer: Any = cache.layers[index] if index < len(cache.layers) else None
-    if hasattr(layer, "update_conv_state"):
-        for state in range(layer.number_of_states):
-            cache.update_conv_state(hidden.new_zeros(batch, 1, 1), index, state_idx=state)
-    if layer is None or hasattr(layer, "get_seq_length"):
-        entry = hidden.new_zeros(batch, 1, length, 1)
-        cache.update(entry, entry, index)
+    absent = {}
+    for number, part in enumerate(sublayer.parts):
+        original = block.get_submodule(part)
+        place = None if number else place_of(original)  # one of them counts the tokens
+        absent[part] = Absent(sublayer.name, returns[part], original, place)
+    return absent
 
 
 @contextmanager
@@ -170,7 +116,7 @@ def find_returns(block: nn.Module, parts: tuple[str, ...]) -> Iterator[dict[str,
     found: dict[str, str] = {}
 
     def note(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        named = {**dict(zip(_parameters(module), args, strict=False)), **kwargs}
+        named = {**dict(zip(parameters_of(module), args, strict=False)), **kwargs}
         first = output if isinstance(output, Tensor) else output[0]
         hidden = next(value for value in named.values() if isinstance(value, Tensor))
         width = first.shape[-1]

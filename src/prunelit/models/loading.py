@@ -3,7 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
@@ -47,7 +47,7 @@ from prunelit.models.gguf import convert_gguf
 from prunelit.models.report_file import REPORT_FILE, experts_before, keep_processor, read_report
 from prunelit.models.stored_weights import count_blocks, find_cast
 from prunelit.models.stores import each_weight
-from prunelit.models.surgery import Removed, find_missing_names, remove_sublayers
+from prunelit.models.surgery import Removed
 from prunelit.models.unread import blocks_unread
 
 # Exceptions whose message is a sentence; others are a name or a number, and need their type.
@@ -151,11 +151,8 @@ def load_placed(
     }
     config = load_config(source, **same)
     tokenizer = load_tokenizer(source, **same)
-    removed = Removed(**_report(source, revision, folder, options).get("removed", {}))
-    # For removed sublayers, transformers makes new weights and prints a long warning.
-    quiet = _errors_only if removed.sublayers else nullcontext
     # Transformers would fill missing blocks with random weights, which may need too much memory.
-    if not (options or trust_remote_code or removed.sublayers):
+    if not (options or trust_remote_code):
         blocks = config.get_text_config(decoder=True).num_hidden_layers
         try:
             held = count_blocks(Path(folder))
@@ -164,7 +161,7 @@ def load_placed(
         if held is not None and blocks > held:
             raise _too_many(source, blocks, f"{held}, the blocks that its weights have")
     try:
-        with quiet(), ExitStack() as stack:
+        with ExitStack() as stack:
             wait = None if place is None else stack.enter_context(blocks_unread())
             loaded: Any = _auto_class(config).from_pretrained(
                 folder,
@@ -186,13 +183,12 @@ def load_placed(
         if attn_implementation is not None and _concerns_attention(error):
             raise _no_attention(attn_implementation, error) from error
         raise _refuse("model", source, error, revision) from error
-    _check_complete(model, info, removed, source)
+    _check_complete(model, info, source)
     surplus: set[str] = info["unexpected_keys"]
     if getattr(config, "quantization_config", None) is None:
         _check_types(find_cast(model, stored, surplus), model, source)
     _tell_surplus(surplus, model, source)
     _check_ends(model, source)
-    model = remove_sublayers(model, removed)
     keep_processor(model, list(_find_processor(source, folder, options, config)))
     for part in model.modules():
         if isinstance(own := getattr(part, "config", None), PreTrainedConfig):
@@ -364,13 +360,12 @@ def load_written(folder: Path) -> PreTrainedModel:
         Exception: whatever the libraries raise; InputError if the folder lacks weights.
     """
     config = AutoConfig.from_pretrained(folder)
-    removed = Removed(**(read_report(folder) or {}).get("removed", {}))
     with _errors_only():
         model, info = _auto_class(config).from_pretrained(
             folder, dtype="auto", output_loading_info=True
         )
-    _check_complete(model, info, removed, str(folder))
-    return remove_sublayers(model, removed).eval()
+    _check_complete(model, info, str(folder))
+    return model.eval()
 
 
 def _find_processor(
@@ -390,10 +385,9 @@ def _find_processor(
             continue  # no model has all of them
 
 
-def _check_complete(model: PreTrainedModel, info: Any, removed: Removed, source: str) -> None:
-    """Refuse a checkpoint that lacks other weights than those of removed sublayers."""
-    expected = find_missing_names(model, removed)
-    if missing := sorted(set(info["missing_keys"]) - expected):
+def _check_complete(model: PreTrainedModel, info: Any, source: str) -> None:
+    """Refuse a checkpoint that lacks weights, which transformers would make at random."""
+    if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"The checkpoint {source!r} lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first is {missing[0]!r}."

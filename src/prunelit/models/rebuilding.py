@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunelit.models.absent import Absent
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.stores import keep_in, store_of
+from prunelit.models.without_sublayers import Absent
 
 Shapes = Mapping[str, torch.Size]
 _Found = TypeVar("_Found")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunelit.errors import InputError, first_line
-from prunelit.models.absent import Absent, find_returns, make_absent, zeroed
+from prunelit.models.absent import find_returns, make_absent, zeroed
 from prunelit.models.parts import KINDS, Sublayer, sublayers
+from prunelit.models.without_sublayers import Absent
 
 Step = tuple[Tensor, Tensor]
 

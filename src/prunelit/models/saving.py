@@ -21,6 +21,7 @@ from prunelit.models.proof import answer, prove_written
 from prunelit.models.report_file import REPORT_FILE, copy_processor
 from prunelit.models.stores import check_here, each_whole, is_shared, store_of
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
+from prunelit.models.without_sublayers import absent_modules, write_config
 
 MASKS_FILE = "masks.safetensors"
 
@@ -150,6 +151,8 @@ def save_pretrained(
             write_blocks(model, partial)
         else:
             model.save_pretrained(partial)
+        if absent := absent_modules(model):
+            write_config(partial, model.config, absent)
         tokenizer.save_pretrained(partial)
         copy_processor(model, partial)
         plain["content"] = _content(partial, plain, full_hash)

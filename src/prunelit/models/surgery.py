@@ -1,7 +1,6 @@
 """Remove dropped parts of a model."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.models.absent import Absent, make_absent
 from prunelit.models.architecture import block_weights, decoder_blocks
 from prunelit.models.fewer_experts import drop_experts_, find_dropped_experts
 from prunelit.models.heads import (
@@ -32,6 +30,7 @@ from prunelit.models.rebuilding import build_skeleton, shapes_of
 from prunelit.models.removal import Parts, Removal, find_removal, take_out
 from prunelit.models.stores import each_whole, whole
 from prunelit.models.views import view
+from prunelit.models.without_sublayers import Absent
 
 
 @dataclass
@@ -214,34 +213,6 @@ def count_stored(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
-def remove_sublayers(model: PreTrainedModel, removed: Removed) -> PreTrainedModel:
-    """Replace the sublayers that a stored model does not have by `Absent`, in place.
-
-    Args:
-        model: with all sublayers, as `from_pretrained` returns it.
-        removed: the sublayers to remove.
-
-    Returns:
-        The same model.
-    """
-    _, blocks = decoder_blocks(model)
-    for index, kind in _each_removed(removed):
-        block = blocks[index]
-        sublayer = sublayers(block)[kind]
-        # Earlier versions stored no values; they dropped sublayers of these two kinds.
-        usual = "zeros, None" if sublayer.name == "attention" else "zeros"
-        own = {part: removed.returns.get(f"{index}.{part}", usual) for part in sublayer.parts}
-        for name, module in make_absent(block, sublayer, own).items():
-            setattr(block, name, module)
-    return model
-
-
-def _each_removed(removed: Removed) -> Iterator[tuple[int, str]]:
-    """Give the index and the kind of each sublayer that was removed."""
-    yield from ((index, "mixer") for index in (*removed.attention, *removed.mixer))
-    yield from ((index, "mlp") for index in removed.mlp)
-
-
 def find_removed(model: PreTrainedModel) -> Removed:
     """Find the sublayers that a model lacks."""
     removed = Removed()
@@ -267,17 +238,6 @@ def check_whole(model: PreTrainedModel) -> None:
             f"{sorted(removed.attention + removed.mixer)} and MLPs in blocks {removed.mlp}: start "
             "from the dense model and drop all parts in one run."
         )
-
-
-def find_missing_names(model: PreTrainedModel, removed: Removed) -> set[str]:
-    """Names of the tensors of a whole `model` that belong to removed sublayers."""
-    prefix, blocks = decoder_blocks(model)
-    inside = [
-        f"{prefix}.{index}.{part}."
-        for index, kind in _each_removed(removed)
-        for part in sublayers(blocks[index])[kind].parts
-    ]
-    return {name for name in model.state_dict() if any(name.startswith(start) for start in inside)}
 
 
 def own_config(model: PreTrainedModel) -> None:

@@ -10,11 +10,13 @@ from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from prunelit import InputError
+from prunelit.models.architecture import decoder_blocks
 from prunelit.models.inference import tree_scoring
 from prunelit.models.inference.prefix_cache import SharedPrefix
 from prunelit.models.inference.token_tree import Request, build_branch, build_tree
 from prunelit.models.inference.tree_scoring import find_tree_problem, tree_scores
-from prunelit.models.surgery import Removed, remove_sublayers
+from prunelit.models.parts import drop_
+from prunelit.models.surgery import shrink_
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -134,9 +136,12 @@ def test_another_root_or_model_is_not_mistaken(make_model: MakeModel) -> None:
             )
 
 
-@pytest.mark.parametrize("kind", ["attention", "mlp"])
+@pytest.mark.parametrize("kind", ["mixer", "mlp"])
 def test_models_without_some_sublayers(make_model: MakeModel, family: str, kind: str) -> None:
-    model = remove_sublayers(make_model(family), Removed(**{kind: [0, 2]}))
+    model = make_model(family)
+    for index in (0, 2):
+        drop_(decoder_blocks(model)[1][index], kind)
+    shrink_(model)
     assert find_tree_problem(model) is None
     root = [9, 8, 7]
     every = questions(root)

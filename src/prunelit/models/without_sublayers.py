@@ -1,0 +1,190 @@
+"""Models without some of their sublayers, as transformers loads them.
+
+A stock class would fill the gap with random weights, so the folder of such a model has a model type
+of its own. Without prunelit, transformers refuses it. With it, `from_pretrained` builds the stock
+class and puts `Absent` modules into it.
+
+It imports no other module of prunelit: a copy of this file in the folder is all that transformers
+needs with `trust_remote_code`.
+"""
+
+import inspect
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import CONFIG_NAME
+
+_TYPE = "prunelit"
+# A stock class that is named outright reads weights from the file that this key names.
+_NO_FILE = "none, since this model lacks sublayers; `import prunelit` and use AutoModelForCausalLM"
+
+
+class Absent(nn.Module):
+    """Module that returns what the one in its place returned when all its weights were 0.
+
+    It keeps no keys, values or states. In a cache it leaves one number for each token or sequence,
+    by which the library counts the tokens.
+
+    Args:
+        kind: `attention`, `mixer` or `mlp`.
+        returns: values that it returns, as `prunelit.models.absent.find_returns` writes them.
+        original: the module in whose place it is.
+        place: index of its block, if it counts the tokens of the block in a cache.
+    """
+
+    def __init__(
+        self, kind: str, returns: str, original: nn.Module, place: int | None = None
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.returns = returns
+        self.layer_idx = place
+        values = returns.split(",")
+        self._length = None if len(values) == 1 else len([text for text in values if text.strip()])
+        self._first = values[0]
+        own = original if isinstance(original, Absent) else None
+        self._names = own._names if own else parameters_of(original)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return zeros like the hidden state, or the argument that the module passed on."""
+        values = [*args, *kwargs.values()]
+        hidden = next(value for value in values if isinstance(value, Tensor))
+        if self.layer_idx is not None:
+            for cache in [value for value in values if hasattr(value, "get_seq_length")][:1]:
+                _count_tokens(cache, self.layer_idx, hidden)
+        named = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        word, _, width = self._first.partition(" ")
+        if word == "zeros":
+            first = hidden.new_zeros(*hidden.shape[:-1], int(width or hidden.shape[-1]))
+        else:
+            first = named[word]
+        return first if self._length is None else (first, *[None] * (self._length - 1))
+
+
+def parameters_of(module: nn.Module) -> list[str]:
+    """List the names of the arguments of a module's `forward`."""
+    return [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+
+
+def _count_tokens(cache: Any, index: int, hidden: Tensor) -> None:
+    """Leave in a layer of a cache what the library counts the tokens by."""
+    batch, length = hidden.shape[:2]
+    layer: Any = cache.layers[index] if index < len(cache.layers) else None
+    if hasattr(layer, "update_conv_state"):
+        for state in range(layer.number_of_states):
+            cache.update_conv_state(hidden.new_zeros(batch, 1, 1), index, state_idx=state)
+    if layer is None or hasattr(layer, "get_seq_length"):
+        entry = hidden.new_zeros(batch, 1, length, 1)
+        cache.update(entry, entry, index)
+
+
+class PrunelitConfig(PreTrainedConfig):
+    """Reader of the `config.json` of a model without some sublayers.
+
+    It becomes the configuration of the stock class, in a subclass that knows the absent modules.
+    """
+
+    model_type = _TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make the configuration of the stock class; the arguments are those of transformers."""
+        own = config_dict[_TYPE]
+        plain = _without_skips(own["config"])
+        made = _config_class(CONFIG_MAPPING[plain["model_type"]]).from_dict(plain, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        config._absent = own["absent"]
+        return made
+
+
+@cache
+def _config_class(stock: type[PreTrainedConfig]) -> Any:
+    """Make a subclass of a stock configuration, and tell transformers which models it has."""
+    # This module is imported before they exist, while transformers imports what registers it.
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        plain = stock.to_dict(self)
+        plain.pop("_absent", None)
+        return plain
+
+    def save_pretrained(self: Any, save_directory: Any, **kwargs: Any) -> None:
+        stock.save_pretrained(self, save_directory, **kwargs)
+        write_config(Path(save_directory), self, self._absent)
+
+    own = {"to_dict": to_dict, "save_pretrained": save_pretrained, "_absent": {}}
+    made = type(f"Prunelit{stock.__name__}", (stock,), {**own, "__module__": __name__})
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if (model := auto._model_mapping.get(stock, None)) is not None:
+            auto.register(made, _model_class(model, made), exist_ok=True)
+    return made
+
+
+def _model_class(stock: Any, config_class: type[PreTrainedConfig]) -> type[nn.Module]:
+    """Make a subclass of a stock model that has `Absent` in the place of some modules."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        for name, values in config._absent.items():
+            self.set_submodule(name, Absent(original=self.get_submodule(name), **values))
+
+    # By its name and module, the library finds how it renames the weights of a family.
+    own = {"__init__": __init__, "config_class": config_class, "__module__": stock.__module__}
+    return type(stock.__name__, (stock,), own)
+
+
+def absent_modules(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return the arguments of each `Absent` of a model, by the name of the module."""
+    return {
+        name: {"kind": module.kind, "returns": module.returns, "place": module.layer_idx}
+        for name, module in model.named_modules()
+        if isinstance(module, Absent)
+    }
+
+
+def write_config(folder: Path, config: PreTrainedConfig, absent: dict[str, dict[str, Any]]) -> None:
+    """Write the `config.json` of a folder anew, so that no stock class loads it wrongly.
+
+    The stock configuration stays inside, with `per_layer_config` as transformers defines it. No
+    stock class of a plain decoder reads that yet, and those that ignore it say nothing.
+
+    Args:
+        folder: holds the `config.json` of transformers.
+        config: of the model.
+        absent: its absent modules, see `absent_modules`.
+    """
+    path = folder / CONFIG_NAME
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    if plain["model_type"] == _TYPE:
+        return
+    text = config.get_text_config(decoder=True)
+    key = next((name for name, value in vars(config).items() if value is text), None)
+    skips: dict[str, dict[str, list[str]]] = {}
+    for name, values in absent.items():
+        if (index := re.search(r"\.(\d+)\.", name)) is not None:
+            skips[index[1]] = {"skip": [values["kind"]]}
+    (plain if key is None else plain[key])["per_layer_config"] = skips
+    whole = {
+        "model_type": _TYPE,
+        "architectures": ["PrunelitForCausalLM"],
+        "transformers_weights": _NO_FILE,
+        _TYPE: {"absent": absent, "config": plain},
+    }
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def _without_skips(plain: dict[str, Any]) -> dict[str, Any]:
+    """Leave `per_layer_config` out of a configuration and of the parts inside it."""
+    return {
+        name: _without_skips(value) if isinstance(value, dict) else value
+        for name, value in plain.items()
+        if name != "per_layer_config"
+    }
+
+
+AutoConfig.register(_TYPE, PrunelitConfig, exist_ok=True)
