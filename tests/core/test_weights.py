@@ -119,6 +119,7 @@ def test_no_rank_reads_more_than_its_share(
     share = size.blocks / world + size.skeleton
     assert sum(rank["read"] for rank in found) >= world * share
     for rank in found:
+        assert rank["equal"]
         assert rank["read"] <= share + size.block
         assert kind == "mixtral" or rank["read"] >= share  # of each block, or of whole blocks
         assert rank["all"] >= size.model  # what a rank that reads all would have read

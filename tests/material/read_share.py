@@ -14,10 +14,11 @@ import torch.distributed as dist
 from safetensors import safe_open
 from transformers.utils import logging
 
+from prunelit import load_pretrained
 from prunelit.core import weights
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.shards import shard_blocks
-from prunelit.models.stores import store_of
+from prunelit.models.stores import each_weight, store_of
 
 folder, mapped = Path(FOLDER), []  # noqa: F821
 
@@ -57,5 +58,9 @@ for own in mapped:
     if isinstance(own, torch.Tensor):
         own.sum()
 found["all"] = bytes_read() - before
+resident = load_pretrained(str(folder / "dense"))[0]
+found["equal"] = all(
+    weight.equal(resident.get_parameter(name)) for name, weight in each_weight(pair.pair.pruned)
+)
 (folder / f"{WORLD}-{RANK}.json").write_text(json.dumps(found))  # noqa: F821
 dist.destroy_process_group()

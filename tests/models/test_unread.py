@@ -1,5 +1,6 @@
 """Placed models are read block by block, with the values of `from_pretrained`."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from prunelit.models.shards import shard_blocks
 from prunelit.models.stores import bring, each_weight, store_of, whole
 from prunelit.models.streaming import place_model, stream
 from prunelit.models.unread import Unread
+from prunelit.models.weight_files import FoundFiles, WrittenFile
 
 from ..families.tiny import tiny_config
 
@@ -103,6 +105,20 @@ def test_experts_that_files_hold_one_by_one_are_joined(
     assert any(name.endswith("experts.down_proj") for name, _ in resident.named_parameters())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_streamed_experts_stay_in_the_files_of_the_model(
+    kind: str, store: Callable[..., str]
+) -> None:
+    folder = store(kind, NARROW)
+    kept = {}
+    for dtype in ("bfloat16", "float32"):
+        model = load_placed(folder, stream, dtype=dtype)[0]
+        stores = [vars(store_of(block)) for block in decoder_blocks(model)[1]]
+        kept[dtype] = {type(own["_kept"]) for own in stores}
+    assert kept == {"bfloat16": {FoundFiles}, "float32": {WrittenFile}}
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
 def test_tensors_that_are_stored_wider_than_the_model_keep_their_bits(
@@ -166,7 +182,7 @@ def test_a_weight_that_no_block_reads_is_named(store: Callable[..., str]) -> Non
         block = decoder_blocks(model)[1][1]
         own = store_of(block)
         assert isinstance(own, Unread)
-        Unread(block, lambda: None, mapped=False).fetch()
+        Unread(block, lambda: None, [], mapped=False).fetch()
 
     with pytest.raises(InputError, match=r"The weight 'weight' of a LlamaDecoderLayer cannot be"):
         load_placed(store("llama", torch.float32), place)

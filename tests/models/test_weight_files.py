@@ -50,6 +50,27 @@ def test_a_part_is_read_and_gaps_are_zeros(stored: nn.Module, tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
+def test_a_weight_that_was_joined_is_found_by_its_parts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tensors = {name: torch.randn(2, 20) for name in "abcd"}
+    tensors["b"] = tensors["a"].clone()  # either is right
+    save_file(tensors, tmp_path / "parts.safetensors")
+    parts = list(load_file(tmp_path / "parts.safetensors").values())
+    mapped = MappedWeights()
+    block = nn.Module()
+    block.joined = nn.Parameter(torch.stack([tensors[name] for name in "dabc"]))
+    flat = FlatBlock([block])
+    found = mapped.find(flat, parts)
+    assert found is not None
+    run = torch.empty(flat.size, dtype=torch.uint8)
+    found.read(run)
+    assert torch.equal(run, run_of(flat))
+    assert mapped.find(flat) is None
+    assert mapped.find(flat, parts[1:3]) is None  # there is more than they have
+    block.joined.data[3, 1, 19] = 7
+    assert mapped.find(flat, parts) is None
+
+
 def test_equal_places_are_equal(stored: nn.Module, tmp_path: Path) -> None:
     flat = FlatBlock(stored.modules())
     found, again = (MappedWeights().find(flat) for _ in range(2))

@@ -1,6 +1,6 @@
 """Streaming: the blocks of a model wait in files and come to a device one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +23,7 @@ from prunelit.models.stores import (
     place_outside,
     store_of,
 )
+from prunelit.models.unread import Unread
 from prunelit.models.weight_files import (
     MappedWeights,
     Read,
@@ -45,6 +46,7 @@ class FileStore(Store):
         folder: of files without a name, on a disk; None is the system's temporary folder.
         device: where the block is worked on; None is the CPU.
         mapped: knows which weights lie in files already; others are written at once.
+        parts: mapped tensors that some weights were joined of, see `MappedWeights.find`.
 
     Attributes:
         device: see above.
@@ -59,6 +61,7 @@ class FileStore(Store):
         folder: Path | None = None,
         device: torch.device | None = None,
         mapped: MappedWeights | None = None,
+        parts: Sequence[Tensor] = (),
     ) -> None:
         super().__init__()
         self.device = device or torch.device("cpu")
@@ -66,7 +69,7 @@ class FileStore(Store):
         self._folder = folder
         self._coming: Coming | None = None
         self._flat = FlatBlock(block.modules())
-        found = mapped and mapped.find(self._flat)
+        found = mapped and mapped.find(self._flat, parts)
         self._kept: Source = found or self._write()
         # What an edited block may rest on, with its bytes; these files are there in any case.
         self._dense: tuple[Source, int] | None = (found, self._flat.size) if found else None
@@ -165,8 +168,9 @@ def stream(
 ) -> None:
     """Let the blocks of a model wait in files; the rest lies in a mapped file, at aligned places.
 
-    Weights that `from_pretrained` mapped from their files, in the dtype of the run, stay in these.
-    Others are written into files without a name, and so are all where the system is not Linux.
+    Weights that `from_pretrained` mapped from their files, in the dtype of the run, stay in these,
+    and so do those that it joined. Others are written into files without a name, and so are all
+    where the system is not Linux.
 
     Args:
         model: on the CPU.
@@ -180,9 +184,12 @@ def stream(
     """
     check_flat(model)
     blocks, mapped = decoder_blocks(model)[1], MappedWeights()
-    for block, other in zip(blocks, dense_stores(len(blocks), dense), strict=True):
+    waiting = list(map(store_of, blocks))  # keep their files mapped to the end
+    stores = dense_stores(len(blocks), dense)
+    for block, unread, other in zip(blocks, waiting, stores, strict=True):
+        parts = unread.parts() if isinstance(unread, Unread) and not unread.mapped else ()
         bring(block)
-        keep_in(block, store := FileStore(block, folder, mapped=mapped))
+        keep_in(block, store := FileStore(block, folder, mapped=mapped, parts=parts))
         if other is not None:
             store.keep_masked(other)
     inside = {module for block in blocks for module in block.modules()}

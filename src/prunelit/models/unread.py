@@ -43,17 +43,21 @@ class Unread(Store):
     Args:
         block: its parameters are on `meta`, but those that no file holds.
         read: gives the block its parameters.
+        stored: tensors in the files that it reads.
         mapped: reading takes no memory: all weights lie in the files as they are here.
 
     Attributes:
         mapped: see above.
     """
 
-    def __init__(self, block: nn.Module, read: Callable[[], object], mapped: bool) -> None:
+    def __init__(
+        self, block: nn.Module, read: Callable[[], object], stored: list[Any], mapped: bool
+    ) -> None:
         super().__init__()
         self.mapped = mapped
         self._block = block
         self._read = read
+        self._stored = stored
         self._weights = [one for one in FlatBlock(block.modules()).weights if one.here.is_meta]
 
     def fetch(self) -> None:
@@ -72,6 +76,10 @@ class Unread(Store):
                     "be read without other blocks: load the model with the placement resident."
                 )
             weight.put(here)
+
+    def parts(self) -> list[Tensor]:
+        """Return the stored tensors, mapped from the files."""
+        return [one[...] for one in self._stored]
 
     def make_room(self) -> None:
         """Give the block parameters without content, which another rank reads."""
@@ -121,7 +129,7 @@ def blocks_unread() -> Iterator[Callable[[PreTrainedModel], None]]:
         A function that lets the blocks of the model that was loaded wait as `Unread`, in place.
     """
     usual = convert_and_load_state_dict_in_model
-    later: dict[int, tuple[Callable[[], object], bool]] = {}
+    later: dict[int, tuple[Callable[[], object], list[Any], bool]] = {}
 
     def load(state_dict: dict[str, Any], **given: Any) -> Any:
         read = partial(usual, **given)
@@ -137,13 +145,14 @@ def blocks_unread() -> Iterator[Callable[[PreTrainedModel], None]]:
                 target is not None and _has_dtype(value, model.get_parameter(target).dtype)
                 for target, value in zip(targets.values(), stored.values(), strict=True)
             )
-            later[index] = partial(_read_quietly, partial(read, state_dict=stored)), mapped
+            own = partial(_read_quietly, partial(read, state_dict=stored))
+            later[index] = own, list(stored.values()), mapped
         return found
 
     def keep(model: PreTrainedModel) -> None:
         blocks = decoder_blocks(model)[1]
-        for index, (read, mapped) in later.items():
-            keep_in(blocks[index], Unread(blocks[index], read, mapped))
+        for index, own in later.items():
+            keep_in(blocks[index], Unread(blocks[index], *own))
         later.clear()
 
     caller: Any = modeling_utils  # `from_pretrained` is there

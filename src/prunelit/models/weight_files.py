@@ -8,7 +8,7 @@ import os
 import tempfile
 import weakref
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from prunelit.models.masked import apply_mask_, pack_mask
 _MAPPINGS = Path("/proc/self/maps")  # of Linux
 _CHUNK = 2**24  # bytes that are in memory while a file is written
 _SAMPLE = 4096  # bytes of a weight that show if it lies at a place in a file
+_HEAD = 64  # bytes by which a part of a weight is looked up
 
 # Fills a run, (N,) uint8, with the bytes from `low` on.
 Read = Callable[[Tensor, int], None]
@@ -95,8 +96,8 @@ class FoundFiles:
     """Weights that lie in the files of a model.
 
     Args:
-        pieces: of each weight its first byte in the run, and its number of bytes; then its file,
-            and its first byte there.
+        pieces: of each weight, or part of one, its first byte in the run, and its number of bytes;
+            then its file, and its first byte there.
     """
 
     def __init__(self, pieces: Sequence[tuple[int, int, OpenFile, int]]) -> None:
@@ -160,23 +161,37 @@ class MappedWeights:
                 start, end = (int(bound, 16) for bound in bounds.split("-"))
                 self._known.append((start, end, int(offset, 16), int(number), path[0]))
 
-    def find(self, flat: FlatBlock) -> FoundFiles | None:
-        """Find the weights of a block; None unless all lie in files."""
+    def find(self, flat: FlatBlock, parts: Sequence[Tensor] = ()) -> FoundFiles | None:
+        """Find the weights of a block; None unless all lie in files.
+
+        Args:
+            flat: the block.
+            parts: mapped tensors that some weights were joined of, in any order. They are found by
+                their content, so that no rule says which ones.
+        """
+        heads: dict[bytes, list[Tensor]] = {}
+        for part in parts:
+            heads.setdefault(_head(run := _bytes(part)), []).append(run)
         pieces = []
         for weight in flat.weights:
-            own = weight.here.detach()
-            plain = own.is_contiguous() and not own.is_meta
-            place = self._find(own) if plain else None
-            if place is None:
+            own, start = weight.here.detach(), weight.start
+            if own.is_meta or not own.is_contiguous():
                 return None
-            pieces.append((weight.start, own.nbytes, *place))
+            run = _bytes(own)
+            for part in _split(run, heads) if self._find(run) is None else [run]:
+                if (place := self._find(part)) is None:
+                    return None
+                pieces.append((start, part.nbytes, *place))
+                start += part.nbytes
+            if start != weight.start + own.nbytes:
+                return None
         return FoundFiles(pieces)
 
-    def _find(self, weight: Tensor) -> tuple[OpenFile, int] | None:
-        """Find the file of a weight, and its first byte there."""
-        address = weight.data_ptr()
+    def _find(self, run: Tensor) -> tuple[OpenFile, int] | None:
+        """Find the file of (N,) uint8, and its first byte there."""
+        address = run.data_ptr()
         index = bisect(self._known, address, key=lambda one: one[0]) - 1
-        if index < 0 or not weight.nbytes or address + weight.nbytes > self._known[index][1]:
+        if index < 0 or not run.nbytes or address + run.nbytes > self._known[index][1]:
             return None
         start, _, offset, number, path = self._known[index]
         if path not in self._open:
@@ -188,8 +203,34 @@ class MappedWeights:
         if os.fstat(file.number).st_ino != number:  # another one has its name now
             return None
         # A weight that was changed in memory is not that of the file.
-        sample = content_of(weight.flatten()[: _SAMPLE // weight.element_size()])
+        sample = content_of(run[:_SAMPLE])
         return (file, place) if os.pread(file.number, len(sample), place) == sample else None
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.flatten().view(torch.uint8)
+
+
+def _head(run: Tensor) -> bytes:
+    return bytes(content_of(run[:_HEAD]))
+
+
+def _split(run: Tensor, heads: Mapping[bytes, Sequence[Tensor]]) -> list[Tensor]:
+    """Find the parts that follow one another in a run, until none follows.
+
+    Args:
+        run: (N,) uint8.
+        heads: parts, (M,) uint8 each, by their first bytes.
+    """
+    found, low = [], 0
+    while low < run.numel():
+        rest = run[low:]
+        same = (part for part in heads.get(_head(rest), ()) if part.equal(rest[: part.numel()]))
+        if (part := next(same, None)) is None:
+            break
+        found.append(part)
+        low += part.numel()
+    return found
 
 
 def write_all(read: Read, size: int, folder: Path | None) -> WrittenFile:
