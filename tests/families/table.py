@@ -24,6 +24,8 @@ nothing. `no`: the method is refused before a weight changes, with the sentence 
 * **expert outputs**: `ExpertMerge` of a quarter, and `ExpertDrop` by `reconstruction`. They run the
   router and the experts of a mixture alone.
 * **neurons**: a quarter of the neurons of every MLP, and of every expert.
+* **heads**: half of the groups of heads of every attention.
+* **channels**: a quarter of the channels of the residual stream.
 * **mixers**, **MLPs**: one sublayer. A mixer is attention, or what a block has in its place, such
   as a state space.
 * **blocks**: the second block.

@@ -62,6 +62,8 @@ def test_the_table_is_read_as_it_is_written(
         "experts": "Expected a mixture with fused experts",
         "expert outputs": "Expected a mixture with fused experts",
         "neurons": "a | b",
+        "heads": None,
+        "channels": None,
         "mixers": None,
         "MLPs": "got no MLP: prune",
     }
@@ -74,6 +76,8 @@ def test_the_table_is_read_as_it_is_written(
         "experts": "none",
         "expert outputs": "none",
         "neurons": "no",
+        "heads": "yes",
+        "channels": "yes",
         "mixers": "yes",
         "MLPs": "none",
         "blocks": "no",

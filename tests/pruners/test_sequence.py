@@ -11,9 +11,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from prunelit import InputError, prune, save_pretrained
 from prunelit.allocation import OWL
 from prunelit.pruners import (
+    ADMM,
     BlockDrop,
+    DSnoT,
     ExpertDrop,
     Heads,
+    Hidden,
     LinearPruner,
     Magnitude,
     Neuron,
@@ -33,6 +36,9 @@ HALF = Unstructured(0.5)
     "methods",
     [
         [Heads(0.5), Neuron(0.25), Wanda(Unstructured(0.3))],
+        [Hidden(0.25), Neuron(0.25), Wanda(Unstructured(0.3))],
+        [Neuron(0.25), DSnoT(HALF)],
+        [Neuron(0.25), ADMM(HALF)],
         [Neuron(0.25), SublayerDrop(1, "mlp"), Wanda(SemiStructured(2, 4))],
         [Neuron(0.5), SparseGPT(HALF)],
         [BlockDrop(1), Magnitude(HALF)],
