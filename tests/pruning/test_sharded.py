@@ -28,6 +28,7 @@ METHODS = {
     "Wanda(Unstructured(0.5), allocation=OWL(2.0))": (0.5, 1),
     "RIA(Unstructured(0.5), allocation=AlphaPruning(0.1))": (0.5, 1),
     "RIA(Unstructured(0.5), ratios={'*': 0.4}, allocation=LinearDepth(0.1))": (1,),
+    "RIA(SemiStructured(2, 4), permute=True)": (1,),
     "SparseGPT(Unstructured(0.5))": (0.5, 1),
     "SparseGPT(SemiStructured(2, 4))": (1,),
     "ADMM(Unstructured(0.5))": (0.5, 1),

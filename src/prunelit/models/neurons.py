@@ -20,7 +20,13 @@ from prunelit.models.architecture import (
     names_of,
     oriented_weight,
 )
-from prunelit.models.experts import ExpertMap, fused_tensors, has_pairs, is_transposed
+from prunelit.models.experts import (
+    ExpertMap,
+    find_experts,
+    fused_tensors,
+    has_pairs,
+    is_transposed,
+)
 from prunelit.models.parts import MLP_NAME, sublayers
 from prunelit.models.rebuilding import build_skeleton, changed, shapes_of
 from prunelit.models.stores import each_whole
@@ -130,6 +136,39 @@ def neuron_rows(linear: nn.Module, width: int) -> Tensor:
     if len(rows) > width and isinstance(linear, ExpertMap) and has_pairs(linear.experts):
         return rows.view(width, -1)
     return rows.view(-1, width).T
+
+
+def find_tied(block: nn.Module, found: Iterable[Neurons]) -> str | None:
+    """Find a parameter beside the linear maps of an MLP that has an entry for each neuron too."""
+    linears = linear_modules(block)
+    own = {name for name, _ in block.named_parameters() if name.rpartition(".")[0] in linears}
+    for name, experts in find_experts(block).items():
+        own |= {f"{name}.{part}" for part, _ in experts.named_parameters(recurse=False)}
+    widths = {neurons.width for neurons in found}
+    for part in sublayers(block)["mlp"].parts if widths else ():
+        for name, value in block.get_submodule(part).named_parameters(prefix=part):
+            if name not in own and widths.intersection(value.shape):
+                return name
+    return None
+
+
+@torch.no_grad()
+def reorder_(block: nn.Module, neurons: Neurons, order: Tensor) -> None:
+    """Give the neurons of an MLP another order, which changes none of its outputs.
+
+    Args:
+        block: a decoder block, whole.
+        neurons: of one MLP, or of one expert.
+        order: (width,) int64, the present neuron at each new place.
+    """
+    linears = linear_modules(block)
+    output = oriented_weight(linears[neurons.output])
+    output.copy_(output[:, order])
+    for name in neurons.inputs:
+        rows = neuron_rows(linears[name], neurons.width).to(order.device)
+        for value in (oriented_weight(linears[name]), getattr(linears[name], "bias", None)):
+            if value is not None:
+                value[rows.flatten()] = value[rows[order].flatten()]
 
 
 def find_alive(output: nn.Module) -> Tensor:

@@ -230,6 +230,7 @@ class LinearPruner(Pruner):
         model_wide: True if the method can compare weights of different matrices.
         skips_zeros: True if rows and columns that are 0 are parts which an earlier method took out,
             see `Sequence`. The method then prunes the matrix without them.
+        reorders: True if the method gives channels another order, see `arrange`.
 
     Example:
         >>> import torch
@@ -251,6 +252,7 @@ class LinearPruner(Pruner):
     within: Within = "row"
     model_wide = False
     skips_zeros = False
+    reorders = False
 
     def __init__(
         self,
@@ -390,10 +392,23 @@ class LinearPruner(Pruner):
         statistics = {name: self.statistic(linear) for name, linear in self.targets(block).items()}
         return {name: Probe(value) for name, value in statistics.items() if value is not None}
 
+    def arrange(self, block: nn.Module, probes: Mapping[str, Probe]) -> Mapping[str, Probe]:
+        """Reorder channels of a block, in place, before its maps are pruned; by default none.
+
+        Args:
+            block: a decoder block, on its own device.
+            probes: those of `watch`, filled.
+
+        Returns:
+            The probes, with the channels in their new order.
+        """
+        return probes
+
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         targets = self.targets(block)
         for name, statistic in _distinct(targets, probes).items():
             _check_finite(name, statistic)
+        probes = self.arrange(block, probes)
         for name, linear in targets.items():
             statistic = probes[name].statistic if name in probes else None
             worker = copy.copy(self)

@@ -11,9 +11,13 @@ from transformers import PreTrainedModel
 from prunelit.activations import SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
-from prunelit.models.experts import find_experts
-from prunelit.models.neurons import Neurons, find_neurons, find_width_changes, neuron_rows
-from prunelit.models.parts import sublayers
+from prunelit.models.neurons import (
+    Neurons,
+    find_neurons,
+    find_tied,
+    find_width_changes,
+    neuron_rows,
+)
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.units import (
     UnitNorm,
@@ -184,16 +188,8 @@ class Neuron(Pruner):
 
 def _check_narrowable(block: nn.Module, found: Sequence[Neurons]) -> None:
     """Refuse an MLP in which something beside its linear maps has an entry for each neuron."""
-    linears = linear_modules(block)
-    own = {name for name, _ in block.named_parameters() if name.rpartition(".")[0] in linears}
-    for name, experts in find_experts(block).items():
-        own |= {f"{name}.{part}" for part, _ in experts.named_parameters(recurse=False)}
-    widths = {neurons.width for neurons in found}
-    for part in sublayers(block)["mlp"].parts if found else ():
-        for name, value in block.get_submodule(part).named_parameters(prefix=part):
-            if name not in own and widths.intersection(value.shape):
-                raise InputError(
-                    f"The MLP of {type(block).__name__} cannot be made smaller: beside its linear "
-                    f"maps, {name} has an entry for each neuron too. Prune weights, or drop "
-                    "sublayers or blocks."
-                )
+    if (name := find_tied(block, found)) is not None:
+        raise InputError(
+            f"The MLP of {type(block).__name__} cannot be made smaller: beside its linear maps, "
+            f"{name} has an entry for each neuron too. Prune weights, or drop sublayers or blocks."
+        )

@@ -50,6 +50,11 @@ class OBSUpdate(LinearPruner):
             raise InputError(
                 f"Expected a `pruner` that removes weights but got {type(pruner).__name__}."
             )
+        if pruner.reorders:
+            raise InputError(
+                f"Expected a `pruner` that leaves channels in their order but got "
+                f"{type(pruner).__name__} with `permute`: set it to false."
+            )
         if damping <= 0 or block_size < 1:
             raise InputError(
                 f"Expected `damping` > 0 and `block_size` of at least 1 but got {damping} and "

@@ -1,15 +1,19 @@
 """RIA: relative importance and activations."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from prunelit.activations import SquaredNorm, Statistic
+from prunelit.activations import Probe, SquaredNorm, Statistic
 from prunelit.errors import InputError
-from prunelit.models.architecture import oriented_weight
+from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.models.neurons import find_neurons, find_tied, reorder_
 from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.permutation import Reordered, find_order
 from prunelit.pruners.scores import relative_scores
-from prunelit.sparsity import Sparsity
+from prunelit.sparsity import SemiStructured, Sparsity
 
 
 class RIA(LinearPruner):
@@ -20,10 +24,17 @@ class RIA(LinearPruner):
     public code; `within="row"` is its option `--per_outneuron`.
 
     Args:
-        sparsity: how many weights to remove, and among which they compete.
+        sparsity: how many weights are removed, and among which they compete.
         power: exponent of the input norm, a of the paper.
+        permute: with N:M sparsity, reorder the neurons of each MLP first, so that the groups of its
+            last map keep higher scores (section 4.3). The reordered model computes the same.
         options: `include`, `exclude`, `ratios`, `allocation` and `expert_tokens` of
             `LinearPruner`.
+
+    Differs from the source: the paper permutes the inputs of every map, and gathers activations in
+    the new order when the model runs. No stock model does that, and its weights would not be N:M as
+    they are stored. Only neurons have an order that is free: rows of the maps before them move
+    along. So other maps, such as those that read the residual stream, keep their order.
 
     Example:
         >>> import torch
@@ -45,16 +56,70 @@ class RIA(LinearPruner):
         sparsity: Sparsity,
         *,
         power: float = 0.5,
+        permute: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(sparsity, **options)
         if power < 0:
             raise InputError(f"Expected `power` >= 0 but got {power}.")
+        groups = isinstance(sparsity, SemiStructured) and sparsity.keep < sparsity.group
+        if permute and not groups:
+            raise InputError(
+                "Expected `SemiStructured` sparsity that removes weights with `permute` but got "
+                f"{type(sparsity).__name__}: an order makes a difference to groups only."
+            )
         self.power = power
+        self.permute = permute
+        self.reorders = permute
+
+    def check(self, model: PreTrainedModel) -> None:
+        super().check(model)
+        if not self.permute:
+            return
+        found = False
+        for block in decoder_blocks(model)[1]:
+            neurons, targets = find_neurons(block), self.targets(block)
+            if (name := find_tied(block, neurons)) is not None:
+                raise InputError(
+                    f"The neurons of {type(block).__name__} cannot be reordered: beside the linear "
+                    f"maps, {name} has an entry for each of them too. Set `permute` to false."
+                )
+            found |= any(own.output in targets for own in neurons)
+        if not found:
+            raise InputError(
+                f"`permute` reorders the neurons of MLPs, and no map of {type(model).__name__} "
+                "that reads them is pruned: set it to false, or change the patterns."
+            )
+
+    def scale(self, fraction: float) -> LinearPruner:
+        if self.permute and fraction != 1:
+            raise InputError(
+                "`RIA` with `permute` cannot prune in rounds: a later round would move the zeros "
+                "of an earlier one. Set one round."
+            )
+        return super().scale(fraction)
 
     def statistic(self, linear: nn.Module) -> Statistic:
         weight = oriented_weight(linear)
         return SquaredNorm(weight.shape[1], weight.device)
 
+    def arrange(self, block: nn.Module, probes: Mapping[str, Probe]) -> Mapping[str, Probe]:
+        if not self.permute:
+            return probes
+        assert isinstance(self.sparsity, SemiStructured)
+        linears, targets, arranged = linear_modules(block), self.targets(block), dict(probes)
+        for neurons in find_neurons(block):
+            if (name := neurons.output) not in targets:
+                continue
+            statistic = probes[name].statistic
+            scores = self._scores(oriented_weight(linears[name]).float(), statistic)
+            order = find_order(scores, self.sparsity.keep, self.sparsity.group)
+            reorder_(block, neurons, order)
+            arranged[name] = Probe(Reordered(statistic, order))
+        return arranged
+
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
-        return self.remove_lowest(weight, relative_scores(weight, statistic.value, self.power))
+        return self.remove_lowest(weight, self._scores(weight, statistic))
+
+    def _scores(self, weight: Tensor, statistic: Statistic) -> Tensor:
+        return relative_scores(weight, statistic.value, self.power)

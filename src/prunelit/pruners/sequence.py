@@ -78,6 +78,11 @@ class Sequence(Pruner):
                     f"Expected one method that drops sublayers or blocks in `methods` but got "
                     f"{twice} and {name}: use one of them."
                 )
+            if getattr(method, "reorders", False) and before:
+                raise InputError(
+                    f"Expected {name} with `permute` as the first of `methods`: it would move what "
+                    "an earlier one removed. Set `permute` to false, or prune in two runs."
+                )
             wide = getattr(getattr(method, "sparsity", None), "within", None) == "model"
             if wide and any(step.shrinks for step in before):
                 raise InputError(
