@@ -18,7 +18,7 @@ from prunelit.recipe import describe
 
 
 class _Saved:
-    """What a method finds, beside what the dense model gave to the tasks, see `DenseAnswers`.
+    """Findings of a method, beside what the dense model gave to the tasks, see `DenseAnswers`.
 
     The name of a file is a hash of the weights, the text, the method without some options, and the
     numerics.
