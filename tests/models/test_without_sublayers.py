@@ -1,6 +1,7 @@
 """A folder without some sublayers: transformers loads it right, or refuses it."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,6 +132,37 @@ def test_importing_prunelit_is_enough(stored: Path, code: str, expected: str) ->
         [sys.executable, "-c", code, str(stored)], check=True, capture_output=True, text=True
     )
     assert done.stdout == expected
+
+
+ALONE = """\
+import sys, torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.no_grad():
+    logits = model.eval()(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False).logits
+print("prunelit" in sys.modules, sum("Absent" in str(type(own)) for own in model.modules()))
+torch.save(logits, sys.argv[2])
+"""
+
+
+def test_custom_code_needs_no_prunelit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: Tensor, tmp_path: Path
+) -> None:
+    report = prune(model, SublayerDrop(1, "mlp"), input_ids)
+    save_pretrained(model, tokenizer, tmp_path / "pruned", report, custom_code=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tmp_path / "pruned"), str(tmp_path / "logits.pt")],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
+    assert done.stdout == "False 1\n"
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.load(tmp_path / "logits.pt").equal(logits(model, ids))
+    again, _ = load_pretrained(str(tmp_path / "pruned"))
+    assert logits(again, ids).equal(logits(model, ids))
 
 
 def test_the_configuration_alone_builds_it(stored: Path, input_ids: Tensor) -> None:

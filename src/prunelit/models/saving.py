@@ -73,6 +73,7 @@ def save_pretrained(
     folder: str | Path,
     report: Any,
     full_hash: bool = False,
+    custom_code: bool = False,
 ) -> None:
     """Write weights (safetensors), configuration, tokenizer and `pruning.json`.
 
@@ -94,6 +95,8 @@ def save_pretrained(
         folder: output folder; its parents are created.
         report: the report that `prunelit.prune` returned.
         full_hash: hash all weights, which takes a second or two per GB; False hashes a sample.
+        custom_code: put code beside a model without some sublayers, by which transformers alone
+            loads it with `trust_remote_code=True`. Other models need none.
 
     Raises:
         InputError: if `folder` exists and is not a pruned model, or is the folder that the model
@@ -152,7 +155,7 @@ def save_pretrained(
         else:
             model.save_pretrained(partial)
         if absent := absent_modules(model):
-            write_config(partial, model.config, absent)
+            write_config(partial, model.config, absent, custom_code)
         tokenizer.save_pretrained(partial)
         copy_processor(model, partial)
         plain["content"] = _content(partial, plain, full_hash)

@@ -11,6 +11,7 @@ needs with `trust_remote_code`.
 import inspect
 import json
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 _TYPE = "prunelit"
+_CODE = "modeling_prunelit"
 # A stock class that is named outright reads weights from the file that this key names.
 _NO_FILE = "none, since this model lacks sublayers; `import prunelit` and use AutoModelForCausalLM"
 
@@ -147,7 +149,12 @@ def absent_modules(model: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
-def write_config(folder: Path, config: PreTrainedConfig, absent: dict[str, dict[str, Any]]) -> None:
+def write_config(
+    folder: Path,
+    config: PreTrainedConfig,
+    absent: dict[str, dict[str, Any]],
+    custom_code: bool = False,
+) -> None:
     """Write the `config.json` of a folder anew, so that no stock class loads it wrongly.
 
     The stock configuration stays inside, with `per_layer_config` as transformers defines it. No
@@ -157,11 +164,12 @@ def write_config(folder: Path, config: PreTrainedConfig, absent: dict[str, dict[
         folder: holds the `config.json` of transformers.
         config: of the model.
         absent: its absent modules, see `absent_modules`.
+        custom_code: put a copy of this file there, for `trust_remote_code`.
     """
     path = folder / CONFIG_NAME
     plain = json.loads(path.read_text(encoding="utf-8"))
     if plain["model_type"] == _TYPE:
-        return
+        plain = plain[_TYPE]["config"]
     text = config.get_text_config(decoder=True)
     key = next((name for name, value in vars(config).items() if value is text), None)
     skips: dict[str, dict[str, list[str]]] = {}
@@ -169,12 +177,15 @@ def write_config(folder: Path, config: PreTrainedConfig, absent: dict[str, dict[
         if (index := re.search(r"\.(\d+)\.", name)) is not None:
             skips[index[1]] = {"skip": [values["kind"]]}
     (plain if key is None else plain[key])["per_layer_config"] = skips
-    whole = {
+    whole: dict[str, Any] = {
         "model_type": _TYPE,
         "architectures": ["PrunelitForCausalLM"],
         "transformers_weights": _NO_FILE,
         _TYPE: {"absent": absent, "config": plain},
     }
+    if custom_code:
+        shutil.copyfile(__file__, folder / f"{_CODE}.py")
+        whole["auto_map"] = {"AutoConfig": f"{_CODE}.{PrunelitConfig.__name__}"}
     path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
