@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,8 @@ def test_later_rounds_only_add(
     rounds_only_add(make_model(family), ADMM(Unstructured(0.7)), input_ids)
 
 
-def test_bad_settings() -> None:
-    with pytest.raises(InputError, match="Expected `damping` > 0, `penalty` > 0 and `iterations`"):
-        ADMM(Unstructured(0.5), iterations=0)
+@pytest.mark.parametrize("settings", [{"iterations": 0}, {"penalty": float("nan")}, {"damping": 0}])
+def test_bad_settings(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(InputError, match=f"`{name}`"):
+        ADMM(Unstructured(0.5), **settings)

@@ -133,7 +133,11 @@ def _model_class(stock: Any, config_class: type[PreTrainedConfig]) -> type[nn.Mo
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
         for name, values in config._absent.items():
-            self.set_submodule(name, Absent(original=self.get_submodule(name), **values))
+            original = self.get_submodule(name)
+            absent = Absent(original=original, **values)
+            for key, buffer in original.named_buffers(recurse=False):
+                absent.register_buffer(key, buffer, persistent=False)  # the family may fill it
+            self.set_submodule(name, absent)
 
     # By its name and module, the library finds how it renames the weights of a family.
     own = {"__init__": __init__, "config_class": config_class, "__module__": stock.__module__}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelit.activations import Gram, Statistic
-from prunelit.errors import InputError
+from prunelit.errors import check_positive, check_whole
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
 from prunelit.pruners.least_squares import solve_on_support, unit_gram
@@ -67,13 +67,11 @@ class ADMM(LinearPruner):
         **options: Any,
     ) -> None:
         super().__init__(sparsity, **options)
-        if damping <= 0 or penalty <= 0 or iterations < 1:
-            raise InputError(
-                f"Expected `damping` > 0, `penalty` > 0 and `iterations` of at least 1 but got "
-                f"{damping}, {penalty} and {iterations}."
-            )
-        self.damping = damping
-        self.penalty = penalty
+        check_positive("damping", damping)
+        check_positive("penalty", penalty)
+        check_whole("iterations", iterations, 1)
+        self.damping = float(damping)
+        self.penalty = float(penalty)
         self.iterations = iterations
 
     def statistic(self, linear: nn.Module) -> Statistic:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelit.activations import Gram, Moments, Statistic, StatisticPair
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive, check_whole
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
 from prunelit.pruners.compensation import shared_factor
@@ -73,15 +73,14 @@ class DSnoT(LinearPruner):
             raise InputError(
                 f"Expected `start` wanda, magnitude, ria or sparsegpt but got {start!r}."
             )
-        if exchanges < 1 or threshold < 0 or damping <= 0:
-            raise InputError(
-                f"Expected `exchanges` of at least 1, `threshold` >= 0 and `damping` > 0 but got "
-                f"{exchanges}, {threshold} and {damping}."
-            )
+        check_whole("exchanges", exchanges, 1)
+        check_positive("damping", damping)
+        if not threshold >= 0:
+            raise InputError(f"Expected `threshold` >= 0 but got {threshold}.")
         self.start: Start = start
         self.exchanges = exchanges
-        self.threshold = threshold
-        self.damping = damping
+        self.threshold = float(threshold)
+        self.damping = float(damping)
 
     def statistic(self, linear: nn.Module) -> Statistic:
         weight = oriented_weight(linear)

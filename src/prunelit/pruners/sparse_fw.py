@@ -75,10 +75,10 @@ class SparseFW(LinearPruner):
                 f"{damping}."
             )
         self.start = start
-        self.fixed = fixed
+        self.fixed = float(fixed)
         self.iterations = iterations
         self.update = update
-        self.damping = damping
+        self.damping = float(damping)
 
     def statistic(self, linear: nn.Module) -> Statistic:
         weight = oriented_weight(linear)
