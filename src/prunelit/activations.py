@@ -1,8 +1,9 @@
 """Statistics of activations: sums over tokens, so that 1 rank and N ranks give the same masks."""
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 _TILE = 256
+_Sums = TypeVar("_Sums", bound="TokenSums")
 
 
 class Statistic(ABC):
@@ -120,7 +122,43 @@ class Probe:
     tokens: int = 0
 
 
-class SquaredNorm(Statistic):
+class TokenSums(Statistic):
+    """Sums over tokens, with the number of tokens behind them: ranks exchange a single tensor.
+
+    Args:
+        sizes: of the sums; the last one gets one more, for the number of tokens.
+        device: device of the sums.
+    """
+
+    def __init__(self, *sizes: int, device: torch.device | str = "cpu") -> None:
+        *rows, last = sizes
+        self._sums = torch.zeros(*rows, last + 1, dtype=torch.float64, device=device)
+
+    def all_reduce_(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sums)
+
+    def add_(self, other: "TokenSums") -> None:  # type: ignore[override]
+        self._sums += other._sums
+
+    def select(self: _Sums, columns: Tensor) -> _Sums:
+        other = copy.copy(self)
+        other._sums = self._sums[..., torch.cat([columns, columns.new_ones(1)])]
+        return other
+
+    def means(self) -> Tensor:
+        """Divide the sums by the number of tokens, float64.
+
+        Raises:
+            ValueError: if there is no token.
+        """
+        count = self._sums[..., -1:]
+        if not count.all():
+            raise ValueError("Expected at least one calibration token but got none.")
+        return self._sums[..., :-1] / count
+
+
+class SquaredNorm(TokenSums):
     """Mean squared activation of each channel.
 
     Args:
@@ -137,36 +175,20 @@ class SquaredNorm(Statistic):
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
-        # The last entry is the number of tokens, so that ranks exchange a single tensor.
-        self._sums = torch.zeros(channels + 1, dtype=torch.float64, device=device)
+        super().__init__(channels, device=device)
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
         for part in x.split(_TILE):  # the float64 copy of a part fits the cache of a CPU
             self._sums[:-1] += part.double().square().sum(0)
         self._sums[-1] += x.shape[0]
 
-    def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
-
-    def add_(self, other: "SquaredNorm") -> None:  # type: ignore[override]
-        self._sums += other._sums
-
-    def select(self, columns: Tensor) -> "SquaredNorm":
-        other = SquaredNorm(int(columns.sum()), self._sums.device)
-        other._sums[:-1], other._sums[-1] = self._sums[:-1][columns], self._sums[-1]
-        return other
-
     @property
     def value(self) -> Tensor:
         """(I,), mean over tokens of the squared input, activation units squared."""
-        count = self._sums[-1]
-        if count == 0:
-            raise ValueError("Expected at least one calibration token but got none.")
-        return (self._sums[:-1] / count).float()
+        return self.means().float()
 
 
-class Moments(Statistic):
+class Moments(TokenSums):
     """Mean and variance of each channel.
 
     Args:
@@ -184,8 +206,7 @@ class Moments(Statistic):
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
-        # The last column has the number of tokens, so that ranks exchange a single tensor.
-        self._sums = torch.zeros(2, channels + 1, dtype=torch.float64, device=device)
+        super().__init__(2, channels, device=device)
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
         for part in x.split(_TILE):
@@ -194,25 +215,10 @@ class Moments(Statistic):
             self._sums[1, :-1] += part.square().sum(0)
         self._sums[:, -1] += x.shape[0]
 
-    def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
-
-    def add_(self, other: "Moments") -> None:  # type: ignore[override]
-        self._sums += other._sums
-
-    def select(self, columns: Tensor) -> "Moments":
-        other = Moments(0, self._sums.device)
-        other._sums = torch.cat([self._sums[:, :-1][:, columns], self._sums[:, -1:]], dim=1)
-        return other
-
     @property
     def value(self) -> Tensor:
         """(2, I), mean over tokens, in activation units, and variance, in their squares."""
-        count = self._sums[0, -1]
-        if count == 0:
-            raise ValueError("Expected at least one calibration token but got none.")
-        mean, square = (self._sums[:, :-1] / count).unbind()
+        mean, square = self.means().unbind()
         return torch.stack([mean, (square - mean.square()).clamp(min=0)]).float()
 
 

@@ -97,8 +97,7 @@ class Unstructured(Sparsity):
         ratio: Ratio,  # type: ignore[valid-type]
         within: Within | None = None,
     ) -> None:
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
-            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio!r}.")
+        check_ratio(ratio)
         if within not in (None, "row", "matrix", "model"):
             raise InputError(f"Expected `within` row, matrix or model but got {within!r}.")
         self.ratio = float(ratio)
@@ -170,6 +169,16 @@ class SemiStructured(Sparsity):
         """Remove whole weights of each group, so that an early round may remove less."""
         remove = math.floor(round(fraction * (self.group - self.keep), 9))
         return SemiStructured(self.group - remove, self.group)
+
+
+def check_ratio(ratio: float) -> None:
+    """Refuse a share to remove that is not in [0, 1).
+
+    Raises:
+        InputError: naming `ratio`.
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+        raise InputError(f"Expected `ratio` in [0, 1) but got {ratio!r}.")
 
 
 def count_removed(ratio: float, size: int) -> int:

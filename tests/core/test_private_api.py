@@ -49,7 +49,6 @@ ELSEWHERE = {
     "model.config._attn_implementation",
     "part._version",  # PyTorch counts changes in place by it, and its documentation names it
     "model._keys_to_ignore_on_load_unexpected",  # transformers: authors of models set it
-    "auto._model_mapping",  # transformers: a copy of the file that reads it imports nothing else
     "model._get_dtype_plan",  # transformers: it reads what authors of models set
     "super()._apply",
     "experts._apply_gate",  # transformers: authors of experts set it

@@ -23,8 +23,10 @@ from prunelit.models.parts import sublayers
 from prunelit.models.rebuilding import (
     adopt_numbers,
     build_skeleton,
+    build_twin,
     by_configuration,
     changed,
+    check_near,
     exchanged,
     is_readable,
     pair,
@@ -205,7 +207,7 @@ def check_fewer_heads(model: PreTrainedModel, kept: int) -> None:
         )
     if model.device.type == "meta":
         return
-    twins = decoder_blocks(build_fewer(model, kept))[1]
+    twins = decoder_blocks(build_twin(model, head_changes(model, kept)))[1]
     blocks = decoder_blocks(model)[1]
 
     def run(index: int, *args: Any, **kwargs: Any) -> Any:
@@ -225,10 +227,7 @@ def check_fewer_heads(model: PreTrainedModel, kept: int) -> None:
                 narrow = twins[index](*args, **kwargs)
         pairs = [(small[0], read[0][..., keep]), (block_output(narrow), block_output(output))]
         for one, other in pairs:
-            tolerance = 1e-4 if model.dtype.itemsize >= 4 else 3e-2
-            worst = (one - other).float().abs().max().item()
-            if not worst <= tolerance * other.float().abs().max().item():
-                raise ValueError(f"block {index} differs by {worst:.3g}")
+            check_near(f"block {index}", one, other, model.dtype)
         return output
 
     ids = probe_ids(model, 1, 8)
@@ -250,20 +249,6 @@ def check_fewer_heads(model: PreTrainedModel, kept: int) -> None:
 def _takes(model: PreTrainedModel, kept: int) -> bool:
     """Return True if a configuration with fewer groups can be read from a file."""
     return is_readable(changed(model.config, head_changes(model, kept)))
-
-
-def build_fewer(model: PreTrainedModel, kept: int) -> PreTrainedModel:
-    """Build a model with fewer groups of heads, which has buffers and no weights.
-
-    Args:
-        model: with all of them.
-        kept: number of groups.
-    """
-    new = build_skeleton(model, changed(model.config, head_changes(model, kept)))
-    for module in new.modules():
-        for key, value in module.named_buffers(recurse=False):
-            setattr(module, key, value.to(model.device))
-    return new
 
 
 @contextmanager

@@ -25,8 +25,10 @@ from prunelit.models.forwards import replaced_forwards
 from prunelit.models.rebuilding import (
     adopt_numbers,
     build_skeleton,
+    build_twin,
     by_configuration,
     changed,
+    check_near,
     exchanged,
     is_readable,
     pair,
@@ -284,16 +286,10 @@ def _refuse_mean(model: PreTrainedModel, name: str, width: int) -> None:
 
 def _compare(model: PreTrainedModel, channels: Channels, keep: Tensor) -> None:
     """Run both models on a few tokens; raise a ValueError that says where they differ."""
-    small = build_narrower(model, int(keep.sum()))
+    small = build_twin(model, width_changes(model, int(keep.sum())))
     blocks, twins = decoder_blocks(model)[1], decoder_blocks(small)[1]
     scale = math.sqrt(int(keep.sum()) / channels.width)
     seen: list[tuple[Tensor, Tensor]] = []
-
-    def check(what: str, found: Tensor, expected: Tensor) -> None:
-        tolerance = 1e-4 if model.dtype.itemsize >= 4 else 3e-2
-        worst = (found - expected).float().abs().max().item()
-        if not worst <= tolerance * expected.float().abs().max().item():
-            raise ValueError(f"{what} differs by {worst:.3g}")
 
     def mask(axes: Mapping[str, Any], name: str, value: nn.Parameter) -> nn.Parameter:
         if name not in axes:
@@ -313,11 +309,11 @@ def _compare(model: PreTrainedModel, channels: Channels, keep: Tensor) -> None:
     def run_small(index: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         twin, block = twins[index], blocks[index]
         own, expected = seen[index]
-        check(f"the input of block {index}", hidden / scale, own)
+        check_near(f"the input of block {index}", hidden / scale, own, model.dtype)
         make = partial(_narrow, channels.inside(index), keep, {})
         with whole(block), exchanged(pair(twin, block), make):
             output = type(twin).forward(twin, own * scale, *args, **kwargs)
-        check(f"block {index}", block_output(output) / scale, expected)
+        check_near(f"block {index}", block_output(output) / scale, expected, model.dtype)
         return expected * scale if isinstance(output, Tensor) else (expected * scale, *output[1:])
 
     ids = probe_ids(model, 1, 8)
@@ -332,7 +328,7 @@ def _compare(model: PreTrainedModel, channels: Channels, keep: Tensor) -> None:
         exchanged(_outside(small, model), make),
         replaced_forwards({twin: partial(run_small, i) for i, twin in enumerate(twins)}),
     ):
-        check("the logits", small(**inputs).logits, expected)
+        check_near("the logits", small(**inputs).logits, expected, model.dtype)
 
 
 def _narrow(
@@ -409,20 +405,6 @@ def _embedding(model: PreTrainedModel) -> Any:
     return model.get_input_embeddings()
 
 
-def build_narrower(model: PreTrainedModel, width: int) -> PreTrainedModel:
-    """Build a model of fewer channels, which has buffers and no weights.
-
-    Args:
-        model: the whole one.
-        width: number of channels.
-    """
-    new = build_skeleton(model, changed(model.config, width_changes(model, width)))
-    for module in new.modules():
-        for key, value in module.named_buffers(recurse=False):
-            setattr(module, key, value.to(model.device))
-    return new
-
-
 def _outside(
     twin: PreTrainedModel, model: PreTrainedModel
 ) -> list[tuple[str, nn.Module, nn.Module]]:
@@ -440,7 +422,7 @@ def take_channels_out(model: PreTrainedModel, gone: Tensor) -> None:
         gone: (D,) bool, see `find_removed_channels`.
     """
     channels = find_channels(model)
-    small = build_narrower(model, int((~gone).sum()))
+    small = build_twin(model, width_changes(model, int((~gone).sum())))
     factors = _factors(model, small, channels)
     done: dict[int, nn.Parameter] = {}  # tied weights stay tied
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
@@ -80,6 +80,36 @@ def build_skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrain
     return new
 
 
+def build_twin(model: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrainedModel:
+    """Build a model of a changed configuration, with buffers on the device of a model, no weights.
+
+    Args:
+        model: see `build_skeleton`.
+        changes: see `changed`.
+    """
+    new = build_skeleton(model, changed(model.config, changes))
+    _place_buffers(new, model.device)
+    return new
+
+
+def _place_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    for module in model.modules():
+        for key, value in module.named_buffers(recurse=False):
+            setattr(module, key, value.to(device))
+
+
+def check_near(what: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Compare what two models compute, as far as the dtype of their weights tells.
+
+    Raises:
+        ValueError: saying by how much they differ.
+    """
+    tolerance = 1e-4 if dtype.itemsize >= 4 else 3e-2
+    worst = (found - expected).float().abs().max().item()
+    if not worst <= tolerance * expected.float().abs().max().item():
+        raise ValueError(f"{what} differs by {worst:.3g}")
+
+
 def shapes_of(model: nn.Module) -> Shapes:
     """Return the shape of each tensor that a model stores, by name."""
     return {name: value.shape for name, value in model.state_dict().items()}
@@ -101,9 +131,7 @@ def fill(skeleton: PreTrainedModel, model: PreTrainedModel) -> None:
         for key, value in own.named_buffers(recurse=False):
             if f"{name}.{key}".removeprefix(".") in stored:
                 setattr(twin, key, value)
-    for module in skeleton.modules():
-        for key, value in module.named_buffers(recurse=False):
-            setattr(module, key, value.to(model.device))
+    _place_buffers(skeleton, model.device)
     blocks = [decoder_blocks(one)[1] for one in (skeleton, model)]
     for twin, own in zip(*blocks, strict=True):
         if (store := store_of(own)) is not None:

@@ -13,7 +13,6 @@ from prunelit.models.architecture import block_weights, decoder_blocks
 from prunelit.models.fewer_experts import drop_experts_, find_dropped_experts
 from prunelit.models.heads import (
     Heads,
-    build_fewer,
     count_kept_heads,
     find_gone_heads,
     head_changes,
@@ -26,7 +25,7 @@ from prunelit.models.hidden import (
 )
 from prunelit.models.neurons import find_gone, find_width_changes, find_widths, narrow_
 from prunelit.models.parts import find_zeros, sublayers
-from prunelit.models.rebuilding import build_skeleton, shapes_of
+from prunelit.models.rebuilding import build_skeleton, build_twin, shapes_of
 from prunelit.models.removal import Parts, Removal, find_removal, take_out
 from prunelit.models.stores import each_whole, whole
 from prunelit.models.views import view
@@ -139,7 +138,7 @@ def shrink_(model: PreTrainedModel) -> Removed:
     heads = known_heads(model) if count else []
     fewer = head_changes(model, count) if count else {}
     removal.changes.update(fewer)
-    twins = decoder_blocks(build_fewer(model, count))[1] if count else []
+    twins = decoder_blocks(build_twin(model, fewer))[1] if count else []
     gone = find_removed_channels(model)
     own_config(model)
     experts = drop_experts_(model)

@@ -108,7 +108,12 @@ class PrunelitConfig(PreTrainedConfig):
 def _config_class(stock: type[PreTrainedConfig]) -> Any:
     """Make a subclass of a stock configuration, and tell transformers which models it has."""
     # This module is imported before they exist, while transformers imports what registers it.
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
     def to_dict(self: Any) -> dict[str, Any]:
         plain = stock.to_dict(self)
@@ -121,8 +126,11 @@ def _config_class(stock: type[PreTrainedConfig]) -> Any:
 
     own = {"to_dict": to_dict, "save_pretrained": save_pretrained, "_absent": {}}
     made = type(f"Prunelit{stock.__name__}", (stock,), {**own, "__module__": __name__})
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        if (model := auto._model_mapping.get(stock, None)) is not None:
+    for auto, known in (
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    ):
+        if (model := known.get(stock, None)) is not None:
             auto.register(made, _model_class(model, made), exist_ok=True)
     return made
 

@@ -12,10 +12,8 @@ from transformers import PreTrainedModel
 from prunelit.activations import MeanDistance, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, device_of
-from prunelit.models.parts import drop_, find_zeros, sublayers
-from prunelit.models.removal import Parts, find_removal
-from prunelit.models.stores import each_whole
 from prunelit.pruners.base import Probe, Pruner
+from prunelit.pruners.places import BLOCK, Place, drop_places, find_dropped, find_places
 
 
 class BlockDrop(Pruner):
@@ -74,37 +72,33 @@ class BlockDrop(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
-        count = len(decoder_blocks(model)[1])
-        if self.count >= count:
-            raise InputError(
-                f"Expected `count` below the {count} blocks of the model but got {self.count}."
-            )
+        find_places(model, BLOCK, self.count)
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
-        _, blocks = decoder_blocks(model)
-        if len(_find_dropped(blocks)) >= self.count:
+        if len(self._dropped(model)) >= self.count:
             return
         history: deque[list[Tensor]] = deque(maxlen=self._length)
-        for block in blocks:
+        for block in decoder_blocks(model)[1]:
             history.append([])
             device = device_of(block)
             yield {"block": Probe(_RunDistance(history, self.distance, device), at="residual")}
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
-        _, blocks = decoder_blocks(model)
-        before = _find_dropped(blocks)
-        if len(before) >= self.count:
+        dropped = self._dropped(model)
+        if len(dropped) >= self.count:
             return False
         # The score of block i is that of the run of blocks that begins with it.
         scores = {
             last - self._length + 1: float(probes[last]["block"].statistic.value)
-            for last in range(self._length - 1, len(blocks))
+            for last in range(self._length - 1, len(probes))
         }
-        chosen = self._choose(scores, before)
-        find_removal(model, Parts(sorted(chosen)))  # refuses what could not be written
-        for index in chosen:
-            drop_(blocks[index], *sublayers(blocks[index]))
+        chosen = self._choose(scores, {index for index, _ in dropped})
+        drop_places(model, dropped, [(index, BLOCK) for index in chosen])
         return False
+
+    def _dropped(self, model: PreTrainedModel) -> list[Place]:
+        """Blocks that an earlier round dropped."""
+        return find_dropped(model, find_places(model, BLOCK, self.count))
 
     @property
     def _length(self) -> int:
@@ -130,15 +124,6 @@ class BlockDrop(Pruner):
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
         """Do nothing: `decide` dropped the blocks."""
-
-
-def _find_dropped(blocks: nn.ModuleList) -> set[int]:
-    """Indices of the blocks that an earlier round dropped."""
-    return {
-        index
-        for index, block in enumerate(each_whole(blocks))
-        if find_zeros(block) == set(sublayers(block))
-    }
 
 
 class _RunDistance(Statistic):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.variation import Variation
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.pruners.places import Target, drop_places, find_dropped, find_places, variation_at
+from prunelit.pruners.places import Target, drop_lowest, find_dropped, find_places, variation_at
 
 
 class DepthByLoss(Pruner):
@@ -96,9 +96,8 @@ class DepthByLoss(Pruner):
         dropped = find_dropped(model, places)
         missing = self.count - len(dropped)
         left = [place for place in places if place not in dropped]
-        # Stable: of equal ones the first is dropped.
-        ranked = [left[number] for number in sorted(range(len(left)), key=lambda n: changes[n])]
-        drop_places(model, dropped, ranked[: 1 if self.rescore else missing])
+        found = dict(zip(left, changes, strict=True))
+        drop_lowest(model, dropped, found, 1 if self.rescore else missing)
         return self.rescore and missing > 1
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:

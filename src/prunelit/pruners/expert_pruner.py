@@ -15,7 +15,7 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.experts import count_experts, find_experts
 from prunelit.models.fewer_experts import alive_experts, is_mixture, routed_tensors
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.sparsity import Ratio, count_removed
+from prunelit.sparsity import Ratio, check_ratio, count_removed
 
 # The configuration's names for the number of experts that a token gets.
 _ACTIVE = ("num_experts_per_tok", "moe_topk", "top_k_experts")
@@ -47,8 +47,7 @@ class ExpertPruner(Pruner):
         return True
 
     def __init__(self, ratio: Ratio = 0.25, count: int | None = None) -> None:  # type: ignore[valid-type]
-        if not 0 <= ratio < 1:
-            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
+        check_ratio(ratio)
         if count is not None and count < 0:
             raise InputError(f"Expected `count` of at least 0 but got {count}.")
         self.ratio = float(ratio)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive
 from prunelit.models.architecture import decoder_blocks, oriented_weight
 from prunelit.models.heads import Heads as Found
 from prunelit.models.heads import check_fewer_heads, find_heads, zero_heads_
@@ -21,7 +21,7 @@ from prunelit.pruners.units import (
     unit_statistic,
     without_columns,
 )
-from prunelit.sparsity import Ratio, count_removed
+from prunelit.sparsity import Ratio, check_ratio, count_removed
 
 
 class Heads(Pruner):
@@ -71,17 +71,15 @@ class Heads(Pruner):
         compensate: bool = True,
         damping: float = 0.01,
     ) -> None:
-        if not 0 <= ratio < 1:
-            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
+        check_ratio(ratio)
         if count is not None and count < 0:
             raise InputError(f"Expected `count` of at least 0 but got {count}.")
-        if not damping > 0:
-            raise InputError(f"Expected `damping` above 0 but got {damping}.")
+        check_positive("damping", damping)
         self.ratio = float(ratio)
         self.count = count
         self.score: UnitScore = score
         self.compensate = compensate
-        self.damping = damping
+        self.damping = float(damping)
         self._fraction = 1.0
         self._found: dict[nn.Module, Found] = {}
 

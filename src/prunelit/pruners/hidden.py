@@ -20,7 +20,7 @@ from prunelit.models.hidden import (
 )
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.units import UnitNorm
-from prunelit.sparsity import Ratio, keep_highest
+from prunelit.sparsity import Ratio, check_ratio, keep_highest
 
 
 class Hidden(Pruner):
@@ -57,8 +57,7 @@ class Hidden(Pruner):
     amounts = ("ratio",)
 
     def __init__(self, ratio: Ratio = 0.25) -> None:  # type: ignore[valid-type]
-        if not 0 <= ratio < 1:
-            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
+        check_ratio(ratio)
         self.ratio = float(ratio)
         self._is_round = False
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.activations import SquaredNorm, Statistic
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.models.neurons import (
     Neurons,
@@ -28,7 +28,7 @@ from prunelit.pruners.units import (
     unit_statistic,
     without_columns,
 )
-from prunelit.sparsity import Ratio, count_removed
+from prunelit.sparsity import Ratio, check_ratio, count_removed
 
 # `grouped_mm`, which stock classes compute experts with, needs strides of 16 bytes.
 _MULTIPLE = 8
@@ -82,14 +82,12 @@ class Neuron(Pruner):
         compensate: bool = False,
         damping: float = 0.01,
     ) -> None:
-        if not 0 <= ratio < 1:
-            raise InputError(f"Expected `ratio` in [0, 1) but got {ratio}.")
-        if not damping > 0:
-            raise InputError(f"Expected `damping` above 0 but got {damping}.")
+        check_ratio(ratio)
+        check_positive("damping", damping)
         self.ratio = float(ratio)
         self.score: NeuronScore = score
         self.compensate = compensate
-        self.damping = damping
+        self.damping = float(damping)
         self._removed: dict[int, int] = {}
 
     def scale(self, fraction: float) -> "Neuron":

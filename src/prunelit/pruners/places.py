@@ -1,6 +1,6 @@
 """Blocks and sublayers as places that a method drops."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -14,7 +14,7 @@ from prunelit.models.stores import each_whole
 from prunelit.models.variation import Variation
 
 Target = Literal["block", "attention", "mixer", "mlp", "both"]
-BLOCK = "block"
+BLOCK: Literal["block"] = "block"
 Place = tuple[int, str]  # index of a block; kind of a sublayer, or BLOCK
 
 
@@ -81,7 +81,7 @@ def _parts_of(model: PreTrainedModel, places: Iterable[Place]) -> Parts:
     """Give the parts of a model at some places; a block without sublayers is left out whole."""
     blocks = _blocks(model)
     gone: dict[int, list[str]] = {}
-    for index, kind in sorted(places):
+    for index, kind in sorted(set(places)):
         gone.setdefault(index, []).extend(sublayers(blocks[index]) if kind == BLOCK else [kind])
     whole = [i for i, kinds in gone.items() if set(kinds) == set(sublayers(blocks[i]))]
     return Parts(whole, {i: kinds for i, kinds in gone.items() if i not in whole})
@@ -102,6 +102,23 @@ def drop_places(model: PreTrainedModel, dropped: Sequence[Place], chosen: Sequen
     find_removal(model, _parts_of(model, [*dropped, *chosen]))
     for index, kind in chosen:
         drop_(blocks[index], *(sublayers(blocks[index]) if kind == BLOCK else [kind]))
+
+
+def drop_lowest(
+    model: PreTrainedModel, dropped: Sequence[Place], scores: Mapping[Place, float], count: int
+) -> None:
+    """Set the weights at the places with the lowest scores to 0; of equal ones the first goes.
+
+    Args:
+        model: edited in place.
+        dropped: places of earlier rounds.
+        scores: of all other places, in order.
+        count: how many go.
+
+    Raises:
+        InputError: see `drop_places`.
+    """
+    drop_places(model, dropped, sorted(scores, key=lambda place: scores[place])[:count])
 
 
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:

@@ -13,7 +13,7 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, device_of
 from prunelit.models.parts import KINDS
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.pruners.places import drop_places, find_dropped, find_places
+from prunelit.pruners.places import drop_lowest, find_dropped, find_places
 
 
 class SublayerDrop(Pruner):
@@ -88,10 +88,12 @@ class SublayerDrop(Pruner):
         missing = self.count - len(dropped)
         if missing <= 0:
             return False
-        left = [place for place in places if place not in dropped]
-        distances = {place: float(probes[place[0]][place[1]].statistic.value) for place in left}
-        ranked = sorted(left, key=lambda place: distances[place])  # stable: first block first
-        drop_places(model, dropped, ranked[: 1 if self.rescore else missing])
+        distances = {
+            place: float(probes[place[0]][place[1]].statistic.value)
+            for place in places
+            if place not in dropped
+        }
+        drop_lowest(model, dropped, distances, 1 if self.rescore else missing)
         return self.rescore and missing > 1
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:

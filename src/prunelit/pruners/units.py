@@ -4,10 +4,9 @@ import math
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from prunelit.activations import Gram, Statistic, StatisticPair
+from prunelit.activations import Gram, Statistic, StatisticPair, TokenSums
 from prunelit.errors import InputError
 from prunelit.models.finite import all_finite
 from prunelit.pruners.compensation import shared_factor
@@ -19,7 +18,7 @@ UnitScore = Literal["activation", "reconstruction"]
 _STEPS = 32
 
 
-class UnitNorm(Statistic):
+class UnitNorm(TokenSums):
     """Mean over tokens of the norm of each unit, which has as many channels as the others.
 
     Args:
@@ -28,25 +27,19 @@ class UnitNorm(Statistic):
     """
 
     def __init__(self, units: int, device: torch.device | str = "cpu") -> None:
-        self._sums = torch.zeros(units + 1, dtype=torch.float64, device=device)  # and the tokens
+        super().__init__(units, device=device)
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
         self._sums[:-1] += x.unflatten(1, (len(self._sums) - 1, -1)).double().norm(dim=2).sum(0)
         self._sums[-1] += len(x)
 
-    def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
-
-    def add_(self, other: "UnitNorm") -> None:  # type: ignore[override]
-        self._sums += other._sums
+    def select(self, columns: Tensor) -> "UnitNorm":
+        raise NotImplementedError("it has units and no channels")
 
     @property
     def value(self) -> Tensor:
         """(U,), activation units."""
-        if self._sums[-1] == 0:
-            raise ValueError("Expected at least one calibration token but got none.")
-        return (self._sums[:-1] / self._sums[-1]).float()
+        return self.means().float()
 
 
 def unit_statistic(score: str, compensate: bool, weight: Tensor, scored: Statistic) -> Statistic:

@@ -169,8 +169,9 @@ def _measure_and_settle(
     again = True
     while again and (variations := pruner.alternatives(model)):
         known = None if saved is None else saved.read()
-        for _ in outputs.measure(variations if known is None else ()):
-            yield from _take_blocks(outputs, blocks, memory)
+        if known is None or pruner.measured(model)[0] > 1:  # later ones need the dense output
+            for _ in outputs.measure(variations if known is None else ()):
+                yield from _take_blocks(outputs, blocks, memory)
         if known is None:
             known = outputs.values
             if saved is not None:
