@@ -1,4 +1,3 @@
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,19 +7,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.activations import Gram
 from prunelit.errors import InputError
 from prunelit.pruners import ADMM, SparseGPT
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
 
-GramOf = Callable[[np.ndarray], Gram]
-RandomLayer = Callable[[int], tuple[np.ndarray, np.ndarray]]
-BestWeights = Callable[..., np.ndarray]
-
-
-def losses(x: np.ndarray, weight: np.ndarray, pruned: np.ndarray) -> np.ndarray:
-    """Squared error of each output."""
-    return np.square(x @ (weight - pruned).T).sum(0)
+from .layers import (
+    BestWeights,
+    GramOf,
+    RandomLayer,
+    compare_with_sparsegpt,
+    losses,
+    small_layers,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +35,7 @@ def test_it_is_near_the_best_of_all_masks(
 ) -> None:
     """Every mask of a row is tried, with its best weights. SparseGPT's mean is 2.5 and 2.4."""
     ratios, found = [], []
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        x = rng.normal(size=(64, columns)) @ rng.normal(size=(columns, columns))
-        weight = rng.normal(size=(8, columns))
-        masks = np.array(list(itertools.product([False, True], repeat=columns)))
-        masks = masks[masks.sum(1) == (3 if columns == 7 else 4)]
-        if columns == 8:
-            masks = masks[masks[:, :4].sum(1) == 2]
+    for x, weight, masks in small_layers(columns):
         best = np.min(
             [losses(x, weight, best_weights(x, weight, np.tile(m, (8, 1)))) for m in masks], axis=0
         )
@@ -68,19 +59,10 @@ def test_its_masks_are_better_than_those_of_sparsegpt(
     best_weights: BestWeights,
 ) -> None:
     sparsity = Unstructured(ratio, within="matrix")
-    ratios = []
-    for seed in range(layers):
-        x, weight = random_layer(seed)
-        dense, gram = torch.from_numpy(weight).float(), gram_of(x)
-        own = ADMM(sparsity).prune_weight(dense, gram).double().numpy()
-        other = SparseGPT(sparsity, block_size=32).prune_weight(dense, gram).numpy()
-        assert (own == 0).sum() == (other == 0).sum() == round(ratio * weight.size)
-        best, others = (
-            losses(x, weight, best_weights(x, weight, pruned != 0)).sum() for pruned in (own, other)
-        )
-        # Its own weights are the best, up to the damping.
-        assert losses(x, weight, own).sum() < 1.005 * best
-        ratios.append(best / others)
+    pruner = ADMM(sparsity)
+    ratios = compare_with_sparsegpt(
+        pruner, sparsity, ratio, layers, gram_of, random_layer, best_weights
+    )
     assert np.mean(ratios) < mean
     assert max(ratios) < 1.05
 
