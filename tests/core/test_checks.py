@@ -17,8 +17,9 @@ from prunelit.core.checks import check_data, check_placement, check_trainer, che
 from prunelit.core.datamodule import PruneData
 from prunelit.core.recovery_text import RecoveryText
 from prunelit.errors import InputError
+from prunelit.pruning.lora import LoRA
 from prunelit.pruning.recovery import Recovery
-from prunelit.tasks import Deviation, Perplexity
+from prunelit.tasks import Deviation, Perplexity, Routing
 from prunelit.trainer import PruneTrainer
 
 CONFIG = LlamaConfig(max_position_embeddings=16)
@@ -148,6 +149,14 @@ def test_training_that_lacks_something(
 ) -> None:
     with pytest.raises(InputError, match=message):
         check_training(prepared(text), CONFIG, recovery, reference=False)
+
+
+def test_adapters_are_refused_with_a_task_on_routers() -> None:
+    data = prepared(RecoveryText("text.jsonl", length=16))
+    data.tasks = {"routing": Routing("prunelit:facts.jsonl")}
+    check_training(data, CONFIG, Recovery(), reference=True)
+    with pytest.raises(InputError, match=r"no `recovery\.lora` with the tasks \['routing'\]"):
+        check_training(data, CONFIG, Recovery(lora=LoRA(rank=2)), reference=True)
 
 
 def test_a_run_that_a_clock_stops() -> None:

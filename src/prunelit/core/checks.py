@@ -192,6 +192,13 @@ def check_training(
         )
     check_length(config, data.recovery.length, "a recovery sequence")
     data.recovery_batches()  # refuses less than a batch for each rank
+    routed = [name for name, task in data.tasks.items() if task.needs_experts]
+    if routed and recovery.lora is not None:
+        raise InputError(
+            f"Expected no `recovery.lora` with the tasks {routed}, since routers with adapters are "
+            "not those of the model that is written: leave these tasks out, and measure them by "
+            "`prunelit validate` later."
+        )
     if recovery.needs_reference and not reference:
         raise InputError(
             "Distillation needs the dense model: set `model.reference: true`, or `recovery.kl` "
