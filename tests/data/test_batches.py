@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from prunelit.data.batches import as_batches, check_ids, longest
+from prunelit.data.batches import as_batches, check_ids, choose_tokens, longest
 from prunelit.errors import InputError
 
 IDS = torch.arange(1, 15).view(7, 2)
@@ -105,3 +105,25 @@ def test_one_batch_or_text_or_lists_in_place_of_batches(inputs: object) -> None:
 def test_a_mask_has_ones_and_zeros(values: list[list[float]]) -> None:
     with pytest.raises(InputError, match="1 for tokens and 0 for padding"):
         as_batches([{"input_ids": IDS[:1], "attention_mask": torch.tensor(values)}], 1)
+
+
+@pytest.mark.parametrize("followed", [False, True])
+@pytest.mark.parametrize("count", [1, 3, 5, 9, None])
+def test_tokens_are_chosen_evenly_and_never_padding(count: int | None, followed: bool) -> None:
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]])
+    ids = torch.arange(16).view(4, 4)
+    batches = as_batches([{"input_ids": ids[:1], "attention_mask": mask[:1]}], 1)
+    batches += as_batches([{"input_ids": ids[1:], "attention_mask": mask[1:]}], 1)
+    able = mask.bool()
+    if followed:
+        able[:, :-1] &= able[:, 1:].clone()
+        able[:, -1] = False
+    chosen = torch.cat(choose_tokens(batches, count, followed=followed))
+    assert not (chosen & ~able).any()
+    places = chosen[able].nonzero().flatten()
+    if count is None or count >= able.sum():
+        assert len(places) == able.sum()
+        return
+    assert len(places) == count
+    gaps = places.diff(prepend=torch.tensor([-1]))
+    assert gaps.max() - gaps.min() <= 1 or count == 1

@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError, prune, save_pretrained
+from prunelit.data.batches import as_batches, choose_tokens
 from prunelit.pruners import Budget, Heads, Neuron
 from prunelit.pruners.budget import Choice
+from prunelit.pruning.prune import _BlockProgress
 
 MakeModel = Callable[..., PreTrainedModel]
 SHARES = [0.25, 0.5]
@@ -38,13 +40,19 @@ class Noting(Budget):
 
 
 @torch.no_grad()
-def divergence(dense: PreTrainedModel, model: PreTrainedModel, padded: dict[str, Tensor]) -> float:
+def divergence(
+    dense: PreTrainedModel,
+    model: PreTrainedModel,
+    padded: dict[str, Tensor],
+    chosen: Tensor | None = None,
+) -> float:
     positions = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
     p, q = (
         one(**padded, position_ids=positions).logits.double().log_softmax(-1)
         for one in (dense, model)
     )
-    return float((p.exp() * (p - q)).sum(-1)[padded["attention_mask"].bool()].mean())
+    real = padded["attention_mask"].bool() if chosen is None else chosen
+    return float((p.exp() * (p - q)).sum(-1)[real].mean())
 
 
 @pytest.fixture
@@ -135,6 +143,31 @@ def test_the_folder_is_stock_and_the_choice_is_told(
     stock = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         assert stock(**padded).logits.equal(spread(**padded).logits)
+
+
+def test_outputs_are_compared_at_some_tokens(
+    spread: PreTrainedModel, padded: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    dense, rest = copy.deepcopy(spread), {"neurons": SHARES, "blocks": 1}
+    every, some = Noting(0.9, tokens=None, **rest), Noting(0.9, tokens=5, **rest)
+    prune(copy.deepcopy(dense), every, [padded])
+    ticks: list[tuple[int, int]] = []
+    with caplog.at_level(logging.INFO), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_BlockProgress, "count", lambda bar, *numbers: ticks.append(numbers))
+        report = prune(spread, some, [padded])
+    (batch,) = as_batches([padded], 1)
+    (chosen,) = choose_tokens([batch], 5, followed=False)
+    assert int(chosen.sum()) == 5
+    assert some.found[0] != pytest.approx(every.found[0], rel=1e-3)
+    kl = divergence(dense, spread, padded, chosen)
+    assert some.found[1] == [pytest.approx(kl, rel=1e-3)]
+    tokens = int(padded["attention_mask"].sum())
+    assert f"Noting compares outputs at 5 of {tokens} tokens." in caplog.text
+    found = {"kl_foretold": some.choice.kl, "kl": some.found[1][0]}
+    assert report.as_dict()["compared"] == [{"method": "Noting", "tokens": 5} | found]
+    ends = [place for place, (done, total) in enumerate(ticks) if done == total]
+    assert len(ends) == 2  # two measurements, each counted to its end
+    assert all(1 + done == later for (done, _), (later, _) in itertools.pairwise(ticks[: ends[0]]))
 
 
 def test_bytes_are_those_of_the_parameters(

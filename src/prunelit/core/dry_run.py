@@ -113,11 +113,17 @@ def dry_run(
     steps = [] if pruner is None else pruner.steps
     passes = 2 * len(steps)
     looking = measuring = 0
+    compared = Work(0, 0)
     text = _calibration(data, trainer, 1)
     for step in steps:
         times, variants = step.measured(shapes)
         measuring += times
         passes += times + variants // 2
+        outputs = times + variants
+        tokens = text.tokens
+        if step.tokens is not None:
+            tokens = min(tokens, math.ceil(step.tokens / trainer.world_size))
+        compared = Work(compared.passes + outputs * text.passes, compared.tokens + outputs * tokens)
         looks = type(step).look is not Pruner.look
         if isinstance(step, LinearPruner):  # others may ask the weights for their values
             step.check(shapes)
@@ -133,7 +139,8 @@ def dry_run(
     sweeps |= {name: task.sweeps for name, task in tasks.items()}
     pace = _measure_block(config, dtype, trainer.strategy.root_device)
     head = sizes.skeleton / (sizes.blocks / len(blocks))  # as blocks of the same size
-    seconds = {"to prune": pace.seconds(_calibration(data, trainer, passes), len(blocks))}
+    pruning = pace.seconds(_calibration(data, trainer, passes), len(blocks))
+    seconds = {"to prune": pruning + pace.seconds(compared, head)}
     seconds |= {name: pace.seconds(task.work, len(blocks) + head) for name, task in tasks.items()}
     if pruner is None:
         del seconds["to prune"], sweeps["to prune"]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from prunelit.errors import InputError, check_whole
 
@@ -42,6 +43,38 @@ def as_batches(inputs: Tensor | Iterable[Tensor | Mapping[str, Tensor]], size: i
     if not sum(int(batch["attention_mask"].sum()) for batch in batches):
         raise InputError("Expected at least one token but the input holds none.")
     return batches
+
+
+def choose_tokens(batches: list[Batch], count: int | None, *, followed: bool) -> list[Tensor]:
+    """Choose tokens that are spread evenly over all batches; padding is left out.
+
+    Args:
+        batches: of `as_batches`.
+        count: how many; None, and more than there are, chooses all.
+        followed: leave out tokens that no token follows.
+
+    Returns:
+        (B, T) bool for each batch, True for chosen tokens.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.data.batches import as_batches, choose_tokens
+        >>> batches = as_batches(torch.arange(12).view(2, 6), size=1)
+        >>> [chosen.int().tolist() for chosen in choose_tokens(batches, 4, followed=False)]
+        [[[0, 0, 1, 0, 0, 1]], [[0, 0, 1, 0, 0, 1]]]
+    """
+    masks = [batch["attention_mask"].bool() for batch in batches]
+    if followed:
+        masks = [mask & F.pad(mask[:, 1:], (0, 1)) for mask in masks]
+    total = sum(int(mask.sum()) for mask in masks)
+    if count is None or count >= total:
+        return masks
+    chosen, before = [], 0
+    for mask in masks:
+        ends = (before + mask.flatten().cumsum(0)).view_as(mask)  # tokens up to this one
+        before += int(mask.sum())
+        chosen.append(mask & (ends * count // total > (ends - 1) * count // total))
+    return chosen
 
 
 def check_ids(batches: list[Batch], rows: int) -> None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class Pruner(Checked, ABC):
         drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
         drops_sublayers: True if whole sublayers or blocks become 0.
         measure: see `settle`.
+        tokens: number of tokens of the calibration text at which outputs are compared, spread
+            evenly; None compares all.
         narrows_stream: True if channels of the residual stream become 0, so that the hidden states
             of the pruned model have fewer numbers.
         amounts: names of the options that `look` and its probes do not depend on, such as the
@@ -76,6 +78,7 @@ class Pruner(Checked, ABC):
     drops_blocks = False
     drops_sublayers = False
     measure: Literal["kl", "loss"] = "kl"
+    tokens: int | None = None
     narrows_stream = False
     amounts: Sequence[str] = ()
     settled: Sequence[str] = ()
@@ -156,12 +159,16 @@ class Pruner(Checked, ABC):
             model: see `decide`.
             changes: for each of `alternatives`, what the attribute `measure` names: `kl`, the KL
                 divergence of the model with it from the model before this method; or `loss`, the
-                loss of the model with it. Means over the tokens of all ranks, in nats.
+                loss of the model with it. Means over `tokens` of the text of all ranks, in nats.
 
         Returns:
             True to ask for alternatives and measure once more, at the model as it is now.
         """
         return False
+
+    def told(self) -> dict[str, Any]:
+        """Give what `settle` found, for `compared` in `pruning.json`: numbers and lists by name."""
+        return {}
 
     def scale(self: _Self, fraction: float) -> _Self:
         """Copy the method so that it removes only a fraction, for an earlier round.

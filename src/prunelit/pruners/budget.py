@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_whole
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.models.heads import find_heads
 from prunelit.models.neurons import find_neurons
@@ -62,6 +63,8 @@ class Budget(Pruner):
         heads: numbers of groups of heads to remove in each block; nothing leaves all heads.
         neurons: shares of the neurons to remove in each MLP; nothing leaves all neurons.
         blocks: the largest number of blocks to drop; None is a quarter of them.
+        tokens: number of tokens of the text at which outputs are compared, spread evenly; None
+            compares all. The other tokens are context.
 
     Example:
         >>> import torch
@@ -89,6 +92,7 @@ class Budget(Pruner):
         heads: Sequence[int] = (1,),
         neurons: Sequence[float] = (0.125, 0.25, 0.375, 0.5),
         blocks: int | None = None,
+        tokens: int | None = 128,
     ) -> None:
         if not 0 < parameters < 1:
             raise InputError(f"Expected `parameters` in (0, 1) but got {parameters}.")
@@ -97,6 +101,8 @@ class Budget(Pruner):
                 f"Expected `blocks` of at least 0 and `bytes` of at least 1 but got {blocks} and "
                 f"{bytes}."
             )
+        if tokens is not None:
+            check_whole("tokens", tokens, 1)
         if any(count < 1 for count in heads) or any(not 0 < share < 1 for share in neurons):
             raise InputError(
                 f"Expected numbers of at least 1 in `heads` and shares in (0, 1) in `neurons` but "
@@ -107,11 +113,13 @@ class Budget(Pruner):
         self.heads = list(heads)
         self.neurons = list(neurons)
         self.blocks = blocks
+        self.tokens = tokens
         # The first option of both kinds leaves a block as it is.
         self._heads: list[Heads | None] = [None, *(Heads(count=count) for count in self.heads)]
         self._neurons: list[Neuron | None] = [None, *(Neuron(share) for share in self.neurons)]
         self._probes: list[dict[str, Probe]] = []
         self._chosen: Choice | None = None
+        self._got: float | None = None
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
@@ -163,9 +171,10 @@ class Budget(Pruner):
 
     def settle(self, model: PreTrainedModel, changes: Sequence[float]) -> bool:
         if self._chosen is not None:
+            self._got = changes[0]
             rank_zero_info(
                 f"Budget: the KL divergence was foretold as {self._chosen.kl:.4g} nats a token; it "
-                f"is {changes[0]:.4g}."
+                f"is {self._got:.4g}."
             )
             return False
         choice = self._chosen = self._choose(model, changes)
@@ -181,6 +190,10 @@ class Budget(Pruner):
                         self._apply(index, option, block)
         rank_zero_info(self._tell(model, choice))
         return True
+
+    def told(self) -> dict[str, Any]:
+        assert self._chosen is not None
+        return {"kl_foretold": self._chosen.kl, "kl": self._got}
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
         return {}

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_whole
 from prunelit.models.variation import Variation
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.places import Target, drop_lowest, find_dropped, find_places, variation_at
@@ -33,6 +33,8 @@ class DepthByLoss(Pruner):
         measure: `kl`, KL(dense || pruned) of the next token, mean over tokens, in nats; or `loss`,
             the mean negative log-likelihood of the next token, in nats.
         rescore: measure again after each drop (greedy), `count` times in all.
+        tokens: number of tokens of the text at which outputs are compared, spread evenly; None
+            compares all. The other tokens are context.
 
     Example:
         >>> import torch
@@ -57,6 +59,7 @@ class DepthByLoss(Pruner):
         target: Target = "block",
         measure: Literal["kl", "loss"] = "kl",
         rescore: bool = False,
+        tokens: int | None = None,
     ) -> None:
         targets, measures = ("block", "attention", "mixer", "mlp", "both"), ("kl", "loss")
         if count < 1 or target not in targets or measure not in measures:
@@ -64,10 +67,13 @@ class DepthByLoss(Pruner):
                 f"Expected `count` of at least 1, `target` {', '.join(targets)} and `measure` kl "
                 f"or loss but got {count}, {target!r} and {measure!r}."
             )
+        if tokens is not None:
+            check_whole("tokens", tokens, 1)
         self.count = count
         self.target: Target = target
         self.measure: Literal["kl", "loss"] = measure
         self.rescore = rescore
+        self.tokens = tokens
         self.drops_blocks = target == "block"
 
     def scale(self, fraction: float) -> "DepthByLoss":

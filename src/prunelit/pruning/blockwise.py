@@ -1,8 +1,8 @@
 """Block-by-block driver: observe a block, sum over ranks, prune it, run it again, go on."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -31,10 +31,17 @@ class RankText:
     Args:
         batches: the batches of this rank; there may be none.
         sample: one sequence, the same on every rank, to check the replay with.
+        compared: (B, T) bool for each batch, the tokens at which a method that measures the output
+            of the model compares it.
     """
 
     batches: list[Batch]
     sample: Batch
+    compared: list[Tensor] = field(default_factory=list)
+
+
+def _say_nothing(done: int, total: int) -> None:
+    """Show no progress."""
 
 
 def prune_blocks(
@@ -45,6 +52,7 @@ def prune_blocks(
     reach: Reach,
     saved: SavedLook | None = None,
     changes: SavedChanges | None = None,
+    tick: Callable[[int, int], None] = _say_nothing,
 ) -> Iterator[BlockCost]:
     """Prune every block in place, each calibrated on the outputs of the pruned blocks before it.
 
@@ -59,6 +67,7 @@ def prune_blocks(
         reach: counts experts, and those that few tokens reach.
         saved: what an earlier run found in the first pass; None keeps nothing.
         changes: what an earlier run measured of the first variations; None keeps nothing.
+        tick: shows the progress of measurements of the output, see `Outputs`.
 
     Yields:
         Time and memory of a block, each time one is done. A method that looks at the whole model
@@ -77,7 +86,9 @@ def prune_blocks(
     else:
         pruner.decide(model, [])
     if pruner.measured(model)[0]:
-        yield from _measure_and_settle(model, pruner, batches, form, memory, changes)
+        assert text is not None
+        outputs = Outputs(model, batches, text.compared, form, pruner.measure, tick)
+        yield from _measure_and_settle(model, pruner, outputs, memory, changes)
     streams = _capture_all(model, blocks, batches, form) if watches else []
     last = len(blocks) - 1
     prune = _PrunePass(pruner, streams, trials if watches else None, reach, last)
@@ -158,14 +169,12 @@ def _look_and_decide(
 def _measure_and_settle(
     model: PreTrainedModel,
     pruner: Pruner,
-    batches: list[Batch],
-    form: Form,
+    outputs: Outputs,
     memory: PeakMemory,
     saved: SavedChanges | None,
 ) -> Iterator[BlockCost]:
     """Show the method the output with its variations, again as often as it asks for it."""
     _, blocks = decoder_blocks(model)
-    outputs = Outputs(model, batches, form, pruner.measure)
     again = True
     while again and (variations := pruner.alternatives(model)):
         known = None if saved is None else saved.read()

@@ -1,6 +1,6 @@
 """Measure how the output of a model changes with variations of its blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from prunelit.models.forwards import replaced_forwards
 from prunelit.models.replay import Form, Stream, capture
 from prunelit.models.variation import Variation
 
-CHUNK = 256  # tokens whose logits exist at a time
+CHUNK = 128  # tokens whose logits exist at a time
 
 
 class Outputs:
@@ -30,13 +30,16 @@ class Outputs:
     Args:
         model: in evaluation mode; its output as it is now is the dense one.
         batches: calibration text of this rank; there may be none.
+        compared: (B, T) bool for each batch, the tokens at which outputs are compared.
         form: in which blocks return the hidden state.
         measure: `kl`, KL(dense || variation) of the next token; or `loss`, the negative
             log-likelihood of the next token with the variation.
+        tick: gets how many pieces of work are done, and how many there are: a block that ran, or a
+            variation that was compared.
 
     Attributes:
-        values: for each of the variations that were measured last, the mean over the tokens of all
-            ranks, nats.
+        values: for each of the variations that were measured last, the mean over the compared
+            tokens of all ranks, nats.
     """
 
     edits = False
@@ -45,15 +48,19 @@ class Outputs:
         self,
         model: PreTrainedModel,
         batches: Sequence[Batch],
+        compared: Sequence[Tensor],
         form: Form,
         measure: Literal["kl", "loss"],
+        tick: Callable[[int, int], None],
     ) -> None:
         self.values: list[float] = []
         self._model = model
         self._batches = batches
+        self._compared = compared
         self._form = form
         self._measure = measure
-        # Hidden states of the dense model at the tokens of each batch.
+        self._tick, self._done, self._all = tick, 0, 0
+        # Hidden states of the dense model at the compared tokens of each batch.
         self._dense: dict[int, Tensor] = {}
         self._variations: Sequence[Variation] = ()
         self._stream: Stream | None = None
@@ -70,9 +77,14 @@ class Outputs:
         self._variations = variations
         sums = torch.zeros(len(variations) + 1, dtype=torch.float64)  # the last one counts tokens
         blocks = decoder_blocks(self._model)[1]
+        # With its variation, a block runs in place of the dense one; without it, none does.
+        runs = [len(blocks) - one.block - (one.edit is None) for one in variations]
+        each = len(blocks) + sum(runs) + len(variations)
+        read = [bool(chosen.any()) for chosen in self._compared]  # others would run for nothing
+        self._done, self._all = 0, each * sum(read)
         for number in range(_most(len(self._batches), self._model.device)):
             self._stream, self._varied = None, {}
-            if number < len(self._batches):
+            if number < len(self._batches) and read[number]:
                 batch = self._batches[number]
                 self._stream = capture(self._model, blocks, batch, self._form)
             yield
@@ -90,7 +102,7 @@ class Outputs:
         if stream is None:
             return
         for place, hidden in self._varied.items():
-            self._varied[place] = stream.run(block, index, hidden)
+            self._varied[place] = self._run(block, index, hidden)
         for place, variation in enumerate(self._variations):
             if variation.block != index:
                 continue
@@ -99,46 +111,54 @@ class Outputs:
                 continue
             with scratch(block):
                 variation.edit(block)
-                self._varied[place] = stream.run(block, index)
-        stream.hidden = stream.run(block, index)
+                self._varied[place] = self._run(block, index, stream.hidden)
+        stream.hidden = self._run(block, index, stream.hidden)
+
+    def _run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
+        assert self._stream is not None
+        output = self._stream.run(block, index, hidden)
+        self._count()
+        return output
+
+    def _count(self) -> None:
+        self._done += 1
+        self._tick(self._done, self._all)
 
     def _compare(self, number: int) -> Tensor:
-        """Sum the measure over the tokens of a batch for all variations, and count the tokens.
+        """Sum the measure over the compared tokens of a batch for all variations, and count them.
 
         Returns:
             (V + 1,)
-
 
         Raises:
             InputError: if an output is not finite.
         """
         stream = self._stream
         assert stream is not None
-        batch = self._batches[number]
-        mask = batch["attention_mask"].bool()
-        following = batch["input_ids"].roll(-1, 1)
-        if self._measure == "loss":  # tokens with a next one
-            mask = mask & mask.roll(-1, 1)
-            mask[:, -1] = False
-        hiddens = [self._finish(batch, hidden)[mask] for hidden in self._varied.values()]
+        batch, mask = self._batches[number], self._compared[number]
         if number not in self._dense:
             self._dense[number] = self._finish(batch, stream.hidden)[mask]
-        dense, labels = self._dense[number], following[mask].to(stream.hidden.device)
+        dense = self._dense[number]
+        labels = batch["input_ids"].roll(-1, 1)[mask].to(dense.device)
         sums = torch.zeros(len(self._variations) + 1, dtype=torch.float64)
         sums[-1] = len(dense)
-        places = list(self._varied)
+        hiddens = {
+            place: self._finish(batch, hidden)[mask] for place, hidden in self._varied.items()
+        }
         with torch.autocast(dense.device.type, enabled=False):
             for start in range(0, len(dense), CHUNK):
                 part = slice(start, start + CHUNK)
-                logits = unembed(self._model, dense[part])
-                p = logits.log_softmax(-1)
-                for place, hidden in zip(places, hiddens, strict=True):
+                p = unembed(self._model, dense[part]).log_softmax(-1)
+                share = p.exp()
+                for place, hidden in hiddens.items():
                     q = unembed(self._model, hidden[part]).log_softmax(-1)
                     if self._measure == "loss":
                         found = F.nll_loss(q, labels[part], reduction="none")
                     else:
-                        found = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+                        found = -q.sub_(p).mul_(share).sum(-1)  # in place: V numbers a token
                     sums[place] += found.double().sum().cpu()
+                    if start == 0:
+                        self._count()
         if not sums.isfinite().all():
             raise InputError(
                 "The logits on the calibration text are not finite: load the model in a wider "

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.arguments import checked
-from prunelit.data.batches import Batch, as_batches, check_ids, longest
+from prunelit.data.batches import Batch, as_batches, check_ids, choose_tokens, longest
 from prunelit.errors import InputError
 from prunelit.models.architecture import (
     check_length,
@@ -125,6 +125,7 @@ def prune(
     now = missing
     masks = Masks()
     reach = Reach(pruner.expert_tokens)
+    compared: list[dict[str, Any]] = []
     was_training = model.training
     model.eval()
     try:
@@ -143,13 +144,27 @@ def prune(
                         saved = SavedLook(model, step, step.amounts, *where)
                     if step.settled:
                         changes = SavedChanges(model, step, step.settled, *where)
+                tokens = 0
+                if text is not None and batches is not None and step.measured(model)[0]:
+                    followed = step.measure == "loss"
+                    chosen = choose_tokens(batches, step.tokens, followed=followed)
+                    text.compared = chosen[rank::world]
+                    tokens = sum(int(own.sum()) for own in chosen)
+                    rank_zero_info(
+                        f"{type(step).__name__} compares outputs at {tokens:,} of "
+                        f"{sum(int(own['attention_mask'].sum()) for own in batches):,} tokens."
+                    )
                 title = f"Pruning with {type(step).__name__}"
                 own: list[BlockCost] = []
                 with _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar:
-                    for cost in prune_blocks(model, step, text, memory, reach, saved, changes):
+                    for cost in prune_blocks(
+                        model, step, text, memory, reach, saved, changes, bar.count
+                    ):
                         own.append(cost)
                         bar.show(own)
                 costs += own
+                if tokens:
+                    compared.append({"method": type(step).__name__, "tokens": tokens} | step.told())
                 if calibration is not None and (warning := reach.warning(calibration["tokens"])):
                     rank_zero_warn(warning)
                 if not step.sparsifies:
@@ -171,6 +186,7 @@ def prune(
         shrinks=pruner.shrinks,
         masks=masks,
         experts=asdict(reach) if reach.experts else None,
+        compared=compared or None,
         versions={
             "prunelit": version("prunelit"),
             "torch": str(torch.__version__),
@@ -205,18 +221,33 @@ class _BlockProgress(Progress):
         self._blocks = blocks
         self._logs = shown and self.disable  # no terminal
         self._said = time.monotonic()
+        self._title = title
         self._bar = self.add_task(title, total=blocks, rate="")
+        self._began: float | None = None  # when the measurement began that is under way
 
     def show(self, costs: list[BlockCost]) -> None:
         """Show how many blocks are done; a method may take each of them more than once."""
+        if self._began is not None:
+            return
         passes = -(-len(costs) // self._blocks)
         rate = len(costs) / sum(cost.seconds for cost in costs)
-        total = passes * self._blocks
-        self.update(self._bar, completed=len(costs), total=total, rate=f"{rate:.2f} blocks/s")
+        self._tell(self._title, len(costs), passes * self._blocks, "blocks", rate)
+
+    def count(self, done: int, total: int) -> None:
+        """Show how much of a measurement of the output is done, in runs of a block."""
+        self._began = time.monotonic() if self._began is None else self._began
+        rate = done / max(time.monotonic() - self._began, 1e-9)
+        title = self._title.replace("Pruning with", "Comparing outputs for")
+        self._tell(title, done, total, "runs of a block", rate)
+        if done == total:
+            self._began = None
+
+    def _tell(self, title: str, done: int, total: int, unit: str, rate: float) -> None:
+        text = f"{rate:.2f} {unit}/s"
+        self.update(self._bar, description=title, completed=done, total=total, rate=text)
         if self._logs and time.monotonic() - self._said >= _A_MINUTE:
             self._said = time.monotonic()
-            title = self.tasks[self._bar].description
-            rank_zero_info(f"{title}: {len(costs)} of {total} blocks, {rate:.2f} blocks/s.")
+            rank_zero_info(f"{title}: {done} of {total} {unit}, {text}.")
 
 
 def describe_batches(batches: list[Batch] | None) -> dict[str, Any] | None:

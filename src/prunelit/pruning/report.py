@@ -112,6 +112,9 @@ class PruningReport:
         experts: of a mixture, how many were pruned (`experts`), how many of them read fewer
             calibration tokens than `least` and share statistics (`pooled`), and how many read none
             (`unreached`); None if no data was read or nothing is fused.
+        compared: of each method that measured the output of the model, its name (`method`), the
+            number of tokens whose next-token distributions it compared (`tokens`), and what it
+            found, see its page; None if there is none.
 
     Example:
         >>> from prunelit import PruningReport
@@ -138,6 +141,7 @@ class PruningReport:
     removed: dict[str, Any] | None = None
     masks: Masks = field(default_factory=Masks, repr=False, compare=False)
     experts: dict[str, int] | None = None
+    compared: list[dict[str, Any]] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -166,7 +170,7 @@ class PruningReport:
         """Convert to plain data for JSON, with the sparsity of each tensor, block and the model."""
         prefixes = list(dict.fromkeys(block_prefix(t.name) for t in self.tensors))
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
-        for name in ("removed", "experts"):
+        for name in ("removed", "experts", "compared"):
             if plain[name] is None:
                 del plain[name]
         return {
