@@ -45,6 +45,7 @@ from prunelit.metrics.spaces.logit import (
     logit_std_p,
     logit_std_top,
 )
+from prunelit.metrics.spaces.logit_gram import LogitGram
 from prunelit.metrics.spaces.logit_pair import LogitPair
 from prunelit.metrics.spaces.probability import (
     ProbabilityCosine,
@@ -66,6 +67,7 @@ __all__ = [
     "Buffers",
     "EmbeddingCosine",
     "LogitCosine",
+    "LogitGram",
     "LogitMSE",
     "LogitPair",
     "ProbabilityCosine",

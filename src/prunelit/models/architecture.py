@@ -364,6 +364,20 @@ def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits
 
 
+def logit_factor(model: PreTrainedModel) -> float | None:
+    """Return the factor by which `unembed` multiplies the output of the head; None if it caps it.
+
+    Args:
+        model: a causal LM.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "final_logit_softcapping", None):
+        return None
+    scales = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+    factor, divisor = scales
+    return factor / divisor
+
+
 @torch.no_grad()
 def check_unembedding(model: PreTrainedModel) -> None:
     """Refuse a model that does not predict the next token, or not as `unembed` computes it.

@@ -71,11 +71,22 @@ def quick_state(model: PreTrainedModel) -> list[Any]:
         if store is not None and isinstance(tensor, nn.Parameter):
             found.append((name, id(store), tensor.dtype, store.edits))
             continue
-        for part in stored_parts(tensor):
-            version = None if part.is_inference() else part._version
-            flat = part.detach().flatten()
-            sample = content_of(flat[:: max(1, flat.numel() // _SAMPLE)])
-            found.append((name, part.data_ptr(), part.dtype, version, bytes(sample)))
+        found += [(name, *state) for state in tensor_state(tensor)]
+    return found
+
+
+def tensor_state(tensor: Tensor) -> list[tuple[Any, ...]]:
+    """Return what shows that a tensor in memory was changed, see `quick_state`.
+
+    Args:
+        tensor: on any device.
+    """
+    found = []
+    for part in stored_parts(tensor):
+        version = None if part.is_inference() else part._version
+        flat = part.detach().flatten()
+        sample = content_of(flat[:: max(1, flat.numel() // _SAMPLE)])
+        found.append((part.data_ptr(), part.dtype, version, bytes(sample)))
     return found
 
 

@@ -1,6 +1,6 @@
 """All deviations of the pruned from the dense model, token by token."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from prunelit.metrics.spaces.logit import (
     logit_std_p,
     logit_std_top,
 )
+from prunelit.metrics.spaces.logit_gram import LogitGram
 from prunelit.metrics.spaces.logit_pair import LogitPair, check_subset
 from prunelit.metrics.spaces.probability import (
     js,
@@ -32,7 +33,17 @@ from prunelit.metrics.spaces.probability import (
     topk_overlap,
 )
 from prunelit.metrics.spaces.quick_pair import QuickPair
-from prunelit.metrics.spaces.vector_pair import check_shapes
+from prunelit.metrics.spaces.vector_pair import VectorPair, check_shapes
+
+# The quantities that need only sums over the vocabulary, which a `LogitGram` gives.
+LOGIT_SPACE = (
+    "logit_cosine",
+    "logit_cosine_estimate",
+    "logit_mse",
+    "logit_parallel",
+    "logit_orthogonal",
+    "logit_std",
+)
 
 
 @checked
@@ -46,6 +57,7 @@ def deviations(
     temperature: float = 1.0,
     subset: Tensor | None = None,
     targets: Tensor | None = None,
+    gram: LogitGram | None = None,
     buffers: Buffers | None = None,
 ) -> dict[str, Tensor]:
     """Compare embeddings, logits and probabilities of the same tokens.
@@ -71,6 +83,8 @@ def deviations(
             and the overlap is 1 for any logits.
         targets: (...,) token ids. Adds `dense_log_probability` and `pruned_log_probability`, in
             nats, of one token after each.
+        gram: of the unembedding of both models. It gives the quantities of `LOGIT_SPACE` from the
+            embeddings, without the rounding of the logits.
         buffers: memory to use again in many calls. None allocates and frees it.
 
     Returns:
@@ -80,7 +94,8 @@ def deviations(
 
     Raises:
         InputError: if the shapes do not fit, the temperature is not positive, the token ids of the
-            subset are not distinct, or the device (MPS) has no float64.
+            subset are not distinct, embeddings for `gram` are missing, or the device (MPS) has no
+            float64.
 
     Example:
         >>> import torch
@@ -99,11 +114,17 @@ def deviations(
         values = _embedding_deviations(dense_hidden, pruned_hidden, tokens)
     elif dense_hidden is not pruned_hidden:
         raise InputError("Expected embeddings of both models, or None for both, but got one.")
+    vectors = None
+    if gram is not None:
+        if dense_hidden is None or pruned_hidden is None:
+            raise InputError("Expected embeddings of both models with `gram` but got none.")
+        hidden = (x.reshape(-1, x.shape[-1]) for x in (dense_hidden, pruned_hidden))
+        vectors = gram.compare(*hidden).vectors
     check_positive("temperature", temperature)
     buffers = buffers or Buffers()
     dense, pruned = (x.reshape(-1, x.shape[-1]) for x in (dense_logits, pruned_logits))
-    pair = QuickPair(dense, pruned, temperature, buffers)
-    found = _of_logits(pair, dense, pruned, buffers)
+    pair = QuickPair(dense, pruned, temperature, buffers, vectors)
+    found = _of_logits(pair, dense, pruned, buffers, () if gram is None else LOGIT_SPACE)
     if targets is not None:
         names = ("dense_log_probability", "pruned_log_probability")
         found |= zip(names, pair.log_probability(targets.reshape(-1)), strict=True)
@@ -118,15 +139,23 @@ def deviations(
 
 
 def _of_logits(
-    pair: QuickPair, dense: Tensor, pruned: Tensor, buffers: Buffers
+    pair: QuickPair,
+    dense: Tensor,
+    pruned: Tensor,
+    buffers: Buffers,
+    right: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Return the quantities of (n, V) logits; those of a token that needs it by a `LogitPair`."""
+    """Return the quantities of (n, V) logits; those of a token that needs it by a `LogitPair`.
+
+    The quantities in `right` need no other pair.
+    """
     found = logit_deviations(pair)
     for rows in (~pair.exact).nonzero()[:, 0].split(rows_per_chunk(dense)):
         if len(rows):
             careful = LogitPair(dense[rows], pruned[rows], pair.temperature, buffers)
             for name, value in logit_deviations(careful).items():
-                found[name] = found[name].index_copy(0, rows, value)
+                if name not in right:
+                    found[name] = found[name].index_copy(0, rows, value)
     return found
 
 
@@ -139,7 +168,11 @@ def _embedding_deviations(
             f"Expected embeddings and logits of the same tokens but got logits of {tuple(tokens)} "
             f"tokens and embeddings of {tuple(dense.shape[:-1])}."
         )
-    embeddings = embedding_pair(dense, pruned)
+    return embedding_deviations(embedding_pair(dense, pruned))
+
+
+def embedding_deviations(embeddings: VectorPair) -> dict[str, Tensor]:
+    """All quantities of (..., D) embeddings: name to (...,) float64."""
     return {
         "embedding_cosine": embeddings.cosine,
         "embedding_cosine_estimate": cosine_estimate(embeddings),
@@ -165,8 +198,8 @@ def check_not_nan(values: Mapping[str, Tensor]) -> None:
             )
 
 
-def logit_deviations(pair: LogitPair) -> dict[str, Tensor]:
-    """All logit and probability quantities of (N, V) logits: name to (N,) float64."""
+def logit_space_deviations(pair: LogitPair) -> dict[str, Tensor]:
+    """The quantities of `LOGIT_SPACE`, of logits or by a `LogitGram`: name to (N,) float64."""
     return {
         "logit_cosine": logit_cosine(pair),
         "logit_cosine_estimate": cosine_estimate(pair.vectors),
@@ -174,6 +207,13 @@ def logit_deviations(pair: LogitPair) -> dict[str, Tensor]:
         "logit_parallel": logit_parallel(pair),
         "logit_orthogonal": logit_orthogonal(pair),
         "logit_std": logit_std(pair),
+    }
+
+
+def logit_deviations(pair: LogitPair) -> dict[str, Tensor]:
+    """All logit and probability quantities of (N, V) logits: name to (N,) float64."""
+    return {
+        **logit_space_deviations(pair),
         "logit_std_p": logit_std_p(pair),
         "logit_std_top5": logit_std_top(pair, 5),
         "logit_std_top10": logit_std_top(pair, 10),

@@ -8,7 +8,7 @@ from torch import Tensor
 from prunelit.metrics.spaces.buffers import Buffers, rows_per_chunk
 from prunelit.metrics.spaces.logit_pair import TOP, LogitPair
 from prunelit.metrics.spaces.topk import top_indices
-from prunelit.metrics.spaces.vector_pair import VectorSums, check_float64, widen
+from prunelit.metrics.spaces.vector_pair import VectorPair, VectorSums, check_float64, widen
 
 # The sums are right to about 1e-15, times 1 + the shift that the log ratios leave out. A KL below
 # this, in nats, would have fewer than nine digits.
@@ -19,6 +19,7 @@ _RANGE = 600.0
 _SHARE = 2
 # The dot product of longer rows is one call of BLAS for each: it reads them once.
 _LONG = 2**13
+_LOGIT_SPACE = ("squared_norm", "along", "squared_distance", "total")
 
 
 class QuickPair(LogitPair):
@@ -33,6 +34,7 @@ class QuickPair(LogitPair):
         pruned: (n, V).
         temperature: T of the softmax.
         buffers: memory for intermediates of size V.
+        vectors: the sums of the logit space, if they are known already.
 
     Raises:
         InputError: if the device has no float64.
@@ -42,7 +44,14 @@ class QuickPair(LogitPair):
             are nearly equal, or a model excludes a token of the vocabulary.
     """
 
-    def __init__(self, dense: Tensor, pruned: Tensor, temperature: float, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        dense: Tensor,
+        pruned: Tensor,
+        temperature: float,
+        buffers: Buffers,
+        vectors: VectorPair | None = None,
+    ) -> None:
         check_float64(dense.device)
         self.temperature = float(temperature)
         size = few = rows_per_chunk(dense)
@@ -51,7 +60,7 @@ class QuickPair(LogitPair):
         # A call for all tokens: the many small steps of a search cost more than the reading.
         self.dense_top, self.pruned_top = (top_indices(x, TOP) for x in (dense, pruned))
         found = [
-            _sums(*logits, *tops, self.temperature, buffers)
+            _sums(*logits, *tops, self.temperature, buffers, vectors is None)
             for logits, tops in zip(
                 zip(dense.split(few), pruned.split(few), strict=True),
                 zip(self.dense_top.split(few), self.pruned_top.split(few), strict=True),
@@ -64,10 +73,8 @@ class QuickPair(LogitPair):
             (pruned, sums["pruned_highest"], sums["pruned_norm"].log()),
         )
         self.excluded = None
-        self.vectors = VectorSums(
-            **{name: sums[name] for name in ("squared_norm", "along", "squared_distance", "total")}
-        )
-        self.size = torch.full_like(sums["total"], dense.shape[-1])
+        self.vectors = vectors or VectorSums(**{name: sums[name] for name in _LOGIT_SPACE})
+        self.size = torch.full_like(sums["p_u"], dense.shape[-1])
         self.top_difference = sums["top_difference"]
         norm, other = sums["norm"], sums["pruned_norm"]
         self.dense_mean = sums["p_u"] / norm
@@ -75,7 +82,7 @@ class QuickPair(LogitPair):
         self.dense_square = sums["p_uu"] / norm
         self.pruned_square = sums["q_uu"] / other
         # Equal logits are exactly equal; sums in another order would differ in the last bit.
-        same = self.vectors.squared_distance == 0
+        same = sums["p_uu"] == 0
         self.overlap = sums["p_q"] / (norm * other)
         self.dense_concentration = torch.where(same, self.overlap, sums["p_p"] / norm.square())
         self.pruned_concentration = torch.where(same, self.overlap, sums["q_q"] / other.square())
@@ -111,6 +118,7 @@ def _sums(
     pruned_top: Tensor,
     temperature: float,
     buffers: Buffers,
+    logit_space: bool,
 ) -> dict[str, Tensor]:
     """Return sums over the vocabulary, (n,) each, of (n, V) logits and their highest tokens.
 
@@ -122,13 +130,11 @@ def _sums(
     z.copy_(dense)
     q.copy_(pruned)
     torch.sub(q, z, out=difference)
-    found = {
-        "squared_norm": _dot(z, z),
-        "along": _dot(z, difference),
-        "squared_distance": _dot(difference, difference),
-        "total": difference.sum(-1),
-        "top_difference": difference.gather(-1, dense_top),
-    }
+    found = {"top_difference": difference.gather(-1, dense_top)}
+    if logit_space:
+        pairs = (z, z), (z, difference), (difference, difference)
+        sums = (*(_dot(x, y) for x, y in pairs), difference.sum(-1))
+        found |= zip(_LOGIT_SPACE, sums, strict=True)
     if temperature != 1:
         z, q, difference = (x.div_(temperature) for x in (z, q, difference))
     tops = z.gather(-1, dense_top[:, :1]), q.gather(-1, pruned_top[:, :1])
