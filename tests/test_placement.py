@@ -100,6 +100,16 @@ def test_a_trained_model_is_measured_where_it_is_not_trained(
         ),
         (
             "resident",
+            ["--trainer.strategy", "FSDPStrategy"],
+            "FSDPStrategy: set `model.placement: sharded`",
+        ),
+        (
+            "sharded",
+            ["--trainer.strategy", "ModelParallelStrategy", "--trainer.devices", "2"],
+            "Expected `data_parallel_size` 2 and `tensor_parallel_size` 1",
+        ),
+        (
+            "resident",
             ["--trainer.strategy", "DeepSpeed"],
             "DeepSpeedStrategy: set `model.placement",
         ),

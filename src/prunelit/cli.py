@@ -19,7 +19,7 @@ import yaml
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from jsonargparse import ActionYesNo, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, strategies
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
@@ -76,6 +76,7 @@ class OneSentenceParser(LightningArgumentParser):
     """A parser that reports an error in one sentence, without the usage of every option."""
 
     owner: str | None = None  # path of the class that takes the options
+    started = "."  # folder that the paths on the command line are relative to
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
@@ -86,6 +87,7 @@ class OneSentenceParser(LightningArgumentParser):
         if ex is not None and (reason := _innermost(ex)) is not ex:
             key = re.match(r'Parser key "[^"]*"[^:]*:', sentence)
             sentence = f"{key[0] if key else ''} {reason}"
+        os.chdir(self.started)  # a parser works in the folder of a file while it reads it
         parser = getattr(ex, "subcommand_parser", self)
         known = [*parser.get_defaults().keys()]
         files = config_paths(sys.argv[1:])
@@ -221,6 +223,7 @@ class PruneLitCLI(HookedCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and refuse a seed that is too large."""
+        OneSentenceParser.started = os.getcwd()
         super().parse_arguments(parser, args)
         seed = self.config[self.config["subcommand"]]["seed_everything"]
         if not isinstance(seed, bool):
@@ -305,9 +308,13 @@ class PruneLitCLI(HookedCLI):
             plugins = config.get("plugins") or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
             config["plugins"] = [*plugins, WholeFileCheckpointIO()]
-        # Lightning would want a GPU first, or a package.
-        if (name := str(config.get("strategy")).lower()) in StrategyRegistry:
+        # Lightning would want a GPU first, or a package; and it knows no names of classes.
+        wanted = config.get("strategy")
+        if (name := str(wanted).lower()) in StrategyRegistry:
             check_strategy(StrategyRegistry[name]["strategy"])
+        elif isinstance(kind := getattr(strategies, str(wanted).rpartition(".")[2], None), type):
+            check_strategy(kind)
+            config["strategy"] = kind()
         try:
             return self.build_trainer(config, callbacks)
         # Devices that are no number; two callbacks of a kind; the variables of another launcher.

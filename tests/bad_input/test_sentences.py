@@ -221,6 +221,27 @@ def test_configuration_of_a_sweep(refuse: Refuse, config: Config, subcommand: st
     assert "`variants` belongs to `prunelit sweep`" in refuse(subcommand=subcommand)
 
 
+def test_place_in_a_relative_configuration(
+    config: Config,
+    save_config: Callable[[Path, Config], Path],
+    cli: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_sweep(config)
+    config["variants"]["half"]["init_args"]["shape"] = 1
+    (tmp_path / "configs").mkdir()
+    path = save_config(tmp_path / "configs", config).relative_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli("sweep", "--config", str(path))
+    sentence = capfd.readouterr().err
+    assert "does not accept `shape` (line " in sentence
+    assert f" of {str(path)!r})" in sentence
+    assert Path.cwd() == tmp_path
+
+
 def test_configuration_for_no_sweep(refuse: Refuse, config: Config) -> None:
     assert "`prunelit sweep` takes `variants`" in refuse(subcommand="sweep")
 
