@@ -40,6 +40,17 @@ def test_both_models_are_loaded_apart(weights: Weights) -> None:
         assert not weight.requires_grad
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_is_outside_the_blocks_is_there_once_unless_it_is_trained(
+    weights: Weights, trains: bool
+) -> None:
+    weights.trains = trains
+    weights.load()
+    assert weights.pair.dense is not None
+    one, other = (model.get_input_embeddings().weight for model in weights.pair.models().values())
+    assert (one.data_ptr() == other.data_ptr()) != trains
+
+
 def test_loading_again_does_nothing(weights: Weights) -> None:
     weights.load()
     pair = weights.pair

@@ -47,6 +47,7 @@ from prunelit.data.sources import as_source
 from prunelit.errors import InputError, check_whole
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
+from prunelit.models.sharing import share_outside
 from prunelit.models.streaming import place_model
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.lora import attach, hold, merge
@@ -268,6 +269,7 @@ class PairedLM(LightningModule):
         elif self.trains:
             check_training(self._data(), config, self.recovery, reference=reference)
         self.weights.device = self.trainer.strategy.root_device
+        self.weights.trains = self.trains
         if self.placement != "auto":
             self.weights.placement = self.placement
             self.weights.together = self.together
@@ -533,6 +535,8 @@ class PairedLM(LightningModule):
                     self._measured.enter_context(self._sharding.measured(model))
                 place_model(model, self.device)
                 model.eval()
+            if self.pair.dense is not None and self.weights.resident and not self.trains:
+                share_outside(self.pair.pruned, self.pair.dense)  # a device has its own copies
         self.evaluation = Evaluation(
             self.trainer,
             self.pair,

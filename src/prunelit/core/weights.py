@@ -29,6 +29,7 @@ from prunelit.models.loading import (
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.parallel import check_parallel, group_ranks, parallelize
 from prunelit.models.shards import shard_blocks
+from prunelit.models.sharing import copy_sharing
 from prunelit.models.streaming import stream
 from prunelit.models.surgery import Removed
 from prunelit.report.results import name_content
@@ -161,6 +162,7 @@ class Weights:
         placement: of both models; set it before `load`.
         device: of this rank, for what it keeps of a sharded or parallel model.
         together: number of ranks that compute a parallel model together.
+        trains: the run trains the pruned model; set it before `load`.
     """
 
     def __init__(
@@ -179,6 +181,7 @@ class Weights:
         self.placement: Placement = "resident"
         self.device = torch.device("cpu")
         self.together = 1
+        self.trains = True
         self._mesh: DeviceMesh | None = None
         self.reference = reference
         self.full_hash = full_hash
@@ -325,7 +328,7 @@ class Weights:
             pruned, removed = folder.read(place), folder.removed.blocks
             kept = folder.removed.kept_experts
         elif self._dense is not None and self.resident:
-            pruned = copy.deepcopy(self._dense).requires_grad_(True)
+            pruned = self._copy(self._dense).requires_grad_(True)
         else:
             pruned = self.origin.read(place)
         self._pair = ModelPair(
@@ -336,8 +339,12 @@ class Weights:
         if self._dense is None:
             # Where both are still equal, copying is faster than reading again.
             equal = self.candidate is None and pruned_folder is None
-            self._dense = copy.deepcopy(pruned) if equal else self.origin.read()
+            self._dense = self._copy(pruned) if equal else self.origin.read()
         self._pair.dense = self._dense.requires_grad_(False)
+
+    def _copy(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Copy a model; without training, what is outside the blocks stays one memory."""
+        return copy.deepcopy(model) if self.trains else copy_sharing(model)
 
     def take_reference(self) -> None:
         """Let the dense model of `pair` be the one to copy in the next `load`."""

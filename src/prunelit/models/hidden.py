@@ -218,6 +218,8 @@ def find_gone_channels(
 def zero_channels_(model: PreTrainedModel, gone: Tensor) -> None:
     """Set some channels to 0 in the embeddings, and in all maps that write or read them.
 
+    What is outside the blocks gets new memory, since the dense model may have the old one too.
+
     Args:
         model: its blocks may wait in stores.
         gone: (D,) bool.
@@ -230,7 +232,9 @@ def zero_channels_(model: PreTrainedModel, gone: Tensor) -> None:
             _fill(block.get_parameter(name), axes, places)
     for name, axes in channels.axes.items():
         if not name.startswith(f"{channels.prefix}."):
-            _fill(model.get_parameter(name), axes, places)
+            weight = model.get_parameter(name)
+            weight.data = weight.data.clone()
+            _fill(weight, axes, places)
 
 
 def _fill(value: Tensor, axes: Iterable[tuple[int, str]], places: Tensor) -> None:

@@ -87,26 +87,3 @@ def dense_stores(count: int, dense: PreTrainedModel | None) -> list[Store | None
     """
     stores = [] if dense is None else [store_of(block) for block in decoder_blocks(dense)[1]]
     return stores if len(stores) == count else [None] * count
-
-
-def share_outside(model: PreTrainedModel, dense: PreTrainedModel) -> None:
-    """Let weights outside the blocks be one memory where both models have equal ones.
-
-    Nothing may change them in place from now on.
-
-    Args:
-        model: its blocks wait in stores.
-        dense: so do its blocks.
-    """
-    outside = dict(dense.named_parameters())
-    for name, weight in model.named_parameters():
-        other = outside.get(name)
-        if other is not None and not weight.is_meta and _equal(weight, other):
-            weight.data = other.data
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Compare all bits."""
-    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
-        return False
-    return torch.equal(*(w.detach().view(_WORDS[one.element_size()]) for w in (one, other)))

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_plain, decoder_blocks
 from prunelit.models.flat_block import FlatBlock, aligned, check_flat, new_run
-from prunelit.models.masked import apply_mask_, dense_stores, pack_mask, share_outside
+from prunelit.models.masked import apply_mask_, dense_stores, pack_mask
+from prunelit.models.sharing import share_outside
 from prunelit.models.stores import Store, align, bring, keep_in, place_outside, store_of
 from prunelit.models.unread import Unread
 

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.flat_block import FlatBlock, check_flat, new_run
-from prunelit.models.masked import dense_stores, share_outside
+from prunelit.models.masked import dense_stores
 from prunelit.models.parallel import is_split
+from prunelit.models.sharing import share_outside
 from prunelit.models.stores import (
     Store,
     align,

@@ -1,0 +1,56 @@
+"""Weights outside the blocks that are one memory in both models of a run."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelit.models.architecture import decoder_blocks
+
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def share_outside(model: PreTrainedModel, dense: PreTrainedModel) -> None:
+    """Let weights outside the blocks be one memory where both models have equal ones.
+
+    Nothing may change them in place from now on.
+
+    Args:
+        model: the pruned one.
+        dense: the model that it is compared with.
+    """
+    outside = dict(weights_outside(dense))
+    for name, weight in weights_outside(model):
+        other = outside.get(name)
+        if other is not None and not weight.is_meta and _equal(weight, other):
+            weight.data = other.data
+
+
+def copy_sharing(dense: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model; what is outside the blocks stays one memory, which nothing may change in place.
+
+    Args:
+        dense: any.
+    """
+    shared = {
+        id(weight): nn.Parameter(weight.detach(), requires_grad=False)
+        for _, weight in weights_outside(dense)
+    }
+    return copy.deepcopy(dense, shared)  # type: ignore[arg-type]
+
+
+def weights_outside(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the names of the plain weights outside the blocks, and these."""
+    prefix = f"{decoder_blocks(model)[0]}."
+    for name, weight in model.named_parameters():
+        if not name.startswith(prefix) and type(weight.data) is Tensor:
+            yield name, weight
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Compare all bits."""
+    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+        return False
+    return torch.equal(*(w.detach().view(_WORDS[one.element_size()]) for w in (one, other)))
