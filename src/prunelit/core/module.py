@@ -530,13 +530,15 @@ class PairedLM(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin a new evaluation with an empty table for each task."""
         with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
-            for model in self.pair.models().values():
+            for model in (self.pair.pruned, self.pair.dense):
+                if model is None:
+                    continue
                 if self._sharding is not None:
                     self._measured.enter_context(self._sharding.measured(model))
+                self._share()  # before a copy of what is shared; and again, on the device
                 place_model(model, self.device)
                 model.eval()
-            if self.pair.dense is not None and self.weights.resident and not self.trains:
-                share_outside(self.pair.pruned, self.pair.dense)  # a device has its own copies
+            self._share()
         self.evaluation = Evaluation(
             self.trainer,
             self.pair,
@@ -544,6 +546,11 @@ class PairedLM(LightningModule):
             dense_cache=self.dense_cache,
             together=self.together,
         )
+
+    def _share(self) -> None:
+        """Let what is outside the blocks be one memory in both models, where it is equal."""
+        if self.pair.dense is not None and self.weights.resident and not self.trains:
+            share_outside(self.pair.dense, self.pair.pruned)
 
     def validation_step(
         self,

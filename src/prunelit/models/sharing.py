@@ -12,20 +12,20 @@ from prunelit.models.architecture import decoder_blocks
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def share_outside(model: PreTrainedModel, dense: PreTrainedModel) -> None:
+def share_outside(model: PreTrainedModel, other: PreTrainedModel) -> None:
     """Let weights outside the blocks be one memory where both models have equal ones.
 
     Nothing may change them in place from now on.
 
     Args:
-        model: the pruned one.
-        dense: the model that it is compared with.
+        model: gets the memory of the other.
+        other: the other model of the pair.
     """
-    outside = dict(weights_outside(dense))
+    outside = dict(weights_outside(other))
     for name, weight in weights_outside(model):
-        other = outside.get(name)
-        if other is not None and not weight.is_meta and _equal(weight, other):
-            weight.data = other.data
+        twin = outside.get(name)
+        if twin is not None and not weight.is_meta and _equal(weight, twin):
+            weight.data = twin.data
 
 
 def copy_sharing(dense: PreTrainedModel) -> PreTrainedModel:
@@ -53,4 +53,6 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     """Compare all bits."""
     if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
         return False
+    if one.data_ptr() == other.data_ptr():
+        return True
     return torch.equal(*(w.detach().view(_WORDS[one.element_size()]) for w in (one, other)))
