@@ -41,6 +41,7 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
     "ADMM": lambda: pruners.ADMM(HALF),
     "SparseFW": lambda: pruners.SparseFW(HALF),
     "DSnoT": lambda: pruners.DSnoT(HALF),
+    "WandaPlus": lambda: pruners.WandaPlus(HALF),
     "Neuron": lambda: pruners.Neuron(0.25),
     "SublayerDrop": lambda: pruners.SublayerDrop(4),
     "BlockDrop": lambda: pruners.BlockDrop(4),

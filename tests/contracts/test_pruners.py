@@ -15,7 +15,16 @@ from transformers import PreTrainedModel
 from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.pruners import Budget, Heads, Hidden, LinearPruner, Neuron, Pruner, Wanda
+from prunelit.pruners import (
+    Budget,
+    Heads,
+    Hidden,
+    LinearPruner,
+    Neuron,
+    Pruner,
+    Wanda,
+    WandaPlus,
+)
 from prunelit.pruners.expert_pruner import ExpertPruner
 from prunelit.pruning.blockwise import check_text
 from prunelit.pruning.masks import Masks
@@ -50,6 +59,8 @@ def build(pruner_class: type[Pruner]) -> Pruner:
         for p in parameters
         if p.annotation == list[Pruner]
     }
+    if pruner_class is WandaPlus:
+        arguments |= {"repeats": 1, "samples": 2}  # fewer steps, which take time
     if pruner_class is Budget:
         arguments["parameters"] = 0.9  # a tiny model has most of them in its embeddings
     return pruner_class(**arguments)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from prunelit.data.batches import as_batches, check_ids, choose_tokens, longest
+from prunelit.data.batches import as_batches, check_ids, choose_tokens, longest, one_by_one
 from prunelit.errors import InputError
 
 IDS = torch.arange(1, 15).view(7, 2)
@@ -23,6 +23,17 @@ def test_batches_of_every_form_stay_as_they_are() -> None:
     assert [len(batch["input_ids"]) for batch in batches] == [7, 1, 1]
     assert batches[1]["attention_mask"].tolist() == [[1, 1]]
     assert torch.equal(batches[2]["attention_mask"], mask)
+
+
+def test_sequences_one_by_one_are_those_with_a_token() -> None:
+    mask = torch.ones_like(IDS)
+    mask[3] = 0
+    mask[4, 0] = 0
+    found = one_by_one(as_batches([{"input_ids": IDS, "attention_mask": mask}, IDS[:2]], 8))
+    assert torch.equal(
+        torch.cat([one["input_ids"] for one in found]), IDS[[0, 1, 2, 4, 5, 6, 0, 1]]
+    )
+    assert [one["attention_mask"].tolist() for one in found[3:5]] == [[[0, 1]], [[1, 1]]]
 
 
 def test_what_a_tokenizer_returns_is_a_batch(tokenizer: PreTrainedTokenizerFast) -> None:

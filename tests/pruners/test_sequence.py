@@ -26,6 +26,7 @@ from prunelit.pruners import (
     SparseGPT,
     SublayerDrop,
     Wanda,
+    WandaPlus,
 )
 from prunelit.sparsity import SemiStructured, Unstructured
 
@@ -39,6 +40,8 @@ HALF = Unstructured(0.5)
         [Hidden(0.25), Neuron(0.25), Wanda(Unstructured(0.3))],
         [Neuron(0.25), DSnoT(HALF)],
         [Neuron(0.25), ADMM(HALF)],
+        [Neuron(0.25), WandaPlus(HALF, repeats=1, samples=2)],
+        [BlockDrop(1), WandaPlus(HALF, repeats=1, samples=2)],
         [Neuron(0.25), SublayerDrop(1, "mlp"), Wanda(SemiStructured(2, 4))],
         [Neuron(0.5), SparseGPT(HALF)],
         [BlockDrop(1), Magnitude(HALF)],

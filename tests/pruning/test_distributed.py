@@ -22,6 +22,8 @@ METHODS = [
     "ADMM(Unstructured(0.5))",
     "SparseFW(Unstructured(0.5))",
     "DSnoT(Unstructured(0.5))",
+    "WandaPlus(Unstructured(0.5), repeats=1, samples=3, learning_rate=1e-3, expert_tokens=30)",
+    "WandaPlus(Unstructured(0.5), repeats=2, samples=4, learning_rate=1e-3)",
     "Random(Unstructured(0.5))",
     "Neuron(0.5)",
     "Heads(0.5)",

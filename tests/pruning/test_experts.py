@@ -27,6 +27,7 @@ from prunelit.pruners import (
     SparseFW,
     SparseGPT,
     Wanda,
+    WandaPlus,
 )
 from prunelit.report.tables import sparsity_sentence
 from prunelit.sparsity import SemiStructured, Unstructured
@@ -147,6 +148,37 @@ def test_each_expert_is_pruned_as_a_matrix_of_its_own(
             expected = pruner.prune_weight(weight, statistic)
             torch.testing.assert_close(oriented(found, tensor, expert), expected)
             assert torch.equal(oriented(found, tensor, expert) == 0, expected == 0)
+
+
+def test_each_expert_has_the_gradients_of_its_own_tokens(
+    mixture: str, make_model: MakeModel, padded: Batch
+) -> None:
+    dense, pruned = make_model(mixture), make_model(mixture)
+    prune(pruned, WandaPlus(Unstructured(0.5), repeats=0, expert_tokens=1), [padded])
+    model = half_pruned(dense, pruned, 2)
+    inputs, own = inputs_of(model, 2, padded), experts_of(decoder_blocks(model)[1][2])
+    outputs: list[Any] = []
+    decoder_blocks(model)[1][2].register_forward_hook(lambda _m, _a, out: outputs.append(out))
+    squares = dict.fromkeys(TENSORS, 0.0)
+    for ids, mask in zip(*padded.values(), strict=True):
+        model(input_ids=ids[mask.bool()][None])
+        output = outputs[-1] if isinstance(outputs[-1], Tensor) else outputs[-1][0]
+        model.zero_grad()
+        output.square().sum().sqrt().backward()
+        squares = {name: sum_ + getattr(own, name).grad ** 2 for name, sum_ in squares.items()}
+    for tensor in TENSORS:
+        setattr(own, tensor, nn.Parameter(squares[tensor]))
+    before = experts_of(decoder_blocks(half_pruned(dense, pruned, 2))[1][2])
+    found = experts_of(decoder_blocks(pruned)[1][2])
+    for tensor in TENSORS:
+        for expert, x in enumerate(inputs[tensor]):
+            gradient = oriented(own, tensor, expert).sqrt()  # against the sum over the same tokens
+            weight = oriented(before, tensor, expert)
+            scores = weight.abs() * (100 * gradient + x.square().sum(0).sqrt())
+            half = scores.shape[1] // 2
+            lowest = scores.argsort(dim=1)[:, :half].sort(dim=1).values
+            gone = oriented(found, tensor, expert) == 0
+            assert torch.equal(gone.nonzero()[:, 1].view(-1, half), lowest), (tensor, expert)
 
 
 def every_matrix(model: PreTrainedModel) -> dict[tuple[int, str, int], Tensor]:

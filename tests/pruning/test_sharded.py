@@ -34,6 +34,7 @@ METHODS = {
     "ADMM(Unstructured(0.5))": (0.5, 1),
     "SparseFW(Unstructured(0.5), update=True)": (0.5, 1),
     "DSnoT(Unstructured(0.5), start='sparsegpt')": (0.5, 1),
+    "WandaPlus(Unstructured(0.5), repeats=2, samples=3, learning_rate=1e-3)": (0.5, 1),
     "OBSUpdate(Magnitude(Unstructured(0.5, within='model')))": (1,),
     "Magnitude(Unstructured(0.5, within='model'))": (0.5, 1),
     "Random(Unstructured(0.5))": (0.5, 1),

@@ -77,6 +77,20 @@ def choose_tokens(batches: list[Batch], count: int | None, *, followed: bool) ->
     return chosen
 
 
+def one_by_one(batches: list[Batch]) -> list[Batch]:
+    """Cut batches into single sequences; those without a token are left out.
+
+    Args:
+        batches: of `as_batches`.
+    """
+    return [
+        {key: value[i : i + 1] for key, value in batch.items()}
+        for batch in batches
+        for i, mask in enumerate(batch["attention_mask"])
+        if mask.any()
+    ]
+
+
 def check_ids(batches: list[Batch], rows: int) -> None:
     """Refuse token ids that the model does not embed.
 

@@ -66,11 +66,12 @@ def _like(
 
 
 @contextmanager
-def scratch(block: nn.Module) -> Iterator[None]:
+def scratch(block: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Have copies of all weights of a block in their place, within the context: edits vanish.
 
     Args:
         block: a decoder block.
+        dtype: of the copies; None is that of each weight.
     """
     copies: dict[int, nn.Parameter] = {}
     with whole(block):
@@ -78,7 +79,8 @@ def scratch(block: nn.Module) -> Iterator[None]:
         for module, parameters in own.items():
             for weight in parameters.values():
                 if weight is not None and id(weight) not in copies:
-                    copies[id(weight)] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+                    copy = weight.detach().to(dtype or weight.dtype, copy=True)
+                    copies[id(weight)] = nn.Parameter(copy, requires_grad=False)
             module._parameters = {
                 name: None if weight is None else copies[id(weight)]
                 for name, weight in parameters.items()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -72,6 +73,27 @@ class Stream:
             device = next((weight.device for weight in block.parameters()), own.device)
             inputs = move_data_to_device((own, args, kwargs), device)
             return block_output(block(inputs[0], *inputs[1], **inputs[2]))
+
+    def run_in_float32(self, block: nn.Module, index: int) -> Tensor:
+        """Run a block whose weights are float32; gradients may flow to them.
+
+        Args:
+            block: the block.
+            index: index of the block.
+
+        Returns:
+            (N, D), its output at each real token, float32.
+        """
+
+        def widen(value: Tensor) -> Tensor:
+            # Copies, since a block may edit what it gets, and autograd takes no inference tensors.
+            return value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+
+        wide = Stream(
+            *apply_to_collection((self.hidden, [self.calls[index]], self.tokens), Tensor, widen)
+        )
+        output = wide.by_token(wide.run(block, 0))
+        return output[wide.tokens.to(output.device)]
 
     def by_token(self, hidden: Tensor) -> Tensor:
         """View a hidden state of this batch as (B, T, D), with all rows of a token in one."""

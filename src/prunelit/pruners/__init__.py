@@ -23,6 +23,7 @@ from prunelit.pruners.sparse_fw import SparseFW
 from prunelit.pruners.sparsegpt import SparseGPT
 from prunelit.pruners.sublayer_drop import SublayerDrop
 from prunelit.pruners.wanda import Wanda
+from prunelit.pruners.wanda_plus import WandaPlus
 
 __all__ = [
     "ADMM",
@@ -48,6 +49,7 @@ __all__ = [
     "SparseGPT",
     "SublayerDrop",
     "Wanda",
+    "WandaPlus",
     "oriented_weight",
     "whole",
 ]

@@ -26,6 +26,7 @@ from prunelit.models.architecture import (
     repeated_weights,
 )
 from prunelit.models.finite import all_finite
+from prunelit.models.replay import Stream
 from prunelit.models.surgery import check_whole
 from prunelit.models.variation import Variation
 from prunelit.sparsity import Sparsity, Within
@@ -49,6 +50,8 @@ class Pruner(Checked, ABC):
         measure: see `settle`.
         tokens: number of tokens of the calibration text at which outputs are compared, spread
             evenly; None compares all.
+        replays: True if the method runs each block itself, see `prune_streams`. The text then
+            passes the model one sequence at a time.
         narrows_stream: True if channels of the residual stream become 0, so that the hidden states
             of the pruned model have fewer numbers.
         amounts: names of the options that `look` and its probes do not depend on, such as the
@@ -79,6 +82,7 @@ class Pruner(Checked, ABC):
     drops_sublayers = False
     measure: Literal["kl", "loss"] = "kl"
     tokens: int | None = None
+    replays = False
     narrows_stream = False
     amounts: Sequence[str] = ()
     settled: Sequence[str] = ()
@@ -206,6 +210,27 @@ class Pruner(Checked, ABC):
             block: a decoder block, on its own device; gradients are off.
             probes: the probes of `watch`, filled with all tokens of all ranks.
         """
+
+    def prune_streams(
+        self,
+        block: nn.Module,
+        probes: Mapping[str, Probe],
+        streams: Sequence[Stream],
+        index: int,
+    ) -> None:
+        """Edit the weights of `block` in place, with the text at its input; a method may run it.
+
+        By default the same as `prune_block`, which most methods write. A method that `replays`
+        writes this one. All ranks call it together, and must leave the same weights.
+
+        Args:
+            block: a decoder block, on its own device; gradients are off.
+            probes: the probes of `watch`, filled with all tokens of all ranks.
+            streams: the sequences of this rank, if the method `replays`. Rank r of n has the
+                sequences r, r + n, r + 2 n and so on of the text.
+            index: place of the block in the model.
+        """
+        self.prune_block(block, probes)
 
     def finish(self, model: PreTrainedModel) -> None:
         """Finish the whole model; called once, after the last block."""

@@ -55,6 +55,11 @@ class OBSUpdate(LinearPruner):
                 f"Expected a `pruner` that leaves channels in their order but got "
                 f"{type(pruner).__name__} with `permute`: set it to false."
             )
+        if pruner.replays:
+            raise InputError(
+                f"Expected a `pruner` that chooses by statistics but got {type(pruner).__name__}, "
+                "which runs the block and updates the weights itself: use it alone."
+            )
         if damping <= 0 or block_size < 1:
             raise InputError(
                 f"Expected `damping` > 0 and `block_size` of at least 1 but got {damping} and "

@@ -259,7 +259,7 @@ class _PrunePass:
             self._reach.add_(pool_experts(feed.modules, probes, self._reach.least))
         with torch.autocast(device_of(block).type, enabled=False):
             try:
-                self._pruner.prune_block(block, probes)
+                self._pruner.prune_streams(block, probes, self._streams, index)
             except InputError as error:
                 raise InputError(f"Block {index} cannot be pruned. {error}") from error
         # Autocast of the caller may have cached half-precision copies of the dense weights.

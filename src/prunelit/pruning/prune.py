@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.arguments import checked
-from prunelit.data.batches import Batch, as_batches, check_ids, choose_tokens, longest
+from prunelit.data.batches import Batch, as_batches, check_ids, choose_tokens, longest, one_by_one
 from prunelit.errors import InputError
 from prunelit.models.architecture import (
     check_length,
@@ -116,9 +116,11 @@ def prune(
     pruner.check(model)
     check_weights(model, type(model).__name__)
     _, blocks = decoder_blocks(model)
+    calibration = describe_batches(batches)
+    if batches is not None and any(step.replays for step in pruner.steps):
+        batches = one_by_one(batches)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     text = None if batches is None else RankText(batches[rank::world], _first_sequence(batches))
-    calibration = describe_batches(batches)
     zeros, missing = count_entries(model, shrinks=pruner.shrinks)
     memory = PeakMemory(offload_to or model.device)
     costs: list[BlockCost] = []
