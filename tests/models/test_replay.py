@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from prunelit import InputError
 from prunelit.models.architecture import decoder_blocks, final_hidden
-from prunelit.models.replay import Form, apply_final_norm, capture, check_replay
+from prunelit.models.replay import End, Form, apply_final_norm, capture, check_replay
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def test_a_replay_of_all_blocks_and_the_end_is_the_models_own_run(
         assert not torch.equal(before, stream.hidden)
     there = padded["attention_mask"].bool()
     assert stream.tokens.equal(there)
-    mine = apply_final_norm(model, stream.hidden[there], form)
+    mine = apply_final_norm(End.of(model, form), stream.hidden[there])
     torch.testing.assert_close(mine, final_hidden(model, **padded)[there], rtol=1e-4, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import compare
+from prunelit.metrics.spaces.deviation import LOGIT_SPACE
 from prunelit.report.results import Result
 from prunelit.tasks import Deviation, ItemTable, ModelPair
 
@@ -24,11 +25,16 @@ def pair(
 
 @torch.no_grad()
 def measure(
-    material: Path, pair: ModelPair, temperature: float = 1.0
+    material: Path, pair: ModelPair, temperature: float = 1.0, logit_gram: bool = True
 ) -> tuple[dict[str, Result], torch.Tensor]:
     """Rows by metric, and the (5, 12) windows."""
     task = Deviation(
-        str(material / "text.jsonl"), length=12, limit=5, batch_size=2, temperature=temperature
+        str(material / "text.jsonl"),
+        length=12,
+        limit=5,
+        batch_size=2,
+        temperature=temperature,
+        logit_gram=logit_gram,
     )
     task.read()
     size = task.prepare(pair.tokenizer)
@@ -82,3 +88,21 @@ def test_a_model_does_not_deviate_from_itself(material: Path, pair: ModelPair) -
 
 def test_it_needs_the_reference() -> None:
     assert Deviation.needs_reference
+
+
+@torch.no_grad()
+def test_models_that_are_nearly_equal_have_the_logit_space_of_float64(
+    material: Path, make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    dense, pruned = make_model("llama"), make_model("llama")
+    pruned.model.norm.weight[::2] *= 1 + 1e-6
+    pair = ModelPair(pruned, dense, tokenizer)
+    rows, ids = measure(material, pair)
+    plain, _ = measure(material, pair, logit_gram=False)
+    hidden = [model.model(input_ids=ids).last_hidden_state.double() for model in (dense, pruned)]
+    exact = ((hidden[1] - hidden[0]) @ dense.lm_head.weight.double().T).square().mean().item()
+    assert rows["logit_mse"].value == pytest.approx(exact, rel=1e-9)
+    assert abs(plain["logit_mse"].value / exact - 1) > 1e-3  # rounding of logits in float32
+    assert rows["logit_mse"].value != 0
+    for metric, row in plain.items():
+        assert rows[metric].value == pytest.approx(row.value, rel=1e-9) or metric in LOGIT_SPACE

@@ -74,6 +74,21 @@ def test_the_noise_floor_is_the_same(make: Callable[..., Task], pair: ModelPair)
     assert measure(tasks, pair, find_shared(tasks)) == measure(tasks, pair, {})
 
 
+def test_two_ways_to_the_logit_space_are_two_passes(
+    make: Callable[..., Task], pair: ModelPair
+) -> None:
+    tasks = [
+        make(Distribution, floor=False),
+        make(Deviation),
+        make(Deviation, name="plain", logit_gram=False),
+        make(Perplexity),
+    ]
+    shared = find_shared(tasks)
+    assert "plain" not in shared
+    assert shared["Distribution"] is shared["Deviation"] is shared["Perplexity"]
+    assert measure(tasks, pair, shared) == measure(tasks, pair, {})
+
+
 class Own(Deviation):
     """A task that measures in its own way."""
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
+from prunelit.metrics.spaces.deviation import LOGIT_SPACE
 from prunelit.tasks import ModelPair
 from prunelit.tasks.trajectory import Trajectory
 
@@ -69,6 +70,21 @@ def test_batch_size_does_not_matter(
     assert singles.keys() == batched.keys()
     for name, values in singles.items():
         torch.testing.assert_close(values, batched[name], rtol=1e-3, atol=2e-5, equal_nan=True)
+
+
+def test_the_logit_space_without_logits_is_that_of_logits(
+    parting: Callable[..., ModelPair], trajectory: Callable[..., Any]
+) -> None:
+    pair = parting("gpt_neox")
+    _, _, plain = trajectory(pair, logit_gram=False)
+    _, _, found = trajectory(pair)
+    assert list(found) == list(plain)
+    changed = set()
+    for name, values in plain.items():
+        if not torch.equal(values.nan_to_num(7), found[name].nan_to_num(7)):
+            changed.add(name.rpartition("/")[2])
+            torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-6, equal_nan=True)
+    assert changed == {*LOGIT_SPACE, "logit_distance"}
 
 
 def test_two_ranks_find_what_one_finds(

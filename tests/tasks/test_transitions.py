@@ -18,6 +18,7 @@ from transformers import (
 
 from prunelit import load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
+from prunelit.metrics.spaces.deviation import LOGIT_SPACE
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.parts import drop_
 from prunelit.pruners import BlockDrop, SublayerDrop, Wanda
@@ -125,6 +126,59 @@ def test_batches_ranks_and_chosen_tokens(
         assert theirs.tolist() == [there[len(there) // 2 - 1], there[-1]]
 
 
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_the_logit_space_of_every_token_without_logits(
+    family: str,
+    final_norm: bool,
+    make_model: MakeModel,
+    tokenizer: PreTrainedTokenizerBase,
+    transitions: Callable[..., Any],
+    input_ids: Tensor,
+) -> None:
+    if family == "opt" and not final_norm:
+        pytest.skip("its unembedding reads a projection")
+    dense, pruned = make_model(family), make_model(family)
+    prune(pruned, Wanda(Unstructured(0.5)), input_ids)
+    pair = ModelPair(pruned, dense, tokenizer)
+    options = {"final_norm": final_norm, "max_new_tokens": 3}
+    _, plain, _ = transitions(pair, logit_gram=False, **options)
+    task, found, _ = transitions(pair, tokens=1, **options)
+    (details,) = {row.details["logit_tokens"] for row in task.report(found).results}
+    assert details == (1 if family == "gemma2" else "every")  # it caps its logits
+    assert found.sketches.keys() == plain.sketches.keys()
+    for name, sketch in found.sketches.items():
+        space = name.rpartition("/")[2]
+        every = space in LOGIT_SPACE if family != "gemma2" else False
+        if every or space.startswith("embedding"):
+            assert sketch.tokens.equal(plain.sketches[name].tokens)
+            # Logits in float32 have noise, which `1 - cosine` shows.
+            torch.testing.assert_close(
+                sketch.mean, plain.sketches[name].mean, rtol=2e-4, atol=1e-5, msg=name
+            )
+        else:
+            assert (sketch.tokens <= 5).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_without_the_probability_space(
+    name: str,
+    make_model: MakeModel,
+    tokenizer: PreTrainedTokenizerBase,
+    transitions: Callable[..., Any],
+    input_ids: Tensor,
+) -> None:
+    dense, pruned = make_model(name), make_model(name)
+    prune(pruned, Wanda(Unstructured(0.5)), input_ids)
+    task, table, _ = transitions(ModelPair(pruned, dense, tokenizer), tokens=0)
+    spaces = {one.rpartition("/")[2].partition("_")[0] for one in table.sketches}
+    assert spaces == ({"embedding", "logit"} if name == "llama" else {"embedding"})
+    report = task.report(table)
+    pictures = dict(report.pictures)
+    assert list(pictures) == ["transitions_attention", "transitions_mlp", "transitions_theory"]
+    assert len(pictures["transitions_theory"].figure.axes) == len(spaces)
+    assert len(report.results) == 2 * 2 * 2 * len(spaces)
+
+
 def test_a_model_that_gives_no_numbers_is_refused(
     model: PreTrainedModel,
     make_model: MakeModel,
@@ -170,7 +224,7 @@ def test_curves_and_pictures(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokens": 0}, "`tokens` of at least 1 but got 0"),
+        ({"tokens": -1}, "`tokens` of at least 0 but got -1"),
         ({"temperature": 0.0}, "`temperature` above 0 but got 0.0"),
         ({"max_new_tokens": 0}, "`max_new_tokens` of at least 1 but got 0"),
     ],

@@ -13,6 +13,7 @@ from prunelit.data.batches import Batch, as_batches, check_ids, longest
 from prunelit.errors import InputError
 from prunelit.metrics.spaces.buffers import Buffers
 from prunelit.metrics.spaces.deviation import check_not_nan, deviations
+from prunelit.metrics.spaces.logit_gram import LogitGram
 from prunelit.models.architecture import (
     check_length,
     check_model,
@@ -157,6 +158,7 @@ def token_deviations(
     temperature: float = 1.0,
     subset: Tensor | None = None,
     targets: Tensor | None = None,
+    gram: LogitGram | None = None,
     also: Callable[[Tensor, Tensor, slice], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Measure every deviation at N tokens, of embeddings only if both have the same width.
@@ -169,6 +171,7 @@ def token_deviations(
         temperature: of the softmax.
         subset: token ids; adds the `subspace_*` quantities.
         targets: (N,) token ids; adds `dense_log_probability` and `pruned_log_probability` of them.
+        gram: of the unembedding of both models; gives the quantities of the logit space.
         also: computes further values, by name. It gets the logits of n tokens of both models,
             (n, V) each, and the positions of these tokens among the N.
 
@@ -195,6 +198,7 @@ def token_deviations(
                 temperature=temperature,
                 subset=subset,
                 targets=None if targets is None else targets[place],
+                gram=gram,
                 buffers=buffers,
             )
             check_not_nan(values)

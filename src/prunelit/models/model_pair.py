@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.errors import InputError
+from prunelit.metrics.spaces.logit_gram import LogitGram
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.dense_answers import DenseAnswers
 from prunelit.models.fingerprint import fingerprint
+from prunelit.models.unembedding import shared_gram
 from prunelit.models.views import original
 
 _Answer = TypeVar("_Answer")
@@ -106,6 +108,10 @@ class ModelPair:
         if self.answers is not None and original(model) is self.answers.model:
             return self.answers.fingerprint
         return fingerprint(model)
+
+    def logit_gram(self) -> LogitGram | None:
+        """Return what gives the logit space without logits, see `shared_gram`; None if nothing."""
+        return None if self.dense is None else shared_gram(self.dense, self.pruned)
 
     def kept_blocks(self) -> dict[int, int]:
         """Map each block of the dense model that the pruned model still has to its place there.

@@ -19,6 +19,7 @@ from prunelit.models.architecture import (
     decoder_blocks,
     embedded_tokens,
     final_hidden,
+    trunk,
 )
 from prunelit.models.forwards import replaced_forwards
 from prunelit.models.stores import whole
@@ -228,16 +229,35 @@ def _run_again(stream: Stream, block: nn.Module, index: int) -> Tensor:
         raise  # a fault that does not come back
 
 
-def apply_final_norm(model: PreTrainedModel, hidden: Tensor, form: Form) -> Tensor:
+@dataclass(frozen=True)
+class End:
+    """The part of a model behind its blocks, without the unembedding.
+
+    Args:
+        trunk: see `prunelit.models.architecture.trunk`.
+        blocks: of the model.
+        form: type in which blocks return the hidden state.
+    """
+
+    trunk: PreTrainedModel
+    blocks: nn.ModuleList
+    form: Form
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, form: Form) -> "End":
+        """Find the parts of a model in evaluation mode."""
+        return cls(trunk(model), decoder_blocks(model)[1], form)
+
+
+def apply_final_norm(end: End, hidden: Tensor) -> Tensor:
     """Apply the final norm, and a projection if the family has one, to a residual stream.
 
     The model's own forward pass does this, with blocks that return `hidden`. So the names of the
     modules of a family are not needed.
 
     Args:
-        model: in evaluation mode.
+        end: of the model.
         hidden: (N, D), residual stream after any block or sublayer.
-        form: type in which blocks return the hidden state.
 
     Returns:
         (N, D'), the input of the unembedding.
@@ -245,8 +265,9 @@ def apply_final_norm(model: PreTrainedModel, hidden: Tensor, form: Form) -> Tens
     rows = hidden[:, None]
 
     def return_hidden(*_args: Any, **_kwargs: Any) -> Any:
-        return form.wrap(rows)
+        return end.form.wrap(rows)
 
     ids = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
-    with replaced_forwards(dict.fromkeys(decoder_blocks(model)[1], return_hidden)):
-        return final_hidden(model, ids, torch.ones_like(ids))[:, 0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    with replaced_forwards(dict.fromkeys(end.blocks, return_hidden)):
+        return end.trunk(**inputs).last_hidden_state[:, 0]

@@ -24,16 +24,20 @@ Curves = Mapping[str, Curve]
 
 
 def kind_picture(curves: Curves, kind: str) -> Picture:
-    """Draw the cosines after every sublayer of a kind, one panel per variant and phase."""
+    """Draw the cosines after every sublayer of a kind, one panel per variant and phase.
+
+    A space that was not compared is left out.
+    """
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     used = []
     for row, variant in zip(panels, _VARIANTS, strict=True):
         for axes, phase in zip(row, _PHASES, strict=True):
             for space, colour in SPACES.items():
-                curve = curves[f"{variant}/{kind}/{phase}/{space}_cosine"]
-                used.append(curve)
-                draw(axes, curve, colour, space)
+                curve = curves.get(f"{variant}/{kind}/{phase}/{space}_cosine")
+                if curve is not None:
+                    used.append(curve)
+                    draw(axes, curve, colour, space)
             axes.set_title(f"{_VARIANTS[variant]}\n{_PHASES[phase]}", fontsize=9)
     for axes in panels.flat:
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))  # a cosine is at most 1
@@ -74,14 +78,16 @@ def kl_picture(curves: Curves) -> Picture:
 def theory_picture(curves: Curves) -> Picture:
     """Draw estimates against exact values, one dot per sublayer, variant and phase.
 
-    A dot is the mean over prompts.
+    A dot is the mean over prompts. A quantity that was not measured has no panel.
     """
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    panels = figure.subplots(1, 4)
+    measured = {tag.rpartition("/")[2] for tag in curves}
+    quantities = [one for one in estimated_quantities() if one[0] in measured]
+    figure = Figure(figsize=(3.25 * len(quantities), 4), layout="constrained")
+    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
     numbers: dict[str, list[object]] = {
         key: [] for key in ("quantity", "curve", "block", "exact", "estimate")
     }
-    for axes, (quantity, label, colour) in zip(panels, estimated_quantities(), strict=True):
+    for axes, (quantity, label, colour) in zip(panels, quantities, strict=True):
         exact, estimate = [], []
         for tag, curve in curves.items():
             if not tag.endswith(f"/{quantity}"):

@@ -23,6 +23,9 @@ class Deviation(LogitTask):
         path: text rows, see `prunelit.data.load_rows`.
         length: L, number of tokens per window, at least 2, the BOS token included.
         temperature: of the softmax.
+        logit_gram: compute the logit space from embeddings and the Gram matrix of the unembedding,
+            where both models have the same one, see `prunelit.metrics.LogitGram`. False computes it
+            from logits in float32.
         batch_size: number of windows per batch.
         name: of the task.
         kwargs: options of `WindowTask`.
@@ -42,6 +45,7 @@ class Deviation(LogitTask):
         path: str,
         length: int = 256,
         temperature: float = 1.0,
+        logit_gram: bool = True,
         batch_size: int = 4,
         name: str = "deviation",
         **kwargs: Any,
@@ -49,6 +53,7 @@ class Deviation(LogitTask):
         super().__init__(path=path, length=length, batch_size=batch_size, name=name, **kwargs)
         check_positive("temperature", temperature)
         self.temperature = temperature
+        self.logit_gram = logit_gram
 
     def summarise(
         self,

@@ -27,6 +27,9 @@ class LogitTask(WindowTask):
     """
 
     temperature = 1.0  # of the deviations
+    # The logit space of the deviations comes from the Gram matrix of the unembedding, where it can.
+    # None if the task does not read it.
+    logit_gram: bool | None = None
     needs_deviations = True  # False if the task reads only its own values, and can be `alone`
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def read_together(
     The logits of a few tokens at a time are in memory.
 
     Args:
-        tasks: with the same windows and the same temperature.
+        tasks: see `find_shared`.
         pair: both models.
         batch: of any of the tasks.
 
@@ -87,7 +90,12 @@ def read_together(
     flat = [own.flatten(0, 1) for own in hidden]
     targets = ids.roll(-1, 1).flatten()
     found = token_deviations(
-        pair.dense, pair.pruned, *flat, temperature=tasks[0].temperature, targets=targets
+        pair.dense,
+        pair.pruned,
+        *flat,
+        temperature=tasks[0].temperature,
+        targets=targets,
+        gram=pair.logit_gram() if any(task.logit_gram for task in tasks) else None,
     )
     values = {name: value.view(ids.shape) for name, value in found.items()}
     return [task.summarise(pair, batch, hidden, values) for task in tasks]
@@ -126,8 +134,8 @@ class SharedPass:
 def find_shared(tasks: Iterable[Any]) -> dict[str, SharedPass]:
     """Find tasks that can share one pass of each model.
 
-    They read the same windows in batches of the same size, with the same temperature, and at least
-    one of them needs the deviations.
+    They read the same windows in batches of the same size, with the same temperature and the same
+    logit space, and at least one of them needs the deviations.
 
     Args:
         tasks: prepared.
@@ -140,7 +148,8 @@ def find_shared(tasks: Iterable[Any]) -> dict[str, SharedPass]:
         # A class of a user may measure in its own way.
         own = isinstance(task, LogitTask) and type(task).chunks is Task.chunks
         if own and (type(task).step, type(task).collate) == (LogitTask.step, LogitTask.collate):
-            group = next((one for one in groups if _same_pass(one[0], task)), None)
+            alike = (one for one in groups if all(_same_pass(other, task) for other in one))
+            group = next(alike, None)
             if group is None:
                 groups.append([task])
             else:
@@ -156,5 +165,6 @@ def _same_pass(one: LogitTask, other: LogitTask) -> bool:
     return (
         one.batch_size == other.batch_size
         and one.temperature == other.temperature
+        and (None in (one.logit_gram, other.logit_gram) or one.logit_gram == other.logit_gram)
         and torch.equal(one.windows, other.windows)  # False for tensors of different shapes
     )

@@ -72,6 +72,9 @@ class Trajectory(PromptTask):
         seed: of that noise and of the bootstrap.
         free_running: let the pruned model generate its own rollouts. Otherwise there is no
             accumulation, and the first divergence is forecast but not observed.
+        logit_gram: compute the logit space from embeddings and the Gram matrix of the unembedding,
+            where both models have the same one, see `prunelit.metrics.LogitGram`. False computes it
+            from logits in float32.
         kwargs: options of `PromptTask`.
 
     Example:
@@ -92,6 +95,7 @@ class Trajectory(PromptTask):
         sample: bool = False,
         seed: int = 0,
         free_running: bool = True,
+        logit_gram: bool = True,
         name: str = "trajectory",
         **kwargs: Any,
     ) -> None:
@@ -101,6 +105,7 @@ class Trajectory(PromptTask):
         self.temperature = temperature
         self.sample, self.seed = sample, seed
         self.free_running = free_running
+        self.logit_gram = logit_gram
 
     @torch.no_grad()
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor | Streamed]:
@@ -249,6 +254,7 @@ class Trajectory(PromptTask):
             dense[there],
             pruned[there],
             temperature=self.temperature,
+            gram=pair.logit_gram() if self.logit_gram else None,
             also=None if tokens is None else partial(self._keep, tokens[there]),
         )
         absent = torch.full(there.shape, torch.nan, dtype=torch.float64, device=there.device)

@@ -1,19 +1,27 @@
 """Compare dense and pruned after every sublayer, in the three spaces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError, check_positive
+from prunelit.errors import InputError, check_positive, check_whole
 from prunelit.metrics.spaces.buffers import Buffers
-from prunelit.metrics.spaces.deviation import check_not_nan, deviations
+from prunelit.metrics.spaces.deviation import (
+    check_not_nan,
+    deviations,
+    embedding_deviations,
+    logit_space_deviations,
+)
+from prunelit.metrics.spaces.embedding import embedding_pair
+from prunelit.metrics.spaces.logit_gram import LogitGram
 from prunelit.models.architecture import decoder_blocks, unembed
 from prunelit.models.inference.generation import rollout
 from prunelit.models.model_pair import ModelPair
-from prunelit.models.replay import apply_final_norm, capture
+from prunelit.models.replay import End, Form, apply_final_norm, capture
 from prunelit.models.sublayers import block_steps, counterfactual, find_layout
 from prunelit.report.curves import Picture
 from prunelit.report.quantities import LEADING
@@ -26,6 +34,7 @@ from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
 VARIANTS = ("local", "cumulative")
 CHUNK = 64  # tokens unembedded at a time
+_MANY = 1024  # tokens compared at a time without logits
 
 
 class Transitions(PromptTask):
@@ -48,15 +57,21 @@ class Transitions(PromptTask):
     Decoding step s is the position whose logits choose the s-th token of the rollout. The tokens
     before step 0 are the prompt tokens.
 
+    The embedding space is compared at every token. So is the logit space where both models have the
+    same unembedding in float32, without a cap: its Gram matrix takes the place of logits, see
+    `prunelit.metrics.LogitGram`. Elsewhere the logit space is compared at the tokens of the
+    probability space, and `logit_tokens` in the details of a result says so.
+
     Metrics are means over blocks and tokens of a prompt, then over prompts. Curves show each block.
 
     Args:
-        tokens: maximum number of compared tokens per prompt and per rollout. They are evenly
-            spaced, and the last token is one of them. None compares all. Every comparison costs
-            several unembeddings.
+        tokens: maximum number of tokens per prompt and per rollout that are compared in probability
+            space. They are evenly spaced, and the last token is one of them. None compares all, 0
+            none. Every comparison costs several unembeddings.
         final_norm: apply the final norm before the unembedding, as a logit lens does. Otherwise the
             stream keeps the scale that it has in the block.
         temperature: of the softmax.
+        logit_gram: use the Gram matrix. False computes the logit space from logits in float32.
         kwargs: options of `PromptTask`.
 
     Example:
@@ -75,17 +90,19 @@ class Transitions(PromptTask):
         tokens: int | None = 4,
         final_norm: bool = True,
         temperature: float = 1.0,
+        logit_gram: bool = True,
         batch_size: int = 8,
         name: str = "transitions",
         **kwargs: Any,
     ) -> None:
         super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
-        if tokens is not None and tokens < 1:
-            raise InputError(f"Expected `tokens` of at least 1 but got {tokens}.")
+        if tokens is not None:
+            check_whole("tokens", tokens, 0)
         check_positive("temperature", temperature)
         self.tokens = tokens
         self.final_norm = final_norm
         self.temperature = temperature
+        self.logit_gram = logit_gram
 
     def check(self, model: PreTrainedModel) -> None:
         self._layout = find_layout(model)
@@ -105,28 +122,21 @@ class Transitions(PromptTask):
         steps = self.max_new_tokens
         rolled = pair.ask("dense", rollout, pair.tokenizer, ids, mask, max_new_tokens=steps)
         text = join_rollout(ids, mask, rolled.tokens)
-        chosen = [self._spread(there) for there in text.phases.values()]
-        row, slot = torch.cat(chosen, 1).nonzero(as_tuple=True)  # positions, prompt then decode
-        width = text.input_ids.shape[1]
-        place = slot % width
-        # Column j holds the j-th compared token of a prompt or of a rollout.
-        number = torch.cat([there.long().cumsum(1) - 1 for there in chosen], 1)[row, slot]
-        room = int(number.max()) + 1
-        column = (slot // width) * room + number
+        every = _Places.of(list(text.phases.values()))
+        asked = _Places.of([self._spread(there) for there in text.phases.values()])
         values: dict[str, Tensor] = {}
-        blocks = len(self._layout.blocks)
-        for index, name, found in self._blocks(pair, text, row, place):
+        shape = len(ids), len(self._layout.blocks)
+        for index, name, places, found in self._blocks(pair, text, every, asked):
             for quantity, value in found.items():
                 key = f"{name}/{quantity}"
                 if key not in values:
-                    values[key] = torch.full(
-                        (len(ids), blocks, 2 * room), torch.nan, dtype=torch.float64
-                    )
-                values[key][row.cpu(), index, column.cpu()] = value.cpu()
+                    absent = torch.full((*shape, 2 * places.room), torch.nan, dtype=torch.float64)
+                    values[key] = absent
+                values[key][places.row.cpu(), index, places.column.cpu()] = value.cpu()
         streamed: dict[str, Tensor | Streamed] = {}
         for key, value in values.items():
             name, _, quantity = key.rpartition("/")
-            for phase, part in zip(text.phases, value.split(room, -1), strict=True):
+            for phase, part in zip(text.phases, value.chunk(2, -1), strict=True):
                 streamed[f"{name}/{phase}/{quantity}"] = Streamed(part)
                 if quantity in LEADING:
                     streamed[f"item/{name}/{phase}/{quantity}"] = part.flatten(1).nanmean(1)
@@ -148,17 +158,35 @@ class Transitions(PromptTask):
             "tokens": self.tokens,
             "final_norm": self.final_norm,
             "temperature": self.temperature,
+            "logit_tokens": self._logit_tokens(table),
         }
         return table.item_results(self.name, details)
 
+    def _logit_tokens(self, table: ItemTable) -> int | str | None:
+        """Return the tokens that were compared in logit space, as `tokens` says it, or `every`."""
+        embedding, logit = (
+            sum(
+                int(sketch.tokens.sum())
+                for name, sketch in table.sketches.items()
+                if name.endswith(f"/{space}_cosine")
+            )
+            for space in ("embedding", "logit")
+        )
+        return "every" if logit == embedding else self.tokens
+
     @torch.no_grad()
     def _blocks(
-        self, pair: ModelPair, text: RolloutBatch, row: Tensor, place: Tensor
-    ) -> Iterator[tuple[int, str, dict[str, Tensor]]]:
-        """Yield the deviations at N positions, each (N,), for each block, variant and sublayer."""
+        self, pair: ModelPair, text: RolloutBatch, every: "_Places", asked: "_Places"
+    ) -> Iterator[tuple[int, str, "_Places", dict[str, Tensor]]]:
+        """Yield the deviations at N places, each (N,), for each block, variant and sublayer."""
         assert pair.dense is not None
+        gram = pair.logit_gram() if self.logit_gram else None
+        among = asked.among(every)
         batch = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
         form, structures, names = self._layout.form, self._layout.blocks, self._layout.names
+        lenses = [
+            _Lens(model, form if self.final_norm else None) for model in (pair.dense, pair.pruned)
+        ]
         own = decoder_blocks(pair.dense)[1]
         kept = pair.kept_blocks()
         theirs = decoder_blocks(pair.pruned)[1]
@@ -177,43 +205,40 @@ class Transitions(PromptTask):
                 mine = block_steps(pruned, block, other, pruned.hidden, structure)
                 found["cumulative"] = {kind: after for kind, (_, after) in mine.sublayers.items()}
                 pruned.hidden = mine.output
-            for kind, (_, after) in steps.sublayers.items():
-                stands = [after, *(found[variant][kind] for variant in VARIANTS)]
-                compared = self._compare(pair, [hidden[row, place] for hidden in stands])
-                for variant, deviation in zip(VARIANTS, compared, strict=True):
-                    yield index, f"{variant}/{names[kind]}", deviation
+            ways = ({kind: out for kind, (_, out) in steps.sublayers.items()}, *found.values())
+            # The streams of all sublayers of the block, one after the other: (K, N, D).
+            stands = [
+                torch.stack([h.flatten(0, 1)[every.flat] for h in own.values()]) for own in ways
+            ]
+            with torch.autocast(stands[0].device.type, enabled=False):
+                streams = _compare_streams(lenses, stands, gram)
+                spread = self._compare_logits(lenses, [hidden[:, among] for hidden in stands])
+            for variant, own, of_logits in zip(VARIANTS, streams, spread, strict=True):
+                rest = {key: value for key, value in of_logits.items() if key not in own}
+                for places, values in ((every, own), (asked, rest)):
+                    for number, kind in enumerate(steps.sublayers):
+                        one = {key: value[number] for key, value in values.items()}
+                        yield index, f"{variant}/{names[kind]}", places, one
             dense.hidden = steps.output
 
-    def _compare(self, pair: ModelPair, stands: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Compute the deviations of the local and the cumulative stream from the dense stream.
-
-        Each stream is (N, D).
-        """
-        assert pair.dense is not None
-        parts: list[dict[str, list[Tensor]]] = [{}, {}]
-        models = (pair.dense, pair.pruned)
-        with torch.autocast(stands[0].device.type, enabled=False):
-            for dense, *others in zip(*(h.split(CHUNK) for h in stands), strict=True):
-                logits = self._unembed(pair.dense, dense)
-                for part, model, other in zip(parts, models, others, strict=True):
-                    values = deviations(
-                        dense,
-                        other,
-                        logits,
-                        self._unembed(model, other),
-                        temperature=self.temperature,
-                        buffers=self._buffers,
-                    )
-                    for name, value in values.items():
-                        part.setdefault(name, []).append(value)
-        found = [{name: torch.cat(value) for name, value in part.items()} for part in parts]
-        for values in found:
-            check_not_nan(values)
-        return found
-
-    def _unembed(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
-        h = apply_final_norm(model, hidden, self._layout.form) if self.final_norm else hidden
-        return unembed(model, h)
+    def _compare_logits(
+        self, lenses: "Sequence[_Lens]", stands: Sequence[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """Compute the deviations of logits and probabilities, see `_compare_streams`."""
+        parts: list[list[dict[str, Tensor]]] = [[], []]
+        for dense, *others in zip(*_chunks(stands, CHUNK), strict=True):
+            logits = lenses[0].unembed(dense)
+            for part, lens, other in zip(parts, lenses, others, strict=True):
+                values = deviations(
+                    None,
+                    None,
+                    logits,
+                    lens.unembed(other),
+                    temperature=self.temperature,
+                    buffers=self._buffers,
+                )
+                part.append(values)
+        return [_join(part, len(stands[0])) for part in parts]
 
     def _spread(self, there: Tensor) -> Tensor:
         """Keep at most `tokens` True values per row of (B, W), evenly spaced, with the last one."""
@@ -227,10 +252,105 @@ class Transitions(PromptTask):
         return there & (rank[:, :, None] == wanted[:, None]).any(-1)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Places of N tokens in a batch of B prompts with their rollouts.
+
+    Args:
+        row: (N,), number of the prompt.
+        flat: (N,), place in a tensor (B T, D).
+        column: (N,), place among the tokens of this kind: those of prompts, then of rollouts.
+        room: number of columns for each of the two.
+        chosen: (B, 2, T) bool, True for the N.
+    """
+
+    row: Tensor
+    flat: Tensor
+    column: Tensor
+    room: int
+    chosen: Tensor
+
+    @classmethod
+    def of(cls, phases: Sequence[Tensor]) -> "_Places":
+        """Find the places of the tokens of prompts and of rollouts, two masks (B, T)."""
+        chosen = torch.stack(list(phases), 1)
+        row, phase, place = chosen.nonzero(as_tuple=True)
+        number = (chosen.long().cumsum(-1) - 1)[row, phase, place]
+        room = int(number.max()) + 1 if len(number) else 0
+        flat = row * chosen.shape[-1] + place
+        return cls(row, flat, phase * room + number, room, chosen)
+
+    def among(self, others: "_Places") -> Tensor:
+        """Return the (N,) places of these tokens in the order of others, which include them."""
+        return self.chosen[others.chosen].nonzero()[:, 0]
+
+
+class _Lens:
+    """The end of a model, which any stream in it can be read through.
+
+    Args:
+        model: in evaluation mode.
+        form: type in which blocks return the hidden state; None leaves out the final norm.
+    """
+
+    def __init__(self, model: PreTrainedModel, form: Form | None) -> None:
+        self._model = model
+        self._end = None if form is None else End.of(model, form)
+
+    def embed(self, hidden: Tensor) -> Tensor:
+        """Return the input of the unembedding, (N, D) to (N, D')."""
+        return hidden if self._end is None else apply_final_norm(self._end, hidden)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Return logits, (N, D) to (N, V)."""
+        return unembed(self._model, self.embed(hidden))
+
+
+def _compare_streams(
+    lenses: Sequence[_Lens], stands: Sequence[Tensor], gram: LogitGram | None
+) -> list[dict[str, Tensor]]:
+    """Compute the deviations from the dense stream that need no logits.
+
+    Args:
+        lenses: of the dense and of the pruned model.
+        stands: (K, N, D), the dense, the local and the cumulative stream. The first two are read
+            through the dense model.
+        gram: of the unembedding; None leaves out the logit space.
+
+    Returns:
+        Those of the local and of the cumulative stream, each (K, N).
+    """
+    parts: list[list[dict[str, Tensor]]] = [[], []]
+    for dense, *others in zip(*_chunks(stands, _MANY), strict=True):
+        found = [embedding_deviations(embedding_pair(dense, other)) for other in others]
+        if gram is not None:
+            h, local = lenses[0].embed(torch.cat([dense, others[0]])).chunk(2)
+            applied = gram.apply(h)
+            for values, other in zip(found, (local, lenses[1].embed(others[1])), strict=True):
+                values |= logit_space_deviations(gram.compare(h, other, applied))
+        for part, values in zip(parts, found, strict=True):
+            part.append(values)
+    return [_join(part, len(stands[0])) for part in parts]
+
+
+def _chunks(stands: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
+    """Divide the tokens of each stream, (K, N, D) to (size, D); no token gives no chunk."""
+    return [hidden.flatten(0, 1).split(size) if hidden.numel() else () for hidden in stands]
+
+
+def _join(parts: Sequence[dict[str, Tensor]], kinds: int) -> dict[str, Tensor]:
+    """Join the values of chunks, (K, N), and refuse NaN."""
+    names = parts[0] if parts else ()
+    values = {name: torch.cat([part[name] for part in parts]).view(kinds, -1) for name in names}
+    check_not_nan(values)
+    return values
+
+
 def _pictures(table: ItemTable) -> Iterator[tuple[str, Picture]]:
     curves = {curve.tag: curve for curve in table.sketch_curves()}
     for kind in KINDS:
         if any(tag.startswith(f"{VARIANTS[0]}/{kind}/") for tag in curves):
             yield f"transitions_{kind}", kind_picture(curves, kind)
-    yield "transitions_kl", kl_picture(curves)
+    if any(tag.endswith("/kl_dense_pruned") for tag in curves):
+        yield "transitions_kl", kl_picture(curves)
     yield "transitions_theory", theory_picture(curves)

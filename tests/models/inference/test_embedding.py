@@ -18,7 +18,7 @@ from prunelit.models.inference.embedding import (
     pool,
     residual_after,
 )
-from prunelit.models.replay import apply_final_norm, check_replay
+from prunelit.models.replay import End, apply_final_norm, check_replay
 
 Make = Callable[..., PreTrainedModel]
 TEXTS = [[5, 9, 200, 31, 7, 8], [11, 12], [44]]
@@ -68,7 +68,7 @@ def test_the_stream_after_every_block_in_every_family(family: str, make_model: M
     last = residual_after(model, *batch.values(), 3)
     assert not torch.allclose(last[there], states[2][there])
     form = check_replay(model, batch)
-    own = apply_final_norm(model, last[there], form)
+    own = apply_final_norm(End.of(model, form), last[there])
     assert torch.allclose(own, final_hidden(model, *batch.values())[there], atol=1e-5)
 
 

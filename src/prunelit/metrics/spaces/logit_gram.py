@@ -4,6 +4,7 @@ Logits are z = s (W h + b), so norms and dot products over the vocabulary are th
 under G = s^2 W'W: |z' - z|^2 = d'Gd with d = h' - h. A bias adds a row to G and a 1 to each h.
 """
 
+import itertools
 from functools import cached_property
 
 import torch
@@ -15,6 +16,8 @@ from prunelit.metrics.spaces.logit_pair import LogitPair
 from prunelit.metrics.spaces.vector_pair import VectorPair, check_float64, check_shapes, dot
 
 _ENTRIES = 2**22  # of the unembedding that are widened at one time, 32 MiB
+# G is U + U' with an upper triangular U, of which the blocks below the diagonal need no product.
+_BLOCKS = 4
 
 
 @checked
@@ -37,6 +40,7 @@ class LogitGram:
 
     Attributes:
         vocabulary: V.
+        finite: False if the unembedding has a weight that is infinite or NaN.
 
     Example:
         >>> import torch
@@ -57,7 +61,7 @@ class LogitGram:
         self.vocabulary, self._width = weight.shape
         self._biased = bias is not None
         size = self._width + self._biased
-        self._matrix = weight.new_zeros(size, size, dtype=torch.float64)
+        matrix = weight.new_zeros(size, size, dtype=torch.float64)
         self._sums = weight.new_zeros(size, dtype=torch.float64)
         for start in range(0, self.vocabulary, rows := max(1, _ENTRIES // size)):
             place = slice(start, start + rows)
@@ -65,20 +69,36 @@ class LogitGram:
             if bias is not None:
                 part = torch.cat([part, bias.detach()[place, None].double()], 1)
             part = part * scale
-            self._matrix.addmm_(part.T, part)
+            matrix.addmm_(part.T, part)
             self._sums += part.sum(0)
+        self.finite = bool(matrix.isfinite().all())
+        upper = matrix.triu(1) + matrix.diagonal().diag() / 2
+        columns = upper.split(-(-size // _BLOCKS), 1)
+        ends = itertools.accumulate(part.shape[1] for part in columns)
+        self._columns = [part[:end].contiguous() for part, end in zip(columns, ends, strict=True)]
 
-    @property
-    def finite(self) -> bool:
-        """False if the unembedding has a weight that is infinite or NaN."""
-        return bool(self._matrix.isfinite().all())
+    def apply(self, hidden: Tensor) -> Tensor:
+        """Multiply embeddings by the upper triangle of the matrix.
 
-    def compare(self, dense: Tensor, pruned: Tensor) -> "GramPair":
+        Args:
+            hidden: (N, D), any float type.
+
+        Returns:
+            (N, D'), for several calls of `compare`.
+        """
+        return self.multiply(self._extend(hidden))
+
+    def multiply(self, wide: Tensor) -> Tensor:
+        """As `apply`, of (N, D') float64, which has the column for the bias."""
+        return torch.cat([wide[:, : len(part)] @ part for part in self._columns], 1)
+
+    def compare(self, dense: Tensor, pruned: Tensor, applied: Tensor | None = None) -> "GramPair":
         """Pair the logits of two embeddings; they are never computed.
 
         Args:
             dense: (N, D) embeddings of the dense model, any float type.
             pruned: (N, D).
+            applied: of the dense ones, see `apply`; None computes it.
 
         Returns:
             The logits, of which only sums over V are known: cosine, mean squared difference, both
@@ -92,11 +112,18 @@ class LogitGram:
             raise InputError(
                 f"Expected embeddings of shape (N, {self._width}) but got {tuple(dense.shape)}."
             )
-        h, other = (self._extend(x.to(self._matrix.device).double()) for x in (dense, pruned))
-        return GramPair(GramVectors(h, other, self._matrix, self._sums), self.vocabulary)
+        h, other = self._extend(dense), self._extend(pruned)
+        u_h = self.multiply(h) if applied is None else applied
+        return GramPair(GramVectors(self, h, other, u_h), self.vocabulary)
+
+    def total(self, difference: Tensor) -> Tensor:
+        """Sum logits over the vocabulary, of (N, D') to (N,)."""
+        return difference @ self._sums
 
     def _extend(self, hidden: Tensor) -> Tensor:
-        return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1) if self._biased else hidden
+        """Widen (N, D), and add a column for the bias."""
+        wide = hidden.to(self._sums.device, torch.float64)
+        return torch.cat([wide, wide.new_ones(len(wide), 1)], 1) if self._biased else wide
 
 
 class GramPair(LogitPair):
@@ -120,27 +147,35 @@ class GramVectors(VectorPair):
     digits however small it is beside the parallel part.
 
     Args:
+        gram: of the unembedding.
         dense: (N, D') float64, h.
         pruned: (N, D').
-        matrix: (D', D'), G.
-        sums: (D',), sums of the columns of W.
+        u_h: (N, D'), h by the upper triangle of the matrix.
     """
 
-    def __init__(self, dense: Tensor, pruned: Tensor, matrix: Tensor, sums: Tensor) -> None:
+    def __init__(self, gram: LogitGram, dense: Tensor, pruned: Tensor, u_h: Tensor) -> None:
         d = pruned - dense
-        g_dense, g_d = dense @ matrix, d @ matrix
-        self.squared_norm = dot(dense, g_dense).clamp_min(0)
-        self.along = dot(dense, g_d)
-        self.squared_distance = dot(d, g_d).clamp_min(0)
-        self.total = d @ sums
+        u_d = gram.multiply(d)
+        self.squared_norm = 2 * dot(dense, u_h).clamp_min(0)
+        self.along = dot(dense, u_d) + dot(d, u_h)
+        self.squared_distance = 2 * dot(d, u_d).clamp_min(0)
+        self.total = gram.total(d)
         share = self.projection[:, None]
-        rest = dot(d - share * dense, g_d - share * g_dense).clamp_min(0)
+        rest = 2 * dot(d - share * dense, u_d - share * u_h).clamp_min(0)
         norm = self.squared_norm
         self.squared_orthogonal = torch.where((norm == 0) & (rest == 0), 0.0, rest / norm)
-        self.product = dot(pruned, g_dense)
-        self._pruned, self._matrix = pruned, matrix
+        self._gram, self._pruned, self._dense, self._u_h = gram, pruned, dense, u_h
+
+    @cached_property
+    def _u_pruned(self) -> Tensor:
+        return self._gram.multiply(self._pruned)
+
+    @cached_property
+    def product(self) -> Tensor:
+        """(N,), dot product of the dense and the pruned logits."""
+        return dot(self._pruned, self._u_h) + dot(self._dense, self._u_pruned)
 
     @cached_property
     def pruned_squared_norm(self) -> Tensor:
         """(N,), squared norm of the pruned logits."""
-        return dot(self._pruned, self._pruned @ self._matrix).clamp_min(0)
+        return 2 * dot(self._pruned, self._u_pruned).clamp_min(0)
