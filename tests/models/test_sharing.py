@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.hidden import zero_channels_
+from prunelit.models.channels import zero_channels_
 from prunelit.models.sharing import copy_sharing, share_outside
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import block_weights, decoder_blocks
+from prunelit.models.channels import find_removed_channels
 from prunelit.models.fewer_experts import drop_experts_, find_dropped_experts
 from prunelit.models.heads import (
     Heads,
@@ -19,10 +20,7 @@ from prunelit.models.heads import (
     keep_heads_,
     known_heads,
 )
-from prunelit.models.hidden import (
-    find_removed_channels,
-    take_channels_out,
-)
+from prunelit.models.hidden import take_channels_out
 from prunelit.models.neurons import find_gone, find_width_changes, find_widths, narrow_
 from prunelit.models.parts import find_zeros, sublayers
 from prunelit.models.rebuilding import build_skeleton, build_twin, shapes_of

@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, device_of
-from prunelit.models.finite import all_finite
-from prunelit.models.hidden import (
-    check_narrower,
+from prunelit.models.channels import (
     find_channels,
     find_removed_channels,
     fitting_width,
     zero_channels_,
 )
+from prunelit.models.finite import all_finite
+from prunelit.models.hidden import check_narrower
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.units import UnitNorm
 from prunelit.sparsity import Ratio, check_ratio, keep_highest

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, first_line
 from prunelit.models.architecture import block_weights, decoder_blocks, repeated_weights
+from prunelit.models.channels import find_empty_channels, find_gone_channels
 from prunelit.models.heads import known_heads, lacks_heads
-from prunelit.models.hidden import find_empty_channels, find_gone_channels
 from prunelit.models.stores import each_part, each_whole
 from prunelit.models.surgery import Removed, count_stored, find_dropped, find_removed, shrink_
 from prunelit.pruning.masks import Masks, count_zeros

@@ -15,13 +15,13 @@ from transformers import (
 )
 
 from prunelit.errors import InputError
-from prunelit.models.hidden import (
-    check_narrower,
+from prunelit.models.channels import (
     find_channels,
     find_removed_channels,
     fitting_width,
     zero_channels_,
 )
+from prunelit.models.hidden import check_narrower
 
 TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
