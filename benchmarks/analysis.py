@@ -3,9 +3,9 @@
     python benchmarks/analysis.py [--repeats 5] [--prompts 8] [--new_tokens 24] [--windows 4]
 
 Each repeat times one batch of every task, then the bare forward passes of both models on the same
-items. The passes read every compared token once and write every rollout once. Prints medians of
-the ratio, with and without the time of unembedding and of comparing logits. That time grows with
-the number of compared tokens, not with the number of tokens read.
+items, in CPU seconds. The passes read every compared token once and write every rollout once.
+Prints medians of the ratio, with and without the time of unembedding and of comparing logits. That
+time grows with the number of compared tokens, not with the number of tokens read.
 """
 
 import argparse
@@ -78,14 +78,14 @@ class Watch:
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             self._depth += 1
             try:
                 return function(*args, **kwargs)
             finally:
                 self._depth -= 1
                 if not self._depth:
-                    self.seconds += time.perf_counter() - start
+                    self.seconds += time.process_time() - start
 
         return timed
 
@@ -116,32 +116,27 @@ def bare(task: Task, pair: ModelPair, batch: dict[str, Any]) -> None:
         final_hidden(pair.pruned, texts[1].input_ids, texts[1].attention_mask)
 
 
-def main() -> None:
-    """Measure and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--new_tokens", type=int, default=24)
-    parser.add_argument("--windows", type=int, default=4)
-    options = parser.parse_args()
+def measure(
+    repeats: int, prompts: int, new_tokens: int, windows: int
+) -> Iterator[tuple[str, float, float]]:
+    """Yield the name of each task and the medians of its ratios, with and without unembedding."""
     dense, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
     pruned = copy.deepcopy(dense)
     ids = torch.randint(0, len(tokenizer), (4, 64), generator=torch.Generator().manual_seed(0))
     prunelit.prune(pruned, Wanda(Unstructured(0.5)), ids)
     pair = ModelPair(pruned, dense, tokenizer)
-    prompts: dict[str, Any] = {"limit": options.prompts, "batch_size": options.prompts}
-    rollouts: dict[str, Any] = {**prompts, "max_new_tokens": options.new_tokens}
-    windows: dict[str, Any] = {"limit": options.windows, "batch_size": options.windows}
+    questions: dict[str, Any] = {"limit": prompts, "batch_size": prompts}
+    rollouts: dict[str, Any] = {**questions, "max_new_tokens": new_tokens}
+    text: dict[str, Any] = {"limit": windows, "batch_size": windows}
+    text |= {"split": "train[75%:]", "documents": "lines"}
     tasks = [
-        Deviation(TEXT, split="train[75%:]", documents="lines", **windows),
-        Distribution(TEXT, split="train[75%:]", documents="lines", floor=False, **windows),
-        Subspace(FACTS, **prompts),
+        Deviation(TEXT, **text),
+        Distribution(TEXT, floor=False, **text),
+        Subspace(FACTS, **questions),
         Transitions(FACTS, tokens=2, **rollouts),
         Trajectory(FACTS, **rollouts),
     ]
     watch = Watch(deviations, unembed, apply_final_norm)
-    threads = torch.get_num_threads()
-    print(f"{options.repeats} repeats, {threads} threads, torch {torch.__version__}")
     for task in tasks:
         task.read()
         size = task.prepare(tokenizer)
@@ -150,18 +145,38 @@ def main() -> None:
         ratios = []
         with torch.inference_mode():
             bare(task, pair, batch)  # warm
-            for _ in range(options.repeats):
-                start = time.perf_counter()
+            for _ in range(repeats):
+                start = time.process_time()
                 bare(task, pair, batch)
-                passes = time.perf_counter() - start
-                start = time.perf_counter()
+                passes = time.process_time() - start
+                start = time.process_time()
                 with watch.running():
                     task.step(pair, batch)
-                whole = time.perf_counter() - start
+                whole = time.process_time() - start
                 ratios.append((whole / passes, (whole - watch.seconds) / passes))
         with_logits, without = (statistics.median(column) for column in zip(*ratios, strict=True))
+        yield task.name, with_logits, without
+
+
+def quick() -> dict[str, float]:
+    """Return the ratios of the small form."""
+    return {name: ratio for name, ratio, _ in measure(1, 4, 8, 1)}
+
+
+def main() -> None:
+    """Measure and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--new_tokens", type=int, default=24)
+    parser.add_argument("--windows", type=int, default=4)
+    options = parser.parse_args()
+    threads = torch.get_num_threads()
+    print(f"{options.repeats} repeats, {threads} threads, torch {torch.__version__}")
+    sizes = (options.repeats, options.prompts, options.new_tokens, options.windows)
+    for name, with_logits, without in measure(*sizes):
         print(
-            f"{task.name}: {with_logits:.2f} x its bare passes, {without:.2f} x without the time "
+            f"{name}: {with_logits:.2f} x its bare passes, {without:.2f} x without the time "
             "in unembedding and comparing",
             flush=True,
         )

@@ -43,6 +43,8 @@ TEXT = "pypi:exllamav2/exllamav2/conversion/standard_cal_data/c4.utf8"
 FACTS = "prunelit:facts.jsonl"
 NAMES = ("deviation", "perplexity", "multiple_choice", "retrieval", "rollout")
 
+Found = dict[str, tuple[float, float]]  # processor seconds and sweeps of each task
+
 
 class Counted(Store):
     """Keeps the weights where they are, and counts how often they are asked for."""
@@ -95,12 +97,10 @@ def make_pair(tiny: bool) -> ModelPair:
     return ModelPair(pruned, dense, tokenizer)
 
 
-def evaluate(
-    pair: ModelPair, data: PruneData, flight: int | None
-) -> tuple[dict[str, tuple[float, float]], list[str]]:
+def evaluate(pair: ModelPair, data: PruneData, flight: int | None) -> tuple[Found, list[str]]:
     """Return the processor seconds and the sweeps of each task, and all results."""
     blocks = sum(len(decoder_blocks(model)[1]) for model in pair.models().values())
-    found = {}
+    found: Found = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         trainer = prunelit.PruneTrainer(accelerator="cpu", logger=False, default_root_dir=folder)
         evaluation = Evaluation(trainer, pair, data)
@@ -118,17 +118,12 @@ def evaluate(
     return found, [repr(row) for row in evaluation.results]
 
 
-def main() -> None:
-    """Measure both in turns and print a line for each task."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=108)
-    parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--flight", type=int, default=64)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
-    pair = make_pair(options.tiny)
-    data = PruneData(None, make_tasks(options.questions, options.windows))
+def measure(
+    questions: int, windows: int, repeats: int, flight: int, tiny: bool
+) -> tuple[Found, list[tuple[Found, Found]]]:
+    """Return what was found by pass, and, once a repeat, without and with the conveyor."""
+    pair = make_pair(tiny)
+    data = PruneData(None, make_tasks(questions, windows))
     data.prepare(pair.tokenizer)
     alone = ModelPair(copy.deepcopy(pair.pruned), copy.deepcopy(pair.dense), pair.tokenizer)
     for model in (*pair.models().values(), *alone.models().values()):
@@ -138,11 +133,34 @@ def main() -> None:
             Counted(block)
     by_pass, expected = evaluate(pair, data, None)
     turns = []
-    for _ in range(options.repeats):
+    for _ in range(repeats):
         plain, first = evaluate(alone, data, None)
-        together, second = evaluate(pair, data, options.flight)
+        together, second = evaluate(pair, data, flight)
         assert first == second == expected, "the conveyor gave other values"
         turns.append((plain, together))
+    return by_pass, turns
+
+
+def ratios_of_all(turns: list[tuple[Found, Found]]) -> list[float]:
+    """Return the processor seconds of all tasks with the conveyor over those without it."""
+    sums = ([sum(found[name][0] for name in NAMES) for found in turn] for turn in turns)
+    return [together / plain for plain, together in sums]
+
+
+def quick() -> dict[str, float]:
+    """Return the ratios of the small form."""
+    return {"all tasks, tiny model": ratios_of_all(measure(24, 4, 1, 64, tiny=True)[1])[0]}
+
+
+def main() -> None:
+    """Measure both in turns and print a line for each task."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=108)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--flight", type=int, default=64)
+    parser.add_argument("--tiny", action="store_true")
+    by_pass, turns = measure(**vars(parser.parse_args()))
     print(f"{'task':<16}{'sweeps by pass':>15}{'conveyor':>10}{'seconds':>9}{'ratio':>8}")
     for name in (*NAMES, "all"):
         own = NAMES if name == "all" else (name,)
@@ -151,7 +169,7 @@ def main() -> None:
         seconds = statistics.median(plain for plain, _ in times)
         ratio = statistics.median(after / max(before, 1e-9) for before, after in times)
         print(f"{name:<16}{sweeps[0]:>15.1f}{sweeps[1]:>10.1f}{seconds:>9.2f}{ratio:>8.3f}")
-    ratios = [sum(t[1][n][0] for n in NAMES) / sum(t[0][n][0] for n in NAMES) for t in turns]
+    ratios = ratios_of_all(turns)
     print(f"ratio of all: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
 
 

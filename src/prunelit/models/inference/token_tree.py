@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prunelit.data.tokens import pad
+from prunelit.models.inference.packing import Packed, Piece, pack
 from prunelit.models.inference.prefix_cache import common_prefix_length
 
 # Token ids of a context and of the continuation to score after it, neither empty.
@@ -69,6 +70,7 @@ class TokenTree:
         targets: (N', K), the targets that each position predicts, pass by pass.
         owners: (N', K), index of the request of each target; -1 is padding.
         requests: C, number of requests.
+        packed: stems and leaves in common rows; None leaves this way out.
     """
 
     root: Tensor
@@ -77,6 +79,7 @@ class TokenTree:
     targets: Tensor
     owners: Tensor
     requests: int
+    packed: Packed | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def build_tree(
     pad_id: int,
     tokens: int,
     pass_cost: int | None = None,
+    packing: bool = False,
 ) -> TokenTree:
     """Build the tree of several questions and group its stems and leaves into passes.
 
@@ -121,6 +125,7 @@ def build_tree(
         pad_id: id of the padding.
         tokens: most tokens of a pass, including padding.
         pass_cost: fixed cost of a pass, in tokens; None takes the value for this machine.
+        packing: pack stems and leaves into common rows too, unless a question is too long.
     """
     if pass_cost is None:
         pass_cost = _PASS_ON_GPU if torch.cuda.is_available() else _PASS_ON_CPU
@@ -144,7 +149,21 @@ def build_tree(
         pairs[..., 0],
         pairs[..., 1],
         sum(len(own.targets) for own in branches),
+        _pack_lines(stem_passes, leaf_passes, pad_id, tokens) if packing else None,
     )
+
+
+def _pack_lines(
+    stems: list[list[_Line]], leaves: list[list[_Line]], pad_id: int, tokens: int
+) -> Packed | None:
+    """Pack each stem with its leaves; a leaf without a stem is a tree of its own."""
+    count = sum(map(len, stems))
+    trees: dict[tuple[int, int], list[tuple[int, Piece]]] = {}
+    for number, line in enumerate(line for lines in [*stems, *leaves] for line in lines):
+        alone = number if number >= count and not line.before else -1
+        piece = Piece(line.tokens, line.before, sorted(line.after))
+        trees.setdefault((line.stem, alone), []).append((number, piece))
+    return pack(list(trees.values()), pad_id, tokens)
 
 
 def _split_lines(branches: Sequence[Branch]) -> tuple[list[_Line], list[_Line]]:

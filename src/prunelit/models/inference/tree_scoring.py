@@ -1,11 +1,15 @@
 """Score continuations with a prefix tree: each shared part is read once.
 
-The model reads root, stems and leaves of a `TokenTree` one after the other. Each pass uses the keys
-and values of the tokens before it: every stem those of the root, every leaf those of its stem. They
-are joined layer by layer, so that only one layer's joined keys and values are in memory.
+The model reads the root of a `TokenTree`, then rows of whole questions, each token with the mask
+and the position that its place in the tree gives it. A family that cannot be read so, or whose
+sliding window is shorter than a row, reads root, stems and leaves one after the other. Each pass
+uses the keys and values of the tokens before it: every stem those of the root, every leaf those of
+its stem. They are joined layer by layer, so that only one layer's joined keys and values are in
+memory.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from prunelit.models.architecture import decoder_blocks, final_hidden, takes_positions, trunk
+from prunelit.models.inference.packing import Packed, tree_mask
 from prunelit.models.inference.prefix_cache import (
     CacheNotSharedError,
     KeysValues,
@@ -26,6 +31,9 @@ from prunelit.models.inference.prefix_cache import (
 )
 from prunelit.models.inference.scoring import log_likelihoods
 from prunelit.models.inference.token_tree import TokenTree, build_branch, build_tree
+
+# Names of a configuration for the number of tokens that attention looks back.
+_WINDOW = re.compile(r"(window|chunk)(_size)?$")
 
 
 class _PrefixLayer(DynamicLayer):
@@ -79,7 +87,8 @@ def tree_scores(
 ) -> Tensor:
     """Compute the log-likelihood of every request's continuation, a sum over its tokens.
 
-    If the cache of the model cannot be shared, every sequence is read whole.
+    A tree that is packed is read in rows if the model can read them. If else the cache of the model
+    cannot be shared, every sequence is read whole.
 
     Args:
         model: a causal LM in evaluation mode.
@@ -91,6 +100,13 @@ def tree_scores(
         (C,) float64, nats.
     """
     shared_prefix = shared_prefix or SharedPrefix()
+    packed = tree.packed
+    if (
+        packed is not None
+        and _fits_windows(model, len(tree.root) + packed.passes[0].input_ids.shape[1])
+        and shared_prefix.find_problem(model, find_packing_problem, warn=False) is None
+    ):
+        return _sum_by_request(model, tree, _embed_packed(model, tree, packed, shared_prefix))
     if shared_prefix.find_problem(model, find_tree_problem) is None:
         return _sum_by_request(model, tree, _embed_shared(model, tree, shared_prefix))
     return _sum_by_request(model, tree, _embed_whole(model, tree))
@@ -110,18 +126,54 @@ def find_tree_problem(model: PreTrainedModel) -> str | None:
     Raises:
         InputError: if the logits hold NaN.
     """
+    return _find_problem(
+        model, lambda tree: _embed_shared(model, tree, SharedPrefix()), packing=False
+    )
+
+
+def find_packing_problem(model: PreTrainedModel) -> str | None:
+    """Check if a model can read several questions in one row, as `find_tree_problem` does.
+
+    Returns:
+        The reason why it cannot; None if it can.
+
+    Raises:
+        InputError: if the logits hold NaN.
+    """
+    if not takes_positions(model):
+        return "it takes no positions"
+
+    def embed(tree: TokenTree) -> Tensor:
+        assert tree.packed is not None
+        return _embed_packed(model, tree, tree.packed, SharedPrefix())
+
+    return _find_problem(model, embed, packing=True)
+
+
+def _find_problem(
+    model: PreTrainedModel, embed: Callable[[TokenTree], Tensor], packing: bool
+) -> str | None:
+    """Compare one way to read a tree with whole sequences."""
     a, b, c, d, e, f, g, h, i = plain_tokens(model)[:9]
     requests = [
         [([a, b, c, d, e], [f, g, h]), ([a, b, c, d, e], [i, f]), ([a, b, c, d, e], [g])],
         [([a, b, c, h, d, i, g], [e, a]), ([a, b, c, h, d, i, g], [b, c, e])],
     ]
-    tree = build_tree([a, b, c], [build_branch(own, 3) for own in requests], 0, 4096)
+    branches = [build_branch(own, 3) for own in requests]
+    tree = build_tree([a, b, c], branches, 0, 4096, packing=packing)
     tree = move_data_to_device(tree, model.device)
     return find_difference(
         model,
         lambda: _sum_by_request(model, tree, _embed_whole(model, tree)),
-        lambda: _sum_by_request(model, tree, _embed_shared(model, tree, SharedPrefix())),
+        lambda: _sum_by_request(model, tree, embed(tree)),
     )
+
+
+def _fits_windows(model: PreTrainedModel, length: int) -> bool:
+    """Return True if no sliding window or chunk of a model is shorter than a row and the root."""
+    config = model.config.get_text_config(decoder=True)
+    sizes = (value for name, value in vars(config).items() if _WINDOW.search(name))
+    return not any(type(size) is int and 0 < size < length for size in sizes)
 
 
 def _sum_by_request(model: PreTrainedModel, tree: TokenTree, hidden: Tensor) -> Tensor:
@@ -131,12 +183,34 @@ def _sum_by_request(model: PreTrainedModel, tree: TokenTree, hidden: Tensor) -> 
     return scores.new_zeros(tree.requests).index_add_(0, tree.owners[real], scores[real])
 
 
+def _embed_packed(
+    model: PreTrainedModel, tree: TokenTree, packed: Packed, shared_prefix: SharedPrefix
+) -> Tensor:
+    """Compute the embeddings that predict targets, (N', D), with whole questions in rows."""
+    length, roots = len(tree.root), _read_root(model, tree, shared_prefix)
+    found = []
+    for rows in packed.passes:
+        mask = tree_mask(rows, length, model.dtype)
+        prefixes = [None if root is None else _repeat(root, len(mask)) for root in roots]
+        layers = [_PrefixLayer(length, prefix, keep=False) for prefix in prefixes]
+        hidden = _run(model, rows.input_ids, mask, length + rows.positions, layers)
+        found.append(hidden.flatten(0, 1)[rows.places])
+    return torch.cat(found)[packed.order]
+
+
+def _read_root(
+    model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix
+) -> Sequence[KeysValues | None]:
+    """Return keys and values of the root for each block; None without a root."""
+    if len(tree.root):
+        return shared_prefix.compute_keys_values(model, tree.root.tolist())
+    return [None] * len(decoder_blocks(model)[1])
+
+
 def _embed_shared(model: PreTrainedModel, tree: TokenTree, shared_prefix: SharedPrefix) -> Tensor:
     """Compute the embeddings that predict targets, (N', D), with a shared cache."""
-    length, blocks = len(tree.root), len(decoder_blocks(model)[1])
-    roots = (
-        shared_prefix.compute_keys_values(model, tree.root.tolist()) if length else [None] * blocks
-    )
+    length, roots = len(tree.root), _read_root(model, tree, shared_prefix)
+    blocks = len(roots)
     found = []
     stems: list[list[KeysValues]] = [[] for _ in range(blocks)]
     for own in tree.stems:
@@ -197,7 +271,10 @@ def _embed_whole(model: PreTrainedModel, tree: TokenTree) -> Tensor:
 def _run(
     model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, layers: list[_PrefixLayer]
 ) -> Tensor:
-    """Compute final embeddings, (B, T, D). A family without `position_ids` uses the mask."""
+    """Compute final embeddings, (B, T, D), with a mask of two or four dimensions.
+
+    A family without `position_ids` uses the mask.
+    """
     options = {"position_ids": positions} if takes_positions(model) else {}
     return trunk(model)(
         input_ids=ids,

@@ -57,10 +57,11 @@ class Plan:
             chunks[-1].append(index)
         return chunks
 
-    def tree(self, indices: Sequence[int], tokens: int) -> TokenTree:
+    def tree(self, indices: Sequence[int], tokens: int, packing: bool) -> TokenTree:
         """Build the token tree of the questions of a batch, which have one root."""
         root = self.roots[self.root_of[indices[0]]]
-        return build_tree(root, [self.branches[i] for i in indices], self.pad_id, tokens)
+        branches = [self.branches[i] for i in indices]
+        return build_tree(root, branches, self.pad_id, tokens, packing=packing)
 
 
 def build_plan(
