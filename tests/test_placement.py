@@ -67,6 +67,33 @@ def test_a_run_gives_the_numbers_of_a_resident_one(
     assert "Gains: parameters none." in said
 
 
+@pytest.mark.parametrize(
+    ("placement", "ranks"),
+    [("streamed", 1), pytest.param("sharded", 2, marks=pytest.mark.full)],
+)
+def test_blocks_of_their_own_widths_are_placed(
+    measure: Callable[..., Found],
+    forked: Callable[..., CompletedProcess[str]],
+    tmp_path: Path,
+    placement: str,
+    ranks: int,
+) -> None:
+    arguments = {"parameters": 0.9, "neurons": [0.25, 0.5], "heads": [], "uniform": False}
+    method = json.dumps({"class_path": "prunelit.pruners.Budget", "init_args": arguments})
+    results, weights, _ = measure("resident", 1, "--pruning.pruner", method)
+    others, same, _ = measure(placement, ranks, "--pruning.pruner", method)
+    assert [one["value"] for one in results] == [one["value"] for one in others]
+    assert weights.keys() == same.keys()
+    assert all(weights[name].equal(same[name]) for name in weights)
+    assert len({value.shape for name, value in weights.items() if "down_proj" in name}) > 1
+    done = forked(tmp_path / f"{placement}_{ranks}", "validate", "--config", "config.yaml",
+                  "--pruning.pruner", method, ranks=ranks)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files = (tmp_path / f"{placement}_{ranks}").rglob("results.jsonl")
+    read = [[json.loads(line)["value"] for line in file.read_text().splitlines()] for file in files]
+    assert read == [[one["value"] for one in results]] * 2
+
+
 def test_a_trained_model_is_measured_where_it_is_not_trained(
     make_config: Callable[[Path], dict[str, Any]],
     save_config: Callable[..., Path],

@@ -196,7 +196,15 @@ def test_checkpoint_of_another_program(refuse: Refuse, config: Config, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '"text"', "3", '{"removed": {"x": 1}}', '{"removed": {"mlp": ["a"]}}']
+    "content",
+    [
+        "[]",
+        '"text"',
+        "3",
+        '{"removed": {"x": 1}}',
+        '{"removed": {"mlp": ["a"]}}',
+        '{"removed": {"fields": {"0": 3}}}',
+    ],
 )
 def test_pruning_json_of_another_form(refuse: Refuse, tmp_path: Path, content: str) -> None:
     folder = tmp_path / "older"

@@ -83,7 +83,7 @@ def test_its_tokenizer_is_that_of_the_dense_model(
 
 
 def test_a_stock_class_that_is_named_refuses_it(stored: Path) -> None:
-    with pytest.raises(ValueError, match="lacks sublayers; `import prunelit` and use AutoModelFor"):
+    with pytest.raises(ValueError, match="lack parts; `import prunelit` and use AutoModelFor"):
         LlamaForCausalLM.from_pretrained(stored)
 
 

@@ -90,42 +90,68 @@ def test_each_option_is_measured_in_each_block(
         assert next(place) == pytest.approx(divergence(spread, without, padded), rel=1e-3)
 
 
-@pytest.mark.parametrize("share", [0.9, 0.75, 0.6])
+@pytest.mark.parametrize(
+    ("share", "uniform"), [(0.9, True), (0.6, True), (0.9, False), (0.75, False), (0.6, False)]
+)
 def test_the_best_model_that_fits_is_taken(
-    share: float, spread: PreTrainedModel, padded: dict[str, Tensor]
+    share: float, uniform: bool, spread: PreTrainedModel, padded: dict[str, Tensor]
 ) -> None:
     dense = copy.deepcopy(spread)
-    pruner = Noting(share, neurons=SHARES, blocks=2)
+    pruner = Noting(share, neurons=SHARES, blocks=2, uniform=uniform)
     report = prune(spread, pruner, [padded])
     costs = torch.tensor(pruner.found[0]).view(3, 4).tolist()
     block = sum(weight.numel() for weight in dense.model.layers[0].parameters())
-    found = []
     heads_of = sum(
         getattr(dense.model.layers[0].self_attn, f"{name}_proj").weight.numel() for name in "qkvo"
     )
     neurons_of = sum(weight.numel() for weight in dense.model.layers[0].mlp.parameters())
-    for heads, neurons in itertools.product((0, 1), range(3)):
-        for gone in itertools.chain(*(itertools.combinations(range(3), n) for n in range(3))):
-            left = block - heads * heads_of // 2 - int(neurons_of * [0, *SHARES][neurons])
-            size = dense.num_parameters() - 3 * block + left * (3 - len(gone))
-            kl = sum(
-                own[3]
-                if index in gone
-                else (own[0] if heads else 0) + (own[neurons] if neurons else 0)
-                for index, own in enumerate(costs)
-            )
-            if size <= share * dense.num_parameters():
-                found.append((kl, heads, neurons, gone, size))
-    kl, heads, neurons, gone, size = min(found)
-    assert (pruner.choice.heads, pruner.choice.neurons, pruner.choice.blocks) == (
-        heads,
-        neurons,
-        gone,
-    )
+    pairs = [*itertools.product((0, 1), range(3))]
+    found = []
+    for options in itertools.product([*pairs, None], repeat=3):
+        kept = [own for own in options if own is not None]
+        if not kept or (uniform and len({*kept}) > 1):
+            continue
+        size, kl = dense.num_parameters() - 3 * block, 0.0
+        for own, cost in zip(options, costs, strict=True):
+            if own is None:
+                kl += cost[3]
+                continue
+            heads, neurons = own
+            size += block - heads * heads_of // 2 - int(neurons_of * [0, *SHARES][neurons])
+            kl += (cost[0] if heads else 0) + (cost[neurons] if neurons else 0)
+        if size <= share * dense.num_parameters():
+            found.append((kl, -size, options))
+    kl, size, options = min(found, key=lambda own: own[:2])
+    assert pruner.choice.options == options
     assert pruner.choice.kl == pytest.approx(kl)
-    assert spread.num_parameters() == size == pruner.choice.parameters
+    assert spread.num_parameters() == -size == pruner.choice.parameters
     assert report.removed is not None
+    if uniform:
+        assert report.removed["fields"] == {}
     assert pruner.found[1] == [pytest.approx(divergence(dense, spread, padded), rel=1e-3)]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_blocks_have_their_own_widths(
+    name: str,
+    make_model: MakeModel,
+    padded: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = make_model(name)
+    with caplog.at_level(logging.INFO):
+        report = prune(
+            model, Budget(0.85, neurons=[0.25, 0.5, 0.75], blocks=0, uniform=False), [padded]
+        )
+    assert report.removed is not None
+    assert report.removed["fields"]
+    assert "% of the neurons" in caplog.text
+    save_pretrained(model, tokenizer, tmp_path, report)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert again(**padded).logits.equal(model(**padded).logits)
 
 
 def test_the_folder_is_stock_and_the_choice_is_told(

@@ -74,4 +74,6 @@ def _loader(report: dict[str, Any]) -> str:
         return (
             "transformers after `import prunelit`, as no stock class lacks one sublayer of a block"
         )
+    if removed.get("fields"):
+        return "transformers after `import prunelit`, as no stock class has blocks of other widths"
     return "stock transformers by from_pretrained"

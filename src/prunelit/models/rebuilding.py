@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.stores import keep_in, store_of
-from prunelit.models.without_sublayers import Absent
+from prunelit.models.without_sublayers import Absent, fields_of, set_fields
 
 Shapes = Mapping[str, torch.Size]
 _Found = TypeVar("_Found")
@@ -66,7 +66,8 @@ def build_skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrain
     """Build a model of the same class from a configuration, with its buffers and without weights.
 
     Args:
-        model: gives the class, the dtype and the sublayers that are left out.
+        model: gives the class, the dtype, blocks of other widths and the sublayers that are left
+            out.
         config: of the new model.
 
     Raises:
@@ -74,6 +75,8 @@ def build_skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrain
     """
     with _without_weights(model.dtype):
         new = type(model)(config).eval()
+        if (fields := fields_of(model)) != fields_of(new):
+            set_fields(new, type(model), fields)
     for name, module in model.named_modules():
         if isinstance(module, Absent):
             new.set_submodule(name, module)

@@ -55,6 +55,7 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
                 "experts": "a number of experts",
                 "heads": "a number of heads",
                 "hidden_size": "a number of channels",
+                "fields": "fields of blocks",
             }
             what = named.get(key, "indices of blocks")
             raise InputError(
@@ -71,6 +72,7 @@ def _fits(key: str, value: Any) -> bool:
         "widths": _is_number,
         "heads": _is_number,
         "kept_experts": _are_different,
+        "fields": lambda own: isinstance(own, dict),
     }
     if key in tables:
         return isinstance(value, dict) and all(map(tables[key], value.values()))

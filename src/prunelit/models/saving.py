@@ -21,7 +21,7 @@ from prunelit.models.proof import answer, prove_written
 from prunelit.models.report_file import REPORT_FILE, copy_processor
 from prunelit.models.stores import check_here, each_whole, is_shared, store_of
 from prunelit.models.surgery import Removed, build_exported, count_stored, find_removed
-from prunelit.models.without_sublayers import absent_modules, write_config
+from prunelit.models.without_sublayers import absent_modules, fields_of, write_config
 
 MASKS_FILE = "masks.safetensors"
 
@@ -95,8 +95,8 @@ def save_pretrained(
         folder: output folder; its parents are created.
         report: the report that `prunelit.prune` returned.
         full_hash: hash all weights, which takes a second or two per GB; False hashes a sample.
-        custom_code: put code beside a model without some sublayers, by which transformers alone
-            loads it with `trust_remote_code=True`. Other models need none.
+        custom_code: put code beside a model whose blocks differ, by which transformers alone loads
+            it with `trust_remote_code=True`. Other models need none.
 
     Raises:
         InputError: if `folder` exists and is not a pruned model, or is the folder that the model
@@ -143,7 +143,7 @@ def save_pretrained(
     with replace_folder(folder, size=weight_bytes(model)) as partial:
         plain = report.as_dict() | count_stored(model)  # it may have another dtype now
         if report.shrinks and report.removed is None:
-            model, removed = build_exported(model)
+            model, removed = build_exported(model, by_block=report.by_block)
             plain["removed"] = removed.as_dict()
             plain |= count_stored(model)
         elif not report.shrinks:  # names and shapes are the same in the folder
@@ -154,8 +154,9 @@ def save_pretrained(
             write_blocks(model, partial)
         else:
             model.save_pretrained(partial)
-        if absent := absent_modules(model):
-            write_config(partial, model.config, absent, custom_code)
+        absent, fields = absent_modules(model), fields_of(model)
+        if absent or fields:
+            write_config(partial, model.config, absent, fields, custom_code)
         tokenizer.save_pretrained(partial)
         copy_processor(model, partial)
         plain["content"] = _content(partial, plain, full_hash)

@@ -12,22 +12,18 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import block_weights, decoder_blocks
 from prunelit.models.channels import find_removed_channels
 from prunelit.models.fewer_experts import drop_experts_, find_dropped_experts
-from prunelit.models.heads import (
-    Heads,
-    count_kept_heads,
-    find_gone_heads,
-    head_changes,
-    keep_heads_,
-    known_heads,
-)
+from prunelit.models.heads import Heads, find_gone_heads, known_heads
 from prunelit.models.hidden import take_channels_out
-from prunelit.models.neurons import find_gone, find_width_changes, find_widths, narrow_
+from prunelit.models.neurons import find_gone
 from prunelit.models.parts import find_zeros, sublayers
-from prunelit.models.rebuilding import build_skeleton, build_twin, shapes_of
+from prunelit.models.rebuilding import build_skeleton, shapes_of
 from prunelit.models.removal import Parts, Removal, find_removal, take_out
-from prunelit.models.stores import each_whole, whole
+from prunelit.models.stores import each_whole
 from prunelit.models.views import view
-from prunelit.models.without_sublayers import Absent
+from prunelit.models.widths import find_block_widths, keep_groups_, keep_neurons_
+from prunelit.models.without_sublayers import Absent, fields_of, note_fields
+
+_NUMBERS_OF_HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
 @dataclass
@@ -38,7 +34,8 @@ class Removed:
         blocks: indices of blocks in the dense model.
         attention: indices, in the stored model, of blocks without attention.
         mlp: indices, in the stored model, of blocks without MLP.
-        widths: new widths of MLPs and experts by those of the dense model, as text.
+        widths: new widths of MLPs and experts by those of the dense model, as text; empty if
+            blocks differ, see `fields`.
         experts: number of experts of each mixture; None means that of the dense model.
         mixer: indices, in the stored model, of blocks without a mixer that is no attention.
         returns: values that the modules that are left out return, by `index.name` in the stored
@@ -48,6 +45,8 @@ class Removed:
         heads: new numbers of heads of every attention, by their fields in config.json; empty if it
             has all.
         hidden_size: channels of the residual stream; None means those of the dense model.
+        fields: fields of config.json that a block has for itself, by its index in the stored
+            model: numbers of heads and neurons that differ from block to block.
     """
 
     blocks: list[int] = field(default_factory=list)
@@ -60,6 +59,7 @@ class Removed:
     kept_experts: dict[str, list[int]] = field(default_factory=dict)
     heads: dict[str, int] = field(default_factory=dict)
     hidden_size: int | None = None
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dict that JSON can hold."""
@@ -98,7 +98,7 @@ def find_dropped(block: nn.Module, heads: Heads | None = None) -> dict[str, Tens
 
 
 @torch.no_grad()
-def shrink_(model: PreTrainedModel) -> Removed:
+def shrink_(model: PreTrainedModel, *, by_block: bool = False) -> Removed:
     """Take dropped blocks and sublayers, and zero neurons and heads, out of a model, in place.
 
     A block is removed if all its sublayers are dropped. MLPs, and experts, of one width get one new
@@ -109,6 +109,8 @@ def shrink_(model: PreTrainedModel) -> Removed:
 
     Args:
         model: with zeros in dropped parts.
+        by_block: each block loses all its heads and neurons that are 0. If their numbers then
+            differ, no stock class describes the model, see `prunelit.models.without_sublayers`.
 
     Returns:
         The parts that it does not have any more.
@@ -125,26 +127,23 @@ def shrink_(model: PreTrainedModel) -> Removed:
     removal = Removal()
     if parts.blocks or parts.sublayers:
         removal = find_removal(model, parts)
-    widths = find_widths(blocks[i] for i in kept if "mlp" not in parts.sublayers.get(i, ()))
-    if widths:
-        small = view(model)
-        small.config = copy.deepcopy(model.config)
-        take_out(small, parts, removal)
-        removal.changes.update(find_width_changes(small, widths))
-    mixers = [i for i in kept if "mixer" not in parts.sublayers.get(i, ())]
-    count = count_kept_heads(model, mixers)
-    heads = known_heads(model) if count else []
-    fewer = head_changes(model, count) if count else {}
-    removal.changes.update(fewer)
-    twins = decoder_blocks(build_twin(model, fewer))[1] if count else []
+    small = view(model)
+    small.config = copy.deepcopy(model.config)
+    take_out(small, parts, removal)
+    mlps, mixers = (
+        [i for i in kept if kind not in parts.sublayers.get(i, ())] for kind in ("mlp", "mixer")
+    )
+    widths = find_block_widths(model, small, mlps, mixers, by_block)
+    removal.changes.update(widths.common)
     gone = find_removed_channels(model)
     own_config(model)
+    heads = known_heads(model) if widths.groups else []
     experts = drop_experts_(model)
-    for index in mixers if count else ():
-        if (own := heads[index]) is not None:
-            with whole(blocks[index], edited=True):
-                keep_heads_(blocks[index], own, twins[index])
+    keep_groups_(model, heads, widths)
     take_out(model, parts, removal)
+    for block, index in zip(decoder_blocks(model)[1], kept, strict=True):
+        if own := widths.fields.get(index):
+            note_fields(block, dict(own))
     removed = find_removed(model)
     removed.blocks = list(parts.blocks)
     removed.kept_experts = {
@@ -153,15 +152,16 @@ def shrink_(model: PreTrainedModel) -> Removed:
         for name, numbers in experts.get(index, {}).items()
     }
     removed.experts = next(map(len, removed.kept_experts.values()), None)
-    removed.widths = {str(width): new for width, new in widths.items()}
-    removed.heads = {name: number for name, number in fewer.items() if name != "head_dim"}
-    for block in blocks if widths else ():
-        with whole(block, edited=True):
-            narrow_(block, widths)
+    if not removed.fields:
+        removed.widths = {str(w): new for own in widths.neurons.values() for w, new in own.items()}
+    removed.heads = {
+        name: value for name, value in widths.common.items() if name in _NUMBERS_OF_HEADS
+    }
+    keep_neurons_(model, widths, kept)
     if gone is not None:
         take_channels_out(model, gone)
         removed.hidden_size = int((~gone).sum())
-    if experts or count or gone is not None:
+    if experts or widths.groups or widths.fields or gone is not None:
         _check_shapes(model)
     return removed
 
@@ -184,11 +184,14 @@ def _find_parts(blocks: nn.ModuleList) -> Parts:
     return Parts(gone, {i: sorted(k) for i, k in zeros.items() if k and i not in gone})
 
 
-def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
+def build_exported(
+    model: PreTrainedModel, *, by_block: bool = False
+) -> tuple[PreTrainedModel, Removed]:
     """Build the model to save, see `shrink_`.
 
     Args:
         model: with zeros in dropped parts. It is not changed; the new model shares its weights.
+        by_block: see `shrink_`.
 
     Returns:
         The model to save, and the parts that it does not have.
@@ -198,7 +201,7 @@ def build_exported(model: PreTrainedModel) -> tuple[PreTrainedModel, Removed]:
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     smaller = copy.deepcopy(model, shared)
-    return smaller, shrink_(smaller)
+    return smaller, shrink_(smaller, by_block=by_block)
 
 
 def count_stored(model: PreTrainedModel) -> dict[str, int]:
@@ -211,9 +214,11 @@ def count_stored(model: PreTrainedModel) -> dict[str, int]:
 
 
 def find_removed(model: PreTrainedModel) -> Removed:
-    """Find the sublayers that a model lacks."""
+    """Find the sublayers that a model lacks, and the blocks that have fields for themselves."""
     removed = Removed()
     for index, block in enumerate(decoder_blocks(model)[1]):
+        for fields in fields_of(block).values():
+            removed.fields[str(index)] = fields
         for name, module in block.named_children():
             if isinstance(module, Absent):
                 removed.returns[f"{index}.{name}"] = module.returns
@@ -223,12 +228,18 @@ def find_removed(model: PreTrainedModel) -> Removed:
 
 
 def check_whole(model: PreTrainedModel) -> None:
-    """Refuse a model without some sublayers if more parts are to be dropped or narrowed.
+    """Refuse a model whose blocks differ already if more parts are to be dropped or narrowed.
 
     Raises:
         InputError: naming the missing sublayers.
     """
     removed = find_removed(model)
+    if removed.fields:
+        raise InputError(
+            f"Expected a model whose blocks have one width but {len(removed.fields)} of its blocks "
+            "have numbers of heads or neurons of their own: start from the dense model and remove "
+            "all parts in one run."
+        )
     if removed.sublayers:
         raise InputError(
             f"Expected a model with all its sublayers but it lacks mixers in blocks "

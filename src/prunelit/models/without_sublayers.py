@@ -1,13 +1,15 @@
-"""Models without some of their sublayers, as transformers loads them.
+"""Models whose blocks differ from those of a stock class, as transformers loads them.
 
-A stock class would fill the gap with random weights, so the folder of such a model has a model type
-of its own. Without prunelit, transformers refuses it. With it, `from_pretrained` builds the stock
-class and puts `Absent` modules into it.
+Some blocks lack a sublayer, or have fewer heads or neurons than others. A stock class would fill
+the gap with random weights, so the folder of such a model has a model type of its own. Without
+prunelit, transformers refuses it. With it, `from_pretrained` builds the stock class and puts blocks
+of other widths and `Absent` modules into it.
 
 It imports no other module of prunelit: a copy of this file in the folder is all that transformers
 needs with `trust_remote_code`.
 """
 
+import copy
 import inspect
 import json
 import re
@@ -23,7 +25,8 @@ from transformers.utils import CONFIG_NAME
 _TYPE = "prunelit"
 _CODE = "modeling_prunelit"
 # A stock class that is named outright reads weights from the file that this key names.
-_NO_FILE = "none, since this model lacks sublayers; `import prunelit` and use AutoModelForCausalLM"
+_NO_FILE = "none, as blocks lack parts; `import prunelit` and use AutoModelForCausalLM"
+_FIELDS = "_prunelit_fields"  # attribute of a block of a width of its own
 
 
 class Absent(nn.Module):
@@ -86,9 +89,9 @@ def _count_tokens(cache: Any, index: int, hidden: Tensor) -> None:
 
 
 class PrunelitConfig(PreTrainedConfig):
-    """Reader of the `config.json` of a model without some sublayers.
+    """Reader of the `config.json` of a model whose blocks differ from those of a stock class.
 
-    It becomes the configuration of the stock class, in a subclass that knows the absent modules.
+    It becomes the configuration of the stock class, in a subclass that knows the differences.
     """
 
     model_type = _TYPE
@@ -97,10 +100,10 @@ class PrunelitConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make the configuration of the stock class; the arguments are those of transformers."""
         own = config_dict[_TYPE]
-        plain = _without_skips(own["config"])
+        plain = _without_layers(own["config"])
         made = _config_class(CONFIG_MAPPING[plain["model_type"]]).from_dict(plain, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
-        config._absent = own["absent"]
+        config._absent, config._fields = own["absent"], own.get("fields", {})
         return made
 
 
@@ -117,14 +120,13 @@ def _config_class(stock: type[PreTrainedConfig]) -> Any:
 
     def to_dict(self: Any) -> dict[str, Any]:
         plain = stock.to_dict(self)
-        plain.pop("_absent", None)
-        return plain
+        return {name: value for name, value in plain.items() if name not in ("_absent", "_fields")}
 
     def save_pretrained(self: Any, save_directory: Any, **kwargs: Any) -> None:
         stock.save_pretrained(self, save_directory, **kwargs)
-        write_config(Path(save_directory), self, self._absent)
+        write_config(Path(save_directory), self, self._absent, self._fields)
 
-    own = {"to_dict": to_dict, "save_pretrained": save_pretrained, "_absent": {}}
+    own = {"to_dict": to_dict, "save_pretrained": save_pretrained, "_absent": {}, "_fields": {}}
     made = type(f"Prunelit{stock.__name__}", (stock,), {**own, "__module__": __name__})
     for auto, known in (
         (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
@@ -136,10 +138,11 @@ def _config_class(stock: type[PreTrainedConfig]) -> Any:
 
 
 def _model_class(stock: Any, config_class: type[PreTrainedConfig]) -> type[nn.Module]:
-    """Make a subclass of a stock model that has `Absent` in the place of some modules."""
+    """Make a subclass of a stock model that has other modules in the place of some."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
+        set_fields(self, stock, config._fields)
         for name, values in config._absent.items():
             original = self.get_submodule(name)
             absent = Absent(original=original, **values)
@@ -150,6 +153,45 @@ def _model_class(stock: Any, config_class: type[PreTrainedConfig]) -> type[nn.Mo
     # By its name and module, the library finds how it renames the weights of a family.
     own = {"__init__": __init__, "config_class": config_class, "__module__": stock.__module__}
     return type(stock.__name__, (stock,), own)
+
+
+def set_fields(model: Any, stock: Any, fields: dict[str, dict[str, Any]]) -> None:
+    """Put blocks that are built of other configurations in the place of some.
+
+    Args:
+        model: just built.
+        stock: class that builds a model of which a block is taken.
+        fields: by the name of a block, fields of the configuration that differ.
+    """
+    own = model.config.get_text_config(decoder=True)
+    for changes in [json.loads(text) for text in dict.fromkeys(map(_as_text, fields.values()))]:
+        config = copy.deepcopy(model.config)
+        text = config.get_text_config(decoder=True)
+        for name, value in changes.items():
+            setattr(text, name, value)
+        other = stock(config)
+        for name in [name for name, found in fields.items() if found == changes]:
+            block = other.get_submodule(name)
+            for module in block.modules():
+                if getattr(module, "config", None) is text:
+                    module.config = own  # so that a change of the model's options reaches it
+            setattr(block, _FIELDS, changes)
+            model.set_submodule(name, block)
+
+
+def _as_text(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True)
+
+
+def note_fields(block: nn.Module, fields: dict[str, Any]) -> None:
+    """Note in a block the fields of the configuration that it would be built of."""
+    setattr(block, _FIELDS, fields)
+
+
+def fields_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return the fields of the configuration that a block has for itself, by name of the block."""
+    found = {name: vars(module).get(_FIELDS) for name, module in model.named_modules()}
+    return {name: fields for name, fields in found.items() if fields}
 
 
 def absent_modules(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -165,6 +207,7 @@ def write_config(
     folder: Path,
     config: PreTrainedConfig,
     absent: dict[str, dict[str, Any]],
+    fields: dict[str, dict[str, Any]],
     custom_code: bool = False,
 ) -> None:
     """Write the `config.json` of a folder anew, so that no stock class loads it wrongly.
@@ -176,6 +219,7 @@ def write_config(
         folder: holds the `config.json` of transformers.
         config: of the model.
         absent: its absent modules, see `absent_modules`.
+        fields: of blocks of other widths, see `fields_of`.
         custom_code: put a copy of this file there, for `trust_remote_code`.
     """
     path = folder / CONFIG_NAME
@@ -184,16 +228,18 @@ def write_config(
         plain = plain[_TYPE]["config"]
     text = config.get_text_config(decoder=True)
     key = next((name for name, value in vars(config).items() if value is text), None)
-    skips: dict[str, dict[str, list[str]]] = {}
-    for name, values in absent.items():
-        if (index := re.search(r"\.(\d+)\.", name)) is not None:
-            skips[index[1]] = {"skip": [values["kind"]]}
-    (plain if key is None else plain[key])["per_layer_config"] = skips
+    layers: dict[str, dict[str, Any]] = {}
+    for name, values in (fields | absent).items():
+        if (index := re.search(r"\.(\d+)(?:\.|$)", name)) is not None:
+            layers.setdefault(index[1], {}).update(
+                {"skip": [values["kind"]]} if name in absent else values
+            )
+    (plain if key is None else plain[key])["per_layer_config"] = layers
     whole: dict[str, Any] = {
         "model_type": _TYPE,
         "architectures": ["PrunelitForCausalLM"],
         "transformers_weights": _NO_FILE,
-        _TYPE: {"absent": absent, "config": plain},
+        _TYPE: {"absent": absent, "fields": fields, "config": plain},
     }
     if custom_code:
         shutil.copyfile(__file__, folder / f"{_CODE}.py")
@@ -201,10 +247,10 @@ def write_config(
     path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
-def _without_skips(plain: dict[str, Any]) -> dict[str, Any]:
+def _without_layers(plain: dict[str, Any]) -> dict[str, Any]:
     """Leave `per_layer_config` out of a configuration and of the parts inside it."""
     return {
-        name: _without_skips(value) if isinstance(value, dict) else value
+        name: _without_layers(value) if isinstance(value, dict) else value
         for name, value in plain.items()
         if name != "per_layer_config"
     }

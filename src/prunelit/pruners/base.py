@@ -45,6 +45,8 @@ class Pruner(Checked, ABC):
     Attributes:
         sparsifies: True if a weight that becomes 0 is removed and must stay 0 in training.
         shrinks: True if whole parts become 0, so that the pruned model can do without them.
+        by_block: True if blocks may lose different numbers of heads and neurons, so that no stock
+            class describes what is left.
         drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
         drops_sublayers: True if whole sublayers or blocks become 0.
         measure: see `settle`.
@@ -78,6 +80,7 @@ class Pruner(Checked, ABC):
 
     sparsifies = True
     shrinks = False
+    by_block = False
     drops_blocks = False
     drops_sublayers = False
     measure: Literal["kl", "loss"] = "kl"

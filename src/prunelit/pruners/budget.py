@@ -1,7 +1,7 @@
 """Choose heads, neurons and blocks together, so that a model fits a size."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,16 +11,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, check_whole
-from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.models.architecture import decoder_blocks
 from prunelit.models.heads import find_heads
-from prunelit.models.neurons import find_neurons
 from prunelit.models.parts import drop_, sublayers
 from prunelit.models.removal import Parts, find_removal
 from prunelit.models.stores import whole
 from prunelit.models.variation import Variation
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.heads import Heads
+from prunelit.pruners.knapsack import Option, choose_options
 from prunelit.pruners.neuron import Neuron
+from prunelit.pruners.part_sizes import count_in_heads, count_in_neurons, count_outside
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,13 @@ class Choice:
     """One way to make a model smaller.
 
     Args:
-        heads: place among the options of heads; 0 removes none.
-        neurons: place among the options of neurons; 0 removes none.
-        blocks: indices of the blocks that go.
+        options: of each block, the places among the options of heads and of neurons, of which 0
+            removes none; None if the block goes.
         parameters: number of parameters that are left.
         kl: sum of what the changes of all blocks cost alone, nats.
     """
 
-    heads: int
-    neurons: int
-    blocks: tuple[int, ...]
+    options: tuple[tuple[int, int] | None, ...]
     parameters: int
     kl: float
 
@@ -48,10 +46,13 @@ class Budget(Pruner):
     Each block is measured with each option in its place, in the dense model: the KL divergence of
     the next token from the dense model, as Puzzle scores its library of blocks (Bercovich et al.
     2025, arXiv:2411.19146, section 3.2). The KL divergence of a model is foretold as the sum over
-    its blocks. All widths and numbers of blocks are compared, and the model that fits and costs
-    least is taken. Heads and neurons are the same number in every block, so that the folder is that
-    of a stock class. What was foretold and what was got are printed. What was measured is kept on
-    disk, so that another size needs no new measurement.
+    its blocks, and heads and neurons of one block as the sum of both. Of all models that fit, the
+    one that costs least is taken. What was foretold and what was got are printed. What was measured
+    is kept on disk, so that another size needs no new measurement.
+
+    Heads and neurons are the same number in every block, so that the folder is that of a stock
+    class. With `uniform` False each block has its own numbers: the sum is less, and transformers
+    loads the folder after `import prunelit`.
 
     Heads and neurons that go are those of `Heads` and `Neuron`, with their defaults. What these
     read of each block is kept: D x D numbers a block for heads of the width D in all.
@@ -65,6 +66,8 @@ class Budget(Pruner):
         blocks: the largest number of blocks to drop; None is a quarter of them.
         tokens: number of tokens of the text at which outputs are compared, spread evenly; None
             compares all. The other tokens are context.
+        uniform: leave the same number of heads and of neurons in every block; False lets each block
+            have its own.
 
     Example:
         >>> import torch
@@ -83,7 +86,7 @@ class Budget(Pruner):
     shrinks = True
     drops_blocks = True
     drops_sublayers = True
-    settled = ("parameters", "bytes")
+    settled = ("parameters", "bytes", "uniform")
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class Budget(Pruner):
         neurons: Sequence[float] = (0.125, 0.25, 0.375, 0.5),
         blocks: int | None = None,
         tokens: int | None = 128,
+        uniform: bool = True,
     ) -> None:
         if not 0 < parameters < 1:
             raise InputError(f"Expected `parameters` in (0, 1) but got {parameters}.")
@@ -114,6 +118,8 @@ class Budget(Pruner):
         self.neurons = list(neurons)
         self.blocks = blocks
         self.tokens = tokens
+        self.uniform = uniform
+        self.by_block = not uniform
         # The first option of both kinds leaves a block as it is.
         self._heads: list[Heads | None] = [None, *(Heads(count=count) for count in self.heads)]
         self._neurons: list[Neuron | None] = [None, *(Neuron(share) for share in self.neurons)]
@@ -138,7 +144,8 @@ class Budget(Pruner):
                 f"{min(sizes):,} to {max(sizes):,} parameters: use `Sequence` with the methods and "
                 "numbers of your choice."
             )
-        least = min(size for *_, size in self._sizes(model))
+        left = len(blocks) - self._most_blocks(model)
+        least = count_outside(model) + left * min(size for *_, size in self._menu(model))
         if least > (most := self._target(model)):
             raise InputError(
                 f"Expected options that leave at most {most:,} parameters but the smallest model "
@@ -179,13 +186,14 @@ class Budget(Pruner):
             return False
         choice = self._chosen = self._choose(model, changes)
         blocks = decoder_blocks(model)[1]
-        find_removal(model, Parts(choice.blocks))  # refuses what could not be written
-        for index, block in enumerate(blocks):
-            if index in choice.blocks:
+        gone = [index for index, own in enumerate(choice.options) if own is None]
+        find_removal(model, Parts(gone))  # refuses what could not be written
+        for index, (block, own) in enumerate(zip(blocks, choice.options, strict=True)):
+            if own is None:
                 drop_(block, *sublayers(block))
                 continue
             with whole(block, edited=True):
-                for option in (self._heads[choice.heads], self._neurons[choice.neurons]):
+                for option in (self._heads[own[0]], self._neurons[own[1]]):
                     if option is not None:
                         self._apply(index, option, block)
         rank_zero_info(self._tell(model, choice))
@@ -215,48 +223,42 @@ class Budget(Pruner):
         option.prune_block(block, self._probes[index])
 
     def _choose(self, model: PreTrainedModel, changes: Sequence[float]) -> Choice:
-        """Find the model that fits and costs least; of equal ones, the one with more parameters.
-
-        Blocks have one size, so for each pair of widths and each number of blocks, those go whose
-        absence costs least beside what they cost if they stay.
-        """
-        width = len(self._variations(model))
+        """Find the model that fits and costs least; of equal ones, the one with more parameters."""
+        width, most = len(self._variations(model)), self._most_blocks(model)
         # (blocks, options of heads, then of neurons, then none)
         costs = [changes[start : start + width] for start in range(0, len(changes), width)]
-        most, found = self._target(model), []
-        for heads, neurons, count, size in self._sizes(model):
-            if size > most:
-                continue
-            stays = [
-                (own[heads - 1] if heads else 0.0)
-                + (own[len(self.heads) + neurons - 1] if neurons else 0.0)
+        menu, room = list(self._menu(model)), self._target(model) - count_outside(model)
+        found = []
+        for items in [[item] for item in menu] if self.uniform else [menu]:
+            groups = [
+                [
+                    *(Option(size, self._cost(own, *places)) for *places, size in items),
+                    *([Option(0, own[-1], limited=True)] if most else []),
+                ]
                 for own in costs
             ]
-            more = [own[-1] - stay for own, stay in zip(costs, stays, strict=True)]
-            gone = sorted(range(len(costs)), key=lambda index: more[index])[:count]
-            kl = sum(stays) + sum(more[index] for index in gone)
-            found.append(Choice(heads, neurons, tuple(sorted(gone)), size, kl))
+            if (best := choose_options(groups, room, most)) is not None:
+                picked, kl = best
+                options = [items[place][:2] if place < len(items) else None for place in picked]
+                size = sum(group[i].size for group, i in zip(groups, picked, strict=True))
+                found.append(Choice(tuple(options), count_outside(model) + size, kl))
         return min(found, key=lambda one: (one.kl, -one.parameters))
 
-    def _sizes(self, model: PreTrainedModel) -> Iterator[tuple[int, int, int, int]]:
-        """List options of heads and of neurons, numbers of blocks that go, and parameters left."""
-        blocks = decoder_blocks(model)[1]
-        block = sum(weight.numel() for weight in blocks[0].parameters())
-        outside = sum(weight.numel() for weight in model.parameters()) - block * len(blocks)
-        by_heads = [0, *(self._count_heads(model, count) for count in self.heads)]
-        by_neurons = [0 if one is None else _count_neurons(blocks[0], one) for one in self._neurons]
-        places = range(len(by_heads)), range(len(by_neurons)), range(self._most_blocks(model) + 1)
-        for heads, neurons, count in itertools.product(*places):
-            own = block - by_heads[heads] - by_neurons[neurons]
-            yield heads, neurons, count, outside + own * (len(blocks) - count)
+    def _cost(self, changes: Sequence[float], heads: int, neurons: int) -> float:
+        """Add up what fewer heads and fewer neurons of a block cost alone."""
+        by_heads = changes[heads - 1] if heads else 0.0
+        return by_heads + (changes[len(self.heads) + neurons - 1] if neurons else 0.0)
 
-    def _count_heads(self, model: PreTrainedModel, count: int) -> int:
-        """Count the parameters of a block that go with some groups of heads."""
-        found = find_heads(model)[0]
-        assert found is not None  # blocks have one size
-        block = decoder_blocks(model)[1][0]
-        size = sum(block.get_parameter(name).numel() for name in found.axes)
-        return size * count // found.groups
+    def _menu(self, model: PreTrainedModel) -> Iterator[tuple[int, int, int]]:
+        """List options of heads and of neurons, and the parameters of a block with both."""
+        first = decoder_blocks(model)[1][0]
+        block = sum(weight.numel() for weight in first.parameters())
+        by_heads = [0, *(count_in_heads(model, count) for count in self.heads)]
+        by_neurons = [
+            0 if one is None else count_in_neurons(first, one.removed) for one in self._neurons
+        ]
+        for heads, neurons in itertools.product(range(len(by_heads)), range(len(by_neurons))):
+            yield heads, neurons, block - by_heads[heads] - by_neurons[neurons]
 
     def _target(self, model: PreTrainedModel) -> int:
         """Largest number of parameters that may be left."""
@@ -266,28 +268,22 @@ class Budget(Pruner):
 
     def _tell(self, model: PreTrainedModel, choice: Choice) -> str:
         before = sum(weight.numel() for weight in model.parameters())
-        blocks = len(decoder_blocks(model)[1])
-        parts = [f"{blocks - len(choice.blocks)} of {blocks} blocks"]
-        if choice.heads:
+        kept = [own for own in choice.options if own is not None]
+        parts = [f"{len(kept)} of {len(choice.options)} blocks"]
+        removed = [[0, *self.heads][heads] for heads, _ in kept]
+        if any(removed):
             groups = next(found.groups for found in find_heads(model) if found is not None)
-            left = groups - self.heads[choice.heads - 1]
-            parts.append(f"{left} of {groups} groups of heads")
-        if choice.neurons:
-            parts.append(f"{1 - self.neurons[choice.neurons - 1]:.1%} of the neurons")
+            parts.append(f"{_span(groups - own for own in removed)} of {groups} groups of heads")
+        shares = [1 - [0.0, *self.neurons][neurons] for _, neurons in kept]
+        if min(shares) < 1:
+            parts.append(f"{_span(shares, '.1%')} of the neurons")
         return (
             f"Budget: {', '.join(parts)} are left, {choice.parameters:,} of {before:,} parameters "
             f"({choice.parameters / before:.1%})."
         )
 
 
-def _count_neurons(block: nn.Module, option: Neuron) -> int:
-    """Count the parameters of a block that go with a share of the neurons of its MLPs."""
-    linears, total = linear_modules(block), 0
-    for neurons in find_neurons(block):
-        removed = option.removed(neurons.width)
-        own = oriented_weight(linears[neurons.output]).numel()
-        for name in neurons.inputs:
-            bias = getattr(linears[name], "bias", None)
-            own += oriented_weight(linears[name]).numel() + (0 if bias is None else bias.numel())
-        total += own // neurons.width * removed
-    return total
+def _span(values: Iterable[float], form: str = "") -> str:
+    """Write a number, or the smallest and the largest of several."""
+    least, most = min(values := [*values]), max(values)
+    return f"{least:{form}}" if least == most else f"{least:{form}} to {most:{form}}"

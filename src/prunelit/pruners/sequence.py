@@ -53,6 +53,7 @@ class Sequence(Pruner):
         self._check_order()
         self.sparsifies = any(step.sparsifies for step in self._steps)
         self.shrinks = any(step.shrinks for step in self._steps)
+        self.by_block = any(step.by_block for step in self._steps)
         self.drops_blocks = any(step.drops_blocks for step in self._steps)
         self.narrows_stream = any(step.narrows_stream for step in self._steps)
         self.drops_sublayers = any(step.drops_sublayers for step in self._steps)

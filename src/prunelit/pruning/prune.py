@@ -186,6 +186,7 @@ def prune(
         blocks=_by_block(costs),
         peak_memory=memory.meaning,
         shrinks=pruner.shrinks,
+        by_block=pruner.by_block,
         masks=masks,
         experts=asdict(reach) if reach.experts else None,
         compared=compared or None,

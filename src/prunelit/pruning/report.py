@@ -104,6 +104,7 @@ class PruningReport:
         versions: versions of the packages that decide the result.
         rounds: fraction, sparsity and time of each round of iterative pruning.
         shrinks: True for a method that drops whole parts, which the model no longer has.
+        by_block: True if blocks may have different numbers of heads and neurons.
         bytes: size of the dense parameters.
         stored_parameters: number of parameters that the pruned model still has, zeros included.
         stored_bytes: their size.
@@ -135,6 +136,7 @@ class PruningReport:
     versions: dict[str, str] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     shrinks: bool = False
+    by_block: bool = False
     bytes: int = 0
     stored_parameters: int = 0
     stored_bytes: int = 0
@@ -274,7 +276,7 @@ class PruningReport:
         """
         if not self.shrinks or self.removed is not None:
             return self
-        removed = shrink_(model).as_dict()
+        removed = shrink_(model, by_block=self.by_block).as_dict()
         return replace(self, removed=removed, masks=Masks(), **count_stored(model))
 
 
