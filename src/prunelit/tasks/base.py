@@ -207,22 +207,14 @@ class Task(Checked, ABC):
             for start in range(0, size, self.batch_size)
         ]
 
-    def longest_first(self, lengths: Sequence[int], tokens: int | None = None) -> list[list[int]]:
+    def longest_first(self, lengths: Sequence[int]) -> list[list[int]]:
         """Return the items of each batch by similar length; the longest come first and fail first.
 
         Args:
             lengths: number of tokens of every item.
-            tokens: most tokens of a batch, padding included; a single item may have more. None is
-                no limit.
         """
-        chunks: list[list[int]] = []
-        for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
-            last = chunks[-1] if chunks else []
-            full = not last or len(last) == self.batch_size
-            if full or (tokens is not None and (len(last) + 1) * lengths[last[0]] > tokens):
-                chunks.append([])
-            chunks[-1].append(item)
-        return chunks
+        order = sorted(range(len(lengths)), key=lambda item: -lengths[item])
+        return [[order[place] for place in chunk] for chunk in Task.chunks(self, len(order))]
 
     def common(self) -> dict[str, Any]:
         """Return entries that are added to every batch of one pass over the items."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunelit.errors import InputError, check_whole
 from prunelit.metrics.retrieval import list_metrics, rank_documents
+from prunelit.models.inference.token_tree import group_by_length
 from prunelit.report.task_report import TaskReport
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.item_table import ItemTable
@@ -38,8 +39,9 @@ class Retrieval(QuestionTask, EmbeddingTask):
         centre: subtract the mean embedding of the queries from each query, and that of the
             documents from each document.
         recall_at: every k of `recall@k`.
-        batch_size: most texts of a batch. Texts are sorted by length, the longest first. Embeddings
-            of other batches differ by rounding; 1 reads every text alone.
+        batch_size: most texts of a batch. Texts are sorted by length, the longest first, and
+            divided where padding and passes cost least. Embeddings of other batches differ by
+            rounding; 1 reads every text alone.
         tokens: most tokens of a batch, padding included. A single text may have more.
         kwargs: options of `QuestionTask` and `EmbeddingTask`.
 
@@ -97,7 +99,8 @@ class Retrieval(QuestionTask, EmbeddingTask):
         return len(self._tokens)
 
     def chunks(self, size: int) -> list[list[int]]:
-        return self.longest_first(list(map(len, self._tokens)), self.tokens)
+        lengths = list(map(len, self._tokens))
+        return group_by_length(lengths, self.tokens, most=self.batch_size)
 
     def _name_item(self, item: int) -> str:
         """Name a query by its row, and a document by the first row that has it."""

@@ -20,7 +20,7 @@ Request = tuple[list[int], list[int]]
 
 # Fixed cost of a forward pass, in tokens. On a CPU the weights are read once per pass (measured),
 # on a GPU kernels are started (assumed).
-_PASS_ON_CPU, _PASS_ON_GPU = 48, 1024
+PASS_ON_CPU, _PASS_ON_GPU = 48, 1024
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def build_tree(
         packing: pack stems and leaves into common rows too, unless a question is too long.
     """
     if pass_cost is None:
-        pass_cost = _PASS_ON_GPU if torch.cuda.is_available() else _PASS_ON_CPU
+        pass_cost = _PASS_ON_GPU if torch.cuda.is_available() else PASS_ON_CPU
     stems, leaves = _split_lines(branches)
     stem_passes = _group_passes(stems, tokens, pass_cost)
     # A leaf refers to its stem by the index in the order of reading.
@@ -193,22 +193,40 @@ def _split_lines(branches: Sequence[Branch]) -> tuple[list[_Line], list[_Line]]:
 
 def _group_passes(lines: Sequence[_Line], tokens: int, pass_cost: int) -> list[list[_Line]]:
     """Group lines into passes, longest first, with the least cost of passes and padding."""
-    lines = sorted(lines, key=lambda line: -len(line.tokens))
-    # Least cost of the first n lines, and the start of their last pass.
+    groups = group_by_length([len(line.tokens) for line in lines], tokens, pass_cost=pass_cost)
+    return [[lines[number] for number in group] for group in groups]
+
+
+def group_by_length(
+    lengths: Sequence[int], tokens: int, *, most: int | None = None, pass_cost: int = PASS_ON_CPU
+) -> list[list[int]]:
+    """Group sequences into passes, longest first, with the least cost of passes and padding.
+
+    Args:
+        lengths: of the sequences, in tokens.
+        tokens: most tokens of a pass, padding included. A single sequence may have more.
+        most: most sequences of a pass; None is no limit.
+        pass_cost: fixed cost of a pass, in tokens.
+
+    Returns:
+        The numbers of the sequences of each pass.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    # Least cost of the first n sequences, and the start of their last pass.
     best: list[tuple[int, int]] = [(0, 0)]
-    for end in range(1, len(lines) + 1):
+    for end in range(1, len(order) + 1):
         options = []
-        for start in range(end - 1, -1, -1):
-            read = (end - start) * len(lines[start].tokens)
+        for start in range(end - 1, max(-1, end - 1 - (most or end)), -1):
+            read = (end - start) * lengths[order[start]]
             if read > tokens and start < end - 1:
                 break
             options.append((best[start][0] + pass_cost + read, start))
         best.append(min(options))
-    passes: list[list[_Line]] = []
-    end = len(lines)
+    passes: list[list[int]] = []
+    end = len(order)
     while end:
         start = best[end][1]
-        passes.append(list(lines[start:end]))
+        passes.append(order[start:end])
         end = start
     return passes[::-1]
 
