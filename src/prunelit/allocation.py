@@ -56,10 +56,10 @@ class Allocation(Checked, ABC):
 
 
 class LinearDepth(Allocation):
-    """Increase the ratio linearly with depth: an arithmetic progression (arXiv:2502.14770, eq. 5).
+    """Increase the ratio linearly with depth: an arithmetic progression (arXiv:2502.14770).
 
-    The common difference, beta of the paper, is ``2 * spread / (blocks - 1)``. The paper searches
-    for it by perplexity.
+    This is eq. 10 of the version of ICML 2025. The common difference, beta of the paper, is
+    ``2 * spread / (blocks - 1)``. The paper searches for it by perplexity.
 
     Args:
         spread: the last block gets the mean ratio plus `spread`, the first block minus `spread`; a
@@ -149,13 +149,13 @@ class AlphaPruning(Allocation):
     """Prune the blocks most whose spectra have the lightest tails (Lu et al. 2024, 2410.10912).
 
     The eigenvalues of W^T W of a trained matrix have a heavy tail. Its exponent alpha is estimated
-    by Hill's estimator on the k largest of n eigenvalues (eq. 2), those above the peak of the
-    histogram of their logarithms::
+    by Hill's estimator on the k largest of n eigenvalues, those above the peak of the histogram of
+    their logarithms::
 
         alpha = 1 + k / sum over i = 1..k of ln(lambda_(n-i+1) / lambda_(n-k+1))
 
-    The mean alpha of a block is mapped linearly to its ratio (eq. 3): a large one means a block
-    that learned less, which is pruned more. Reads no data.
+    The mean alpha of a block is mapped linearly to its ratio: a large one means a block that
+    learned less, which is pruned more. Reads no data.
 
     Args:
         spread: half the range between the highest and the lowest ratio; tau of the paper is

@@ -18,8 +18,8 @@ _EVERY = 3  # iterations between two changes of the penalty
 class ADMM(LinearPruner):
     """Choose the mask and the weights together, by the alternating direction method of multipliers.
 
-    This is ALPS (Meng et al. 2024, arXiv:2406.07831), on the layer's reconstruction error with the
-    Gram matrix H of the inputs, scaled to a diagonal of 1 (section 3.1). An iteration is::
+    This is ALPS (Meng et al. 2024, arXiv:2406.07831), on the layer's reconstruction error (section
+    3.1) with the Gram matrix H of the inputs, scaled to a diagonal of 1. An iteration is::
 
         W = (H + rho I)^-1 (H W_dense - V + rho D)
         D = W + V / rho, without its smallest entries

@@ -45,10 +45,10 @@ class Budget(Pruner):
 
     Each block is measured with each option in its place, in the dense model: the KL divergence of
     the next token from the dense model, as Puzzle scores its library of blocks (Bercovich et al.
-    2025, arXiv:2411.19146, section 3.2). The KL divergence of a model is foretold as the sum over
-    its blocks, and heads and neurons of one block as the sum of both. Of all models that fit, the
-    one that costs least is taken. What was foretold and what was got are printed. What was measured
-    is kept on disk, so that another size needs no new measurement.
+    2025, arXiv:2411.19146, section 4.2 of the version of ICML). The KL divergence of a model is
+    foretold as the sum over its blocks, and heads and neurons of one block as the sum of both. Of
+    all models that fit, the one that costs least is taken. What was foretold and what was got are
+    printed. What was measured is kept on disk, so that another size needs no new measurement.
 
     Heads and neurons are the same number in every block, so that the folder is that of a stock
     class. With `uniform` False each block has its own numbers: the sum is less, and transformers

@@ -22,9 +22,9 @@ class DSnoT(LinearPruner):
     The mask of another method's scores removes from output r, in the mean over tokens,
     ``e_r = sum over removed i of W_ri E[x_i]``. Each step exchanges two weights of the row:
 
-    * the removed weight with the highest ``sign(e_r) W_ri E[x_i] / Var[x_i]`` comes back (eq. 4);
+    * the removed weight with the highest ``sign(e_r) W_ri E[x_i] / Var[x_i]`` comes back;
     * of the weights whose removal makes |e_r| smaller as well, ``sign(e_r) W_rj E[x_j] < 0``, that
-      with the lowest score |W_rj| ||x_j|| goes (eq. 5).
+      with the lowest score |W_rj| ||x_j|| goes.
 
     No weight is updated. With N:M, both weights are of one group.
 

@@ -39,7 +39,7 @@ def find_order(scores: Tensor, keep: int, group: int) -> Tensor:
 
     First, channels are dealt out to the groups by the sum of their scores. Then one channel of
     each group at a time is assigned anew, so that the sum of the scores that stay is highest with
-    the other channels of each group as they are (OpenReview Tr0lPx9woF, section 4.3).
+    the other channels of each group as they are (OpenReview Tr0lPx9woF).
 
     Args:
         scores: (O, I), higher stays.

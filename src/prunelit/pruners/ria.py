@@ -27,7 +27,7 @@ class RIA(LinearPruner):
         sparsity: how many weights are removed, and among which they compete.
         power: exponent of the input norm, a of the paper.
         permute: with N:M sparsity, reorder the neurons of each MLP first, so that the groups of its
-            last map keep higher scores (section 4.3). The reordered model computes the same.
+            last map keep higher scores. The reordered model computes the same.
         options: `include`, `exclude`, `ratios`, `allocation` and `expert_tokens` of
             `LinearPruner`.
 
