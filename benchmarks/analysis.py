@@ -1,11 +1,16 @@
 """Measure the cost of the analysis tasks relative to the forward passes that they need.
 
     python benchmarks/analysis.py [--repeats 5] [--prompts 8] [--new_tokens 24] [--windows 4]
+                                  [--only transitions]
 
-Each repeat times one batch of every task, then the bare forward passes of both models on the same
-items, in CPU seconds. The passes read every compared token once and write every rollout once.
-Prints medians of the ratio, with and without the time of unembedding and of comparing logits. That
+Each repeat takes the bare forward passes of both models on one batch, then the tasks that need
+these passes. The passes read every compared token once and write every rollout once. Prints medians
+of the ratio in CPU seconds, with and without the time of unembedding and of comparing logits. That
 time grows with the number of compared tokens, not with the number of tokens read.
+
+A name with `_plain` is a task whose logit space comes from logits (`logit_gram: false`);
+`transitions_streams` has no probability space. The Gram matrix is built once, before the repeats,
+and its time is printed in the same unit.
 """
 
 import argparse
@@ -25,7 +30,6 @@ import prunelit
 from prunelit.metrics.spaces.deviation import deviations
 from prunelit.models.architecture import final_hidden, unembed
 from prunelit.models.inference.generation import rollout
-from prunelit.models.replay import apply_final_norm
 from prunelit.pruners import Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.tasks import (
@@ -45,7 +49,7 @@ TEXT = "pypi:exllamav2/exllamav2/conversion/standard_cal_data/c4.utf8"
 
 
 class Watch:
-    """Sum up the time inside some functions. Nested calls count once.
+    """Sum up the CPU time inside some functions. Nested calls count once.
 
     Args:
         functions: the functions to time, in every module of prunelit that imports them.
@@ -116,51 +120,78 @@ def bare(task: Task, pair: ModelPair, batch: dict[str, Any]) -> None:
         final_hidden(pair.pruned, texts[1].input_ids, texts[1].attention_mask)
 
 
+def prepare(task: Task, dense: Any, tokenizer: Any) -> dict[str, Any]:
+    """Return the only batch of a task."""
+    task.read()
+    size = task.prepare(tokenizer)
+    task.check(dense)
+    (batch,) = task.batches(size, 0, 1)
+    return batch
+
+
 def measure(
-    repeats: int, prompts: int, new_tokens: int, windows: int
-) -> Iterator[tuple[str, float, float]]:
-    """Yield the name of each task and the medians of its ratios, with and without unembedding."""
+    repeats: int, prompts: int, new_tokens: int, windows: int, only: str = ""
+) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Yield the name of each task and its ratios, with and without unembedding, once a repeat."""
     dense, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
     pruned = copy.deepcopy(dense)
     ids = torch.randint(0, len(tokenizer), (4, 64), generator=torch.Generator().manual_seed(0))
     prunelit.prune(pruned, Wanda(Unstructured(0.5)), ids)
     pair = ModelPair(pruned, dense, tokenizer)
+    start = time.process_time()
+    pair.logit_gram()
+    building = time.process_time() - start
+    plain: dict[str, Any] = {"logit_gram": False}
     questions: dict[str, Any] = {"limit": prompts, "batch_size": prompts}
     rollouts: dict[str, Any] = {**questions, "max_new_tokens": new_tokens}
     text: dict[str, Any] = {"limit": windows, "batch_size": windows}
     text |= {"split": "train[75%:]", "documents": "lines"}
-    tasks = [
-        Deviation(TEXT, **text),
-        Distribution(TEXT, floor=False, **text),
-        Subspace(FACTS, **questions),
-        Transitions(FACTS, tokens=2, **rollouts),
-        Trajectory(FACTS, **rollouts),
+    # Tasks in one list need the same passes.
+    groups: list[list[Task]] = [
+        [
+            Deviation(TEXT, **text),
+            Deviation(TEXT, name="deviation_plain", **plain, **text),
+            Distribution(TEXT, floor=False, **text),
+        ],
+        [Subspace(FACTS, **questions)],
+        [
+            Transitions(FACTS, name="transitions_streams", tokens=0, **rollouts),
+            Transitions(FACTS, tokens=2, **rollouts),
+            Transitions(FACTS, name="transitions_plain", tokens=2, **plain, **rollouts),
+        ],
+        [
+            Trajectory(FACTS, **rollouts),
+            Trajectory(FACTS, name="trajectory_plain", **plain, **rollouts),
+        ],
     ]
-    watch = Watch(deviations, unembed, apply_final_norm)
-    for task in tasks:
-        task.read()
-        size = task.prepare(tokenizer)
-        task.check(dense)
-        (batch,) = task.batches(size, 0, 1)
-        ratios = []
+    watch = Watch(deviations, unembed)
+    for group in groups:
+        tasks = [task for task in group if task.name.startswith(only)]
+        batches = [prepare(task, dense, tokenizer) for task in tasks]
+        ratios: dict[str, list[tuple[float, float]]] = {task.name: [] for task in tasks}
+        shares = []
         with torch.inference_mode():
-            bare(task, pair, batch)  # warm
-            for _ in range(repeats):
+            for task, batch in zip(tasks[:1], batches, strict=False):
+                bare(task, pair, batch)  # warm
+            for _ in range(repeats if tasks else 0):
                 start = time.process_time()
-                bare(task, pair, batch)
+                bare(tasks[0], pair, batches[0])
                 passes = time.process_time() - start
-                start = time.process_time()
-                with watch.running():
-                    task.step(pair, batch)
-                whole = time.process_time() - start
-                ratios.append((whole / passes, (whole - watch.seconds) / passes))
-        with_logits, without = (statistics.median(column) for column in zip(*ratios, strict=True))
-        yield task.name, with_logits, without
+                shares.append((building / passes, 0.0))
+                for task, batch in zip(tasks, batches, strict=True):
+                    start = time.process_time()
+                    with watch.running():
+                        task.step(pair, batch)
+                    whole = time.process_time() - start
+                    ratios[task.name].append((whole / passes, (whole - watch.seconds) / passes))
+        yield from ratios.items()
+        if tasks:
+            yield f"the Gram matrix, once, over the passes of {tasks[0].name}", shares
 
 
 def quick() -> dict[str, float]:
     """Return the ratios of the small form."""
-    return {name: ratio for name, ratio, _ in measure(1, 4, 8, 1)}
+    return {name: found[0][0] for name, found in measure(1, 4, 8, 1)}
 
 
 def main() -> None:
@@ -170,14 +201,17 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--new_tokens", type=int, default=24)
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--only", help="begin of the names of the tasks to measure", default="")
     options = parser.parse_args()
     threads = torch.get_num_threads()
     print(f"{options.repeats} repeats, {threads} threads, torch {torch.__version__}")
     sizes = (options.repeats, options.prompts, options.new_tokens, options.windows)
-    for name, with_logits, without in measure(*sizes):
+    for name, found in measure(*sizes, options.only):
+        with_logits, without = (statistics.median(own) for own in zip(*found, strict=True))
+        low, high = min(found)[0], max(found)[0]
         print(
-            f"{name}: {with_logits:.2f} x its bare passes, {without:.2f} x without the time "
-            "in unembedding and comparing",
+            f"{name}: {with_logits:.2f} ({low:.2f} to {high:.2f}) x its bare passes, "
+            f"{without:.2f} x without the time in unembedding and comparing logits",
             flush=True,
         )
 

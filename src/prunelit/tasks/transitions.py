@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, check_positive, check_whole
-from prunelit.metrics.spaces.buffers import Buffers
+from prunelit.metrics.spaces.buffers import Buffers, rows_per_chunk
 from prunelit.metrics.spaces.deviation import (
     check_not_nan,
     deviations,
@@ -34,7 +34,7 @@ from prunelit.tasks.prompt_task import PromptTask, RolloutBatch, join_rollout
 
 VARIANTS = ("local", "cumulative")
 CHUNK = 64  # tokens unembedded at a time
-_MANY = 1024  # tokens compared at a time without logits
+_TENSORS = 4  # intermediates of tokens compared without logits, which a cache should hold
 
 
 class Transitions(PromptTask):
@@ -226,7 +226,9 @@ class Transitions(PromptTask):
     ) -> list[dict[str, Tensor]]:
         """Compute the deviations of logits and probabilities, see `_compare_streams`."""
         parts: list[list[dict[str, Tensor]]] = [[], []]
-        for dense, *others in zip(*_chunks(stands, CHUNK), strict=True):
+        if not stands[0].numel():
+            return [{}, {}]
+        for dense, *others in zip(*(x.flatten(0, 1).split(CHUNK) for x in stands), strict=True):
             logits = lenses[0].unembed(dense)
             for part, lens, other in zip(parts, lenses, others, strict=True):
                 values = deviations(
@@ -320,28 +322,29 @@ def _compare_streams(
     Returns:
         Those of the local and of the cumulative stream, each (K, N).
     """
+    flat = [hidden.flatten(0, 1) for hidden in stands]
+    read: Sequence[Tensor] = ()
+    if gram is not None:
+        both = lenses[0].embed(torch.cat(flat[:2])).chunk(2)
+        read = (*both, lenses[1].embed(flat[2]))
     parts: list[list[dict[str, Tensor]]] = [[], []]
-    for dense, *others in zip(*_chunks(stands, _MANY), strict=True):
+    size = max(1, rows_per_chunk(flat[0]) // _TENSORS)
+    for start in range(0, len(flat[0]), size):
+        dense, *others = (x[start : start + size] for x in flat)
         found = [embedding_deviations(embedding_pair(dense, other)) for other in others]
         if gram is not None:
-            h, local = lenses[0].embed(torch.cat([dense, others[0]])).chunk(2)
+            h, *others = (x[start : start + size] for x in read)
             applied = gram.apply(h)
-            for values, other in zip(found, (local, lenses[1].embed(others[1])), strict=True):
+            for values, other in zip(found, others, strict=True):
                 values |= logit_space_deviations(gram.compare(h, other, applied))
         for part, values in zip(parts, found, strict=True):
             part.append(values)
     return [_join(part, len(stands[0])) for part in parts]
 
 
-def _chunks(stands: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
-    """Divide the tokens of each stream, (K, N, D) to (size, D); no token gives no chunk."""
-    return [hidden.flatten(0, 1).split(size) if hidden.numel() else () for hidden in stands]
-
-
 def _join(parts: Sequence[dict[str, Tensor]], kinds: int) -> dict[str, Tensor]:
     """Join the values of chunks, (K, N), and refuse NaN."""
-    names = parts[0] if parts else ()
-    values = {name: torch.cat([part[name] for part in parts]).view(kinds, -1) for name in names}
+    values = {name: torch.cat([part[name] for part in parts]).view(kinds, -1) for name in parts[0]}
     check_not_nan(values)
     return values
 

@@ -17,7 +17,7 @@ from prunelit.metrics.spaces.vector_pair import VectorPair, check_float64, check
 
 _ENTRIES = 2**22  # of the unembedding that are widened at one time, 32 MiB
 # G is U + U' with an upper triangular U, of which the blocks below the diagonal need no product.
-_BLOCKS = 4
+_BLOCKS = 6
 
 
 @checked
@@ -161,7 +161,8 @@ class GramVectors(VectorPair):
         self.squared_distance = 2 * dot(d, u_d).clamp_min(0)
         self.total = gram.total(d)
         share = self.projection[:, None]
-        rest = 2 * dot(d - share * dense, u_d - share * u_h).clamp_min(0)
+        apart, u_apart = (torch.addcmul(x, share, y, value=-1) for x, y in ((d, dense), (u_d, u_h)))
+        rest = 2 * dot(apart, u_apart).clamp_min(0)
         norm = self.squared_norm
         self.squared_orthogonal = torch.where((norm == 0) & (rest == 0), 0.0, rest / norm)
         self._gram, self._pruned, self._dense, self._u_h = gram, pruned, dense, u_h
