@@ -32,7 +32,8 @@ class WandaPlus(LinearPruner):
         alpha: weight of the gradient in the score.
         repeats: number of times that the block is pruned and fitted; 0 only prunes by the score.
         samples: sequences in each of them, the next ones of the text in each turn.
-        learning_rate: of RMSprop, in units of the weights.
+        learning_rate: of RMSprop, in units of the weights: larger weights need a higher one than
+            the paper's.
         options: `include`, `exclude`, `ratios`, `allocation` and `expert_tokens` of
             `LinearPruner`.
 
