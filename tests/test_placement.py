@@ -78,20 +78,23 @@ def test_blocks_of_their_own_widths_are_placed(
     placement: str,
     ranks: int,
 ) -> None:
-    arguments = {"parameters": 0.9, "neurons": [0.25, 0.5], "heads": [], "uniform": False}
-    method = json.dumps({"class_path": "prunelit.pruners.Budget", "init_args": arguments})
+    options = {"parameters": 0.9, "neurons": [0.25, 0.5], "heads": [], "uniform": False}
+    method = json.dumps({"class_path": "prunelit.pruners.Budget", "init_args": options})
     results, weights, _ = measure("resident", 1, "--pruning.pruner", method)
     others, same, _ = measure(placement, ranks, "--pruning.pruner", method)
     assert [one["value"] for one in results] == [one["value"] for one in others]
     assert weights.keys() == same.keys()
     assert all(weights[name].equal(same[name]) for name in weights)
     assert len({value.shape for name, value in weights.items() if "down_proj" in name}) > 1
-    done = forked(tmp_path / f"{placement}_{ranks}", "validate", "--config", "config.yaml",
-                  "--pruning.pruner", method, ranks=ranks)  # fmt: skip
+    folder = tmp_path / f"{placement}_{ranks}"
+    for file in folder.rglob("results.jsonl"):
+        file.unlink()
+    arguments = ["--config", "config.yaml", "--pruning.pruner", method]
+    done = forked(folder, "validate", *arguments, ranks=ranks)
     assert done.returncode == 0, done.stderr
-    files = (tmp_path / f"{placement}_{ranks}").rglob("results.jsonl")
-    read = [[json.loads(line)["value"] for line in file.read_text().splitlines()] for file in files]
-    assert read == [[one["value"] for one in results]] * 2
+    (file,) = folder.rglob("results.jsonl")
+    read = [json.loads(line)["value"] for line in file.read_text().splitlines()]
+    assert read == [one["value"] for one in results]
 
 
 def test_a_trained_model_is_measured_where_it_is_not_trained(
