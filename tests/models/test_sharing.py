@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.channels import zero_channels_
 from prunelit.models.sharing import copy_sharing, share_outside
+from prunelit.models.stores import each_weight
+from prunelit.models.streaming import stream
 
 MakeModel = Callable[..., PreTrainedModel]
 
@@ -32,13 +34,19 @@ def test_a_copy_has_its_own_blocks_and_shares_the_rest(kind: str, make_model: Ma
     assert (model.get_output_embeddings().weight is embedding) == tied
 
 
-def test_a_method_that_edits_channels_leaves_the_dense_model(make_model: MakeModel) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_method_that_edits_channels_leaves_the_dense_model(
+    streamed: bool, make_model: MakeModel
+) -> None:
     dense = make_model("llama")
     before = {name: weight.clone() for name, weight in dense.named_parameters()}
     model = copy_sharing(dense)
+    if streamed:
+        stream(dense)
+        stream(model, dense=dense)
     zero_channels_(model, torch.arange(dense.config.hidden_size) < 4)
     assert not model.get_input_embeddings().weight[:, :4].any()
-    assert all(torch.equal(weight, before[name]) for name, weight in dense.named_parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in each_weight(dense))
 
 
 def test_equal_weights_become_one_memory(make_model: MakeModel) -> None:
