@@ -27,6 +27,7 @@ from prunelit.callbacks.session_checks import check_session
 from prunelit.callbacks.session_plan import Plan, find_settings
 from prunelit.callbacks.task_progress_bar import TaskProgressBar
 from prunelit.core.datamodule import PruneData
+from prunelit.core.free_memory import return_memory
 from prunelit.core.knobs import Knob
 from prunelit.core.module import PairedLM
 from prunelit.pruners import BlockDrop, SublayerDrop
@@ -228,6 +229,7 @@ class Session:
         self._trainer.callbacks = callbacks  # type: ignore[attr-defined]
         self._trainer.loggers = [version(self.logger, name, kind)] if self.logger else []
         self._module.discard_pruned()
+        return_memory()
         reset_seed()  # so that no variant depends on those before it
 
     @contextmanager
