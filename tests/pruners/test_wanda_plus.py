@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules
+from prunelit.models.replay import Stream
 from prunelit.pruners import OBSUpdate, Wanda, WandaPlus
 from prunelit.sparsity import SemiStructured, Sparsity, Unstructured
 
@@ -230,3 +231,20 @@ def test_bad_settings(settings: dict[str, Any]) -> None:
     (name,) = settings
     with pytest.raises(InputError, match=f"`{name}`"):
         WandaPlus(HALF, **settings)
+
+
+def test_the_passes_that_a_dry_run_counts(
+    make_model: Callable[..., PreTrainedModel], input_ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, runs = make_model("llama"), 0
+    run = Stream.run_in_float32
+
+    def count(stream: Stream, block: nn.Module, index: int) -> Tensor:
+        nonlocal runs
+        runs += 1
+        return run(stream, block, index)
+
+    monkeypatch.setattr(Stream, "run_in_float32", count)
+    pruner = WandaPlus(Unstructured(0.5), repeats=2, samples=3)
+    prune(model, pruner, input_ids)
+    assert 3 * runs == pruner.replayed(len(input_ids)) * len(model.model.layers)

@@ -7,7 +7,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,7 @@ def dry_run(
     pace = _measure_block(config, dtype, trainer.strategy.root_device)
     head = sizes.skeleton / (sizes.blocks / len(blocks))  # as blocks of the same size
     pruning = pace.seconds(_calibration(data, trainer, passes), len(blocks))
+    pruning += pace.seconds(_replays(data, steps), len(blocks))
     seconds = {"to prune": pruning + pace.seconds(compared, head)}
     seconds |= {name: pace.seconds(task.work, len(blocks) + head) for name, task in tasks.items()}
     if pruner is None:
@@ -249,6 +250,14 @@ def _calibration(data: PruneData, trainer: Trainer, passes: int) -> Work:
     own = math.ceil(data.calibration.sequences / trainer.world_size)
     batches = math.ceil(own / data.calibration.batch_size)
     return Work(passes * batches, passes * own * data.calibration.length)
+
+
+def _replays(data: PruneData, steps: Sequence[Pruner]) -> Work:
+    """Count the passes that methods make themselves, one sequence at a time."""
+    if data.calibration is None:
+        return Work(0, 0)
+    runs = sum(step.replayed(data.calibration.sequences) for step in steps)
+    return Work(runs, runs * data.calibration.length)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,14 @@ class Pruner(Checked, ABC):
         """
         self.prune_block(block, probes)
 
+    def replayed(self, sequences: int) -> int:
+        """Count the forward passes of one sequence that `prune_streams` makes; backward counts two.
+
+        Args:
+            sequences: number of those of the text.
+        """
+        return 0
+
     def finish(self, model: PreTrainedModel) -> None:
         """Finish the whole model; called once, after the last block."""
 

@@ -134,6 +134,9 @@ class WandaPlus(LinearPruner):
             found[name] = Probe(_Importance(self.alpha * gradient + norm))
         return found
 
+    def replayed(self, sequences: int) -> int:
+        return 3 * (sequences + self.repeats * min(self.samples, sequences))
+
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         return self.remove_lowest(weight, weight.abs() * statistic.value)
 
