@@ -77,6 +77,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "repetition_rate": {"tokens": [1, 2, 1], "n": 2},
     "spearman": {"one": torch.rand(5), "other": torch.rand(5)},
     "subspace_deviations": {**TWO, "options": [[0, 1], [1, 2]], "temperature": 1.0},
+    "LogitGram": {"weight": LOGITS, "bias": IDS.double(), "scale": 2.0},
     "LogitPair": {**TWO, "temperature": 1.0, "buffers": None},
     "VectorPair": {**TWO, "buffers": None},
     "Sketch": {"places": 2, "near_one": False},

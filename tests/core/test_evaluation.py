@@ -35,7 +35,8 @@ def test_results_start_afresh_with_every_validation(
     before = list(module.results)
     head = module.pair.pruned.get_output_embeddings()
     assert head is not None
-    torch.nn.init.zeros_(head.get_parameter("weight"))
+    weight = head.get_parameter("weight")
+    weight.data = torch.zeros_like(weight)
     trainer.validate(module, datamodule=data)
     assert len(module.results) == len(before)
     after = {scalar_name(row): row for row in module.results}
@@ -43,6 +44,18 @@ def test_results_start_afresh_with_every_validation(
     assert after["val/perplexity/perplexity_dense"].value == pytest.approx(
         next(r.value for r in before if (r.metric, r.model) == ("perplexity", "dense"))
     )
+
+
+def test_an_edit_in_place_of_what_both_models_have_is_refused(
+    module: PairedLM, data: PruneData, make_trainer: Callable[..., PruneTrainer]
+) -> None:
+    trainer = make_trainer()
+    trainer.validate(module, datamodule=data)
+    head = module.pair.pruned.get_output_embeddings()
+    assert head is not None
+    head.get_parameter("weight").data[:] = 0
+    with pytest.raises(InputError, match="both models have them in one memory"):
+        trainer.validate(module, datamodule=data)
 
 
 class Unsound(Perplexity):

@@ -70,7 +70,7 @@ WANDA = "prunelit.pruners.Wanda"
             'Parser key "pruner": Expected a dot import path string: Wandda',
             None,
             "Expected `pruner` as the path of a class but got 'Wandda': near: "
-            "prunelit.pruners.Wanda.",
+            "prunelit.pruners.Wanda, prunelit.pruners.WandaPlus.",
         ),
         (
             "Parser key \"pruner\": Problem with given class_path 'my.Method': No module named "

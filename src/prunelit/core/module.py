@@ -47,7 +47,6 @@ from prunelit.data.sources import as_source
 from prunelit.errors import InputError, check_whole
 from prunelit.models.loading import DType
 from prunelit.models.model_pair import ModelPair
-from prunelit.models.sharing import share_outside
 from prunelit.models.streaming import place_model
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.lora import attach, hold, merge
@@ -530,15 +529,15 @@ class PairedLM(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin a new evaluation with an empty table for each task."""
         with torch.inference_mode(False):  # in which quantised weights of torchao cannot be moved
+            self.weights.check_shared()
             for model in (self.pair.pruned, self.pair.dense):
                 if model is None:
                     continue
                 if self._sharding is not None:
                     self._measured.enter_context(self._sharding.measured(model))
-                self._share()  # before a copy of what is shared; and again, on the device
                 place_model(model, self.device)
                 model.eval()
-            self._share()
+                self.weights.share()  # before the dense one is copied, and again on the device
         self.evaluation = Evaluation(
             self.trainer,
             self.pair,
@@ -546,11 +545,6 @@ class PairedLM(LightningModule):
             dense_cache=self.dense_cache,
             together=self.together,
         )
-
-    def _share(self) -> None:
-        """Let what is outside the blocks be one memory in both models, where it is equal."""
-        if self.pair.dense is not None and self.weights.resident and not self.trains:
-            share_outside(self.pair.dense, self.pair.pruned)
 
     def validation_step(
         self,

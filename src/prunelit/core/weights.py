@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prunelit.core.placement import Placement
 from prunelit.data.vocabularies import tell_vocabulary
+from prunelit.errors import InputError
 from prunelit.models.architecture import check_plain, check_unembedding
 from prunelit.models.fewer_experts import config_counts
 from prunelit.models.fingerprint import weight_bytes
@@ -29,7 +30,7 @@ from prunelit.models.loading import (
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.parallel import check_parallel, group_ranks, parallelize
 from prunelit.models.shards import shard_blocks
-from prunelit.models.sharing import copy_sharing
+from prunelit.models.sharing import copy_sharing, outside_sums, share_outside
 from prunelit.models.streaming import stream
 from prunelit.models.surgery import Removed
 from prunelit.report.results import name_content
@@ -195,6 +196,7 @@ class Weights:
         self._trust_remote_code = trust_remote_code
         self._pair: ModelPair | None = None
         self._dense: PreTrainedModel | None = None
+        self._outside: list[int] | None = None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -341,6 +343,39 @@ class Weights:
             equal = self.candidate is None and pruned_folder is None
             self._dense = self._copy(pruned) if equal else self.origin.read()
         self._pair.dense = self._dense.requires_grad_(False)
+        self._note_shared()
+
+    @property
+    def shares(self) -> bool:
+        """True if what is outside the blocks is one memory in both models, where it is equal."""
+        return self.resident and not self.trains and self.pair.dense is not None
+
+    def check_shared(self) -> None:
+        """Refuse a dense model that was changed together with the pruned one.
+
+        Raises:
+            InputError: saying how to change the pruned one alone.
+        """
+        if self._outside is None or not self.shares:
+            return
+        assert self.pair.dense is not None
+        if outside_sums(self.pair.dense) != self._outside:
+            raise InputError(
+                "Expected a dense model as it was read, but embeddings, the last norm or the head "
+                "were edited in place: both models have them in one memory. Give the pruned model "
+                "a new tensor: `weight.data = changed`."
+            )
+
+    def share(self) -> None:
+        """Let what is outside the blocks be one memory in both models, where it is equal."""
+        if self.shares:
+            assert self.pair.dense is not None
+            share_outside(self.pair.dense, self.pair.pruned)
+            self._note_shared()
+
+    def _note_shared(self) -> None:
+        dense = self.pair.dense if self.shares else None
+        self._outside = None if dense is None else outside_sums(dense)
 
     def _copy(self, model: PreTrainedModel) -> PreTrainedModel:
         """Copy a model; without training, what is outside the blocks stays one memory."""

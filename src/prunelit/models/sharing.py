@@ -41,6 +41,16 @@ def copy_sharing(dense: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(dense, shared)  # type: ignore[arg-type]
 
 
+@torch.no_grad()
+def outside_sums(model: PreTrainedModel) -> list[int]:
+    """Sum the bits of each weight outside the blocks, as integers: an edit changes them.
+
+    Args:
+        model: any.
+    """
+    return [int(_bits(weight).sum(dtype=torch.int64)) for _, weight in weights_outside(model)]
+
+
 def weights_outside(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the names of the plain weights outside the blocks, and these."""
     prefix = f"{decoder_blocks(model)[0]}."
@@ -55,4 +65,8 @@ def _equal(one: Tensor, other: Tensor) -> bool:
         return False
     if one.data_ptr() == other.data_ptr():
         return True
-    return torch.equal(*(w.detach().view(_WORDS[one.element_size()]) for w in (one, other)))
+    return torch.equal(_bits(one), _bits(other))
+
+
+def _bits(weight: Tensor) -> Tensor:
+    return weight.detach().view(_WORDS[weight.element_size()])

@@ -458,14 +458,14 @@ class LinearPruner(Pruner):
             worker.sparsity = self._plan.get(linear, self.sparsity).with_default(self.within)
             weight = oriented_weight(linear)
             try:
-                pruned = worker._prune_rest(name, weight.float(), statistic)
+                pruned = worker.prune_rest(name, weight.float(), statistic)
             except InputError as error:
                 raise InputError(f"In {name!r}: {error}") from error
             if not all_finite(pruned):
                 raise InputError(f"{type(self).__name__} made NaN or infinite weights in {name!r}.")
             weight.copy_(pruned)
 
-    def _prune_rest(self, name: str, weight: Tensor, statistic: Statistic | None) -> Tensor:
+    def prune_rest(self, name: str, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """Prune a weight; with `skips_zeros`, its rows and columns that are not 0."""
         rows, columns = weight.any(1), weight.any(0)
         if not self.skips_zeros or (rows.all() and columns.all()):

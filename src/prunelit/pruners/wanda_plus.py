@@ -140,11 +140,11 @@ class WandaPlus(LinearPruner):
     def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
         return self.remove_lowest(weight, weight.abs() * statistic.value)
 
-    def _prune_rest(self, name: str, weight: Tensor, statistic: Statistic | None) -> Tensor:
+    def prune_rest(self, name: str, weight: Tensor, statistic: Statistic | None) -> Tensor:
         if self.skips_zeros:
             assert statistic is not None
             statistic = _Importance(statistic.value[weight.any(1)])
-        return super()._prune_rest(name, weight, statistic)
+        return super().prune_rest(name, weight, statistic)
 
 
 class _Importance(Statistic):

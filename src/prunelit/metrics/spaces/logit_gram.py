@@ -68,7 +68,7 @@ class LogitGram:
             part = weight.detach()[place].double()
             if bias is not None:
                 part = torch.cat([part, bias.detach()[place, None].double()], 1)
-            part = part * scale
+            part = part * float(scale)
             matrix.addmm_(part.T, part)
             self._sums += part.sum(0)
         self.finite = bool(matrix.isfinite().all())
