@@ -30,14 +30,14 @@ Start = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def tasks(material: Path) -> list[Task]:
-    """Of three, four and one batches; texts end at different steps."""
+    """Of three, four, two and one batches; texts end at different steps."""
     text, questions = str(material / "text.jsonl"), str(material / "questions.jsonl")
     return [
         Deviation(text, length=12, limit=3, batch_size=1),
         Generation(questions, batch_size=2, max_new_tokens=8, stop=["a", "e", "i", "("]),
         MultipleChoice(questions, batch_size=3),
         Retrieval(questions, batch_size=99),
-        Transitions(questions, batch_size=3, max_new_tokens=3),
+        Transitions(questions, batch_size=99, max_new_tokens=3),
     ]
 
 
@@ -91,7 +91,7 @@ def test_all_values_are_those_of_one_process(
     for rank in found:
         assert rank["results"] == [repr(row) for row in evaluation.results]
         assert rank["brought"] == found[0]["brought"]
-    assert {sum(rank["retrieval"]) for rank in found} == {0, data.sizes["retrieval"]}
+    assert {sum(rank["transitions"]) for rank in found} == {0, data.sizes["transitions"]}
 
 
 def test_an_error_of_one_rank_ends_all(start: Start) -> None:
