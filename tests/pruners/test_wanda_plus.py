@@ -248,3 +248,11 @@ def test_the_passes_that_a_dry_run_counts(
     pruner = WandaPlus(Unstructured(0.5), repeats=2, samples=3)
     prune(model, pruner, input_ids)
     assert 3 * runs == pruner.replayed(len(input_ids)) * len(model.model.layers)
+
+
+def test_steps_that_diverge_are_refused(
+    make_model: Callable[..., PreTrainedModel], input_ids: Tensor
+) -> None:
+    pruner = WandaPlus(Unstructured(0.5), samples=4, learning_rate=1e18)
+    with pytest.raises(InputError, match=r"`learning_rate` 1e\+18 do not: make it smaller"):
+        prune(make_model("llama"), pruner, input_ids)

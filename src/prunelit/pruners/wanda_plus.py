@@ -73,8 +73,8 @@ class WandaPlus(LinearPruner):
         **options: Any,
     ) -> None:
         super().__init__(sparsity, **options)
-        if not 0 <= alpha < float("inf"):
-            raise InputError(f"Expected `alpha` finite and >= 0 but got {alpha}.")
+        if not 0 <= alpha <= 1e18:  # scores are float32
+            raise InputError(f"Expected `alpha` of at least 0 and at most 1e18 but got {alpha}.")
         check_whole("repeats", repeats, 0)
         check_whole("samples", samples, 1)
         check_positive("learning_rate", learning_rate)
@@ -108,6 +108,11 @@ class WandaPlus(LinearPruner):
                 if place % count == 0:
                     self.prune_block(block, importance)
                 region.fit(sequence, optimizer)
+            if not all(weight.isfinite().all() for weight in region.weights):
+                raise InputError(
+                    f"Expected steps that leave finite weights but those with `learning_rate` "
+                    f"{self.learning_rate} do not: make it smaller. It is in units of the weights."
+                )
             self.prune_block(block, importance)
             found = {name: oriented_weight(linear) for name, linear in targets.items()}
         for name, linear in targets.items():
