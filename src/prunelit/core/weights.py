@@ -343,7 +343,8 @@ class Weights:
             equal = self.candidate is None and pruned_folder is None
             self._dense = self._copy(pruned) if equal else self.origin.read()
         self._pair.dense = self._dense.requires_grad_(False)
-        self._note_shared()
+        if self.shares and self._outside is None:
+            self._outside = outside_sums(self._dense)
 
     @property
     def shares(self) -> bool:
@@ -371,11 +372,6 @@ class Weights:
         if self.shares:
             assert self.pair.dense is not None
             share_outside(self.pair.dense, self.pair.pruned)
-            self._note_shared()
-
-    def _note_shared(self) -> None:
-        dense = self.pair.dense if self.shares else None
-        self._outside = None if dense is None else outside_sums(dense)
 
     def _copy(self, model: PreTrainedModel) -> PreTrainedModel:
         """Copy a model; without training, what is outside the blocks stays one memory."""

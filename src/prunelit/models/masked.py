@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.stores import Store, store_of
+from prunelit.models.stores import WORDS, Store, store_of
 
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _EIGHT_TRUE = 0x0101010101010101
 # Words at one time: a CPU has them in its cache, which makes it six times as fast.
 _CHUNKS = {"cpu": 2**18}
@@ -34,7 +33,7 @@ def pack_mask(run: Tensor, dense: Tensor, itemsize: int) -> Tensor | None:
         (N / itemsize / 8,) uint8: bit i of byte j, least significant first, is word 8 j + i, and
         True keeps it. None if a word is neither.
     """
-    own, other = (one.view(_WORDS[itemsize]) for one in (run, dense))
+    own, other = (one.view(WORDS[itemsize]) for one in (run, dense))
     bits = torch.empty(own.numel() // 8, dtype=torch.uint8, device=run.device)
     for part in _parts(bits):
         words = own[8 * part.start : 8 * part.stop]
@@ -55,7 +54,7 @@ def apply_mask_(run: Tensor, bits: Tensor) -> None:
     """
     if not run.numel():
         return
-    words = run.view(_WORDS[run.numel() // (8 * bits.numel())])
+    words = run.view(WORDS[run.numel() // (8 * bits.numel())])
     for part in _parts(bits):
         words[8 * part.start : 8 * part.stop] *= _unpack(bits[part])
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks
-
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from prunelit.models.stores import WORDS
 
 
 def share_outside(model: PreTrainedModel, other: PreTrainedModel) -> None:
@@ -69,4 +68,4 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _bits(weight: Tensor) -> Tensor:
-    return weight.detach().view(_WORDS[weight.element_size()])
+    return weight.detach().view(WORDS[weight.element_size()])

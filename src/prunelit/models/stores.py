@@ -16,6 +16,8 @@ from prunelit.arguments import checked
 from prunelit.errors import InputError
 
 ALIGNMENT = 64  # bytes; last bits of results can depend on the alignment of weights
+# Integers of as many bytes as a weight has, to compare all bits.
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ATTRIBUTE = "prunelit_store"
 _Module = TypeVar("_Module", bound=nn.Module)
 
