@@ -18,7 +18,7 @@ from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.files import only_writer
-from prunelit.pruners import BlockDrop, Heads, Hidden, Neuron, Pruner, SublayerDrop, Wanda
+from prunelit.pruners import BlockDrop, Budget, Heads, Hidden, Neuron, Pruner, SublayerDrop, Wanda
 from prunelit.recipe import describe
 from prunelit.report.results import read_results
 from prunelit.sparsity import Unstructured
@@ -140,6 +140,32 @@ def test_the_measured_model_is_the_one_that_is_written(
     assert sizes[1] < sizes[0]
     for key in ("sparsity", "removed", "stored_parameters", "stored_bytes"):
         assert first.report[key] == second.report[key], key
+
+
+def test_custom_code_is_written_where_it_is_asked_for(run: Run, tmp_path: Path) -> None:
+    pruner = SublayerDrop(1, "mlp")
+    run("fit", pruner=pruner)
+    assert not list((tmp_path / "pruned").glob("*.py"))
+    _, module = run("fit", pruner=pruner, custom_code=True)  # the recipe is the same
+    config = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    assert config["auto_map"] == {"AutoConfig": "modeling_prunelit.PrunelitConfig"}
+    assert (tmp_path / "pruned" / "modeling_prunelit.py").is_file()
+    pruning, again = run("validate", pruner=pruner)
+    assert pruning.written == tmp_path / "pruned"
+    assert same(module, again)
+    # A method for weights leaves a model that is uneven already as it is.
+    run("fit", source=tmp_path / "pruned", output=str(tmp_path / "twice"), custom_code=True)
+    assert (tmp_path / "twice" / "modeling_prunelit.py").is_file()
+
+
+@pytest.mark.parametrize("pruner", [Wanda(Unstructured(0.5)), BlockDrop(1), Budget(0.9)])
+def test_custom_code_is_refused_before_any_work_where_no_model_needs_it(
+    run: Run, pruner: Pruner, tmp_path: Path
+) -> None:
+    name = type(pruner).__name__
+    with pytest.raises(InputError, match=f"`custom_code` true but got {name}: transformers loads"):
+        run("fit", pruner=pruner, custom_code=True)
+    assert not list(tmp_path.glob("pruned*"))
 
 
 def test_validate_takes_the_written_model_where_the_recipe_is_the_same(

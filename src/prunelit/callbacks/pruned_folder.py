@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from prunelit.errors import InputError
 from prunelit.models.report_file import read_report
 from prunelit.models.saving import check_apart, check_unchanged, check_writable
+from prunelit.models.without_sublayers import is_uneven
+from prunelit.pruners.base import Pruner
 from prunelit.recipe import find_differences, recipe_id, tell_differences
 
 
@@ -64,3 +68,22 @@ def check_output(folder: Path, recipe: dict[str, Any]) -> None:
             "move the folder away."
         )
     check_unchanged(folder, report)
+
+
+def check_code(pruner: Pruner, config: PreTrainedConfig) -> None:
+    """Refuse `custom_code` where the folder will be that of a stock model, which needs none.
+
+    Args:
+        pruner: the method.
+        config: of the model before pruning.
+
+    Raises:
+        InputError: naming the method.
+    """
+    drops = pruner.drops_sublayers and not pruner.drops_blocks
+    if not (drops or pruner.by_block or is_uneven(config)):
+        raise InputError(
+            "Expected a method that drops sublayers, or gives blocks different sizes, with "
+            f"`custom_code` true but got {type(pruner).__name__}: transformers loads its folder "
+            "without code of its own, so leave `custom_code` out."
+        )

@@ -17,7 +17,13 @@ from transformers import PreTrainedModel
 
 from prunelit.arguments import checked
 from prunelit.callbacks.checkpoints import checkpoint_folders, last_checkpoints, read_checkpoint
-from prunelit.callbacks.pruned_folder import check_output, find_folder, read_own, tell_other
+from prunelit.callbacks.pruned_folder import (
+    check_code,
+    check_output,
+    find_folder,
+    read_own,
+    tell_other,
+)
 from prunelit.callbacks.rounds import check_rounds, check_stream, require_prunelit
 from prunelit.callbacks.watchers import BestCheckpoint, selection_recipe
 from prunelit.core.datamodule import PruneData
@@ -60,6 +66,8 @@ class Pruning(Callback):
         output: folder of the pruned model, which must not hold one of another recipe; None is
             `pruned` under `trainer.default_root_dir`, or `pruned-<id>` if another recipe is there.
         schedule: the rounds; None is one round.
+        custom_code: put code into the folder of a model whose blocks differ, by which transformers
+            alone loads it with `trust_remote_code=True`, see `prunelit.save_pretrained`.
 
     Example:
         >>> from prunelit.callbacks import Pruning
@@ -76,11 +84,13 @@ class Pruning(Callback):
         pruner: Pruner,
         output: str | None = None,
         schedule: Schedule | None = None,
+        custom_code: bool = False,
     ) -> None:
         check_local(output or "")
         self.pruner = pruner
         self.output = output
         self.schedule = schedule
+        self.custom_code = custom_code
         self.report: dict[str, Any] | None = None
         self.verbose = False  # True prints a line for each block; in a sweep the other lines too
         self.always_writes = False  # True also writes in `validate`, as a sweep needs
@@ -102,6 +112,8 @@ class Pruning(Callback):
         data, module = require_prunelit(trainer, pl_module)
         module.check_run()
         check_stream(self.pruner, data)
+        if self.custom_code:
+            check_code(self.pruner, module.weights.load_config())
         recipe = self._recipe = self.recipe(data, module)
         folder = self._into = self.find_folder(trainer, module, recipe)
         self._processes = trainer.world_size
@@ -402,8 +414,8 @@ class Pruning(Callback):
                 print(*map(wrap, sentences), sep="\n")
         # Ranks that share the blocks write them together.
         if write and (trainer.is_global_zero or is_shared(decoder_blocks(model)[1])):
-            hashed = module.weights.full_hash
-            save_pretrained(model, module.tokenizer, self._into, report, hashed)
+            hashed, code = module.weights.full_hash, self.custom_code
+            save_pretrained(model, module.tokenizer, self._into, report, hashed, code)
             if self._tells:
                 rank_zero_info(f"The pruned model is in {self._into}.")
             self.written = self._into if trainer.is_global_zero else None
@@ -441,8 +453,8 @@ class Pruning(Callback):
 
     def _describe(self) -> dict[str, Any]:
         described = describe(self)
-        # The recipe has a key for the pruner; the place of the model decides nothing.
-        elsewhere = ("pruner", "output")
+        # The recipe has a key for the pruner; the other two decide no weight.
+        elsewhere = ("pruner", "output", "custom_code")
         kept = {k: v for k, v in described["init_args"].items() if k not in elsewhere}
         return {**described, "init_args": kept}
 

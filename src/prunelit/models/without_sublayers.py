@@ -194,6 +194,11 @@ def fields_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: fields for name, fields in found.items() if fields}
 
 
+def is_uneven(config: PreTrainedConfig) -> bool:
+    """Return True for the configuration of a model whose blocks differ from those of its class."""
+    return bool(getattr(config, "_absent", None) or getattr(config, "_fields", None))
+
+
 def absent_modules(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return the arguments of each `Absent` of a model, by the name of the module."""
     return {
