@@ -167,5 +167,5 @@ def test_every_method_has_a_line() -> None:
     methods = TEXTS["docs/reference/methods.md"]
     names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     runs = {"hierarchy", "iterative", "large", "multi_node", "perturbations", "recovery", "search"}
-    runs |= {"experts", "methods"}
+    runs |= {"experts", "methods", "width"}
     assert {name for name in names - runs if f"`{name}`" not in methods} == set()
