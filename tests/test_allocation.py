@@ -1,5 +1,7 @@
 import math
 from collections.abc import Callable
+from functools import partial
+from math import inf, nan
 
 import numpy as np
 import pytest
@@ -201,9 +203,16 @@ def test_what_cannot_be_allocated(arguments: dict, message: str, model: PreTrain
         prune(model, Magnitude(**{"sparsity": Unstructured(0.5), **arguments}))
 
 
-@pytest.mark.parametrize("arguments", [{"outlier": 0.0}, {"spread": -0.1}])
-def test_bad_outlier_settings(arguments: dict) -> None:
-    with pytest.raises(InputError, match="`outlier` > 0 and `spread` >= 0"):
-        OWL(**arguments)
-    with pytest.raises(InputError, match=r"`spread` >= 0 but got -0\.1"):
-        AlphaPruning(-0.1)
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [
+        (partial(OWL, 5.0), -0.1),
+        (AlphaPruning, -0.1),
+        *((make, value) for make in (OWL, partial(OWL, 5.0)) for value in (nan, inf)),
+        *((make, value) for make in (AlphaPruning, LinearDepth) for value in (nan, inf)),
+        (OWL, 0.0),
+    ],
+)
+def test_bad_settings(make: Callable[[float], Allocation], value: float) -> None:
+    with pytest.raises(InputError, match=rf"inite .*`spread`.* but got .*{value}"):
+        make(value)

@@ -1,5 +1,6 @@
 """Allocations: spread the asked ratio over the blocks of a model."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -72,6 +73,8 @@ class LinearDepth(Allocation):
     """
 
     def __init__(self, spread: float = 0.1) -> None:
+        if not math.isfinite(spread):
+            raise InputError(f"Expected a finite `spread` but got {spread}.")
         self.spread = spread
 
     def offsets(self, blocks: list[Linears], probes: list[dict[str, Probe]]) -> list[float]:
@@ -104,9 +107,9 @@ class OWL(Allocation):
     """
 
     def __init__(self, outlier: float = 5.0, spread: float = 0.08) -> None:
-        if outlier <= 0 or spread < 0:
+        if not (0 < outlier < math.inf and 0 <= spread < math.inf):
             raise InputError(
-                f"Expected `outlier` > 0 and `spread` >= 0 but got {outlier} and {spread}."
+                f"Expected finite `outlier` > 0 and `spread` >= 0 but got {outlier} and {spread}."
             )
         self.outlier = outlier
         self.spread = spread
@@ -176,8 +179,8 @@ class AlphaPruning(Allocation):
     """
 
     def __init__(self, spread: float = 0.15) -> None:
-        if spread < 0:
-            raise InputError(f"Expected `spread` >= 0 but got {spread}.")
+        if not 0 <= spread < math.inf:
+            raise InputError(f"Expected finite `spread` >= 0 but got {spread}.")
         self.spread = spread
 
     def offsets(self, blocks: list[Linears], probes: list[dict[str, Probe]]) -> list[float]:

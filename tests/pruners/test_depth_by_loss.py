@@ -114,6 +114,11 @@ def test_rounds_drop_more_of_the_same(make_model: MakeModel, padded: dict[str, T
         assert find_zeros(mine) == find_zeros(theirs)
 
 
+def test_a_text_without_a_next_token_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(InputError, match="each sequence has one token"):
+        prune(make_model("llama"), DepthByLoss(measure="loss"), torch.ones(6, 1, dtype=torch.long))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

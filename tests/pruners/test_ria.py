@@ -102,6 +102,7 @@ def test_rows_and_columns_of_zeros_stay_finite() -> None:
     assert int((pruned == 0).sum()) == 4 + 3 * 2  # the zero row, and half of the others
 
 
-def test_negative_power() -> None:
-    with pytest.raises(InputError, match="`power` >= 0 but got -1"):
-        RIA(Unstructured(0.5), power=-1.0)
+@pytest.mark.parametrize("power", [-1.0, float("nan"), float("inf")])
+def test_a_power_that_gives_no_order(power: float) -> None:
+    with pytest.raises(InputError, match=f"`power` >= 0 but got {power}"):
+        RIA(Unstructured(0.5), power=power)

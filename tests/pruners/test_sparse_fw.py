@@ -126,6 +126,8 @@ def test_later_rounds_only_add(
         ({"start": "magnitude"}, "`start` wanda or ria but got 'magnitude'"),
         ({"fixed": 1.0}, r"`fixed` in \[0, 1\) but got 1.0"),
         ({"iterations": 0}, "`iterations` of at least 1"),
+        ({"damping": float("nan")}, "`damping` above 0 but got nan"),
+        ({"damping": float("inf")}, "`damping` above 0 and finite but got inf"),
     ],
 )
 def test_bad_settings(options: dict[str, object], said: str) -> None:

@@ -1,5 +1,6 @@
 """RIA: relative importance and activations."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,8 +61,8 @@ class RIA(LinearPruner):
         **options: Any,
     ) -> None:
         super().__init__(sparsity, **options)
-        if power < 0:
-            raise InputError(f"Expected `power` >= 0 but got {power}.")
+        if not 0 <= power < math.inf:
+            raise InputError(f"Expected finite `power` >= 0 but got {power}.")
         groups = isinstance(sparsity, SemiStructured) and sparsity.keep < sparsity.group
         if permute and not groups:
             raise InputError(

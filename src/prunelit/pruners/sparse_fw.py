@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelit.activations import Gram, Statistic
-from prunelit.errors import InputError
+from prunelit.errors import InputError, check_positive, check_whole
 from prunelit.models.architecture import oriented_weight
 from prunelit.pruners.base import LinearPruner
 from prunelit.pruners.least_squares import solve_on_support, unit_gram
@@ -69,11 +69,8 @@ class SparseFW(LinearPruner):
             raise InputError(f"Expected `start` wanda or ria but got {start!r}.")
         if not 0 <= fixed < 1:
             raise InputError(f"Expected `fixed` in [0, 1) but got {fixed}.")
-        if iterations < 1 or damping <= 0:
-            raise InputError(
-                f"Expected `iterations` of at least 1 and `damping` > 0 but got {iterations} and "
-                f"{damping}."
-            )
+        check_whole("iterations", iterations, 1)
+        check_positive("damping", damping)
         self.start = start
         self.fixed = float(fixed)
         self.iterations = iterations

@@ -113,6 +113,8 @@ def prune(
     if batches is not None:
         check_ids(batches, embedded_tokens(model))
         check_length(model.config, longest(batches), "a calibration sequence")
+        if any(step.measure == "loss" for step in pruner.steps):
+            _check_followed(batches)
     pruner.check(model)
     check_weights(model, type(model).__name__)
     _, blocks = decoder_blocks(model)
@@ -278,6 +280,15 @@ def _by_block(costs: list[BlockCost]) -> list[BlockCost]:
         known.seconds += cost.seconds
         known.peak_bytes = max(known.peak_bytes, cost.peak_bytes)
     return list(merged.values())
+
+
+def _check_followed(batches: list[Batch]) -> None:
+    """Refuse a text without a next token."""
+    if not sum(int(mask.sum()) for mask in choose_tokens(batches, None, followed=True)):
+        raise InputError(
+            "Expected calibration text with a token after another one, since the loss is that of "
+            "the next token, but each sequence has one token: make the sequences longer."
+        )
 
 
 def _is_distributed() -> bool:
