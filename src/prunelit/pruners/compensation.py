@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 # Factors of the damping, tried in this order in float32, then in float64.
 _LADDER = (1.0, 10.0, 100.0)
 
-# Larger matrices are factorised by halves.
-_LEAF = 400
+# Larger triangular matrices are inverted by halves.
+_LEAF = 100
 
 # Number of columns that are updated one by one, before one product updates the rest of the block.
 _INNER = 16
@@ -50,11 +50,12 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
             damped = gram.flip(0, 1).to(dtype)
             damped.diagonal()[damped.diagonal() == 0] = 1
             damped.diagonal().add_(factor * damping * diagonal.mean())
-            if not _invert_cholesky_(damped):
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if failed or not all_finite(_invert_lower_(lower)):
                 continue
             if factor > 1 or dtype is torch.float64:
                 log.warning("Damping was raised to %g in %s.", factor * damping, dtype)
-            return damped.flip(0, 1).float()
+            return lower.flip(0, 1).float()
     raise InputError(
         f"The Hessian of the inputs is not positive definite, even with a damping of "
         f"{_LADDER[-1] * damping:g} in float64: give more calibration tokens or raise `damping`."
@@ -74,30 +75,23 @@ def shared_factor(statistic: Gram, damping: float) -> tuple[Tensor, Tensor]:
     return statistic.memo[key]
 
 
-def _invert_cholesky_(matrix: Tensor) -> bool:
-    """Replace a matrix by the inverse of its lower Cholesky factor.
+def _invert_lower_(matrix: Tensor) -> Tensor:
+    """Replace a lower triangular matrix by its inverse.
 
     It works by halves, so that most of the work is matrix products.
-
-    Returns:
-        True if the matrix was positive definite; if not, its content is lost.
     """
     size, half = len(matrix), len(matrix) // 2
     if size <= _LEAF:
-        lower, failed = torch.linalg.cholesky_ex(matrix)
         identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-        matrix.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
-        return not failed and all_finite(matrix)
-    first, second = matrix[:half, :half], matrix[half:, half:]
-    if not _invert_cholesky_(first):
-        return False
-    below = matrix[half:, :half] @ first.T
-    second.addmm_(below, below.T, alpha=-1)
-    if not _invert_cholesky_(second):
-        return False
-    matrix[half:, :half] = (second @ below @ first).neg_()
-    matrix[:half, half:] = 0
-    return True
+        return matrix.copy_(torch.linalg.solve_triangular(matrix, identity, upper=False))
+    first, second = _invert_lower_(matrix[:half, :half]), _invert_lower_(matrix[half:, half:])
+    below = matrix[half:, :half]
+    # The halves of the first inverse that are not 0 suffice.
+    middle = half // 2
+    product = torch.cat([below @ first[:, :middle], below[:, middle:] @ first[middle:, middle:]], 1)
+    torch.mm(second[: size - half], product, out=below)
+    below.neg_()
+    return matrix
 
 
 def compensate(

@@ -15,6 +15,8 @@ from prunelit.models.replay import Form, Stream, capture, check_replay
 from prunelit.pruners.base import Pruner
 from prunelit.pruning.hooks import Trial, check_rows
 
+_SAMPLE = 64  # tokens; blocks that do as the model does with these do so with more
+
 
 def walk_blocks(model: PreTrainedModel, pruner: Pruner, sample: Batch) -> tuple[Form, list[Trial]]:
     """Check that blocks can be run one by one, and that their probes see what they need.
@@ -22,7 +24,8 @@ def walk_blocks(model: PreTrainedModel, pruner: Pruner, sample: Batch) -> tuple[
     Args:
         model: in evaluation mode.
         pruner: gives the probes.
-        sample: one sequence.
+        sample: one sequence. Its last 64 tokens are run, all of it in a mixture, of whose experts
+            these may reach too few.
 
     Returns:
         The form of the output of a block; and of each block, which of its probes read the same
@@ -33,6 +36,8 @@ def walk_blocks(model: PreTrainedModel, pruner: Pruner, sample: Batch) -> tuple[
             a row for each token.
     """
     _, blocks = decoder_blocks(model)
+    if not any(map(find_experts, blocks)):
+        sample = _shorten(sample)
     trials = [Trial(block, pruner.watch(block)) for block in blocks]
     try:
         form = check_replay(model, sample)
@@ -51,6 +56,12 @@ def walk_blocks(model: PreTrainedModel, pruner: Pruner, sample: Batch) -> tuple[
         _check_shared(model, unread)
         _check_used(blocks, unread, capture(model, blocks, sample, form))
     return form, trials
+
+
+def _shorten(sample: Batch) -> Batch:
+    """Return the last tokens of a sequence, without padding after them."""
+    end = int(sample["attention_mask"][0].nonzero()[-1]) + 1
+    return {key: value[:, max(0, end - _SAMPLE) : end] for key, value in sample.items()}
 
 
 def _check_shared(model: PreTrainedModel, unread: Sequence[Sequence[str]]) -> None:
