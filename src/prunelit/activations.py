@@ -23,6 +23,13 @@ _TILE = 256
 _Sums = TypeVar("_Sums", bound="TokenSums")
 
 
+def sum_ranks_(*values: Tensor) -> None:
+    """Sum tensors over the ranks, in place; a process without a group has them summed already."""
+    if dist.is_available() and dist.is_initialized():
+        for value in values:
+            dist.all_reduce(value)
+
+
 class Statistic(ABC):
     """A sum over calibration tokens; each distinct input of a block has one.
 
@@ -135,8 +142,7 @@ class TokenSums(Statistic):
         self._sums = torch.zeros(*rows, last + 1, dtype=torch.float64, device=device)
 
     def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
+        sum_ranks_(self._sums)
 
     def add_(self, other: "TokenSums") -> None:  # type: ignore[override]
         self._sums += other._sums
@@ -257,10 +263,8 @@ class Gram(Statistic):
         self._count += x.shape[0]
 
     def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            self._sum = self._sum.contiguous()
-            dist.all_reduce(self._sum)
-            dist.all_reduce(self._count)
+        self._sum = self._sum.contiguous()
+        sum_ranks_(self._sum, self._count)
 
     def add_(self, other: "Gram") -> None:  # type: ignore[override]
         self._sum = self._sum + other._sum
@@ -318,8 +322,7 @@ class MeanDistance(Statistic):
         self._sums[1] += len(distance)
 
     def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
+        sum_ranks_(self._sums)
 
     @property
     def value(self) -> Tensor:

@@ -30,7 +30,7 @@ from prunelit.callbacks.checkpoints import WholeFileCheckpointIO
 from prunelit.callbacks.overview import sweep_folder
 from prunelit.callbacks.results import OUTCOME
 from prunelit.core.candidate import leave_out
-from prunelit.core.checks import check_strategy
+from prunelit.core.checks import check_strategy, unknown_strategy
 from prunelit.core.command import SUBCOMMANDS
 from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
@@ -315,6 +315,8 @@ class PruneLitCLI(HookedCLI):
         elif isinstance(kind := getattr(strategies, str(wanted).rpartition(".")[2], None), type):
             check_strategy(kind)
             config["strategy"] = kind()
+        elif isinstance(wanted, str) and name != "auto":
+            raise unknown_strategy(wanted)
         try:
             return self.build_trainer(config, callbacks)
         # Devices that are no number; two callbacks of a kind; the variables of another launcher.

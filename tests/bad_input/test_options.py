@@ -277,6 +277,10 @@ def test_strategy_that_splits_matrices(
     [
         (("--trainer.accelerator", "cpuu"), "cpuu"),
         (("--trainer.strategy", "fsdp"), "model.placement: sharded"),
+        (
+            ("--trainer.strategy", "dddp"),
+            "as auto, ddp or ModelParallelStrategy but got 'dddp' (similar: 'ddp')",
+        ),
     ],
 )
 def test_what_lightning_refuses(

@@ -90,6 +90,7 @@ def test_yaml(
             ("--pruning.pruner.sparsity.ratio", "true"),
             "of prunelit.sparsity.Unstructured as a number but got",
         ),
+        (("--pruning.pruner.ratios", "null"), "for null, write `ratios: null` in the YAML, since"),
         (("--trainer.devices", "-5"), "The Trainer refuses its settings: `devices`"),
         (("--trainer.devices", "abc"), "The Trainer refuses its settings: `devices`"),
     ],

@@ -10,14 +10,21 @@ import torch
 from transformers import PreTrainedModel
 
 from prunelit.core import dry_run
+from prunelit.core.calibration_text import CalibrationText
+from prunelit.core.datamodule import PruneData
 from prunelit.core.dry_run import Pace, Work
 from prunelit.core.placement import measure_part, measure_sizes
 from prunelit.files import readable
 from prunelit.models.streaming import FileStore
+from prunelit.trainer import PruneTrainer
 
 METHODS: dict[str, dict[str, Any]] = {
     "Wanda": {},
     "SublayerDrop": {"class_path": "prunelit.pruners.SublayerDrop", "init_args": {"count": 1}},
+}
+OTHERS = {
+    "Heads": {"class_path": "prunelit.pruners.Heads", "init_args": {"ratio": 0.5}},
+    "Hidden": {"class_path": "prunelit.pruners.Hidden", "init_args": {"ratio": 0.25}},
 }
 
 
@@ -36,8 +43,8 @@ def told(
 
     def run(method: str, *options: str, command: str = "fit") -> dict[str, str]:
         config = make_config(tmp_path)
-        if METHODS[method]:
-            config["pruning"]["init_args"]["pruner"] = METHODS[method]
+        if own := (METHODS | OTHERS)[method]:
+            config["pruning"]["init_args"]["pruner"] = own
         path = str(save_config(tmp_path, config))
         cli(command, "--config", path, "--dry_run", *options)
         lines = capsys.readouterr().out.splitlines()
@@ -67,10 +74,10 @@ def test_a_rank_that_computes_with_others_has_its_part(
         told("Wanda", *options)
     assert "'sharded' or 'resident' to prune or to train" in capsys.readouterr().err
     found = told("Wanda", *options, command="validate")
-    part = measure_part(model.config, torch.float32, 2)
-    for placement, sizes in (("memory", part), ("resident", measure_sizes(model))):
-        assert f"weights {readable(2 * sizes.model)}," in found[placement], placement
-    assert 2 * part.model > measure_sizes(model).model  # norms stay whole
+    part, whole = measure_part(model.config, torch.float32, 2), measure_sizes(model)
+    assert f"weights {readable(2 * part.model)}," in found["memory"]
+    assert f"weights {readable(2 * whole.model - whole.skeleton)}," in found["resident"]
+    assert 2 * part.model > whole.model  # norms stay whole
     assert found["placement"] == "parallel"
 
 
@@ -124,3 +131,21 @@ def test_the_pace_of_a_block_is_known_for_every_family(
 
 def test_time_is_that_of_passes_and_tokens() -> None:
     assert Pace(0.5, 0.25).seconds(Work(passes=2, tokens=4), blocks=10) == 20
+
+
+def test_embeddings_count_once_where_a_method_leaves_them_as_they_are(
+    told: Callable[..., dict[str, str]], model: PreTrainedModel
+) -> None:
+    sizes = measure_sizes(model)
+    both = 2 * sizes.model
+    heads = told("Heads")["memory"]
+    assert f"weights {readable(both - sizes.skeleton)}," in heads
+    assert "statistics" in heads  # of the inputs of the output maps
+    assert f"weights {readable(both)}," in told("Hidden")["memory"]
+
+
+def test_a_sequence_at_a_time_makes_more_passes() -> None:
+    data = PruneData(CalibrationText("text.jsonl", sequences=10, length=16, batch_size=4))
+    trainer = PruneTrainer(accelerator="cpu", devices=1, logger=False)
+    assert dry_run._calibration(data, trainer, 2) == Work(6, 320)
+    assert dry_run._calibration(data, trainer, 2, alone=True) == Work(20, 320)

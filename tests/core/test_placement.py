@@ -61,6 +61,8 @@ def test_needs_are_those_of_both_models_or_of_the_blocks_that_are_here(
         away = find(data=data, placement="streamed")
         share = find(data=data, placement="sharded", ranks=3)
         assert both.weights == 2 * one.weights == 2 * sizes.model
+        once = find(data=data, placement="resident", skeletons=1)
+        assert once.weights == 2 * sizes.model - sizes.skeleton
         assert away.weights == 2 * sizes.skeleton + 2 * sizes.block
         assert share.weights == away.weights + math.ceil(2 * sizes.blocks / 3)
         assert both.activations == away.activations >= share.activations

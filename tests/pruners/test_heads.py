@@ -157,3 +157,11 @@ def test_options_are_checked(model: PreTrainedModel, input_ids: Tensor) -> None:
         Heads(damping=0)
     with pytest.raises(InputError, match="`count` below the 2 groups of heads of the model"):
         prune(model, Heads(count=2), input_ids)
+
+
+def test_heads_are_found_before_they_are_watched(model: PreTrainedModel) -> None:
+    pruner, block = Heads(0.5), model.model.layers[0]
+    with pytest.raises(RuntimeError, match="Expected `check` before `watch`"):
+        pruner.watch(block)
+    pruner.check(model)
+    assert pruner.watch(block).keys() == {"self_attn.o_proj"}

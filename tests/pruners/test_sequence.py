@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError, prune, save_pretrained
@@ -151,3 +151,19 @@ def test_the_last_method_is_refused_before_the_first_one_begins(
     with pytest.raises(InputError, match=message):
         prune(model, Sequence([Neuron(), last]), [padded])
     assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
+
+
+def test_only_a_method_that_replays_reads_one_sequence_at_a_time(
+    model: PreTrainedModel, input_ids: Tensor
+) -> None:
+    read: list[int] = []
+    first: nn.Module = model.model.layers[0]
+    first.register_forward_pre_hook(lambda block, args: read.append(len(args[0])))
+    prune(model, Wanda(Unstructured(0.2)), input_ids)
+    alone = read.count(len(input_ids))
+    assert alone > 0
+    read.clear()
+    again = WandaPlus(HALF, repeats=0)
+    prune(model, Sequence([again, Wanda(HALF)]), input_ids)
+    assert read.count(len(input_ids)) == alone
+    assert read.count(1) >= len(input_ids)

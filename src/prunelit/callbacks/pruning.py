@@ -110,7 +110,7 @@ class Pruning(Callback):
         if self.report is not None:  # `fit` ran before this `validate` in the same process
             return
         data, module = require_prunelit(trainer, pl_module)
-        module.check_run()
+        module.check_run(self.pruner)
         check_stream(self.pruner, data)
         if self.custom_code:
             check_code(self.pruner, module.weights.load_config())

@@ -8,13 +8,14 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
+    StrategyRegistry,
 )
 from transformers import PreTrainedConfig
 
 from prunelit.core.datamodule import PruneData
 from prunelit.core.placement import Placement
 from prunelit.core.private_api import parallel_sizes, writes_folders
-from prunelit.errors import InputError
+from prunelit.errors import InputError, close_names
 from prunelit.models.architecture import check_length
 from prunelit.pruning.recovery import Recovery
 
@@ -93,6 +94,26 @@ def check_strategy(kind: type[Strategy]) -> None:
             "`model.placement: sharded`, which keeps a share of the weights on each process with "
             "these; to train the shares, set `trainer.strategy: ModelParallelStrategy` too."
         )
+
+
+def unknown_strategy(name: str) -> InputError:
+    """Return the error of a strategy that Lightning has under no name.
+
+    Args:
+        name: that was given.
+    """
+    known = [
+        own
+        for own in StrategyRegistry.available_strategies()
+        if issubclass(StrategyRegistry[own]["strategy"], DDPStrategy)
+        and not issubclass(StrategyRegistry[own]["strategy"], DeepSpeedStrategy)
+    ]
+    near = close_names(name, known)
+    hint = f" (similar: {near[0]!r})" if near else ""
+    return InputError(
+        f"Expected `trainer.strategy` as auto, ddp or ModelParallelStrategy but got {name!r:.60}"
+        f"{hint}: write one of them."
+    )
 
 
 def check_placement(

@@ -106,16 +106,18 @@ def dry_run(
     if fits:
         module.check_prunes()
     data.prepare(module.tokenizer, module.weights.other_tokenizer)
-    module.check_run()
+    module.check_run(pruner)
     config, weights = module.weights.load_config(), module.weights
     dtype = weights.origin.dtype or torch.float32
     shapes = build_shapes(config, dtype)
     steps = [] if pruner is None else pruner.steps
-    passes = 2 * len(steps)
+    replaying = sum(step.replays for step in steps)
+    passes = 2 * (len(steps) - replaying)
     looking = measuring = 0
     compared = Work(0, 0)
     text = _calibration(data, trainer, 1)
     for step in steps:
+        step.check(shapes)
         times, variants = step.measured(shapes)
         measuring += times
         passes += times + variants // 2
@@ -126,7 +128,6 @@ def dry_run(
         compared = Work(compared.passes + outputs * text.passes, compared.tokens + outputs * tokens)
         looks = type(step).look is not Pruner.look
         if isinstance(step, LinearPruner):  # others may ask the weights for their values
-            step.check(shapes)
             looks = any(step.look(shapes))
         looking += looks
     passes += looking
@@ -140,6 +141,7 @@ def dry_run(
     pace = _measure_block(config, dtype, trainer.strategy.root_device)
     head = sizes.skeleton / (sizes.blocks / len(blocks))  # as blocks of the same size
     pruning = pace.seconds(_calibration(data, trainer, passes), len(blocks))
+    pruning += pace.seconds(_calibration(data, trainer, 2 * replaying, alone=True), len(blocks))
     pruning += pace.seconds(_replays(data, steps), len(blocks))
     seconds = {"to prune": pruning + pace.seconds(compared, head)}
     seconds |= {name: pace.seconds(task.work, len(blocks) + head) for name, task in tasks.items()}
@@ -243,12 +245,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _calibration(data: PruneData, trainer: Trainer, passes: int) -> Work:
-    """Count the passes over the calibration text of one rank."""
+def _calibration(data: PruneData, trainer: Trainer, passes: int, *, alone: bool = False) -> Work:
+    """Count the passes over the calibration text of one rank; `alone`, a sequence at a time."""
     if data.calibration is None:
         return Work(0, 0)
     own = math.ceil(data.calibration.sequences / trainer.world_size)
-    batches = math.ceil(own / data.calibration.batch_size)
+    batches = own if alone else math.ceil(own / data.calibration.batch_size)
     return Work(passes * batches, passes * own * data.calibration.length)
 
 

@@ -173,6 +173,7 @@ class PairedLM(LightningModule):
         # What `auto` is, and the flight; both stay, since the models fill the memory.
         self._chosen = False
         self._flight: int | None = None
+        self._narrows = True  # until a method is known that leaves embeddings and head as they are
         self.recovery = recovery or Recovery()
         self.model: PreTrainedModel | None = None
         self.evaluation: Evaluation | None = None
@@ -251,13 +252,18 @@ class PairedLM(LightningModule):
             "seed": os.environ.get("PL_GLOBAL_SEED") if self.recovery.lora else None,
         }
 
-    def check_run(self) -> None:
+    def check_run(self, pruner: Pruner | None = None) -> None:
         """Refuse settings that do not fit together; a callback calls it before it does heavy work.
+
+        Args:
+            pruner: the method of this run, for the memory that it takes; None if it is not known.
 
         Raises:
             InputError: naming the option.
         """
         config, reference = self.weights.load_config(), self.weights.reference
+        if pruner is not None:
+            self._narrows = pruner.narrows_stream
         check_trainer(self.trainer)
         if self.placement == "parallel":
             self.weights.check_parallel(self.together)
@@ -345,6 +351,7 @@ class PairedLM(LightningModule):
         shapes = build_shapes(config, dtype)
         sizes, models = measure_sizes(shapes), 1 + self.weights.reference
         shards = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        shared = not (self._narrows or self.trained or self.weights.candidate is not None)
 
         def training(placement: Placement) -> int:
             ranks, lora = self.trainer.world_size if shards else 1, self.recovery.lora
@@ -362,6 +369,7 @@ class PairedLM(LightningModule):
                 dtype,
                 placement=placement,
                 models=models,
+                skeletons=1 if shared and placement == "resident" else None,
                 ranks=self.trainer.world_size,
                 flight=flight or self.in_flight or min(_FLIGHTS),
                 statistics=0 if pruner is None else measure_statistics(shapes, pruner),

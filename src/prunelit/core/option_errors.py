@@ -25,6 +25,7 @@ _UNION = re.compile(
     r"Subtypes: \[(.+?)\] Errors: - (.+) Given value type: .+? Given value: (.*)"
 )
 _NO_CLASS = re.compile(r"Problem with given class_path .+(?:No module named|has no attribute)")
+_NULL = "<class 'NoneType'>"
 _YAML = re.compile(r"\.ya?ml$")
 _NAMES_A_TYPE = re.compile(r"Expected a (?:<class|typing\.Literal|dot import path)")
 
@@ -121,10 +122,10 @@ def explain_types(message: str, owner: str | None, files: Sequence[str]) -> str 
     hint = f" (similar: {near[0]!r})" if near else ""
     of = f" of {owner}" if owner else ""
     place = name_place(files, key, _short(owner), value)
-    return (
-        f"Expected `{key}`{of}{place} as {show_kinds(kinds)} but got {value!r:.60}{hint}: write "
-        "such a value."
-    )
+    step = "write such a value."
+    if value == "None" and _NULL in kinds:  # jsonargparse makes a text of null inside two classes
+        step = f"for null, write `{key}: null` in the YAML, since an option cannot give it here."
+    return f"Expected `{key}`{of}{place} as {show_kinds(kinds)} but got {value!r:.60}{hint}: {step}"
 
 
 def _wrong(key: str, reason: str, owner: str | None, files: Sequence[str]) -> str:

@@ -96,7 +96,7 @@ def measure_statistics(model: PreTrainedModel, pruner: Pruner) -> int:
 
     Args:
         model: may have no values.
-        pruner: the method.
+        pruner: the method; it checks the model first.
 
     Returns:
         Bytes of the tensors of all statistics, in the block that has most.
@@ -107,6 +107,7 @@ def measure_statistics(model: PreTrainedModel, pruner: Pruner) -> int:
         values = (value for own in kept.values() for value in own.values())
         return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
+    pruner.check(model)
     blocks = decoder_blocks(model)[1]
     return max(measure(step, block) for step in pruner.steps for block in blocks)
 
@@ -176,6 +177,7 @@ def find_needs(
     *,
     placement: Placement,
     models: int = 2,
+    skeletons: int | None = None,
     ranks: int = 1,
     flight: int = 1,
     statistics: int = 0,
@@ -191,6 +193,8 @@ def find_needs(
         dtype: of the weights and the activations.
         placement: of the models; not `auto`.
         models: 2 with the dense reference, 1 without.
+        skeletons: 1 if both models have what is outside the blocks in one memory; None if each has
+            its own.
         ranks: number of processes that share the blocks of a sharded run.
         flight: batches that are measured together where blocks wait.
         statistics: of the method, see `measure_statistics`.
@@ -222,7 +226,7 @@ def find_needs(
         held.append(task.batch_size * task.longest * (4 * width + 3 * inner + waits))
     chunk = tokens_per_chunk(device, text.vocab_size)
     logits = (models * 4 + 40) * chunk * text.vocab_size if data.tasks else 0
-    weights = models * sizes.skeleton + blocks
+    weights = (skeletons or models) * sizes.skeleton + blocks
     return Needs(weights, max(held) * dtype.itemsize, logits, statistics, training)
 
 

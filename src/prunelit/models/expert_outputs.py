@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunelit.activations import Statistic
+from prunelit.activations import Statistic, sum_ranks_
 from prunelit.errors import InputError
 from prunelit.models.experts import count_experts, expert_output, routed_inputs
 from prunelit.models.fewer_experts import routed_tensors
@@ -38,8 +37,7 @@ class _RouterSums(Statistic):
         self._sums = torch.zeros(*shape, dtype=torch.float64, device=device)
 
     def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
+        sum_ranks_(self._sums)
 
 
 class SetLosses(_RouterSums):

@@ -99,7 +99,8 @@ class Pruner(Checked, ABC):
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model that this method cannot prune; called before any heavy work.
 
-        A method with checks of its own calls `super().check(model)` first.
+        A method with checks of its own calls `super().check(model)` first. The model of a dry run
+        has no values: its structure is what can be checked.
 
         Raises:
             InputError: names the option that does not fit, or the part that the model lacks.

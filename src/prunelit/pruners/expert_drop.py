@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunelit.activations import Statistic
+from prunelit.activations import Statistic, sum_ranks_
 from prunelit.models.architecture import decoder_blocks, device_of
 from prunelit.models.expert_outputs import SetLosses
 from prunelit.models.experts import count_experts, find_experts
@@ -210,9 +209,7 @@ class _Use(Statistic):
         self._tokens[index] += len(outputs)
 
     def all_reduce_(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sums)
-            dist.all_reduce(self._tokens)
+        sum_ranks_(self._sums, self._tokens)
 
     @property
     def value(self) -> Tensor:

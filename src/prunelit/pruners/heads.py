@@ -81,7 +81,7 @@ class Heads(Pruner):
         self.compensate = compensate
         self.damping = float(damping)
         self._fraction = 1.0
-        self._found: dict[nn.Module, Found] = {}
+        self._found: dict[nn.Module, Found | None] = {}
 
     def scale(self, fraction: float) -> "Heads":
         other = copy.copy(self)
@@ -90,9 +90,8 @@ class Heads(Pruner):
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
-        pairs = zip(decoder_blocks(model)[1], find_heads(model), strict=True)
-        self._found = {block: found for block, found in pairs if found is not None}
-        groups = next(found.groups for found in self._found.values())
+        self._found = dict(zip(decoder_blocks(model)[1], find_heads(model), strict=True))
+        groups = next(found.groups for found in self._found.values() if found is not None)
         if self.count is not None and self.count >= groups:
             raise InputError(
                 f"Expected `count` below the {groups} groups of heads of the model but got "
@@ -109,14 +108,17 @@ class Heads(Pruner):
         return min(groups - 1, max(count_removed(share, groups), share > 0))
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
-        if (found := self._found.get(block)) is None or not self._number(found.groups):
+        if block not in self._found:
+            raise RuntimeError("Expected `check` before `watch`: it finds the heads of the model.")
+        if (found := self._found[block]) is None or not self._number(found.groups):
             return {}
         weight = oriented_weight(block.get_submodule(found.output))
         norms = UnitNorm(found.heads, weight.device)
         return {found.output: Probe(unit_statistic(self.score, self.compensate, weight, norms))}
 
     def prune_block(self, block: nn.Module, probes: Mapping[str, Probe]) -> None:
-        if (found := self._found.get(block)) is None or found.output not in probes:
+        found = self._found[block]
+        if found is None or found.output not in probes:
             return
         weight = oriented_weight(block.get_submodule(found.output))
         own, name, count = weight.float(), found.output, self._number(found.groups)

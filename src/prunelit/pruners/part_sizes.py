@@ -8,13 +8,12 @@ from transformers import PreTrainedModel
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.models.heads import find_heads
 from prunelit.models.neurons import find_neurons
+from prunelit.models.sharing import weights_outside
 
 
 def count_outside(model: PreTrainedModel) -> int:
     """Count the parameters outside of the blocks."""
-    first, *others = decoder_blocks(model)[1]
-    own = sum(weight.numel() for weight in first.parameters())
-    return sum(weight.numel() for weight in model.parameters()) - own * (1 + len(others))
+    return sum(weight.numel() for _, weight in weights_outside(model))
 
 
 def count_in_heads(model: PreTrainedModel, count: int) -> int:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from prunelit.activations import Probe, SquaredNorm, Statistic
+from prunelit.activations import Probe, SquaredNorm, Statistic, sum_ranks_
 from prunelit.errors import InputError, check_positive, check_whole
 from prunelit.models.absent import scratch
 from prunelit.models.architecture import oriented_weight
@@ -214,7 +214,9 @@ class _Region:
         if dist.is_available() and dist.is_initialized():
             self._rank, self._world = dist.get_rank(), dist.get_world_size()
         counts = torch.tensor([len(streams), sum(int(one.tokens.sum()) for one in streams)])
-        self.sequences, self.tokens = self._sum(counts.to(free[0].device)).tolist()
+        counts = counts.to(free[0].device)
+        sum_ranks_(counts)
+        self.sequences, self.tokens = counts.tolist()
         self._dense: dict[int, Tensor] = {}
 
     def look(self, kept: Collection[int]) -> dict[str, Tensor]:
@@ -235,8 +237,7 @@ class _Region:
                 totals[place].add_(gradient.double().square_())
             if (sequence := self._rank + number * self._world) in kept:
                 self._dense[sequence] = output.detach()
-        for total in totals:
-            self._sum(total)
+        sum_ranks_(*totals)
         return views
 
     def fit(self, sequence: int, optimizer: torch.optim.Optimizer) -> None:
@@ -265,11 +266,6 @@ class _Region:
 
     def _differentiate(self, value: Tensor) -> Sequence[Tensor]:
         return torch.autograd.grad(value, self.weights, allow_unused=True, materialize_grads=True)
-
-    def _sum(self, value: Tensor) -> Tensor:
-        if self._world > 1:
-            dist.all_reduce(value)
-        return value
 
 
 def _like(

@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from prunelit.activations import Probe
+from prunelit.activations import Probe, sum_ranks_
 from prunelit.errors import InputError
 from prunelit.models.architecture import linear_modules
 from prunelit.models.experts import ExpertMap, called_one_by_one
@@ -168,10 +167,10 @@ class Feed:
         """Sum the statistics, and the tokens that experts have read, over ranks, in place."""
         for probe in (self._inside | self._around).values():
             probe.statistic.all_reduce_()
-        if self._maps and dist.is_available() and dist.is_initialized():
+        if self._maps:
             device = next(self._block.parameters()).device
             tokens = torch.tensor([p.tokens for p in self._inside.values()], device=device)
-            dist.all_reduce(tokens)
+            sum_ranks_(tokens)
             for probe, number in zip(self._inside.values(), tokens.tolist(), strict=True):
                 probe.tokens = number
 

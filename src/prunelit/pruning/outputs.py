@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from prunelit.activations import sum_ranks_
 from prunelit.data.batches import Batch
 from prunelit.errors import InputError
 from prunelit.models.absent import scratch
@@ -91,9 +92,8 @@ class Outputs:
             if self._stream is not None:
                 sums += self._compare(number)
         self._stream, self._varied = None, {}
-        if dist.is_available() and dist.is_initialized():
-            sums = sums.to(self._model.device)
-            dist.all_reduce(sums)
+        sums = sums.to(self._model.device)
+        sum_ranks_(sums)
         self.values = (sums[:-1] / sums[-1]).tolist()
 
     def work(self, index: int, block: nn.Module) -> None:

@@ -119,10 +119,8 @@ def prune(
     check_weights(model, type(model).__name__)
     _, blocks = decoder_blocks(model)
     calibration = describe_batches(batches)
-    if batches is not None and any(step.replays for step in pruner.steps):
-        batches = one_by_one(batches)
     rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
-    text = None if batches is None else RankText(batches[rank::world], _first_sequence(batches))
+    readings = [_read(batches, step, rank, world) for step in pruner.steps]
     zeros, missing = count_entries(model, shrinks=pruner.shrinks)
     memory = PeakMemory(offload_to or model.device)
     costs: list[BlockCost] = []
@@ -137,9 +135,9 @@ def prune(
             check_zero_blocks(model)
         with offloaded(blocks, offload_to):
             if len(pruner.steps) > 1:  # so that the last one is refused before the first one begins
-                for step in pruner.steps:
+                for step, (_, text) in zip(pruner.steps, readings, strict=True):
                     try_blocks(model, step, text)
-            for step in pruner.steps:
+            for step, (batches, text) in zip(pruner.steps, readings, strict=True):
                 reach = Reach(step.expert_tokens)
                 saved = changes = None
                 if dense_cache and batches is not None:
@@ -158,9 +156,9 @@ def prune(
                         f"{type(step).__name__} compares outputs at {tokens:,} of "
                         f"{sum(int(own['attention_mask'].sum()) for own in batches):,} tokens."
                     )
-                title = f"Pruning with {type(step).__name__}"
                 own: list[BlockCost] = []
-                with _BlockProgress(title, len(blocks), shown=progress and rank == 0) as bar:
+                shown = progress and rank == 0
+                with _BlockProgress(type(step).__name__, len(blocks), shown=shown) as bar:
                     for cost in prune_blocks(
                         model, step, text, memory, reach, saved, changes, bar.count
                     ):
@@ -207,12 +205,12 @@ class _BlockProgress(Progress):
     """Progress bar over the blocks, on stderr; in a log, a line a minute.
 
     Args:
-        title: text before the bar.
+        method: name of the method.
         blocks: number of blocks.
         shown: False hides both.
     """
 
-    def __init__(self, title: str, blocks: int, shown: bool) -> None:
+    def __init__(self, method: str, blocks: int, shown: bool) -> None:
         super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -226,8 +224,9 @@ class _BlockProgress(Progress):
         self._blocks = blocks
         self._logs = shown and self.disable  # no terminal
         self._said = time.monotonic()
-        self._title = title
-        self._bar = self.add_task(title, total=blocks, rate="")
+        self._pruning = f"Pruning with {method}"
+        self._comparing = f"Comparing outputs for {method}"
+        self._bar = self.add_task(self._pruning, total=blocks, rate="")
         self._began: float | None = None  # when the measurement began that is under way
 
     def show(self, costs: list[BlockCost]) -> None:
@@ -236,14 +235,13 @@ class _BlockProgress(Progress):
             return
         passes = -(-len(costs) // self._blocks)
         rate = len(costs) / sum(cost.seconds for cost in costs)
-        self._tell(self._title, len(costs), passes * self._blocks, "blocks", rate)
+        self._tell(self._pruning, len(costs), passes * self._blocks, "blocks", rate)
 
     def count(self, done: int, total: int) -> None:
         """Show how much of a measurement of the output is done, in runs of a block."""
         self._began = time.monotonic() if self._began is None else self._began
         rate = done / max(time.monotonic() - self._began, 1e-9)
-        title = self._title.replace("Pruning with", "Comparing outputs for")
-        self._tell(title, done, total, "runs of a block", rate)
+        self._tell(self._comparing, done, total, "runs of a block", rate)
         if done == total:
             self._began = None
 
@@ -299,6 +297,17 @@ def _stderr_console() -> Any:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def _read(
+    batches: list[Batch] | None, step: Pruner, rank: int, world: int
+) -> tuple[list[Batch] | None, RankText | None]:
+    """Give the calibration text as a method reads it: of all ranks, and of this one."""
+    if batches is None:
+        return None, None
+    if step.replays:
+        batches = one_by_one(batches)
+    return batches, RankText(batches[rank::world], _first_sequence(batches))
 
 
 def _first_sequence(batches: list[Batch]) -> Batch:
