@@ -60,7 +60,7 @@ torch.set_num_threads(1)
 collect_ignore = ["golden", "material"]
 
 VOCABULARY = 300
-FUZZ = 230  # spoiled files in every run: 10 of each kind
+FUZZ = 230  # spoiled files: 10 of each kind, 5 of which are in every run
 SHARED = Path(__file__).parents[2] / "shared"
 
 

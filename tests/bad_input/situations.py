@@ -93,6 +93,7 @@ def write_yaml(path: Path, content: Any) -> None:
 def write(folder: Path, *tasks: Config, source: str = "./dense", **groups: Any) -> Config:
     """Write `config.yaml` and the data that most runs read."""
     config = {
+        "speed": False,  # takes most of the time of a run that is as small
         "model": {"source": source, "dtype": "float32"},
         "data": {"tasks": list(tasks), **groups.pop("data", {})},
         "trainer": {
@@ -121,7 +122,7 @@ def table() -> list[list[str]]:
 def full_run(folder: Path, run: Run) -> None:
     perplexity = task("Perplexity", "./text.jsonl", length=12, limit=2, batch_size=2)
     calibration = {"calibration": TRAINING["calibration"]}
-    write(folder, CHOICES, perplexity, data=calibration, pruning=pruning(WANDA))
+    write(folder, CHOICES, perplexity, data=calibration, pruning=pruning(WANDA), speed=True)
 
 
 def saved_run(folder: Path, run: Run) -> None:

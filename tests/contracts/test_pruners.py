@@ -16,12 +16,14 @@ from prunelit import prune
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.pruners import (
+    ADMM,
     Budget,
     Heads,
     Hidden,
     LinearPruner,
     Neuron,
     Pruner,
+    SparseFW,
     Wanda,
     WandaPlus,
 )
@@ -59,8 +61,9 @@ def build(pruner_class: type[Pruner]) -> Pruner:
         for p in parameters
         if p.annotation == list[Pruner]
     }
-    if pruner_class is WandaPlus:
-        arguments |= {"repeats": 1, "samples": 2}  # fewer steps, which take time
+    fewer = {"repeats": 1, "samples": 2, "iterations": 5}  # steps, which take time
+    if pruner_class in (ADMM, SparseFW, WandaPlus):
+        arguments |= {p.name: fewer[p.name] for p in parameters if p.name in fewer}
     if pruner_class is Budget:
         arguments["parameters"] = 0.9  # a tiny model has most of them in its embeddings
     return pruner_class(**arguments)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     CohereConfig,
     LlamaConfig,
     MiniCPM3Config,
@@ -23,15 +22,7 @@ from prunelit.models.channels import (
 )
 from prunelit.models.hidden import check_narrower
 
-TINY = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
-}  # fmt: skip
-
-
-def build(config: PreTrainedConfig) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval()
+from .small import TINY, build
 
 
 def test_the_roles_of_tensors(make_model: Callable[..., PreTrainedModel]) -> None:

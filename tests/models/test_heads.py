@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     DiffLlamaConfig,
     FalconH1Config,
     Gemma4TextConfig,
@@ -20,16 +19,7 @@ from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
 from prunelit.models.heads import check_fewer_heads, find_heads, head_changes, zero_heads_
 
-TINY = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
-}  # fmt: skip
-
-
-def build(config: PreTrainedConfig) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval()
-
+from .small import TINY, build
 
 MAPS = {"q_proj": 32, "k_proj": 16, "v_proj": 16, "o_proj": 32}
 AXES = {

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     BloomConfig,
     Lfm2Config,
     LlamaConfig,
@@ -21,6 +20,7 @@ from prunelit.models.architecture import decoder_blocks, linear_modules, oriente
 from prunelit.models.neurons import find_neurons, find_width_changes, narrow_, neuron_rows
 
 from ..families.tiny import tiny_model
+from .small import TINY, build
 
 MAPS = {
     "phi": (("mlp.fc1",), "mlp.fc2"),
@@ -28,19 +28,6 @@ MAPS = {
     "opt": (("fc1",), "fc2"),
     "gpt2": (("mlp.c_fc",), "mlp.c_proj"),
 }
-TINY: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-
-
-def build(config: PreTrainedConfig) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(config)
 
 
 def test_the_maps_of_known_families(

@@ -249,23 +249,28 @@ def test_weights_are_those_of_a_run_in_memory(
     assert torch.equal(one(input_ids=input_ids).logits, other(input_ids=input_ids).logits)
 
 
-# Prunes a model of 12 blocks of 25 MB each, and writes how much its resident set grew, in MB.
+# Prunes a model of 8 blocks of 25 MB each, and writes how much its resident set grew, in MB.
 SCRIPT = """
 import os, torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from prunelit import prune
-from prunelit.pruners import Wanda
+from prunelit.activations import SquaredNorm
+from prunelit.pruners import LinearPruner
 from prunelit.sparsity import Unstructured
 torch.set_num_threads(1)
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 config = LlamaConfig(vocab_size=300, hidden_size=512, intermediate_size=3300,
-                     num_hidden_layers=12, num_attention_heads=4)
+                     num_hidden_layers=8, num_attention_heads=4)
 model = AutoModelForCausalLM.from_config(config).eval()
 before = resident()
 seen = []
-class Looking(Wanda):
+class Looking(LinearPruner):  # nothing is sorted, which takes time
+    def statistic(self, linear):
+        return SquaredNorm(linear.weight.shape[1])
+    def prune_weight(self, weight, statistic):
+        return weight.index_fill(1, torch.arange(8), 0.0)
     def prune_block(self, block, probes):
         super().prune_block(block, probes)
         seen.append(resident())
@@ -289,5 +294,5 @@ def test_blocks_that_wait_are_not_resident(
     process.join(120)
     assert process.exitcode == 0
     waiting, resident = map(float, (tmp_path / "grown").read_text().split())
-    # 12 blocks of 24.5 MB are 294 MB; the allocator may keep some of what is free.
-    assert waiting < resident - 120
+    # 8 blocks of 24.5 MB are 196 MB; the allocator may keep some of what is free.
+    assert waiting < resident - 80

@@ -96,14 +96,7 @@ def test_a_folder_with_all_sublayers_is_a_stock_folder(
     assert not {"prunelit", "per_layer_config", "transformers_weights"} & set(own)
 
 
-BEFORE = """\
-import sys, prunelit
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-print(sum("Absent" in str(type(own)) for own in model.modules()))
-"""
-AFTER = """\
+CODE = """\
 import sys
 from transformers import AutoModelForCausalLM
 
@@ -121,33 +114,11 @@ REFUSED = (
 )
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [(BEFORE, "1\n"), (AFTER, f"{REFUSED}recognize this architecture\n1\n")],
-    ids=["before", "after"],
-)
-def test_importing_prunelit_is_enough(stored: Path, code: str, expected: str) -> None:
+def test_importing_prunelit_later_is_enough(stored: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code, str(stored)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", CODE, str(stored)], check=True, capture_output=True, text=True
     )
-    assert done.stdout == expected
-
-
-def test_custom_code_needs_no_prunelit(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    input_ids: Tensor,
-    tmp_path: Path,
-    logits_without_prunelit: Callable[[Path], tuple[Tensor, int]],
-) -> None:
-    report = prune(model, SublayerDrop(1, "mlp"), input_ids)
-    save_pretrained(model, tokenizer, tmp_path / "pruned", report, custom_code=True)
-    found, absent = logits_without_prunelit(tmp_path / "pruned")
-    assert absent == 1
-    ids = torch.tensor([[1, 2, 3]])
-    assert found.equal(logits(model, ids))
-    again, _ = load_pretrained(str(tmp_path / "pruned"))
-    assert logits(again, ids).equal(logits(model, ids))
+    assert done.stdout == f"{REFUSED}recognize this architecture\n1\n"
 
 
 def test_the_configuration_alone_builds_it(stored: Path, input_ids: Tensor) -> None:
