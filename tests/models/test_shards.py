@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prunelit import prune, save_pretrained, to_semi_structured
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.models.loading import check_weights
+from prunelit.models.read_checks import check_weights
 from prunelit.models.shards import Shards, shard_blocks
 from prunelit.models.stores import each_weight, keep_in, store_of, whole
 from prunelit.pruners import BlockDrop, Magnitude

@@ -12,7 +12,7 @@ from prunelit.data.vocabularies import find_settings
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_length
 from prunelit.models.fewer_experts import config_counts
-from prunelit.models.loading import check_vocabulary
+from prunelit.models.read_checks import check_vocabulary
 
 
 def check_candidate(trainer: Trainer, data: PruneData, weights: Weights) -> None:

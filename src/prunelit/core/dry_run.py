@@ -27,7 +27,8 @@ from prunelit.files import readable
 from prunelit.models.architecture import decoder_blocks, trunk
 from prunelit.models.fewer_experts import is_mixture
 from prunelit.models.model_pair import ModelPair
-from prunelit.pruners.base import LinearPruner, Pruner
+from prunelit.pruners.base import Pruner
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.tasks.base import Task
 from prunelit.tasks.embedding_task import EmbeddingTask
 from prunelit.tasks.shared_pass import find_shared

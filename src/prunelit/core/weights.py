@@ -18,17 +18,17 @@ from prunelit.models.fewer_experts import config_counts
 from prunelit.models.fingerprint import weight_bytes
 from prunelit.models.loading import (
     DType,
-    check_vocabulary,
     load_config,
     load_placed,
     load_tokenizer,
-    pin_revision,
     read_experts_before,
     read_removed,
     source_version,
 )
+from prunelit.models.located import pin_revision
 from prunelit.models.model_pair import ModelPair
 from prunelit.models.parallel import check_parallel, group_ranks, parallelize
+from prunelit.models.read_checks import check_vocabulary
 from prunelit.models.shards import shard_blocks
 from prunelit.models.sharing import copy_sharing, outside_sums, share_outside
 from prunelit.models.streaming import stream

@@ -3,7 +3,7 @@
 from prunelit.models.architecture import oriented_weight
 from prunelit.models.stores import whole
 from prunelit.pruners.admm import ADMM
-from prunelit.pruners.base import LinearPruner, Probe, Pruner
+from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.block_drop import BlockDrop
 from prunelit.pruners.budget import Budget
 from prunelit.pruners.depth_by_loss import DepthByLoss
@@ -12,6 +12,7 @@ from prunelit.pruners.expert_drop import ExpertDrop
 from prunelit.pruners.expert_merge import ExpertMerge
 from prunelit.pruners.heads import Heads
 from prunelit.pruners.hidden import Hidden
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.pruners.magnitude import Magnitude
 from prunelit.pruners.neuron import Neuron
 from prunelit.pruners.obs_update import OBSUpdate

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from prunelit.activations import Gram, Statistic
 from prunelit.errors import check_positive, check_whole
 from prunelit.models.architecture import oriented_weight
-from prunelit.pruners.base import LinearPruner
 from prunelit.pruners.least_squares import solve_on_support, unit_gram
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.sparsity import Sparsity
 
 _EVERY = 3  # iterations between two changes of the penalty

@@ -8,7 +8,8 @@ from prunelit.activations import Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, oriented_weight
 from prunelit.models.stores import each_whole
-from prunelit.pruners.base import LinearPruner, Probe
+from prunelit.pruners.base import Probe
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.sparsity import Unstructured, count_removed
 
 _BINS = 2**16

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from prunelit.activations import Gram, Statistic, StatisticPair
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
-from prunelit.pruners.base import LinearPruner, Probe
+from prunelit.pruners.base import Probe
 from prunelit.pruners.compensation import compensate, shared_factor
+from prunelit.pruners.linear_pruner import LinearPruner
 
 
 class OBSUpdate(LinearPruner):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from prunelit.activations import Statistic
 from prunelit.errors import InputError
-from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.sparsity import Unstructured
 
 

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from prunelit.activations import Statistic
 from prunelit.errors import check_seed
-from prunelit.pruners.base import LinearPruner, Probe
+from prunelit.pruners.base import Probe
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.sparsity import Sparsity
 
 

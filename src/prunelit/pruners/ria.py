@@ -11,7 +11,7 @@ from prunelit.activations import Probe, SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
 from prunelit.models.neurons import find_neurons, find_tied, reorder_
-from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.pruners.permutation import Reordered, find_order
 from prunelit.pruners.scores import relative_scores
 from prunelit.sparsity import SemiStructured, Sparsity

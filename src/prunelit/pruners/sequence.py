@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
-from prunelit.pruners.base import LinearPruner, Probe, Pruner
+from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.expert_pruner import ExpertPruner
+from prunelit.pruners.linear_pruner import LinearPruner
 
 
 class Sequence(Pruner):

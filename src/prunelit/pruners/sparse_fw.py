@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from prunelit.activations import Gram, Statistic
 from prunelit.errors import InputError, check_positive, check_whole
 from prunelit.models.architecture import oriented_weight
-from prunelit.pruners.base import LinearPruner
 from prunelit.pruners.least_squares import solve_on_support, unit_gram
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.pruners.scores import activation_scores, relative_scores
 from prunelit.sparsity import Sparsity
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from prunelit.activations import Gram, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
-from prunelit.pruners.base import LinearPruner
 from prunelit.pruners.compensation import compensate, shared_factor
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.sparsity import (
     SemiStructured,
     Sparsity,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from prunelit.activations import SquaredNorm, Statistic
 from prunelit.errors import InputError
 from prunelit.models.architecture import oriented_weight
-from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.pruners.scores import activation_scores
 from prunelit.sparsity import Sparsity, Unstructured
 

@@ -13,7 +13,7 @@ from prunelit.models.absent import scratch
 from prunelit.models.architecture import oriented_weight
 from prunelit.models.experts import ExpertMap
 from prunelit.models.replay import Stream
-from prunelit.pruners.base import LinearPruner
+from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.sparsity import Sparsity
 
 

@@ -27,7 +27,7 @@ from prunelit.models.architecture import (
     decoder_blocks,
     embedded_tokens,
 )
-from prunelit.models.loading import check_weights
+from prunelit.models.read_checks import check_weights
 from prunelit.models.removal import check_zero_blocks
 from prunelit.models.stores import each_part
 from prunelit.models.streaming import offloaded
