@@ -196,6 +196,104 @@ def test_outputs_are_compared_at_some_tokens(
     assert all(1 + done == later for (done, _), (later, _) in itertools.pairwise(ticks[: ends[0]]))
 
 
+class Timed(Budget):
+    """Take times from a table: 10 s outside of the blocks, 100 s in a block."""
+
+    asked = 0
+
+    def times(self, model: PreTrainedModel) -> list[float]:
+        type(self).asked += 1
+        return [10.0, 100.0, 70.0, 80.0, 50.0]
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("most", [290, 235, 130])
+def test_the_best_model_that_is_fast_enough_is_taken(
+    most: int, uniform: bool, spread: PreTrainedModel, padded: dict[str, Tensor]
+) -> None:
+    class Both(Noting, Timed):
+        pass
+
+    # A second more: a block has 256 units of time, to which sums are rounded.
+    speed = 2 / (most + 1)
+    speeds = {"tokens_per_second": speed, "cached": 16, "batch_size": 2}
+    pruner = Both(neurons=SHARES, blocks=2, uniform=uniform, **speeds)
+    report = prune(spread, pruner, [padded])
+    costs = torch.tensor(pruner.found[0]).view(3, 4).tolist()
+    found = []
+    for options in itertools.product([*itertools.product((0, 1), range(3)), None], repeat=3):
+        kept = [own for own in options if own is not None]
+        if not kept or (uniform and len({*kept}) > 1):
+            continue
+        seconds = 10 + sum(100 - 30 * heads - [0, 20, 50][neurons] for heads, neurons in kept)
+        kl = sum(
+            cost[3] if own is None else cost[0] * own[0] + (cost[own[1]] if own[1] else 0)
+            for own, cost in zip(options, costs, strict=True)
+        )
+        if seconds <= most + 1:
+            found.append((kl, options, seconds))
+    kl, options, seconds = min(found)
+    assert pruner.choice.options == options
+    assert pruner.choice.kl == pytest.approx(kl)
+    assert pruner.choice.parameters == spread.num_parameters()
+    (told,) = report.as_dict()["compared"]
+    assert told["speed_dense"] == pytest.approx(2 / 310, rel=1e-2)
+    assert told["speed_foretold"] == pytest.approx(2 / seconds, rel=2e-2)
+
+
+def test_a_speed_is_reached_with_measured_times(
+    spread: PreTrainedModel, padded: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        prune(spread, Budget(blocks=0, tokens_per_second=1e-3, cached=16), [padded])
+    assert "tokens a second" in caplog.text
+    assert "by the times of their parts on this machine" in caplog.text
+
+
+def test_times_are_kept_on_disk_with_what_they_depend_on(
+    make_model: MakeModel,
+    padded: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PRUNELIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(Timed, "asked", 0)
+
+    def run(**options: Any) -> int:
+        pruner = Timed(
+            neurons=SHARES, blocks=1, **{"tokens_per_second": 0.005, "cached": 16, **options}
+        )
+        prune(make_model("llama"), pruner, [padded], dense_cache=True)
+        return Timed.asked
+
+    assert run() == 1
+    assert run(tokens_per_second=0.006) == 1
+    assert run(cached=32) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("prunelit.pruning.saved_look.platform.node", lambda: "another machine")
+        assert run() == 3
+    assert run() == 3
+
+
+def test_a_speed_is_refused_where_it_says_nothing(
+    make_model: MakeModel, padded: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    with pytest.raises(InputError, match=r"the fastest model of them writes .* on this machine"):
+        prune(model, Timed(tokens_per_second=1.0, cached=16, blocks=1, neurons=SHARES), [padded])
+    with pytest.raises(InputError, match="its blocks wait in"):
+        prune(
+            model,
+            Budget(tokens_per_second=1.0, cached=16, blocks=1),
+            [padded],
+            offload_to=torch.device("cpu"),
+        )
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(InputError, match="measured in one process but there are 2"):
+        Budget(tokens_per_second=1.0, cached=16, blocks=1).check(model)
+
+
 def test_bytes_are_those_of_the_parameters(
     spread: PreTrainedModel, padded: dict[str, Tensor]
 ) -> None:
@@ -214,6 +312,9 @@ def test_bytes_are_those_of_the_parameters(
         ({"parameters": 0.01}, "the smallest model of them has"),
         ({"blocks": 3}, "below the 3 blocks"),
         ({"heads": [2]}, "`count` below the 2 groups"),
+        ({"tokens_per_second": 0.0}, "`tokens_per_second` above 0"),
+        ({"tokens_per_second": 1.0, "bytes": 9}, "`bytes` or `tokens_per_second`"),
+        ({"tokens_per_second": 1.0, "cached": 9000}, "has 9008"),
     ],
 )
 def test_a_budget_that_cannot_be_met_is_refused(

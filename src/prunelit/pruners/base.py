@@ -45,6 +45,8 @@ class Pruner(Checked, ABC):
             alone does not look again. None: nothing is kept.
         settled: names of the options that the first of `alternatives` do not depend on; what was
             measured of them is then kept on disk too.
+        timed: names of the options that `times` depends on; nothing measures no times.
+        seconds: what `times` gave, before the first of `alternatives`.
         expert_tokens: an expert of a mixture that reads fewer calibration tokens than this gets the
             statistics of all experts of its block together; at least 1.
 
@@ -73,6 +75,8 @@ class Pruner(Checked, ABC):
     narrows_stream = False
     amounts: Sequence[str] = ()
     settled: Sequence[str] = ()
+    timed: Sequence[str] = ()
+    seconds: Sequence[float] = ()
     expert_tokens = 32
 
     @property
@@ -132,6 +136,16 @@ class Pruner(Checked, ABC):
             (0, 0) for most methods; otherwise the driver calls `alternatives`.
         """
         return 0, 0
+
+    def times(self, model: PreTrainedModel) -> list[float]:
+        """Measure times on this machine, seconds; they are kept on disk under its name.
+
+        The driver calls it before `alternatives` if there are names in `timed`.
+
+        Args:
+            model: see `alternatives`.
+        """
+        return []
 
     def alternatives(self, model: PreTrainedModel) -> Sequence[Variation]:
         """Give variations with which the driver measures the output; `settle` gets what it finds.

@@ -1,27 +1,36 @@
-"""Choose heads, neurons and blocks together, so that a model fits a size."""
+"""Choose heads, neurons and blocks together, so that a model fits a size or a speed."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunelit.errors import InputError, check_whole
-from prunelit.models.architecture import decoder_blocks
-from prunelit.models.heads import find_heads
+from prunelit.errors import InputError, check_positive, check_whole
+from prunelit.models.architecture import check_length, decoder_blocks
+from prunelit.models.heads import find_heads, head_changes
+from prunelit.models.inference.speed import WRITTEN
+from prunelit.models.inference.step_times import time_blocks
+from prunelit.models.neurons import find_neurons, find_width_changes
 from prunelit.models.parts import drop_, sublayers
 from prunelit.models.removal import Parts, find_removal
-from prunelit.models.stores import whole
+from prunelit.models.stores import check_here, whole
 from prunelit.models.variation import Variation
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.heads import Heads
 from prunelit.pruners.knapsack import Option, choose_options
 from prunelit.pruners.neuron import Neuron
-from prunelit.pruners.part_sizes import count_in_heads, count_in_neurons, count_outside
+from prunelit.pruners.part_sizes import (
+    Sizes,
+    as_sizes,
+    count_in_heads,
+    count_in_neurons,
+    count_outside,
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,13 @@ class Choice:
             removes none; None if the block goes.
         parameters: number of parameters that are left.
         kl: sum of what the changes of all blocks cost alone, nats.
+        size: in the unit of the target.
     """
 
     options: tuple[tuple[int, int] | None, ...]
     parameters: int
     kl: float
+    size: int
 
 
 class Budget(Pruner):
@@ -54,6 +65,10 @@ class Budget(Pruner):
     class. With `uniform` False each block has its own numbers: the sum is less, and transformers
     loads the folder after `import prunelit`.
 
+    With `tokens_per_second` the size is time: that of a step of writing on this machine, measured
+    for each width and for what is outside of the blocks, and added up. Times are kept on disk under
+    the name of the machine.
+
     Heads and neurons that go are those of `Heads` and `Neuron`, with their defaults. What these
     read of each block is kept: D x D numbers a block for heads of the width D in all.
 
@@ -68,6 +83,10 @@ class Budget(Pruner):
             compares all. The other tokens are context.
         uniform: leave the same number of heads and of neurons in every block; False lets each block
             have its own.
+        tokens_per_second: tokens that the model is to write in a second, all sequences together,
+            instead of `parameters`. It needs a whole model on one device, and one process.
+        cached: tokens of a sequence before those that are timed.
+        batch_size: number of sequences that are written at once.
 
     Example:
         >>> import torch
@@ -86,7 +105,7 @@ class Budget(Pruner):
     shrinks = True
     drops_blocks = True
     drops_sublayers = True
-    settled = ("parameters", "bytes", "uniform")
+    settled = ("parameters", "bytes", "uniform", "tokens_per_second", "cached", "batch_size")
 
     def __init__(
         self,
@@ -97,6 +116,9 @@ class Budget(Pruner):
         blocks: int | None = None,
         tokens: int | None = 128,
         uniform: bool = True,
+        tokens_per_second: float | None = None,
+        cached: int = 128,
+        batch_size: int = 1,
     ) -> None:
         if not 0 < parameters < 1:
             raise InputError(f"Expected `parameters` in (0, 1) but got {parameters}.")
@@ -107,6 +129,12 @@ class Budget(Pruner):
             )
         if tokens is not None:
             check_whole("tokens", tokens, 1)
+        check_whole("cached", cached, 1)
+        check_whole("batch_size", batch_size, 1)
+        if tokens_per_second is not None:
+            check_positive("tokens_per_second", tokens_per_second)
+            if bytes is not None:
+                raise InputError("Expected `bytes` or `tokens_per_second` but got both.")
         if any(count < 1 for count in heads) or any(not 0 < share < 1 for share in neurons):
             raise InputError(
                 f"Expected numbers of at least 1 in `heads` and shares in (0, 1) in `neurons` but "
@@ -119,13 +147,18 @@ class Budget(Pruner):
         self.blocks = blocks
         self.tokens = tokens
         self.uniform = uniform
+        self.tokens_per_second = tokens_per_second
+        self.cached = cached
+        self.batch_size = batch_size
         self.by_block = not uniform
+        self.timed = () if tokens_per_second is None else ("cached", "batch_size")
         # The first option of both kinds leaves a block as it is.
         self._heads: list[Heads | None] = [None, *(Heads(count=count) for count in self.heads)]
         self._neurons: list[Neuron | None] = [None, *(Neuron(share) for share in self.neurons)]
         self._probes: list[dict[str, Probe]] = []
         self._chosen: Choice | None = None
         self._got: float | None = None
+        self._speeds: dict[str, float] = {}  # tokens a second
 
     def check(self, model: PreTrainedModel) -> None:
         super().check(model)
@@ -144,14 +177,32 @@ class Budget(Pruner):
                 f"{min(sizes):,} to {max(sizes):,} parameters: use `Sequence` with the methods and "
                 "numbers of your choice."
             )
-        left = len(blocks) - self._most_blocks(model)
-        least = count_outside(model) + left * min(size for *_, size in self._menu(model))
-        if least > (most := self._target(model)):
+        if self.tokens_per_second is not None:
+            self._check_timed(model)
+            return
+        sizes = self._counts(model)
+        if (least := self._least(model, sizes)) > sizes.most:
             raise InputError(
-                f"Expected options that leave at most {most:,} parameters but the smallest model "
-                f"of them has {least:,}: remove more by `heads`, `neurons` or `blocks`, or raise "
-                "the target."
+                f"Expected options that leave at most {sizes.most:,} parameters but the smallest "
+                f"model of them has {least:,}: remove more by `heads`, `neurons` or `blocks`, or "
+                "raise the target."
             )
+
+    def _check_timed(self, model: PreTrainedModel) -> None:
+        """Refuse a model whose time on one device says nothing, or whose steps have none."""
+        what = "The time of a step of writing"
+        check_here(model, what)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise InputError(
+                f"{what} is measured in one process but there are {dist.get_world_size()}, which "
+                "would measure different times: run on one device, or set a number of parameters."
+            )
+        check_length(model.config, self.cached + WRITTEN, "a sequence of `cached` and what follows")
+
+    def _least(self, model: PreTrainedModel, sizes: Sizes) -> int:
+        """Give the size of the smallest model of all options."""
+        left = len(decoder_blocks(model)[1]) - self._most_blocks(model)
+        return sizes.outside + left * min(size for *_, size in sizes.menu())
 
     def look(self, model: PreTrainedModel) -> Iterator[dict[str, Probe]]:
         kinds = [options[1] for options in (self._heads, self._neurons) if len(options) > 1]
@@ -161,13 +212,33 @@ class Budget(Pruner):
             }
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
-        self._probes, self._chosen = probes, None
+        self._probes, self._chosen, self._speeds = probes, None, {}
         return False
 
     def measured(self, model: PreTrainedModel) -> tuple[int, int]:
         return 2, len(self._variations(model)) * len(decoder_blocks(model)[1]) + 1
 
+    def times(self, model: PreTrainedModel) -> list[float]:
+        check_here(model, "The time of a step of writing")
+        groups = next((own.groups for own in find_heads(model) if own), 0) if self.heads else 0
+        changes = [head_changes(model, groups - count) for count in self.heads]
+        widths = {own.width for own in find_neurons(decoder_blocks(model)[1][0])}
+        for option in self._neurons[1:]:
+            assert option is not None
+            narrow = {width: width - option.removed(width) for width in widths}
+            changes.append(find_width_changes(model, narrow))
+        return time_blocks(model, changes, self.cached, self.batch_size)
+
     def alternatives(self, model: PreTrainedModel) -> Sequence[Variation]:
+        if self.tokens_per_second is not None and self._chosen is None:
+            sizes = self._sizes(model)
+            if (least := self._least(model, sizes)) > sizes.most:
+                fastest = self.batch_size / (least * sizes.unit)
+                raise InputError(
+                    f"Expected options that write {self.tokens_per_second:g} tokens a second but "
+                    f"the fastest model of them writes {fastest:.3g} on this machine: remove more "
+                    "by `heads`, `neurons` or `blocks`, or lower `tokens_per_second`."
+                )
         if self._chosen is not None:  # the model that was chosen, as it is
             return [Variation(0, lambda block: None)]
         return [
@@ -186,6 +257,13 @@ class Budget(Pruner):
             return False
         choice = self._chosen = self._choose(model, changes)
         blocks = decoder_blocks(model)[1]
+        if self.tokens_per_second is not None:
+            sizes = self._sizes(model)
+            dense = sizes.outside + len(blocks) * sizes.block
+            self._speeds = {
+                key: self.batch_size / (size * sizes.unit)
+                for key, size in (("speed_dense", dense), ("speed_foretold", choice.size))
+            }
         gone = [index for index, own in enumerate(choice.options) if own is None]
         find_removal(model, Parts(gone))  # refuses what could not be written
         for index, (block, own) in enumerate(zip(blocks, choice.options, strict=True)):
@@ -201,7 +279,8 @@ class Budget(Pruner):
 
     def told(self) -> dict[str, Any]:
         assert self._chosen is not None
-        return {"kl_foretold": self._chosen.kl, "kl": self._got}
+        found: dict[str, Any] = {"kl_foretold": self._chosen.kl, "kl": self._got}
+        return found | self._speeds
 
     def watch(self, block: nn.Module) -> dict[str, Probe]:
         return {}
@@ -227,7 +306,9 @@ class Budget(Pruner):
         width, most = len(self._variations(model)), self._most_blocks(model)
         # (blocks, options of heads, then of neurons, then none)
         costs = [changes[start : start + width] for start in range(0, len(changes), width)]
-        menu, room = list(self._menu(model)), self._target(model) - count_outside(model)
+        sizes, counts = self._sizes(model), self._counts(model)
+        menu, room = list(sizes.menu()), sizes.most - sizes.outside
+        parameters = {own[:2]: own[2] for own in counts.menu()}
         found = []
         for items in [[item] for item in menu] if self.uniform else [menu]:
             groups = [
@@ -241,7 +322,10 @@ class Budget(Pruner):
                 picked, kl = best
                 options = [items[place][:2] if place < len(items) else None for place in picked]
                 size = sum(group[i].size for group, i in zip(groups, picked, strict=True))
-                found.append(Choice(tuple(options), count_outside(model) + size, kl))
+                left = sum(0 if own is None else parameters[own] for own in options)
+                found.append(
+                    Choice(tuple(options), counts.outside + left, kl, sizes.outside + size)
+                )
         return min(found, key=lambda one: (one.kl, -one.parameters))
 
     def _cost(self, changes: Sequence[float], heads: int, neurons: int) -> float:
@@ -249,16 +333,22 @@ class Budget(Pruner):
         by_heads = changes[heads - 1] if heads else 0.0
         return by_heads + (changes[len(self.heads) + neurons - 1] if neurons else 0.0)
 
-    def _menu(self, model: PreTrainedModel) -> Iterator[tuple[int, int, int]]:
-        """List options of heads and of neurons, and the parameters of a block with both."""
+    def _sizes(self, model: PreTrainedModel) -> Sizes:
+        """Give the sizes that must fit: times if there is a speed to reach, else parameters."""
+        if self.tokens_per_second is None:
+            return self._counts(model)
+        return as_sizes(self.seconds, len(self.heads), self.batch_size / self.tokens_per_second)
+
+    def _counts(self, model: PreTrainedModel) -> Sizes:
+        """Count parameters."""
         first = decoder_blocks(model)[1][0]
-        block = sum(weight.numel() for weight in first.parameters())
-        by_heads = [0, *(count_in_heads(model, count) for count in self.heads)]
-        by_neurons = [
-            0 if one is None else count_in_neurons(first, one.removed) for one in self._neurons
-        ]
-        for heads, neurons in itertools.product(range(len(by_heads)), range(len(by_neurons))):
-            yield heads, neurons, block - by_heads[heads] - by_neurons[neurons]
+        return Sizes(
+            count_outside(model),
+            sum(weight.numel() for weight in first.parameters()),
+            [0, *(count_in_heads(model, count) for count in self.heads)],
+            [0 if one is None else count_in_neurons(first, one.removed) for one in self._neurons],
+            self._target(model),
+        )
 
     def _target(self, model: PreTrainedModel) -> int:
         """Largest number of parameters that may be left."""
@@ -277,10 +367,17 @@ class Budget(Pruner):
         shares = [1 - [0.0, *self.neurons][neurons] for _, neurons in kept]
         if min(shares) < 1:
             parts.append(f"{_span(shares, '.1%')} of the neurons")
-        return (
+        told = (
             f"Budget: {', '.join(parts)} are left, {choice.parameters:,} of {before:,} parameters "
             f"({choice.parameters / before:.1%})."
         )
+        if self._speeds:
+            told += (
+                f" It writes {self._speeds['speed_foretold']:.3g} tokens a second and the dense "
+                f"model {self._speeds['speed_dense']:.3g}, by the times of their parts on this "
+                "machine."
+            )
+        return told
 
 
 def _span(values: Iterable[float], form: str = "") -> str:

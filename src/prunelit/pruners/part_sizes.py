@@ -1,6 +1,8 @@
-"""Count the parameters of parts of a model whose blocks have one size."""
+"""Sizes of parts of a model whose blocks have one size: parameters, or the time of a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,6 +11,58 @@ from prunelit.models.architecture import decoder_blocks, linear_modules, oriente
 from prunelit.models.heads import find_heads
 from prunelit.models.neurons import find_neurons
 from prunelit.models.sharing import weights_outside
+
+# A block is so many units of time: sums of them take few values, and the choice little time.
+_UNITS = 256
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the parts of a model, in one unit.
+
+    Args:
+        outside: of all that is outside of the blocks.
+        block: of a block.
+        heads: what each option of heads takes off a block.
+        neurons: what each option of neurons takes off a block.
+        most: the largest size of a model that fits.
+        unit: of the sizes, a parameter, or so many seconds.
+    """
+
+    outside: int
+    block: int
+    heads: Sequence[int]
+    neurons: Sequence[int]
+    most: int
+    unit: float = 1.0
+
+    def menu(self) -> Iterator[tuple[int, int, int]]:
+        """List options of heads and of neurons, and the size of a block with both."""
+        for heads, neurons in product(range(len(self.heads)), range(len(self.neurons))):
+            gone = self.heads[heads] + self.neurons[neurons]
+            yield heads, neurons, max(self.block - gone, 0)
+
+
+def as_sizes(seconds: Sequence[float], heads: int, most: float) -> Sizes:
+    """Make sizes of times.
+
+    Args:
+        seconds: outside of the blocks, of a block, then of a block with each option of heads, and
+            with each option of neurons.
+        heads: number of the options of heads.
+        most: seconds of the slowest model that fits.
+    """
+    outside, block, *others = seconds
+    unit = max(block, 1e-9) / _UNITS
+    gone = [round((block - own) / unit) for own in others]
+    return Sizes(
+        round(outside / unit),
+        round(block / unit),
+        [0, *gone[:heads]],
+        [0, *gone[heads:]],
+        int(most / unit),
+        unit,
+    )
 
 
 def count_outside(model: PreTrainedModel) -> int:

@@ -175,6 +175,13 @@ def _measure_and_settle(
 ) -> Iterator[BlockCost]:
     """Show the method the output with its variations, again as often as it asks for it."""
     _, blocks = decoder_blocks(model)
+    if pruner.timed:
+        seconds = None if saved is None else saved.read_times()
+        if seconds is None:
+            seconds = pruner.times(model)
+            if saved is not None:
+                saved.write_times(seconds)
+        pruner.seconds = seconds
     again = True
     while again and (variations := pruner.alternatives(model)):
         known = None if saved is None else saved.read()

@@ -1,5 +1,6 @@
 """Keep on disk what a method finds in a model: another ratio needs no new pass."""
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,20 +51,30 @@ class _Saved:
         self._answers = open_answers(model)
         self._key = ""
 
-    def _find(self, function: Callable[..., Any]) -> dict[str, Tensor] | None:
+    def _find(
+        self,
+        function: Callable[..., Any],
+        more: Sequence[Any] = (),
+        what: str = "found in the calibration text",
+    ) -> dict[str, Tensor] | None:
         """Read what a function found; None if any rank has nothing for the model as it is.
 
         Every rank must call it.
+
+        Args:
+            function: of the method.
+            more: what its result depends on beside the inputs of all.
+            what: it did, in words.
         """
         found = None
         if self._answers is not None:
-            self._key = self._answers.key(function, self._inputs, {})
+            self._key = self._answers.key(function, [*self._inputs, *more], {})
             found = self._answers.find(self._key)
         if not _all(found is not None, self._model.device) or found is None:
             return None
         where = "" if self._answers is None else f" from {str(self._answers.folder)!r}"
         rank_zero_info(
-            f"What {type(self._pruner).__name__} found in the calibration text was read{where}: "
+            f"What {type(self._pruner).__name__} {what} was read{where}: "
             "`--model.dense_cache false` measures it again."
         )
         return found
@@ -102,7 +113,7 @@ class SavedLook(_Saved):
 
 
 class SavedChanges(_Saved):
-    """Reads and writes what was measured of the first `Pruner.alternatives`."""
+    """Reads and writes what was measured of the first `Pruner.alternatives`, and times."""
 
     def read(self) -> list[float] | None:
         """Read what `settle` gets; None if there is nothing. Every rank must call it."""
@@ -112,6 +123,17 @@ class SavedChanges(_Saved):
     def write(self, changes: Sequence[float]) -> None:
         """Keep what `settle` gets; `read` gave nothing."""
         self._keep({"changes": torch.tensor(changes, dtype=torch.float64)})
+
+    def read_times(self) -> list[float] | None:
+        """Read what `Pruner.times` gave on this machine; None if there is nothing."""
+        options = [vars(self._pruner)[name] for name in self._pruner.timed]
+        more = [platform.node(), str(self._model.dtype), options]
+        found = self._find(type(self._pruner).times, more, "timed on this machine")
+        return None if found is None else found["seconds"].tolist()
+
+    def write_times(self, seconds: Sequence[float]) -> None:
+        """Keep what `Pruner.times` gave; `read_times` gave nothing."""
+        self._keep({"seconds": torch.tensor(seconds, dtype=torch.float64)})
 
 
 class _Known(Statistic):

@@ -37,11 +37,11 @@ def measure_speed(models: Mapping[str, PreTrainedModel]) -> dict[str, dict[str, 
     found: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         with _Alive(model) as alive:
-            first = _round(model)
+            first = read_and_write(model)
         found[name] = {key: [] for key in first} | {"peak_bytes": weight_bytes(model) + alive.peak}
     for _ in range(_ROUNDS):
         for name, model in models.items():
-            for key, value in _round(model).items():
+            for key, value in read_and_write(model).items():
                 found[name][key].append(value)
     return found
 
@@ -73,23 +73,35 @@ def compare_speed(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 @torch.inference_mode()
-def _round(model: PreTrainedModel) -> dict[str, float]:
-    """Return tokens a second of one prompt and its continuation."""
+def read_and_write(
+    model: PreTrainedModel, prompt: int = PROMPT, batch_size: int = 1
+) -> dict[str, float]:
+    """Return tokens a second of prompts and their continuation, of one round.
+
+    Args:
+        model: on its device and in evaluation mode.
+        prompt: tokens of a prompt; fewer if the model has no more positions.
+        batch_size: number of prompts at once.
+
+    Returns:
+        `prefill` and `decode`, see `measure_speed`.
+    """
     config = model.config.get_text_config(decoder=True)
-    positions = getattr(config, "max_position_embeddings", None) or PROMPT + WRITTEN
-    size = max(1, min(PROMPT, positions - WRITTEN))
-    tokens = probe_ids(model, 1, size)
+    positions = getattr(config, "max_position_embeddings", None) or prompt + WRITTEN
+    size = max(1, min(prompt, positions - WRITTEN))
+    tokens = probe_ids(model, batch_size, size)
     start = _now(model)
     output = model(input_ids=tokens, use_cache=True, **_places(model, 0, size))
     read = _now(model) - start
     cache = getattr(output, "past_key_values", None)
     if cache is None:
-        return {"prefill": size / read}
+        return {"prefill": batch_size * size / read}
     start = _now(model)
     for place in range(size, size + WRITTEN):
         token = tokens[:, :1]  # what the model writes may be the token of an image
         model(input_ids=token, past_key_values=cache, use_cache=True, **_places(model, place, 1))
-    return {"prefill": size / read, "decode": WRITTEN / (_now(model) - start)}
+    written = _now(model) - start
+    return {"prefill": batch_size * size / read, "decode": batch_size * WRITTEN / written}
 
 
 def _places(model: PreTrainedModel, first: int, count: int) -> dict[str, Tensor]:
