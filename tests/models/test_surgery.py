@@ -317,7 +317,7 @@ def test_a_folder_without_sublayers_is_pruned_again(
     model, _ = load_pretrained(str(tmp_path / "pruned"))
     pruner = second()
     if pruner.shrinks:
-        with pytest.raises(InputError, match=r"lacks mixers in blocks \[\d\] and MLPs in"):
+        with pytest.raises(InputError, match=r"lacks mixers in blocks \[\d\]: start"):
             prune(model, pruner, input_ids)
         return
     store(model, pruner, input_ids, tmp_path / "again", tokenizer)

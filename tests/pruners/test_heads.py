@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prunelit import load_pretrained, prune, save_pretrained
 from prunelit.errors import InputError
@@ -128,6 +133,23 @@ def test_rounds_and_neurons_reach_one_smaller_model(
     again, _ = load_pretrained(str(tmp_path / "pruned"))
     with torch.no_grad():
         assert again(**padded).logits.equal(model(**padded).logits)
+
+
+def test_only_the_last_round_needs_a_number_that_the_class_takes(input_ids: Tensor) -> None:
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(InputError, match="does not take 6 of 8 heads"):
+        prune(model, Heads(count=2), input_ids)
+    for fraction in (0.5, 1):
+        prune(model, Heads(count=4).scale(fraction), input_ids, shrink=False)
+        gone = ~model.model.layers[0].self_attn.o_proj.weight.any(0)
+        assert int(gone.sum()) == 16 * fraction
 
 
 def test_weights_that_an_earlier_method_removed_stay_zero(

@@ -241,9 +241,10 @@ def check_whole(model: PreTrainedModel) -> None:
             "all parts in one run."
         )
     if removed.sublayers:
+        missing = {"mixers": sorted(removed.attention + removed.mixer), "MLPs": removed.mlp}
+        lacks = [f"{kind} in blocks {places}" for kind, places in missing.items() if places]
         raise InputError(
-            f"Expected a model with all its sublayers but it lacks mixers in blocks "
-            f"{sorted(removed.attention + removed.mixer)} and MLPs in blocks {removed.mlp}: start "
+            f"Expected a model with all its sublayers but it lacks {' and '.join(lacks)}: start "
             "from the dense model and drop all parts in one run."
         )
 

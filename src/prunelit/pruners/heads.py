@@ -97,7 +97,8 @@ class Heads(Pruner):
                 f"Expected `count` below the {groups} groups of heads of the model but got "
                 f"{self.count}."
             )
-        if removed := self._number(groups):
+        last = self.scale(1 / self._fraction)  # until the last round, zeros stay in their place
+        if removed := last._number(groups):
             check_fewer_heads(model, groups - removed)
 
     def _number(self, groups: int) -> int:
