@@ -69,6 +69,8 @@ def _like(
 def scratch(block: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Have copies of all weights of a block in their place, within the context: edits vanish.
 
+    Changes of what a module keeps as a number, such as its width, and other buffers vanish too.
+
     Args:
         block: a decoder block.
         dtype: of the copies; None is that of each weight.
@@ -76,6 +78,8 @@ def scratch(block: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None
     copies: dict[int, nn.Parameter] = {}
     with whole(block):
         own = {module: module._parameters for module in block.modules()}
+        numbers = {module: _numbers(module) for module in own}
+        buffers = {module: dict(module._buffers) for module in own}
         for module, parameters in own.items():
             for weight in parameters.values():
                 if weight is not None and id(weight) not in copies:
@@ -89,7 +93,12 @@ def scratch(block: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None
             yield
         finally:
             for module, parameters in own.items():
-                module._parameters = parameters
+                module._parameters, module._buffers = parameters, buffers[module]
+                vars(module).update(numbers[module])
+
+
+def _numbers(module: nn.Module) -> dict[str, int]:
+    return {name: value for name, value in vars(module).items() if type(value) is int}
 
 
 def zeroed(block: nn.Module, parts: tuple[str, ...]) -> AbstractContextManager[None]:

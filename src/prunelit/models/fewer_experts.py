@@ -131,12 +131,19 @@ def drop_experts_(model: PreTrainedModel) -> dict[int, dict[str, list[int]]]:
     for index, own in keep.items():
         with whole(blocks[index], edited=True):
             for name, numbers in own.items():
-                _keep(blocks[index], name, numbers, count)
+                keep_experts_(blocks[index], name, numbers, count)
     return {i: {name: one.tolist() for name, one in own.items()} for i, own in keep.items()}
 
 
-def _keep(block: nn.Module, name: str, keep: Tensor, count: int) -> None:
-    """Keep some experts of one mixture of a block."""
+def keep_experts_(block: nn.Module, name: str, keep: Tensor, count: int) -> None:
+    """Keep some experts of one mixture of a block, and what its router has for them, in place.
+
+    Args:
+        block: a decoder block, whole.
+        name: of the fused experts.
+        keep: numbers of those that stay, in order.
+        count: number of experts before.
+    """
     for part, (value, axis) in routed_tensors(block, name).items():
         owner, _, last = part.rpartition(".")
         module: Any = block.get_submodule(owner)

@@ -33,6 +33,8 @@ class Pruner(Checked, ABC):
             class describes what is left.
         drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
         drops_sublayers: True if whole sublayers or blocks become 0.
+        drops_experts: True if whole experts become 0, which routers choose until they
+            are taken out.
         measure: see `settle`.
         tokens: number of tokens of the calibration text at which outputs are compared, spread
             evenly; None compares all.
@@ -69,6 +71,7 @@ class Pruner(Checked, ABC):
     by_block = False
     drops_blocks = False
     drops_sublayers = False
+    drops_experts = False
     measure: Literal["kl", "loss"] = "kl"
     tokens: int | None = None
     replays = False

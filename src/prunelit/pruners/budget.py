@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError, check_positive, check_whole
 from prunelit.models.architecture import check_length, decoder_blocks
+from prunelit.models.experts import find_experts
+from prunelit.models.fewer_experts import alive_experts, keep_experts_
 from prunelit.models.heads import find_heads, head_changes
 from prunelit.models.inference.speed import WRITTEN
 from prunelit.models.inference.step_times import time_blocks
@@ -21,12 +23,14 @@ from prunelit.models.removal import Parts, find_removal
 from prunelit.models.stores import check_here, whole
 from prunelit.models.variation import Variation
 from prunelit.pruners.base import Probe, Pruner
+from prunelit.pruners.expert_drop import ExpertDrop
 from prunelit.pruners.heads import Heads
 from prunelit.pruners.knapsack import Option, choose_options
 from prunelit.pruners.neuron import Neuron
 from prunelit.pruners.part_sizes import (
     Sizes,
     as_sizes,
+    count_in_experts,
     count_in_heads,
     count_in_neurons,
     count_outside,
@@ -43,12 +47,14 @@ class Choice:
         parameters: number of parameters that are left.
         kl: sum of what the changes of all blocks cost alone, nats.
         size: in the unit of the target.
+        experts: place among the options of experts, the same in every block; 0 removes none.
     """
 
     options: tuple[tuple[int, int] | None, ...]
     parameters: int
     kl: float
     size: int
+    experts: int = 0
 
 
 class Budget(Pruner):
@@ -69,6 +75,11 @@ class Budget(Pruner):
     for each width and for what is outside of the blocks, and added up. Times are kept on disk under
     the name of the machine.
 
+    In a mixture, `experts` adds the number of experts to the choice, the same in every block. The
+    experts that go are those of `ExpertDrop`, and a block without them is measured with the router
+    of the smaller model. Of a model that loses experts, the divergence that was got is not known
+    before they are taken out, so it is not printed.
+
     Heads and neurons that go are those of `Heads` and `Neuron`, with their defaults. What these
     read of each block is kept: D x D numbers a block for heads of the width D in all.
 
@@ -87,6 +98,8 @@ class Budget(Pruner):
             instead of `parameters`. It needs a whole model on one device, and one process.
         cached: tokens of a sequence before those that are timed.
         batch_size: number of sequences that are written at once.
+        experts: numbers of experts to remove in each mixture; nothing leaves all experts. It needs
+            `uniform`, and no speed: a token computes as many experts as before.
 
     Example:
         >>> import torch
@@ -119,6 +132,7 @@ class Budget(Pruner):
         tokens_per_second: float | None = None,
         cached: int = 128,
         batch_size: int = 1,
+        experts: Sequence[int] = (),
     ) -> None:
         if not 0 < parameters < 1:
             raise InputError(f"Expected `parameters` in (0, 1) but got {parameters}.")
@@ -135,10 +149,17 @@ class Budget(Pruner):
             check_positive("tokens_per_second", tokens_per_second)
             if bytes is not None:
                 raise InputError("Expected `bytes` or `tokens_per_second` but got both.")
-        if any(count < 1 for count in heads) or any(not 0 < share < 1 for share in neurons):
+        if experts and (not uniform or tokens_per_second is not None):
             raise InputError(
-                f"Expected numbers of at least 1 in `heads` and shares in (0, 1) in `neurons` but "
-                f"got {list(heads)} and {list(neurons)}."
+                "Expected `uniform` true and no `tokens_per_second` with `experts`: all mixtures "
+                "have one number of experts, and a token computes as many of them as before."
+            )
+        if any(count < 1 for count in (*heads, *experts)) or any(
+            not 0 < share < 1 for share in neurons
+        ):
+            raise InputError(
+                "Expected numbers of at least 1 in `heads` and `experts` and shares in (0, 1) in "
+                f"`neurons` but got {list(heads)}, {list(experts)} and {list(neurons)}."
             )
         self.parameters = parameters
         self.bytes = bytes
@@ -150,11 +171,14 @@ class Budget(Pruner):
         self.tokens_per_second = tokens_per_second
         self.cached = cached
         self.batch_size = batch_size
+        self.experts = list(experts)
+        self.drops_experts = bool(experts)
         self.by_block = not uniform
         self.timed = () if tokens_per_second is None else ("cached", "batch_size")
         # The first option of both kinds leaves a block as it is.
         self._heads: list[Heads | None] = [None, *(Heads(count=count) for count in self.heads)]
         self._neurons: list[Neuron | None] = [None, *(Neuron(share) for share in self.neurons)]
+        self._experts = [None, *(ExpertDrop(count=count) for count in self.experts)]
         self._probes: list[dict[str, Probe]] = []
         self._chosen: Choice | None = None
         self._got: float | None = None
@@ -202,17 +226,23 @@ class Budget(Pruner):
     def _least(self, model: PreTrainedModel, sizes: Sizes) -> int:
         """Give the size of the smallest model of all options."""
         left = len(decoder_blocks(model)[1]) - self._most_blocks(model)
-        return sizes.outside + left * min(size for *_, size in sizes.menu())
+        return sizes.outside + left * sizes.least()
 
     def look(self, model: PreTrainedModel) -> Iterator[dict[str, Probe]]:
         kinds = [options[1] for options in (self._heads, self._neurons) if len(options) > 1]
+        scored = iter(option.look(model) if (option := self._experts[-1]) else ())
         for block in decoder_blocks(model)[1]:
             yield {
                 name: probe for kind in kinds if kind for name, probe in kind.watch(block).items()
-            }
+            } | next(scored, {})
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
         self._probes, self._chosen, self._speeds = probes, None, {}
+        names = [find_experts(block) for block in decoder_blocks(model)[1]]
+        for option in self._experts[1:]:
+            assert option is not None
+            scored = zip(names, probes, strict=True)
+            option.decide(model, [{name: own[name] for name in mine} for mine, own in scored])
         return False
 
     def measured(self, model: PreTrainedModel) -> tuple[int, int]:
@@ -271,11 +301,15 @@ class Budget(Pruner):
                 drop_(block, *sublayers(block))
                 continue
             with whole(block, edited=True):
-                for option in (self._heads[own[0]], self._neurons[own[1]]):
+                for option in (
+                    self._heads[own[0]],
+                    self._neurons[own[1]],
+                    self._experts[choice.experts],
+                ):
                     if option is not None:
-                        self._apply(index, option, block)
+                        option.prune_block(block, self._probes[index])
         rank_zero_info(self._tell(model, choice))
-        return True
+        return not choice.experts  # routers choose experts of zeros until they are taken out
 
     def told(self) -> dict[str, Any]:
         assert self._chosen is not None
@@ -289,7 +323,8 @@ class Budget(Pruner):
         """Do nothing: `settle` made the blocks smaller."""
 
     def _options(self) -> list[Pruner]:
-        return [one for one in (*self._heads, *self._neurons) if one is not None]
+        every = (*self._heads, *self._neurons, *self._experts)
+        return [one for one in every if one is not None]
 
     def _variations(self, model: PreTrainedModel) -> list[Pruner | None]:
         """List what is measured in each block; None is the model without the block."""
@@ -299,7 +334,12 @@ class Budget(Pruner):
         return len(decoder_blocks(model)[1]) // 4 if self.blocks is None else self.blocks
 
     def _apply(self, index: int, option: Pruner, block: nn.Module) -> None:
+        """Make a block smaller that vanishes after its measurement."""
         option.prune_block(block, self._probes[index])
+        if isinstance(option, ExpertDrop):
+            for name, experts in find_experts(block).items():
+                alive = alive_experts(experts)
+                keep_experts_(block, name, alive.nonzero().flatten(), len(alive))
 
     def _choose(self, model: PreTrainedModel, changes: Sequence[float]) -> Choice:
         """Find the model that fits and costs least; of equal ones, the one with more parameters."""
@@ -307,13 +347,12 @@ class Budget(Pruner):
         # (blocks, options of heads, then of neurons, then none)
         costs = [changes[start : start + width] for start in range(0, len(changes), width)]
         sizes, counts = self._sizes(model), self._counts(model)
-        menu, room = list(sizes.menu()), sizes.most - sizes.outside
-        parameters = {own[:2]: own[2] for own in counts.menu()}
-        found = []
-        for items in [[item] for item in menu] if self.uniform else [menu]:
+        room, found = sizes.most - sizes.outside, []
+        for experts, items in self._menus(sizes):
+            parameters = {own[:2]: own[2] for own in counts.menu(experts)}
             groups = [
                 [
-                    *(Option(size, self._cost(own, *places)) for *places, size in items),
+                    *(Option(size, self._cost(own, h, n, experts)) for h, n, size in items),
                     *([Option(0, own[-1], limited=True)] if most else []),
                 ]
                 for own in costs
@@ -324,14 +363,28 @@ class Budget(Pruner):
                 size = sum(group[i].size for group, i in zip(groups, picked, strict=True))
                 left = sum(0 if own is None else parameters[own] for own in options)
                 found.append(
-                    Choice(tuple(options), counts.outside + left, kl, sizes.outside + size)
+                    Choice(tuple(options), counts.outside + left, kl, sizes.outside + size, experts)
                 )
         return min(found, key=lambda one: (one.kl, -one.parameters))
 
-    def _cost(self, changes: Sequence[float], heads: int, neurons: int) -> float:
-        """Add up what fewer heads and fewer neurons of a block cost alone."""
-        by_heads = changes[heads - 1] if heads else 0.0
-        return by_heads + (changes[len(self.heads) + neurons - 1] if neurons else 0.0)
+    def _menus(self, sizes: Sizes) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+        """Give an option of experts, and the options among which each block may choose with it."""
+        for experts in range(len(self._experts)):
+            menu = list(sizes.menu(experts))
+            for items in [[item] for item in menu] if self.uniform else [menu]:
+                yield experts, items
+
+    def _cost(self, changes: Sequence[float], heads: int, neurons: int, experts: int) -> float:
+        """Add up what fewer heads, fewer neurons and fewer experts of a block cost alone."""
+        cost, first = 0.0, 0
+        for place, options in (
+            (heads, self.heads),
+            (neurons, self.neurons),
+            (experts, self.experts),
+        ):
+            cost += changes[first + place - 1] if place else 0.0
+            first += len(options)
+        return cost
 
     def _sizes(self, model: PreTrainedModel) -> Sizes:
         """Give the sizes that must fit: times if there is a speed to reach, else parameters."""
@@ -348,6 +401,14 @@ class Budget(Pruner):
             [0, *(count_in_heads(model, count) for count in self.heads)],
             [0 if one is None else count_in_neurons(first, one.removed) for one in self._neurons],
             self._target(model),
+            experts=[0, *(count_in_experts(first, count) for count in self.experts)],
+            both=[
+                [
+                    0 if one is None else count_in_neurons(first, one.removed, count)
+                    for count in (0, *self.experts)
+                ]
+                for one in self._neurons
+            ],
         )
 
     def _target(self, model: PreTrainedModel) -> int:
@@ -367,6 +428,8 @@ class Budget(Pruner):
         shares = [1 - [0.0, *self.neurons][neurons] for _, neurons in kept]
         if min(shares) < 1:
             parts.append(f"{_span(shares, '.1%')} of the neurons")
+        if count := [0, *self.experts][choice.experts]:
+            parts.append(f"{count} experts of each mixture fewer")
         told = (
             f"Budget: {', '.join(parts)} are left, {choice.parameters:,} of {before:,} parameters "
             f"({choice.parameters / before:.1%})."

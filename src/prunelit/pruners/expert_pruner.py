@@ -35,6 +35,7 @@ class ExpertPruner(Pruner):
     """
 
     shrinks = True
+    drops_experts = True
 
     @property
     def needs_shares(self) -> bool:

@@ -8,6 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.models.architecture import decoder_blocks, linear_modules, oriented_weight
+from prunelit.models.experts import ExpertMap, count_experts, find_experts
+from prunelit.models.fewer_experts import routed_tensors
 from prunelit.models.heads import find_heads
 from prunelit.models.neurons import find_neurons
 from prunelit.models.sharing import weights_outside
@@ -25,6 +27,8 @@ class Sizes:
         block: of a block.
         heads: what each option of heads takes off a block.
         neurons: what each option of neurons takes off a block.
+        experts: what each option of experts takes off a block.
+        both: by option of neurons and of experts, what both would take off.
         most: the largest size of a model that fits.
         unit: of the sizes, a parameter, or so many seconds.
     """
@@ -35,12 +39,23 @@ class Sizes:
     neurons: Sequence[int]
     most: int
     unit: float = 1.0
+    experts: Sequence[int] = (0,)
+    both: Sequence[Sequence[int]] = ()
 
-    def menu(self) -> Iterator[tuple[int, int, int]]:
-        """List options of heads and of neurons, and the size of a block with both."""
+    def menu(self, experts: int = 0) -> Iterator[tuple[int, int, int]]:
+        """List options of heads and of neurons, and the size of a block with both.
+
+        Args:
+            experts: option of experts of all blocks.
+        """
         for heads, neurons in product(range(len(self.heads)), range(len(self.neurons))):
-            gone = self.heads[heads] + self.neurons[neurons]
-            yield heads, neurons, max(self.block - gone, 0)
+            gone = self.heads[heads] + self.neurons[neurons] + self.experts[experts]
+            twice = self.both[neurons][experts] if self.both else 0
+            yield heads, neurons, max(self.block - gone + twice, 0)
+
+    def least(self) -> int:
+        """Give the size of the smallest block."""
+        return min(size for e in range(len(self.experts)) for *_, size in self.menu(e))
 
 
 def as_sizes(seconds: Sequence[float], heads: int, most: float) -> Sizes:
@@ -84,15 +99,37 @@ def count_in_heads(model: PreTrainedModel, count: int) -> int:
     return size * count // found.groups
 
 
-def count_in_neurons(block: nn.Module, removed: Callable[[int], int]) -> int:
+def count_in_experts(block: nn.Module, count: int) -> int:
+    """Count the parameters of a block that go with some experts of each of its mixtures.
+
+    Args:
+        block: of the model.
+        count: number of experts.
+    """
+    total = 0
+    for name, experts in find_experts(block).items():
+        for value, _ in routed_tensors(block, name).values():
+            if isinstance(value, nn.Parameter):
+                total += value.numel() // count_experts(experts) * count
+    return total
+
+
+def count_in_neurons(
+    block: nn.Module, removed: Callable[[int], int], experts: int | None = None
+) -> int:
     """Count the parameters of a block that go with neurons of its MLPs.
 
     Args:
         block: of the model.
         removed: gives the number of neurons that go, by the width of an MLP.
+        experts: count those of so many experts of each mixture alone; None counts all MLPs.
     """
     linears, total = linear_modules(block), 0
     for neurons in find_neurons(block):
+        if experts is not None:
+            output = linears[neurons.output]
+            if not (isinstance(output, ExpertMap) and output.index < experts):
+                continue
         own = oriented_weight(linears[neurons.output]).numel()
         for name in neurons.inputs:
             bias = getattr(linears[name], "bias", None)

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
 from prunelit.pruners.base import Probe, Pruner
-from prunelit.pruners.expert_pruner import ExpertPruner
 from prunelit.pruners.linear_pruner import LinearPruner
 
 
@@ -58,6 +57,7 @@ class Sequence(Pruner):
         self.drops_blocks = any(step.drops_blocks for step in self._steps)
         self.narrows_stream = any(step.narrows_stream for step in self._steps)
         self.drops_sublayers = any(step.drops_sublayers for step in self._steps)
+        self.drops_experts = any(step.drops_experts for step in self._steps)
 
     @property
     def steps(self) -> Items[Pruner]:
@@ -69,7 +69,7 @@ class Sequence(Pruner):
             before = self._steps[:index]
             name = type(method).__name__
             for earlier in before:
-                if isinstance(earlier, ExpertPruner):
+                if earlier.drops_experts:
                     raise InputError(
                         f"Expected {type(earlier).__name__} as the last of `methods` but {name} "
                         "follows: routers choose dropped experts until the folder is written. "
