@@ -66,7 +66,7 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
 PARTS: dict[str, list[tuple[object, str]]] = {
     "blocks": [(Stream, "run")],
     "statistics": [(kind, "update") for kind in (Gram, Moments, SquaredNorm)],
-    "factors": [(compensation, "factorise")],
+    "factors": [(compensation, "inverse_factor")],
     "weights": [(LinearPruner, "prune_rest")],
 }
 

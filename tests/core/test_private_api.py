@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import platform
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from prunelit.core.private_api import (
     claim_version,
     imagined_group,
     leave_signals,
+    multiplies_bfloat16,
     optimizer_stepped,
     parallel_sizes,
     replace_lists,
@@ -348,3 +350,10 @@ def test_no_other_class_overrides_a_private_name() -> None:
         if name != "_abc_impl"
     }
     assert not found, f"Rename these attributes, or move them to private_api.py: {sorted(found)}."
+
+
+def test_instructions_for_bfloat16_are_those_of_the_processor() -> None:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file() or platform.machine() != "x86_64":
+        pytest.skip("needs Linux on x86")
+    assert multiplies_bfloat16() == ("avx512_bf16" in info.read_text())

@@ -18,6 +18,7 @@ from transformers import (
 
 from prunelit.core.placement import measure_sizes
 from prunelit.core.weights import Weights
+from prunelit.models.loading import DType
 
 SCRIPT = Path(__file__).parents[1] / "material" / "read_share.py"
 MEMORY = Path("/dev/shm")  # of Linux: a touched page brings 64 KiB; on a disk it may bring 2 MiB
@@ -134,3 +135,42 @@ def test_no_rank_reads_more_than_its_share(
         assert rank["read"] <= share + size.block
         assert kind == "mixtral" or rank["read"] >= share  # of each block, or of whole blocks
         assert rank["all"] >= size.model  # what a rank that reads all would have read
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "stored", "instructions", "found"),
+    [
+        ("auto", "cpu", torch.bfloat16, False, torch.float32),
+        ("auto", "cpu", torch.bfloat16, True, torch.bfloat16),
+        ("auto", "cuda", torch.bfloat16, False, torch.bfloat16),
+        ("auto", "cpu", torch.float16, False, torch.float16),
+        ("bfloat16", "cpu", torch.bfloat16, False, torch.bfloat16),
+    ],
+)
+def test_bfloat16_is_not_chosen_where_it_is_slower(
+    material: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dtype: DType,
+    device: str,
+    stored: torch.dtype,
+    instructions: bool,
+    found: torch.dtype,
+) -> None:
+    monkeypatch.setattr("prunelit.core.weights.multiplies_bfloat16", lambda: instructions)
+    shutil.copytree(material / "dense", tmp_path, dirs_exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=stored)
+    model.save_pretrained(tmp_path)
+    weights = Weights(str(tmp_path), dtype=dtype)
+    weights.device = torch.device(device)
+    with caplog.at_level("INFO"):
+        weights.settle_dtype(lambda same: same)
+    assert ("no instructions for bfloat16" in caplog.text) == (stored is not found)
+    assert weights.recipe()["dtype"] == ("float32" if stored is not found else dtype)
+    assert weights.origin.dtype is found
+    weights.load()
+    assert weights.pair.dense is not None
+    for own, wide in zip(weights.pair.dense.parameters(), model.parameters(), strict=True):
+        assert own.dtype is found
+        assert own.equal(wide.to(found))

@@ -69,7 +69,8 @@ class PairedLM(LightningModule):
 
     Args:
         source: of the model, see `prunelit.load_pretrained`.
-        dtype: of the weights; `auto` is the dtype they are stored in.
+        dtype: of the weights; `auto` is the dtype they are stored in, or float32 in place of
+            bfloat16 on a CPU that has no instructions for it.
         attn_implementation: as in transformers; None is its default.
         trust_remote_code: run code that comes with the weights.
         revision: branch, tag or commit on the hub.
@@ -274,6 +275,7 @@ class PairedLM(LightningModule):
         elif self.trains:
             check_training(self._data(), config, self.recovery, reference=reference)
         self.weights.device = self.trainer.strategy.root_device
+        self.weights.settle_dtype(self._agree)
         self.weights.trains = self.trains
         if self.placement != "auto":
             self.weights.placement = self.placement

@@ -6,6 +6,7 @@ and `pyproject.toml` allows the releases that pass.
 Internal: nothing here is public.
 """
 
+import platform
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,14 @@ except ImportError as error:
         f"This release of Lightning, jsonargparse or torch has no private part that prunelit uses "
         f"({error}): install the releases that prunelit's requirements name."
     ) from error
+
+
+def multiplies_bfloat16() -> bool:
+    """Return True if this CPU has instructions for products of bfloat16."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported()  # all that have AMX have these too
+    known = torch.backends.mkldnn.is_available()
+    return known and bool(torch.ops.mkldnn._is_mkldnn_bf16_device_supported())
 
 
 def child_processes(trainer: Trainer) -> list[Popen]:

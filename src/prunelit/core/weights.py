@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit.core.placement import Placement
+from prunelit.core.private_api import multiplies_bfloat16
 from prunelit.data.vocabularies import tell_vocabulary
 from prunelit.errors import InputError
 from prunelit.models.architecture import check_plain, check_unembedding
@@ -150,7 +152,7 @@ class Weights:
 
     Args:
         source: of the model, see `prunelit.load_pretrained`.
-        dtype: of the weights; `auto` is the dtype they are stored in.
+        dtype: of the weights; `auto` is the dtype they are stored in, see `settle_dtype`.
         attn_implementation: as in transformers; None is its default.
         trust_remote_code: run code that comes with the weights.
         revision: branch, tag or commit on the hub.
@@ -216,6 +218,30 @@ class Weights:
     def resident(self) -> bool:
         """True if both models are whole on each device."""
         return self.placement == "resident"
+
+    def settle_dtype(self, agree: Callable[[bool], bool]) -> None:
+        """Let `auto` be float32 on a CPU without instructions for bfloat16, and say so.
+
+        There products of bfloat16 take two to four times as long as those of float32, which holds
+        every number of bfloat16.
+
+        Args:
+            agree: returns True if something is true on every rank.
+        """
+        if self._numerics["dtype"] != "auto" or self.device.type != "cpu":
+            return
+        if any(
+            origin is not None
+            and origin.dtype is torch.bfloat16
+            and getattr(origin.config, "quantization_config", None) is None
+            for origin in (self.origin, self.candidate)
+        ) and not agree(multiplies_bfloat16()):
+            self._numerics["dtype"] = "float32"
+            rank_zero_info(
+                "This CPU has no instructions for bfloat16, in which the weights are stored, so "
+                "they are loaded in float32: faster, in twice the memory. `model.dtype` bfloat16 "
+                "keeps them as they are."
+            )
 
     def check_parallel(self, ranks: int) -> None:
         """Refuse models that several ranks cannot compute together.
