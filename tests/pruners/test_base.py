@@ -41,6 +41,11 @@ class Exploding(Halving):
         return weight / 0
 
 
+class Growing(Halving):
+    def prune_weight(self, weight: Tensor, statistic: Statistic) -> Tensor:
+        return weight * 1e8  # finite in float32
+
+
 @pytest.fixture
 def block(model: PreTrainedModel) -> nn.Module:
     return decoder_blocks(model)[1][0]
@@ -151,6 +156,13 @@ def test_weights_that_are_not_finite_name_the_module(
 ) -> None:
     with pytest.raises(InputError, match=r"Exploding made NaN or infinite weights in 'mlp\.up_"):
         prune(model, Exploding(Unstructured(0.5), ["mlp.up_proj"]), input_ids)
+
+
+def test_weights_that_the_dtype_of_the_model_cannot_hold_name_the_module(
+    make_model: MakeModel, input_ids: Tensor
+) -> None:
+    with pytest.raises(InputError, match=r"Growing made NaN or infinite weights in 'mlp\.up_"):
+        prune(make_model("llama").half(), Growing(Unstructured(0.5), ["mlp.up_proj"]), input_ids)
 
 
 def test_activations_that_overflow_name_the_module(

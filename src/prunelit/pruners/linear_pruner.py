@@ -241,8 +241,12 @@ class LinearPruner(Pruner):
                 pruned = worker.prune_rest(name, weight.float(), statistic)
             except InputError as error:
                 raise InputError(f"In {name!r}: {error}") from error
+            pruned = pruned.to(weight.dtype)  # what is finite in float32 need not be in float16
             if not all_finite(pruned):
-                raise InputError(f"{type(self).__name__} made NaN or infinite weights in {name!r}.")
+                raise InputError(
+                    f"{type(self).__name__} made NaN or infinite weights in {name!r}: load the "
+                    "model in a wider dtype, such as float32."
+                )
             weight.copy_(pruned)
 
     def prune_rest(self, name: str, weight: Tensor, statistic: Statistic | None) -> Tensor:
