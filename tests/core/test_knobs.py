@@ -6,7 +6,7 @@ import pytest
 
 from prunelit import InputError
 from prunelit.core.knobs import format_setting, read_knobs
-from prunelit.pruners import BlockDrop, Magnitude, Neuron, Quantize, SublayerDrop, Wanda
+from prunelit.pruners import BlockDrop, Budget, Magnitude, Neuron, Quantize, SublayerDrop, Wanda
 from prunelit.recipe import describe
 from prunelit.sparsity import SemiStructured, Unstructured
 
@@ -16,6 +16,7 @@ VARIANTS = {
     "block": BlockDrop(),
     "neuron": Neuron(0.25),
     "quantize": Quantize(),
+    "budget": Budget(),
     "semi": Magnitude(SemiStructured(2, 4)),
 }
 
@@ -72,6 +73,7 @@ def test_another_option_is_named() -> None:
         ({"wanda": [0.1]}, {"drop": "count"}, "`knobs` names 'drop', which has no settings"),
         ({"wanda": [0.1]}, {"dorp": "count"}, "`knobs` names 'dorp', which is not in `variants`"),
         ({"quantize": [2, 4]}, {"quantize": "bits"}, "the numeric options of Quantize are"),
+        ({"budget": [0.7, 0.8]}, {"budget": "parameters"}, "the numeric options of Budget are"),
         ({"semi": [2]}, None, "Expected the knob of 'semi' in `knobs`"),
     ],
 )

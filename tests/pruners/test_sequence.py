@@ -13,6 +13,7 @@ from prunelit.allocation import OWL
 from prunelit.pruners import (
     ADMM,
     BlockDrop,
+    Budget,
     DSnoT,
     ExpertDrop,
     Heads,
@@ -120,7 +121,12 @@ def test_rounds_scale_every_method(
         ([], "at least one method in `methods` but got none"),
         ([ExpertDrop(), Wanda(HALF)], "ExpertDrop as the last .* Wanda follows"),
         ([BlockDrop(1), SublayerDrop(1)], "one method that drops .* BlockDrop and SublayerDrop"),
-        ([Neuron(), Wanda(HALF), Neuron(0.5)], "Neuron once in `methods` but got it twice"),
+        (
+            [Neuron(), Wanda(HALF), Neuron(0.5)],
+            "removes neurons in `methods` but got Neuron and Neuron",
+        ),
+        ([Budget(), Neuron()], "removes neurons in `methods` but got Budget and Neuron"),
+        ([Heads(), Budget()], "removes heads in `methods` but got Heads and Budget"),
         ([Neuron(), Magnitude(Unstructured(0.5, within="model"))], "`within` row or matrix"),
         (
             [BlockDrop(1), Wanda(HALF, allocation=OWL(2.0))],

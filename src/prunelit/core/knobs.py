@@ -13,6 +13,8 @@ from prunelit.recipe import arguments_of, describe
 
 # Options that say how much is removed. A method with exactly one of them needs no path.
 _USUAL = ("ratio", "count")
+# Options of which less removes more, where a knob removes more as it rises.
+_FALLING = ("bits", "bytes", "parameters")
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,7 @@ def _check_settings(name: str, values: Any) -> tuple[float, ...]:
 
 
 def _find_path(name: str, pruner: Pruner, given: str | None) -> str:
-    # Fewer bits remove more, and a knob removes more as it rises.
-    numeric = [path for path in _numeric(pruner) if path.rpartition(".")[2] != "bits"]
+    numeric = [path for path in _numeric(pruner) if path.rpartition(".")[2] not in _FALLING]
     if given is not None:
         if given not in numeric:
             raise InputError(

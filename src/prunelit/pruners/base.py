@@ -29,6 +29,7 @@ class Pruner(Checked, ABC):
     Attributes:
         sparsifies: True if a weight that becomes 0 is removed and must stay 0 in training.
         shrinks: True if whole parts become 0, so that the pruned model can do without them.
+        takes: kinds of parts that a method which shrinks takes out, such as neurons.
         by_block: True if blocks may lose different numbers of heads and neurons, so that no stock
             class describes what is left.
         drops_blocks: True if whole blocks become 0, which they stay until they are taken out.
@@ -68,6 +69,7 @@ class Pruner(Checked, ABC):
 
     sparsifies = True
     shrinks = False
+    takes: Sequence[str] = ()
     by_block = False
     drops_blocks = False
     drops_sublayers = False

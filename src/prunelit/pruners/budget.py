@@ -116,6 +116,7 @@ class Budget(Pruner):
     """
 
     shrinks = True
+    takes = ("heads", "neurons")
     drops_blocks = True
     drops_sublayers = True
     settled = ("parameters", "bytes", "uniform", "tokens_per_second", "cached", "batch_size")
@@ -425,9 +426,11 @@ class Budget(Pruner):
         if any(removed):
             groups = next(found.groups for found in find_heads(model) if found is not None)
             parts.append(f"{_span(groups - own for own in removed)} of {groups} groups of heads")
-        shares = [1 - [0.0, *self.neurons][neurons] for _, neurons in kept]
-        if min(shares) < 1:
-            parts.append(f"{_span(shares, '.1%')} of the neurons")
+        width = max((own.width for own in find_neurons(decoder_blocks(model)[1][0])), default=0)
+        narrow = [option.removed(width) for _, n in kept if (option := self._neurons[n])]
+        if narrow:
+            narrow += [0] * (len(kept) - len(narrow))
+            parts.append(f"{_span((1 - own / width for own in narrow), '.1%')} of the neurons")
         if count := [0, *self.experts][choice.experts]:
             parts.append(f"{count} experts of each mixture fewer")
         told = (

@@ -62,6 +62,7 @@ class Heads(Pruner):
     """
 
     shrinks = True
+    takes = ("heads",)
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class Hidden(Pruner):
     """
 
     shrinks = True
+    takes = ("channels",)
     narrows_stream = True
     amounts = ("ratio",)
 

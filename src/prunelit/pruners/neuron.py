@@ -74,6 +74,7 @@ class Neuron(Pruner):
     """
 
     shrinks = True
+    takes = ("neurons",)
 
     def __init__(
         self,

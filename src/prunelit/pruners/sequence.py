@@ -85,12 +85,14 @@ class Sequence(Pruner):
                     f"Expected {name} with `permute` as the first of `methods`: it would move what "
                     "an earlier one removed. Set `permute` to false, or prune in two runs."
                 )
-            if method.shrinks and any(type(earlier) is type(method) for earlier in before):
-                raise InputError(
-                    f"Expected {name} once in `methods` but got it twice: the second one would "
-                    "count what the first one removed as its own. Give all to one of them, or "
-                    "prune in two runs."
-                )
+            for earlier in before:
+                if both := [kind for kind in method.takes if kind in earlier.takes]:
+                    raise InputError(
+                        f"Expected one method that removes {both[0]} in `methods` but got "
+                        f"{type(earlier).__name__} and {name}: the second one would count what the "
+                        "first one removed as its own. Give all to one of them, or prune in two "
+                        "runs."
+                    )
             wide = getattr(getattr(method, "sparsity", None), "within", None) == "model"
             if wide and any(step.shrinks for step in before):
                 raise InputError(
