@@ -2,7 +2,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from prunelit.data.batches import as_batches, check_ids, choose_tokens, longest, one_by_one
+from prunelit.data.batches import (
+    as_batches,
+    check_ids,
+    choose_tokens,
+    hold_out,
+    longest,
+    one_by_one,
+)
 from prunelit.errors import InputError
 
 IDS = torch.arange(1, 15).view(7, 2)
@@ -138,3 +145,24 @@ def test_tokens_are_chosen_evenly_and_never_padding(count: int | None, followed:
     assert len(places) == count
     gaps = places.diff(prepend=torch.tensor([-1]))
     assert gaps.max() - gaps.min() <= 1 or count == 1
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.01, 1), (0.25, 2), (0.5, 3)])
+def test_the_last_sequences_with_a_token_are_held_out(share: float, held: int) -> None:
+    batches = as_batches(IDS, 3)
+    batches[1]["attention_mask"][1] = 0
+    fitted, others = hold_out(batches, share)
+    real = torch.cat([IDS[:4], IDS[5:]])
+    for part, expected in ((fitted, real[: 6 - held]), (others, real[6 - held :])):
+        assert torch.equal(torch.cat([batch["input_ids"] for batch in part]), expected)
+        assert all(batch["attention_mask"].all() for batch in part)
+
+
+def test_nothing_is_held_out_by_a_share_of_0() -> None:
+    batches = as_batches(IDS, 3)
+    assert hold_out(batches, 0.0) == (batches, batches)
+
+
+def test_a_single_sequence_cannot_be_held_out() -> None:
+    with pytest.raises(InputError, match=r"at least 2 calibration sequences.*but got 1"):
+        hold_out(as_batches(IDS[:1], 1), 0.25)

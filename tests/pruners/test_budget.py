@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunelit import InputError, prune, save_pretrained
-from prunelit.data.batches import as_batches, choose_tokens
+from prunelit.data.batches import as_batches, choose_tokens, hold_out
 from prunelit.pruners import Budget, Heads, Neuron
 from prunelit.pruners.budget import Choice
 from prunelit.pruning.prune import _BlockProgress
@@ -71,23 +71,25 @@ def test_each_option_is_measured_in_each_block(
 ) -> None:
     pruner, model = Noting(0.9, neurons=SHARES, blocks=1), copy.deepcopy(spread)
     prune(model, pruner, [padded])
+    read, (held,) = hold_out(as_batches([padded], 1), pruner.held_out)
+    assert 1 <= len(held["input_ids"]) < len(read[0]["input_ids"])
     place = iter(pruner.found[0])
     for index in range(3):
         for option in (Heads(count=1), *map(Neuron, SHARES)):
             whole = copy.deepcopy(spread)
-            prune(whole, option, [padded], shrink=False)
+            prune(whole, option, read, shrink=False)
             if index:
                 # Of the others, what is read before is changed too: only the first block is exact.
                 next(place)
                 continue
             one = copy.deepcopy(spread)
             one.model.layers[0].load_state_dict(whole.model.layers[0].state_dict())
-            assert next(place) == pytest.approx(divergence(spread, one, padded), rel=1e-3)
+            assert next(place) == pytest.approx(divergence(spread, one, held), rel=1e-3)
         without = copy.deepcopy(spread)
         for weight in without.model.layers[index].parameters():
             if weight.ndim > 1:
                 weight.data.zero_()
-        assert next(place) == pytest.approx(divergence(spread, without, padded), rel=1e-3)
+        assert next(place) == pytest.approx(divergence(spread, without, held), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_the_best_model_that_fits_is_taken(
     share: float, uniform: bool, spread: PreTrainedModel, padded: dict[str, Tensor]
 ) -> None:
     dense = copy.deepcopy(spread)
-    pruner = Noting(share, neurons=SHARES, blocks=2, uniform=uniform)
+    pruner = Noting(share, neurons=SHARES, blocks=2, uniform=uniform, held_out=0)
     report = prune(spread, pruner, [padded])
     costs = torch.tensor(pruner.found[0]).view(3, 4).tolist()
     block = sum(weight.numel() for weight in dense.model.layers[0].parameters())
@@ -174,7 +176,7 @@ def test_the_folder_is_stock_and_the_choice_is_told(
 def test_outputs_are_compared_at_some_tokens(
     spread: PreTrainedModel, padded: dict[str, Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    dense, rest = copy.deepcopy(spread), {"neurons": SHARES, "blocks": 1}
+    dense, rest = copy.deepcopy(spread), {"neurons": SHARES, "blocks": 1, "held_out": 0}
     every, some = Noting(0.9, tokens=None, **rest), Noting(0.9, tokens=5, **rest)
     prune(copy.deepcopy(dense), every, [padded])
     ticks: list[tuple[int, int]] = []
@@ -312,6 +314,8 @@ def test_bytes_are_those_of_the_parameters(
         ({"parameters": 0.01}, "the smallest model of them has"),
         ({"blocks": 3}, "below the 3 blocks"),
         ({"heads": [2]}, "`count` below the 2 groups"),
+        ({"held_out": 1.0}, r"`held_out` in \[0, 1\)"),
+        ({"held_out": 0.99}, "at least 2 calibration sequences, of which `held_out` takes 99%"),
         ({"tokens_per_second": 0.0}, "`tokens_per_second` above 0"),
         ({"tokens_per_second": 1.0, "bytes": 9}, "`bytes` or `tokens_per_second`"),
         ({"tokens_per_second": 1.0, "cached": 9000}, "has 9008"),

@@ -45,7 +45,7 @@ def test_a_block_is_measured_as_it_will_be_with_fewer_experts(
     name: str, make_model: MakeModel, padded: dict[str, Tensor]
 ) -> None:
     dense, model = make_model(name), make_model(name)
-    pruner = Noting(0.95, heads=[], neurons=[], experts=[1, 2], blocks=0)
+    pruner = Noting(0.95, heads=[], neurons=[], experts=[1, 2], blocks=0, held_out=0)
     prune(model, pruner, [padded])
     found = iter(pruner.found)
     smaller = [make_model(name), make_model(name)]

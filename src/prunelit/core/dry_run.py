@@ -51,8 +51,8 @@ class Work:
         tokens: of all passes together.
     """
 
-    passes: int
-    tokens: int
+    passes: float
+    tokens: float
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,13 @@ def dry_run(
         measuring += times
         passes += times + variants // 2
         outputs = times + variants
-        tokens = text.tokens
+        share = step.held_out or 1.0  # of the text that is compared
+        tokens: float = share * text.tokens
         if step.tokens is not None:
             tokens = min(tokens, math.ceil(step.tokens / trainer.world_size))
-        compared = Work(compared.passes + outputs * text.passes, compared.tokens + outputs * tokens)
+        compared = Work(
+            compared.passes + outputs * share * text.passes, compared.tokens + outputs * tokens
+        )
         looks = type(step).look is not Pruner.look
         if isinstance(step, LinearPruner):  # others may ask the weights for their values
             looks = any(step.look(shapes))

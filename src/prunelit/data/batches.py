@@ -77,6 +77,49 @@ def choose_tokens(batches: list[Batch], count: int | None, *, followed: bool) ->
     return chosen
 
 
+def hold_out(batches: list[Batch], share: float) -> tuple[list[Batch], list[Batch]]:
+    """Hold out the last sequences; those without a token are left out.
+
+    Args:
+        batches: of `as_batches`.
+        share: of the sequences, in [0, 1); at least one is held out unless it is 0.
+
+    Returns:
+        The other batches, and those that are held out: all of both if the share is 0.
+
+    Raises:
+        InputError: if no sequence would be left.
+
+    Example:
+        >>> import torch
+        >>> from prunelit.data.batches import as_batches, hold_out
+        >>> rest, held = hold_out(as_batches(torch.arange(12).view(6, 2), size=4), 0.25)
+        >>> [len(batch["input_ids"]) for batch in rest], [len(batch["input_ids"]) for batch in held]
+        ([4], [2])
+    """
+    if not share:
+        return batches, batches
+    real = [batch["attention_mask"].any(1) for batch in batches]
+    total = sum(int(own.sum()) for own in real)
+    kept = total - max(1, round(share * total))
+    if kept < 1:
+        raise InputError(
+            f"Expected at least 2 calibration sequences, of which `held_out` takes {share:.0%}, "
+            f"but got {total}: give more sequences, or set `held_out` to 0."
+        )
+    found: tuple[list[Batch], list[Batch]] = ([], [])
+    before = 0
+    for batch, own in zip(batches, real, strict=True):
+        number = before + own.cumsum(0)  # of each sequence, from 1
+        before += int(own.sum())
+        for part, chosen in zip(
+            found, (own & (number <= kept), own & (number > kept)), strict=True
+        ):
+            if chosen.any():
+                part.append({key: value[chosen] for key, value in batch.items()})
+    return found
+
+
 def one_by_one(batches: list[Batch]) -> list[Batch]:
     """Cut batches into single sequences; those without a token are left out.
 

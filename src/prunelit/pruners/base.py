@@ -39,6 +39,8 @@ class Pruner(Checked, ABC):
         measure: see `settle`.
         tokens: number of tokens of the calibration text at which outputs are compared, spread
             evenly; None compares all.
+        held_out: share of the calibration sequences that only the comparison of outputs reads, so
+            that nothing was fitted to them; 0 compares outputs at the text that all else reads.
         replays: True if the method runs each block itself, see `prune_streams`. The text then
             passes the model one sequence at a time.
         narrows_stream: True if channels of the residual stream become 0, so that the hidden states
@@ -76,6 +78,7 @@ class Pruner(Checked, ABC):
     drops_experts = False
     measure: Literal["kl", "loss"] = "kl"
     tokens: int | None = None
+    held_out: float = 0.0
     replays = False
     narrows_stream = False
     amounts: Sequence[str] = ()

@@ -90,8 +90,11 @@ class Budget(Pruner):
         heads: numbers of groups of heads to remove in each block; nothing leaves all heads.
         neurons: shares of the neurons to remove in each MLP; nothing leaves all neurons.
         blocks: the largest number of blocks to drop; None is a quarter of them.
-        tokens: number of tokens of the text at which outputs are compared, spread evenly; None
-            compares all. The other tokens are context.
+        tokens: number of tokens at which outputs are compared, spread evenly; None compares all.
+            The other tokens are context.
+        held_out: share of the calibration sequences, the last ones, that only this comparison
+            reads. Heads and neurons are chosen, and columns fitted, on the others: on the text that
+            they were fitted to, options look better than they are. 0 reads all of it for both.
         uniform: leave the same number of heads and of neurons in every block; False lets each block
             have its own.
         tokens_per_second: tokens that the model is to write in a second, all sequences together,
@@ -134,6 +137,7 @@ class Budget(Pruner):
         cached: int = 128,
         batch_size: int = 1,
         experts: Sequence[int] = (),
+        held_out: float = 0.25,
     ) -> None:
         if not 0 < parameters < 1:
             raise InputError(f"Expected `parameters` in (0, 1) but got {parameters}.")
@@ -142,6 +146,8 @@ class Budget(Pruner):
                 f"Expected `blocks` of at least 0 and `bytes` of at least 1 but got {blocks} and "
                 f"{bytes}."
             )
+        if not 0 <= held_out < 1:
+            raise InputError(f"Expected `held_out` in [0, 1) but got {held_out}.")
         if tokens is not None:
             check_whole("tokens", tokens, 1)
         check_whole("cached", cached, 1)
@@ -168,6 +174,7 @@ class Budget(Pruner):
         self.neurons = list(neurons)
         self.blocks = blocks
         self.tokens = tokens
+        self.held_out = float(held_out)
         self.uniform = uniform
         self.tokens_per_second = tokens_per_second
         self.cached = cached

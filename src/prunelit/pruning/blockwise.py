@@ -31,12 +31,13 @@ class RankText:
     Args:
         batches: the batches of this rank; there may be none.
         sample: one sequence, the same on every rank, to check the replay with.
-        compared: (B, T) bool for each batch, the tokens at which a method that measures the output
-            of the model compares it.
+        held: the batches at which a method that measures the output of the model compares it.
+        compared: (B, T) bool for each of these, the tokens that are compared.
     """
 
     batches: list[Batch]
     sample: Batch
+    held: list[Batch] = field(default_factory=list)
     compared: list[Tensor] = field(default_factory=list)
 
 
@@ -87,7 +88,7 @@ def prune_blocks(
         pruner.decide(model, [])
     if pruner.measured(model)[0]:
         assert text is not None
-        outputs = Outputs(model, batches, text.compared, form, pruner.measure, tick)
+        outputs = Outputs(model, text.held, text.compared, form, pruner.measure, tick)
         yield from _measure_and_settle(model, pruner, outputs, memory, changes)
     streams = _capture_all(model, blocks, batches, form) if watches else []
     last = len(blocks) - 1

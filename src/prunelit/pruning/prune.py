@@ -18,7 +18,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.arguments import checked
-from prunelit.data.batches import Batch, as_batches, check_ids, choose_tokens, longest, one_by_one
+from prunelit.data.batches import (
+    Batch,
+    as_batches,
+    check_ids,
+    choose_tokens,
+    hold_out,
+    longest,
+    one_by_one,
+)
 from prunelit.errors import InputError
 from prunelit.models.architecture import (
     check_length,
@@ -137,7 +145,7 @@ def prune(
             if len(pruner.steps) > 1:  # so that the last one is refused before the first one begins
                 for step, (_, text) in zip(pruner.steps, readings, strict=True):
                     try_blocks(model, step, text)
-            for step, (batches, text) in zip(pruner.steps, readings, strict=True):
+            for step, (held, text) in zip(pruner.steps, readings, strict=True):
                 reach = Reach(step.expert_tokens)
                 saved = changes = None
                 if dense_cache and batches is not None:
@@ -147,14 +155,14 @@ def prune(
                     if step.settled:
                         changes = SavedChanges(model, step, step.settled, *where)
                 tokens = 0
-                if text is not None and batches is not None and step.measured(model)[0]:
+                if text is not None and held is not None and step.measured(model)[0]:
                     followed = step.measure == "loss"
-                    chosen = choose_tokens(batches, step.tokens, followed=followed)
+                    chosen = choose_tokens(held, step.tokens, followed=followed)
                     text.compared = chosen[rank::world]
                     tokens = sum(int(own.sum()) for own in chosen)
                     rank_zero_info(
                         f"{type(step).__name__} compares outputs at {tokens:,} of "
-                        f"{sum(int(own['attention_mask'].sum()) for own in batches):,} tokens."
+                        f"{sum(int(own['attention_mask'].sum()) for own in held):,} tokens."
                     )
                 own: list[BlockCost] = []
                 shown = progress and rank == 0
@@ -302,12 +310,14 @@ def _stderr_console() -> Any:
 def _read(
     batches: list[Batch] | None, step: Pruner, rank: int, world: int
 ) -> tuple[list[Batch] | None, RankText | None]:
-    """Give the calibration text as a method reads it: of all ranks, and of this one."""
+    """Give the text at which a method compares outputs, of all ranks; and the text of this one."""
     if batches is None:
         return None, None
     if step.replays:
         batches = one_by_one(batches)
-    return batches, RankText(batches[rank::world], _first_sequence(batches))
+    fitted, held = hold_out(batches, step.held_out)
+    text = RankText(fitted[rank::world], _first_sequence(batches), held[rank::world])
+    return held, text
 
 
 def _first_sequence(batches: list[Batch]) -> Batch:
