@@ -3,7 +3,7 @@
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +15,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from prunelit import InputError, prune, save_pretrained
 from prunelit.data.batches import as_batches, choose_tokens, hold_out
 from prunelit.pruners import Budget, Heads, Neuron
-from prunelit.pruners.budget import Choice
 from prunelit.pruning.prune import _BlockProgress
+
+from .budgets import Noting, divergence
 
 MakeModel = Callable[..., PreTrainedModel]
 SHARES = [0.25, 0.5]
-
-
-class Noting(Budget):
-    """Note what was measured."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.found: list[list[float]] = []
-
-    def settle(self, model: PreTrainedModel, changes: Sequence[float]) -> bool:
-        self.found.append([*changes])
-        return super().settle(model, changes)
-
-    @property
-    def choice(self) -> Choice:
-        assert self._chosen is not None
-        return self._chosen
-
-
-@torch.no_grad()
-def divergence(
-    dense: PreTrainedModel,
-    model: PreTrainedModel,
-    padded: dict[str, Tensor],
-    chosen: Tensor | None = None,
-) -> float:
-    positions = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    p, q = (
-        one(**padded, position_ids=positions).logits.double().log_softmax(-1)
-        for one in (dense, model)
-    )
-    real = padded["attention_mask"].bool() if chosen is None else chosen
-    return float((p.exp() * (p - q)).sum(-1)[real].mean())
 
 
 @pytest.fixture

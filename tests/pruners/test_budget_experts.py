@@ -3,7 +3,7 @@
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,9 @@ from prunelit.pruners import Budget, ExpertDrop, Magnitude
 from prunelit.pruners import Sequence as Steps
 from prunelit.sparsity import Unstructured
 
+from .budgets import Noting, divergence
+
 MakeModel = Callable[..., PreTrainedModel]
-
-
-class Noting(Budget):
-    """Note what was measured."""
-
-    found: Sequence[float] = ()
-
-    def settle(self, model: PreTrainedModel, changes: Sequence[float]) -> bool:
-        self.found = self.found or [*changes]
-        return super().settle(model, changes)
-
-
-@torch.no_grad()
-def divergence(dense: PreTrainedModel, model: PreTrainedModel, padded: dict[str, Tensor]) -> float:
-    positions = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    p, q = (
-        one(**padded, position_ids=positions).logits.double().log_softmax(-1)
-        for one in (dense, model)
-    )
-    return float((p.exp() * (p - q)).sum(-1)[padded["attention_mask"].bool()].mean())
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
@@ -47,7 +29,7 @@ def test_a_block_is_measured_as_it_will_be_with_fewer_experts(
     dense, model = make_model(name), make_model(name)
     pruner = Noting(0.95, heads=[], neurons=[], experts=[1, 2], blocks=0, held_out=0)
     prune(model, pruner, [padded])
-    found = iter(pruner.found)
+    found = iter(pruner.found[0])
     smaller = [make_model(name), make_model(name)]
     for count, one in enumerate(smaller, 1):
         prune(one, ExpertDrop(count=count), [padded])
@@ -74,10 +56,9 @@ def test_the_best_model_that_fits_is_taken(
     pruner = Noting(share, heads=[1], neurons=[0.3], experts=[1, 2], blocks=1)
     with caplog.at_level(logging.INFO):
         report = prune(model, pruner, [padded])
-    choice = pruner._chosen
-    assert choice is not None
+    choice = pruner.choice
     assert model.num_parameters() == choice.parameters <= share * before
-    costs = torch.tensor(pruner.found).view(3, 5).tolist()
+    costs = torch.tensor(pruner.found[0]).view(3, 5).tolist()
     found = []
     for own in itertools.product((0, 1), (0, 1), range(3)):
         for gone in (None, 0, 1, 2):

@@ -124,7 +124,8 @@ def test_masks_of_wanda_are_those_of_a_loop_over_the_experts(
         lambda: RIA(Unstructured(0.4), expert_tokens=1),
         lambda: OBSUpdate(Wanda(Unstructured(0.5), expert_tokens=1)),
         lambda: Wanda(Unstructured(0.5), variant=True, expert_tokens=1),
-        lambda: ADMM(Unstructured(0.5), expert_tokens=1),
+        # Few iterations: more of them amplify the rounding of the Gram matrix where weights tie.
+        lambda: ADMM(Unstructured(0.5), iterations=10, expert_tokens=1),
         lambda: SparseFW(Unstructured(0.5), expert_tokens=1),
         lambda: DSnoT(Unstructured(0.5), expert_tokens=1),
     ],
@@ -145,19 +146,9 @@ def test_each_expert_is_pruned_as_a_matrix_of_its_own(
             statistic = pruner.statistic(nn.Linear(*weight.T.shape))
             assert statistic is not None
             statistic.update(x)
-            expected, value = (
-                pruner.prune_weight(weight, statistic),
-                oriented(found, tensor, expert),
-            )
-            differ = (value == 0) != (expected == 0)
-            if isinstance(pruner, ADMM) and differ.any():
-                # Its iterations amplify the rounding of the Gram matrix where weights nearly tie.
-                assert differ.float().mean() < 0.01
-                errors = [((weight - w) @ x.T.float()).square().sum() for w in (value, expected)]
-                torch.testing.assert_close(errors[0], errors[1], rtol=0.01, atol=0)
-                continue
-            torch.testing.assert_close(value, expected)
-            assert not differ.any()
+            expected = pruner.prune_weight(weight, statistic)
+            torch.testing.assert_close(oriented(found, tensor, expert), expected)
+            assert torch.equal(oriented(found, tensor, expert) == 0, expected == 0)
 
 
 def test_each_expert_has_the_gradients_of_its_own_tokens(
