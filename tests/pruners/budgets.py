@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunelit.pruners import Budget
-from prunelit.pruners.budget import Choice
+from prunelit.pruners.model_choice import Choice
 
 
 class Noting(Budget):

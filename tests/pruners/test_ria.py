@@ -106,3 +106,10 @@ def test_rows_and_columns_of_zeros_stay_finite() -> None:
 def test_a_power_that_gives_no_order(power: float) -> None:
     with pytest.raises(InputError, match=f"`power` >= 0 but got {power}"):
         RIA(Unstructured(0.5), power=power)
+
+
+def test_a_power_that_float32_cannot_hold() -> None:
+    statistic = SquaredNorm(4)
+    statistic.update(torch.full((2, 4), 3.0))
+    with pytest.raises(InputError, match=r"to the power 500 .* a smaller `power`"):
+        RIA(Unstructured(0.5), power=500).prune_weight(torch.randn(3, 4), statistic)

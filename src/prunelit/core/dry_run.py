@@ -113,17 +113,17 @@ def dry_run(
     shapes = build_shapes(config, dtype)
     steps = [] if pruner is None else pruner.steps
     replaying = sum(step.replays for step in steps)
-    passes = 2 * (len(steps) - replaying)
-    looking = measuring = 0
+    passes = measuring = 0.0  # over all of the text
+    looking = 0
     compared = Work(0, 0)
     text = _calibration(data, trainer, 1)
     for step in steps:
         step.check(shapes)
         times, variants = step.measured(shapes)
-        measuring += times
-        passes += times + variants // 2
-        outputs = times + variants
         share = step.held_out or 1.0  # of the text that is compared
+        measuring += share * times
+        passes += share * (times + variants // 2)
+        outputs = times + variants
         tokens: float = share * text.tokens
         if step.tokens is not None:
             tokens = min(tokens, math.ceil(step.tokens / trainer.world_size))
@@ -134,11 +134,11 @@ def dry_run(
         if isinstance(step, LinearPruner):  # others may ask the weights for their values
             looks = any(step.look(shapes))
         looking += looks
-    passes += looking
+        passes += (1 - step.held_out) * (looks + (0 if step.replays else 2))
     sizes, blocks = measure_sizes(shapes), decoder_blocks(shapes)[1]
     pair = _stand_ins(module, is_mixture(shapes))
     tasks = dict(_count_tasks(module, pair, data, trainer.world_size // module.together))
-    to_prune = _TO_PRUNE * len(steps) + _TO_LOOK * looking + text.passes * measuring
+    to_prune = _TO_PRUNE * len(steps) + _TO_LOOK * looking + math.ceil(text.passes * measuring)
     models = 1 + weights.reference
     sweeps = {"to read": _TO_READ * models, "to prune": to_prune}
     sweeps |= {name: task.sweeps for name, task in tasks.items()}
@@ -249,7 +249,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _calibration(data: PruneData, trainer: Trainer, passes: int, *, alone: bool = False) -> Work:
+def _calibration(data: PruneData, trainer: Trainer, passes: float, *, alone: bool = False) -> Work:
     """Count the passes over the calibration text of one rank; `alone`, a sequence at a time."""
     if data.calibration is None:
         return Work(0, 0)

@@ -1,7 +1,6 @@
 """Choose heads, neurons and blocks together, so that a model fits a size or a speed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from prunelit.models.variation import Variation
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.expert_drop import ExpertDrop
 from prunelit.pruners.heads import Heads
-from prunelit.pruners.knapsack import Option, choose_options
+from prunelit.pruners.model_choice import Choice, choose_model
 from prunelit.pruners.neuron import Neuron
 from prunelit.pruners.part_sizes import (
     Sizes,
@@ -35,26 +34,6 @@ from prunelit.pruners.part_sizes import (
     count_in_neurons,
     count_outside,
 )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One way to make a model smaller.
-
-    Args:
-        options: of each block, the places among the options of heads and of neurons, of which 0
-            removes none; None if the block goes.
-        parameters: number of parameters that are left.
-        kl: sum of what the changes of all blocks cost alone, nats.
-        size: in the unit of the target.
-        experts: place among the options of experts, the same in every block; 0 removes none.
-    """
-
-    options: tuple[tuple[int, int] | None, ...]
-    parameters: int
-    kl: float
-    size: int
-    experts: int = 0
 
 
 class Budget(Pruner):
@@ -293,8 +272,15 @@ class Budget(Pruner):
                 f"is {self._got:.4g}."
             )
             return False
-        choice = self._chosen = self._choose(model, changes)
-        blocks = decoder_blocks(model)[1]
+        blocks, width = decoder_blocks(model)[1], len(self._variations(model))
+        costs = [changes[start : start + width] for start in range(0, len(changes), width)]
+        choice = self._chosen = choose_model(
+            costs,
+            self._sizes(model),
+            self._counts(model),
+            self._most_blocks(model),
+            uniform=self.uniform,
+        )
         if self.tokens_per_second is not None:
             sizes = self._sizes(model)
             dense = sizes.outside + len(blocks) * sizes.block
@@ -348,51 +334,6 @@ class Budget(Pruner):
             for name, experts in find_experts(block).items():
                 alive = alive_experts(experts)
                 keep_experts_(block, name, alive.nonzero().flatten(), len(alive))
-
-    def _choose(self, model: PreTrainedModel, changes: Sequence[float]) -> Choice:
-        """Find the model that fits and costs least; of equal ones, the one with more parameters."""
-        width, most = len(self._variations(model)), self._most_blocks(model)
-        # (blocks, options of heads, then of neurons, then none)
-        costs = [changes[start : start + width] for start in range(0, len(changes), width)]
-        sizes, counts = self._sizes(model), self._counts(model)
-        room, found = sizes.most - sizes.outside, []
-        for experts, items in self._menus(sizes):
-            parameters = {own[:2]: own[2] for own in counts.menu(experts)}
-            groups = [
-                [
-                    *(Option(size, self._cost(own, h, n, experts)) for h, n, size in items),
-                    *([Option(0, own[-1], limited=True)] if most else []),
-                ]
-                for own in costs
-            ]
-            if (best := choose_options(groups, room, most)) is not None:
-                picked, kl = best
-                options = [items[place][:2] if place < len(items) else None for place in picked]
-                size = sum(group[i].size for group, i in zip(groups, picked, strict=True))
-                left = sum(0 if own is None else parameters[own] for own in options)
-                found.append(
-                    Choice(tuple(options), counts.outside + left, kl, sizes.outside + size, experts)
-                )
-        return min(found, key=lambda one: (one.kl, -one.parameters))
-
-    def _menus(self, sizes: Sizes) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-        """Give an option of experts, and the options among which each block may choose with it."""
-        for experts in range(len(self._experts)):
-            menu = list(sizes.menu(experts))
-            for items in [[item] for item in menu] if self.uniform else [menu]:
-                yield experts, items
-
-    def _cost(self, changes: Sequence[float], heads: int, neurons: int, experts: int) -> float:
-        """Add up what fewer heads, fewer neurons and fewer experts of a block cost alone."""
-        cost, first = 0.0, 0
-        for place, options in (
-            (heads, self.heads),
-            (neurons, self.neurons),
-            (experts, self.experts),
-        ):
-            cost += changes[first + place - 1] if place else 0.0
-            first += len(options)
-        return cost
 
     def _sizes(self, model: PreTrainedModel) -> Sizes:
         """Give the sizes that must fit: times if there is a speed to reach, else parameters."""
