@@ -1,5 +1,6 @@
 """Sweeps that must end with one sentence, nothing pruned and nothing written."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,16 @@ def test_a_foreign_folder_of_the_last_variant_is_refused_before_the_first(
     (folder / "thesis.txt").write_text("years of work")
     assert "holds no pruning.json" in refused()
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_a_disk_without_room_for_the_weights_ends_it_before_pruning(
+    refused: Callable[..., str], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that removes no part writes as many bytes as the dense model has."""
+    config["variants"] = {"wanda": config["variants"]["wanda"]}
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "There is no room for" in refused()
 
 
 def test_the_help_names_the_variants_and_no_pruning_group(

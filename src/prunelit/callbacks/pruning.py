@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,9 @@ class Pruning(Callback):
         if module.trains:
             module.recovery.check(module.model)
         if stage == "fit":
-            self._check_space(trainer, module.model)
+            self._check_space(module.model, checkpoint_folders(trainer))
+        elif self.always_writes:
+            self._check_space(module.model, [])
         self._round(trainer, module, data)
         if not module.trains:
             self._finish(trainer, module, write=stage == "fit" or self.always_writes)
@@ -195,9 +197,9 @@ class Pruning(Callback):
             )
         return saved
 
-    def _check_space(self, trainer: Trainer, model: PreTrainedModel) -> None:
+    def _check_space(self, model: PreTrainedModel, folders: Iterable[str]) -> None:
         """Refuse disks that cannot hold the weights; a smaller model needs less than is known."""
-        size, folders = weight_bytes(model), checkpoint_folders(trainer)
+        size = weight_bytes(model)
         needs = {} if self.pruner.shrinks else {str(self._into): size}
         check_space(needs | dict.fromkeys(folders, size))
 
