@@ -21,6 +21,7 @@ from prunelit.trainer import PruneTrainer
 METHODS: dict[str, dict[str, Any]] = {
     "Wanda": {},
     "SublayerDrop": {"class_path": "prunelit.pruners.SublayerDrop", "init_args": {"count": 1}},
+    "Budget": {"class_path": "prunelit.pruners.Budget", "init_args": {"parameters": 0.9}},
 }
 OTHERS = {
     "Heads": {"class_path": "prunelit.pruners.Heads", "init_args": {"ratio": 0.5}},

@@ -9,7 +9,6 @@ from prunelit.pruners.model_choice import Choice, choose_model
 from prunelit.pruners.part_sizes import Sizes
 
 HEADS, NEURONS, EXPERTS = [0, 7, 15], [0, 11], [0, 5, 9]
-KINDS = (HEADS, NEURONS, EXPERTS)
 BOTH = [[0, 0, 0], [0, 2, 3]]  # what fewer neurons and fewer experts would both take
 
 
@@ -49,7 +48,7 @@ def test_the_choice_is_the_best_of_all_models(seed: int, uniform: bool) -> None:
     most = draw.randrange(3)
     # Two options of heads, one of neurons, two of experts, and no block.
     costs = [[draw.randrange(1, 30) / 4 for _ in range(5 + bool(most))] for _ in range(3)]
-    room = draw.randrange(140, 200)
+    room = draw.randrange(90, 200)
     sizes = Sizes(20, 60, HEADS, NEURONS, room, experts=EXPERTS, both=BOTH)
     fitting = [own for own in _all(costs, 20, most, uniform) if own[2] <= room]
     if not fitting:

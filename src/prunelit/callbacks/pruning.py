@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -140,13 +140,12 @@ class Pruning(Callback):
         module.check_tasks()
         if module.trains:
             module.recovery.check(module.model)
-        if stage == "fit":
-            self._check_space(module.model, checkpoint_folders(trainer))
-        elif self.always_writes:
-            self._check_space(module.model, [])
+        writes = stage == "fit" or self.always_writes
+        if writes:
+            self._check_space(trainer, module.model)
         self._round(trainer, module, data)
         if not module.trains:
-            self._finish(trainer, module, write=stage == "fit" or self.always_writes)
+            self._finish(trainer, module, write=writes)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let other runs write the folder."""
@@ -197,9 +196,9 @@ class Pruning(Callback):
             )
         return saved
 
-    def _check_space(self, model: PreTrainedModel, folders: Iterable[str]) -> None:
+    def _check_space(self, trainer: Trainer, model: PreTrainedModel) -> None:
         """Refuse disks that cannot hold the weights; a smaller model needs less than is known."""
-        size = weight_bytes(model)
+        size, folders = weight_bytes(model), checkpoint_folders(trainer)
         needs = {} if self.pruner.shrinks else {str(self._into): size}
         check_space(needs | dict.fromkeys(folders, size))
 

@@ -259,6 +259,6 @@ def refuse_mean(model: PreTrainedModel, name: str, width: int) -> None:
 def refusal(model: PreTrainedModel, why: str) -> InputError:
     """Build the error of a model that cannot have fewer channels."""
     return InputError(
-        f"The hidden width of {type(model).__name__} cannot be reduced: {why}. Prune "
-        "neurons or weights instead."
+        f"The hidden width of {type(model).__name__} cannot be reduced: {why}. "
+        "Prune neurons or weights instead."
     )

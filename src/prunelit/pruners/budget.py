@@ -274,15 +274,11 @@ class Budget(Pruner):
             return False
         blocks, width = decoder_blocks(model)[1], len(self._variations(model))
         costs = [changes[start : start + width] for start in range(0, len(changes), width)]
+        sizes, most = self._sizes(model), self._most_blocks(model)
         choice = self._chosen = choose_model(
-            costs,
-            self._sizes(model),
-            self._counts(model),
-            self._most_blocks(model),
-            uniform=self.uniform,
+            costs, sizes, self._counts(model), most, uniform=self.uniform
         )
         if self.tokens_per_second is not None:
-            sizes = self._sizes(model)
             dense = sizes.outside + len(blocks) * sizes.block
             self._speeds = {
                 key: self.batch_size / (size * sizes.unit)

@@ -123,10 +123,10 @@ class RIA(LinearPruner):
         return self.remove_lowest(weight, self._scores(weight, statistic))
 
     def _scores(self, weight: Tensor, statistic: Statistic) -> Tensor:
-        scores = relative_scores(weight, square := statistic.value, self.power)
-        if square.isfinite().all() and not square.pow(self.power / 2).isfinite().all():
+        square = statistic.value
+        if not square.max().pow(self.power / 2).isfinite():
             raise InputError(
                 f"The input norms to the power {self.power:g} are more than float32 can hold: set "
                 "a smaller `power`, such as 0.5."
             )
-        return scores
+        return relative_scores(weight, square, self.power)
