@@ -216,3 +216,14 @@ def test_what_cannot_be_allocated(arguments: dict, message: str, model: PreTrain
 def test_bad_settings(make: Callable[[float], Allocation], value: float) -> None:
     with pytest.raises(InputError, match=rf"inite .*`spread`.* but got .*{value}"):
         make(value)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1e20, 1e308])
+def test_extreme_ratios_and_spreads(spread: float) -> None:
+    """A matrix never loses its last weight, nor more weights than it has."""
+    sizes, gone, offsets = np.array([12, 1024, 1]), np.array([12, 0, 0]), np.array([-1, 0, 1])
+    for ratio in (0.5, 0.99999):
+        counts = spread_counts(sizes, np.full(3, ratio), spread * offsets, gone)
+        assert counts.sum() == min(np.ceil(ratio * 1037 - 0.5), 12 + 1023)
+        assert (counts >= gone).all()
+        assert (counts <= np.maximum(gone, sizes - 1)).all()

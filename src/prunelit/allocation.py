@@ -318,13 +318,16 @@ def spread_counts(
 
     Returns:
         int64, for each matrix within one of its share, at least `gone` and below its size; `gone`
-        if more weights are 0 already than `ratios` ask for.
+        if more weights are 0 already than `ratios` ask for. The sum is less than asked if each
+        matrix would have to lose its last weight.
     """
     total = count_removed(float((ratios * sizes).sum() / sizes.sum()), int(sizes.sum()))
-    total = max(total, int(gone.sum()))
+    most = np.maximum(gone, sizes - 1)
+    total = max(min(total, int(most.sum())), int(gone.sum()))
+    offsets = offsets.clip(-1e6, 1e6)  # beyond, a shift to the last bit is no longer exact
 
     def shares(shift: float) -> np.ndarray:
-        return np.clip((ratios + offsets + shift) * sizes, gone, np.maximum(gone, sizes - 1))
+        return np.clip((ratios + offsets + shift) * sizes, gone, most)
 
     low, high = -2.0 - abs(offsets).max(), 2.0 + abs(offsets).max()
     for _ in range(100):  # bisection, to the last bit

@@ -1,5 +1,6 @@
 """A dry run says what a run takes, and does nothing."""
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from prunelit import prune, save_pretrained
 from prunelit.core import dry_run
 from prunelit.core.calibration_text import CalibrationText
 from prunelit.core.datamodule import PruneData
@@ -16,6 +18,7 @@ from prunelit.core.dry_run import Pace, Work
 from prunelit.core.placement import measure_part, measure_sizes
 from prunelit.files import readable
 from prunelit.models.streaming import FileStore
+from prunelit.pruners import Budget, DepthByLoss
 from prunelit.trainer import PruneTrainer
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -150,3 +153,22 @@ def test_a_sequence_at_a_time_makes_more_passes() -> None:
     trainer = PruneTrainer(accelerator="cpu", devices=1, logger=False)
     assert dry_run._calibration(data, trainer, 2) == Work(6, 320)
     assert dry_run._calibration(data, trainer, 2, alone=True) == Work(20, 320)
+
+
+def test_a_model_whose_blocks_differ(
+    told: Callable[..., dict[str, str]],
+    model: PreTrainedModel,
+    tokenizer: Any,
+    input_ids: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    """Blocks of its folder are named, and only the first one is built to measure time."""
+    methods = (
+        DepthByLoss(1, target="attention"),
+        Budget(0.85, heads=[], neurons=[0.25, 0.5], blocks=0, uniform=False),
+    )
+    for method in methods:
+        small = copy.deepcopy(model)
+        folder = tmp_path / type(method).__name__
+        save_pretrained(small, tokenizer, folder, prune(small, method, input_ids))
+        assert "parameters" in told("Wanda", "--model.source", str(folder))["model"]

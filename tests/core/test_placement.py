@@ -28,7 +28,7 @@ from prunelit.core.placement import (
 from prunelit.core.recovery_text import RecoveryText
 from prunelit.errors import InputError
 from prunelit.models.architecture import decoder_blocks
-from prunelit.pruners import Magnitude, SparseGPT, Wanda
+from prunelit.pruners import Budget, Heads, Magnitude, Sequence, SparseGPT, Wanda
 from prunelit.sparsity import Unstructured
 from prunelit.trainer import PruneTrainer
 
@@ -78,6 +78,12 @@ def test_statistics_of_a_method_are_counted(model: PreTrainedModel) -> None:
     assert measure_statistics(shapes, Magnitude(half)) == 0
     assert measure_statistics(shapes, Wanda(half)) >= 8 * channels
     assert measure_statistics(shapes, SparseGPT(half)) >= 8 * text.intermediate_size**2
+    # A budget keeps what it reads of all blocks, `Heads` that of one.
+    gram = 4 * text.hidden_size**2
+    assert gram <= measure_statistics(shapes, Heads(count=1)) < 3 * gram
+    kept = measure_statistics(shapes, Budget(0.9))
+    assert kept >= text.num_hidden_layers * gram
+    assert measure_statistics(shapes, Sequence([Budget(0.9), Wanda(half)])) >= kept + 8 * channels
 
 
 def test_training_keeps_gradients_and_moments(model: PreTrainedModel) -> None:

@@ -6,7 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prunelit import InputError, prune, save_pretrained
 from prunelit.allocation import OWL
@@ -157,6 +162,30 @@ def test_the_last_method_is_refused_before_the_first_one_begins(
     with pytest.raises(InputError, match=message):
         prune(model, Sequence([Neuron(), last]), [padded])
     assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("first", [Heads(count=1), Budget(0.9), Budget(0.9, uniform=False)])
+@pytest.mark.parametrize("order", [1, -1])
+def test_heads_and_channels_are_refused_that_the_configuration_takes_only_alone(
+    first: Pruner, order: int, padded: dict[str, Tensor]
+) -> None:
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=96,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    before = copy.deepcopy(model.state_dict())
+    # 8 heads and 80 channels are taken, so are 6 heads and 96 channels.
+    methods = [first, Hidden(0.17)][::order]
+    with pytest.raises(InputError, match=r"LlamaConfig takes together .*hidden_size: 80"):
+        prune(model, Sequence(methods), [padded])
+    assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
+    prune(model, Sequence([Heads(count=1), Hidden(0.25)]), [padded])  # 6 heads and 72 channels
+    assert model.config.hidden_size == 72
 
 
 def test_only_a_method_that_replays_reads_one_sequence_at_a_time(

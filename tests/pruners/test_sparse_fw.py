@@ -133,3 +133,23 @@ def test_later_rounds_only_add(
 def test_bad_settings(options: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         SparseFW(Unstructured(0.5), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("fixed", "iterations"), [(0.0, 1), (0.0, 100), (0.9, 100)])
+def test_it_is_not_worse_than_its_first_mask(
+    fixed: float, iterations: int, gram_of: GramOf
+) -> None:
+    """Rounding may lose more than the iterations gain."""
+    sparsity = Unstructured(0.5, within="matrix")
+    pruner = SparseFW(sparsity, fixed=fixed, iterations=iterations)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(7, 24)) @ rng.normal(size=(24, 24))
+        weight = rng.normal(size=(5, 24))
+        dense, norm = torch.from_numpy(weight).float(), SquaredNorm(24)
+        norm.update(torch.from_numpy(x))
+        wanda = Wanda(sparsity).prune_weight(dense, norm).numpy()
+        own = losses(x, weight, pruner.prune_weight(dense, gram_of(x)).numpy()).sum()
+        # The damping is a hundredth of the squares.
+        slack = 0.02 * np.square(x).sum(0) @ np.square(weight).sum(0)
+        assert own < losses(x, weight, wanda).sum() + slack

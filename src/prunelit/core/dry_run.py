@@ -27,6 +27,7 @@ from prunelit.files import readable
 from prunelit.models.architecture import decoder_blocks, trunk
 from prunelit.models.fewer_experts import is_mixture
 from prunelit.models.model_pair import ModelPair
+from prunelit.models.without_sublayers import is_uneven
 from prunelit.pruners.base import Pruner
 from prunelit.pruners.linear_pruner import LinearPruner
 from prunelit.tasks.base import Task
@@ -361,8 +362,13 @@ def _measure_block(config: PreTrainedConfig, dtype: torch.dtype, device: torch.d
 
 
 def _one_block(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Build the model with its first block alone, with arbitrary weights."""
-    config = copy.deepcopy(config)
+    """Build the model with its first block alone, with arbitrary weights.
+
+    Of a model whose blocks differ, it is a block without any part taken out.
+    """
+    config: Any = copy.deepcopy(config)
+    if is_uneven(config):  # what differs is named by blocks that are not built
+        config._absent, config._fields = {}, {}
     text = config.get_text_config(decoder=True)
     count = text.num_hidden_layers
     for name, value in vars(text).items():  # a kind for each block, in some families

@@ -17,7 +17,7 @@ from prunelit.models.architecture import decoder_blocks
 from prunelit.models.comparison import tokens_per_chunk
 from prunelit.models.fingerprint import stored_parts
 from prunelit.models.parallel import parallelize
-from prunelit.pruners.base import Pruner
+from prunelit.pruners.base import Probe, Pruner
 
 Placement = Literal["auto", "resident", "streamed", "sharded", "parallel"]
 # Share of the free memory that a run may fill: the allocator and the libraries take some.
@@ -99,17 +99,19 @@ def measure_statistics(model: PreTrainedModel, pruner: Pruner) -> int:
         pruner: the method; it checks the model first.
 
     Returns:
-        Bytes of the tensors of all statistics, in the block that has most.
+        Bytes of the tensors of all statistics, in the block that has most, and of those that are
+        kept for all blocks.
     """
 
-    def measure(step: Pruner, block: nn.Module) -> int:
-        kept = {id(one.statistic): vars(one.statistic) for one in step.watch(block).values()}
+    def measure(probes: Mapping[str, Probe]) -> int:
+        kept = {id(one.statistic): vars(one.statistic) for one in probes.values()}
         values = (value for own in kept.values() for value in own.values())
         return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
     pruner.check(model)
     blocks = decoder_blocks(model)[1]
-    return max(measure(step, block) for step in pruner.steps for block in blocks)
+    most = max(measure(step.watch(block)) for step in pruner.steps for block in blocks)
+    return most + sum(measure(own) for step in pruner.steps for own in step.kept(model))
 
 
 def measure_training(

@@ -105,6 +105,19 @@ class Pruner(Checked, ABC):
         if self.shrinks:
             check_whole(model)
 
+    def left_fields(self, model: PreTrainedModel) -> Sequence[dict[str, int]]:
+        """Give the fields of the configuration that this method may leave, for a `Sequence`.
+
+        What each method leaves alone may be taken by the configuration, and not both together.
+
+        Args:
+            model: with all its parts; may have no values.
+
+        Returns:
+            New values of fields by name, one for each outcome; one without any for most methods.
+        """
+        return [{}]
+
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
         """Give the probes for a first pass over the whole model; `decide` gets them filled.
 
@@ -117,6 +130,17 @@ class Pruner(Checked, ABC):
 
         Returns:
             For each block, in order, its probes by submodule name; or nothing.
+        """
+        return ()
+
+    def kept(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
+        """Give probes like those of `look` that are large, to count their memory.
+
+        Args:
+            model: may have no values.
+
+        Returns:
+            For each block, its probes; nothing for most methods, which keep a few numbers a block.
         """
         return ()
 

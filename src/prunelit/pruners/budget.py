@@ -199,6 +199,9 @@ class Budget(Pruner):
                 "raise the target."
             )
 
+    def left_fields(self, model: PreTrainedModel) -> list[dict[str, int]]:
+        return [{}, *(own for one in self._heads if one for own in one.left_fields(model))]
+
     def _check_timed(self, model: PreTrainedModel) -> None:
         """Refuse a model whose time on one device says nothing, or whose steps have none."""
         what = "The time of a step of writing"
@@ -222,6 +225,9 @@ class Budget(Pruner):
             yield {
                 name: probe for kind in kinds if kind for name, probe in kind.watch(block).items()
             } | next(scored, {})
+
+    def kept(self, model: PreTrainedModel) -> Iterator[dict[str, Probe]]:
+        return self.look(model)
 
     def decide(self, model: PreTrainedModel, probes: list[dict[str, Probe]]) -> bool:
         self._probes, self._chosen, self._speeds = probes, None, {}

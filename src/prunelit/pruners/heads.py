@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from prunelit.errors import InputError, check_positive
 from prunelit.models.architecture import decoder_blocks, oriented_weight
 from prunelit.models.heads import Heads as Found
-from prunelit.models.heads import check_fewer_heads, find_heads, zero_heads_
+from prunelit.models.heads import check_fewer_heads, find_heads, head_changes, zero_heads_
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.units import (
     UnitNorm,
@@ -98,9 +98,17 @@ class Heads(Pruner):
                 f"Expected `count` below the {groups} groups of heads of the model but got "
                 f"{self.count}."
             )
-        last = self.scale(1 / self._fraction)  # until the last round, zeros stay in their place
-        if removed := last._number(groups):
+        if removed := self._last_number(groups):
             check_fewer_heads(model, groups - removed)
+
+    def left_fields(self, model: PreTrainedModel) -> list[dict[str, int]]:
+        groups = next(found.groups for found in find_heads(model) if found is not None)
+        removed = self._last_number(groups)
+        return [head_changes(model, groups - removed) if removed else {}]
+
+    def _last_number(self, groups: int) -> int:
+        """Count the groups that are gone in the end: until then zeros stay in their place."""
+        return self.scale(1 / self._fraction)._number(groups)
 
     def _number(self, groups: int) -> int:
         """Count the groups that go in this round."""

@@ -14,6 +14,7 @@ from prunelit.models.channels import (
     find_channels,
     find_removed_channels,
     fitting_width,
+    width_changes,
     zero_channels_,
 )
 from prunelit.models.finite import all_finite
@@ -77,6 +78,11 @@ class Hidden(Pruner):
                 f"Hidden({self.ratio:g}) removes nothing: {width} is the width nearest to that "
                 "ratio which the model can have."
             )
+
+    def left_fields(self, model: PreTrainedModel) -> list[dict[str, int]]:
+        width, kept = find_channels(model).width, fitting_width(model, self.ratio)
+        # Until the last round, zeros stay in their place.
+        return [{} if self._is_round or kept == width else width_changes(model, kept)]
 
     def look(self, model: PreTrainedModel) -> Iterable[dict[str, Probe]]:
         channels = find_channels(model)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from prunelit.activations import Gram
+from prunelit.errors import InputError
 
 # Up to so many inputs, the best weights are solved for row by row; above, by iteration.
 _DIRECT = 512
@@ -39,6 +40,11 @@ def unit_gram(statistic: Gram, damping: float) -> tuple[Tensor, Tensor]:
     return statistic.memo[key]
 
 
+def squared_error(gram: Tensor, change: Tensor) -> float:
+    """Sum the squared errors of all outputs of a map whose weights change, (O, I)."""
+    return float(((change @ gram) * change).sum(dtype=torch.float64))
+
+
 def solve_on_support(gram: Tensor, weight: Tensor, keep: Tensor, start: Tensor) -> Tensor:
     """Find the weights of a mask whose outputs are nearest to those of `weight`.
 
@@ -68,7 +74,22 @@ def _solve(gram: Tensor, right: Tensor, keep: Tensor) -> Tensor:
     """Solve on the support directly; outside of it the matrix is the identity."""
     matrix = gram * (keep[:, :, None] & keep[:, None, :])
     matrix.diagonal(dim1=1, dim2=2).masked_fill_(~keep, 1.0)
-    return torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(matrix))[:, :, 0] * keep
+    return torch.cholesky_solve(right[:, :, None], factorise(matrix))[:, :, 0] * keep
+
+
+def factorise(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor of a damped Gram matrix, or of several.
+
+    Raises:
+        InputError: if the damping is too small for float32.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.any():
+        raise InputError(
+            "The Gram matrix of the inputs is not positive definite: give more calibration tokens "
+            "or raise `damping`."
+        )
+    return factor
 
 
 def _iterate(gram: Tensor, right: Tensor, keep: Tensor, found: Tensor) -> Tensor:

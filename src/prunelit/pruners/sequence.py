@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from itertools import product
 from typing import NoReturn
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from prunelit.errors import InputError
+from prunelit.models.rebuilding import changed, is_readable
 from prunelit.pruners.base import Probe, Pruner
 from prunelit.pruners.linear_pruner import LinearPruner
 
@@ -108,6 +110,21 @@ class Sequence(Pruner):
     def check(self, model: PreTrainedModel) -> None:
         for step in self._steps:
             step.check(model)
+        self._check_together(model)
+
+    def _check_together(self, model: PreTrainedModel) -> None:
+        """Refuse what the configuration takes of each method alone and not of all together."""
+        left = {step: own for step in self._steps if (own := step.left_fields(model)) != [{}]}
+        names = " and ".join(type(step).__name__ for step in left)
+        for outcome in product(*left.values()):
+            fields = {name: value for own in outcome for name, value in own.items()}
+            if not is_readable(changed(model.config, fields)):
+                told = ", ".join(f"`{name}: {value}`" for name, value in fields.items())
+                raise InputError(
+                    f"Expected numbers that {type(model.config).__name__} takes together but "
+                    f"{names} may leave {told}: remove other numbers of heads or channels, or one "
+                    "kind of them alone."
+                )
 
     def scale(self, fraction: float) -> "Sequence":
         return Sequence([step.scale(fraction) for step in self.methods])

@@ -12,12 +12,15 @@ def test_a_sequence_is_named_by_its_methods(make_run: Any, tmp_path: Path) -> No
         "sparsity": {"class_path": "prunelit.sparsity.Unstructured", "init_args": {"ratio": 0.5}}
     }
     methods = [
-        {"class_path": "prunelit.pruners.Neuron", "init_args": {"ratio": 0.25}},
+        {
+            "class_path": "prunelit.pruners.Neuron",
+            "init_args": {"ratio": 0.25, "compensate": False},
+        },
         {"class_path": "prunelit.pruners.Wanda", "init_args": wanda},
     ]
     sequence = {"class_path": "prunelit.pruners.Sequence", "init_args": {"methods": methods}}
     run.pruning["recipe"]["pruner"] = sequence
     assert (
-        ", pruned by Neuron (ratio 0.25), then Wanda (sparsity Unstructured, ratio 0.5), against"
-        in name_run(run)
-    )
+        ", pruned by Neuron (ratio 0.25, compensate False), then Wanda (sparsity Unstructured, "
+        "ratio 0.5), against"
+    ) in name_run(run)

@@ -88,7 +88,7 @@ def _name_method(pruner: Mapping[str, Any]) -> str:
     options = ", ".join(
         f"{key.rpartition('.')[2]} {value}"
         for key, value in list_options(arguments)
-        if isinstance(value, int | float | str) and value is not False
+        if isinstance(value, int | float | str)  # False too: `uniform` is True if nobody says so
     )
     name = str(pruner["class_path"]).rpartition(".")[2]
     return name + (f" ({options})" if options else "")
