@@ -122,6 +122,9 @@ def test_what_a_run_refuses_is_refused(
     with pytest.raises(SystemExit):
         told("Wanda", "--pruning.pruner.include", "nothing.*")
     assert "nothing.*" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        told("Budget", "--pruning.pruner.held_out", "0.99")
+    assert "`held_out: 0.99` takes of " in capsys.readouterr().err
 
 
 def test_the_pace_of_a_block_is_known_for_every_family(

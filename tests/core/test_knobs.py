@@ -6,7 +6,16 @@ import pytest
 
 from prunelit import InputError
 from prunelit.core.knobs import format_setting, read_knobs
-from prunelit.pruners import BlockDrop, Budget, Magnitude, Neuron, Quantize, SublayerDrop, Wanda
+from prunelit.pruners import (
+    BlockDrop,
+    Budget,
+    Heads,
+    Magnitude,
+    Neuron,
+    Quantize,
+    SublayerDrop,
+    Wanda,
+)
 from prunelit.recipe import describe
 from prunelit.sparsity import SemiStructured, Unstructured
 
@@ -17,6 +26,7 @@ VARIANTS = {
     "neuron": Neuron(0.25),
     "quantize": Quantize(),
     "budget": Budget(),
+    "heads": Heads(),
     "semi": Magnitude(SemiStructured(2, 4)),
 }
 
@@ -72,8 +82,13 @@ def test_another_option_is_named() -> None:
         ({"wanda": [0.1]}, {"wanda": "sparsity.within"}, "the numeric options of Wanda are"),
         ({"wanda": [0.1]}, {"drop": "count"}, "`knobs` names 'drop', which has no settings"),
         ({"wanda": [0.1]}, {"dorp": "count"}, "`knobs` names 'dorp', which is not in `variants`"),
-        ({"quantize": [2, 4]}, {"quantize": "bits"}, "the numeric options of Quantize are"),
-        ({"budget": [0.7, 0.8]}, {"budget": "parameters"}, "the numeric options of Budget are"),
+        (
+            {"quantize": [2, 4]},
+            {"quantize": "bits"},
+            "but `bits` of Quantize removes less",
+        ),
+        ({"budget": [0.7, 0.8]}, {"budget": "parameters"}, "`parameters` of Budget removes less"),
+        ({"heads": [1, 2]}, {"heads": "count"}, "`count` of 'heads', which `knobs` names, .* null"),
         ({"semi": [2]}, None, "Expected the knob of 'semi' in `knobs`"),
     ],
 )

@@ -164,5 +164,5 @@ def test_nothing_is_held_out_by_a_share_of_0() -> None:
 
 
 def test_a_single_sequence_cannot_be_held_out() -> None:
-    with pytest.raises(InputError, match=r"at least 2 calibration sequences.*but got 1"):
+    with pytest.raises(InputError, match=r"that `held_out: 0\.25` takes of 1 but there is none"):
         hold_out(as_batches(IDS[:1], 1), 0.25)

@@ -121,6 +121,14 @@ def test_importing_prunelit_later_is_enough(stored: Path) -> None:
     assert done.stdout == f"{REFUSED}recognize this architecture\n1\n"
 
 
+def test_a_configuration_that_was_cut_is_refused(stored: Path, tmp_path: Path) -> None:
+    whole = json.loads((stored / "config.json").read_text())
+    del whole["prunelit"]["config"]
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match="Expected `config` and `absent` under 'prunelit'"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
 def test_the_configuration_alone_builds_it(stored: Path, input_ids: Tensor) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(stored))
     assert sum(isinstance(module, Absent) for module in model.modules()) == 1

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTr
 from prunelit.core.datamodule import PruneData
 from prunelit.core.module import PairedLM
 from prunelit.core.placement import Placement, Sizes, build_shapes, measure_mask, measure_sizes
+from prunelit.data.batches import count_kept
 from prunelit.data.sources import is_hub_name, local_path
 from prunelit.files import readable
 from prunelit.models.architecture import decoder_blocks, trunk
@@ -120,6 +121,8 @@ def dry_run(
     text = _calibration(data, trainer, 1)
     for step in steps:
         step.check(shapes)
+        if data.calibration is not None:
+            count_kept(data.calibration.sequences, step.held_out)
         times, variants = step.measured(shapes)
         share = step.held_out or 1.0  # of the text that is compared
         measuring += share * times
@@ -366,9 +369,9 @@ def _one_block(config: PreTrainedConfig, dtype: torch.dtype, device: torch.devic
 
     Of a model whose blocks differ, it is a block without any part taken out.
     """
-    config: Any = copy.deepcopy(config)
+    config = copy.deepcopy(config)
     if is_uneven(config):  # what differs is named by blocks that are not built
-        config._absent, config._fields = {}, {}
+        vars(config).update(_absent={}, _fields={})
     text = config.get_text_config(decoder=True)
     count = text.num_hidden_layers
     for name, value in vars(text).items():  # a kind for each block, in some families

@@ -161,6 +161,17 @@ def _check_settings(name: str, values: Any) -> tuple[float, ...]:
 def _find_path(name: str, pruner: Pruner, given: str | None) -> str:
     numeric = [path for path in _numeric(pruner) if path.rpartition(".")[2] not in _FALLING]
     if given is not None:
+        kind = type(pruner).__name__
+        if given.rpartition(".")[2] in _FALLING and given in _numeric(pruner):
+            raise InputError(
+                f"Expected a knob of {name!r} that removes more as it rises but `{given}` of "
+                f"{kind} removes less: compare its values as variants of `prunelit sweep`."
+            )
+        if given in arguments_of(type(pruner)) and vars(pruner).get(given) is None:
+            raise InputError(
+                f"Expected a number as `{given}` of {name!r}, which `knobs` names, but it is null: "
+                "give it a first number in `init_args`."
+            )
         if given not in numeric:
             raise InputError(
                 f"Expected a numeric option of {name!r} in `knobs` but got {given!r}: "

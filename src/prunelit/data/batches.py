@@ -100,13 +100,7 @@ def hold_out(batches: list[Batch], share: float) -> tuple[list[Batch], list[Batc
     if not share:
         return batches, batches
     real = [batch["attention_mask"].any(1) for batch in batches]
-    total = sum(int(own.sum()) for own in real)
-    kept = total - max(1, round(share * total))
-    if kept < 1:
-        raise InputError(
-            f"Expected at least 2 calibration sequences, of which `held_out` takes {share:.0%}, "
-            f"but got {total}: give more sequences, or set `held_out` to 0."
-        )
+    kept = count_kept(sum(int(own.sum()) for own in real), share)
     found: tuple[list[Batch], list[Batch]] = ([], [])
     before = 0
     for batch, own in zip(batches, real, strict=True):
@@ -118,6 +112,23 @@ def hold_out(batches: list[Batch], share: float) -> tuple[list[Batch], list[Batc
             if chosen.any():
                 part.append({key: value[chosen] for key, value in batch.items()})
     return found
+
+
+def count_kept(total: int, share: float) -> int:
+    """Count the sequences that stay of `total` when a share of them is held out.
+
+    Raises:
+        InputError: if none would be left.
+    """
+    if not share:
+        return total
+    kept = total - max(1, round(share * total))
+    if kept < 1:
+        raise InputError(
+            f"Expected a calibration sequence beside those that `held_out: {share:.12g}` takes of "
+            f"{total} but there is none: give more sequences, or set `held_out` to less."
+        )
+    return kept
 
 
 def one_by_one(batches: list[Batch]) -> list[Batch]:

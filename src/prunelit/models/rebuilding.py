@@ -1,6 +1,7 @@
 """Build the model that `from_pretrained` would build of a configuration, on weights in memory."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -109,6 +110,8 @@ def check_near(what: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -
     """
     tolerance = 1e-4 if dtype.itemsize >= 4 else 3e-2
     worst = (found - expected).float().abs().max().item()
+    if not math.isfinite(worst):
+        raise ValueError(f"{what} gives values that are NaN or infinite")
     if not worst <= tolerance * expected.float().abs().max().item():
         raise ValueError(f"{what} differs by {worst:.3g}")
 

@@ -99,7 +99,12 @@ class PrunelitConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make the configuration of the stock class; the arguments are those of transformers."""
-        own = config_dict[_TYPE]
+        own = config_dict.get(_TYPE)
+        if not isinstance(own, dict) or not {"absent", "config"} <= own.keys():
+            raise ValueError(
+                f"Expected `config` and `absent` under {_TYPE!r} in config.json but they are "
+                "missing: write the folder again with prunelit."
+            )
         plain = _without_layers(own["config"])
         made = _config_class(CONFIG_MAPPING[plain["model_type"]]).from_dict(plain, **kwargs)
         config = made[0] if isinstance(made, tuple) else made

@@ -192,6 +192,12 @@ class Budget(Pruner):
             self._check_timed(model)
             return
         sizes = self._counts(model)
+        if sizes.most >= (whole := sum(weight.numel() for weight in model.parameters())):
+            raise InputError(
+                f"Expected `bytes` below the {whole * model.dtype.itemsize:,} of the model in "
+                f"{str(model.dtype).removeprefix('torch.')} but got {self.bytes:,}: lower the "
+                "target."
+            )
         if (least := self._least(model, sizes)) > sizes.most:
             raise InputError(
                 f"Expected options that leave at most {sizes.most:,} parameters but the smallest "

@@ -16,6 +16,8 @@ NAMES = {
     "generation": "Written answers",
     "similarity": "Similarity of texts",
 }
+# Options of a method that another one takes the place of.
+_INSTEAD = {"count": "ratio", "bytes": "parameters", "tokens_per_second": "parameters"}
 
 
 def headline(run: Run) -> str:
@@ -85,10 +87,13 @@ def _name_method(pruner: Mapping[str, Any]) -> str:
     arguments = pruner.get("init_args") or {}
     if methods := arguments.get("methods"):
         return ", then ".join(_name_method(method) for method in methods)
+    found = list(list_options(arguments))
+    replaced = {_INSTEAD[key] for key, value in found if key in _INSTEAD and value is not None}
     options = ", ".join(
         f"{key.rpartition('.')[2]} {value}"
-        for key, value in list_options(arguments)
-        if isinstance(value, int | float | str)  # False too: `uniform` is True if nobody says so
+        for key, value in found
+        # False is told too: `uniform` is True if nobody says so.
+        if isinstance(value, int | float | str) and key not in replaced
     )
     name = str(pruner["class_path"]).rpartition(".")[2]
     return name + (f" ({options})" if options else "")
